@@ -1,0 +1,169 @@
+"""`nanoscale VERB ...`: one line per verb here, the work elsewhere, torch only where it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nanoscale.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, UserError, did_you_mean, exit_code_of
+
+
+def train(arguments: Sequence[str]) -> int:
+    """train [config.py ...] [--key=value ...]     train one GPT into --out_dir"""
+    from nanoscale.counting import resolve
+    from nanoscale.data import open_dataset
+    from nanoscale.records import RunFolder, RunSpec
+    from nanoscale.resume import is_finished, open_folder
+    from nanoscale.sources import build, help_text, parse_arguments, typed
+
+    if asks_help(arguments):
+        print(help_text("usage: train [config.py ...] [--key=value ...], left to right"))
+        return DONE
+    sources = parse_arguments(arguments)
+    config = build(sources)
+    dataset = open_dataset(config.dataset, config.data_root)
+    spec = RunSpec.of(resolve(config, dataset.vocab_size), dataset, typed(sources))
+    path, resume = Path(config.out_dir), config.init_from == "resume"
+    if config.eval_only:
+        from nanoscale.training import evaluate_only
+
+        return evaluate_only(spec, RunFolder(path))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from nanoscale.training import train_ranks
+
+        return train_ranks(spec, path, resume)
+    folder = open_folder(path, spec, resume)
+    if is_finished(folder):
+        print(f"{path}: this run is {folder.state()} already; metrics in {path / 'metrics.json'}")
+        return DONE if folder.state() == "COMPLETE" else FAILED
+    return train_folder(folder)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """run FOLDER                                  train what a run folder's config says"""
+    from nanoscale.records import RunFolder
+    from nanoscale.resume import is_finished
+
+    if len(arguments) != 1 or asks_help(arguments):
+        raise UserError("usage: nanoscale run FOLDER, a folder that holds config.json")
+    folder = RunFolder(arguments[0])
+    folder.spec()
+    if is_finished(folder):
+        print(f"{folder.path}: {folder.state()} already")
+        return DONE if folder.state() == "COMPLETE" else FAILED
+    return train_folder(folder)
+
+
+def train_folder(folder: object) -> int:
+    """Train and say where the result is and what to try next."""
+    from nanoscale.training import train
+
+    state = train(folder)
+    if state == "WAITING":
+        return INTERRUPTED
+    path = folder.path
+    print(f"{state}: results in {path / 'metrics.json'}; "
+          f"next: python sample.py --out_dir={path}" if state == "COMPLETE"
+          else f"{state}: see {path / 'metrics.jsonl'}; try a lower learning_rate")
+    return DONE if state == "COMPLETE" else FAILED
+
+
+def params(arguments: Sequence[str]) -> int:
+    """params [config.py ...] [--key=value ...]    every tensor's role, rule and count; N and FLOPs"""
+    from nanoscale.counting import resolve
+    from nanoscale.data import open_dataset
+    from nanoscale.parametrization import parameter_table
+    from nanoscale.sources import build, parse_arguments
+
+    if asks_help(arguments):
+        print("usage: nanoscale params [config.py ...] [--key=value ...]\n"
+              "needs no data when --vocab_size is given")
+        return DONE
+    config = build(parse_arguments(arguments))
+    vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
+    print(parameter_table(resolve(config, vocab)))
+    return DONE
+
+
+def data(arguments: Sequence[str]) -> int:
+    """data prepare NAME [--input=FILE]            make a dataset below ./data"""
+    from nanoscale.prepare import main
+
+    if arguments[:1] != ["prepare"]:
+        raise UserError("usage: nanoscale data prepare NAME [--input FILE] [--kind char|byte] "
+                        "[--out DIR]")
+    return main(list(arguments[1:]))
+
+
+def sample(arguments: Sequence[str]) -> int:
+    """sample [--out_dir=DIR] [--start=TEXT] ...   generate text from a run"""
+    from nanoscale.sampling import main
+
+    return main(list(arguments))
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """bench [config.py ...] [--key=value ...]     time the training step"""
+    from nanoscale.benchmark import main
+
+    return main(list(arguments))
+
+
+def study(arguments: Sequence[str]) -> int:
+    """study FILE [--output_root=DIR] [--dry-run]  many runs, one question, a report"""
+    from nanoscale.study import main
+
+    return main(list(arguments))
+
+
+def status(arguments: Sequence[str]) -> int:
+    """status [STUDY]                              where the runs of a study stand"""
+    from nanoscale.study import status_main
+
+    return status_main(list(arguments))
+
+
+def table(arguments: Sequence[str]) -> int:
+    """table STUDY                                 rebuild table.csv from the run folders"""
+    from nanoscale.study import table_main
+
+    return table_main(list(arguments))
+
+
+def report(arguments: Sequence[str]) -> int:
+    """report STUDY                                rebuild report.html"""
+    from nanoscale.study import report_main
+
+    return report_main(list(arguments))
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    verb.__name__: verb
+    for verb in (data, train, run, sample, bench, params, study, status, table, report)}
+
+
+def asks_help(arguments: Sequence[str]) -> bool:
+    return any(a in ("--help", "-h") for a in arguments)
+
+
+def usage() -> str:
+    lines = [f"  nanoscale {verb.__doc__}" for verb in VERBS.values()]
+    return "\n".join(["nanoscale: scaling studies of small GPTs", "", *lines, "",
+                      "nanoscale train --help lists every config key."])
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return DONE if arguments else BAD_INPUT
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"{verb}: unknown verb{did_you_mean(verb, VERBS) or '; see --help'}")
+    return VERBS[verb](rest)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code."""
+    return exit_code_of(lambda: dispatch(sys.argv[1:] if arguments is None else list(arguments)))

@@ -1,0 +1,71 @@
+"""The one way to refuse: a `UserError` becomes one line on stderr and exit code 2.
+
+Exit codes of every command: 0 done; 1 a check, a run or a verdict failed; 2 bad input;
+3 inconclusive; 130 interrupted (state saved).
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+
+DONE, FAILED, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class UserError(Exception):
+    """Bad input: the message names what was typed and the remedy, in one line."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `choices`, or an empty string."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_of(choices: Iterable[object]) -> str:
+    """`'a', 'b' or 'c'`, for messages."""
+    words = [repr(c) for c in choices]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+@contextmanager
+def disk_errors(path: object):
+    """Turn the disk's refusals (full, read-only, forbidden, a file in the way) into a `UserError`."""
+    try:
+        yield
+    except OSError as e:
+        remedies = {
+            errno.ENOSPC: "free some space or choose another folder",
+            errno.EDQUOT: "free some space or choose another folder",
+            errno.EACCES: "choose a folder you may write to",
+            errno.EPERM: "choose a folder you may write to",
+            errno.EROFS: "choose a folder you may write to",
+            errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+            errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+            errno.EISDIR: "a folder stands where a file is needed",
+            errno.ENAMETOOLONG: "choose a shorter name",
+        }
+        if e.errno not in remedies:
+            raise
+        reason = os.strerror(e.errno).lower()
+        raise UserError(f"cannot write {path}: {reason}; {remedies[e.errno]}") from e
+
+
+def exit_code_of(main: Callable[[], int | None]) -> int:
+    """Run `main`, print a refusal as one line, return the exit code."""
+    try:
+        return main() or DONE
+    except UserError as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output went away (`nanoscale ... | head`): not an error, say no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE

@@ -1,0 +1,160 @@
+"""Cells: what a study asks for, turned into run specs before any run starts.
+
+A cell is one combination of the keys that a study varies. All cells are built, coerced and checked
+first, so a mistake in the last one costs no training; equal cells are one run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanoscale.config import ExperimentConfig, flatten, from_flat, warnings
+from nanoscale.counting import flops_per_iter, resolve
+from nanoscale.data import Dataset, open_dataset
+from nanoscale.errors import UserError
+from nanoscale.records import RunSpec
+from nanoscale.sources import FIELDS, Source, apply, flatten_keys, typed
+
+MOST_WARNINGS = 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: the varied keys' values, the config as asked, and the run it is."""
+
+    values: Mapping[str, Any]
+    config: ExperimentConfig  # relative forms (tokens_per_param, min_lr_frac, ...) still in place
+    spec: RunSpec
+
+    @property
+    def flops(self) -> int:
+        """Exact training FLOPs of the whole run."""
+        return flops_per_iter(self.spec.config) * (self.spec.config.max_iters or 0)
+
+    def __str__(self) -> str:
+        return describe(self.values) or self.spec.name
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """`n_layer=2, seed=1`, for messages and tables."""
+    return ", ".join(f"{key}={value}" for key, value in values.items())
+
+
+def plain_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with nested tables as dotted keys and numpy's scalars as Python's."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{name}={values!r}: expected a dict of config keys")
+    return {key: plain(value) for key, value in flatten_keys(values).items()}
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar or array as Python's own; anything else unchanged."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+# -- grids --------------------------------------------------------------------------------------
+def grid(grid_params: Mapping[str, Any], seeds: Any = None) -> list[dict[str, Any]]:
+    """Every combination of the lists in `grid_params`, the last key running fastest, then seeds.
+
+    Raises:
+        UserError: a key's values are no list, or an empty one.
+    """
+    lists = plain_values("grid_params", grid_params)
+    if seeds is not None:
+        lists["seed"] = seeds
+    for key, values in lists.items():
+        lists[key] = _as_list(key, values)
+    return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
+
+
+def _as_list(key: str, values: Any) -> list[Any]:
+    name = "seeds" if key == "seed" else f"grid_params: {key}"
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UserError(f"{name}={values!r}: expected a list of values, as in [{values!r}]")
+    items = [plain(value) for value in values]
+    if not items:
+        raise UserError(f"{name}=[]: expected at least one value")
+    return items
+
+
+# -- cells --------------------------------------------------------------------------------------
+def make_cells(sources: Sequence[Source], rows: Iterable[Mapping[str, Any]],
+               where: str) -> list[Cell]:
+    """The cells of `rows` over the common `sources`; equal ones appear once.
+
+    `where` is how messages call the rows: `grid_params`, or a table of a study file.
+
+    Raises:
+        UserError: a key, a value or a combination is bad, naming it and its cell.
+    """
+    base = flatten(ExperimentConfig())
+    for source in sources:
+        base = apply(base, source)
+    opened: dict[tuple[str, str], Dataset] = {}
+    cells: dict[str, Cell] = {}
+    for row in rows:
+        source = Source(where, dict(row))
+        values = apply(base, source)
+        try:
+            config = from_flat(values)
+            dataset = _open(opened, config)
+            resolved = resolve(config, dataset.vocab_size)
+            spec = RunSpec.of(resolved, dataset, typed([*sources, source]))
+        except UserError as e:
+            raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
+        cells.setdefault(spec.id, Cell({key: values[key] for key in row}, config, spec))
+    return list(cells.values())
+
+
+def _open(opened: dict[tuple[str, str], Dataset], config: ExperimentConfig) -> Dataset:
+    key = (config.dataset, config.data_root)
+    if key not in opened:
+        opened[key] = open_dataset(*key)
+    return opened[key]
+
+
+# -- warnings -----------------------------------------------------------------------------------
+def questions(cells: Sequence[Cell], asked: int) -> list[str]:
+    """What a careful reader of the plan would ask about; `asked` cells were written down."""
+    found = _merged_cells(cells, asked) + _fixed_absolutes(cells)
+    found += list(dict.fromkeys(text for cell in cells for text in warnings(cell.spec.config)))
+    if len(found) > MOST_WARNINGS:
+        more = len(found) - MOST_WARNINGS
+        found[MOST_WARNINGS:] = [f"... and {more} more of these"]
+    return found
+
+
+def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
+    if len(cells) == asked:
+        return []
+    idle = [key for key in cells[0].values
+            if not FIELDS[key].metadata["hashed"] and key not in ("dataset", "branch_from")]
+    why = f" ({', '.join(idle)} says where or how a run runs, not what it is)" if idle else ""
+    return [f"{asked} cells are {len(cells)} different runs{why}"]
+
+
+def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
+    """Length or LR varies, and a part of the schedule given as an absolute number does not follow."""
+    def differ(read: Callable[[Cell], Any]) -> bool:
+        return len({read(cell) for cell in cells}) > 1
+
+    def fixed(key: str) -> Any:
+        values = {getattr(cell.config, key) for cell in cells if cell.config.decay_lr}
+        return values.pop() if len(values) == 1 else None
+
+    found = []
+    floor, warmup, decay = fixed("min_lr"), fixed("warmup_iters"), fixed("lr_decay_iters")
+    if floor and differ(lambda c: c.config.learning_rate):
+        found.append(f"learning_rate varies but min_lr={floor} does not, so the LR falls to another "
+                     "part of its peak in every run; set min_lr_frac=0.1")
+    if differ(lambda c: c.spec.config.max_iters):
+        if warmup:
+            found.append(f"the runs' length varies but warmup_iters={warmup} does not; "
+                         "set warmup_frac=0.05")
+        if decay:
+            found.append(f"the runs' length varies but lr_decay_iters={decay} does not; "
+                         "set lr_decay_iters=None, the run's length")
+    return found

@@ -1,0 +1,108 @@
+"""What this machine can run at once: slots, found without torch.
+
+One worker per GPU, or as many as physical cores allow at the study's threads per run. Threads are
+fixed by the study, never by what is free: a sum's rounding depends on them. Oversubscribed cores
+are 4 to 7 times slower (OpenMP's barriers spin), so cores are counted, not logical CPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one run at a time goes: its process's environment and CPUs (none named: any)."""
+
+    env: Mapping[str, str]
+    cpus: tuple[int, ...] = ()
+
+
+def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
+    """The slots of this machine for runs on `device` with `threads` CPU threads each."""
+    if on_gpu(device):
+        # cuda:1 counts among all GPUs, so none may be hidden
+        names = [] if ":" in device else gpus()
+        places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in names] or [Slot({})]
+        return [places[i % len(places)] for i in range(workers or len(places))]
+    if device == "mps" or (device == "auto" and platform.system() == "Darwin"
+                           and platform.machine() == "arm64"):
+        return [Slot({})] * (workers or 1)
+    free = cores()
+    each = threads or len(free)
+    count = workers or max(1, len(free) // each)
+    env = dict.fromkeys(THREAD_VARIABLES, str(each)) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    # A worker is pinned only when together they take every core; else the kernel spreads them
+    # better than we could, as other runners may have the first cores too.
+    pinned = count * each == len(free) and hasattr(os, "sched_setaffinity")
+    return [Slot(env, tuple(free[i * each:(i + 1) * each]) if pinned else ())
+            for i in range(count)]
+
+
+def on_gpu(device: str) -> bool:
+    """Whether runs on `device` use CUDA here."""
+    return device.startswith("cuda") or (device == "auto" and bool(gpus()))
+
+
+def gpus() -> list[str]:
+    """The names CUDA_VISIBLE_DEVICES understands, of the GPUs that runs may use."""
+    try:
+        if "+cpu" in metadata.version("torch"):
+            return []
+    except metadata.PackageNotFoundError:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
+    return list(_nvidia_smi())
+
+
+@functools.cache
+def _nvidia_smi() -> tuple[str, ...]:
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        # by UUID: nvidia-smi and CUDA may number the same GPUs differently
+        listed = subprocess.run(["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+                                capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
+
+
+def cores() -> list[int]:
+    """One logical CPU of every physical core this process may use, within the container's quota."""
+    if not hasattr(os, "sched_getaffinity"):
+        import psutil
+
+        return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
+    first = {_siblings(cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}
+    free = sorted(first.values())
+    return free[:max(1, int(min(_quota(), len(free))))]
+
+
+def _siblings(cpu: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> float:
+    """CPUs that the control group (v2) of a container grants; infinite without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return float("inf") if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError):
+        return float("inf")

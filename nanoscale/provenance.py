@@ -1,0 +1,44 @@
+"""Where a result comes from: the code's commit, the versions, the machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "pandas", "nanoscale")
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Commit (None outside a checkout) and whether files differ from it, versions, platform."""
+    commit, dirty = commit_of(Path(__file__).parent)
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"git_commit": commit, "git_dirty": dirty, "python": sys.version.split()[0],
+            "packages": versions, "platform": platform.platform(), "host": platform.node()}
+
+
+def commit_of(folder: Path) -> tuple[str | None, bool | None]:
+    """(HEAD's hash, whether tracked files changed) of the checkout around `folder`."""
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True,
+                                  text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    tracked = git("ls-files", "--error-unmatch", str(folder / "__init__.py"))
+    if tracked is None:  # installed inside some other checkout, or nowhere
+        return None, None
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD"), None if status is None else bool(status)

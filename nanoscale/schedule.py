@@ -1,0 +1,40 @@
+"""Learning-rate schedules as multipliers of step: every group keeps its own base LR."""
+
+from __future__ import annotations
+
+import math
+
+from nanoscale.config import ExperimentConfig
+
+
+def lr_multiplier(config: ExperimentConfig, step: int) -> float:
+    """The factor on every base LR for the update after `step` completed ones; config resolved.
+
+    Linear warmup, then `lr_schedule` down to the floor min_lr / learning_rate at `lr_decay_iters`,
+    then flat (nanoGPT's cosine; WSD: Hu et al. 2024; 1-sqrt: Haegele et al. 2024).
+    """
+    if not config.decay_lr:
+        return 1.0
+    warmup, end = config.warmup_iters, config.lr_decay_iters
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.lr_schedule == "constant":
+        return 1.0
+    floor = config.min_lr / config.learning_rate
+    if step >= end:
+        return floor
+    start = warmup
+    if config.lr_schedule == "wsd":
+        start = max(warmup, end - round(config.cooldown_frac * end))
+        if step < start:
+            return 1.0
+    progress = (step - start) / (end - start)  # 0 to 1
+    return floor + (1 - floor) * _falling(config, progress)
+
+
+def _falling(config: ExperimentConfig, progress: float) -> float:
+    if config.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if config.lr_schedule == "wsd" and config.cooldown_shape == "1-sqrt":
+        return 1 - math.sqrt(progress)
+    return 1 - progress
