@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanoscale.errors import UserError
-from nanoscale.records import RunSpec, atomic_write, plain
+from nanoscale.records import RunSpec, atomic_write
 
 FORMAT, SCHEMA = "nanoscale", 1
 
@@ -39,9 +40,16 @@ def digest(payload: dict[str, Any]) -> str:
     return h.hexdigest()
 
 
+def only_plain(value: Any) -> Any:
+    """`value` as dicts of tensors and JSON's own types, so that the restricted reader takes it."""
+    if isinstance(value, dict):
+        return {str(key): only_plain(v) for key, v in value.items()}
+    return value if isinstance(value, Tensor) else json.loads(json.dumps(value, allow_nan=False))
+
+
 def save(path: Path, spec: RunSpec, **content: Any) -> None:
     """Write a checkpoint of `spec` with `content` (nested dicts of tensors and plain types)."""
-    payload = {"format": FORMAT, "schema": SCHEMA, "spec": plain(spec.to_json()), **content}
+    payload = only_plain({"format": FORMAT, "schema": SCHEMA, "spec": spec.to_json(), **content})
     payload["checksum"] = digest(payload)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save(payload, file)
@@ -58,7 +66,8 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
     except Exception as e:  # whatever a stranger's bytes provoke in the reader
-        code = " (it holds code, which was not run)" if "weights_only" in str(e).lower() else ""
+        holds_code = isinstance(e, pickle.UnpicklingError)
+        code = " (it may hold code: none was run)" if holds_code else ""
         raise UserError(f"{path}: not a readable checkpoint, truncated or foreign{code}; delete it "
                         "to start from the beginning") from e
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
@@ -71,10 +80,10 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     checksum = payload.pop("checksum", None)
     try:
         intact = digest(payload) == checksum
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # a stranger's odd keys or tensors
         intact = False
     if not intact:
         raise UserError(f"{path}: damaged (its checksum does not match); delete it to start from "
                         "the beginning")
-    payload["spec"] = RunSpec.from_json(payload["spec"], path)
+    payload["spec"] = RunSpec.from_json(payload.get("spec"), path)
     return payload

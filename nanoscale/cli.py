@@ -1,4 +1,4 @@
-"""`nanoscale VERB ...`: one line per verb here, the work elsewhere, torch only where it is needed."""
+"""`nanoscale VERB ...`: a few lines per verb here, the work elsewhere, torch only where needed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanoscale.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, UserError, did_you_mean, exit_code_of
+from nanoscale.errors import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    UserError,
+    did_you_mean,
+    exit_code_of,
+)
+
+if TYPE_CHECKING:
+    from nanoscale.records import RunFolder
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -15,7 +27,7 @@ def train(arguments: Sequence[str]) -> int:
     from nanoscale.counting import resolve
     from nanoscale.data import open_dataset
     from nanoscale.records import RunFolder, RunSpec
-    from nanoscale.resume import is_finished, open_folder
+    from nanoscale.resume import open_folder
     from nanoscale.sources import build, help_text, parse_arguments, typed
 
     if asks_help(arguments):
@@ -29,49 +41,49 @@ def train(arguments: Sequence[str]) -> int:
     if config.eval_only:
         from nanoscale.training import evaluate_only
 
-        return evaluate_only(spec, RunFolder(path))
+        evaluate_only(spec, RunFolder(path))
+        return DONE
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from nanoscale.training import train_ranks
 
-        return train_ranks(spec, path, resume)
-    folder = open_folder(path, spec, resume)
-    if is_finished(folder):
-        print(f"{path}: this run is {folder.state()} already; metrics in {path / 'metrics.json'}")
-        return DONE if folder.state() == "COMPLETE" else FAILED
-    return train_folder(folder)
+        return EXIT_CODES[train_ranks(spec, path, resume)]
+    return train_folder(open_folder(path, spec, resume))
 
 
 def run(arguments: Sequence[str]) -> int:
     """run FOLDER                                  train what a run folder's config says"""
     from nanoscale.records import RunFolder
-    from nanoscale.resume import is_finished
 
     if len(arguments) != 1 or asks_help(arguments):
         raise UserError("usage: nanoscale run FOLDER, a folder that holds config.json")
-    folder = RunFolder(arguments[0])
+    return train_folder(RunFolder(arguments[0]))
+
+
+EXIT_CODES = {"COMPLETE": DONE, "WAITING": INTERRUPTED, "DIVERGED": FAILED, "PRUNED": FAILED}
+
+
+def train_folder(folder: RunFolder) -> int:
+    """Train what is left to train; say where the result is and what to try next."""
+    from nanoscale.resume import is_finished
+
     folder.spec()
     if is_finished(folder):
-        print(f"{folder.path}: {folder.state()} already")
-        return DONE if folder.state() == "COMPLETE" else FAILED
-    return train_folder(folder)
-
-
-def train_folder(folder: object) -> int:
-    """Train and say where the result is and what to try next."""
+        state = folder.state()
+        print(f"{folder.path}: this run is {state} already; see {folder / 'metrics.json'}")
+        return EXIT_CODES[state]
     from nanoscale.training import train
 
     state = train(folder)
-    if state == "WAITING":
-        return INTERRUPTED
-    path = folder.path
-    print(f"{state}: results in {path / 'metrics.json'}; "
-          f"next: python sample.py --out_dir={path}" if state == "COMPLETE"
-          else f"{state}: see {path / 'metrics.jsonl'}; try a lower learning_rate")
-    return DONE if state == "COMPLETE" else FAILED
+    if state == "COMPLETE":
+        print(f"COMPLETE: results in {folder / 'metrics.json'}; "
+              f"next: python sample.py --out_dir={folder.path}")
+    elif state == "DIVERGED":
+        print(f"DIVERGED: see {folder / 'metrics.jsonl'}; try a lower learning_rate")
+    return EXIT_CODES[state]
 
 
 def params(arguments: Sequence[str]) -> int:
-    """params [config.py ...] [--key=value ...]    every tensor's role, rule and count; N and FLOPs"""
+    """params [config.py ...] [--key=value ...]    every tensor's role and rule; N and FLOPs"""
     from nanoscale.counting import resolve
     from nanoscale.data import open_dataset
     from nanoscale.parametrization import parameter_table

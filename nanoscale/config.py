@@ -276,8 +276,9 @@ def check(config: ExperimentConfig) -> None:
     if config.min_lr is not None and config.min_lr > config.learning_rate:
         raise UserError(f"min_lr={config.min_lr} is above learning_rate={config.learning_rate}; "
                         "set min_lr_frac=0.1, which follows the learning rate")
-    if sum(getattr(config, key) is not None for key in LENGTH_KEYS) != 1:
-        raise UserError(f"give a run one length: {one_of(LENGTH_KEYS)}")
+    for group in EXCLUSIVE:
+        if sum(getattr(config, key) is not None for key in group) != 1:
+            raise UserError(f"give exactly one of {one_of(group)}")
     if any(step < 1 for step in config.checkpoint_steps):
         raise UserError(f"checkpoint_steps={list(config.checkpoint_steps)}: steps count from 1")
 
@@ -298,7 +299,8 @@ def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
     if config.warmup_frac is not None:
         warmup = round(config.warmup_frac * decay_iters)
     if config.min_lr_frac is not None:
-        floor = config.min_lr_frac * config.learning_rate
+        exact = config.min_lr_frac * config.learning_rate
+        floor = min(float(f"{exact:.12g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
     if config.beta2_halflife_tokens is not None:
         beta2 = 0.5 ** (config.tokens_per_iter / config.beta2_halflife_tokens)
     seed_or = lambda value: config.seed if value is None else value  # noqa: E731

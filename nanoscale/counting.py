@@ -1,9 +1,9 @@
 """Parameters and FLOPs under named conventions, from the config alone.
 
-N and C never appear bare: every count names its convention. FLOPs count the matrix products exactly
-(a multiply and an add are 2), with attention over the full T x T square (no causal discount) and the
-backward pass at twice the forward; norms, activations, softmax and look-ups count nothing. That is
-what `torch.utils.flop_counter.FlopCounterMode` sees under the math attention backend.
+N and C never appear bare: every count names its convention. FLOPs count the matrix products
+exactly (a multiply and an add are 2), with attention over the full T x T square (no causal
+discount) and the backward pass at twice the forward; norms, activations, softmax and look-ups count
+nothing. That is what `torch.utils.flop_counter.FlopCounterMode` sees under the math backend.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nanoscale.architecture import MATRIX_ROLES, ROLES, tensors
 from nanoscale.config import ExperimentConfig, resolve_relative
 from nanoscale.errors import UserError
 
-# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from the vendors' data sheets, no sparsity.
+# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
 PEAK_FLOPS = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
     "GH200": 989e12, "A100": 312e12, "A800": 312e12, "A40": 149.7e12, "A30": 165e12,
@@ -23,6 +23,8 @@ PEAK_FLOPS = {
     "RTX 4080": 97.5e12, "RTX 3090": 71e12, "RTX 3080": 59.5e12, "V100": 125e12, "T4": 65e12,
     "MI300X": 1307e12, "MI250X": 383e12,
 }
+# Words that make it another, slower or faster, device than the one named.
+OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
 
 
 def parameters_by_role(config: ExperimentConfig) -> dict[str, int]:
@@ -89,10 +91,10 @@ def flops_per_iter(config: ExperimentConfig) -> int:
 
 def peak_flops(device_name: str) -> float | None:
     """The device's dense bf16 peak in FLOP/s; None where it is unknown, so MFU is null there."""
-    for name, peak in PEAK_FLOPS.items():
-        if all(word in device_name.replace("-", " ").split() for word in name.split()):
-            return peak
-    return None
+    words = set(device_name.replace("-", " ").split())
+    if words & OTHER_DEVICE:
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
 
 
 def resolve(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:

@@ -34,7 +34,7 @@ def one_of(choices: Iterable[object]) -> str:
 
 @contextmanager
 def disk_errors(path: object):
-    """Turn the disk's refusals (full, read-only, forbidden, a file in the way) into a `UserError`."""
+    """Turn the disk's refusals (full, read-only, a file in the way) into a `UserError`."""
     try:
         yield
     except OSError as e:

@@ -32,9 +32,10 @@ class Norm(nn.Module):
         self.eps, self.rms = eps, rms
 
     def forward(self, x: Tensor) -> Tensor:
+        shape = self.weight.shape
         if self.rms:
-            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).type_as(x)
-        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps).type_as(x)
+            return F.rms_norm(x.float(), shape, self.weight, self.eps).type_as(x)
+        return F.layer_norm(x.float(), shape, self.weight, self.bias, self.eps).type_as(x)
 
 
 class KVCache:
@@ -186,7 +187,8 @@ class GPT(nn.Module):
         """Give every tensor its initial value, a function of (seed, name) alone."""
         parameters = dict(self.named_parameters())
         specs = tensors(self.config)
-        assert {s.name: s.shape for s in specs} == {n: tuple(p.shape) for n, p in parameters.items()}
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        assert shapes == {spec.name: spec.shape for spec in specs}
         for spec in specs:
             r, parameter = rule(spec, self.config), parameters[spec.name]
             if r.init_std == 0:
@@ -220,7 +222,7 @@ class GPT(nn.Module):
                 probe: Probe | None = None) -> tuple[Tensor, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean loss in nats per token.
 
-        In training the loss includes `z_loss` (PaLM, section 5). The logits never depend on targets.
+        In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
         With a cache, `idx` is the whole prompt at first and one token afterwards.
         """
         head = self.transformer.wte if self.lm_head is None else self.lm_head

@@ -1,7 +1,7 @@
 """Muon: momentum, then the nearest orthogonal matrix, as the update of a hidden matrix.
 
-Jordan et al. 2024 (kellerjordan.github.io/posts/muon); shape factors as in Bernstein & Newhouse 2024
-(spectral), torch.optim.Muon ("original") and Liu et al. 2025 (match_rms).
+Jordan et al. 2024 (kellerjordan.github.io/posts/muon); shape factors as in Bernstein & Newhouse
+2024 (spectral), torch.optim.Muon ("original") and Liu et al. 2025 (match_rms).
 """
 
 from __future__ import annotations

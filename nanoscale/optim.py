@@ -58,7 +58,7 @@ class Optimizers:
 
 def parameter_groups(named: dict[str, Tensor],
                      config: ExperimentConfig) -> dict[str, list[dict[str, Any]]]:
-    """Optimizer -> groups of equal role, LR, weight decay and eps; every parameter in exactly one."""
+    """Optimizer -> groups of equal role, LR, weight decay and eps; each parameter is in one."""
     groups: dict[str, dict[tuple, dict[str, Any]]] = {"adamw": {}, "muon": {}}
     for spec in tensors(config):
         r = rule(spec, config)

@@ -1,9 +1,9 @@
 """SP, muP and CompleteP as one table of rules by role.
 
 A rule says how a tensor's initial standard deviation, AdamW learning rate, weight decay and eps
-depend on the model's size relative to a base size at which every multiplier is 1, so the three modes
-are the same model there, bit for bit. Sources: muP, Yang et al. 2022 (arXiv 2203.03466, table 8);
-CompleteP, Dey et al. 2025 (arXiv 2505.01618, table 1); eps by role, arXiv 2512.22382.
+depend on the model's size relative to a base size at which every multiplier is 1, so the three
+modes are the same model there, bit for bit. Sources: muP, Yang et al. 2022 (arXiv 2203.03466,
+table 8); CompleteP, Dey et al. 2025 (arXiv 2505.01618, table 1); eps by role, arXiv 2512.22382.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -214,13 +213,13 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     def exists(self) -> bool:
-        return (self / CONFIG).is_file()
+        return os.path.isfile(self / CONFIG)  # False, too, where we may not look
 
     def create(self, spec: RunSpec) -> None:
         """Make the folder with its config and a WAITING status; an equal one is left as it is."""
         if self.exists() and self.spec().id == spec.id:
             return
-        made = first_missing(self.path)
+        made = missing_folders(self.path)
         try:
             with disk_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -229,15 +228,20 @@ class RunFolder:
                 "max_iters": spec.config.max_iters, "checkpoint_step": None})
             write_json(self / CONFIG, spec.to_json())  # last: it makes this a run folder
         except UserError:
-            if made is not None:
-                shutil.rmtree(made, ignore_errors=True)
+            with suppress(OSError):
+                (self / STATUS).unlink()
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()  # not a tree's removal: a sibling run may be in it by now
             raise
 
     def become(self, spec: RunSpec) -> None:
         """Continue the run in this folder as `spec`, whose past is equal (see `resume`)."""
-        for name in (METRICS, WINDOWS):
-            (self / name).unlink(missing_ok=True)
+        # in this order, so that a kill in between never leaves a finished run without its results
         self.set_status(id=spec.id, state=WAITING, max_iters=spec.config.max_iters)
+        with disk_errors(self.path):
+            for name in (METRICS, WINDOWS):
+                (self / name).unlink(missing_ok=True)
         write_json(self / CONFIG, spec.to_json())
 
     def spec(self) -> RunSpec:
@@ -286,18 +290,16 @@ def is_alive(status: Mapping[str, Any]) -> bool:
         return False
 
 
-def first_missing(path: Path) -> Path | None:
-    """The topmost folder that `path.mkdir(parents=True)` would make, or None."""
-    missing = None
-    for folder in (path, *path.parents):
-        if folder.exists():
-            break
-        missing = folder
-    return missing
+def missing_folders(path: Path) -> list[Path]:
+    """The folders that `path.mkdir(parents=True)` would make, deepest first."""
+    return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
 
 
 def move_aside(path: Path) -> Path:
     """Rename a folder to the first free `<name>.old-<k>` and return the new path."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(f"{path} holds another run and cannot be moved aside while you are in it; "
+                        "choose another folder")
     k = 1
     while (aside := path.with_name(f"{path.name}.old-{k}")).exists():
         k += 1

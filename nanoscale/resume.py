@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanoscale.config import LENGTH_KEYS, SCHEDULE_KEYS, all_fields, flatten
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, disk_errors
 from nanoscale.records import (
     FINISHED,
     RUNNING,
@@ -58,7 +58,9 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         if resume:
             raise UserError(f"init_from=resume: {path} holds no run; train one there first, or "
                             "leave init_from out")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        with disk_errors(path):
+            foreign = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        if foreign:
             raise UserError(f"out_dir={path} holds other files; choose a new or empty folder")
         folder.create(spec)
         return folder

@@ -1,13 +1,14 @@
 """What people type, turned into a config: files and `--key=value` flags, left to right.
 
-A source is a set of dotted keys from one place (one file, or neighbouring flags). Values are coerced
-by the field they are for, a later source wins, and every refusal quotes what was typed.
+A source is a set of dotted keys from one place (one file, or neighbouring flags). Values are
+coerced by the field they are for, a later source wins, and every refusal quotes what was typed.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,15 +71,15 @@ def coerce(key: str, value: Any, kind: Any = None) -> Any:
     if kind is bool and literal in (True, False) and not isinstance(literal, float):
         return bool(literal)
     if kind is not bool and isinstance(literal, (int, float)) and not isinstance(literal, bool):
-        if kind is float and abs(literal) < float("inf"):
+        if kind is float and abs(literal) <= sys.float_info.max:
             return float(literal)
-        if kind is int and float(literal).is_integer():
+        if kind is int and abs(literal) < 2**63 and literal == int(literal):
             return int(literal)
     raise UserError(f"{key}={value}: expected {wanted}")
 
 
 def _literal(value: Any) -> Any:
-    """Text as the Python literal it spells, else unchanged; `true`, `1e-3` and `[1, 2]` included."""
+    """Text as the Python literal it spells (`true`, `1e-3`, `[1, 2]`), else unchanged."""
     if not isinstance(value, str):
         return value
     words = {"true": True, "false": False}
@@ -86,7 +87,7 @@ def _literal(value: Any) -> Any:
         return words[value.strip().lower()]
     try:
         return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
 
@@ -113,10 +114,13 @@ def read_file(path: str, known: Mapping[str, Any]) -> Source:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
-    values = readers[file.suffix](path, text, known)
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return Source(path, flatten_keys(values))
+    try:
+        values = readers[file.suffix](path, text, known)
+        if not isinstance(values, Mapping):
+            raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+        return Source(path, flatten_keys(values))
+    except RecursionError as e:
+        raise UserError(f"{path}: nested too deeply; expected keys and values") from e
 
 
 def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -135,7 +139,7 @@ def _read_python(path: str, text: str, known: Mapping[str, Any]) -> dict[str, An
     try:
         tree = ast.parse(text, filename=path)
         exec(compile(tree, path, "exec"), scope)
-    except Exception as e:  # the user's own code: whatever it raises is theirs to read
+    except (Exception, SystemExit) as e:  # the user's own code: what it raises is theirs to read
         line = getattr(e, "lineno", None) or _last_line(e, path)
         raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
     stored = [n for statement in tree.body for n in ast.walk(statement)
@@ -179,7 +183,7 @@ def _read_yaml(path: str, text: str, known: Mapping[str, Any]) -> Any:
 
     try:
         return yaml.safe_load(text) or {}
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: an impossible date
         raise UserError(f"{path}: not valid YAML: {e}") from e
 
 
@@ -189,7 +193,8 @@ def apply(values: dict[str, Any], source: Source) -> dict[str, Any]:
     for key in source.values:
         if key not in FIELDS:
             spelled = f"--{key}" if source.name == COMMAND_LINE else f"{source.name}: {key}"
-            hint = did_you_mean(key, FIELDS) or did_you_mean(f"parametrization.{key}", FIELDS)
+            nested = [name for name in FIELDS if name.endswith(f".{key}")]
+            hint = did_you_mean(f"parametrization.{key}", nested) or did_you_mean(key, FIELDS)
             raise UserError(f"{spelled}: unknown key{hint or '; --help lists all'}")
     try:
         new = {key: coerce(key, value) for key, value in source.values.items()}

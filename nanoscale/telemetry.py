@@ -28,7 +28,7 @@ class Log:
 
     def __init__(self, folder: RunFolder) -> None:
         with disk_errors(folder / LOG):
-            self.file = open(folder / LOG, "a", encoding="utf-8")
+            self.file = (folder / LOG).open("a", encoding="utf-8")
         try:  # a worker's standard output may be that very file
             same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(self.file.fileno()))
         except (OSError, ValueError):
@@ -42,6 +42,9 @@ class Log:
             self.file.write(line + "\n")
             self.file.flush()
 
+    def close(self) -> None:
+        self.file.close()
+
 
 class Rows:
     """Appends rows to `metrics.jsonl` and repeats them to the mirrors that the config asks for."""
@@ -49,7 +52,7 @@ class Rows:
     def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
         self.path = folder / ROWS
         with disk_errors(self.path):
-            self.file = open(self.path, "a", encoding="utf-8")
+            self.file = self.path.open("a", encoding="utf-8")
         self.mirrors = [mirror(folder, spec) for wanted, mirror in (
             (spec.config.tensorboard_log, TensorBoardMirror), (spec.config.wandb_log, WandbMirror))
             if wanted]
@@ -152,10 +155,13 @@ class Meter:
         self.tokens, self.flops = spec.config.tokens_per_iter, flops_per_iter(spec.config)
         self.peak, self.before, self.started = peak, spent, time.perf_counter()
         self.seconds, self.steps = 0.0, 0
-        self.total_seconds, self.total_steps = 0.0, 0
+        self.total_seconds, self.total_steps, self.first = 0.0, 0, True
 
     def add(self, seconds: float) -> None:
         self.seconds, self.steps = self.seconds + seconds, self.steps + 1
+        if self.first:  # it pays for compilation and cold caches
+            self.first = False
+            return
         self.total_seconds += seconds
         self.total_steps += 1
 
@@ -168,6 +174,10 @@ class Meter:
         row = self.rates(self.seconds, self.steps)
         self.seconds, self.steps = 0.0, 0
         return row
+
+    def totals(self) -> dict[str, float | None]:
+        """The timing columns over all updates of this process but the first."""
+        return self.rates(self.total_seconds, self.total_steps)
 
     def rates(self, seconds: float, steps: int) -> dict[str, float | None]:
         per_step = seconds / steps if steps else None

@@ -56,22 +56,24 @@ def plain(value: Any) -> Any:
 
 
 # -- grids --------------------------------------------------------------------------------------
-def grid(grid_params: Mapping[str, Any], seeds: Any = None) -> list[dict[str, Any]]:
-    """Every combination of the lists in `grid_params`, the last key running fastest, then seeds.
+def grid_lists(params: Mapping[str, Any], seeds: Any, where: str) -> dict[str, list[Any]]:
+    """The axes of a grid: key -> its values; `seeds` is one more axis, the last.
 
     Raises:
         UserError: a key's values are no list, or an empty one.
     """
-    lists = plain_values("grid_params", grid_params)
+    lists = {key: _as_list(f"{where}: {key}", v) for key, v in plain_values(where, params).items()}
     if seeds is not None:
-        lists["seed"] = seeds
-    for key, values in lists.items():
-        lists[key] = _as_list(key, values)
+        lists["seed"] = _as_list("seeds", plain(seeds))
+    return lists
+
+
+def combinations(lists: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the axes, the last one running fastest."""
     return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
 
 
-def _as_list(key: str, values: Any) -> list[Any]:
-    name = "seeds" if key == "seed" else f"grid_params: {key}"
+def _as_list(name: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise UserError(f"{name}={values!r}: expected a list of values, as in [{values!r}]")
     items = [plain(value) for value in values]
@@ -81,9 +83,9 @@ def _as_list(key: str, values: Any) -> list[Any]:
 
 
 # -- cells --------------------------------------------------------------------------------------
-def make_cells(sources: Sequence[Source], rows: Iterable[Mapping[str, Any]],
-               where: str) -> list[Cell]:
-    """The cells of `rows` over the common `sources`; equal ones appear once.
+def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
+               rows: Iterable[Mapping[str, Any]], where: str) -> list[Cell]:
+    """The cells of `rows` over the common `sources` over `defaults`; equal ones appear once.
 
     `where` is how messages call the rows: `grid_params`, or a table of a study file.
 
@@ -91,7 +93,7 @@ def make_cells(sources: Sequence[Source], rows: Iterable[Mapping[str, Any]],
         UserError: a key, a value or a combination is bad, naming it and its cell.
     """
     base = flatten(ExperimentConfig())
-    for source in sources:
+    for source in (Source("defaults", defaults), *sources):
         base = apply(base, source)
     opened: dict[tuple[str, str], Dataset] = {}
     cells: dict[str, Cell] = {}
@@ -137,7 +139,7 @@ def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
 
 
 def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
-    """Length or LR varies, and a part of the schedule given as an absolute number does not follow."""
+    """Where length or LR varies and a part of the schedule, given in absolute numbers, does not."""
     def differ(read: Callable[[Cell], Any]) -> bool:
         return len({read(cell) for cell in cells}) > 1
 
@@ -148,8 +150,8 @@ def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
     found = []
     floor, warmup, decay = fixed("min_lr"), fixed("warmup_iters"), fixed("lr_decay_iters")
     if floor and differ(lambda c: c.config.learning_rate):
-        found.append(f"learning_rate varies but min_lr={floor} does not, so the LR falls to another "
-                     "part of its peak in every run; set min_lr_frac=0.1")
+        found.append(f"learning_rate varies but min_lr={floor} does not, so the LR falls to "
+                     "another part of its peak in every run; set min_lr_frac=0.1")
     if differ(lambda c: c.spec.config.max_iters):
         if warmup:
             found.append(f"the runs' length varies but warmup_iters={warmup} does not; "

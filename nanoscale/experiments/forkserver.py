@@ -1,9 +1,9 @@
 """A process that imports torch once and forks a child per run: 40 times cheaper than a new Python.
 
 It is started by name, never through `multiprocessing`, so a script without a main guard, one read
-from standard input and a notebook can all have it. It speaks JSON lines: `{"start": folder, ...}` and
-`{"stop": "save" | "kill"}` come in, `{"exit": folder, "code": n}` goes out. When its input closes
-(whoever started it is gone, by SIGKILL too) it asks the children to save, waits, and leaves.
+from standard input and a notebook can all have it. It speaks JSON lines: `{"start": folder, ...}`
+and `{"stop": "save" | "kill"}` come in, `{"exit": folder, "code": n}` goes out. When its input
+closes (its user is gone, by SIGKILL too) it asks the children to save, waits, and leaves.
 """
 
 from __future__ import annotations
@@ -16,90 +16,227 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
-import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
-from nanoscale.errors import exit_code_of
+from nanoscale.errors import FAILED, exit_code_of
 from nanoscale.records import LOG
 
 GRACE_SECONDS = 60.0  # between asking a child to save and killing it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-WATCHED = (signal.SIGCHLD, signal.SIGTERM)
+STDIN, STDOUT, STDERR = 0, 1, 2
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
 
 class Server:
-    """The children of one server, and its two pipes."""
+    """The running children, and the pipes to whoever started us."""
 
     def __init__(self, entry: str, fork: bool, output: int) -> None:
         self.entry, self.fork, self.output = entry, fork, output
         self.children: dict[int, str] = {}  # pid -> run folder
         self.kill_at: float | None = None
-        self.leaving = False
+        self.asked_to_leave = self.leaving = False
         self.unread = b""
-        # a signal writes a byte here, which wakes select: no polling, and no thread to fork with
+        # a signal writes a byte here, which wakes select: no polling, no thread to fork with
         self.wake, self.alarm = os.pipe()
-        os.set_blocking(self.wake, False)
-        os.set_blocking(self.alarm, False)
+        for end in (self.wake, self.alarm):
+            os.set_blocking(end, False)
         signal.set_wakeup_fd(self.alarm, warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our user, who asks us
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGTERM, self.ask_to_leave)
 
     def serve(self) -> None:
-        """Obey until the input closes; then wait for the children."""
-        while not self.leaving or self.children:
+        """Obey until the input closes or SIGTERM comes; then wait for the children."""
+        while self.children or not self.leaving:
             wait = None if self.kill_at is None else max(0.0, self.kill_at - time.monotonic())
-            inputs = [self.wake] if self.leaving else [self.wake, sys.stdin.fileno()]
+            inputs = [self.wake] if self.leaving else [self.wake, STDIN]
             ready = select.select(inputs, [], [], wait)[0]
             with suppress(BlockingIOError):
                 os.read(self.wake, 4096)
-            self._reap()
-            if sys.stdin.fileno() in ready:
-                self._read()
+            self.reap()
+            if STDIN in ready:
+                self.read()
+            if self.asked_to_leave and not self.leaving:
+                self.leave()
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
                 self.stop("kill")
 
-    def stop(self, how: str) -> None:
-        """Ask every child to save and leave, or kill it and all that it started."""
-        self.kill_at = None if how == "kill" else time.monotonic() + GRACE_SECONDS
-        for pid in self.children:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL) if how == "kill" else os.kill(pid, signal.SIGTERM)
-
-    def _leave(self, *_: Any) -> None:
-        self.leaving = True
-        self.stop("save")
-
-    def _read(self) -> None:
-        data = os.read(sys.stdin.fileno(), 1 << 16)
+    def read(self) -> None:
+        """Obey the whole lines that have come."""
+        data = os.read(STDIN, 1 << 16)
         if not data:
-            return self._leave()
+            self.ask_to_leave()
         *lines, self.unread = (self.unread + data).split(b"\n")
         for message in map(json.loads, lines):
             if "stop" in message:
                 self.stop(message["stop"])
             else:
-                self._start(message)
+                self.start(message)
 
-    def _start(self, message: dict[str, Any]) -> None:
+    def start(self, message: Mapping[str, Any]) -> None:
+        """Give the run a process of its own."""
         try:
-            pid = self._fork(message) if self.fork else _spawn(message)
+            pid = self.forked(message) if self.fork else spawned(message)
         except OSError as e:
-            with open(os.path.join(message["start"], LOG), "a") as log:
-                log.write(f"the run's process could not be started: {e}\n")
-            return self._report(message["start"], 1)
-        self.children[pid] = message["start"]
+            with suppress(OSError), open(log_of(message), "a") as log:
+                log.write(f"no process could be started for this run: {e}\n")
+            self.report(message["start"], FAILED)
+        else:
+            self.children[pid] = message["start"]
 
-    def _reap(self) -> None:
+    def forked(self, message: Mapping[str, Any]) -> int:
+        """The pid of a fork that runs the entry and never returns here."""
+        server = os.getpid()
+        # blocked until the child has its own handlers: a SIGTERM between must stop it, not us
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                for inherited in (self.output, self.wake, self.alarm):
+                    os.close(inherited)
+                run_child(self.entry, message, server)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        return pid
+
+    def reap(self) -> None:
+        """Report the children that have ended."""
         for pid in list(self.children):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                pass
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                self.report(self.children.pop(pid), os.waitstatus_to_exitcode(status))
+        if not self.children:
+            self.kill_at = None
 
-    def _report(self, folder: str, code: int) -> None:
-        with suppress(BrokenPipeError):
+    def report(self, folder: str, code: int) -> None:
+        with suppress(BrokenPipeError):  # our user is gone; the run folder says it all
             os.write(self.output, json.dumps({"exit": folder, "code": code}).encode() + b"\n")
+
+    def stop(self, how: str) -> None:
+        """Ask every child to save and leave; or kill it, with all that it started."""
+        kill = how == "kill"
+        self.kill_at = None if kill else time.monotonic() + GRACE_SECONDS
+        for pid in self.children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
+            if kill:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+
+    def ask_to_leave(self, *_: Any) -> None:
+        self.asked_to_leave = True  # no more: a signal may come in the middle of a fork
+
+    def leave(self) -> None:
+        """Take no more runs; let the children save."""
+        self.leaving = True
+        self.stop("save")
+
+
+# -- children -----------------------------------------------------------------------------------
+def run_child(entry: str, message: Mapping[str, Any], server: int) -> NoReturn:
+    """In a fresh fork: become the run's process, run, and exit with the entry's code."""
+    code = FAILED
+    try:
+        become_worker(message, server)
+        module, function = entry.split(":")
+        main = getattr(importlib.import_module(module), function)
+        code = exit_code_of(lambda: main(["run", message["start"]]))
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else FAILED
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+
+def become_worker(message: Mapping[str, Any], server: int) -> None:
+    """Output to the run's log, the slot's environment and CPUs, signals as in a new Python."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)  # what it starts can be killed with it
+    redirect(os.open(os.devnull, os.O_RDONLY), STDIN)
+    redirect(os.open(log_of(message), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), STDOUT)
+    os.dup2(STDOUT, STDERR)
+    # line by line, so that a killed run loses none
+    sys.stdout = open(STDOUT, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(STDERR, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.update(message["env"])
+    if message["cpus"]:
+        os.sched_setaffinity(0, message["cpus"])
+    sys.argv = ["nanoscale", "run", message["start"]]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # saves even if the server is killed
+    if os.getppid() != server:
+        os._exit(FAILED)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
+
+def redirect(source: int, target: int) -> None:
+    os.dup2(source, target)
+    if source != target:
+        os.close(source)
+
+
+def spawned(message: Mapping[str, Any]) -> int:
+    """The pid of a new Python for the run: where forking this process is not safe."""
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    pid = os.posix_spawn(
+        message["command"][0], message["command"], os.environ | message["env"], setpgroup=0,
+        setsigdef=HANDLED, file_actions=[
+            (os.POSIX_SPAWN_OPEN, STDIN, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, STDOUT, log_of(message), log_flags, 0o666),
+            (os.POSIX_SPAWN_DUP2, STDOUT, STDERR)])
+    if message["cpus"]:
+        with suppress(OSError):  # it may be gone already
+            os.sched_setaffinity(pid, message["cpus"])
+    return pid
+
+
+def log_of(message: Mapping[str, Any]) -> str:
+    return os.path.join(message["start"], LOG)
+
+
+# -- the process --------------------------------------------------------------------------------
+def preload(names: Sequence[str]) -> None:
+    """Import what every run will need."""
+    for name in names:
+        with suppress(Exception):  # the run that needs it will say why, in its own log
+            importlib.import_module(name)
+    if "torch" in sys.modules:
+        with suppress(Exception):
+            importlib.import_module("torch._dynamo")  # half a second in any optimizer's first step
+
+
+def may_fork() -> bool:
+    """Only on Linux and with one thread: a fork copies other threads' locks, never the threads."""
+    return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--entry", required=True, help="MODULE:FUNCTION called with [run, FOLDER]")
+    parser.add_argument("--preload", nargs="*", default=[], help="modules to import before forking")
+    parser.add_argument("--no-fork", action="store_true", help="a new Python for every run")
+    options = parser.parse_args(arguments)
+    output = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)  # what a module prints as it is imported is no message of ours
+    fork = not options.no_fork and may_fork()
+    if fork:
+        preload([options.entry.split(":")[0], *options.preload])
+        gc.collect()
+        gc.freeze()  # the collector of a child must not touch, and so copy, the shared pages
+        fork = may_fork()
+    Server(options.entry, fork, output).serve()
+
+
+if __name__ == "__main__":
+    main()

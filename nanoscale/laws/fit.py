@@ -23,6 +23,7 @@ STARTS, STARTS_OF_RESAMPLES = 32, 3
 HUBER = 1.345  # delta in noise sd: 95 % efficient under Gaussian noise (Huber 1981)
 DELTA_FLOOR = 1e-3  # the field's delta (Hoffmann et al. 2022), used where the noise is smaller
 MISFIT = 3.0  # residual over seed sd from which the law is said to miss the runs
+LOST = 0.01  # share of resamples without a fit that is worth a warning
 RATIO = 4.0  # ends of an interval further apart than this do not identify a parameter
 CURVE_REACH = (0.7, 10.0)  # of the smallest and largest x
 ROUNDED_DECIMALS = 4
@@ -222,8 +223,8 @@ def _bounds_hit(theta: np.ndarray, x_name: str) -> dict[str, str]:
     """Parameter -> reason, for an optimum on the edge of what is searched."""
     E, b, g = theta
     if b <= solver.LOWER[1]:
-        flat = f"the loss does not fall with {x_name}"
-        return {"K": flat, "g": flat}
+        reason = f"the loss does not fall with {x_name} beyond the smallest sizes"
+        return {"K": reason, "g": reason}
     reasons = {"E": "the best fit has E = 0, its bound"} if E <= 0 else {}
     if not solver.G_RANGE[0] < g < solver.G_RANGE[1]:
         reason = f"the best fit has g = {g:g}, an end of the range searched"
@@ -276,8 +277,8 @@ def _warnings(runs: Runs, best: solver.Solution, doubt: _Doubt) -> list[str]:
             "which are at full precision"
         )
     if best.agreeing[0] < STARTS / 2:
-        found.append(f"only {best.agreeing[0]} of {STARTS} starts agree: there may be two fits")
-    if doubt.lost:
+        found.append(f"only {best.agreeing[0]} of {STARTS} starts agree on the fit")
+    if doubt.lost > LOST * (doubt.lost + len(doubt.thetas)):
         found.append(f"{doubt.lost} resamples did not converge and are left out")
     return found
 

@@ -19,8 +19,9 @@ G_RANGE = (1e-3, 5.0)  # exponents searched; an optimum at an end is reported as
 B_RANGE = (1e-6, 1e6)  # K / x^g at mid-ladder as a share of the loss; the upper end never binds
 LOWER = np.array([0.0, np.log(B_RANGE[0]), G_RANGE[0]])
 UPPER = np.array([np.inf, np.log(B_RANGE[1]), G_RANGE[1]])
+G_FACTOR = 3.0  # by which one step may move the exponent
 GRID = 96  # exponents tried, in geometric progression
-MAX_ITER = 300
+MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
 AGREEMENT = 1e-9  # of objectives that count as equal, relative
 ROUNDING = 1e-31  # what rounding alone leaves of one squared residual of ln L
@@ -89,8 +90,9 @@ def _refine(u, y, theta, delta):
         step, decrement = _newton_step(u, y[todo], theta[todo], delta, damping[todo])
         trial, f_trial = _trial(u, y[todo], theta[todo], step, delta)
         room = TOLERANCE * f[todo] + len(u) * ROUNDING
-        better = (decrement >= 0) & (f_trial <= f[todo] + room)
-        small = (decrement >= 0) & (decrement <= room) & (damping[todo] <= 1)
+        downhill = decrement >= 0
+        better = (f_trial < f[todo]) | (downhill & (f_trial <= f[todo] + room))
+        small = downhill & (decrement <= room) & (damping[todo] <= 1)
         theta[todo[better]], f[todo[better]] = trial[better], f_trial[better]
         damping[todo] = np.where(better, damping[todo] / 10, np.maximum(damping[todo], 1e-3) * 10)
         converged[todo[small]] = True
@@ -136,9 +138,12 @@ def _weight(r, delta):
 def _trial(u, y, theta, step, delta):
     """The better of the step and its projection, E and K solved anew at the step's exponent.
 
-    The projection follows the curved valley along which E and g trade off.
+    The projection follows the curved valley along which E and g trade off; no step moves g by
+    more than a factor, as from afar Newton overshoots to where the law is flat.
     """
-    straight = np.clip(theta + step, LOWER, UPPER)
+    straight = theta + step
+    straight[:, 2] = np.clip(straight[:, 2], theta[:, 2] / G_FACTOR, theta[:, 2] * G_FACTOR)
+    straight = np.clip(straight, LOWER, UPPER)
     projected = straight.copy()
     loss, e = np.exp(y), np.exp(-straight[:, 2:] * u)
     w = _weight(y - np.log(power_law(theta, u)), delta) / loss**2

@@ -1,0 +1,59 @@
+"""Losses on fixed windows, each at most once: they never disturb training and repeat exactly."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nanoscale.data import evaluation_windows, windows
+from nanoscale.runtime import Run
+
+
+@torch.no_grad()
+def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> np.ndarray:
+    """Mean loss in nats per token of up to `limit` fixed windows of a split, (n,) float64.
+
+    The windows are spread over the ranks. `exact`: in float32, whatever the run trains in.
+    """
+    config, tokens = run.config, run.dataset.tokens[split]
+    starts = evaluation_windows(len(tokens), config.block_size, limit)
+    mine = np.arange(run.ranks.rank, len(starts), run.ranks.world)
+    losses = torch.zeros(len(starts), dtype=torch.float64)
+    size = config.micro_batch_size or config.batch_size
+    run.model.eval()
+    for at in range(0, len(mine), size):
+        chosen = mine[at : at + size]
+        X, Y = run.to_device(*windows(tokens, starts[chosen], config.block_size))
+        with nullcontext() if exact else run.autocast():
+            logits = run.model(X)[0]
+        each = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
+        losses[chosen] = each.view(Y.shape).double().mean(dim=1).cpu()
+    run.model.train()
+    if run.ranks.world > 1:
+        losses = run.ranks.sum(losses.to(run.device)).cpu()
+    return losses.numpy()
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """An interval evaluation: as many windows of each split, at most `eval_iters` batches."""
+    limit = run.config.eval_iters * run.config.batch_size
+    val = window_losses(run, "val", limit)
+    train = window_losses(run, "train", min(limit, len(val)))
+    return {"val_loss": float(val.mean()), "eval_train_loss": float(train.mean())}
+
+
+def final_losses(run: Run) -> np.ndarray:
+    """The final evaluation: the whole validation split up to `final_eval_tokens`, in float32."""
+    limit = max(1, run.config.final_eval_tokens // run.config.block_size)
+    return window_losses(run, "val", limit, exact=True)
+
+
+def bits_per_byte(run: Run, nats_per_token: float) -> float | None:
+    """Validation loss in bits per byte of the text; None where its bytes are unknown."""
+    bytes_per_token = run.dataset.bytes_per_token["val"]
+    return nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None

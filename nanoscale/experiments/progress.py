@@ -1,0 +1,202 @@
+"""Progress of a study: a live table on a terminal, plain lines anywhere else.
+
+It reads `status.json` and the last row of `metrics.jsonl`, never log text; the time left follows
+from the FLOPs done and left, since runs of a study differ in size by orders of magnitude.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from nanoscale.errors import UserError
+from nanoscale.experiments.pool import Job
+from nanoscale.records import COMPLETE, FAILED, RUNNING, RunFolder
+from nanoscale.records import ROWS as ROWS_FILE
+
+PLAIN_SECONDS, LIVE_SECONDS = 30.0, 0.5
+TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a run is: completed updates of all, and its last row's numbers (None: no row yet)."""
+
+    state: str
+    step: int
+    max_iters: int
+    loss: float | None
+    tokens_per_second: float | None
+
+
+def read(folder: RunFolder) -> Reading:
+    """The run's progress now; a file being replaced counts as not there yet."""
+    status: dict[str, Any] = {}
+    with suppress(UserError):
+        status = folder.status()
+    row = last_row(folder)
+    return Reading(status.get("state", ""), max(row.get("step", 0), status.get("step") or 0),
+                   status.get("max_iters") or 0, row.get("train_loss"),
+                   row.get("tokens_per_second"))
+
+
+def last_row(folder: RunFolder) -> dict[str, Any]:
+    """The last whole row of `metrics.jsonl`, from the end of the file alone; {} without one."""
+    try:
+        with open(folder / ROWS_FILE, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+        return json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+
+
+class Progress:
+    """Counts, FLOPs and time of one call's runs; prints a line per start and per end."""
+
+    def __init__(self, name: str, jobs: Sequence[Job]) -> None:
+        self.name, self.total = name, len(jobs)
+        self.running: dict[str, Job] = {}
+        self.ended_runs = self.failed_runs = 0
+        self.began = self.shown = time.monotonic()
+        # a resumed run's past took no time of this call
+        self.past = {str(job.folder.path): self.done_flops(job) for job in jobs}
+        self.flops_to_do = sum(job.flops - self.past[str(job.folder.path)] for job in jobs)
+        self.flops_ended = 0.0
+        self.told: set[str] = set()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    # -- what the pool tells ----------------------------------------------------------------
+    def started(self, job: Job) -> None:
+        self.running[str(job.folder.path)] = job
+        step = read(job.folder).step
+        self.say(f"start {job.title}" + (f", after step {step}" if step else ""))
+
+    def ended(self, job: Job) -> None:
+        path = str(job.folder.path)
+        self.running.pop(path, None)
+        self.ended_runs += 1
+        state = job.folder.state()
+        self.failed_runs += state == FAILED
+        done = job.flops if state == COMPLETE else self.done_flops(job)
+        self.flops_ended += done - self.past[path]
+        self.flops_to_do -= job.flops - done
+        self.say(f"{state} {job.title}{self.outcome(job, state)}  "
+                 f"({self.ended_runs}/{self.total}, {self.time_left()})")
+
+    def elsewhere(self, job: Job) -> None:
+        if job.title not in self.told:
+            self.told.add(job.title)
+            status = job.folder.status()
+            self.say(f"wait for {job.title}: process {status.get('pid')} on {status.get('host')} "
+                     "is training it")
+
+    def tick(self) -> None:
+        if time.monotonic() - self.shown > PLAIN_SECONDS and self.running:
+            self.shown = time.monotonic()
+            runs = "; ".join(self.run_line(job) for job in self.running.values())
+            self.say(f"{self.ended_runs}/{self.total} done, {self.time_left()}: {runs}")
+
+    # -- words ------------------------------------------------------------------------------
+    def say(self, line: str) -> None:
+        print(f"[{self.name}] {line}", flush=True)
+
+    def outcome(self, job: Job, state: str) -> str:
+        """What a run came to: its loss, or why there is none."""
+        if state == FAILED:
+            return f": {job.folder.status().get('reason', '')}"
+        metrics = job.folder.metrics() if state == COMPLETE else None
+        if not metrics or metrics.get("val_loss") is None:
+            return ""
+        seconds = metrics.get("wall_seconds")
+        took = "" if seconds is None else f", {duration(seconds)}"
+        return f": val_loss {metrics['val_loss']:.4f}{took}"
+
+    def run_line(self, job: Job) -> str:
+        """`n_layer=4 step 120/1000 loss 2.31`."""
+        r = read(job.folder)
+        loss = "" if r.loss is None else f" loss {r.loss:.4f}"
+        return f"{job.title} step {r.step}/{r.max_iters}{loss}"
+
+    # -- time -------------------------------------------------------------------------------
+    @staticmethod
+    def done_flops(job: Job) -> float:
+        """FLOPs of the updates that a run has made."""
+        r = read(job.folder)
+        return job.flops * min(1.0, r.step / r.max_iters) if r.max_iters else 0.0
+
+    def time_left(self) -> str:
+        """Time to the end at the speed of this call so far."""
+        done = self.flops_ended + sum(self.done_flops(job) - self.past[path]
+                                      for path, job in self.running.items())
+        elapsed = time.monotonic() - self.began
+        if self.ended_runs == self.total:
+            return f"{duration(elapsed)} in all"
+        if done <= 0:
+            return "time left unknown"
+        return f"{duration(elapsed * (self.flops_to_do - done) / done)} left"
+
+
+class LiveProgress(Progress):
+    """The same, with a table of the running runs that stays below the printed lines."""
+
+    def __enter__(self) -> LiveProgress:
+        from rich.live import Live
+
+        # no refresh thread: the pool ticks
+        self.live = Live(self.table(), auto_refresh=False, transient=True)
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.__exit__(*error)
+
+    def say(self, line: str) -> None:
+        self.live.console.print(line, markup=False, highlight=False)
+
+    def tick(self) -> None:
+        if time.monotonic() - self.shown > LIVE_SECONDS:
+            self.shown = time.monotonic()
+            self.live.update(self.table(), refresh=True)
+
+    def table(self) -> Any:
+        from rich.table import Table
+
+        waiting = self.total - self.ended_runs - len(self.running)
+        failed = f", {self.failed_runs} failed" if self.failed_runs else ""
+        table = Table(title=f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} "
+                      f"waiting, {self.time_left()}", title_justify="left")
+        for column in ("run", "state", "step", "loss", "tokens/s"):
+            table.add_column(column, justify="left" if column in ("run", "state") else "right")
+        for job in self.running.values():
+            r = read(job.folder)
+            table.add_row(job.title, r.state or RUNNING, f"{r.step:,}/{r.max_iters:,}",
+                          "" if r.loss is None else f"{r.loss:.4f}",
+                          "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}")
+        return table
+
+
+def open_progress(name: str, jobs: Sequence[Job]) -> Progress:
+    """A live table where standard output is a terminal that can show one."""
+    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveProgress(name, jobs) if live else Progress(name, jobs)
+
+
+def duration(seconds: float) -> str:
+    """`8.3 s`, `4 min 20 s` or `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

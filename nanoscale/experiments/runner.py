@@ -1,0 +1,240 @@
+"""`ExperimentRunner`: grids of runs by content.
+
+A finished run is never run again, a killed one goes on where it was, one run's failure is its own.
+
+Everything goes through `run_specs`: cells (checked before anything starts) become run folders in
+one store below the output root, whatever their study, and a pool runs those without a result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nanoscale.config import ExperimentConfig, flatten
+from nanoscale.errors import UserError
+from nanoscale.experiments import machine
+from nanoscale.experiments.backends import Backend, local_backend
+from nanoscale.experiments.cells import (
+    Cell,
+    combinations,
+    grid_lists,
+    make_cells,
+    plain_values,
+    questions,
+)
+from nanoscale.experiments.pool import Job, Pool
+from nanoscale.experiments.progress import duration, open_progress
+from nanoscale.experiments.results import (
+    RUNS,
+    SCHEMA,
+    TABLE,
+    Study,
+    check_name,
+    failure_lines,
+    matching_studies,
+)
+from nanoscale.records import (
+    CONFIG,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    WAITING,
+    RunFolder,
+    RunSpec,
+    write_json,
+)
+from nanoscale.sources import Source, read_file
+
+NEW, CACHED, RESUME, RETRY, ELSEWHERE = "new", "cached", "resume", "retry", "elsewhere"
+NUMERICS = ("device", "threads", "compile")  # kept when a run goes on: they round differently
+
+
+class ExperimentRunner:
+    """Runs studies on this machine.
+
+    Args:
+        base_config_path: a config file under every run (from here, else from the clone), or None.
+        output_root: where runs and studies are kept.
+        workers: runs at once; by default one per GPU, or the physical cores over `threads`.
+        threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
+        backend: who starts the runs; by default local processes.
+    """
+
+    def __init__(self, base_config_path: str | Path | None = None,
+                 output_root: str | Path = "experiments_out", workers: int | None = None,
+                 threads: int = 1, backend: Backend | None = None) -> None:
+        for name, value in (("workers", workers), ("threads", threads)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UserError(f"{name}={value!r}: expected a whole number, at least 1")
+        self.base = [_read_base(base_config_path)] if base_config_path else []
+        self.output_root = Path(output_root)
+        self.workers, self.threads = workers, threads
+        self.backend = backend or local_backend()
+
+    # -- what users call --------------------------------------------------------------------
+    def run_grid(self, grid_name: str, base_params: Mapping[str, Any] | None = None,
+                 grid_params: Mapping[str, Any] | None = None, seeds: Iterable[int] | None = None,
+                 dry_run: bool = False) -> Study:
+        """Run every combination of the lists in `grid_params`, for each of `seeds` if given.
+
+        The study `grid_name` becomes exactly these runs. Failed runs do not raise: see `.failed`.
+
+        Raises:
+            UserError: a name, key, value or combination is bad; nothing was started or written.
+        """
+        lists = grid_lists(grid_params or {}, seeds, "grid_params")
+        return self.run_rows(grid_name, base_params or {}, combinations(lists), "grid_params",
+                             asked={"grid_params": lists}, dry_run=dry_run)
+
+    def run_experiment(self, params: Mapping[str, Any] | None = None, name: str = "experiments",
+                       dry_run: bool = False) -> Study:
+        """Run one config as the study `name`."""
+        return self.run_rows(name, params or {}, [{}], "params", dry_run=dry_run)
+
+    def load_metrics(self, grid_name_filter: str = "") -> list[dict[str, Any]]:
+        """`metrics.json` of the finished runs of the study of that name, else of those whose names
+        contain it; each with its `experiment_name`, and each run once."""
+        found = {metrics["id"]: metrics
+                 for study in reversed(matching_studies(self.output_root, grid_name_filter))
+                 for metrics in study.metrics()}
+        return sorted(found.values(), key=lambda m: m["experiment_name"])
+
+    # -- the way down -----------------------------------------------------------------------
+    def run_rows(self, name: str, base_params: Mapping[str, Any],
+                 rows: Sequence[Mapping[str, Any]], where: str, *,
+                 defaults: Mapping[str, Any] | None = None,
+                 asked: Mapping[str, Any] | None = None, dry_run: bool = False) -> Study:
+        """Run a study of explicit rows: dicts of config keys over `base_params`.
+
+        `where` is how messages call the rows, `defaults` lie under the base config, and `asked` is
+        kept in the study's record.
+        """
+        check_name(name)
+        common = Source("base_params", plain_values("base_params", base_params))
+        sources = [*self.base, common]
+        cells = make_cells(self._defaults(sources) | dict(defaults or {}), sources, rows, where)
+        asked = {"base_config": [source.name for source in self.base],
+                 "base_params": dict(common.values)} | dict(asked or {})
+        return self.run_specs(name, cells, asked=asked, warn=questions(cells, len(rows)),
+                              dry_run=dry_run)
+
+    def _defaults(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
+        named = [s.values["device"] for s in sources if "device" in s.values]
+        device = str(named[-1]) if named else "auto"
+        return {} if machine.on_gpu(device) else {"threads": self.threads, "compile": False}
+
+    def run_specs(self, name: str, cells: Sequence[Cell], *, asked: Mapping[str, Any],
+                  warn: Sequence[str] = (), dry_run: bool = False) -> Study:
+        """Bring every cell to a result and return the study; what all the others stand on."""
+        folders = {cell.spec.id: self._folder(cell) for cell in cells}
+        plan = {run: plan_of(folder) for run, folder in folders.items()}
+        study = Study(record_of(name, cells, asked), self.output_root, plan)
+        study.warnings += warn
+        for line in [plan_line(study), *(f"warning: {text}" for text in study.warnings)]:
+            print(f"[{name}] {line}")
+        if dry_run:
+            for cell in cells:
+                print(f"[{name}]   {plan[cell.spec.id]:9} {cell.flops:.3g} FLOPs  {cell}")
+            return study
+        for cell in cells:
+            make_ready(folders[cell.spec.id], cell.spec, plan[cell.spec.id])
+        study.save()
+        todo = [Job(folders[cell.spec.id], cell.flops, str(cell)) for cell in cells
+                if plan[cell.spec.id] != CACHED]
+        self._run(study, todo, cells)
+        return study
+
+    def _folder(self, cell: Cell) -> RunFolder:
+        return RunFolder(self.output_root.absolute() / RUNS / cell.spec.name)
+
+    def _run(self, study: Study, todo: Sequence[Job], cells: Sequence[Cell]) -> None:
+        """Run what is to be done and say what came of it."""
+        began = time.monotonic()
+        try:
+            if todo:
+                slots = self._slots(study, cells)
+                with open_progress(study.name, todo) as progress:
+                    Pool(self.backend, slots, progress).run(todo)
+        except KeyboardInterrupt:
+            print(f"[{study.name}] interrupted; every run has saved, the same command continues")
+            raise
+        finally:
+            study.save()
+        study.warnings += (mixed := study.mixed_numerics())
+        for line in [*(f"warning: {text}" for text in mixed), *failure_lines(study)]:
+            print(f"[{study.name}] {line}")
+        counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
+        print(f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
+              f"{study.folder / TABLE}", flush=True)
+
+    def _slots(self, study: Study, cells: Sequence[Cell]) -> list[machine.Slot]:
+        """This machine's slots, for the study's device and its largest number of threads."""
+        device = cells[0].spec.config.device
+        wanted = {cell.spec.config.threads for cell in cells}
+        threads = None if None in wanted else max(wanted)
+        slots = machine.slots(device, threads, self.workers)
+        free = len(machine.cores())
+        if not machine.on_gpu(device) and len(slots) > max(1, free // (threads or free)):
+            print(f"[{study.name}] warning: {len(slots)} workers of {threads or free} threads "
+                  f"share {free} cores and slow each other down; leave workers out to fit them")
+        return slots
+
+
+# -- planning -----------------------------------------------------------------------------------
+def plan_of(folder: RunFolder) -> str:
+    """What a run needs: nothing (cached), a start, to go on, another try, or its owner's time."""
+    if not folder.exists():
+        return NEW
+    state = folder.state()
+    if state in FINISHED:
+        return CACHED
+    if state == WAITING:
+        return RESUME if folder.status().get("checkpoint_step") is not None else NEW
+    return {FAILED: RETRY, RUNNING: ELSEWHERE}[state]
+
+
+def plan_line(study: Study) -> str:
+    """`12 runs: 8 new, 4 cached; 3.2e+12 FLOPs to do`."""
+    plans = list(study.plan.values())
+    counts = ", ".join(f"{plans.count(p)} {p}" for p in (NEW, CACHED, RESUME, RETRY, ELSEWHERE)
+                       if p in plans)
+    left = sum(entry["flops"] for entry, _ in study.runs() if study.plan[entry["id"]] != CACHED)
+    return f"{len(study)} runs: {counts}" + (f"; {left:.3g} FLOPs to do" if left else "")
+
+
+def make_ready(folder: RunFolder, spec: RunSpec, plan: str) -> None:
+    """Give the run its folder and today's config: keys that are no part of its identity (where the
+    data lie, the micro-batch) may have changed; a run that goes on keeps what rounding depends on.
+    """
+    if plan in (CACHED, ELSEWHERE):
+        return
+    if not folder.exists():
+        folder.create(spec)
+        return
+    status = folder.status()
+    if status.get("checkpoint_step") is not None:
+        old = folder.spec().config
+        kept = {key: getattr(old, key) for key in NUMERICS}
+        spec = replace(spec, config=replace(spec.config, **kept))
+    write_json(folder / CONFIG, spec.to_json())
+    if status["state"] != WAITING:
+        folder.set_status(state=WAITING, reason=None, pid=None, host=None)
+
+
+def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's `study.json`: what was asked, and the runs that answer it."""
+    return {"schema": SCHEMA, "name": name, "asked": dict(asked),
+            "runs": [{"id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
+                      "flops": cell.flops} for cell in cells]}
+
+
+def _read_base(path: str | Path) -> Source:
+    """The base config file, from here or from the clone that the package lies in."""
+    clone = Path(__file__).resolve().parents[2]
+    found = next((p for p in (Path(path), clone / path) if p.is_file()), Path(path))
+    return read_file(str(found), flatten(ExperimentConfig()))

@@ -1,0 +1,17 @@
+"""The report: figures and one self-contained page, made from tables and JSON records alone.
+
+`figures` draws, `style` is how everything looks, `html` writes the page.
+"""
+
+from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure, loss_curves_figure
+from nanoscale.report.style import save, svg
+
+__all__ = [
+    "heatmap_figure",
+    "law_figure",
+    "lines_figure",
+    "loss_curves_figure",
+    "save",
+    "svg",
+    "write_report",
+]

@@ -1,0 +1,207 @@
+"""How every figure looks: colours, axes, ticks, and the way to SVG.
+
+The one idea: a figure is drawn once, in named colours. In a page each name is a CSS variable, so
+the same SVG is legible on paper, on a light and on a dark screen; in a file it is the light one.
+Sizes are ordered, so their colours run through lightness as well as hue (colour-blind safe).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context, rcdefaults, rcParams
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+from nanoscale.errors import UserError, disk_errors
+
+# name -> (light, dark); what is drawn is the light one, and no two names share it
+COLOURS = {
+    "paper": ("#fdfdfc", "#15171a"),
+    "ink": ("#1f2328", "#e6e8eb"),
+    "muted": ("#68707b", "#9aa2ad"),
+    "rule": ("#e3e4e2", "#2d3137"),
+    "accent": ("#b3541e", "#f0a36b"),
+    "s1": ("#36ada1", "#0d8d82"),
+    "s2": ("#009da6", "#1e99a0"),
+    "s3": ("#008ba8", "#3ca3bd"),
+    "s4": ("#0078a8", "#5cabd6"),
+    "s5": ("#1f63a3", "#7db3ec"),
+    "s6": ("#344e99", "#9fbafd"),
+    "s7": ("#413889", "#c1c1ff"),
+    "s8": ("#472275", "#e1c9ff"),
+    "h1": ("#edf5fb", "#1d262e"),
+    "h2": ("#c8dbeb", "#2c3d4c"),
+    "h3": ("#a4c1da", "#3a556b"),
+    "h4": ("#80a8c9", "#496f8c"),
+    "h5": ("#5b90b7", "#598aae"),
+    "h6": ("#3278a5", "#68a5d1"),
+    "h7": ("#006093", "#77c2f6"),
+}
+LIGHT = {name: pair[0] for name, pair in COLOURS.items()}
+PAPER, INK, MUTED, RULE, ACCENT = (LIGHT[k] for k in ("paper", "ink", "muted", "rule", "accent"))
+SIZES = [LIGHT[f"s{i}"] for i in range(1, 9)]
+HEAT = [LIGHT[f"h{i}"] for i in range(1, 8)]  # worst to best
+
+RC = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nanoscale",
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3.5,
+    "ytick.major.size": 3.5,
+    "xtick.minor.width": 0.4,
+    "xtick.minor.size": 2,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "lines.solid_capstyle": "round",
+    "lines.dash_capstyle": "butt",
+    "hatch.linewidth": 0.6,
+}
+
+
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and write in this style alone, whatever the process has set, and leave no trace."""
+    with rc_context():
+        rcdefaults()
+        rcParams.update(RC)
+        yield
+
+
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure (inches) with its own Agg canvas; pyplot's state is never touched."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def svg(figure: Figure, prefix: str = "") -> str:
+    """The figure as one `<svg>` element for a page: colours are variables, fonts are the page's.
+
+    `prefix` keeps the ids of several figures of one page apart. Equal figures give equal text.
+    """
+    buffer = io.StringIO()
+    with styled():
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].rstrip()
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"; font-family: [^\";]*", "", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for name, colour in LIGHT.items():
+        text = text.replace(colour, f"var(--{name}, {colour})")
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write the figure in the format of the path's ending (png, pdf, svg), atomically."""
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise UserError(f"cannot draw {path.name!r}; end the name in .png, .pdf or .svg")
+    with disk_errors(path), styled():
+        part = path.with_name(f".{path.name}.part")
+        undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        figure.savefig(part, format=kind, dpi=200, metadata=undated.get(kind))
+        os.replace(part, path)
+    return path
+
+
+def size_colours(n: int) -> list[str]:
+    """`n` colours from the smallest to the largest; neighbours share one beyond eight."""
+    places = np.linspace(0, len(SIZES) - 1, n) if n > 1 else [len(SIZES) - 3]
+    return [SIZES[round(float(p))] for p in places]
+
+
+def quantity(value: float) -> str:
+    """`value` for a tick: 0.003, 250, 2×10¹⁴."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.6g}".replace("-", "−")
+    exponent = math.floor(math.log10(abs(value)) + 1e-9)
+    mantissa = f"{value / 10**exponent:.4g}"
+    power = "10" + str(exponent).translate(SUPERSCRIPTS)
+    return power if mantissa == "1" else f"{mantissa}×{power}"
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Four to eight round numbers of [low, high], evenly spread on a log axis if it is long."""
+    if high / low < 5:
+        ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        return [float(t) for t in ticks if low <= t <= high]
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
+        if len(ticks) <= 8:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / 8)]
+
+
+def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
+    """Make the x or y axis logarithmic from `low` to `high`, with round numbers on it."""
+    set_scale, set_lim = getattr(axes, f"set_{which}scale"), getattr(axes, f"set_{which}lim")
+    axis = getattr(axes, f"{which}axis")
+    set_scale("log")
+    set_lim(low, high)
+    ticks_on(axis, log_ticks(low, high))
+
+
+def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None) -> None:
+    """Exactly these ticks, with the quantities themselves as labels unless given."""
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter(labels or [quantity(t) for t in ticks]))
+    axis.set_minor_locator(NullLocator())
+
+
+def headed(axes: Axes, title: str, y_label: str) -> None:
+    """Title and the quantity on y above the axes, both to be read without turning the head."""
+    lines = [(title, INK, "bold", 9.5), (y_label, MUTED, "normal", 9)]
+    for row, (text, colour, weight, size) in enumerate(reversed([t for t in lines if t[0]])):
+        axes.annotate(
+            text, (0, 1), (0, 8 + 14 * row), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", color=colour, weight=weight, size=size,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """`places` moved apart to at least `gap`, in order and with their middle kept."""
+    order = np.argsort(places, kind="stable")
+    moved = np.array(places, float)[order]
+    for _ in range(200):
+        short = np.maximum(gap - np.diff(moved), 0)
+        if short.max(initial=0) < gap * 1e-3:
+            break
+        moved[:-1] -= short / 2
+        moved[1:] += short / 2
+    result = np.empty(len(moved))
+    result[order] = moved
+    return result.tolist()

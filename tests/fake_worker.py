@@ -1,0 +1,99 @@
+"""A worker without torch: the files of a run in milliseconds, or the misbehaviour that is asked for.
+
+`main(["run", FOLDER])` follows the contract of `nanoscale run`. What a run does is coded in a value
+of beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from nanoscale.counting import flops_per_iter, parameter_counts
+from nanoscale.records import (
+    COMPLETE,
+    DIVERGED,
+    LOG,
+    METRICS,
+    ROWS,
+    RUNNING,
+    WAITING,
+    RunFolder,
+    owner,
+    row_line,
+    write_json,
+)
+
+TINY = {"dataset": "toy", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2,
+        "gradient_accumulation_steps": 1, "max_iters": 5, "device": "cpu"}
+CRASH, DIE, SLOW, DIVERGE, REFUSE = 0.11, 0.22, 0.33, 0.44, 0.55  # values of beta1
+
+
+def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
+    """A dataset of 16 symbols in `root`/data."""
+    folder = root / "data" / name
+    folder.mkdir(parents=True)
+    for split in ("train", "val"):
+        ids = [i * i % 16 for i in range(tokens)]
+        (folder / f"{split}.bin").write_bytes(b"".join(i.to_bytes(2, "little") for i in ids))
+    splits = {split: {"tokens": tokens, "bytes": tokens} for split in ("train", "val")}
+    (folder / "meta.json").write_text(json.dumps({
+        "schema": 1, "dataset": name, "kind": "char", "vocab_size": 16, "splits": splits,
+        "itos": [chr(97 + i) for i in range(16)]}))
+    return folder
+
+
+def main(arguments: list[str]) -> int:
+    """Run the folder; the exit code of `nanoscale run`."""
+    folder = RunFolder(arguments[1])
+    config = folder.spec().config
+    first = folder.status()["checkpoint_step"] or 0
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    print(f"pid {os.getpid()} threads {os.environ.get('OMP_NUM_THREADS')} from {first}")
+    folder.set_status(state=RUNNING, step=first, **owner())
+    with open(folder / "starts.txt", "a") as file:
+        file.write(f"{os.getpid()} {first}\n")
+    if config.beta1 == CRASH:
+        raise RuntimeError("this run crashes")
+    if config.beta1 == REFUSE:
+        print("error: the data are gone; prepare them again", file=sys.stderr)
+        return 2
+    for step in range(first + 1, config.max_iters + 1):
+        with open(folder / ROWS, "a") as file:
+            file.write(row_line({"step": step, "train_loss": 5.0 / step,
+                                 "tokens_per_second": 1e4}))
+        folder.set_status(step=step, checkpoint_step=step)
+        if config.beta1 == DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if config.beta1 == SLOW:
+            time.sleep(0.05)
+        if stopped:
+            folder.set_status(state=WAITING)
+            return 130
+    return finish(folder)
+
+
+def finish(folder: RunFolder) -> int:
+    """Write what a finished run leaves."""
+    config = folder.spec().config
+    diverged = config.beta1 == DIVERGE
+    counts, flops = parameter_counts(config), config.max_iters * flops_per_iter(config)
+    loss = None if diverged else 1.5 + 90.0 / flops ** 0.3 + 0.001 * (config.seed % 7)
+    state = DIVERGED if diverged else COMPLETE
+    write_json(folder / METRICS, {
+        "schema": 1, "status": state, "val_loss": loss, "best_val_loss": loss, "flops": flops,
+        "total_params": counts["total"], "params": {"by_convention": counts},
+        "iter_num": config.max_iters, "tokens_seen": config.max_iters * config.tokens_per_iter,
+        "tokens_per_second": 1e4, "wall_seconds": 0.01, "config": config.to_dict(),
+        "numerics": {"device": "cpu", "threads": config.threads}})
+    folder.set_status(state=state)
+    return 1 if diverged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

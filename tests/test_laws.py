@@ -1,0 +1,333 @@
+"""The power law against planted truths, an independent solver, and worlds of known noise."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from nanoscale.errors import UserError
+from nanoscale.laws import PowerLaw, fit_power_law, solver
+from nanoscale.laws.bootstrap import noise_of, resampled, seed_noise, widened
+from nanoscale.laws.forms import number, power_law, to_params, to_theta
+
+FEW = 200  # resamples, where the interval itself is not judged
+
+
+def ladder(n_sizes=6, *, E=1.5, reducible=1.5, g=0.15, span=100.0, seeds=3, x0=2e13):
+    """(law, x, size, seed) of a ladder with `seeds` seeds at its second and last but one size."""
+    sizes = np.geomspace(x0, x0 * span, n_sizes)
+    law = PowerLaw(E, reducible * np.exp(g * np.log(sizes).mean()), g)
+    extra = [i for i in (1, n_sizes - 2) for _ in range(seeds - 1)]
+    size = np.array([*range(n_sizes), *extra])
+    seed = [1337] * n_sizes + list(range(2 * (seeds - 1)))
+    return law, sizes[size], [f"s{i}" for i in size], seed
+
+
+def noisy(law, x, sd, rng):
+    return law(x) * np.exp(sd * rng.standard_normal(len(x)))
+
+
+def world(sd=0.002, rng_seed=0, **kwargs):
+    law, x, size, seed = ladder(**kwargs)
+    return x, noisy(law, x, sd, np.random.default_rng(rng_seed)), size, seed
+
+
+def fit(x, loss, size=None, seed=None, **kwargs):
+    return fit_power_law(x, loss, size=size, seed=seed, **{"resamples": FEW, **kwargs})
+
+
+@pytest.mark.parametrize("g", [0.03, 0.08, 0.2, 0.5, 1.2])
+@pytest.mark.parametrize(("E", "reducible"), [(0.3, 0.2), (1.5, 1.5), (3.0, 0.6), (0.9, 4.0)])
+def test_a_law_without_noise_is_recovered_exactly(E, reducible, g):
+    law, x, _, _ = ladder(E=E, reducible=reducible, g=g, seeds=1)
+    found = fit(x, law(x))
+    assert found.params == pytest.approx({"E": law.E, "K": law.K, "g": law.g}, rel=1e-8)
+    assert found.status == "converged"
+    assert found.agreement_of_starts == 1
+    assert found.ci95["g"] == pytest.approx([g, g], rel=1e-5)
+
+
+def test_a_law_without_floor_is_recovered_at_its_bound():
+    law, x, _, _ = ladder(E=0.0, g=0.1, seeds=1)
+    found = fit(x, law(x))
+    assert found.params["E"] == pytest.approx(0, abs=1e-9)
+    assert found.params["g"] == pytest.approx(0.1, rel=1e-8)
+    assert "E" in found.not_identified
+
+
+def scipy_best(u, y, delta, starts):
+    """The lowest Huber cost that scipy's trust region finds from many starts."""
+    optimize = pytest.importorskip("scipy.optimize")
+    lower, upper = solver.LOWER, np.where(np.isfinite(solver.UPPER), solver.UPPER, 1e3)
+    costs = []
+    for start in starts:
+        result = optimize.least_squares(
+            lambda t: y - np.log(power_law(t, u)), np.clip(start, lower + 1e-9, upper - 1e-9),
+            bounds=(lower, upper), loss="huber", f_scale=delta, x_scale="jac",
+            xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400,
+        )  # fmt: skip
+        costs.append(result.cost)
+    return min(costs)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 4e-3, np.inf])
+def test_scipy_never_finds_a_lower_objective(delta):
+    rng = np.random.default_rng(1)
+    law, x, _, _ = ladder()
+    u = np.log(x) - np.log(x).mean()
+    for sd, outlier in ((0.002, 0.0), (0.01, 0.0), (0.004, 0.1)):
+        y = np.log(noisy(law, x, sd, rng))
+        y[rng.integers(len(y))] += outlier
+        y -= y.mean()
+        found = solver.solve(u, y[None], delta, 32)
+        starts = solver.projected_starts(u, np.exp(y[None]), 6)[0]
+        best = scipy_best(u, y, min(delta, 1e3), starts)
+        assert found.converged[0]
+        assert found.objective[0] <= best * (1 + 1e-9)
+
+
+def test_three_starts_per_resample_are_as_good_as_thirty_two():
+    rng = np.random.default_rng(2)
+    law, x, _, _ = ladder()
+    u, y = np.log(x) - np.log(x).mean(), np.log(law(x)) - np.log(law(x)).mean()
+    draws = y + 0.006 * rng.standard_normal((300, len(x)))
+    few, many = (solver.solve(u, draws, 0.008, n) for n in (3, 32))
+    assert few.converged.all() and many.converged.all()
+    assert (few.objective <= many.objective * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize(("seeds", "n_sizes"), [(3, 6), (1, 8)])
+def test_the_95_percent_interval_of_g_covers(seeds, n_sizes):
+    rng = np.random.default_rng(3)
+    law, x, size, seed = ladder(n_sizes, seeds=seeds)
+    worlds, held = 120, {"E": 0, "g": 0, "curve": 0}
+    for _ in range(worlds):
+        found = fit(x, noisy(law, x, 0.003, rng), size, seed)
+        for name, value in (("E", law.E), ("g", law.g)):
+            low, high = found.ci95[name]
+            held[name] += low <= value <= high
+        end = {k: found.curve[k][-1] for k in ("x", "lo", "hi")}
+        held["curve"] += end["lo"] <= law(end["x"]) <= end["hi"]
+    assert min(held.values()) >= 0.93 * worlds, held
+
+
+def test_resamples_know_their_noise_only_to_its_degrees_of_freedom():
+    y = np.zeros(9)
+    noise = noise_of(np.array([1.0, -1, 1, -1, 1, -1, 1, -1, 0]), np.arange(9), y, 3)
+    draws = resampled(y, noise, 40_000, 0)
+    # each loss is Student's t with 6 degrees of freedom: variance 6 / 4 of the squared sd
+    assert draws.var() == pytest.approx(noise.used**2 * 1.5, rel=0.05)
+
+
+def test_seed_noise_is_pooled_within_sizes_and_measured_from_three_seeds_at_two():
+    y = np.array([0.0, 1, 2, 10, 11, 12, 20])
+    size = np.array([0, 0, 0, 1, 1, 1, 2])
+    sd, dof, measured = seed_noise(y, size)
+    assert (sd, dof, measured) == (1.0, 4, True)
+    assert seed_noise(y[:5], size[:5]) == (pytest.approx(np.sqrt(2.5 / 3)), 3, False)
+    assert seed_noise(y[:2], np.array([0, 1])) == (None, 0, False)
+
+
+def test_the_larger_noise_is_used_and_seeds_only_once_measured():
+    x, loss, size, seed = world()
+    loss = loss * np.where(np.array(seed) == 1, np.exp(0.02), 1)
+    found = fit(x, loss, size, seed).noise
+    assert found["seeds_measured"]
+    assert found["used"] == max(found["seed_sd"], found["residual_sd"])
+    x, loss, size, seed = world(seeds=2)
+    found = fit(x, loss, size, seed).noise
+    assert not found["seeds_measured"]
+    assert found["used"] == found["residual_sd"]
+
+
+def test_noisier_seeds_widen_the_interval_and_more_seeds_narrow_it():
+    def width(**kwargs):
+        fits = [fit(*world(rng_seed=i, **kwargs)) for i in range(8)]
+        return np.median([f.ci95_noise["g"][1] - f.ci95_noise["g"][0] for f in fits])
+
+    assert width(sd=0.004) > 1.5 * width(sd=0.002)
+    assert width(sd=0.002, seeds=3) < 0.85 * width(sd=0.002, seeds=1)
+
+
+def test_dropping_the_smallest_sizes_stretches_the_interval_over_the_refits():
+    law, x, size, seed = ladder(8, span=300)
+    drift = 1 + 0.05 * (x / x.min()) ** -0.8  # small sizes do worse than the law
+    loss = noisy(law, x, 0.001, np.random.default_rng(0)) * drift
+    found = fit(x, loss, size, seed)
+    assert [d["sizes_dropped"] for d in found.dropped] == [1, 2, 3, 4]
+    assert [d["n_points"] for d in found.dropped] == [11, 8, 7, 6]
+    for name in ("E", "K", "g"):
+        ends = [*found.ci95_noise[name], *(d["params"][name] for d in found.dropped)]
+        assert found.ci95[name] == [min(ends), max(ends)]
+    assert found.ci95["g"][0] < 0.9 * found.ci95_noise["g"][0]
+    again = fit(x[x > x.min()], loss[x > x.min()], resamples=100, delta=found.delta)
+    assert again.params == pytest.approx(found.dropped[0]["params"], rel=1e-6)
+    end = found.curve["x"][-1]
+    refits = [PowerLaw(**d["params"])(end) for d in found.dropped]
+    assert found.curve["lo"][-1] <= min(refits)
+    assert found.curve["hi"][-1] >= max(refits)
+
+
+def test_widened_ignores_refits_that_are_not_there():
+    ends = np.array([[1.0, 1], [2, 2]])
+    others = np.array([[0.5, np.nan], [1.5, np.nan]])
+    assert widened(ends, others).tolist() == [[0.5, 1], [2, 2]]
+    assert widened(ends, np.empty((0, 2))).tolist() == ends.tolist()
+
+
+def test_a_sound_ladder_is_silent():
+    found = fit(*world(sd=0.0015))
+    assert (found.status, found.not_identified, found.warnings) == ("converged", {}, [])
+    assert len(found.summary()) == 3
+    law = ladder()[0]
+    assert found.params["g"] == pytest.approx(law.g, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "status"),
+    [
+        (lambda: world(E=0.0, sd=0.003), ["E"], "not_identified"),
+        (lambda: world(sd=0.03, rng_seed=1), ["E", "K", "g"], "not_identified"),
+        (lambda: (np.geomspace(1, 100, 6), [3.01, 3.07, 3.13, 3.21, 3.3, 3.37]), None, "bound_hit"),
+        (lambda: (np.geomspace(1, 100, 6), [3.17, 2.3, 2.31, 2.29, 2.3, 2.29]), None, "bound_hit"),
+    ],
+)
+def test_what_the_runs_do_not_pin_down_is_not_identified(case, names, status):
+    found = fit(*case())
+    assert found.status == status
+    assert {"K", "g"} <= set(found.not_identified) if names is None else True
+    assert names in (None, list(found.not_identified))
+    lines = found.summary()
+    for name in found.not_identified:
+        assert any(line.startswith(f"{name}: not identified (") for line in lines)
+    assert f"/ C^{'g' if 'g' in found.not_identified else ''}" in lines[0]
+
+
+def test_the_interval_decides_what_is_identified():
+    wide, narrow = fit(*world(sd=0.03, rng_seed=1)), fit(*world(sd=0.001))
+    assert wide.ci95["g"][1] > 4 * wide.ci95["g"][0]
+    assert narrow.ci95["g"][1] < 4 * narrow.ci95["g"][0]
+    no_floor = fit(*world(E=0.0, sd=0.003))
+    assert no_floor.ci95["E"][0] == 0
+
+
+def test_a_start_never_passes_as_a_fit(monkeypatch):
+    monkeypatch.setattr(solver, "MAX_ITER", 0)
+    found = fit(*world())
+    assert found.status == "max_iter"
+    assert set(found.not_identified) == {"E", "K", "g"}
+    assert found.agreement_of_starts == 0
+    assert any("starts agree" in w for w in found.warnings)
+    assert any("resamples did not converge" in w for w in found.warnings)
+    assert found.to_json()["ci95"]["g"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("word", "loud"),
+    [
+        ("seed noise is not measured", lambda: world(seeds=2)),
+        ("rounded to 3 decimals", lambda: (w := world(), (w[0], np.round(w[1], 3), *w[2:]))[1]),
+        ("times the seed noise", lambda: bent()),
+    ],
+)
+def test_each_warning_speaks_when_it_should(word, loud):
+    assert [word in w for w in fit(*loud()).warnings].count(True) == 1
+
+
+def bent():
+    """Losses whose sizes alternate around the law by far more than their seeds do."""
+    x, loss, size, seed = world(sd=0.0005)
+    return x, loss * np.where(np.isin(size, ["s0", "s2", "s5"]), 1.02, 1), size, seed
+
+
+def test_the_order_of_rows_does_not_matter():
+    x, loss, size, seed = world(sd=0.004)
+    order = np.random.default_rng(5).permutation(len(x))
+    turned = fit(x[order], loss[order], [size[i] for i in order], [seed[i] for i in order])
+    assert turned.to_json() == fit(x, loss, size, seed).to_json()
+
+
+def test_the_units_of_x_and_of_the_loss_do_not_matter():
+    x, loss, size, seed = world()
+    a, b = fit(x, loss, size, seed), fit(x * 1000, loss / np.log(2), size, seed)
+    g = a.params["g"]
+    scaled = {"E": a.params["E"] / np.log(2), "K": a.params["K"] / np.log(2) * 1000**g, "g": g}
+    assert b.params == pytest.approx(scaled, rel=1e-6)
+    assert b.ci95["g"] == pytest.approx(a.ci95["g"], rel=1e-6)
+    assert b.objective == pytest.approx(a.objective, rel=1e-9)
+
+
+def test_an_outlier_moves_the_law_less_than_least_squares():
+    law, x, size, seed = ladder(8, seeds=1)
+    loss = noisy(law, x, 0.001, np.random.default_rng(0))
+    loss[6] *= 1.05
+    robust, squares = fit(x, loss, size, seed), fit(x, loss, size, seed, delta=10.0)
+    assert abs(robust.params["g"] - law.g) < abs(squares.params["g"] - law.g) / 2
+
+
+X6 = np.geomspace(1e13, 1e15, 6)
+L6 = [4.0, 3.6, 3.3, 3.05, 2.85, 2.7]
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "kwargs"),
+    [
+        ("3 sizes are too few", (X6[:3], L6[:3]), {}),
+        ("0 sizes are too few", ([], []), {}),
+        ("3 sizes are too few", (X6, L6), {"size": list("aabbcc")}),
+        ("all runs have N = 5", ([5] * 6, L6), {"x_name": "N"}),
+        ("leave diverged and unfinished runs out", (X6, [*L6[:5], None]), {}),
+        ("first: inf in row 5", (X6, [*L6[:5], float("inf")]), {}),
+        ("first: 0.0 in row 0", ([0, *X6[1:]], L6), {}),
+        ("first: -1.0 in row 2", (X6, [*L6[:2], -1, *L6[3:]]), {}),
+        ("loss must be a list of numbers", (X6, ["x"] * 6), {}),
+        ("differ in length (C 6, loss 5", (X6, L6[:5]), {}),
+        ("size 'a' with seed 1 appears twice", ([*X6, X6[5]], [*L6, 2.7]),
+         {"size": list("bcdefaa"), "seed": [1] * 7}),
+        ("delta = -1", (X6, L6), {"delta": -1}),
+        ("10 resamples are too few", (X6, L6), {"resamples": 10}),
+    ],
+)  # fmt: skip
+def test_bad_runs_are_refused_in_one_line(message, args, kwargs):
+    with pytest.raises(UserError) as error:
+        fit_power_law(*args, **kwargs)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_record_is_plain_json_at_full_precision():
+    x, loss, size, seed = world(seeds=1)
+    found = fit(x, loss, size, seed, x_name="N")
+    record = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert record == found.to_json()
+    assert record["params"] == found.params
+    assert record["noise"]["seed_sd"] is None
+    assert [p["loss"] for p in record["points"]] == loss.tolist()
+    assert record["equation"].startswith("L(N) = 1.")
+    curve = record["curve"]
+    assert curve["x"][0] == pytest.approx(0.7 * x.min())
+    assert curve["x"][-1] == pytest.approx(10 * x.max())
+    assert all(a <= b <= c for a, b, c in zip(*(curve[k] for k in ("lo", "loss", "hi")), strict=True))
+    assert found(x[0]) == pytest.approx(record["points"][0]["fitted"])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1.23456, 0.031, "1.23"), (1.23456, 0.012, "1.235"), (286.4, 42.0, "286"),
+        (0.12345, 0.0041, "0.123"), (4.56e7, 2e6, "4.56e7"), (4.5, None, "4.500"),
+        (0.0, 0.1, "0.00"), (float("nan"), 0.1, "n/a"), (None, None, "n/a"), (99.97, 0.5, "100.0"),
+    ],
+)  # fmt: skip
+def test_digits_follow_the_standard_error(value, error, text):
+    assert number(value, error) == text
+
+
+def test_parameters_survive_the_way_to_the_solver_and_back():
+    law = PowerLaw(1.5, 286.0, 0.16)
+    theta = to_theta(law, 32.0, 2.5)
+    assert to_params(theta, 32.0, 2.5) == pytest.approx([law.E, law.K, law.g])
+    u = np.array([-1.0, 0, 2])
+    assert power_law(theta, u) * 2.5 == pytest.approx(law(np.exp(u + 32.0)))
