@@ -59,10 +59,11 @@ def parse(arguments: Sequence[str]) -> SampleOptions:
     values = {key: f.default for key, f in FIELDS.items()}
     for argument in arguments:
         if argument.startswith("-"):
-            key, equals, value = argument.removeprefix("--").partition("=")
+            key, equals, value = argument.lstrip("-").partition("=")
             check_key(key, f"--{key}")
             if not (argument.startswith("--") and equals):
-                raise UserError(f"{argument}: flags are written --key=value")
+                raise UserError(f"{argument}: flags are written --key=value, as in --{key}="
+                                f"{FIELDS[key].default!r}")
             typed, place = {key: unquoted(value) if key == "start" else value}, "--"
         else:
             typed, place = read_file(argument, values).values, f"{argument}: "
@@ -242,7 +243,7 @@ def draw(path: Path, config: ExperimentConfig, dataset: Dataset, ids: Sequence[i
     import torch
 
     from nanoscale.distributed import pick_device
-    from nanoscale.training import DTYPES, decide_numerics
+    from nanoscale.runtime import DTYPES, decide_numerics
 
     config = replace(config, device=options.device, dtype=options.dtype, compile=options.compile)
     device = pick_device(config)

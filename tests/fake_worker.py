@@ -1,7 +1,7 @@
-"""A worker without torch: the files of a run in milliseconds, or the misbehaviour that is asked for.
+"""A worker without torch: a run's files in milliseconds, or the misbehaviour that is asked for.
 
-`main(["run", FOLDER])` follows the contract of `nanoscale run`. What a run does is coded in a value
-of beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs.
+`main(["run", FOLDER])` follows the contract of `nanoscale run`. What a run does is coded in its
+beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from nanoscale.counting import flops_per_iter, parameter_counts
 from nanoscale.records import (
     COMPLETE,
     DIVERGED,
-    LOG,
     METRICS,
     ROWS,
     RUNNING,

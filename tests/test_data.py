@@ -107,7 +107,8 @@ def test_a_batch_is_its_samples_in_any_order_and_split(order):
     fresh = Sampler(tokens, 16, 7, order)
     for i in (59, 0, 31, 30, 12):
         one_x, one_y = fresh.batch(20 + i, 1)
-        assert (one_x[0] == x[i]).all() and (one_y[0] == y[i]).all()
+        assert (one_x[0] == x[i]).all()
+        assert (one_y[0] == y[i]).all()
     for cut in (1, 13, 40, 59):
         parts = fresh.batch(20 + cut, 60 - cut), fresh.batch(20, cut)
         assert np.array_equal(np.concatenate([parts[1][0], parts[0][0]]), x)
@@ -119,8 +120,10 @@ def test_batches_are_shifted_slices_of_the_file(order, tmp_path):
     folder = nanogpt_folder(tmp_path / "cats")
     tokens = np.memmap(folder / "train.bin", np.uint16, "r")
     x, y = Sampler(tokens, 5, 3, order).batch(0, 50)
-    assert x.dtype == y.dtype == np.int64 and x.shape == y.shape == (50, 5)
-    assert x.flags.c_contiguous and y.flags.c_contiguous
+    assert x.dtype == y.dtype == np.int64
+    assert x.shape == y.shape == (50, 5)
+    assert x.flags.c_contiguous
+    assert y.flags.c_contiguous
     slices = {tuple(tokens[i : i + 6].tolist()) for i in range(len(tokens) - 5)}
     assert all((*a, b[-1]) in slices for a, b in zip(x.tolist(), y.tolist(), strict=True))
     assert (x[:, 1:] == y[:, :-1]).all()
@@ -151,7 +154,8 @@ def test_an_epoch_holds_each_window_once(n):
         starts = starts_of(sampler, epoch * size, size)
         phase = min(starts)
         assert sorted(starts) == list(range(phase, phase + size * 8, 8))
-        assert max(starts) + 8 < n and phase < 8
+        assert max(starts) + 8 < n
+        assert phase < 8
         orders.add(tuple(s - phase for s in starts))
         phases.add(phase)
     assert phases == set(range(min(8, n - size * 8)))
@@ -171,8 +175,11 @@ def test_short_splits_and_unknown_orders_are_refused(tmp_path):
     n = len(tokens)
     Sampler(tokens, n - 1, 0, "random").batch(0, 3)
     message = refusal(Sampler, tokens, n, 0, "random")
-    assert "train.bin" in message and f"{n} tokens" in message and f"block_size={n}" in message
-    assert f"{n + 1}" in message and "lower block_size" in message
+    assert "train.bin" in message
+    assert f"{n} tokens" in message
+    assert f"block_size={n}" in message
+    assert f"{n + 1}" in message
+    assert "lower block_size" in message
     assert "'epochs'" in refusal(Sampler, tokens, 8, 0, "epochs")
     assert "evaluated split" in refusal(evaluation_windows, 8, 8, 4)
 
@@ -180,7 +187,7 @@ def test_short_splits_and_unknown_orders_are_refused(tmp_path):
 # --- evaluation windows ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n,block_size", [(9, 8), (16, 8), (17, 8), (1000, 8), (111540, 64)])
+@pytest.mark.parametrize(("n", "block_size"), [(9, 8), (16, 8), (17, 8), (1000, 8), (111540, 64)])
 @pytest.mark.parametrize("limit", [1, 2, 7, 124, 10**6])
 def test_evaluation_windows_are_distinct_even_and_fixed(n, block_size, limit):
     every = [s for s in range(0, n, block_size) if s + block_size + 1 <= n]
@@ -233,7 +240,8 @@ def test_bytes_per_token_are_counted(tmp_path):
 def test_a_folder_without_meta_is_gpt2(tmp_path, monkeypatch):
     folder = nanogpt_folder(tmp_path / "bare", meta=False)
     bare = open_dataset(str(folder))
-    assert bare.vocab_size == 50304 and bare.meta["kind"] == "gpt2"
+    assert bare.vocab_size == 50304
+    assert bare.meta["kind"] == "gpt2"
     assert bare.bytes_per_token == {"train": None, "val": None}
 
     monkeypatch.setitem(sys.modules, "tiktoken", None)
@@ -265,7 +273,10 @@ def test_a_tiktoken_without_its_table_is_refused(tmp_path, monkeypatch):
 def test_unknown_characters_are_named(tmp_path):
     cats = open_dataset(str(nanogpt_folder(tmp_path / "cats")))
     message = refusal(cats.encode, "the café costs 5€")
-    assert "'é'" in message and "'€'" in message and "'5'" in message and "'t'" not in message
+    assert "'é'" in message
+    assert "'€'" in message
+    assert "'5'" in message
+    assert "'t'" not in message
     assert str(cats.vocab_size) in message
 
 
@@ -293,7 +304,8 @@ def test_unprepared_and_misspelt_names_get_the_remedy(tmp_path, monkeypatch):
     assert "prepare text --input FILE`" in refusal(open_dataset, "text")
     assert "--out there/synthetic`" in refusal(open_dataset, "synthetic", "there")
     message = refusal(open_dataset, "shakespear_char")
-    assert "'shakespear_char'" in message and "did you mean 'shakespeare_char'" in message
+    assert "'shakespear_char'" in message
+    assert "did you mean 'shakespeare_char'" in message
     nanogpt_folder(Path("data/notes"))
     assert "did you mean 'notes'" in refusal(open_dataset, "ntes")
     for odd in ("", "x" * 5000, "no/such/thing", "a\0b"):
@@ -311,7 +323,8 @@ def test_pysource_carries_its_hash_in_its_name(tmp_path):
     opened = open_dataset(str(folder))
     assert opened.name == f"pysource-{opened.fingerprint[:8]}"
     assert opened.bytes_per_token == {"train": 1.0, "val": 1.0}
-    assert opened.encode("é") == [0xC3, 0xA9] and opened.decode([0xC3, 0xA9, 0xFF]) == "é\ufffd"
+    assert opened.encode("é") == [0xC3, 0xA9]
+    assert opened.decode([0xC3, 0xA9, 0xFF]) == "é\ufffd"
     assert "UTF-8" in refusal(opened.encode, "\udcff")
 
 
@@ -400,7 +413,8 @@ def test_damage_is_named_in_one_line(tmp_path, expected):
     folder = nanogpt_folder(tmp_path / "cats")
     DAMAGE[expected](folder)
     message = refusal(open_dataset, str(folder))
-    assert expected in message and "cats" in message
+    assert expected in message
+    assert "cats" in message
 
 
 @pytest.mark.parametrize(
@@ -448,7 +462,8 @@ def test_a_meta_of_bare_ids_trains_but_does_not_speak(tmp_path):
     folder = nanogpt_folder(tmp_path / "cats")
     (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 30}))
     cats = open_dataset(str(folder))
-    assert cats.vocab_size == 30 and cats.bytes_per_token == {"train": None, "val": None}
+    assert cats.vocab_size == 30
+    assert cats.bytes_per_token == {"train": None, "val": None}
     assert "names no symbols" in refusal(cats.encode, "the")
     assert "names no symbols" in refusal(cats.decode, [1])
 
@@ -484,7 +499,8 @@ def test_code_in_a_meta_pkl_never_runs(tmp_path, protocol):
         raw = pickle.dumps({"vocab_size": 20, "itos": attack}, protocol=protocol)
         (folder / "meta.pkl").write_bytes(raw)
         message = refusal(open_dataset, str(folder))
-        assert "holds code" in message and "was not loaded" in message
+        assert "holds code" in message
+        assert "was not loaded" in message
         assert not proof.exists()
     pickle.loads(raw)  # the attack is a real one
     assert proof.exists()

@@ -71,13 +71,15 @@ def assert_nanogpts(folder: Path, text: str) -> None:
 def test_shakespeare_is_nanogpts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = prepare.prepare("shakespeare_char", input=str(SHAKESPEARE))
-    assert folder == Path("data/shakespeare_char") and listing(folder) == FILES
+    assert folder == Path("data/shakespeare_char")
+    assert listing(folder) == FILES
     assert_nanogpts(folder, SHAKESPEARE.read_text())
     printed = capsys.readouterr().out
     for line in ("vocab size: 65", "train has 1,003,854 tokens", "val has 111,540 tokens"):
         assert line in printed.splitlines()
     opened = open_dataset("shakespeare_char")
-    assert opened.vocab_size == 65 and opened.meta["kind"] == "char"
+    assert opened.vocab_size == 65
+    assert opened.meta["kind"] == "char"
     assert opened.bytes_per_token == {"train": 1.0, "val": 1.0}
     assert {s: len(t) for s, t in opened.tokens.items()} == {"train": 1003854, "val": 111540}
     (folder / "meta.json").unlink()
@@ -103,7 +105,8 @@ def test_another_file_is_not_shakespeare(tmp_path):
     other.write_text("Shall I compare thee to a summer's day?")
     out = tmp_path / "new" / "out"
     message = refusal(prepare.prepare, "shakespeare_char", input=str(other), out=out)
-    assert str(other) in message and f"nanoscale data prepare text --input {other}" in message
+    assert str(other) in message
+    assert f"nanoscale data prepare text --input {other}" in message
     assert listing(tmp_path) == ["sonnets.txt"]
 
 
@@ -124,7 +127,8 @@ def test_a_download_of_something_else_is_refused(tmp_path, monkeypatch):
     login_page = io.BytesIO(b"<html>log in</html>")
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: login_page)
     message = refusal(prepare.prepare, "shakespeare_char", out=tmp_path / "x")
-    assert "is not tinyshakespeare" in message and "--input FILE" in message
+    assert "is not tinyshakespeare" in message
+    assert "--input FILE" in message
     assert listing(tmp_path) == []
 
 
@@ -169,13 +173,16 @@ def test_pysource_against_brute_force(tmp_path, capsys):
         assert tokens_of(out, split).tolist() == list(stream)
     assert "kept 60 documents, dropped 1 exact duplicates" in capsys.readouterr().out
     opened = open_dataset(str(out))
-    assert opened.vocab_size == 256 and opened.meta["kind"] == "byte"
+    assert opened.vocab_size == 256
+    assert opened.meta["kind"] == "byte"
     assert opened.name == f"pysource-{opened.fingerprint[:8]}"
     source = opened.meta["source"]
     assert (source["documents"], source["duplicates"], source["unreadable"]) == (60, 1, 0)
     with open(out / "meta.pkl", "rb") as file:
         meta = pickle.load(file)
-    assert meta["vocab_size"] == 256 and meta["itos"][65] == "A" and meta["stoi"]["A"] == 65
+    assert meta["vocab_size"] == 256
+    assert meta["itos"][65] == "A"
+    assert meta["stoi"]["A"] == 65
 
 
 def test_pysource_does_not_depend_on_paths(tmp_path):
@@ -262,7 +269,8 @@ def test_a_text_of_ones_own_by_name(tmp_path, monkeypatch):
     assert listing(tmp_path / "data") == ["notes", *(f"notes/{name}" for name in FILES)]
     assert_nanogpts(Path("data/notes"), NOTES)
     notes = open_dataset("notes")
-    assert notes.name == "notes" and notes.meta["dataset"] == "text"
+    assert notes.name == "notes"
+    assert notes.meta["dataset"] == "text"
     cut = int(len(NOTES) * 0.9)
     assert notes.bytes_per_token["val"] == len(NOTES[cut:].encode()) / len(NOTES[cut:]) > 1
     assert prepare.prepare("text", input="notes.txt") == Path("data/text")
@@ -289,7 +297,8 @@ def test_an_alphabet_beyond_uint16_is_refused(tmp_path):
     file = tmp_path / "all.txt"
     file.write_bytes("".join(map(chr, range(0x10000, 0x20001))).encode())
     message = refusal(prepare.prepare, "text", input=str(file), kind="char", out=tmp_path / "out")
-    assert "65,537 distinct characters" in message and "--kind byte" in message
+    assert "65,537 distinct characters" in message
+    assert "--kind byte" in message
     file.write_bytes("".join(map(chr, range(0x10000, 0x20000))).encode())
     folder = prepare.prepare("text", input=str(file), kind="char", out=tmp_path / "out")
     assert tokens_of(folder, "val")[-1] == 65535
@@ -379,7 +388,8 @@ def chain() -> tuple[dict, dict]:
 def test_the_transitions_are_probabilities_with_structure():
     for seed in (0, 1337, 2**63 - 1):
         weights = synthetic.transition_weights(seed)
-        assert weights.shape == (32, 32) and weights.min() >= 1
+        assert weights.shape == (32, 32)
+        assert weights.min() >= 1
         assert (weights.sum(1) == 2**16).all()
     assert (synthetic.transition_weights(0) != synthetic.transition_weights(1)).any()
 
@@ -523,7 +533,8 @@ def test_a_file_in_the_way_is_named(tmp_path):
     file.write_text(NOTES)
     for out in (file, file / "below"):
         message = refusal(prepare.prepare, "text", input=str(file), out=out)
-        assert str(out) in message and "a file stands where a folder is needed" in message
+        assert str(out) in message
+        assert "a file stands where a folder is needed" in message
     assert listing(tmp_path) == ["notes.txt"]
 
 
@@ -573,7 +584,7 @@ def door(clone: Path, name: str, *args: str) -> subprocess.CompletedProcess:
     return done
 
 
-@pytest.mark.parametrize("name,args", [("text", ["--input", "notes.txt"]), ("synthetic", [])])
+@pytest.mark.parametrize(("name", "args"), [("text", ["--input", "notes.txt"]), ("synthetic", [])])
 def test_doors_write_beside_themselves_from_anywhere(clone, name, args):
     done = door(clone, name, *args)
     assert (done.returncode, done.stderr) == (0, "")
@@ -585,5 +596,6 @@ def test_doors_refuse_in_one_line(clone, name):
     before = listing(clone / "data" / name)
     done = door(clone, name, "--input=absent.txt", "--seed=1")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
     assert listing(clone / "data" / name) == before

@@ -19,7 +19,7 @@ from fake_worker import CRASH, DIE, DIVERGE, REFUSE, SLOW, TINY
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table
-from nanoscale.experiments.backends import ForkServer, Subprocess, Worker, worker_environment
+from nanoscale.experiments.backends import ForkServer, Subprocess, Worker
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.pool import Job
 from nanoscale.records import COMPLETE, RUNNING, RunFolder, owner
@@ -43,8 +43,8 @@ def a_runner(**options) -> ExperimentRunner:
 
 def starts(folder: RunFolder) -> list[tuple[int, int]]:
     """(pid, first step) of every process that ran this folder."""
-    return [tuple(map(int, line.split())) for line in (folder / "starts.txt").read_text().split("\n")
-            if line]
+    lines = (folder / "starts.txt").read_text().splitlines()
+    return [tuple(map(int, line.split())) for line in lines]
 
 
 def script(text: str) -> str:
@@ -402,8 +402,8 @@ def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))
     notebook = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_code_cell(SNIPPET),
-        nbformat.v4.new_code_cell("runner.run_grid('depth_study', {'max_iters': 1000}, "
-                                  "{'n_layer': [2]})")])
+        nbformat.v4.new_code_cell("runner.run_grid('depth', {'dataset': 'shakespeare_char', "
+                                  "'max_iters': 1000}, {'n_layer': [2]})")])
     nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     first, second = (cell.outputs for cell in notebook.cells)
     assert "[depth_study] 3 COMPLETE" in "".join(o.get("text", "") for o in first)
@@ -430,18 +430,33 @@ def test_the_door_is_the_packages_runner():
 
 # -- the fork server ----------------------------------------------------------------------------
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
-def test_with_torch_imported_the_server_has_one_thread_and_no_child():
-    slot = machine.slots("cpu", 1, 1)[0]
-    code = ("import psutil; from nanoscale.experiments.forkserver import may_fork, preload\n"
-            "preload(['nanoscale.cli', 'nanoscale.training']); import sys\n"
-            "print('torch._dynamo' in sys.modules, may_fork(), psutil.Process().children())")
-    told = subprocess.run([sys.executable, "-c", code], env=worker_environment(slot), text=True,
-                          capture_output=True, cwd=ROOT, check=True)
-    assert told.stdout.split("\n")[-2] == "True True []"
+@pytest.mark.parametrize("slot", [Slot({}), Slot({"OMP_NUM_THREADS": "2"})], ids=["gpu", "cpu"])
+def test_with_torch_imported_the_server_has_one_thread_and_no_child(slot, tmp_path, monkeypatch):
+    (tmp_path / "look.py").write_text(textwrap.dedent("""
+        import os, sys
+        server = os.getpid()
+        def main(arguments):
+            import psutil
+            parent = psutil.Process(server)
+            print("torch._dynamo" in sys.modules, os.getppid() == server, parent.num_threads(),
+                  len(parent.children()))
+        """))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run_one(ForkServer(Worker(entry="look:main")), tmp_path, slot)
+    assert (tmp_path / "log.txt").read_text() == "True True 1 1\n"
+
+
+def run_one(backend, folder: Path, slot: Slot) -> list:
+    """The exits of one run that is started on `slot`."""
+    backend.start(folder, slot)
+    exits: list = []
+    wait_for(lambda: exits.extend(backend.poll(0.1)) or exits)
+    backend.close()
+    return exits
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs os.sched_getaffinity")
-def test_a_run_has_its_slots_cpus_and_environment(tmp_path):
+def test_a_run_has_its_slots_cpus_and_environment(tmp_path, monkeypatch):
     one = sorted(os.sched_getaffinity(0))[:1]
     folder = tmp_path / "run"
     folder.mkdir()
@@ -449,15 +464,12 @@ def test_a_run_has_its_slots_cpus_and_environment(tmp_path):
         "import os\ndef main(arguments):\n"
         "    print(os.environ['COLOUR'], sorted(os.sched_getaffinity(0)), os.getpgrp() == "
         "os.getpid(), os.read(0, 1))\n    return 7\n")
-    os.environ["PYTHONPATH"] = str(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for backend in (ForkServer(Worker(entry="look:main", preload=())),
                     ForkServer(Worker(command=(
                         sys.executable, "-c", "import sys, look; sys.exit(look.main([]))")),
                         fork=False)):
-        backend.start(folder, Slot({"COLOUR": "red"}, tuple(one)))
-        exits = []
-        wait_for(lambda: exits.extend(backend.poll(0.1)) or exits)  # noqa: B023
-        backend.close()
+        exits = run_one(backend, folder, Slot({"COLOUR": "red"}, tuple(one)))
         assert [(e.folder, e.code) for e in exits] == [(folder, 7)]
         assert (folder / "log.txt").read_text().splitlines()[-1] == f"red {one} True b''"
 
@@ -506,7 +518,8 @@ def a_job() -> Job:
     study = a_runner().run_grid("p", TINY, {"n_layer": [1]})
     entry, folder = next(study.runs())
     folder.set_status(state=RUNNING, step=3, **owner())
-    (folder / "metrics.jsonl").write_text('{"step": 3, "train_loss": 2.5, "tokens_per_second": 9}\n')
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 3, "train_loss": 2.5, "tokens_per_second": 9}\n')
     return Job(folder, entry["flops"], "n_layer=1")
 
 
@@ -538,10 +551,10 @@ def test_a_terminal_gets_a_live_table(monkeypatch):
     shown = progress.open_progress("p", [job])
     assert isinstance(shown, progress.LiveProgress)
     shown.running[str(job.folder.path)] = job
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(shown.table())
-    text = console.export_text()
-    console.file.close()
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=100, record=True, file=nowhere)
+        console.print(shown.table())
+        text = console.export_text()
     for word in ("p: 0/1 done, 0 waiting", "n_layer=1", "RUNNING", "3/5", "2.5000", "9"):
         assert word in text
 

@@ -119,9 +119,11 @@ class ForkServer:
     def _launch(self, slot: Slot) -> None:
         command = [sys.executable, "-P", "-m", "nanoscale.experiments.forkserver",
                    "--entry", self._worker.entry, "--preload", *self._worker.preload]
-        # libgomp and OpenBLAS read their settings once, at import, hence the slot's environment
+        # libgomp reads its settings once, at import, hence the slot's environment; numpy's OpenBLAS
+        # starts its threads then, and a process with threads cannot be forked
+        environment = worker_environment(slot) | {"OPENBLAS_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
-            command if self._fork else [*command, "--no-fork"], env=worker_environment(slot),
+            command if self._fork else [*command, "--no-fork"], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
 
     def _send(self, message: Mapping[str, Any]) -> None:

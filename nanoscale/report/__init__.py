@@ -4,6 +4,7 @@
 """
 
 from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure, loss_curves_figure
+from nanoscale.report.html import write_report
 from nanoscale.report.style import save, svg
 
 __all__ = [

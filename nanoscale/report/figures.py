@@ -13,25 +13,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.report.style import (
     ACCENT,
     HEAT,
     INK,
+    MARGIN,
     MUTED,
     PAPER,
     RULE,
     canvas,
     headed,
     log_axis,
-    quantity,
+    quantities,
+    raised,
     size_colours,
     spread,
     styled,
     ticks_on,
 )
 
+HEAT_MARGIN = 48.0  # points, as its y axis is named beside it
+LEFT = MARGIN / 72 / 7.6  # of a figure as wide as the column
 Table = pd.DataFrame | Iterable[Mapping[str, object]]
 
 
@@ -65,7 +70,7 @@ def law_figure(
             2 if fit else 1, 1, sharex=True, squeeze=False,
             height_ratios=(3.6, 1) if fit else (1,),
         )[:, 0]  # fmt: skip
-        figure.subplots_adjust(0.075, 0.1 if fit else 0.13, 0.985, 0.87, hspace=0.24)
+        figure.subplots_adjust(LEFT, 0.1 if fit else 0.13, 0.985, 0.87, hspace=0.24)
         if fit:
             _law(rows[0], fit, table)
             _residuals(rows[1], fit, table)
@@ -115,7 +120,7 @@ def _law(axes: Axes, fit: Mapping, table: pd.DataFrame) -> None:
         "extrapolated", (curve["x"][middle], curve["hi"][middle]), (0, 5), color=MUTED,
         textcoords="offset points", ha="center", va="bottom", size=8, style="italic",
     )  # fmt: skip
-    notes = [fit["equation"], "band: 95 % of the law", *_unknown(fit)]
+    notes = [raised(fit["equation"]), "band: 95 % of the law", *_unknown(fit)]
     for row, note in enumerate(notes):
         axes.annotate(
             note, (1, 1), (0, -2 - 14 * row), xycoords="axes fraction", ha="right", va="top",
@@ -169,7 +174,7 @@ def _residuals(axes: Axes, fit: Mapping, table: pd.DataFrame) -> None:
     limit = 1.35 * max(worst, 1e-6)
     axes.set_ylim(-limit, limit)
     step = float(f"{worst:.1g}")
-    ticks_on(axes.yaxis, [-step, 0, step], [f"−{step:g}", "0", f"{step:g}"])
+    ticks_on(axes.yaxis, [-step, 0, step])
     headed(axes, "", "run over law (%)")
 
 
@@ -194,7 +199,7 @@ def loss_curves_figure(
     with styled():
         figure = canvas(7.6, 4.4)
         axes = figure.add_subplot()
-        figure.subplots_adjust(0.075, 0.13, 0.87, 0.86)
+        figure.subplots_adjust(LEFT, 0.13, 0.87, 0.86)
         group = size if size in table.columns else run
         order = dict.fromkeys(table.groupby(group, sort=False)[x].max().sort_values().index)
         ends = []
@@ -249,7 +254,7 @@ def lines_figure(
     with styled():
         figure = canvas(7.6, 3.7)
         panels = figure.subplots(1, len(y), squeeze=False)[0]
-        figure.subplots_adjust(0.075, 0.15, 0.92 if group else 0.985, 0.82, wspace=0.34)
+        figure.subplots_adjust(LEFT, 0.15, 0.92 if group else 0.985, 0.82, wspace=0.3)
         for i, (axes, (column, label)) in enumerate(zip(panels, y.items(), strict=True)):
             _panel(axes, table, x, column, group, mark_lowest)
             headed(axes, "" if i else title, label)
@@ -269,14 +274,14 @@ def _panel(axes: Axes, table: pd.DataFrame, x: str, y: str, group: str | None, r
         if ring and len(mean):
             axes.plot(mean.idxmin(), mean.min(), "o", markersize=11, color=ACCENT, fillstyle="none")
         if len(mean):
-            ends.append((quantity(key) if isinstance(key, int | float) else str(key),
-                         mean.index[-1], mean.iloc[-1]))  # fmt: skip
+            ends.append((quantities([key])[0], mean.index[-1], mean.iloc[-1]))
     margin = (table[x].max() / table[x].min()) ** 0.06
     log_axis(axes, "x", table[x].min() / margin, table[x].max() * margin)
     values = sorted(table[x].unique())
     if len(values) <= 7:
         ticks_on(axes.xaxis, values)
     axes.margins(y=0.12)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     if group:
         _end_labels(axes, ends)
@@ -306,16 +311,16 @@ def heatmap_figure(
         figure = canvas(min(7.6, 1.6 + 0.86 * grid.shape[1]), 1.25 + 0.44 * grid.shape[0])
         axes = figure.add_subplot()
         width, height = figure.get_size_inches()
-        figure.subplots_adjust(0.85 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.62 / height)
+        figure.subplots_adjust(HEAT_MARGIN / 72 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.62 / height)
         _cells(axes, grid.to_numpy())
-        ticks_on(axes.xaxis, range(grid.shape[1]), [quantity(v) for v in grid.columns])
-        ticks_on(axes.yaxis, range(grid.shape[0]), [quantity(v) for v in grid.index])
+        ticks_on(axes.xaxis, range(grid.shape[1]), quantities(grid.columns))
+        ticks_on(axes.yaxis, range(grid.shape[0]), quantities(grid.index))
         axes.tick_params(length=0)
         for side in axes.spines.values():
             side.set_visible(False)
         axes.set_xlabel(x_label or x, labelpad=6)
         axes.set_ylabel(y_label or y, labelpad=6)
-        headed(axes, title, value_label)
+        headed(axes, title, value_label, left=HEAT_MARGIN)
     return figure
 
 

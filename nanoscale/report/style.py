@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ RC = {
 }
 
 
-SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+MARGIN = 34.0  # points left of every axes, for its tick labels
+SUPERSCRIPTS = str.maketrans("0123456789-.g", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·ᵍ")
 
 
 @contextmanager
@@ -142,14 +144,29 @@ def size_colours(n: int) -> list[str]:
     return [SIZES[round(float(p))] for p in places]
 
 
-def quantity(value: float) -> str:
-    """`value` for a tick: 0.003, 250, 2×10¹⁴."""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}".replace("-", "−")
-    exponent = math.floor(math.log10(abs(value)) + 1e-9)
-    mantissa = f"{value / 10**exponent:.4g}"
-    power = "10" + str(exponent).translate(SUPERSCRIPTS)
+def quantities(values: Sequence[object]) -> list[str]:
+    """`values` for the ticks of one axis, in one notation: 0.003, 250, words, or 2×10¹⁴."""
+    numbers = [v for v in values if isinstance(v, Real) and v]
+    far = any(not 1e-3 <= abs(v) < 1e5 for v in numbers)
+    short = all(len(f"{v:.12e}".split("e")[0].strip("-0.").replace(".", "")) <= 2 for v in numbers)
+    return [_power(v) if far and short and v in numbers else _plain(v) for v in values]
+
+
+def _plain(value: object) -> str:
+    text = f"{value:,.6g}" if isinstance(value, Real) else str(value)
+    return text.replace(",", "\u202f").replace("-", "−")
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+    mantissa = mantissa.removesuffix(".0").replace("-", "−")
     return power if mantissa == "1" else f"{mantissa}×{power}"
+
+
+def raised(text: str) -> str:
+    """`C^0.15` with its exponent raised."""
+    return re.sub(r"\^([\d.]+|g)", lambda m: m[1].translate(SUPERSCRIPTS), text)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -177,18 +194,17 @@ def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
 def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None) -> None:
     """Exactly these ticks, with the quantities themselves as labels unless given."""
     axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter(labels or [quantity(t) for t in ticks]))
+    axis.set_major_formatter(FixedFormatter(labels or quantities(ticks)))
     axis.set_minor_locator(NullLocator())
 
 
-def headed(axes: Axes, title: str, y_label: str) -> None:
-    """Title and the quantity on y above the axes, both to be read without turning the head."""
+def headed(axes: Axes, title: str, y_label: str, left: float = MARGIN) -> None:
+    """Title and the quantity on y above the axes, `left` points before them, where ticks begin."""
     lines = [(title, INK, "bold", 9.5), (y_label, MUTED, "normal", 9)]
     for row, (text, colour, weight, size) in enumerate(reversed([t for t in lines if t[0]])):
         axes.annotate(
-            text, (0, 1), (0, 8 + 14 * row), xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points", color=colour, weight=weight, size=size,
-            annotation_clip=False,
+            text, (0, 1), (-left, 9 + 14 * row), xycoords="axes fraction", size=size,
+            textcoords="offset points", color=colour, weight=weight, annotation_clip=False,
         )  # fmt: skip
 
 

@@ -1,0 +1,16 @@
+"""The Python source on this machine, by bytes: standard library and installed packages, offline.
+
+Usage: python data/pysource/prepare.py [--out DIR]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoscale.errors import exit_code_of
+from nanoscale.prepare import main
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    sys.exit(exit_code_of(lambda: main(["pysource", *sys.argv[1:]], out=folder)))

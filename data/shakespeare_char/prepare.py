@@ -1,0 +1,16 @@
+"""tinyshakespeare by characters: 65 symbols, 1,003,854 training and 111,540 validation tokens.
+
+Usage: python data/shakespeare_char/prepare.py [--input FILE]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoscale.errors import exit_code_of
+from nanoscale.prepare import main
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    sys.exit(exit_code_of(lambda: main(["shakespeare_char", *sys.argv[1:]], out=folder)))

@@ -1,0 +1,16 @@
+"""Any text of yours, by characters or bytes: a file, or a folder split by document.
+
+Usage: python data/text/prepare.py --input FILE_OR_FOLDER [--kind char|byte] [--out DIR]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanoscale.errors import exit_code_of
+from nanoscale.prepare import main
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    sys.exit(exit_code_of(lambda: main(["text", *sys.argv[1:]], out=folder)))
