@@ -50,7 +50,7 @@ Step = Callable[[], float]  # makes one update and returns its seconds
 
 
 @dataclass(frozen=True)
-class Plan:
+class Request:
     """What to time: everything that was typed, checked; nothing of it needs torch."""
 
     spec: RunSpec
@@ -61,7 +61,7 @@ class Plan:
 
 
 # -- what was typed -------------------------------------------------------------------------------
-def plan(arguments: Sequence[str]) -> Plan:
+def requested(arguments: Sequence[str]) -> Request:
     """The flags of this module and the config that the others describe.
 
     Raises:
@@ -86,13 +86,13 @@ def plan(arguments: Sequence[str]) -> Plan:
     config = build(sources)
     dataset = real_dataset(config) if own["real_data"] else random_dataset(config)
     spec = RunSpec.of(resolve(config, dataset.vocab_size), dataset, typed(sources))
-    return Plan(spec, dataset, own["real_data"], own["profile"], peer)
+    return Request(spec, dataset, own["real_data"], own["profile"], peer)
 
 
 def checked_clone(typed_path: str) -> Path:
     """The folder of a nanoGPT clone."""
     if not (Path(typed_path) / "model.py").is_file():
-        raise UserError(f"--peer={typed_path}: no model.py there; name the folder of a nanoGPT clone")
+        raise UserError(f"--peer={typed_path}: no model.py there; name a nanoGPT clone's folder")
     return Path(typed_path).resolve()
 
 
@@ -114,7 +114,7 @@ def random_dataset(config: ExperimentConfig) -> Dataset:
 
 
 # -- the two steps --------------------------------------------------------------------------------
-def build_run(what: Plan) -> Run:
+def build_run(what: Request) -> Run:
     """The run at its beginning; it has no folder, so nothing is written."""
     from nanoscale.distributed import Ranks
     from nanoscale.runtime import build as build_real
@@ -122,7 +122,7 @@ def build_run(what: Plan) -> Run:
     return build_real(what.spec, Ranks()) if what.real_data else random_run(what)
 
 
-def random_run(what: Plan) -> Run:
+def random_run(what: Request) -> Run:
     """The same on the dataset in memory."""
     import torch
 
@@ -158,7 +158,7 @@ def our_step(run: Run) -> Step:
     return step
 
 
-def job_of(what: Plan, run: Run) -> dict[str, Any]:
+def job_of(what: Request, run: Run) -> dict[str, Any]:
     """What the peer's worker needs to know (`peer.py`)."""
     config = what.spec.config
     shape = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
@@ -231,8 +231,8 @@ def write_trace(step: Step) -> None:
 
     with disk_errors(TRACE_FOLDER):
         TRACE_FOLDER.mkdir(exist_ok=True)
-        plan = schedule(wait=PROFILE_STEPS, warmup=PROFILE_STEPS, active=PROFILE_STEPS, repeat=1)
-        with profile(schedule=plan, with_flops=True,
+        when = schedule(wait=PROFILE_STEPS, warmup=PROFILE_STEPS, active=PROFILE_STEPS, repeat=1)
+        with profile(schedule=when, with_flops=True,
                      on_trace_ready=tensorboard_trace_handler(str(TRACE_FOLDER))) as profiler:
             for _ in range(3 * PROFILE_STEPS):
                 step()
@@ -263,9 +263,10 @@ def main(arguments: Sequence[str]) -> int:
     if any(a in ("--help", "-h") for a in arguments):
         own = "\n".join(f"  --{key}={default}".ljust(38) + f" {doc}"
                         for key, (default, _, doc) in OWN.items())
-        print(help_text(f"usage: bench [config.py ...] [--key=value ...], left to right\n\n{own}"))
+        print(help_text("usage: bench [config.py ...] [--key=value ...], left to right; "
+                        f"gradient_accumulation_steps is 1 unless given\n\n{own}"))
         return DONE
-    what = plan(arguments)
+    what = requested(arguments)
     run = build_run(what)
     introduce(run)
     if what.profile:

@@ -300,7 +300,7 @@ def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
         warmup = round(config.warmup_frac * decay_iters)
     if config.min_lr_frac is not None:
         exact = config.min_lr_frac * config.learning_rate
-        floor = min(float(f"{exact:.12g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
+        floor = min(float(f"{exact:.15g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
     if config.beta2_halflife_tokens is not None:
         beta2 = 0.5 ** (config.tokens_per_iter / config.beta2_halflife_tokens)
     seed_or = lambda value: config.seed if value is None else value  # noqa: E731

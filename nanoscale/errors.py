@@ -58,7 +58,9 @@ def disk_errors(path: object):
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main`, print a refusal as one line, return the exit code."""
     try:
-        return main() or DONE
+        code = main() or DONE
+        sys.stdout.flush()  # here, where a reader that went away is no error
+        return code
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return BAD_INPUT

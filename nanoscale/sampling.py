@@ -1,8 +1,9 @@
-"""Text from a trained run: nanoGPT's sample.py flags, a key-value cache, counter-based randomness.
+"""Text from a trained run: nanoGPT's sample.py flags, a key-value cache, counted randomness.
 
-Token t of sample s is a function of (seed, s, t) and the logits alone: the Gumbel-max trick on Philox
-words. So a sample depends neither on how many are drawn beside it nor on the cache, and rounding in
-the logits hardly ever changes a token. torch is imported once everything typed has been checked.
+Token t of sample s is a function of (seed, s, t) and the logits alone: the Gumbel-max trick on
+Philox words. So a sample depends neither on how many are drawn beside it nor on the cache, and
+rounding in the logits hardly ever changes a token. torch is imported after all that was typed is
+checked.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def check_key(key: str, spelled: str) -> None:
 
 
 def unquoted(text: str) -> str:
-    """A Python string literal, as in --start='"\\n"', as what it spells; other text as it stands."""
+    """A Python string literal, as in --start='"\\n"', as what it spells; else the text itself."""
     if text[:1] not in ("'", '"'):
         return text
     try:

@@ -70,10 +70,11 @@ def coerce(key: str, value: Any, kind: Any = None) -> Any:
     wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
     if kind is bool and literal in (True, False) and not isinstance(literal, float):
         return bool(literal)
-    if kind is not bool and isinstance(literal, (int, float)) and not isinstance(literal, bool):
-        if kind is float and abs(literal) <= sys.float_info.max:
+    is_number = isinstance(literal, (int, float)) and not isinstance(literal, bool)
+    if kind is not bool and is_number and abs(literal) <= sys.float_info.max:
+        if kind is float:
             return float(literal)
-        if kind is int and abs(literal) < 2**63 and literal == int(literal):
+        if literal == int(literal):
             return int(literal)
     raise UserError(f"{key}={value}: expected {wanted}")
 

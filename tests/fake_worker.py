@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
         with open(folder / ROWS, "a") as file:
             file.write(row_line({"step": step, "train_loss": 5.0 / step,
                                  "tokens_per_second": 1e4}))
-        folder.set_status(step=step, checkpoint_step=step)
+        if step % (1 + config.max_iters // 100) == 0:
+            folder.set_status(step=step, checkpoint_step=step)
         if config.beta1 == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         if config.beta1 == SLOW:

@@ -367,12 +367,14 @@ runner.run_grid(
 """  # noqa: E501
 
 
-def toy_clone(tmp_path: Path) -> None:
-    """Around the README's snippet: its config and data in small, and a door to the fake worker."""
+def toy_clone(tmp_path: Path, real: bool = False) -> None:
+    """Around the README's snippet: its config and data in small, a door to the fake worker."""
     (tmp_path / "config").mkdir()
     small = "\n".join(f"{k} = {v!r}" for k, v in TINY.items() if k not in ("dataset", "max_iters"))
     (tmp_path / "config" / "train_shakespeare_char.py").write_text(small)
     fake_worker.make_dataset(tmp_path, "shakespeare_char")
+    if real:
+        return
     (tmp_path / "experiments.py").write_text(textwrap.dedent("""
         from functools import partial
         from nanoscale.experiments import ExperimentRunner
@@ -386,7 +388,7 @@ def toy_clone(tmp_path: Path) -> None:
 def test_the_original_snippet_runs_as_a_bare_script_and_from_standard_input(how, tmp_path,
                                                                             monkeypatch):
     toy_clone(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(TESTS)]))
     (tmp_path / "snippet.py").write_text(SNIPPET)
     arguments, text = (["snippet.py"], None) if how == "script" else (["-"], SNIPPET)
     done = subprocess.run([sys.executable, "-W", "error", *arguments], input=text, text=True,
@@ -399,7 +401,7 @@ def test_the_original_snippet_runs_as_a_bare_script_and_from_standard_input(how,
 def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     toy_clone(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTS)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(TESTS)]))
     notebook = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_code_cell(SNIPPET),
         nbformat.v4.new_code_cell("runner.run_grid('depth', {'dataset': 'shakespeare_char', "
@@ -408,6 +410,18 @@ def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
     first, second = (cell.outputs for cell in notebook.cells)
     assert "[depth_study] 3 COMPLETE" in "".join(o.get("text", "") for o in first)
     assert "<table" in second[-1]["data"]["text/html"]
+
+
+def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monkeypatch):
+    toy_clone(tmp_path, real=True)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run([sys.executable, "-"], input=SNIPPET.replace("1000", "10"), text=True,
+                          capture_output=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics = ExperimentRunner().load_metrics("depth_study")
+    assert [m["config"]["n_layer"] for m in metrics] == [2, 4, 8]
+    assert all(1 < m["best_val_loss"] < 4 and m["iter_num"] == 10 for m in metrics)
+    assert {m["numerics"]["threads"] for m in metrics} == {1}
 
 
 def test_nothing_here_imports_torch_or_multiprocessing():

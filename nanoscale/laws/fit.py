@@ -17,6 +17,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.forms import PowerLaw, number, power_law, to_params, to_theta
 from nanoscale.laws.runs import SIZES_NEEDED, Runs
+from nanoscale.records import plain
 
 NAMES = ("E", "K", "g")
 STARTS, STARTS_OF_RESAMPLES = 32, 3
@@ -96,7 +97,7 @@ class Fit:
         record["reasons"] = self.not_identified
         record["equation"] = self.equation()
         record["summary"] = self.summary()
-        return _plain(record)
+        return plain(record)
 
 
 def fit_power_law(
@@ -309,9 +310,10 @@ def _points(runs: Runs, theta: np.ndarray) -> list[dict[str, object]]:
     fitted = power_law(theta, runs.u)
     residual = runs.y - np.log(fitted)
     seeds = runs.seeds or [None] * len(runs.x)
-    columns = zip(runs.x, runs.loss, runs.labels, seeds, fitted * runs.scale, residual, strict=True)
-    names = ("x", "loss", "size", "seed", "fitted", "residual")
-    return [_plain(dict(zip(names, row, strict=True))) for row in columns]
+    numbers = (column.tolist() for column in (runs.x, runs.loss, fitted * runs.scale, residual))
+    names = ("x", "loss", "fitted", "residual", "size", "seed")
+    rows = zip(*numbers, runs.labels, seeds, strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _params(runs: Runs, theta: np.ndarray) -> np.ndarray:
@@ -320,16 +322,3 @@ def _params(runs: Runs, theta: np.ndarray) -> np.ndarray:
 
 def _named(values: np.ndarray) -> dict[str, float]:
     return dict(zip(NAMES, values.tolist(), strict=True))
-
-
-def _plain(value: object) -> object:
-    """Plain JSON types; numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str | bool | type(None)) else str(value)

@@ -40,8 +40,8 @@ class Runs:
     ) -> Runs:
         """Check and sort the columns; `UserError` for runs that no law can be fitted to."""
         x, loss = _numbers(x, x_name), _numbers(loss, "loss")
-        labels = x.tolist() if size is None else list(size)
-        seeds = None if seed is None else list(seed)
+        labels = x.tolist() if size is None else _plain(size)
+        seeds = None if seed is None else _plain(seed)
         _check_lengths({x_name: x, "loss": loss, "size": labels, "seed": seeds})
         order = np.lexsort((loss, x))
         x, loss = x[order], loss[order]
@@ -82,6 +82,10 @@ def _numbers(values: Iterable[float], name: str) -> np.ndarray:
             f"{array[bad][0]} in row {bad.argmax()}); leave diverged and unfinished runs out"
         )
     return array
+
+
+def _plain(values: Iterable[object]) -> list[object]:
+    return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 
 def _check_lengths(columns: dict[str, object]) -> None:

@@ -20,13 +20,13 @@ from nanoscale.report.style import (
     ACCENT,
     HEAT,
     INK,
-    MARGIN,
     MUTED,
     PAPER,
     RULE,
     canvas,
     headed,
     log_axis,
+    place,
     quantities,
     raised,
     size_colours,
@@ -36,7 +36,6 @@ from nanoscale.report.style import (
 )
 
 HEAT_MARGIN = 48.0  # points, as its y axis is named beside it
-LEFT = MARGIN / 72 / 7.6  # of a figure as wide as the column
 Table = pd.DataFrame | Iterable[Mapping[str, object]]
 
 
@@ -60,25 +59,36 @@ def law_figure(
 ) -> Figure:
     """A ladder and the law through it on log axes; below, how far each run lies from the law.
 
-    points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`.
-    fit: the JSON of a fit (curve, equation, params, ci95, not_identified) or None for runs alone.
+    points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`; runs without
+    a finite loss are left out. fit: the JSON of a fit (equation, curve, params, ci95, status,
+    not_identified), or None for the runs alone, as for a fit that did not converge.
     """
-    table = table_of(points, ("x", "loss")).sort_values("x", kind="stable")
+    table = _positive(table_of(points, ("x", "loss")), "x", "loss").sort_values("x", kind="stable")
+    fit = None if fit and fit["status"] == "max_iter" else fit
     with styled():
         figure = canvas(7.6, 5.1 if fit else 4.0)
-        rows = figure.subplots(
-            2 if fit else 1, 1, sharex=True, squeeze=False,
-            height_ratios=(3.6, 1) if fit else (1,),
-        )[:, 0]  # fmt: skip
-        figure.subplots_adjust(LEFT, 0.1 if fit else 0.13, 0.985, 0.87, hspace=0.24)
+        heights = (3.6, 1) if fit else (1,)
+        rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+        top, bottom = rows[0, 0], rows[-1, 0]
+        place(figure, title, hspace=0.24)
         if fit:
-            _law(rows[0], fit, table)
-            _residuals(rows[1], fit, table)
-        _runs(rows[0], table)
-        _law_limits(rows[0], fit, table)
-        headed(rows[0], title, y_label)
-        rows[-1].set_xlabel(x_label, labelpad=6)
+            _law(top, fit, table)
+            _residuals(bottom, fit, table)
+        _runs(top, table)
+        _law_limits(top, fit, table)
+        headed(top, title, y_label)
+        bottom.set_xlabel(x_label, labelpad=6)
     return figure
+
+
+def _positive(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows that log axes can show in every one of `columns`; at least one."""
+    for column in columns:
+        values = pd.to_numeric(table[column], errors="coerce")
+        table = table.assign(**{column: values})[np.isfinite(values) & (values > 0)]
+        if table.empty:
+            raise UserError(f"no run has a positive finite {column!r}: there is nothing to draw")
+    return table
 
 
 def _sizes(table: pd.DataFrame, column: str = "size") -> list[tuple[object, pd.DataFrame, str]]:
@@ -120,11 +130,12 @@ def _law(axes: Axes, fit: Mapping, table: pd.DataFrame) -> None:
         "extrapolated", (curve["x"][middle], curve["hi"][middle]), (0, 5), color=MUTED,
         textcoords="offset points", ha="center", va="bottom", size=8, style="italic",
     )  # fmt: skip
-    notes = [raised(fit["equation"]), "band: 95 % of the law", *_unknown(fit)]
+    notes = [raised(fit["equation"]), "band: 95 % interval", *_unknown(fit)]
     for row, note in enumerate(notes):
         axes.annotate(
             note, (1, 1), (0, -2 - 14 * row), xycoords="axes fraction", ha="right", va="top",
             textcoords="offset points", color=MUTED if row else INK, size=8 if row else 10,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     if "E" in fit["params"] and "E" not in fit["not_identified"]:
         _floor(axes, fit["params"]["E"], fit["ci95"]["E"])
@@ -137,7 +148,7 @@ def _unknown(fit: Mapping) -> list[str]:
 def _floor(axes: Axes, value: float, ends: list[float]) -> None:
     axes.axhline(value, color=ACCENT, linewidth=1, linestyle=(0, (5, 3)), zorder=2)
     axes.annotate(
-        f"E = {value:.3g}  [{ends[0]:.3g}, {ends[1]:.3g}]", (0, value), (4, 4), color=ACCENT,
+        f"E = {value:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]", (0, value), (4, 4), color=ACCENT,
         xycoords=axes.get_yaxis_transform(), textcoords="offset points", size=8,
     )  # fmt: skip
 
@@ -194,22 +205,13 @@ def loss_curves_figure(
     rows: one per evaluation, with the columns named; runs of one `size` share a colour and one
     label, at the end of their lowest run. Rows without a loss, or at x = 0, are left out.
     """
-    table = table_of(rows, (x, y, run))
-    table = table[(table[x] > 0) & np.isfinite(table[y].astype(float))].sort_values(x, kind="stable")
+    table = _positive(table_of(rows, (x, y, run)), x, y).sort_values(x, kind="stable")
+    group = size if size in table.columns else run
     with styled():
         figure = canvas(7.6, 4.4)
         axes = figure.add_subplot()
-        figure.subplots_adjust(LEFT, 0.13, 0.87, 0.86)
-        group = size if size in table.columns else run
-        order = dict.fromkeys(table.groupby(group, sort=False)[x].max().sort_values().index)
-        ends = []
-        for key, colour in zip(order, size_colours(len(order)), strict=True):
-            runs = [r for _, r in table[table[group] == key].groupby(run, sort=False)]
-            for one in runs:
-                axes.plot(one[x], one[y], color=colour, linewidth=1.3)
-                _dots(axes, one[x].iloc[-1:], one[y].iloc[-1:], colour)
-            last = min((one.iloc[-1] for one in runs), key=lambda end: end[y])
-            ends.append((f"{key}", last[x], last[y]))
+        place(figure, title, right=_label_room(table[group]))
+        ends = _curves(axes, table, x, y, run, group)
         log_axis(axes, "x", table[x].min() / 1.1, table[x].max() * 1.05)
         log_axis(axes, "y", table[y].min() / 1.03, table[y].quantile(0.98) * 1.05)
         axes.grid(axis="y", color=RULE, linewidth=0.6)
@@ -219,15 +221,36 @@ def loss_curves_figure(
     return figure
 
 
+def _curves(
+    axes: Axes, table: pd.DataFrame, x: str, y: str, run: str, group: str
+) -> list[tuple[str, float, float]]:
+    """Draw every run; (label, x, y) of the end of each group's lowest run."""
+    order = table.groupby(group, sort=False)[x].max().sort_values(kind="stable").index
+    ends = []
+    for key, colour in zip(order, size_colours(len(order)), strict=True):
+        runs = [one for _, one in table[table[group] == key].groupby(run, sort=False)]
+        for one in runs:
+            axes.plot(one[x], one[y], color=colour, linewidth=1.3)
+            _dots(axes, one[x].iloc[-1:], one[y].iloc[-1:], colour)
+        last = min((one.iloc[-1] for one in runs), key=lambda end: end[y])
+        ends.append((str(key), last[x], last[y]))
+    return ends
+
+
+def _label_room(names: Iterable[object]) -> float:
+    """Points to keep free at the right for the longest of the labels."""
+    return 14 + 5 * max((len(str(name)) for name in names), default=0)
+
+
 def _end_labels(axes: Axes, ends: list[tuple[str, float, float]]) -> None:
     """One label per line at the right edge, moved apart where they would touch."""
     height = axes.bbox.height / axes.figure.dpi * 72  # points
     to_axes = axes.transData.transform([(x, y) for _, x, y in ends])
     places = axes.transAxes.inverted().transform(to_axes)
     moved = spread(places[:, 1].tolist(), 11 / height)
-    for (label, x, y), place in zip(ends, moved, strict=True):
+    for (label, x, y), at in zip(ends, moved, strict=True):
         axes.annotate(
-            label, (x, y), (1.02, place), xycoords="data", textcoords="axes fraction",
+            label, (x, y), (1.015, at), xycoords="data", textcoords="axes fraction",
             color=MUTED, size=8, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": 5},
         )  # fmt: skip
@@ -254,7 +277,7 @@ def lines_figure(
     with styled():
         figure = canvas(7.6, 3.7)
         panels = figure.subplots(1, len(y), squeeze=False)[0]
-        figure.subplots_adjust(LEFT, 0.15, 0.92 if group else 0.985, 0.82, wspace=0.3)
+        place(figure, title, right=_label_room(table[group]) if group else 8, wspace=0.3)
         for i, (axes, (column, label)) in enumerate(zip(panels, y.items(), strict=True)):
             _panel(axes, table, x, column, group, mark_lowest)
             headed(axes, "" if i else title, label)
@@ -263,7 +286,7 @@ def lines_figure(
 
 
 def _panel(axes: Axes, table: pd.DataFrame, x: str, y: str, group: str | None, ring: bool) -> None:
-    table = table[np.isfinite(table[y].astype(float))]
+    table = _positive(table, x, y)
     keys = sorted(table[group].unique()) if group else [None]
     ends = []
     for key, colour in zip(keys, size_colours(len(keys)), strict=True):
@@ -281,7 +304,7 @@ def _panel(axes: Axes, table: pd.DataFrame, x: str, y: str, group: str | None, r
     if len(values) <= 7:
         ticks_on(axes.xaxis, values)
     axes.margins(y=0.12)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     if group:
         _end_labels(axes, ends)
@@ -305,13 +328,12 @@ def heatmap_figure(
     distance from it, so that one bad corner does not hide the valley.
     """
     table = table_of(rows, (x, y, value))
-    grid = table.pivot_table(value, y, x, aggfunc=lambda v: v.mean(skipna=False), dropna=False)
-    grid = grid.astype(float).where(np.isfinite(grid.astype(float)))
+    losses = pd.to_numeric(table[value], errors="coerce").replace(np.inf, np.nan)
+    grid = losses.groupby([table[y], table[x]]).mean(skipna=False).unstack()
     with styled():
         figure = canvas(min(7.6, 1.6 + 0.86 * grid.shape[1]), 1.25 + 0.44 * grid.shape[0])
         axes = figure.add_subplot()
-        width, height = figure.get_size_inches()
-        figure.subplots_adjust(HEAT_MARGIN / 72 / width, 0.5 / height, 1 - 0.1 / width, 1 - 0.62 / height)
+        place(figure, title, left=HEAT_MARGIN)
         _cells(axes, grid.to_numpy())
         ticks_on(axes.xaxis, range(grid.shape[1]), quantities(grid.columns))
         ticks_on(axes.yaxis, range(grid.shape[0]), quantities(grid.index))
@@ -330,11 +352,22 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
         raise UserError("no run of the grid has a finite value; lower the learning rates")
     best = known.min()
     reach = max(2 * (np.median(known) - best), 1e-12)
-    decimals = max(0, 3 - int(np.floor(np.log10(abs(best)))) - 1 + 1) if best else 3
+    decimals = max(0, 3 - int(np.floor(np.log10(best)))) if best > 0 else 3
     for (row, column), value in np.ndenumerate(values):
         corner = (column - 0.5, row - 0.5)
         if not np.isfinite(value):
-            axes.add_patch(Rectangle(corner, 1, 1, facecolor="none", edgecolor=RULE, hatch="////"))
+            axes.add_patch(
+                Rectangle(
+                    corner,
+                    1,
+                    1,
+                    facecolor="none",
+                    edgecolor=MUTED,
+                    hatch="////",
+                    alpha=0.45,
+                    linewidth=0,
+                )
+            )
             continue
         shade = round((1 - min((value - best) / reach, 1)) * (len(HEAT) - 1))
         axes.add_patch(Rectangle(corner, 1, 1, facecolor=HEAT[shade], edgecolor=PAPER))
@@ -344,7 +377,9 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
         )  # fmt: skip
     row, column = np.argwhere(values == best)[0]
     axes.add_patch(
-        Rectangle((column - 0.46, row - 0.43), 0.92, 0.86, fill=False, edgecolor=ACCENT, linewidth=2)
+        Rectangle(
+            (column - 0.46, row - 0.43), 0.92, 0.86, fill=False, edgecolor=ACCENT, linewidth=2
+        )
     )
     axes.set_xlim(-0.5, values.shape[1] - 0.5)
     axes.set_ylim(-0.5, values.shape[0] - 0.5)

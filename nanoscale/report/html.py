@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,9 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nanoscale.errors import disk_errors
-from nanoscale.report.style import COLOURS, svg
+from nanoscale.records import write_text
+from nanoscale.report.style import COLOURS, MINUS, THIN, TIMES, svg
 
-MISSING = "–"
+MISSING = "\u2013"
 
 
 def write_report(
@@ -52,11 +52,9 @@ def write_report(
         _command(command),
     ]
     page = PAGE.format(title=escape(title), style=_style(), main="\n".join(filter(None, main)))
-    with disk_errors(path):
+    with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(part, path)
+    write_text(path, page)
     return path
 
 
@@ -119,6 +117,7 @@ def _table(number: int, caption: str, table: pd.DataFrame) -> str:
 
 def _column(name: str, values: pd.Series) -> tuple[str, str, list[str]]:
     """(name, class attribute, cells): one notation per column, so that numbers line up."""
+    values = [v.item() if hasattr(v, "item") else v for v in values]
     present = [v for v in values if not _missing(v)]
     numeric = bool(present) and all(_is_number(v) for v in present)
     write = _notation(present) if numeric else lambda v: escape(_words(v))
@@ -138,14 +137,14 @@ def _notation(values: list[float]):
     """How to write every number of one column."""
     sizes = [abs(float(v)) for v in values if v]
     low, high = (min(sizes), max(sizes)) if sizes else (1.0, 1.0)
-    if high >= 1e10 or (low < 1e-4 or high >= 1e7 * low) and not _whole(values):
+    if high >= 1e10 or ((low < 1e-4 or high >= 1e7 * low) and not _whole(values)):
         return _scientific
     if _whole(values):
         form = ",d" if high >= 1e4 else "d"
-        return lambda v: f"{int(v):{form}}".replace(",", "\u202f").replace("-", "−")
+        return lambda v: f"{int(v):{form}}".replace(",", THIN).replace("-", MINUS)
     digits = max(len(f"{abs(float(v)):.6g}".partition(".")[2]) for v in values)
     decimals = min(digits, max(0, 4 - math.floor(math.log10(high))))
-    return lambda v: f"{float(v):,.{decimals}f}".replace(",", "\u202f").replace("-", "−")
+    return lambda v: f"{float(v):,.{decimals}f}".replace(",", THIN).replace("-", MINUS)
 
 
 def _whole(values: list[float]) -> bool:
@@ -153,8 +152,9 @@ def _whole(values: list[float]) -> bool:
 
 
 def _scientific(value: float) -> str:
-    mantissa, exponent = f"{float(value):.3e}".replace("-", "−").split("e")
-    return f"{mantissa}×10<sup>{exponent.lstrip('+').replace('−0', '−').lstrip('0') or '0'}</sup>"
+    mantissa, exponent = f"{float(value):.3e}".split("e")
+    power = str(int(exponent)).replace("-", MINUS)
+    return f"{mantissa.replace('-', MINUS)}{TIMES}10<sup>{power}</sup>"
 
 
 def _words(value: object) -> str:
@@ -246,8 +246,8 @@ sup { font-size: .68em; line-height: 0; vertical-align: .55em; }
   font: .875rem/1.6 var(--sans); }
 .warnings h2 { margin: 0; font-size: .875rem; color: var(--accent); }
 .warnings ul { margin: 0; padding: 0; list-style: none; }
-.drawing { width: calc(var(--share) * 100%); min-width: calc(var(--share) * 34rem);
-  margin: 0 auto; }
+.notes li::first-letter, .warnings li::first-letter { text-transform: uppercase; }
+.drawing { width: calc(var(--share) * 100%); min-width: calc(var(--share) * 34rem); }
 .drawing svg { display: block; width: 100%; height: auto; font-family: var(--sans);
   font-variant-numeric: tabular-nums; }
 figcaption { max-width: 40rem; margin-top: .85rem; font: .875rem/1.55 var(--sans);
@@ -273,6 +273,10 @@ dt { color: var(--muted); }
 dd { margin: 0; text-align: right; overflow-wrap: anywhere; }
 pre { margin: 0; padding: .85rem 1rem; border: 1px solid var(--rule); border-radius: 4px;
   font: .8125rem/1.55 var(--mono); }
+@media screen and (min-width: 48rem) {
+  .table .scroll { width: max-content; min-width: 100%;
+    max-width: calc(50vw + 23.75rem - 3.5rem); }
+}
 @media (max-width: 40rem) {
   main { padding: 2.5rem 1.1rem 4rem; }
   h1 { font-size: 1.75rem; }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError
+from nanoscale.records import atomic_write
 
 # name -> (light, dark); what is drawn is the light one, and no two names share it
 COLOURS = {
@@ -85,8 +85,10 @@ RC = {
 }
 
 
+MINUS, TIMES, THIN = "\u2212", "\u00d7", "\u202f"  # as numbers are set in print
 MARGIN = 34.0  # points left of every axes, for its tick labels
 SUPERSCRIPTS = str.maketrans("0123456789-.g", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·ᵍ")
+LEVEL = {high: low for low, high in SUPERSCRIPTS.items()} | {ord("⁻"): MINUS}
 
 
 @contextmanager
@@ -119,9 +121,15 @@ def svg(figure: Figure, prefix: str = "") -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"; font-family: [^\";]*", "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵍ][⁰¹²³⁴⁵⁶⁷⁸⁹·]*)(?=</text>)", _tspan, text)
     for name, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{name}, {colour})")
     return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)
+
+
+def _tspan(match: re.Match) -> str:
+    """Raised digits as the page's own, smaller: few fonts have all of the raised ones."""
+    return f'<tspan dy="-.45em" font-size="72%">{match[1].translate(LEVEL)}</tspan>'
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -130,11 +138,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     kind = path.suffix.lstrip(".").lower()
     if kind not in ("png", "pdf", "svg"):
         raise UserError(f"cannot draw {path.name!r}; end the name in .png, .pdf or .svg")
-    with disk_errors(path), styled():
-        part = path.with_name(f".{path.name}.part")
-        undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-        figure.savefig(part, format=kind, dpi=200, metadata=undated.get(kind))
-        os.replace(part, path)
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    with styled(), atomic_write(path) as part:
+        figure.savefig(
+            part, format=kind, dpi=200, metadata=undated, bbox_inches="tight", pad_inches=0.12
+        )
     return path
 
 
@@ -145,7 +153,7 @@ def size_colours(n: int) -> list[str]:
 
 
 def quantities(values: Sequence[object]) -> list[str]:
-    """`values` for the ticks of one axis, in one notation: 0.003, 250, words, or 2×10¹⁴."""
+    """`values` for the ticks of one axis, in one notation: 0.003, 250, words, or powers of ten."""
     numbers = [v for v in values if isinstance(v, Real) and v]
     far = any(not 1e-3 <= abs(v) < 1e5 for v in numbers)
     short = all(len(f"{v:.12e}".split("e")[0].strip("-0.").replace(".", "")) <= 2 for v in numbers)
@@ -154,14 +162,14 @@ def quantities(values: Sequence[object]) -> list[str]:
 
 def _plain(value: object) -> str:
     text = f"{value:,.6g}" if isinstance(value, Real) else str(value)
-    return text.replace(",", "\u202f").replace("-", "−")
+    return text.replace(",", THIN).replace("-", MINUS)
 
 
 def _power(value: float) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
-    mantissa = mantissa.removesuffix(".0").replace("-", "−")
-    return power if mantissa == "1" else f"{mantissa}×{power}"
+    mantissa = mantissa.removesuffix(".0").replace("-", MINUS)
+    return power if mantissa == "1" else f"{mantissa}{TIMES}{power}"
 
 
 def raised(text: str) -> str:
@@ -186,6 +194,8 @@ def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     """Make the x or y axis logarithmic from `low` to `high`, with round numbers on it."""
     set_scale, set_lim = getattr(axes, f"set_{which}scale"), getattr(axes, f"set_{which}lim")
     axis = getattr(axes, f"{which}axis")
+    if high / low < 1.02:  # one value, as good as
+        low, high = low / 1.02, high * 1.02
     set_scale("log")
     set_lim(low, high)
     ticks_on(axis, log_ticks(low, high))
@@ -196,6 +206,23 @@ def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = 
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter(labels or quantities(ticks)))
     axis.set_minor_locator(NullLocator())
+
+
+def place(
+    figure: Figure,
+    title: str,
+    *,
+    left: float = MARGIN,
+    right: float = 8,
+    below: float = 40,
+    **gaps: float,
+) -> None:
+    """Put the axes these points from the figure's edges, with room above for what heads them."""
+    width, height = figure.get_size_inches() * 72
+    above = 40 if title else 26
+    figure.subplots_adjust(
+        left / width, below / height, 1 - right / width, 1 - above / height, **gaps
+    )
 
 
 def headed(axes: Axes, title: str, y_label: str, left: float = MARGIN) -> None:
