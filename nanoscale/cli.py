@@ -19,6 +19,7 @@ from nanoscale.errors import (
 )
 
 if TYPE_CHECKING:
+    from nanoscale.config import ExperimentConfig
     from nanoscale.records import RunFolder
 
 
@@ -37,6 +38,8 @@ def train(arguments: Sequence[str]) -> int:
     config = build(sources)
     dataset = open_dataset(config.dataset, config.data_root)
     spec = RunSpec.of(resolve(config, dataset.vocab_size), dataset, typed(sources))
+    dataset.require_block(config.block_size)
+    check_machine(config)
     path, resume = Path(config.out_dir), config.init_from == "resume"
     if config.eval_only:
         from nanoscale.training import evaluate_only
@@ -48,6 +51,20 @@ def train(arguments: Sequence[str]) -> int:
 
         return EXIT_CODES[train_ranks(spec, path, resume)]
     return train_folder(open_folder(path, spec, resume))
+
+
+def check_machine(config: ExperimentConfig) -> None:
+    """Refuse a device or a mirror that is not here, before anything is written."""
+    from importlib.util import find_spec
+
+    for wanted, package in ((config.wandb_log, "wandb"), (config.tensorboard_log, "tensorboard")):
+        if wanted and find_spec(package) is None:
+            raise UserError(f"{package}_log=True needs {package}: pip install "
+                            f"'nanoscale[{package}]', or leave it out")
+    if config.device not in ("auto", "cpu"):
+        from nanoscale.distributed import pick_device
+
+        pick_device(config)
 
 
 def run(arguments: Sequence[str]) -> int:

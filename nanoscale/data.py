@@ -82,6 +82,11 @@ class Dataset:
             raise UserError(f"the meta of dataset {self.name!r} names no symbols (itos)")
         return self.meta["itos"]
 
+    def require_block(self, block_size: int) -> None:
+        """Refuse a block that does not fit into a split."""
+        for split, tokens in self.tokens.items():
+            _require_window(len(tokens), block_size, self.folder / f"{split}.bin")
+
 
 def dataset_folder(name: str, data_root: str = "data") -> Path:
     """Folder of a prepared dataset: below `data_root` here, then in the clone, then `name` itself.
@@ -381,9 +386,8 @@ def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> np.ndarray
     return np.arange(chosen, dtype=np.int64) * available // max(chosen, 1) * block_size
 
 
-def windows(
-    tokens: np.ndarray, starts: np.ndarray, block_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def windows(tokens: np.ndarray, starts: np.ndarray,
+            block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The windows at `starts`: X and Y, (len(starts), block_size) int64, Y is X shifted by one."""
     rows = np.asarray(tokens)[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
     return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
@@ -391,7 +395,5 @@ def windows(
 
 def _require_window(n_tokens: int, block_size: int, where: object) -> None:
     if n_tokens < block_size + 1:
-        raise UserError(
-            f"{where} holds {n_tokens:,} tokens, but block_size={block_size} needs at least "
-            f"{block_size + 1:,}; lower block_size or prepare more text"
-        )
+        raise UserError(f"{where} holds {n_tokens:,} tokens, but block_size={block_size} needs at "
+                        f"least {block_size + 1:,}; lower block_size or prepare more text")

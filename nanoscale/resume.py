@@ -25,6 +25,8 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
     if old.data_fingerprint != new.data_fingerprint:
         return (f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
                 f"{new.data_name} {new.data_fingerprint[:8]})")
+    if new.config.max_iters < step:
+        return f"it has made {step} updates already, more than max_iters={new.config.max_iters}"
     before, after = flatten(old.config), flatten(new.config)
     for key, f in all_fields().items():
         free = key in LENGTH_KEYS or key in SCHEDULE_KEYS or not f.metadata["hashed"]
@@ -34,8 +36,6 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
         was, now = lr_multiplier(old.config, t), lr_multiplier(new.config, t)
         if was != now:
             return f"the LR multiplier of update {t + 1} was {was:.6g}, now {now:.6g}"
-    if new.config.max_iters < step:
-        return f"it has made {step} updates already, more than max_iters={new.config.max_iters}"
     return None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanoscale.architecture import tensors
 from nanoscale.counting import flops_per_iter, peak_flops
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import disk_errors
 from nanoscale.model import GPT
 from nanoscale.records import LOG, ROWS, RunFolder, RunSpec, row_line
 
@@ -85,11 +85,8 @@ class TensorBoardMirror:
     """Rows as TensorBoard scalars in the run folder."""
 
     def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e:
-            raise UserError("tensorboard_log=True needs TensorBoard: pip install "
-                            "'nanoscale[tensorboard]'") from e
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder.path))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -104,10 +101,8 @@ class WandbMirror:
     """Rows as a W&B run whose id is the run's (WANDB_MODE=offline needs no account)."""
 
     def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
-        try:
-            import wandb
-        except ImportError as e:
-            raise UserError("wandb_log=True needs W&B: pip install 'nanoscale[wandb]'") from e
+        import wandb
+
         config = spec.config
         self.run = wandb.init(project=config.wandb_project, name=config.wandb_run_name,
                               id=spec.id, resume="allow", dir=str(folder.path),

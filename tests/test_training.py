@@ -32,7 +32,7 @@ BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
     "dataset": "tiny", "final_eval_tokens": 160, "learning_rate": 1e-2, "threads": 1}
 
 
-@pytest.fixture()
+@pytest.fixture
 def spec_of(data_root: Path) -> Callable[..., RunSpec]:
     def make(**overrides: Any) -> RunSpec:
         sources = [Source("base", BASE | {"data_root": str(data_root)}), Source("test", overrides)]
@@ -373,7 +373,7 @@ def test_compiled_equals_eager(spec_of, tmp_path):
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
 
 
-@pytest.mark.gpu()
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu(spec_of, tmp_path):
     cpu = trained(spec_of(dtype="float32"), tmp_path / "cpu")

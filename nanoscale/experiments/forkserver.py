@@ -168,8 +168,8 @@ def become_worker(message: Mapping[str, Any], server: int) -> None:
     redirect(os.open(log_of(message), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), STDOUT)
     os.dup2(STDOUT, STDERR)
     # line by line, so that a killed run loses none
-    sys.stdout = open(STDOUT, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(STDERR, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdout = open(STDOUT, "w", buffering=1, closefd=False)
+    sys.stderr = open(STDERR, "w", buffering=1, closefd=False)
     os.environ.update(message["env"])
     if message["cpus"]:
         os.sched_setaffinity(0, message["cpus"])

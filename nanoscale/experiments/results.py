@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, disk_errors
 from nanoscale.experiments.cells import describe
+from nanoscale.experiments.pool import log_tail
 from nanoscale.records import (
     COMPLETE,
     FAILED,
     FINISHED,
+    LOG,
     STATUS,
     WAITING,
     RunFolder,
@@ -33,6 +35,7 @@ RUNS, STUDY, TABLE = "runs", "study.json", "table.csv"
 RESULTS = ("val_loss", "best_val_loss", "val_bits_per_byte", "train_loss", "iter_num",
            "tokens_seen", "flops", "total_params", "tokens_per_second", "mfu", "wall_seconds")
 CONVENTIONS = ("non_embedding", "non_position", "matrices_and_head")  # of N, beside total_params
+LOGS_SHOWN, LOG_LINES = 3, 10  # of failed runs
 FORBIDDEN = '/\\:*?"<>|'
 
 
@@ -58,7 +61,6 @@ class Study:
                  plan: Mapping[str, str] | None = None) -> None:
         self.record, self.output_root = dict(record), Path(output_root)
         self.plan = dict(plan or {})  # run id -> new, cached, resume or retry, in this call
-        self.warnings: list[str] = []
 
     @classmethod
     def open(cls, folder: Path) -> Study:
@@ -133,6 +135,11 @@ class Study:
         write_text(self.folder / TABLE, self.frame().drop(columns="plan", errors="ignore")
                    .to_csv(index=False))
 
+    @property
+    def warnings(self) -> list[str]:
+        """What a careful reader would ask about: the plan first, then what the runs recorded."""
+        return [*self.record.get("warnings", ()), *self.mixed_numerics()]
+
     def mixed_numerics(self) -> list[str]:
         """A warning per part of the numerics (device, dtype, ...) that the runs do not share."""
         seen: dict[str, set[Any]] = {}
@@ -177,17 +184,16 @@ def rebuild_table(study_folder: Path | str) -> Path:
     return study.folder / TABLE
 
 
-def failure_lines(study: Study, tail: int = 10) -> list[str]:
-    """What went wrong in each failed run: its cell, the reason, the end of its log."""
-    from nanoscale.experiments.pool import log_tail
-
-    lines = []
-    for entry, folder in study.runs():
-        if state_of(folder) == FAILED:
-            reason = folder.status().get("reason") or "no reason was recorded"
-            lines.append(f"FAILED {describe(entry['values']) or entry['folder']}: {reason}")
-            lines += [f"    {line}" for line in log_tail(folder, tail)]
-            lines.append(f"    whole log: {folder / 'log.txt'}")
+def failure_lines(study: Study) -> list[str]:
+    """What went wrong in each failed run: its cell, the reason, the end of the first ones' logs."""
+    lines: list[str] = []
+    failed = [(entry, folder) for entry, folder in study.runs() if state_of(folder) == FAILED]
+    for i, (entry, folder) in enumerate(failed):
+        reason = folder.status().get("reason") or "no reason was recorded"
+        lines.append(f"FAILED {describe(entry['values']) or entry['folder']}: {reason}")
+        if i < LOGS_SHOWN:
+            lines += [f"    {line}" for line in log_tail(folder, LOG_LINES)]
+        lines.append(f"    whole log: {folder / LOG}")
     return lines
 
 

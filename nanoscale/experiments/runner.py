@@ -87,13 +87,15 @@ class ExperimentRunner:
             UserError: a name, key, value or combination is bad; nothing was started or written.
         """
         lists = grid_lists(grid_params or {}, seeds, "grid_params")
-        return self.run_rows(grid_name, base_params or {}, combinations(lists), "grid_params",
+        base = Source("base_params", plain_values("base_params", base_params or {}))
+        return self.run_rows(grid_name, base, combinations(lists), "grid_params",
                              asked={"grid_params": lists}, dry_run=dry_run)
 
     def run_experiment(self, params: Mapping[str, Any] | None = None, name: str = "experiments",
                        dry_run: bool = False) -> Study:
         """Run one config as the study `name`."""
-        return self.run_rows(name, params or {}, [{}], "params", dry_run=dry_run)
+        source = Source("params", plain_values("params", params or {}))
+        return self.run_rows(name, source, [{}], "params", dry_run=dry_run)
 
     def load_metrics(self, grid_name_filter: str = "") -> list[dict[str, Any]]:
         """`metrics.json` of the finished runs of the study of that name, else of those whose names
@@ -104,21 +106,19 @@ class ExperimentRunner:
         return sorted(found.values(), key=lambda m: m["experiment_name"])
 
     # -- the way down -----------------------------------------------------------------------
-    def run_rows(self, name: str, base_params: Mapping[str, Any],
-                 rows: Sequence[Mapping[str, Any]], where: str, *,
+    def run_rows(self, name: str, base: Source, rows: Sequence[Mapping[str, Any]], where: str, *,
                  defaults: Mapping[str, Any] | None = None,
                  asked: Mapping[str, Any] | None = None, dry_run: bool = False) -> Study:
-        """Run a study of explicit rows: dicts of config keys over `base_params`.
+        """Run a study of explicit rows: dicts of config keys over `base`.
 
         `where` is how messages call the rows, `defaults` lie under the base config, and `asked` is
         kept in the study's record.
         """
         check_name(name)
-        common = Source("base_params", plain_values("base_params", base_params))
-        sources = [*self.base, common]
+        sources = [*self.base, base]
         cells = make_cells(self._defaults(sources) | dict(defaults or {}), sources, rows, where)
         asked = {"base_config": [source.name for source in self.base],
-                 "base_params": dict(common.values)} | dict(asked or {})
+                 "base_params": dict(base.values)} | dict(asked or {})
         return self.run_specs(name, cells, asked=asked, warn=questions(cells, len(rows)),
                               dry_run=dry_run)
 
@@ -133,8 +133,7 @@ class ExperimentRunner:
         """Bring every cell to a result and return the study; what all the others stand on."""
         folders = {cell.spec.id: self._folder(cell) for cell in cells}
         plan = {run: plan_of(folder) for run, folder in folders.items()}
-        study = Study(record_of(name, cells, asked), self.output_root, plan)
-        study.warnings += warn
+        study = Study(record_of(name, cells, asked, warn), self.output_root, plan)
         for line in [plan_line(study), *(f"warning: {text}" for text in study.warnings)]:
             print(f"[{name}] {line}")
         if dry_run:
@@ -165,8 +164,8 @@ class ExperimentRunner:
             raise
         finally:
             study.save()
-        study.warnings += (mixed := study.mixed_numerics())
-        for line in [*(f"warning: {text}" for text in mixed), *failure_lines(study)]:
+        mixed = [f"warning: {text}" for text in study.mixed_numerics()]
+        for line in [*mixed, *failure_lines(study)]:
             print(f"[{study.name}] {line}")
         counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
         print(f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
@@ -226,9 +225,10 @@ def make_ready(folder: RunFolder, spec: RunSpec, plan: str) -> None:
         folder.set_status(state=WAITING, reason=None, pid=None, host=None)
 
 
-def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any],
+              warn: Sequence[str]) -> dict[str, Any]:
     """A study's `study.json`: what was asked, and the runs that answer it."""
-    return {"schema": SCHEMA, "name": name, "asked": dict(asked),
+    return {"schema": SCHEMA, "name": name, "asked": dict(asked), "warnings": list(warn),
             "runs": [{"id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
                       "flops": cell.flops} for cell in cells]}
 

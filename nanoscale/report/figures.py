@@ -286,7 +286,8 @@ def lines_figure(
 
 
 def _panel(axes: Axes, table: pd.DataFrame, x: str, y: str, group: str | None, ring: bool) -> None:
-    table = _positive(table, x, y)
+    table = _positive(table, x)
+    table = table[np.isfinite(table[y].astype(float))]
     keys = sorted(table[group].unique()) if group else [None]
     ends = []
     for key, colour in zip(keys, size_colours(len(keys)), strict=True):
@@ -294,10 +295,9 @@ def _panel(axes: Axes, table: pd.DataFrame, x: str, y: str, group: str | None, r
         mean = rows.groupby(x)[y].mean()
         axes.plot(mean.index, mean, color=colour, linewidth=1.3)
         _dots(axes, rows[x], rows[y], colour)
-        if ring and len(mean):
+        if ring:
             axes.plot(mean.idxmin(), mean.min(), "o", markersize=11, color=ACCENT, fillstyle="none")
-        if len(mean):
-            ends.append((quantities([key])[0], mean.index[-1], mean.iloc[-1]))
+        ends.append((quantities([key])[0], mean.index[-1], mean.iloc[-1]))
     margin = (table[x].max() / table[x].min()) ** 0.06
     log_axis(axes, "x", table[x].min() / margin, table[x].max() * margin)
     values = sorted(table[x].unique())

@@ -33,7 +33,7 @@ COLOURS = {
     "muted": ("#68707b", "#9aa2ad"),
     "rule": ("#e3e4e2", "#2d3137"),
     "accent": ("#b3541e", "#f0a36b"),
-    "s1": ("#36ada1", "#0d8d82"),
+    "s1": ("#23a194", "#0d8d82"),
     "s2": ("#009da6", "#1e99a0"),
     "s3": ("#008ba8", "#3ca3bd"),
     "s4": ("#0078a8", "#5cabd6"),
@@ -42,12 +42,12 @@ COLOURS = {
     "s7": ("#413889", "#c1c1ff"),
     "s8": ("#472275", "#e1c9ff"),
     "h1": ("#edf5fb", "#1d262e"),
-    "h2": ("#c8dbeb", "#2c3d4c"),
-    "h3": ("#a4c1da", "#3a556b"),
-    "h4": ("#80a8c9", "#496f8c"),
-    "h5": ("#5b90b7", "#598aae"),
-    "h6": ("#3278a5", "#68a5d1"),
-    "h7": ("#006093", "#77c2f6"),
+    "h2": ("#cfdfec", "#283744"),
+    "h3": ("#b0c8dc", "#344a5d"),
+    "h4": ("#91b1cc", "#3f5d75"),
+    "h5": ("#497da6", "#5f92bb"),
+    "h6": ("#226493", "#6eabdc"),
+    "h7": ("#004b81", "#7ec6ff"),
 }
 LIGHT = {name: pair[0] for name, pair in COLOURS.items()}
 PAPER, INK, MUTED, RULE, ACCENT = (LIGHT[k] for k in ("paper", "ink", "muted", "rule", "accent"))

@@ -1,0 +1,306 @@
+"""A study from its file to its report: data, runs, table, fit, report.
+
+Each stage reads what the one before left in folders, so a study that is run again costs nothing but
+its report. This module alone ties experiments, laws and report together.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanoscale.config import ExperimentConfig, flatten
+from nanoscale.errors import DONE, FAILED, UserError, did_you_mean, disk_errors
+from nanoscale.experiments import ExperimentRunner, Study, rebuild_table
+from nanoscale.experiments.backends import Backend
+from nanoscale.experiments.cells import describe
+from nanoscale.experiments.results import study_names
+from nanoscale.recipes import read_study
+from nanoscale.records import COMPLETE, write_json
+from nanoscale.sources import FIELDS, Source, apply
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from nanoscale.laws import Fit
+
+OUTPUT_ROOT = "experiments_out"
+DEFAULTS = {"data_order": "epoch", "min_lr_frac": 0.1, "warmup_frac": 0.05, "lr_decay_iters": None,
+            "compile": False}
+C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
+
+
+# -- stages -------------------------------------------------------------------------------------
+def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *,
+              workers: int | None = None, dry_run: bool = False,
+              backend: Backend | None = None) -> Study:
+    """Every stage of a study file: data, runs, table, fit, report."""
+    path = Path(path)
+    design = read_study(path)
+    if not dry_run:
+        prepare_missing(design.base)
+    runner = ExperimentRunner(output_root=output_root, workers=workers, backend=backend)
+    root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
+    study = runner.run_rows(
+        design.name, Source(f"{path}, [base]", design.base), design.rows, design.where,
+        defaults=DEFAULTS, dry_run=dry_run, asked={
+            "recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
+            "command": f"nanoscale study {shlex.quote(str(path))}{root}",
+            "file": path.read_text(encoding="utf-8")})
+    if not dry_run:
+        for line in conclude(study):
+            print(f"[{study.name}] {line}")
+    return study
+
+
+def prepare_missing(base: Mapping[str, Any]) -> None:
+    """Make pysource, which needs no download, if it is asked for and not there."""
+    from nanoscale.data import dataset_folder
+    from nanoscale.prepare import prepare
+
+    name, root = base.get("dataset"), base.get("data_root", FIELDS["data_root"].default)
+    if name != "pysource":
+        return
+    try:
+        dataset_folder(name, root)
+    except UserError:
+        print(f"{name}: preparing the Python files of this installation in {Path(root) / name}")
+        prepare(name, out=Path(root) / name)
+
+
+def conclude(study: Study) -> list[str]:
+    """Fit and report from the run folders; the lines that a user reads at the end."""
+    frame = study.frame()
+    fit, answer = None, best_line(frame, study)
+    if study.record["asked"].get("recipe") == "ladder":
+        frame["size"] = size_labels(frame, study)
+        fit, answer = fit_ladder(study, frame)
+    report = write_study_report(study, frame, fit, answer)
+    lines = [*answer, f"report: {report}"]
+    return [*lines, f"next: {next_command(frame)}"] if (frame["state"] == COMPLETE).any() else lines
+
+
+def size_labels(frame: DataFrame, study: Study) -> list[str]:
+    """How each run's size is called: its total N, or its shape where two shapes share that."""
+    shapes = [describe({k: v for k, v in entry["values"].items() if k != "seed"})
+              for entry, _ in study.runs()]
+    counts = [short(n) for n in frame["total_params"]]
+    unique = len(set(counts)) == len(set(shapes))
+    return counts if unique else shapes
+
+
+def fit_ladder(study: Study, frame: DataFrame) -> tuple[Fit | None, list[str]]:
+    """The power law through the finished runs, kept in fits/power.json, and what it says."""
+    from nanoscale.laws import fit_power_law
+
+    done = frame[frame["state"] == COMPLETE]
+    least, there = study.record["asked"]["min_sizes"], done["size"].nunique()
+    if there < least:
+        return None, [f"no law: {there} sizes have finished, {least} are needed"]
+    fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])
+    ratio = study.record["asked"]["base_params"]["tokens_per_param"]
+    conventions = [C_CONVENTION, f"one ladder at {ratio:g} training tokens per parameter, N: all "
+                   "parameters (total)"]
+    folder = study.folder / "fits"
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+    write_json(folder / "power.json",
+               fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()})
+    return fit, [*fit.summary(), *conventions]
+
+
+def best_line(frame: DataFrame, study: Study) -> list[str]:
+    """The best run of a grid, in one line."""
+    losses = frame["val_loss"].astype(float)
+    if losses.isna().all():
+        return ["no run has finished with a loss"]
+    best = study.record["runs"][losses.idxmin()]
+    return [f"lowest val_loss {losses.min():.4f} at {describe(best['values']) or best['folder']}"]
+
+
+def next_command(frame: DataFrame) -> str:
+    """Sampling from the best run, with the Python that made it."""
+    here = os.path.relpath(sys.executable)
+    python = "python" if here.startswith("..") else here
+    best = frame.loc[frame["val_loss"].astype(float).idxmin(), "folder"]
+    return f"{python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"
+
+
+def short(n: float) -> str:
+    """`0.213M`: a parameter count for a label; `?` where a run has none yet."""
+    return "?" if n != n else f"{n / 1e6:.3g}M"
+
+
+# -- the report ---------------------------------------------------------------------------------
+def write_study_report(study: Study, frame: DataFrame, fit: Fit | None,
+                       answer: Sequence[str]) -> Path:
+    """report.html from the run folders."""
+    from nanoscale.report import write_report
+
+    asked = study.record["asked"]
+    left_out = [f"{describe(entry['values']) or entry['folder']} is {state} and in no figure"
+                for (entry, _), state in zip(study.runs(), frame["state"], strict=True)
+                if state != COMPLETE]
+    return write_report(
+        study.folder / "report.html", title=study.name, question=asked.get("question", ""),
+        summary_lines=answer, figures=figures_of(study, frame, fit),
+        tables=[("The runs.", runs_table(study, frame))],
+        settings=settings_of(study),
+        command=asked.get("command") or f"nanoscale report {study.name}",
+        warnings=[*study.warnings, *left_out, *(fit.warnings if fit else ())])
+
+
+def settings_of(study: Study) -> dict[str, Any]:
+    """What the runs share and nanoGPT's defaults do not say, their data and their numerics."""
+    asked = study.record["asked"]
+    defaults = values = flatten(ExperimentConfig())
+    for source in (DEFAULTS if "recipe" in asked else {}, asked.get("base_params", {})):
+        values = apply(values, Source("study.json", source))
+    settings = {k: v for k, v in values.items() if v is not None and v != defaults[k]}
+    if asked.get("base_config"):
+        settings["base config"] = ", ".join(asked["base_config"])
+    metrics = next((m for _, folder in study.runs() if (m := folder.metrics())), None)
+    if metrics is None:
+        return settings
+    data = (metrics.get("provenance") or {}).get("data") or {}
+    return settings | {"data": data, "numerics": metrics.get("numerics") or {}}
+
+
+def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[str, Any]]:
+    """The law of a ladder, or a grid's loss over its knobs; and every run's loss curve."""
+    from nanoscale.report import heatmap_figure, law_figure, lines_figure, loss_curves_figure
+
+    done = frame[frame["state"] == COMPLETE]
+    if done.empty:
+        return []
+    figures = []
+    knobs = [k for k in varied(study) if k != "seed" and numeric(frame[k])]
+    if "size" in frame:
+        points = done.rename(columns={"flops": "x", "val_loss": "loss"})
+        figures.append(("Final validation loss of every run against its training compute, and "
+                        "below it the distance from the law.",
+                        law_figure(points, fit.to_json() if fit else None)))
+    elif len(knobs) == 1 and (frame[knobs[0]] > 0).all():
+        figures.append((f"Final validation loss against {knobs[0]}.",
+                        lines_figure(done, x=knobs[0], y={"val_loss": "validation loss"})))
+    elif len(knobs) == 2:
+        figures.append((f"Final validation loss over {knobs[0]} and {knobs[1]}.",
+                        heatmap_figure(frame, knobs[0], knobs[1], "val_loss")))
+    curves = curve_rows(study, done)
+    if curves:
+        figures.append(("Validation loss of every run while it trained.", loss_curves_figure(
+            curves, y_label="validation loss (nats per token)")))
+    return figures
+
+
+def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Any]]:
+    """One row per evaluation of the finished runs, with the run and its size or cell."""
+    finished = dict(zip(done["run"], done.get("size", done["run"]), strict=True))
+    rows = []
+    for entry, folder in study.runs():
+        if entry["id"] in finished:
+            size = finished[entry["id"]] if "size" in done else describe(entry["values"])
+            rows += [{"run": entry["id"], "size": size, "tokens_seen": row["tokens_seen"],
+                      "val_loss": row["val_loss"]} for row in folder.rows()
+                     if row.get("val_loss") is not None]
+    return rows
+
+
+def runs_table(study: Study, frame: DataFrame) -> DataFrame:
+    """The columns that a reader wants, under readable names."""
+    names = {"state": "state", "total_params": "N (total)", "flops": "C (FLOPs)",
+             "tokens_seen": "D (tokens)", "val_loss": "val loss",
+             "val_bits_per_byte": "bits per byte", "tokens_per_second": "tokens/s", "run": "run"}
+    return frame[[*varied(study), *names]].rename(columns=names)
+
+
+def varied(study: Study) -> list[str]:
+    """The config keys in which the study's runs differ, in the order they were asked."""
+    return list(dict.fromkeys(key for entry in study.record["runs"] for key in entry["values"]))
+
+
+def numeric(column: Any) -> bool:
+    """Whether a column of a frame holds numbers (and not truth values)."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return is_numeric_dtype(column) and not is_bool_dtype(column)
+
+
+# -- commands -----------------------------------------------------------------------------------
+def main(arguments: list[str]) -> int:
+    """nanoscale study FILE [--output_root=DIR] [--workers=N] [--dry-run]"""
+    names, options = parse(arguments, main, ("output_root", "workers"), switches=("dry-run",))
+    if names is None:
+        return DONE
+    if len(names) != 1:
+        raise UserError(f"usage: {main.__doc__}")
+    workers = options.get("workers")
+    if workers is not None and not workers.isdecimal():
+        raise UserError(f"--workers={workers}: expected a whole number, at least 1")
+    study = run_study(names[0], options.get("output_root", OUTPUT_ROOT),
+                      workers=None if workers is None else int(workers),
+                      dry_run="dry-run" in options)
+    return DONE if "dry-run" in options or study.ok else FAILED
+
+
+def status_main(arguments: list[str]) -> int:
+    """nanoscale status [STUDY] [--output_root=DIR]"""
+    names, options = parse(arguments, status_main, ("output_root",))
+    if names is None:
+        return DONE
+    root = Path(options.get("output_root", OUTPUT_ROOT))
+    studies = [Study.open(root / name) for name in names or study_names(root)]
+    if not studies:
+        print(f"no studies in {root}")
+    for study in studies:
+        counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
+        print(f"{study.name}: {len(study)} runs: {counts}")
+        if names:
+            columns = [*varied(study), "state", "val_loss", "run"]
+            print(study.frame()[columns].to_string(index=False))
+    return DONE
+
+
+def table_main(arguments: list[str]) -> int:
+    """nanoscale table STUDY [--output_root=DIR]"""
+    return for_one_study(arguments, table_main, lambda study: [str(rebuild_table(study.folder))])
+
+
+def report_main(arguments: list[str]) -> int:
+    """nanoscale report STUDY [--output_root=DIR]"""
+    return for_one_study(arguments, report_main, conclude)
+
+
+def for_one_study(arguments: list[str], command: Any, act: Any) -> int:
+    """Print what `act` says of the one study that the arguments name."""
+    names, options = parse(arguments, command, ("output_root",))
+    if names is None:
+        return DONE
+    if len(names) != 1:
+        raise UserError(f"usage: {command.__doc__}")
+    study = Study.open(Path(options.get("output_root", OUTPUT_ROOT)) / names[0])
+    print("\n".join(act(study)))
+    return DONE
+
+
+def parse(arguments: Sequence[str], command: Any, known: Sequence[str],
+          switches: Sequence[str] = ()) -> tuple[list[str] | None, dict[str, str]]:
+    """Positional arguments and `--key=value` options; after printing the help, None for them."""
+    names, options = [], {}
+    for argument in arguments:
+        if argument in ("--help", "-h"):
+            print(f"usage: {command.__doc__}")
+            return None, {}
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("-"):
+            names.append(argument)
+        elif (key in known and value) or (key in switches and not equals):
+            options[key] = value
+        else:
+            hint = did_you_mean(key, [*known, *switches])
+            raise UserError(f"{argument}: unknown option{hint or f'; usage: {command.__doc__}'}")
+    return names, options
