@@ -94,7 +94,8 @@ def test_three_starts_per_resample_are_as_good_as_thirty_two():
     u, y = np.log(x) - np.log(x).mean(), np.log(law(x)) - np.log(law(x)).mean()
     draws = y + 0.006 * rng.standard_normal((300, len(x)))
     few, many = (solver.solve(u, draws, 0.008, n) for n in (3, 32))
-    assert few.converged.all() and many.converged.all()
+    assert few.converged.all()
+    assert many.converged.all()
     assert (few.objective <= many.objective * (1 + 1e-9)).all()
 
 
@@ -309,7 +310,9 @@ def test_the_record_is_plain_json_at_full_precision():
     curve = record["curve"]
     assert curve["x"][0] == pytest.approx(0.7 * x.min())
     assert curve["x"][-1] == pytest.approx(10 * x.max())
-    assert all(a <= b <= c for a, b, c in zip(*(curve[k] for k in ("lo", "loss", "hi")), strict=True))
+    assert all(
+        a <= b <= c for a, b, c in zip(*(curve[k] for k in ("lo", "loss", "hi")), strict=True)
+    )
     assert found(x[0]) == pytest.approx(record["points"][0]["fitted"])
 
 

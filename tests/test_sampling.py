@@ -156,7 +156,7 @@ def test_temperature_top_k_and_seed_matter():
     assert not torch.equal(base, generate(model, idx, 30, temperature=1.0, seed=1))
     greedy = generate(model, idx, 30, temperature=0)
     assert torch.equal(greedy, generate(model, idx, 30, temperature=1.0, top_k=1))
-    assert torch.equal(greedy, generate(model, idx, 30, temperature=1e-300))
+    assert torch.equal(greedy, generate(model, idx, 30, temperature=1e-309))
 
 
 def test_ties_at_the_kth_place_are_all_kept():
@@ -227,7 +227,16 @@ def test_flags_reach_the_text(run, capsys):
         assert text_of(capsys, *base, flag) != text
     greedy = text_of(capsys, *base, "--temperature=0")
     assert greedy[0] == greedy[1]
-    assert text_of(capsys, *base, "--dtype=bfloat16")[0].startswith("the")
+
+
+def test_dtype_is_that_of_the_products(run, capsys, monkeypatch):
+    seen, real = [], sampling.generate
+    monkeypatch.setattr(sampling, "generate", lambda *a, **k: (
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")),
+        real(*a, **k))[1])
+    for flags in (["--dtype=bfloat16"], []):
+        assert text_of(capsys, "--start=a", "--max_new_tokens=3", *flags)
+    assert seen == [torch.bfloat16, False]
 
 
 def test_the_prompt_comes_from_a_file(run, capsys):
@@ -237,9 +246,9 @@ def test_the_prompt_comes_from_a_file(run, capsys):
 
 
 def test_a_config_file_sets_what_flags_after_it_change(run):
-    Path("mine.py").write_text("num_samples = 2\ntop_k = None\nstart = 'sat'\nseed = num_samples")
+    Path("mine.py").write_text("num_samples = 2\ntop_k = None\nstart = \"'sat'\"\nseed = num_samples")
     options = parse(["--seed=9", "mine.py", "--num_samples=4"])
-    assert options == SampleOptions(num_samples=4, top_k=None, start="sat", seed=2)
+    assert options == SampleOptions(num_samples=4, top_k=None, start="'sat'", seed=2)
 
 
 @pytest.mark.parametrize(("typed", "meant"), [

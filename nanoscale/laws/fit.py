@@ -78,7 +78,7 @@ class Fit:
         lines = [self.equation(with_intervals=True)]
         for name, reason in self.not_identified.items():
             lines.append(f"{name}: not identified ({reason})")
-        noise = f"noise {self.noise['used']:.2%} of the loss"
+        noise = f"noise {100 * self.noise['used']:.2g} % of the loss"
         lines.append(
             f"{self.n_sizes} sizes, {self.n_points} runs; {noise}; {self.objective_name}, delta "
             f"{self.delta:.2g}; {round(self.agreement_of_starts * self.n_starts)} of "
@@ -121,13 +121,16 @@ def fit_power_law(
     """
     runs = Runs.of(x, loss, size, seed, x_name)
     _check_options(delta, resamples)
-    delta = _huber_delta(runs) if delta is None else float(delta)
+    return _fit(runs, _huber_delta(runs) if delta is None else float(delta), resamples, rng_seed)
+
+
+def _fit(runs: Runs, delta: float, resamples: int, rng_seed: int) -> Fit:
     best = solver.solve(runs.u, runs.y[None], delta, STARTS)
     doubt = _Doubt.of(runs, best, delta, resamples, rng_seed)
-    reasons = _not_identified(best, doubt.ends, x_name)
+    reasons = _not_identified(best, doubt.ends, runs.x_name)
     return Fit(
         law="power",
-        x_name=x_name,
+        x_name=runs.x_name,
         objective_name="log-huber",
         delta=delta,
         n_points=len(runs.x),

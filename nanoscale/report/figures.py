@@ -364,7 +364,7 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
                     facecolor="none",
                     edgecolor=MUTED,
                     hatch="////",
-                    alpha=0.45,
+                    alpha=0.7,
                     linewidth=0,
                 )
             )
@@ -378,7 +378,13 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
     row, column = np.argwhere(values == best)[0]
     axes.add_patch(
         Rectangle(
-            (column - 0.46, row - 0.43), 0.92, 0.86, fill=False, edgecolor=ACCENT, linewidth=2
+            (column - 0.5, row - 0.5),
+            1,
+            1,
+            fill=False,
+            edgecolor=ACCENT,
+            linewidth=2,
+            clip_on=False,
         )
     )
     axes.set_xlim(-0.5, values.shape[1] - 0.5)
