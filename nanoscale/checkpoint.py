@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ def save(path: Path, spec: RunSpec, **content: Any) -> None:
     payload = only_plain({"format": FORMAT, "schema": SCHEMA, "spec": spec.to_json(), **content})
     payload["checksum"] = digest(payload)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save(payload, file)
+        try:
+            torch.save(payload, file)
+        except RuntimeError as e:
+            if isinstance(e.__context__, OSError):  # the disk's refusal, behind the zip writer's
+                raise e.__context__ from None
+            raise
 
 
 def load(path: Path, device: str = "cpu") -> dict[str, Any]:
@@ -64,7 +70,8 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            payload = torch.load(path, map_location=device, weights_only=True)
     except Exception as e:  # whatever a stranger's bytes provoke in the reader
         holds_code = isinstance(e, pickle.UnpicklingError)
         code = " (it may hold code: none was run)" if holds_code else ""

@@ -298,8 +298,9 @@ def test_a_tensors_initial_values_depend_on_seed_and_name_alone():
             assert torch.equal(value, deeper[name])
     ratio = deeper["transformer.h.0.mlp.c_proj.weight"] / state["transformer.h.0.mlp.c_proj.weight"]
     torch.testing.assert_close(ratio, torch.full_like(ratio, math.sqrt(0.5)))
-    starts = [value.flatten()[:4] / value.std() for value in state.values() if value.dim() == 2]
-    assert len({tuple(start.tolist()) for start in starts}) == len(starts) == 15
+    starts = [value.flatten()[:4] for value in state.values() if value.dim() == 2]
+    shapes = {tuple((start / start[0]).round(decimals=3).tolist()) for start in starts}
+    assert len(shapes) == len(starts) == 15  # no two tensors are one stream, scaled
 
 
 def test_initial_values_follow_init_seed_and_not_seed_or_global_state():

@@ -296,6 +296,7 @@ def test_labels_that_would_touch_are_moved_apart():
     moved = spread([0.5, 0.5, 0.9, 0.51], 0.1)
     assert np.diff(sorted(moved)).min() >= 0.099
     assert moved[0] < moved[1] < moved[3] < moved[2]
+    assert np.mean(moved) == pytest.approx(np.mean([0.5, 0.5, 0.9, 0.51]))
     assert spread([0.1, 0.5], 0.1) == [0.1, 0.5]
 
 
@@ -328,6 +329,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.ids, self.links, self.words = [], [], [], [], []
+        self.labels = []
         self.feed(text)
         self.close()
 
@@ -339,6 +341,7 @@ class Page(HTMLParser):
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
         self.ids += [v for k, v in attrs if k == "id"]
+        self.labels += [v for k, v in attrs if k == "aria-label"]
         self.links += [v for k, v in attrs if k in ("href", "src", "xlink:href")]
 
     def handle_endtag(self, tag):
@@ -422,6 +425,7 @@ def test_everything_is_escaped(tmp_path):
     page = Page(text)
     assert "script" not in page.tags
     assert page.open == []
+    assert page.labels == [NASTY]
     assert " ".join(page.words).count(NASTY) >= 12
 
 
@@ -439,7 +443,8 @@ def test_the_numbers_of_a_column_share_one_notation(tmp_path):
     assert third[1:] == ["5", "\u2013", "\u2013", "\u2013", "\u2013"]
     table = pd.DataFrame({
         "seed": np.array([1337, 1, 2]), "lr": [1e-5, 3e-3, 0.1], "delta": [-0.25, 0.125, 0.5],
-        "seeds": [[1, 2], [3], []], "flag": np.array([True, False, True]),
+        "seeds": [[1, 2], [3], []],
+        "flag": pd.Series([np.True_, np.False_, np.True_], dtype=object),
     })  # fmt: skip
     rows = cells(report(tmp_path / "b.html", tables=[("", table)]))[1:]
     assert [row[0] for row in rows] == ["1337", "1", "2"]

@@ -246,7 +246,8 @@ def test_the_prompt_comes_from_a_file(run, capsys):
 
 
 def test_a_config_file_sets_what_flags_after_it_change(run):
-    Path("mine.py").write_text("num_samples = 2\ntop_k = None\nstart = \"'sat'\"\nseed = num_samples")
+    Path("mine.py").write_text("num_samples = 2\ntop_k = None\nseed = num_samples\n"
+                               """start = "'sat'"\n""")
     options = parse(["--seed=9", "mine.py", "--num_samples=4"])
     assert options == SampleOptions(num_samples=4, top_k=None, start="'sat'", seed=2)
 

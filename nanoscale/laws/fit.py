@@ -245,7 +245,7 @@ def _not_identified(best: solver.Solution, ends: np.ndarray, x_name: str) -> dic
         if name in reasons or name == "K" or high <= RATIO * low:
             continue
         reasons[name] = (
-            f"its 95 % interval reaches from 0 to {high:.3g}: the curve bends too little"
+            f"its 95 % interval reaches from 0 to {high:.3g}: a floor cannot be told from none"
             if low <= 0
             else f"its 95 % interval reaches from {low:.2g} to {high:.2g}, over a factor {RATIO:g}"
         )

@@ -75,7 +75,7 @@ def projected_starts(u: np.ndarray, loss: np.ndarray, starts: int) -> np.ndarray
 
 def _linear(s1, se, see, sl, sel):
     """E >= 0 and B > 0 of the least squares L = E + B e, from its weighted sums."""
-    B = (s1 * sel - se * sl) / np.maximum(s1 * see - se**2, 1e-300)
+    B = (s1 * sel - se * sl) / np.maximum(s1 * see - se**2, 1e-13 * s1 * see)
     E = (sl - B * se) / s1
     B = np.where(E < 0, sel / see, B)
     return np.maximum(E, 0), np.clip(B, *B_RANGE)

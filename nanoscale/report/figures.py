@@ -328,7 +328,7 @@ def heatmap_figure(
     distance from it, so that one bad corner does not hide the valley.
     """
     table = table_of(rows, (x, y, value))
-    losses = pd.to_numeric(table[value], errors="coerce").replace(np.inf, np.nan)
+    losses = pd.to_numeric(table[value], errors="coerce")
     grid = losses.groupby([table[y], table[x]]).mean(skipna=False).unstack()
     with styled():
         figure = canvas(min(7.6, 1.6 + 0.86 * grid.shape[1]), 1.25 + 0.44 * grid.shape[0])
