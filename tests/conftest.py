@@ -30,6 +30,35 @@ TINY = {
     "min_lr_frac": 0.1, "eval_interval": 5, "eval_iters": 2, "device": "cpu", "compile": False,
 }
 
+# A valid value of every key, other than a tiny config's.
+OTHER = {
+    "dataset": "elsewhere", "data_root": "there", "data_order": "epoch",
+    "gradient_accumulation_steps": 2, "batch_size": 3, "block_size": 9, "seed": 1, "init_seed": 1,
+    "data_seed": 1, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 24, "vocab_size": 12,
+    "dropout": 0.1, "bias": True, "use_rmsnorm": True, "use_rope": True, "use_swiglu": True,
+    "multiple_of": 5, "use_qk_norm": True, "tie_embeddings": False, "rope_theta": 500.0,
+    "norm_eps": 1e-6, "init_std": 0.03, "z_loss": 1e-4,
+    "parametrization.mode": "muP", "parametrization.base_n_embd": 128,
+    "parametrization.base_n_layer": 2, "parametrization.base_head_dim": 32,
+    "parametrization.alpha": 0.5, "parametrization.input_mult": 2.0,
+    "parametrization.output_mult": 2.0,
+    "optimizer": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.8, "beta2": 0.9,
+    "beta2_halflife_tokens": 1e4, "adam_eps": 1e-8, "embedding_lr_mult": 2.0, "head_lr_mult": 2.0,
+    "muon_lr": 0.01, "muon_weight_decay": 0.0, "muon_momentum": 0.9, "muon_ns_steps": 6,
+    "muon_scale": "original", "grad_clip": 0.0,
+    "lr_schedule": "linear", "decay_lr": False, "warmup_iters": 1, "warmup_frac": 0.5,
+    "lr_decay_iters": 9, "min_lr": 1e-6, "min_lr_frac": 0.2, "cooldown_frac": 0.5,
+    "cooldown_shape": "1-sqrt",
+    "max_iters": 11, "max_tokens": 1600.0, "max_flops": 1e9, "tokens_per_param": 1.0,
+    "eval_interval": 6, "eval_iters": 3, "final_eval_tokens": 999, "stats_interval": 1,
+    "eval_only": True,
+    "out_dir": "x", "init_from": "resume", "branch_from": "x", "log_interval": 2,
+    "always_save_checkpoint": False, "checkpoint_seconds": 1.0, "checkpoint_steps": [5],
+    "tensorboard_log": True, "wandb_log": True, "wandb_project": "x", "wandb_run_name": "x",
+    "device": "cuda", "dtype": "bfloat16", "compile": True, "micro_batch_size": 1, "threads": 1,
+    "backend": "gloo",
+}
+
 # Every flag that changes which tensors a model has, as (off, on).
 MODEL_FLAGS = {
     "bias": (False, True), "use_rmsnorm": (False, True), "use_rope": (False, True),
@@ -51,6 +80,14 @@ def tiny_config(**overrides: Any) -> ExperimentConfig:
     named = {f"parametrization.{k}" if k in nested else k: v for k, v in overrides.items()}
     config = build([Source("tiny", TINY), Source("test", named)])
     return resolve(config, config.vocab_size or VOCAB)
+
+
+def pair(key: str, **overrides: Any) -> tuple[ExperimentConfig, ExperimentConfig]:
+    """Two tiny configs that differ in `key`: as TINY or the default has it, and as OTHER has it."""
+    overrides = {k: v for k, v in overrides.items() if k != key}
+    if key == "head_lr_mult":
+        overrides["tie_embeddings"] = False
+    return tiny_config(**overrides), tiny_config(**overrides | {key: OTHER[key]})
 
 
 def tiny_spec(data: str = "d" * 64, **overrides: Any) -> RunSpec:

@@ -267,6 +267,16 @@ def test_a_clone_that_fails_in_a_step_is_reported(clone):
     assert "its training step failed: out of luck" in refusal(*RANDOM, f"--peer={clone}")
 
 
+def test_a_worker_that_no_longer_listens_is_reported(monkeypatch):
+    worker = Path("deaf.py")
+    worker.write_text("import os, sys\nos.read(0, 9999)\nos.close(0)\nprint('ready', flush=True)\n"
+                      "sys.stdout.close()\nos.close(1)\n")
+    monkeypatch.setattr(benchmark, "WORKER", worker)
+    with pytest.raises(UserError, match="step failed: no reason"), \
+            benchmark.peer_step({"path": "x"}) as step:
+        step()
+
+
 # -- refusals -------------------------------------------------------------------------------------
 BAD = [
     (["--rel_data=False"], "--rel_data: unknown key; did you mean 'real_data'?"),

@@ -10,7 +10,7 @@ import re
 from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
-from conftest import TINY, tiny_config
+from conftest import OTHER, TINY, pair, tiny_config
 
 from nanoscale import config as module
 from nanoscale.config import (
@@ -68,34 +68,6 @@ UNHASHED = {
     "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "tensorboard_log",
     "wandb_log", "wandb_project", "wandb_run_name", "device", "compile", "micro_batch_size",
     "threads", "backend",
-}
-# A valid value of every key that differs from what TINY (with a head of its own) has.
-OTHER = {
-    "dataset": "elsewhere", "data_root": "there", "data_order": "epoch",
-    "gradient_accumulation_steps": 2, "batch_size": 3, "block_size": 9, "seed": 1, "init_seed": 1,
-    "data_seed": 1, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 24, "vocab_size": 12,
-    "dropout": 0.1, "bias": True, "use_rmsnorm": True, "use_rope": True, "use_swiglu": True,
-    "multiple_of": 16, "use_qk_norm": True, "tie_embeddings": True, "rope_theta": 500.0,
-    "norm_eps": 1e-6, "init_std": 0.03, "z_loss": 1e-4,
-    "parametrization.mode": "muP", "parametrization.base_n_embd": 128,
-    "parametrization.base_n_layer": 2, "parametrization.base_head_dim": 32,
-    "parametrization.alpha": 0.5, "parametrization.input_mult": 2.0,
-    "parametrization.output_mult": 2.0,
-    "optimizer": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.8, "beta2": 0.9,
-    "beta2_halflife_tokens": 1e4, "adam_eps": 1e-8, "embedding_lr_mult": 2.0, "head_lr_mult": 2.0,
-    "muon_lr": 0.01, "muon_weight_decay": 0.0, "muon_momentum": 0.9, "muon_ns_steps": 6,
-    "muon_scale": "original", "grad_clip": 0.0,
-    "lr_schedule": "linear", "decay_lr": False, "warmup_iters": 1, "warmup_frac": 0.5,
-    "lr_decay_iters": 9, "min_lr": 1e-6, "min_lr_frac": 0.2, "cooldown_frac": 0.5,
-    "cooldown_shape": "1-sqrt",
-    "max_iters": 11, "max_tokens": 1600.0, "max_flops": 1e9, "tokens_per_param": 1.0,
-    "eval_interval": 6, "eval_iters": 3, "final_eval_tokens": 999, "stats_interval": 1,
-    "eval_only": True,
-    "out_dir": "x", "init_from": "resume", "branch_from": "x", "log_interval": 2,
-    "always_save_checkpoint": False, "checkpoint_seconds": 1.0, "checkpoint_steps": [5],
-    "tensorboard_log": True, "wandb_log": True, "wandb_project": "x", "wandb_run_name": "x",
-    "device": "cuda", "dtype": "bfloat16", "compile": True, "micro_batch_size": 1, "threads": 1,
-    "backend": "gloo",
 }
 
 
@@ -202,9 +174,7 @@ def test_the_walk_below_covers_every_key():
 
 @pytest.mark.parametrize("key", list(OTHER))
 def test_a_key_changes_the_identity_exactly_when_it_is_hashed(key):
-    base = Source("base", TINY | {"tie_embeddings": False})
-    before = resolve(build([base]), 11)
-    after = resolve(build([base, Source("other", {key: OTHER[key]})]), 11)
+    before, after = pair(key)
     assert flatten(after) != flatten(before)
     changed = identity(after, "d") != identity(before, "d")
     assert changed == (key not in UNHASHED)
