@@ -192,10 +192,13 @@ def peer_step(job: Mapping[str, Any]) -> Iterator[Step]:
         yield lambda: float(ask("step"))
 
 
-def differences(config: ExperimentConfig) -> list[str]:
+def differences(run: Run) -> list[str]:
     """The keys by which our step is other work than a nanoGPT clone's."""
+    config = run.config
     lacking = [key for key, alike in PEER_LACKS.items() if getattr(config, key) != alike]
-    return lacking + (["n_kv_head"] if config.kv_heads != config.n_head else [])
+    lacking += ["n_kv_head"] if config.kv_heads != config.n_head else []
+    half = run.numerics["dtype"] != "float32" and run.device.type != "cuda"
+    return lacking + ([f"dtype={run.numerics['dtype']}"] if half else [])
 
 
 # -- timing ---------------------------------------------------------------------------------------
@@ -249,11 +252,11 @@ def introduce(run: Run) -> None:
           + (f", {numerics['threads']} threads" if numerics["threads"] else ""), flush=True)
 
 
-def compare(config: ExperimentConfig, medians: Mapping[str, float]) -> None:
+def compare(run: Run, medians: Mapping[str, float]) -> None:
     """Both medians and their ratio, and what makes the comparison an unequal one."""
     ours, peers = medians["nanoscale"], medians["peer"]
-    if differences(config):
-        print(f"note: the peer has no {', '.join(differences(config))}: not the same work")
+    if differences(run):
+        print(f"note: the peer has no {', '.join(differences(run))}: not the same work")
     print(f"nanoscale {ours * 1000:.4f}ms, peer {peers * 1000:.4f}ms, "
           f"ratio {ours / peers:.3f} (below 1: nanoscale is faster)")
 
@@ -279,7 +282,7 @@ def main(arguments: Sequence[str]) -> int:
             steps["peer"] = stack.enter_context(peer_step(job_of(what, run)))
         medians = measure(steps)
     if what.peer:
-        compare(run.config, medians)
+        compare(run, medians)
     mfu = run.meter.rates(medians["nanoscale"], 1)["mfu"]
     print(f"time per iteration: {medians['nanoscale'] * 1000:.4f}ms, "
           f"MFU: {'n/a' if mfu is None else f'{mfu:.2%}'}")

@@ -68,9 +68,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = [str(p) for p in sorted(path.parent.glob("*.toml"))]
-        known = f"; there are: {', '.join(there)}" if there else ""
-        raise UserError(f"{path}: no such study file{did_you_mean(str(path), there) or known}"
-                        ) from None
+        hint = did_you_mean(str(path), there) or "; studies/quick.toml is one"
+        raise UserError(f"{path}: no such study file{hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid TOML: {e}") from e
     except OSError as e:

@@ -18,6 +18,7 @@ from nanoscale.errors import DONE, FAILED, UserError, did_you_mean, disk_errors
 from nanoscale.experiments import ExperimentRunner, Study, rebuild_table
 from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import describe
+from nanoscale.experiments.progress import read
 from nanoscale.experiments.results import study_names
 from nanoscale.recipes import read_study
 from nanoscale.records import COMPLETE, write_json
@@ -260,8 +261,10 @@ def status_main(arguments: list[str]) -> int:
         counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
         print(f"{study.name}: {len(study)} runs: {counts}")
         if names:
-            columns = [*varied(study), "state", "val_loss", "run"]
-            print(study.frame()[columns].to_string(index=False))
+            frame = study.frame()
+            frame["step"] = [f"{r.step}/{r.max_iters}" for r in (read(f) for _, f in study.runs())]
+            columns = [*varied(study), "state", "step", "val_loss", "run"]
+            print(frame[columns].to_string(index=False))
     return DONE
 
 

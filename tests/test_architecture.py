@@ -67,6 +67,8 @@ def test_every_tensor_is_named_once_and_matrices_are_fan_out_by_fan_in(flags):
             assert s.shape == (s.fan_out, s.fan_in)
         if s.role in ("readout", "embedding"):
             assert s.shape == (config.vocab_size, config.n_embd)
+    norm_biases = any(s.role == "bias" and "ln_" in s.name for s in specs)
+    assert norm_biases == (flags["bias"] and not flags["use_rmsnorm"])
     blocks = {s.name.split(".")[2] for s in specs if s.in_block}
     assert blocks == {"0", "1", "2"}
     outer = ("embedding", "position", "final_norm", "readout")

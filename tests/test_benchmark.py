@@ -43,7 +43,8 @@ class GPT(torch.nn.Module):
         print("number of parameters: 0.00M")
         self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
         self.last = self.table.weight.detach().clone()
-        note(model=vars(config), ours="nanoscale" in sys.modules)
+        ours = [p for p in (*sys.path, *sys.modules) if p.endswith("nanoscale")]
+        note(model=vars(config), ours=ours)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         note(optimizer=[weight_decay, learning_rate, list(betas), device_type])
@@ -53,9 +54,12 @@ class GPT(torch.nn.Module):
         shifted = (idx[:, 1:] == targets[:, :-1]).all().item()
         moved = (self.table.weight.detach() - self.last).norm().item()
         self.last = self.table.weight.detach().clone()
-        note(forward=list(idx.shape), shifted=shifted, moved=moved)
         logits = self.table(idx) + shift
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        slope, = torch.autograd.grad(loss, self.table.weight, retain_graph=True)
+        before = self.table.weight.grad
+        note(forward=list(idx.shape), shifted=shifted, moved=moved, first=idx[0, 0].item(),
+             slope=slope.norm().item(), before=0.0 if before is None else before.norm().item())
         return logits, loss
 '''
 
@@ -226,7 +230,7 @@ def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     [model] = calls(clone, "model")
     assert model["model"] == {"block_size": 8, "vocab_size": 32, "n_layer": 1, "n_head": 2,
                               "n_embd": 16, "dropout": 0.25, "bias": True}
-    assert model["ours"] is False
+    assert model["ours"] == []  # neither on its path nor loaded
     assert calls(clone, "optimizer")[0]["optimizer"] == [0.1, 0.5, [0.9, 0.9], "cpu"]
     forwards = calls(clone, "forward")
     assert all(f["forward"] == [3, 8] and f["shifted"] for f in forwards)
@@ -234,6 +238,10 @@ def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     moved = [f["moved"] for f in forwards]  # SGD: the LR times the clipped gradient norm, 0.001
     assert moved[0::2] == [0.0, *[pytest.approx(0.5 * 0.001, rel=1e-3)] * (len(moved) // 2 - 1)]
     assert set(moved[1::2]) == {0.0}  # one update per two batches
+    assert len({f["first"] for f in forwards}) > 8  # each another batch
+    for even, odd in zip(forwards[0::2], forwards[1::2], strict=True):
+        assert even["before"] == 0.0
+        assert odd["before"] == pytest.approx(even["slope"] / 2)
     out = capsys.readouterr().out
     assert CLOSING.search(out)
     ours, peers, ratio = map(float, re.search(
@@ -247,7 +255,8 @@ def test_what_the_peer_lacks_is_said(clone, capsys):
     assert benchmark.main([*RANDOM, "--use_rope=True", "--optimizer=muon", "--n_kv_head=1",
                            "--learning_rate=1", "--grad_clip=0", f"--peer={clone}"]) == 0
     assert "note: the peer has no use_rope, optimizer, n_kv_head" in capsys.readouterr().out
-    assert differences(requested(RANDOM).spec.config) == []
+    assert differences(build_run(requested(RANDOM))) == []
+    assert differences(build_run(requested([*RANDOM, "--dtype=bfloat16"]))) == ["dtype=bfloat16"]
     forwards = calls(clone, "forward")
     assert not any(f["shifted"] for f in forwards)  # random tokens
     assert all(f["moved"] > 0.1 for f in forwards[1:])  # unclipped

@@ -239,6 +239,11 @@ def test_resolving_twice_is_resolving_once(overrides):
     assert resolve_relative(config) == config
 
 
+def test_seeds_follow_seed_unless_given_and_zero_is_given():
+    config = tiny_config(seed=5, init_seed=0)
+    assert (config.seed, config.init_seed, config.data_seed) == (5, 0, 5)
+
+
 def test_a_vocabulary_below_the_datasets_is_refused_and_one_above_is_kept():
     config = build([Source("tiny", TINY | {"vocab_size": 64})])
     assert resolve(config, 60).vocab_size == 64

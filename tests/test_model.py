@@ -398,3 +398,10 @@ def test_a_tied_head_is_one_tensor_and_gets_both_gradients():
         model(tokens(), tokens(seed=1))[1].backward()
     both = untied.transformer.wte.weight.grad + untied.lm_head.weight.grad
     torch.testing.assert_close(tied.transformer.wte.weight.grad, both, rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_on_the_meta_device_has_shapes_and_no_values():
+    with torch.device("meta"):
+        model = GPT(tiny_config(use_rope=True, n_embd=4096, n_layer=2))
+    assert all(p.is_meta for p in model.parameters())
+    assert model(torch.zeros(1, 8, dtype=torch.long, device="meta"))[0].shape == (1, 8, VOCAB)

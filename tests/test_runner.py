@@ -160,6 +160,8 @@ def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
     assert study.ok
     assert len(study) == 1
     assert a_runner().load_metrics("mine")[0]["experiment_name"] == "mine"
+    other = a_runner().run_experiment(TINY | {"n_layer": 3})
+    assert other.name == next(other.runs())[1].path.name
 
 
 # -- refusals -----------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def test_a_bad_cell_is_refused_before_any_run_starts(base, grid, words):
 
 
 def test_a_number_of_seeds_is_no_list_of_seeds():
-    with pytest.raises(UserError, match="seeds=3: expected a list"):
+    with pytest.raises(UserError, match="seeds=3: expected a list of values"):
         a_runner().run_grid("g", TINY, {}, seeds=3)
 
 
@@ -196,6 +198,13 @@ def test_a_study_name_that_is_no_folder_name_is_refused(name):
     with pytest.raises(UserError, match="study name"):
         a_runner().run_grid(name, TINY, {})
     assert not Path("experiments_out").exists()
+
+
+def test_an_output_root_that_cannot_be_written_is_refused():
+    Path("file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file.*choose another folder"):
+        a_runner(output_root="file").run_grid("g", TINY, {})
+    assert a_runner(output_root="file").load_metrics() == []
 
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"threads": "two"}])

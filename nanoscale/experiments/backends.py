@@ -23,6 +23,7 @@ from nanoscale.errors import disk_errors
 from nanoscale.experiments.machine import Slot
 from nanoscale.records import LOG
 
+GRACE_SECONDS = 60.0  # between asking a run to save and killing it
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -173,7 +174,11 @@ class Subprocess:
             process.kill() if kill else process.terminate()
 
     def close(self) -> None:
-        self.stop(kill=True)
+        self.stop()
         for process in self._running.values():
-            process.wait()
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self._running.clear()

@@ -57,14 +57,16 @@ def plain(value: Any) -> Any:
 
 # -- grids --------------------------------------------------------------------------------------
 def grid_lists(params: Mapping[str, Any], seeds: Any, where: str) -> dict[str, list[Any]]:
-    """The axes of a grid: key -> its values; `seeds` is one more axis, the last.
+    """The axes of a grid: key -> its values; `seeds`, if any, is one more axis, the last.
+
+    `where` is how messages call the lists.
 
     Raises:
         UserError: a key's values are no list, or an empty one.
     """
     lists = {key: _as_list(f"{where}: {key}", v) for key, v in plain_values(where, params).items()}
     if seeds is not None:
-        lists["seed"] = _as_list("seeds", plain(seeds))
+        lists["seed"] = _as_list(f"{where}: seeds", plain(seeds))
     return lists
 
 

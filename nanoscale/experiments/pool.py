@@ -97,11 +97,10 @@ class Pool:
         self.queue.extendleft(reversed(kept))
 
     def take_back(self, gone: Exit, stopping: bool) -> None:
-        """Free the slot of a run that ended, and settle its state."""
+        """Free the slot of a run that ended, and settle its state unless we ended it."""
         job, slot = self.running.pop(gone.folder)
         self.free.append(slot)
-        killed_by_us = stopping and gone.code in (None, -signal.SIGTERM, -signal.SIGKILL)
-        if not killed_by_us:
+        if not stopping:
             settle(job.folder, gone.code)
         self.watch.ended(job)
 

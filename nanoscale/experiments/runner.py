@@ -91,36 +91,39 @@ class ExperimentRunner:
         return self.run_rows(grid_name, base, combinations(lists), "grid_params",
                              asked={"grid_params": lists}, dry_run=dry_run)
 
-    def run_experiment(self, params: Mapping[str, Any] | None = None, name: str = "experiments",
+    def run_experiment(self, params: Mapping[str, Any] | None = None, name: str | None = None,
                        dry_run: bool = False) -> Study:
-        """Run one config as the study `name`."""
+        """Run one config as the study `name`, by default the name of its run folder."""
         source = Source("params", plain_values("params", params or {}))
         return self.run_rows(name, source, [{}], "params", dry_run=dry_run)
 
     def load_metrics(self, grid_name_filter: str = "") -> list[dict[str, Any]]:
-        """`metrics.json` of the finished runs of the study of that name, else of those whose names
-        contain it; each with its `experiment_name`, and each run once."""
-        found = {metrics["id"]: metrics
-                 for study in reversed(matching_studies(self.output_root, grid_name_filter))
-                 for metrics in study.metrics()}
-        return sorted(found.values(), key=lambda m: m["experiment_name"])
+        """`metrics.json` of the finished runs of the study of that name, else of all studies whose
+        names contain it; in the order they were asked, each run once, with `experiment_name`.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for study in matching_studies(self.output_root, grid_name_filter):
+            for metrics in study.metrics():
+                found.setdefault(metrics["id"], metrics)
+        return list(found.values())
 
     # -- the way down -----------------------------------------------------------------------
-    def run_rows(self, name: str, base: Source, rows: Sequence[Mapping[str, Any]], where: str, *,
-                 defaults: Mapping[str, Any] | None = None,
+    def run_rows(self, name: str | None, base: Source, rows: Sequence[Mapping[str, Any]],
+                 where: str, *, defaults: Mapping[str, Any] | None = None,
                  asked: Mapping[str, Any] | None = None, dry_run: bool = False) -> Study:
         """Run a study of explicit rows: dicts of config keys over `base`.
 
         `where` is how messages call the rows, `defaults` lie under the base config, and `asked` is
         kept in the study's record.
         """
-        check_name(name)
+        if name is not None:
+            check_name(name)
         sources = [*self.base, base]
         cells = make_cells(self._defaults(sources) | dict(defaults or {}), sources, rows, where)
         asked = {"base_config": [source.name for source in self.base],
                  "base_params": dict(base.values)} | dict(asked or {})
-        return self.run_specs(name, cells, asked=asked, warn=questions(cells, len(rows)),
-                              dry_run=dry_run)
+        return self.run_specs(name or cells[0].spec.name, cells, asked=asked,
+                              warn=questions(cells, len(rows)), dry_run=dry_run)
 
     def _defaults(self, sources: Sequence[Source]) -> dict[str, Any]:
         """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
@@ -134,7 +137,7 @@ class ExperimentRunner:
         folders = {cell.spec.id: self._folder(cell) for cell in cells}
         plan = {run: plan_of(folder) for run, folder in folders.items()}
         study = Study(record_of(name, cells, asked, warn), self.output_root, plan)
-        for line in [plan_line(study), *(f"warning: {text}" for text in study.warnings)]:
+        for line in [plan_line(study), *(f"warning: {text}" for text in warn)]:
             print(f"[{name}] {line}")
         if dry_run:
             for cell in cells:
