@@ -23,7 +23,7 @@ MATRIX_ROLES = ("hidden", "residual_out")  # the matrices inside blocks: what Mu
 class TensorSpec:
     """One parameter: `shape` as torch stores it, (fan_out, fan_in) for matrices.
 
-    `base_fan_in` and `base_fan_out` are the same tensor's in the parametrization's base model.
+    `base_fan_in` is the same tensor's in the parametrization's base model.
     """
 
     name: str
@@ -32,7 +32,6 @@ class TensorSpec:
     fan_in: int
     fan_out: int
     base_fan_in: int
-    base_fan_out: int
 
     @property
     def numel(self) -> int:
@@ -53,7 +52,7 @@ def ffn_width(n_embd: int, use_swiglu: bool, multiple_of: int) -> int:
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths that a block's tensors are made of, of the model or of its base."""
+    """The widths that a block's tensors are made of."""
 
     embd: int
     kv: int
@@ -66,11 +65,18 @@ def widths(config: ExperimentConfig) -> Widths:
                   ffn_width(config.n_embd, config.use_swiglu, config.multiple_of))
 
 
-def base_widths(config: ExperimentConfig) -> Widths:
-    """The base model's: `base_n_embd` wide, the same share of key and value heads."""
+@dataclass(frozen=True)
+class BaseWidths:
+    """The fan-ins of the base model, `base_n_embd` wide."""
+
+    embd: int
+    ffn: int
+
+
+def base_widths(config: ExperimentConfig) -> BaseWidths:
+    """The base model's, under the same flags."""
     base = config.parametrization.base_n_embd
-    return Widths(base, base * config.kv_heads // config.n_head,
-                  ffn_width(base, config.use_swiglu, config.multiple_of))
+    return BaseWidths(base, ffn_width(base, config.use_swiglu, config.multiple_of))
 
 
 def tensors(config: ExperimentConfig) -> list[TensorSpec]:
@@ -78,34 +84,33 @@ def tensors(config: ExperimentConfig) -> list[TensorSpec]:
     assert config.vocab_size is not None, "the vocabulary comes from the dataset"
     w, base = widths(config), base_widths(config)
     d, V = config.n_embd, config.vocab_size
-    specs = [TensorSpec("transformer.wte.weight", "embedding", (V, d), V, d, V, base.embd)]
+    specs = [TensorSpec("transformer.wte.weight", "embedding", (V, d), V, d, V)]
     if not config.use_rope:
         T = config.block_size
-        specs.append(TensorSpec("transformer.wpe.weight", "position", (T, d), T, d, T, base.embd))
+        specs.append(TensorSpec("transformer.wpe.weight", "position", (T, d), T, d, T))
     for i in range(config.n_layer):
         specs += _block(config, f"transformer.h.{i}", w, base)
     specs += _norm(config, "transformer.ln_f", "final_norm", w, base)
     if not config.tie_embeddings:
-        specs.append(TensorSpec("lm_head.weight", "readout", (V, d), d, V, base.embd, V))
+        specs.append(TensorSpec("lm_head.weight", "readout", (V, d), d, V, base.embd))
     return specs
 
 
-def _block(config: ExperimentConfig, at: str, w: Widths, base: Widths) -> Iterator[TensorSpec]:
+def _block(config: ExperimentConfig, at: str, w: Widths, base: BaseWidths) -> Iterator[TensorSpec]:
     linear = _Linear(config.bias)
     yield from _norm(config, f"{at}.ln_1", "block_norm", w, base)
-    yield from linear(f"{at}.attn.c_q", "hidden", (w.embd, w.embd), (base.embd, base.embd))
-    yield from linear(f"{at}.attn.c_k", "hidden", (w.kv, w.embd), (base.kv, base.embd))
-    yield from linear(f"{at}.attn.c_v", "hidden", (w.kv, w.embd), (base.kv, base.embd))
+    yield from linear(f"{at}.attn.c_q", "hidden", (w.embd, w.embd), base.embd)
+    yield from linear(f"{at}.attn.c_k", "hidden", (w.kv, w.embd), base.embd)
+    yield from linear(f"{at}.attn.c_v", "hidden", (w.kv, w.embd), base.embd)
     if config.use_qk_norm:
         h, base_h = config.head_dim, config.parametrization.base_head_dim
         for norm in ("q_norm", "k_norm"):
-            yield TensorSpec(f"{at}.attn.{norm}.weight", "qk_norm", (h,), h, h, base_h, base_h)
-    yield from linear(f"{at}.attn.c_proj", "residual_out", (w.embd, w.embd),
-                      (base.embd, base.embd))
+            yield TensorSpec(f"{at}.attn.{norm}.weight", "qk_norm", (h,), h, h, base_h)
+    yield from linear(f"{at}.attn.c_proj", "residual_out", (w.embd, w.embd), base.embd)
     yield from _norm(config, f"{at}.ln_2", "block_norm", w, base)
     for name in ("c_gate", "c_up") if config.use_swiglu else ("c_fc",):
-        yield from linear(f"{at}.mlp.{name}", "hidden", (w.ffn, w.embd), (base.ffn, base.embd))
-    yield from linear(f"{at}.mlp.c_proj", "residual_out", (w.embd, w.ffn), (base.embd, base.ffn))
+        yield from linear(f"{at}.mlp.{name}", "hidden", (w.ffn, w.embd), base.embd)
+    yield from linear(f"{at}.mlp.c_proj", "residual_out", (w.embd, w.ffn), base.ffn)
 
 
 @dataclass(frozen=True)
@@ -113,15 +118,15 @@ class _Linear:
     bias: bool
 
     def __call__(self, name: str, role: Role, shape: tuple[int, int],
-                 base: tuple[int, int]) -> Iterator[TensorSpec]:
-        (out, fan_in), (base_out, base_in) = shape, base
-        yield TensorSpec(f"{name}.weight", role, shape, fan_in, out, base_in, base_out)
+                 base_fan_in: int) -> Iterator[TensorSpec]:
+        fan_out, fan_in = shape
+        yield TensorSpec(f"{name}.weight", role, shape, fan_in, fan_out, base_fan_in)
         if self.bias:
-            yield TensorSpec(f"{name}.bias", "bias", (out,), fan_in, out, base_in, base_out)
+            yield TensorSpec(f"{name}.bias", "bias", (fan_out,), fan_in, fan_out, base_fan_in)
 
 
 def _norm(config: ExperimentConfig, name: str, role: Role, w: Widths,
-          base: Widths) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", role, (w.embd,), w.embd, w.embd, base.embd, base.embd)
+          base: BaseWidths) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", role, (w.embd,), w.embd, w.embd, base.embd)
     if config.bias and not config.use_rmsnorm:
-        yield TensorSpec(f"{name}.bias", "bias", (w.embd,), w.embd, w.embd, base.embd, base.embd)
+        yield TensorSpec(f"{name}.bias", "bias", (w.embd,), w.embd, w.embd, base.embd)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -212,9 +211,10 @@ EXCLUSIVE = (
     ("beta2", "beta2_halflife_tokens"),
 )
 LENGTH_KEYS = EXCLUSIVE[0]
+ACTS_UNDER = {"input_mult": ("muP", "CompleteP"), "output_mult": ("muP", "CompleteP"),
+              "alpha": ("CompleteP",)}
 SCHEDULE_KEYS = ("lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",
                  "min_lr", "min_lr_frac", "cooldown_frac", "cooldown_shape")
-EVALUATION_KEYS = ("eval_interval", "eval_iters", "final_eval_tokens", "stats_interval")
 
 
 def all_fields() -> dict[str, Any]:
@@ -297,7 +297,7 @@ def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
     decay_iters = config.lr_decay_iters or max(config.max_iters, 1)
     warmup, floor, beta2 = config.warmup_iters, config.min_lr, config.beta2
     if config.warmup_frac is not None:
-        warmup = round(config.warmup_frac * decay_iters)
+        warmup = round(config.warmup_frac * config.max_iters)
     if config.min_lr_frac is not None:
         exact = config.min_lr_frac * config.learning_rate
         floor = min(float(f"{exact:.15g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
@@ -344,7 +344,10 @@ def label(config: ExperimentConfig) -> str:
 
 def warnings(config: ExperimentConfig) -> list[str]:
     """What a careful reader of a resolved config would ask about."""
-    found = []
+    found, p = [], config.parametrization
+    found += [f"parametrization.{key}={getattr(p, key)} does nothing under {p.mode}; it acts "
+              f"under {one_of(modes)}" for key, modes in ACTS_UNDER.items()
+              if getattr(p, key) != 1 and p.mode not in modes]
     iters, decay = config.max_iters or 0, config.lr_decay_iters or 0
     if not config.decay_lr or iters == 0:
         return found
@@ -356,7 +359,3 @@ def warnings(config: ExperimentConfig) -> list[str]:
                      "run; set warmup_frac=0.05")
     return found
 
-
-def is_finite_number(value: Any) -> bool:
-    """Whether `value` is a real number JSON can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

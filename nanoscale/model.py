@@ -48,6 +48,7 @@ class KVCache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new tokens' k and v, (B, K, T, h); return all so far, (B, K, length + T, h)."""
+        assert self.length == 0 or k.size(2) == 1, "the causal mask knows these two cases"
         end = self.length + k.size(2)
         self.buffers[layer, 0, :, :, self.length : end] = k
         self.buffers[layer, 1, :, :, self.length : end] = v

@@ -313,6 +313,8 @@ def finish(run: Run, recorder: Recorder, state: str) -> None:
 
 def take_over(run: Run, folder: RunFolder) -> None:
     """Own the folder and cut its rows back to where the run stands; a branch copies its past."""
+    for torn in folder.path.glob(".*.tmp"):  # what a killed writer left
+        torn.unlink(missing_ok=True)
     if run.step and run.config.branch_from and not (folder / CHECKPOINT).is_file():
         parent, _ = parse_branch(run.config.branch_from)
         shutil.copyfile(parent / ROWS, folder / ROWS)

@@ -87,14 +87,14 @@ def test_the_base_of_each_tensor_is_the_base_models():
     config = tiny_config(n_embd=40, n_head=4, n_kv_head=2, use_swiglu=True, base_n_embd=16,
                          base_head_dim=8, use_qk_norm=True, tie_embeddings=False)
     specs = {s.name.removeprefix("transformer.h.0."): s for s in tensors(config)}
-    found = {name: (s.fan_in, s.base_fan_in, s.fan_out, s.base_fan_out)
+    found = {name: (s.fan_in, s.base_fan_in, s.fan_out)
              for name, s in specs.items() if ".h." not in name}
     assert found == {
-        "transformer.wte.weight": (11, 11, 40, 16), "transformer.wpe.weight": (8, 8, 40, 16),
-        "ln_1.weight": (40, 16, 40, 16), "attn.c_q.weight": (40, 16, 40, 16),
-        "attn.c_k.weight": (40, 16, 20, 8), "attn.c_v.weight": (40, 16, 20, 8),
-        "attn.q_norm.weight": (10, 8, 10, 8), "attn.k_norm.weight": (10, 8, 10, 8),
-        "attn.c_proj.weight": (40, 16, 40, 16), "ln_2.weight": (40, 16, 40, 16),
-        "mlp.c_gate.weight": (40, 16, 112, 48), "mlp.c_up.weight": (40, 16, 112, 48),
-        "mlp.c_proj.weight": (112, 48, 40, 16), "transformer.ln_f.weight": (40, 16, 40, 16),
-        "lm_head.weight": (40, 16, 11, 11)}
+        "transformer.wte.weight": (11, 11, 40), "transformer.wpe.weight": (8, 8, 40),
+        "ln_1.weight": (40, 16, 40), "attn.c_q.weight": (40, 16, 40),
+        "attn.c_k.weight": (40, 16, 20), "attn.c_v.weight": (40, 16, 20),
+        "attn.q_norm.weight": (10, 8, 10), "attn.k_norm.weight": (10, 8, 10),
+        "attn.c_proj.weight": (40, 16, 40), "ln_2.weight": (40, 16, 40),
+        "mlp.c_gate.weight": (40, 16, 112), "mlp.c_up.weight": (40, 16, 112),
+        "mlp.c_proj.weight": (112, 48, 40), "transformer.ln_f.weight": (40, 16, 40),
+        "lm_head.weight": (40, 16, 11)}

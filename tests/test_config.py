@@ -360,7 +360,7 @@ def test_kept_checkpoints_count_from_one():
     ("--max_iters=1000 --lr_decay_iters=2000 --lr_schedule=wsd --warmup_iters=0", ["unfinished"]),
     ("--max_iters=1000 --warmup_iters=101", ["warmup takes 101 of 1000"]),
     ("--max_iters=20", ["warmup takes 2000 of 20"]),
-    ("--max_iters=100 --lr_decay_iters=200 --warmup_frac=0.1", ["unfinished", "warmup"]),
+    ("--max_iters=100 --lr_decay_iters=200 --warmup_frac=0.15", ["unfinished", "warmup"]),
     ("--max_iters=1000 --warmup_iters=100", []),
     ("--max_iters=1000 --lr_decay_iters=1000 --warmup_iters=0", []),
     ("--max_iters=1000 --lr_decay_iters=900 --warmup_iters=0", []),
@@ -415,3 +415,13 @@ def test_a_record_of_a_newer_version_is_refused_and_of_an_older_one_completed():
     del record["z_loss"], record["parametrization"]["alpha"]
     assert config_from_dict(record) == tiny_config()
     assert tiny_config().parametrization == ParametrizationConfig()
+
+
+@pytest.mark.parametrize(("mode", "silent"), [
+    ("SP", set()), ("muP", {"input_mult", "output_mult"}),
+    ("CompleteP", {"input_mult", "output_mult", "alpha"})])
+def test_a_multiplier_that_does_nothing_is_warned_about(mode, silent):
+    config = tiny_config(mode=mode, alpha=0.5, input_mult=2.0, output_mult=2.0)
+    told = {key for key in ("alpha", "input_mult", "output_mult")
+            if any(f"parametrization.{key}=" in line for line in warnings(config))}
+    assert told == {"alpha", "input_mult", "output_mult"} - silent
