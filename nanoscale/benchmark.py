@@ -117,33 +117,9 @@ def random_dataset(config: ExperimentConfig) -> Dataset:
 def build_run(what: Request) -> Run:
     """The run at its beginning; it has no folder, so nothing is written."""
     from nanoscale.distributed import Ranks
-    from nanoscale.runtime import build as build_real
+    from nanoscale.runtime import build as build_live
 
-    return build_real(what.spec, Ranks()) if what.real_data else random_run(what)
-
-
-def random_run(what: Request) -> Run:
-    """The same on the dataset in memory."""
-    import torch
-
-    from nanoscale.data import Sampler
-    from nanoscale.distributed import Ranks, pick_device
-    from nanoscale.model import GPT
-    from nanoscale.optim import Optimizers
-    from nanoscale.runtime import DTYPES, Run, decide_numerics
-    from nanoscale.telemetry import Meter, peak
-
-    config = what.spec.config
-    device = pick_device(config)
-    numerics = decide_numerics(config, device, None)
-    sampler = Sampler(what.dataset.tokens["train"], config.block_size, config.data_seed,
-                      config.data_order)
-    model = GPT(config).to(device)
-    trained = torch.compile(model) if numerics["compile"] else model
-    scaler = torch.amp.GradScaler(device.type, enabled=numerics["dtype"] == "float16")
-    meter = Meter(what.spec, peak(device, DTYPES[numerics["dtype"]]))
-    return Run(what.spec, Ranks(), device, numerics, what.dataset, sampler, model, trained,
-               Optimizers(model, config), scaler, meter)
+    return build_live(what.spec, what.dataset, Ranks())
 
 
 def our_step(run: Run) -> Step:

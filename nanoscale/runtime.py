@@ -66,13 +66,16 @@ class Run:
         return [t.to(self.device) for t in found]
 
 
-def matmul_precision(device: torch.device) -> str:
+MEDIUM_FROM_WIDTH = 192  # steps are 1.5 times slower with it at 128, 1.3 faster at 256 (LOG)
+
+
+def matmul_precision(config: ExperimentConfig, device: torch.device) -> str:
     """torch's setting for float32 products: the fastest that is as accurate as float32.
 
-    On some CPUs `medium` picks a backend twice as fast at the same accuracy, on others it means
-    bfloat16; so its error on one product decides (2e-7 against 2e-3).
+    On some CPUs `medium` picks a backend twice as fast on large products at the same accuracy, on
+    others it means bfloat16; so the width and its error on one product decide (2e-7 or 2e-3).
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or config.n_embd < MEDIUM_FROM_WIDTH:
         return "highest"
     a, b = (torch.from_numpy(x) for x in np.random.RandomState(0).randn(2, 128, 128))
     exact = a @ b
@@ -92,7 +95,7 @@ def decide_numerics(config: ExperimentConfig, device: torch.device,
     threads = config.threads or saved.get("threads")
     if device.type == "cpu" and threads:
         torch.set_num_threads(threads)
-    precision = saved.get("matmul_precision") or matmul_precision(device)
+    precision = saved.get("matmul_precision") or matmul_precision(config, device)
     torch.set_float32_matmul_precision(precision)
     compiles = saved.get("compile", config.compile)
     if compiles and device.type == "cpu":
@@ -104,18 +107,25 @@ def decide_numerics(config: ExperimentConfig, device: torch.device,
             "torch": str(torch.__version__)}
 
 
-def build(spec: RunSpec, ranks: Ranks, saved: dict[str, Any] | None = None) -> Run:
+def dataset_of(spec: RunSpec) -> Dataset:
+    """The run's dataset; refused if it has changed since the run was made."""
+    name = spec.config.dataset
+    dataset = open_dataset(name, spec.config.data_root)
+    if dataset.fingerprint != spec.data_fingerprint:
+        raise UserError(f"dataset {name!r} has changed since this run was made "
+                        f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}); restore it "
+                        "or start a new run")
+    return dataset
+
+
+def build(spec: RunSpec, dataset: Dataset, ranks: Ranks,
+          saved: dict[str, Any] | None = None) -> Run:
     """The run at its beginning, or where the checkpoint `saved` left it.
 
     Raises:
-        UserError: the dataset is missing or has changed, or the device is not there.
+        UserError: the device is not there, or the checkpoint is of another model.
     """
     config = spec.config
-    dataset = open_dataset(config.dataset, config.data_root)
-    if dataset.fingerprint != spec.data_fingerprint:
-        raise UserError(f"dataset {config.dataset!r} has changed since this run was made "
-                        f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}); restore it "
-                        "or start a new run")
     device = pick_device(config, ranks.local)
     numerics = decide_numerics(config, device, saved and saved["numerics"])
     sampler = Sampler(dataset.tokens["train"], config.block_size, config.data_seed,

@@ -51,7 +51,7 @@ from nanoscale.records import (
     write_json,
 )
 from nanoscale.resume import is_finished, open_folder
-from nanoscale.runtime import Run, build, load_start, save
+from nanoscale.runtime import Run, build, dataset_of, load_start, save
 from nanoscale.schedule import lr_multiplier
 
 Say = Callable[[str], None]
@@ -338,7 +338,7 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
                         f"{ranks.world} processes; change batch_size or "
                         "gradient_accumulation_steps")
     with stop_requests() as asked:
-        run = build(spec, ranks, load_start(spec, folder))
+        run = build(spec, dataset_of(spec), ranks, load_start(spec, folder))
         recorder = Recorder(run, folder)
         try:
             introduce(run, recorder.say)
@@ -383,7 +383,7 @@ def evaluate_only(spec: RunSpec, folder: RunFolder) -> float:
     resume = spec.config.init_from == "resume"
     if resume and not (folder / CHECKPOINT).is_file():
         raise UserError(f"init_from=resume: {folder.path} holds no checkpoint to evaluate")
-    run = build(spec, Ranks(), load_start(spec, folder) if resume else None)
+    run = build(spec, dataset_of(spec), Ranks(), load_start(spec, folder) if resume else None)
     loss = float(final_losses(run).mean())
     print(f"step {run.step}: val loss {loss:.4f}")
     return loss

@@ -160,18 +160,18 @@ def test_random_tokens_fill_the_vocabulary():
 
 
 def test_mfu_is_unknown_where_the_peak_is(monkeypatch, capsys):
-    from nanoscale import telemetry
+    from nanoscale import runtime
 
-    monkeypatch.setattr(telemetry, "peak", lambda *_: None)
+    monkeypatch.setattr(runtime, "peak", lambda *_: None)
     assert benchmark.main(RANDOM) == 0
     assert capsys.readouterr().out.endswith("MFU: n/a\n")
 
 
 def test_mfu_is_flops_over_peak(monkeypatch, capsys):
-    from nanoscale import telemetry
+    from nanoscale import runtime
     from nanoscale.counting import flops_per_iter
 
-    monkeypatch.setattr(telemetry, "peak", lambda *_: 1e9)
+    monkeypatch.setattr(runtime, "peak", lambda *_: 1e9)
     monkeypatch.setattr(benchmark, "measure", lambda steps: {"nanoscale": 0.5})
     assert benchmark.main(RANDOM) == 0
     mfu = flops_per_iter(requested(RANDOM).spec.config) / 0.5 / 1e9

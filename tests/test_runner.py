@@ -22,7 +22,7 @@ from nanoscale.experiments import ExperimentRunner, Study, machine, progress, re
 from nanoscale.experiments.backends import ForkServer, Subprocess, Worker
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.pool import Job
-from nanoscale.records import COMPLETE, RUNNING, RunFolder, owner
+from nanoscale.records import COMPLETE, RUNNING, WAITING, RunFolder, owner
 
 TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 FAKE = Worker(command=(sys.executable, str(TESTS / "fake_worker.py"), "run"),
@@ -48,15 +48,14 @@ def starts(folder: RunFolder) -> list[tuple[int, int]]:
 
 
 def script(text: str) -> str:
-    """A script without main guard that runs a slow study `s` of two runs with the fake worker."""
+    """A script without main guard that has a `runner` with the fake worker."""
     return textwrap.dedent("""
         import sys
         sys.path[:0] = [{root!r}, {tests!r}]
         from fake_worker import TINY, SLOW
+        from test_runner import FAKE
         from nanoscale.experiments import ExperimentRunner
-        from nanoscale.experiments.backends import ForkServer, Worker
-        runner = ExperimentRunner(workers=2, backend=ForkServer(Worker(
-            entry="fake_worker:main", preload=())))
+        from nanoscale.experiments.backends import ForkServer
         """).format(root=str(ROOT), tests=str(TESTS)) + textwrap.dedent(text)
 
 
@@ -281,6 +280,10 @@ def test_a_table_is_rebuilt_from_the_folders():
     assert again.frame().equals(study.frame().drop(columns="plan"))
     assert "2 COMPLETE" in repr(again)
     assert "<table" in again._repr_html_()
+    folder = next(study.runs())[1]
+    folder.set_status(state=WAITING)  # a result of an earlier life is none
+    assert study.frame()["val_loss"].isna().tolist() == [True, False]
+    assert len(study.metrics()) == 1
     with pytest.raises(UserError, match="did you mean 'g'"):
         Study.open(Path("experiments_out/gg"))
 
@@ -294,10 +297,12 @@ def test_mixed_numerics_are_warned_about():
 
 # -- death and resurrection -------------------------------------------------------------------
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, tmp_path):
-    text = script("""
-        runner.run_grid("s", TINY | {"max_iters": 40, "beta1": SLOW}, {"n_layer": [1, 2]})
+@pytest.mark.parametrize(("number", "fork"), [
+    ("SIGKILL", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", True)])
+def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, fork, tmp_path):
+    text = script(f"""
+        runner = ExperimentRunner(workers=2, backend=ForkServer(FAKE, fork={fork}))
+        runner.run_grid("s", TINY | dict(max_iters=40, beta1=SLOW), dict(n_layer=[1, 2]))
         """)
     process = subprocess.Popen([sys.executable, "-"], stdin=subprocess.PIPE, text=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -305,7 +310,7 @@ def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, tmp_pat
     process.stdin.close()
     children = running(tmp_path / "experiments_out", 2)
     server = psutil.Process(process.pid).children()
-    process.send_signal(number)
+    process.send_signal(getattr(signal, number))
     assert process.wait(10) != 0
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
     wait_for(lambda: not any(p.is_running() for p in server), 10)
@@ -334,6 +339,7 @@ def test_runs_save_when_their_server_is_killed_and_the_study_goes_on(tmp_path):
     assert frame["state"].tolist()[0] == COMPLETE  # the longer run was hit, this one came after
     hit = RunFolder(frame["folder"][1])
     wait_for(lambda: not psutil.pid_exists(starts(hit)[0][0]))
+    assert hit.status()["step"] < 40
     assert a_runner().run_grid("s", TINY | {"max_iters": 40}, {"n_layer": [1, 2],
                                                              "beta1": [SLOW]}).ok
 

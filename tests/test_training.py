@@ -24,7 +24,7 @@ from nanoscale.data import open_dataset
 from nanoscale.errors import UserError
 from nanoscale.records import TIMING_COLUMNS, RunFolder, RunSpec
 from nanoscale.resume import open_folder
-from nanoscale.runtime import build
+from nanoscale.runtime import Run, build, dataset_of
 from nanoscale.sources import Source
 from nanoscale.sources import build as build_config
 
@@ -47,6 +47,10 @@ def trained(spec: RunSpec, path: Path) -> RunFolder:
     folder = open_folder(path, spec, resume=False)
     assert training.train(folder) == "COMPLETE"
     return folder
+
+
+def start(spec: RunSpec) -> Run:
+    return build(spec, dataset_of(spec), training.Ranks())
 
 
 def pure(folder: RunFolder) -> list[dict[str, Any]]:
@@ -143,7 +147,7 @@ def test_seeds_are_separate(spec_of, tmp_path):
 
 
 def test_final_evaluation_is_float32_and_whole(spec_of, tmp_path):
-    run = build(spec_of(dtype="bfloat16", final_eval_tokens=10**6), training.Ranks())
+    run = start(spec_of(dtype="bfloat16", final_eval_tokens=10**6))
     exact, rough = evaluation.final_losses(run), evaluation.window_losses(run, "val", 10**6)
     tokens = run.dataset.tokens["val"]
     assert len(exact) == (len(tokens) - 1) // 8
@@ -173,7 +177,7 @@ def test_statistics_come_when_asked_for(spec_of, tmp_path):
 
 
 def test_statistics_against_a_hand_made_update(spec_of):
-    run = build(spec_of(weight_decay=0.0), training.Ranks())
+    run = start(spec_of(weight_decay=0.0))
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
     found = training.update(run, with_statistics=True)["statistics"]
     hidden = [n for n in before if ".c_q." in n or ".c_k." in n or ".c_v." in n or ".c_fc." in n]
@@ -277,7 +281,7 @@ def test_a_cooldown_branch_equals_the_run_from_scratch(spec_of, tmp_path):
 
 def test_numerics_are_kept_on_resume(spec_of, tmp_path):
     folder = open_folder(tmp_path / "run", spec_of(dtype="auto"), resume=False)
-    run = build(folder.spec(), training.Ranks())
+    run = start(folder.spec())
     run.numerics["dtype"] = "bfloat16"  # as begun on hardware that prefers it
     training.save(run, folder)
     assert training.train(folder) == "COMPLETE"
