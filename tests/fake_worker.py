@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         if config.beta1 == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         if config.beta1 == SLOW:
-            time.sleep(0.04)
+            time.sleep(float(os.environ.get("SLOW_SECONDS", "0.1")))
         if stopped:
             folder.set_status(state=WAITING)
             return 130

@@ -299,7 +299,8 @@ def test_mixed_numerics_are_warned_about():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "fork"), [
     ("SIGKILL", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", True)])
-def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, fork, tmp_path):
+def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, fork, tmp_path,
+                                                                 monkeypatch):
     text = script(f"""
         runner = ExperimentRunner(workers=2, backend=ForkServer(FAKE, fork={fork}))
         runner.run_grid("s", TINY | dict(max_iters=40, beta1=SLOW), dict(n_layer=[1, 2]))
@@ -315,6 +316,7 @@ def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, fork, t
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
     wait_for(lambda: not any(p.is_running() for p in server), 10)
 
+    monkeypatch.setenv("SLOW_SECONDS", "0")
     study = a_runner().run_grid("s", TINY | {"max_iters": 40, "beta1": SLOW}, {"n_layer": [1, 2]})
     assert study.ok
     assert set(study.plan.values()) == {"resume"}
@@ -324,9 +326,10 @@ def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, fork, t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
-def test_runs_save_when_their_server_is_killed_and_the_study_goes_on(tmp_path):
+def test_runs_save_when_their_server_is_killed_and_the_study_goes_on(tmp_path, monkeypatch):
     def kill_server() -> None:
         running(tmp_path / "experiments_out", 1)
+        monkeypatch.setenv("SLOW_SECONDS", "0")
         backend._server.kill()
 
     backend = ForkServer(FAKE)
@@ -459,8 +462,7 @@ def test_the_door_is_the_packages_runner():
 
 # -- the fork server ----------------------------------------------------------------------------
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
-@pytest.mark.parametrize("slot", [Slot({}), Slot({"OMP_NUM_THREADS": "2"})], ids=["gpu", "cpu"])
-def test_with_torch_imported_the_server_has_one_thread_and_no_child(slot, tmp_path, monkeypatch):
+def test_with_torch_imported_the_server_has_one_thread_and_no_child(tmp_path, monkeypatch):
     (tmp_path / "look.py").write_text(textwrap.dedent("""
         import os, sys
         server = os.getpid()
@@ -471,7 +473,7 @@ def test_with_torch_imported_the_server_has_one_thread_and_no_child(slot, tmp_pa
                   len(parent.children()))
         """))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    run_one(ForkServer(Worker(entry="look:main")), tmp_path, slot)
+    run_one(ForkServer(Worker(entry="look:main")), tmp_path, Slot({"OMP_NUM_THREADS": "2"}))
     assert (tmp_path / "log.txt").read_text() == "True True 1 1\n"
 
 

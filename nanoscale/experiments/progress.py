@@ -170,12 +170,14 @@ class LiveProgress(Progress):
             self.live.update(self.table(), refresh=True)
 
     def table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
 
         waiting = self.total - self.ended_runs - len(self.running)
         failed = f", {self.failed_runs} failed" if self.failed_runs else ""
-        table = Table(title=f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} "
-                      f"waiting, {self.time_left()}", title_justify="left")
+        line = (f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
+                f"{self.time_left()}")
+        table = Table()
         for column in ("run", "state", "step", "loss", "tokens/s"):
             table.add_column(column, justify="left" if column in ("run", "state") else "right")
         for job in self.running.values():
@@ -183,7 +185,7 @@ class LiveProgress(Progress):
             table.add_row(job.title, r.state or RUNNING, f"{r.step:,}/{r.max_iters:,}",
                           "" if r.loss is None else f"{r.loss:.4f}",
                           "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}")
-        return table
+        return Group(line, table)
 
 
 def open_progress(name: str, jobs: Sequence[Job]) -> Progress:
