@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoscale.data import META_SCHEMA, SPLITS, read_errors, symbol_bytes
+from nanoscale.data import META_SCHEMA, SPLITS, open_dataset, read_errors, symbol_bytes
 from nanoscale.documents import (
     CODE_POINTS,
     DOCUMENT_END,
@@ -84,6 +84,9 @@ def prepare(
         if value is not None and option not in OPTIONS[name]:
             raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
     out = Path("data", name) if out is None else Path(out)
+    if name == "shakespeare_char" and input is None and holds_shakespeare(out):
+        print(f"{out} is unchanged")
+        return out
     if name == "shakespeare_char":
         corpus = shakespeare_char(input)
     elif name == "pysource":
@@ -112,6 +115,15 @@ def shakespeare_char(input: str | None) -> Corpus:
             f"not {SHAKESPEARE_SHA256[:12]}...); {remedy}"
         )
     return _one_file(raw, "char", "tinyshakespeare")
+
+
+def holds_shakespeare(folder: Path) -> bool:
+    """Whether `folder` is tinyshakespeare already, so that nothing need be downloaded."""
+    try:
+        source = open_dataset(str(folder.resolve())).meta.get("source")
+    except UserError:
+        return False
+    return isinstance(source, dict) and source.get("sha256") == SHAKESPEARE_SHA256
 
 
 def text(input: str | None, kind: str | None, out: Path) -> Corpus:

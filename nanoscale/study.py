@@ -139,16 +139,20 @@ def short(n: float) -> str:
 # -- the report ---------------------------------------------------------------------------------
 def write_study_report(study: Study, frame: DataFrame, fit: Fit | None,
                        answer: Sequence[str]) -> Path:
-    """report.html from the run folders."""
-    from nanoscale.report import write_report
+    """report.html and figures/*.png from the run folders."""
+    from nanoscale.report import save, write_report
 
-    asked = study.record["asked"]
+    asked, figures = study.record["asked"], figures_of(study, frame, fit)
+    with disk_errors(study.folder / "figures"):
+        (study.folder / "figures").mkdir(exist_ok=True)
+    for name, _, figure in figures:
+        save(figure, study.folder / "figures" / f"{name}.png")
     left_out = [f"{describe(entry['values']) or entry['folder']} is {state} and in no figure"
                 for (entry, _), state in zip(study.runs(), frame["state"], strict=True)
                 if state != COMPLETE]
     return write_report(
         study.folder / "report.html", title=study.name, question=asked.get("question", ""),
-        summary_lines=answer, figures=figures_of(study, frame, fit),
+        summary_lines=answer, figures=[(caption, figure) for _, caption, figure in figures],
         tables=[("The runs.", runs_table(study, frame))],
         settings=settings_of(study),
         command=asked.get("command") or f"nanoscale report {study.name}",
@@ -171,8 +175,8 @@ def settings_of(study: Study) -> dict[str, Any]:
     return settings | {"data": data, "numerics": metrics.get("numerics") or {}}
 
 
-def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[str, Any]]:
-    """The law of a ladder, or a grid's loss over its knobs; and every run's loss curve."""
+def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[str, str, Any]]:
+    """(name, caption, figure): the ladder's law, or the loss over a grid's knobs; the curves."""
     from nanoscale.report import heatmap_figure, law_figure, lines_figure, loss_curves_figure
 
     done = frame[frame["state"] == COMPLETE]
@@ -182,19 +186,19 @@ def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[st
     knobs = [k for k in varied(study) if k != "seed" and numeric(frame[k])]
     if "size" in frame:
         points = done.rename(columns={"flops": "x", "val_loss": "loss"})
-        figures.append(("Final validation loss of every run against its training compute, and "
-                        "below it the distance from the law.",
+        figures.append(("law", "Final validation loss of every run against its training compute, "
+                        "and below it the distance from the law.",
                         law_figure(points, fit.to_json() if fit else None)))
     elif len(knobs) == 1 and (frame[knobs[0]] > 0).all():
-        figures.append((f"Final validation loss against {knobs[0]}.",
+        figures.append(("grid", f"Final validation loss against {knobs[0]}.",
                         lines_figure(done, x=knobs[0], y={"val_loss": "validation loss"})))
     elif len(knobs) == 2:
-        figures.append((f"Final validation loss over {knobs[0]} and {knobs[1]}.",
+        figures.append(("grid", f"Final validation loss over {knobs[0]} and {knobs[1]}.",
                         heatmap_figure(frame, knobs[0], knobs[1], "val_loss")))
     curves = curve_rows(study, done)
     if curves:
-        figures.append(("Validation loss of every run while it trained.", loss_curves_figure(
-            curves, y_label="validation loss (nats per token)")))
+        figures.append(("curves", "Validation loss of every run while it trained.",
+                        loss_curves_figure(curves, y_label="validation loss (nats per token)")))
     return figures
 
 

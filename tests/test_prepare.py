@@ -98,6 +98,11 @@ def test_shakespeare_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     folder = prepare.prepare("shakespeare_char", out=tmp_path / "x")
     assert asked == [prepare.SHAKESPEARE_URL]
     assert len(tokens_of(folder, "train")) == 1003854
+    prepare.prepare("shakespeare_char", out=tmp_path / "x")
+    assert len(asked) == 1  # it is there
+    (tmp_path / "x" / "val.bin").unlink()
+    prepare.prepare("shakespeare_char", out=tmp_path / "x")
+    assert len(asked) == 2
 
 
 def test_another_file_is_not_shakespeare(tmp_path):

@@ -146,6 +146,8 @@ class Study:
         for _, folder in self.runs():
             metrics = folder.metrics() if state_of(folder) == COMPLETE else None
             for key, value in ((metrics or {}).get("numerics") or {}).items():
+                if key == "matmul_precision":  # follows the width, at equal accuracy
+                    continue
                 seen.setdefault(key, set()).add(str(value))
         return [f"the runs differ in {key} ({', '.join(sorted(values))}), so their losses differ "
                 "by rounding too" for key, values in seen.items() if len(values) > 1]

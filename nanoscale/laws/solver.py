@@ -44,6 +44,7 @@ def huber(residual: np.ndarray, delta: float) -> np.ndarray:
     return (inside * (a - inside / 2)).sum(-1)
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # a step into the void is refused
 def solve(u: np.ndarray, y: np.ndarray, delta: float, starts: int) -> Solution:
     """Fit R data sets y = ln L (R, n), each about 0, at u = ln x - centre (n,)."""
     first = projected_starts(u, np.exp(y), starts)  # (R, starts, 3)
