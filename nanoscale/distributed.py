@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,9 @@ def session(config: ExperimentConfig) -> Iterator[Ranks]:
     dist.init_process_group(config.backend if device.type == "cuda" else "gloo")
     try:
         yield ranks
+        dist.barrier()  # a rank that leaves first takes the others' connections with it
     finally:
+        gc.collect()  # DDP's reducer sits in a cycle and must go before its process group
         dist.destroy_process_group()
 
 

@@ -44,7 +44,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     limit = run.config.eval_iters * run.config.batch_size
     val = window_losses(run, "val", limit)
     train = window_losses(run, "train", min(limit, len(val)))
-    return {"val_loss": float(val.mean()), "eval_train_loss": float(train.mean())}
+    loss = float(val.mean())
+    return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(run, loss),
+            "eval_train_loss": float(train.mean())}
 
 
 def final_losses(run: Run) -> np.ndarray:

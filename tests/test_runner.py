@@ -276,6 +276,7 @@ def test_a_table_is_rebuilt_from_the_folders():
     assert rebuild_table(study.folder) == table
     assert table.read_text() == text
     assert text.splitlines()[0].startswith("n_layer,state,val_loss,")
+    assert all(",runs/" in line for line in text.splitlines()[1:])  # no path of this machine
     again = Study.open(study.folder)
     assert again.frame().equals(study.frame().drop(columns="plan"))
     assert "2 COMPLETE" in repr(again)

@@ -132,8 +132,10 @@ class Study:
         for entry, folder in self.runs():
             entry["state"] = state_of(folder)
         write_json(self.folder / STUDY, self.record)
-        write_text(self.folder / TABLE, self.frame().drop(columns="plan", errors="ignore")
-                   .to_csv(index=False))
+        table = self.frame().drop(columns="plan", errors="ignore")
+        if len(table):  # a table travels: its folders are below the output root, wherever that is
+            table["folder"] = [f"{RUNS}/{entry['folder']}" for entry, _ in self.runs()]
+        write_text(self.folder / TABLE, table.to_csv(index=False))
 
     @property
     def warnings(self) -> list[str]:
