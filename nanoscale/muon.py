@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanoscale.parametrization import shape_factor
+
 # Quintic whose iteration sends singular values from (0, 1] to about [0.7, 1.2] in 5 steps.
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_EPS = 1e-7
@@ -34,21 +36,6 @@ def orthogonalize(G: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -
         A = X @ X.mT
         X = a * X + (b * A + c * A @ A) @ X
     return (X.mT if tall else X).to(G.dtype)
-
-
-def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
-    """What the orthogonal update is multiplied by, beside the LR.
-
-    spectral: the update's spectral norm is LR sqrt(fan_out / fan_in) at every size, so the LR
-    transfers over width; original: the same but never below 1; match_rms: entries as large as
-    AdamW's, which does not transfer.
-    """
-    factors = {
-        "spectral": (fan_out / fan_in) ** 0.5,
-        "original": max(1.0, fan_out / fan_in) ** 0.5,
-        "match_rms": 0.2 * max(fan_out, fan_in) ** 0.5,
-    }
-    return factors[scale]
 
 
 class Muon(torch.optim.Optimizer):

@@ -152,16 +152,37 @@ def multipliers(config: ExperimentConfig) -> Multipliers:
                        p.output_mult / (config.n_embd / p.base_n_embd))
 
 
+def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
+    """What the orthogonal update is multiplied by, beside the LR.
+
+    spectral: the update's spectral norm is LR sqrt(fan_out / fan_in) at every size, so the LR
+    transfers over width; original: the same but never below 1; match_rms: entries as large as
+    AdamW's, which does not transfer.
+    """
+    factors = {
+        "spectral": (fan_out / fan_in) ** 0.5,
+        "original": max(1.0, fan_out / fan_in) ** 0.5,
+        "match_rms": 0.2 * max(fan_out, fan_in) ** 0.5,
+    }
+    return factors[scale]
+
+
 def parameter_table(config: ExperimentConfig) -> str:
     """Every tensor's role, shape and rule, then N and FLOPs per token under each convention."""
     m = multipliers(config)
-    rows = [("tensor", "role", "shape", "init std", "optimizer", "LR", "weight decay", "eps",
-             "count")]
+    forward = {"embedding": m.embedding, "residual_out": m.residual, "readout": m.logits}
+    rows = [("tensor", "role", "shape", "init std", "optimizer", "LR", "update x", "weight decay",
+             "eps", "forward x", "count")]
     for spec in tensors(config):
-        r = rule(spec, config)
-        eps = f"{r.eps:.4g}" if r.optimizer == "adamw" else "-"
+        r, factor, eps = rule(spec, config), "-", "-"
+        if r.optimizer == "muon":
+            factor = f"{shape_factor(config.muon_scale, *spec.shape):.4g}"
+        else:
+            eps = f"{r.eps:.4g}"
+        times = f"{forward[spec.role]:.4g}" if spec.role in forward else "-"
         rows.append((spec.name, spec.role, "x".join(map(str, spec.shape)), f"{r.init_std:.4g}",
-                     r.optimizer, f"{r.lr:.4g}", f"{r.weight_decay:.4g}", eps, f"{spec.numel:,}"))
+                     r.optimizer, f"{r.lr:.4g}", factor, f"{r.weight_decay:.4g}", eps, times,
+                     f"{spec.numel:,}"))
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(w) if i > 2 else cell.ljust(w)
                        for i, (cell, w) in enumerate(zip(row, wide, strict=True))) for row in rows]

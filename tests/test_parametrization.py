@@ -259,8 +259,13 @@ def test_the_printed_table_has_every_tensor_its_rule_and_the_counts():
         r = rule(spec, config)
         cells = line.split()
         assert cells[1:4] == [spec.role, "x".join(map(str, spec.shape)), f"{r.init_std:.4g}"]
-        assert cells[4:7] == [r.optimizer, f"{r.lr:.4g}", f"{r.weight_decay:.4g}"]
-        assert cells[7] == (f"{r.eps:.4g}" if r.optimizer == "adamw" else "-")
-        assert cells[8] == f"{spec.numel:,}"
+        out, fan_in = spec.shape if len(spec.shape) == 2 else (1, 1)
+        muon, m = r.optimizer == "muon", multipliers(config)
+        forward = {"embedding": m.embedding, "residual_out": m.residual, "readout": m.logits}
+        assert cells[4:6] == [r.optimizer, f"{r.lr:.4g}"]
+        assert cells[6] == (f"{(out / fan_in) ** 0.5:.4g}" if muon else "-")
+        assert cells[7:9] == [f"{r.weight_decay:.4g}", "-" if muon else f"{r.eps:.4g}"]
+        assert cells[9] == (f"{forward[spec.role]:.4g}" if spec.role in forward else "-")
+        assert cells[10] == f"{spec.numel:,}"
     for convention, n in parameter_counts(config).items():
         assert re.search(rf"N {convention} +{n:,}\n", text)
