@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -370,6 +371,8 @@ def test_two_processes_equal_one(data_root, tmp_path):
     assert b.metrics()["provenance"]["world_size"] == 2
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
+                    reason="torch.compile needs a C++ compiler")
 def test_compiled_equals_eager(spec_of, tmp_path):
     few = {"max_iters": 4, "n_layer": 1, "eval_interval": 0}
     eager = trained(spec_of(**few), tmp_path / "eager")
