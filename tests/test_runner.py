@@ -173,6 +173,7 @@ def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
     ({}, {"n_layer": [1], "n_head": [2, 3]}, ["n_layer=1, n_head=3", "not divisible", "try"]),
     ({}, {"max_iters": [5], "max_tokens": [80]}, ["grid_params sets both max_iters and"]),
     ({}, {"dataset": ["toy", "tou"]}, ["dataset=tou", "did you mean 'toy'"]),
+    ({}, {"block_size": [8, 10**6]}, ["block_size=1000000", "tokens, but", "lower block_size"]),
     ("n_layer=2", {}, ["base_params='n_layer=2'", "a dict"]),
 ])
 def test_a_bad_cell_is_refused_before_any_run_starts(base, grid, words):

@@ -105,6 +105,7 @@ def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
         try:
             config = from_flat(values)
             dataset = _open(opened, config)
+            dataset.require_block(config.block_size)
             resolved = resolve(config, dataset.vocab_size)
             spec = RunSpec.of(resolved, dataset, typed([*sources, source]))
         except UserError as e:
