@@ -53,6 +53,7 @@ from nanoscale.records import (
 from nanoscale.resume import is_finished, open_folder
 from nanoscale.runtime import Run, build, dataset_of, load_start, save
 from nanoscale.schedule import lr_multiplier
+from nanoscale.signals import on_stop_signal
 
 Say = Callable[[str], None]
 
@@ -236,20 +237,13 @@ def stop_requests() -> Iterator[threading.Event]:
     """An event set by Ctrl-C or SIGTERM, so that a run stops between updates; twice: at once."""
     asked = threading.Event()
 
-    def ask(number: int, frame: Any) -> None:
+    def ask(number: int) -> None:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 
-    if threading.current_thread() is not threading.main_thread():
+    with on_stop_signal(ask):
         yield asked
-        return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # -- from folder to result ------------------------------------------------------------------------

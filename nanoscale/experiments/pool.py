@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from nanoscale.errors import INTERRUPTED
 from nanoscale.experiments.backends import Backend, Exit
 from nanoscale.experiments.machine import Slot
 from nanoscale.records import FAILED, FINISHED, LOG, RUNNING, RunFolder
+from nanoscale.signals import on_stop_signal
 
 POLL_SECONDS = 0.25
 LOG_TAIL_BYTES = 1 << 14
@@ -139,13 +139,5 @@ def log_tail(folder: RunFolder, lines: int) -> list[str]:
 def interrupts() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list instead of raising in the middle of our bookkeeping."""
     caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # signals are delivered to the main thread only
-        return
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.signal(name, lambda number, _: caught.append(number)) for name in names}
-    try:
+    with on_stop_signal(caught.append):
         yield caught
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,24 @@
+"""Ctrl-C and SIGTERM as requests: a handler for a while, and what was there before it put back."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def on_stop_signal(handler: Callable[[int], object]) -> Iterator[None]:
+    """Call `handler` with the number of every SIGINT and SIGTERM; nothing outside the main thread,
+    to which alone signals are delivered."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = {name: signal.signal(name, lambda number, _: handler(number)) for name in names}
+    try:
+        yield
+    finally:
+        for name, old in before.items():  # None: installed from C, which cannot be put back
+            signal.signal(name, signal.SIG_DFL if old is None else old)
