@@ -170,7 +170,10 @@ class ExperimentConfig:
     device: str = option("auto", "auto: cuda, mps or cpu", group="machine", hashed=False)
     dtype: str = option("auto", "of the products; weights and losses stay float32",
                         group="machine", choices=("auto", "float32", "bfloat16", "float16"))
-    compile: bool = option(True, "torch.compile the model", group="machine", hashed=False)
+    compile: bool = option(True, "torch.compile where it pays; typed: always", group="machine",
+                           hashed=False)
+    kernels: str = option("auto", "our own operations on a CPU, compiled on first use, or torch's",
+                          group="machine", hashed=False, choices=("auto", "fused", "torch"))
     micro_batch_size: int | None = option(None, "sequences in memory at once; None: batch_size",
                                           group="machine", hashed=False, least=1)
     threads: int | None = option(None, "CPU threads; None: torch's choice", group="machine",

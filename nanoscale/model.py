@@ -17,42 +17,27 @@ from torch import Tensor, nn
 
 from nanoscale.architecture import ffn_width, tensors
 from nanoscale.config import ExperimentConfig
+from nanoscale.ops import Norm, Ops, Rotary
 from nanoscale.parametrization import multipliers, rule
 
 Probe = Callable[[str, Tensor], None]  # sees named activations: statistics, coordinate checks
-
-
-class Norm(nn.Module):
-    """LayerNorm with optional bias, or RMSNorm (Zhang & Sennrich 2019)."""
-
-    def __init__(self, size: int, eps: float, rms: bool, bias: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.bias = nn.Parameter(torch.empty(size)) if bias and not rms else None
-        self.eps, self.rms = eps, rms
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = self.weight.shape
-        if self.rms:
-            return F.rms_norm(x.float(), shape, self.weight, self.eps).type_as(x)
-        return F.layer_norm(x.float(), shape, self.weight, self.bias, self.eps).type_as(x)
 
 
 class KVCache:
     """Keys and values of the tokens so far, one pair of buffers per block."""
 
     def __init__(self, config: ExperimentConfig, batch: int, like: Tensor) -> None:
-        shape = (config.n_layer, 2, batch, config.kv_heads, config.block_size, config.head_dim)
+        shape = (config.n_layer, 2, batch, config.block_size, config.kv_heads, config.head_dim)
         self.buffers = torch.empty(shape, device=like.device, dtype=like.dtype)
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' k and v, (B, K, T, h); return all so far, (B, K, length + T, h)."""
-        assert self.length == 0 or k.size(2) == 1, "the causal mask knows these two cases"
-        end = self.length + k.size(2)
-        self.buffers[layer, 0, :, :, self.length : end] = k
-        self.buffers[layer, 1, :, :, self.length : end] = v
-        return self.buffers[layer, 0, :, :, :end], self.buffers[layer, 1, :, :, :end]
+        """Store the new tokens' k and v, (B, T, K, h); return all so far, (B, length + T, K, h)."""
+        assert self.length == 0 or k.size(1) == 1, "the causal mask knows these two cases"
+        end = self.length + k.size(1)
+        self.buffers[layer, 0, :, self.length : end] = k
+        self.buffers[layer, 1, :, self.length : end] = v
+        return self.buffers[layer, 0, :, :end], self.buffers[layer, 1, :, :end]
 
 
 def rotary_tables(head_dim: int, length: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -61,12 +46,6 @@ def rotary_tables(head_dim: int, length: int, theta: float) -> tuple[Tensor, Ten
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
     angles = torch.cat([angles, angles], dim=1)
     return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + h/2}) by its position's angle; x (B, H, T, h)."""
-    low, high = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-high, low], dim=-1) * sin).type_as(x)
 
 
 class Attention(nn.Module):
@@ -88,26 +67,21 @@ class Attention(nn.Module):
         self.scale = multipliers(config).attention
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                cache: KVCache | None = None, probe: Probe | None = None) -> Tensor:
-        B, T, d = x.shape
-        q, k, v = (linear(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-                   for linear in (self.c_q, self.c_k, self.c_v))  # (B, H or K, T, h)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+    def forward(self, x: Tensor, ops: Ops, rotary: Rotary | None, cache: KVCache | None = None,
+                probe: Probe | None = None) -> Tensor:
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim))  # (B, T, H or K, h)
+                   for y in ops.linear(x, self.c_q, self.c_k, self.c_v))
+        q, k = ops.turn(q, self.q_norm, rotary), ops.turn(k, self.k_norm, rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
         if probe is not None:
             probe(f"h.{self.layer}.attn.scores", self.scores(q, k))
-        y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0, scale=self.scale,
-            is_causal=T > 1, enable_gqa=self.grouped)  # (B, H, T, h)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, d))
+        y = ops.attention(q, k, v, self.scale, self.dropout if self.training else 0.0)
+        return ops.linear(y, self.c_proj)[0]
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """The attention logits that the softmax sees, -inf where masked, (B, H, T, T)."""
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
         scores = (q.float() @ k.float().transpose(-2, -1)) * self.scale
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
@@ -128,13 +102,20 @@ class MLP(nn.Module):
             self.c_fc = nn.Linear(d, width, config.bias)
         self.c_proj = nn.Linear(width, d, config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.silu(self.c_gate(x)) * self.c_up(x) if self.swiglu else F.gelu(self.c_fc(x))
-        return self.c_proj(hidden)
+    def forward(self, x: Tensor, ops: Ops) -> Tensor:
+        if self.swiglu:
+            hidden = ops.swiglu(*ops.linear(x, self.c_gate, self.c_up))
+        else:
+            hidden = ops.gelu(*ops.linear(x, self.c_fc))
+        return ops.linear(hidden, self.c_proj)[0]
 
 
 class Block(nn.Module):
-    """x + m attn(norm(x)), then x + m mlp(norm(x)); m is CompleteP's residual multiplier."""
+    """x + m attn(norm(x)), then x + m mlp(norm(x)); m is CompleteP's residual multiplier.
+
+    Joining the residual stream and taking its norm is one step, so a block takes the branch before
+    it and leaves its last one to the next.
+    """
 
     def __init__(self, config: ExperimentConfig, layer: int) -> None:
         super().__init__()
@@ -144,29 +125,30 @@ class Block(nn.Module):
         self.layer, self.dropout = layer, config.dropout
         self.multiplier = multipliers(config).residual
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None,
-                cache: KVCache | None = None, probe: Probe | None = None) -> Tensor:
-        attn = self.attn(self.ln_1(x), rotary, cache, probe)
-        x = self.join(x, attn)
-        mlp = self.mlp(self.ln_2(x))
-        x = self.join(x, mlp)
+    def forward(self, x: Tensor, branch: Tensor | None, ops: Ops, rotary: Rotary | None,
+                cache: KVCache | None = None,
+                probe: Probe | None = None) -> tuple[Tensor, Tensor]:
+        x, y = ops.join(x, branch, self.multiplier, self.ln_1)  # (B, T, d) each
+        if probe is not None and branch is not None:
+            probe(f"h.{self.layer - 1}.out", x)
+        attn = self.drop(self.attn(y, ops, rotary, cache, probe))
+        x, y = ops.join(x, attn, self.multiplier, self.ln_2)
+        mlp = self.drop(self.mlp(y, ops))
         if probe is not None:
-            for name, y in (("attn", attn), ("mlp", mlp), ("out", x)):
-                probe(f"h.{self.layer}.{name}", y)
-        return x
+            probe(f"h.{self.layer}.attn", attn)
+            probe(f"h.{self.layer}.mlp", mlp)
+        return x, mlp
 
-    def join(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Add a branch to the residual stream, (B, T, d)."""
-        branch = F.dropout(branch, self.dropout, self.training)
-        return x + (branch if self.multiplier == 1 else self.multiplier * branch)
+    def drop(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout, True) if self.dropout and self.training else branch
 
 
 class GPT(nn.Module):
     """A decoder-only language model; `config` is resolved (its vocabulary is known)."""
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    def __init__(self, config: ExperimentConfig, ops: Ops | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.ops = config, ops or Ops()
         d, V = config.n_embd, config.vocab_size
         parts = {"wte": nn.Embedding(V, d, _weight=torch.empty(V, d))}
         if not config.use_rope:
@@ -197,27 +179,34 @@ class GPT(nn.Module):
             elif not parameter.is_meta:
                 parameter.copy_(normal(seed, spec.name, spec.shape) * r.init_std)
 
+    @property
+    def head(self) -> nn.Module:
+        """The unembedding: `weight` (V, d) and no bias."""
+        return self.transformer.wte if self.lm_head is None else self.lm_head
+
     def hidden(self, idx: Tensor, cache: KVCache | None = None,
                probe: Probe | None = None) -> Tensor:
         """The final normed states of tokens `idx` (B, T), scaled for the head, (B, T, d)."""
         T, start = idx.size(1), cache.length if cache is not None else 0
-        x = self.transformer.wte(idx)
-        rotary = None
+        positions = rotary = None
         if self.config.use_rope:
             rotary = self.cos[start : start + T], self.sin[start : start + T]
         else:
-            x = x + self.transformer.wpe.weight[start : start + T]
-        if self.multipliers.embedding != 1:
-            x = x * self.multipliers.embedding
-        x = F.dropout(x, self.config.dropout, self.training)
+            positions = self.transformer.wpe.weight[start : start + T]
+        x = self.ops.embed(idx, self.transformer.wte.weight, positions, self.multipliers.embedding)
+        if self.config.dropout and self.training:
+            x = F.dropout(x, self.config.dropout, True)
         if probe is not None:
             probe("embedding", x)
+        branch = None
         for block in self.transformer.h:
-            x = block(x, rotary, cache, probe)
+            x, branch = block(x, branch, self.ops, rotary, cache, probe)
         if cache is not None:
             cache.length += T
-        x = self.transformer.ln_f(x)
-        return x if self.multipliers.logits == 1 else x * self.multipliers.logits
+        x, y = self.ops.join(x, branch, self.multipliers.residual, self.transformer.ln_f)
+        if probe is not None:
+            probe(f"h.{self.config.n_layer - 1}.out", x)
+        return y if self.multipliers.logits == 1 else y * self.multipliers.logits
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None,
                 probe: Probe | None = None) -> tuple[Tensor, Tensor | None]:
@@ -226,17 +215,13 @@ class GPT(nn.Module):
         In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
         With a cache, `idx` is the whole prompt at first and one token afterwards.
         """
-        head = self.transformer.wte if self.lm_head is None else self.lm_head
-        logits = F.linear(self.hidden(idx, cache, probe), head.weight)  # (B, T, V)
+        logits, = self.ops.linear(self.hidden(idx, cache, probe), self.head)  # (B, T, V)
         if probe is not None:
             probe("logits", logits)
         if targets is None:
             return logits, None
-        flat = logits.view(-1, logits.size(-1)).float()
-        loss = F.cross_entropy(flat, targets.reshape(-1))
-        if self.training and self.config.z_loss:
-            loss = loss + self.config.z_loss * flat.logsumexp(dim=-1).square().mean()
-        return logits, loss
+        z_loss = self.config.z_loss if self.training else 0.0
+        return logits, self.ops.cross_entropy(logits, targets, z_loss)
 
 
 def normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,18 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanoscale import checkpoint
+from nanoscale import checkpoint, numerics
 from nanoscale.config import ExperimentConfig
 from nanoscale.data import Dataset, Sampler, open_dataset
 from nanoscale.distributed import Ranks, pick_device, wrap
 from nanoscale.errors import UserError
 from nanoscale.model import GPT
+from nanoscale.numerics import DTYPES
 from nanoscale.optim import Optimizers
 from nanoscale.records import CHECKPOINT, RunFolder, RunSpec, checkpoint_file, parse_branch
 from nanoscale.resume import check_past
-from nanoscale.telemetry import Meter, device_name, peak
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from nanoscale.telemetry import Meter, peak
 
 
 @dataclass
@@ -66,47 +64,6 @@ class Run:
         return [t.to(self.device) for t in found]
 
 
-MEDIUM_FROM_WIDTH = 192  # steps are 1.5 times slower with it at 128, 1.3 faster at 256 (LOG)
-
-
-def matmul_precision(config: ExperimentConfig, device: torch.device) -> str:
-    """torch's setting for float32 products: the fastest that is as accurate as float32.
-
-    On some CPUs `medium` picks a backend twice as fast on large products at the same accuracy, on
-    others it means bfloat16; so the width and its error on one product decide (2e-7 or 2e-3).
-    """
-    if device.type != "cpu" or config.n_embd < MEDIUM_FROM_WIDTH:
-        return "highest"
-    a, b = (torch.from_numpy(x) for x in np.random.RandomState(0).randn(2, 128, 128))
-    exact = a @ b
-    torch.set_float32_matmul_precision("medium")
-    error = (a.float() @ b.float() - exact).norm() / exact.norm()
-    return "medium" if error < 1e-6 else "highest"
-
-
-def decide_numerics(config: ExperimentConfig, device: torch.device,
-                    saved: dict[str, Any] | None) -> dict[str, Any]:
-    """What bit equality depends on beside the config; a resumed run keeps what it began with."""
-    saved = saved or {}
-    dtype = config.dtype
-    if dtype == "auto":
-        gpu = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float16"
-        dtype = saved.get("dtype") or (gpu if device.type == "cuda" else "float32")
-    threads = config.threads or saved.get("threads")
-    if device.type == "cpu" and threads:
-        torch.set_num_threads(threads)
-    precision = saved.get("matmul_precision") or matmul_precision(config, device)
-    torch.set_float32_matmul_precision(precision)
-    compiles = saved.get("compile", config.compile)
-    if compiles and device.type == "cpu":
-        compiles = bool(shutil.which("g++") or shutil.which("clang++"))
-    return {"device": device.type, "device_name": device_name(device), "dtype": dtype,
-            "threads": torch.get_num_threads() if device.type == "cpu" else None,
-            "attention": "sdpa", "compile": compiles,
-            "matmul_precision": precision,
-            "torch": str(torch.__version__)}
-
-
 def dataset_of(spec: RunSpec) -> Dataset:
     """The run's dataset; refused if it has changed since the run was made."""
     name = spec.config.dataset
@@ -127,16 +84,16 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks,
     """
     config = spec.config
     device = pick_device(config, ranks.local)
-    numerics = decide_numerics(config, device, saved and saved["numerics"])
+    how = numerics.decide(config, device, saved and saved["numerics"], frozenset(spec.typed))
     sampler = Sampler(dataset.tokens["train"], config.block_size, config.data_seed,
                       config.data_order)
-    model = GPT(config).to(device)
+    model = GPT(config, numerics.ops(how)).to(device)
     optimizers = Optimizers(model, config)
-    trained = wrap(torch.compile(model) if numerics["compile"] else model, ranks, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=numerics["dtype"] == "float16")
-    best = peak(device, DTYPES[numerics["dtype"]])
+    trained = wrap(torch.compile(model) if how["compile"] else model, ranks, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=how["dtype"] == "float16")
+    best = peak(device, DTYPES[how["dtype"]])
     meter = Meter(spec, best and best * ranks.world, saved["seconds"] if saved else 0.0)
-    run = Run(spec, ranks, device, numerics, dataset, sampler, model, trained, optimizers, scaler,
+    run = Run(spec, ranks, device, how, dataset, sampler, model, trained, optimizers, scaler,
               meter)
     if saved:
         restore(run, saved)

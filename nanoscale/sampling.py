@@ -244,11 +244,14 @@ def draw(path: Path, config: ExperimentConfig, dataset: Dataset, ids: Sequence[i
     import torch
 
     from nanoscale.distributed import pick_device
-    from nanoscale.runtime import DTYPES, decide_numerics
+    from nanoscale.numerics import DTYPES, decide
 
-    config = replace(config, device=options.device, dtype=options.dtype, compile=options.compile)
+    # torch's operations: one token at a time is no work for the kernels, and a CPU then samples
+    # in float32, what the weights say
+    config = replace(config, device=options.device, dtype=options.dtype, compile=options.compile,
+                     kernels="torch")
     device = pick_device(config)
-    numerics = decide_numerics(config, device, None)
+    numerics = decide(config, device, asked=frozenset(["compile"]))
     dtype = DTYPES[numerics["dtype"]]
     model = load_model(path, config, device)
     idx = torch.tensor([list(ids)] * options.num_samples, device=device)

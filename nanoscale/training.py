@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanoscale import checkpoint, telemetry
+from nanoscale import checkpoint, kernels, telemetry
 from nanoscale.config import label, warnings
 from nanoscale.counting import flops_per_iter, flops_per_token, parameter_counts, parameters_by_role
 from nanoscale.distributed import Ranks, session
@@ -98,6 +98,7 @@ def update(run: Run, with_statistics: bool = False) -> dict[str, Any]:
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or math.inf)
     for part in run.optimizers.parts:
         run.scaler.step(part)
+    run.model.ops.weights_changed()
     run.scaler.update()
     run.optimizers.zero_grad()
     run.step += 1
@@ -257,11 +258,12 @@ def introduce(run: Run, say: Say) -> None:
     if p.mode != "SP":
         say(f"{p.mode} relative to base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
             f"base_head_dim={p.base_head_dim}")
-    if config.compile and not run.numerics["compile"]:
-        say("compile=True needs a C++ compiler and there is none: running eagerly")
+    if run.device.type == "cpu" and config.kernels == "auto" and kernels.library() is None:
+        say("our kernels need Linux and g++: on torch's operations, about half as fast")
     for warning in warnings(config):
         say(f"warning: {warning}")
-    say(f"{label(config)} on {run.numerics['device_name']} in {run.numerics['dtype']}"
+    say(f"{label(config)} on {run.numerics['device_name']} in {run.numerics['dtype']}, "
+        f"{'compiled' if run.numerics['compile'] else run.numerics['kernels'] + ' kernels'}"
         + (f", continuing after step {run.step}" if run.step else ""))
 
 

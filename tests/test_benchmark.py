@@ -225,7 +225,7 @@ def test_two_steps_alternate_and_the_first_of_a_turn_does_not_count():
 # -- the peer -------------------------------------------------------------------------------------
 def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     flags = ["--gradient_accumulation_steps=2", "--bias=True", "--dropout=0.25",
-             "--learning_rate=0.5", "--beta2=0.9", "--grad_clip=0.001"]
+             "--learning_rate=0.5", "--beta2=0.9", "--grad_clip=0.001", "--dtype=float32"]
     assert benchmark.main([*letters, *flags, f"--peer={clone}"]) == 0
     [model] = calls(clone, "model")
     assert model["model"] == {"block_size": 8, "vocab_size": 32, "n_layer": 1, "n_head": 2,
@@ -255,7 +255,7 @@ def test_what_the_peer_lacks_is_said(clone, capsys):
     assert benchmark.main([*RANDOM, "--use_rope=True", "--optimizer=muon", "--n_kv_head=1",
                            "--learning_rate=1", "--grad_clip=0", f"--peer={clone}"]) == 0
     assert "note: the peer has no use_rope, optimizer, n_kv_head" in capsys.readouterr().out
-    assert differences(build_run(requested(RANDOM))) == []
+    assert differences(build_run(requested([*RANDOM, "--dtype=float32"]))) == []
     assert differences(build_run(requested([*RANDOM, "--dtype=bfloat16"]))) == ["dtype=bfloat16"]
     forwards = calls(clone, "forward")
     assert not any(f["shifted"] for f in forwards)  # random tokens

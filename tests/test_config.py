@@ -60,14 +60,15 @@ FROZEN_DEFAULTS = {
     "always_save_checkpoint": True, "checkpoint_seconds": 300.0, "checkpoint_steps": (),
     "tensorboard_log": False, "wandb_log": False, "wandb_project": "owt",
     "wandb_run_name": "gpt2",
-    "device": "auto", "dtype": "auto", "compile": True, "micro_batch_size": None, "threads": None,
+    "device": "auto", "dtype": "auto", "compile": True, "kernels": "auto",
+    "micro_batch_size": None, "threads": None,
     "backend": "nccl",
 }
 UNHASHED = {
     "dataset", "data_root", "eval_only", "out_dir", "init_from", "branch_from", "log_interval",
     "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "tensorboard_log",
-    "wandb_log", "wandb_project", "wandb_run_name", "device", "compile", "micro_batch_size",
-    "threads", "backend",
+    "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile",
+    "micro_batch_size", "threads", "backend",
 }
 
 

@@ -22,9 +22,12 @@ LAYERS = [
     ["parametrization"],
     ["data", "documents", "synthetic", "prepare"],
     # from here on torch
+    ["ops"],
+    ["kernels"],
     ["model", "muon"],
     ["optim"],
     ["checkpoint", "distributed", "telemetry"],
+    ["numerics"],
     ["runtime"],
     ["evaluation"],
     ["training"],
@@ -37,8 +40,9 @@ LAYERS = [
     ["__main__"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-USES_TORCH = {"model", "muon", "optim", "checkpoint", "distributed", "telemetry", "runtime",
-              "evaluation", "training", "sampling", "benchmark", "peer", "export"}
+USES_TORCH = {"ops", "kernels", "numerics", "model", "muon", "optim", "checkpoint", "distributed",
+              "telemetry", "runtime", "evaluation", "training", "sampling", "benchmark", "peer",
+              "export"}
 CONTRACTS = ["errors", "signals", "config", "sources", "architecture", "counting", "schedule",
              "provenance", "records", "resume"]
 SIBLINGS = {"experiments", "laws", "checks", "report"}  # none imports another

@@ -31,7 +31,8 @@ from nanoscale.sources import Source
 from nanoscale.sources import build as build_config
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
-    "dataset": "tiny", "final_eval_tokens": 160, "learning_rate": 1e-2, "threads": 1}
+    "dataset": "tiny", "final_eval_tokens": 160, "learning_rate": 1e-2, "threads": 1,
+    "dtype": "float32"}
 
 
 @pytest.fixture
@@ -103,9 +104,10 @@ def test_metrics_json_has_what_the_contract_names(spec_of, tmp_path):
     assert metrics["numerics"]["threads"] == 1
 
 
-def test_golden_run(spec_of, tmp_path):
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_golden_run(spec_of, tmp_path, kernels):
     """Twenty updates whose losses may only change with a new NUMERICS_VERSION."""
-    spec = spec_of(max_iters=20, eval_interval=0, use_rope=True, use_rmsnorm=True,
+    spec = spec_of(max_iters=20, kernels=kernels, eval_interval=0, use_rope=True, use_rmsnorm=True,
                    use_swiglu=True, optimizer="muon", dropout=0.1)
     folder = trained(spec, tmp_path / "run")
     assert [*losses(folder)[::5], folder.metrics()["val_loss"]] == pytest.approx(GOLDEN, rel=1e-4)
@@ -208,7 +210,7 @@ def in_child(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_equals_the_uninterrupted_twin(spec_of, tmp_path, optimizer, number):
     spec = spec_of(max_iters=120, eval_interval=10, stats_interval=15, dropout=0.1,
-                   optimizer=optimizer, data_order="epoch")
+                   optimizer=optimizer, data_order="epoch", dtype="auto")
     started = time.perf_counter()
     twin = trained(spec, tmp_path / "twin")
     seconds = time.perf_counter() - started

@@ -1,0 +1,550 @@
+// The parts of a training step that are not matrix products, each in one pass over memory.
+//
+// Compiled on first use by kernels.py, called through ctypes. Activations are float or bfloat16 (T),
+// the residual stream, statistics, losses and gradients of weights are float; all arithmetic is
+// float. Vectors are 16 floats in the compiler's own vector types, so one source serves any CPU.
+// Sums over rows are made per thread and then in order: equal threads, equal bits.
+
+#include <omp.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+using i64 = int64_t;
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+constexpr i64 W = 16;  // floats in a vector
+struct bf16 { uint16_t bits; };
+
+inline vf all(float x) { return vf{} + x; }
+inline i64 padded(i64 n) { return (n + W - 1) / W * W; }
+
+// -- loads and stores: n < W is a row's tail, zero beyond it ----------------------------------
+inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
+inline vf load(const bf16* p) {
+  vh h; memcpy(&h, p, sizeof h);
+  return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
+inline void store(bf16* p, vf v) {  // to nearest, ties to even; NaN stays NaN
+  vu u = (vu)v;
+  vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  vu nan = (vu)(v != v);
+  vh h = __builtin_convertvector((r & ~nan) | (nan & 0x7fc0u), vh);
+  memcpy(p, &h, sizeof h);
+}
+template <class T> inline vf load(const T* p, i64 n) {
+  if (n >= W) return load(p);
+  T part[W] = {};
+  memcpy(part, p, n * sizeof(T));
+  return load(part);
+}
+template <class T> inline void store(T* p, vf v, i64 n) {
+  if (n >= W) return store(p, v);
+  T part[W];
+  store(part, v);
+  memcpy(p, part, n * sizeof(T));
+}
+inline float sum(vf v) {
+  float s[W]; store(s, v);
+  for (int half = W / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) s[i] += s[i + half];
+  return s[0];
+}
+inline vf larger(vf a, vf b) { return a > b ? a : b; }
+inline float largest(vf v) {
+  float m = v[0];
+  for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
+  return m;
+}
+inline vf only(vf v, i64 n) {  // zero from lane n on
+  const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return n >= W ? v : (vf)((vi)v & (vi)(lane < (int32_t)n));
+}
+
+// exp to 2 ulp: 2^k 2^f, f in [-1/2, 1/2] by its Taylor polynomial; below -87 it is 0.
+inline vf vexp(vf x) {
+  vf y = x * 1.44269504088896f;
+  y = y > 127.f ? all(127.f) : y;
+  vf k = (y + 12582912.f) - 12582912.f, f = y - k;
+  vf p = all(1.5403530e-4f);
+  p = p * f + 1.3333558e-3f; p = p * f + 9.6181291e-3f; p = p * f + 5.5504109e-2f;
+  p = p * f + 2.4022651e-1f; p = p * f + 6.9314718e-1f; p = p * f + 1.f;
+  vf power = (vf)((__builtin_convertvector(k, vi) + 127) << 23);
+  return y < -126.f ? vf{} : (x != x ? x : p * power);
+}
+
+// The normal distribution's function (Abramowitz & Stegun 7.1.26, 1.5e-7) and its exp(-x^2 / 2).
+inline vf normal(vf x, vf& e) {
+  vf a = x < 0.f ? -x : x;
+  vf t = 1.f / (1.f + 0.3275911f * 0.70710678f * a);
+  e = vexp(-0.5f * x * x);
+  vf p = all(1.061405429f);
+  p = p * t - 1.453152027f; p = p * t + 1.421413741f; p = p * t - 0.284496736f;
+  p = (p * t + 0.254829592f) * t * e * 0.5f;
+  return x < 0.f ? p : 1.f - p;
+}
+inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
+
+// -- x + m branch, and its norm -------------------------------------------------------------------
+struct Norm { const float *weight, *bias; float eps; bool rms; };
+
+template <class T>
+void join_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm norm, float* sum_out,
+               T* y, float* stats) {
+#pragma omp parallel for schedule(static)
+  for (i64 r = 0; r < rows; r++) {
+    const float* in = x + r * d;
+    vf total = {}, squares = {};
+    for (i64 j = 0; j < d; j += W) {
+      vf v = load(in + j, d - j);
+      if (branch) {
+        v = v + m * load(branch + r * d + j, d - j);
+        store(sum_out + r * d + j, v, d - j);
+      }
+      total += v; squares += v * v;
+    }
+    if (branch) in = sum_out + r * d;
+    float mean = norm.rms ? 0.f : sum(total) / d, var = sum(squares) / d;
+    if (!norm.rms) {  // around the mean, in a second pass: exact where the mean is large
+      squares = vf{};
+      for (i64 j = 0; j < d; j += W) {
+        vf v = only(load(in + j, d - j) - mean, d - j);
+        squares += v * v;
+      }
+      var = sum(squares) / d;
+    }
+    float rstd = 1.f / std::sqrt(var + norm.eps);
+    stats[2 * r] = mean; stats[2 * r + 1] = rstd;
+    for (i64 j = 0; j < d; j += W) {
+      vf v = (load(in + j, d - j) - mean) * rstd * load(norm.weight + j, d - j);
+      if (norm.bias) v += load(norm.bias + j, d - j);
+      store(y + r * d + j, v, d - j);
+    }
+  }
+}
+
+// gx = gs + the gradient through the norm, gbranch = m gx; gw, gb are summed over rows.
+template <class T>
+void join_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const float* x, float m,
+                        Norm norm, const float* stats, float* gx, T* gbranch, float* gw, float* gb) {
+  int threads = omp_get_max_threads();
+  i64 dp = padded(d);
+  std::vector<float> parts(2 * threads * dp, 0.f);
+#pragma omp parallel
+  {
+    float* mine = parts.data() + 2 * omp_get_thread_num() * dp;
+#pragma omp for schedule(static)
+    for (i64 r = 0; r < rows; r++) {
+      float mean = stats[2 * r], rstd = stats[2 * r + 1];
+      vf along = {}, total = {};
+      for (i64 j = 0; j < d; j += W) {
+        vf g = load(gy + r * d + j, d - j);
+        vf n = (load(x + r * d + j, d - j) - mean) * rstd;
+        store(mine + j, load(mine + j) + g * n);
+        if (gb) store(mine + dp + j, load(mine + dp + j) + g);
+        g *= load(norm.weight + j, d - j);
+        along += g * n; total += g;
+      }
+      float a = sum(along) / d, b = norm.rms ? 0.f : sum(total) / d;
+      for (i64 j = 0; j < d; j += W) {
+        vf g = load(gy + r * d + j, d - j) * load(norm.weight + j, d - j);
+        vf n = (load(x + r * d + j, d - j) - mean) * rstd;
+        g = (g - b - n * a) * rstd;
+        if (gs) g += load(gs + r * d + j, d - j);
+        store(gx + r * d + j, g, d - j);
+        if (gbranch) store(gbranch + r * d + j, m * g, d - j);
+      }
+    }
+  }
+  for (i64 j = 0; j < d; j++) {
+    float w = 0.f, b = 0.f;
+    for (int t = 0; t < threads; t++) {
+      w += parts[2 * t * dp + j]; b += parts[(2 * t + 1) * dp + j];
+    }
+    gw[j] = w;
+    if (gb) gb[j] = b;
+  }
+}
+
+// -- queries and keys: RMSNorm over the head, then rotation ---------------------------------------
+// x is rows of `heads` heads of size h, `stride` apart; row r stands at position r mod length.
+template <class T>
+void turn(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const float* weight,
+          float eps, const float* cos, const float* sin, T* y) {
+#pragma omp parallel
+  {
+  std::vector<float> v(2 * padded(h));
+#pragma omp for schedule(static)
+  for (i64 r = 0; r < rows; r++)
+    for (i64 k = 0; k < heads; k++) {
+      const T* in = x + r * stride + k * h;
+      vf squares = {};
+      for (i64 j = 0; j < h; j += W) {
+        vf u = load(in + j, h - j);
+        store(v.data() + j, u); squares += u * u;
+      }
+      if (weight) {
+        float rstd = 1.f / std::sqrt(sum(squares) / h + eps);
+        for (i64 j = 0; j < h; j++) v[j] *= rstd * weight[j];
+      }
+      T* out = y + (r * heads + k) * h;
+      if (!cos) {
+        for (i64 j = 0; j < h; j += W) store(out + j, load(v.data() + j), h - j);
+        continue;
+      }
+      const float *c = cos + r % length * h, *s = sin + r % length * h;
+      i64 half = h / 2;
+      for (i64 j = 0; j < half; j += W) {
+        i64 n = half - j;
+        vf low = load(v.data() + j, n), high = load(v.data() + half + j, n);
+        store(out + j, low * load(c + j, n) - high * load(s + j, n), n);
+        store(out + half + j, high * load(c + half + j, n) + low * load(s + half + j, n), n);
+      }
+    }
+  }
+}
+
+// From g (rows `gstride` apart) to gx, which may be g itself.
+template <class T>
+void turn_backward(i64 rows, i64 heads, i64 h, i64 stride, i64 gstride, i64 length, const T* x,
+                   const float* weight, float eps, const float* cos, const float* sin, const T* g,
+                   T* gx, float* gw) {
+  int threads = omp_get_max_threads();
+  i64 hp = padded(h);
+  std::vector<float> parts(threads * hp, 0.f);
+#pragma omp parallel
+  {
+    float* mine = parts.data() + omp_get_thread_num() * hp;
+    std::vector<float> v(2 * hp), n(hp);
+#pragma omp for schedule(static)
+    for (i64 r = 0; r < rows; r++)
+      for (i64 k = 0; k < heads; k++) {
+        const T* in = g + r * gstride + k * h;
+        T* out = gx + r * gstride + k * h;
+        for (i64 j = 0; j < h; j += W) store(v.data() + j, load(in + j, h - j));
+        if (cos) {
+          const float *c = cos + r % length * h, *s = sin + r % length * h;
+          for (i64 j = 0; j < h / 2; j++) {
+            float low = v[j], high = v[h / 2 + j];
+            v[j] = low * c[j] + high * s[h / 2 + j];
+            v[h / 2 + j] = high * c[h / 2 + j] - low * s[j];
+          }
+        }
+        if (weight) {
+          vf squares = {}, along = {};
+          for (i64 j = 0; j < h; j += W) {
+            vf u = load(x + r * stride + k * h + j, h - j);
+            store(n.data() + j, u); squares += u * u;
+          }
+          float rstd = 1.f / std::sqrt(sum(squares) / h + eps);
+          for (i64 j = 0; j < h; j += W) {
+            vf u = load(n.data() + j) * rstd, gv = load(v.data() + j, h - j);
+            store(mine + j, load(mine + j) + gv * u);
+            gv *= load(weight + j, h - j);
+            along += gv * u;
+            store(n.data() + j, u); store(v.data() + j, gv);
+          }
+          float a = sum(along) / h;
+          for (i64 j = 0; j < h; j++) v[j] = (v[j] - n[j] * a) * rstd;
+        }
+        for (i64 j = 0; j < h; j += W) store(out + j, load(v.data() + j), h - j);
+      }
+  }
+  if (!weight) return;
+  for (i64 j = 0; j < h; j++) {
+    gw[j] = 0.f;
+    for (int t = 0; t < threads; t++) gw[j] += parts[t * hp + j];
+  }
+}
+
+// -- causal attention -------------------------------------------------------------------------------
+// C (+)= A B over k in [k0, k1), an 8-row strip of up to N columns; A(i, k) = A[i ai + k ak].
+template <int V>
+inline void strip(const float* A, i64 ai, i64 ak, const float* B, i64 ldb, float* C, i64 ldc, i64 k0,
+                  i64 k1, bool add) {
+  vf acc[8][V];
+  for (int i = 0; i < 8; i++)
+    for (int v = 0; v < V; v++) acc[i][v] = add ? load(C + i * ldc + v * W) : vf{};
+  for (i64 k = k0; k < k1; k++) {
+    vf b[V];
+    for (int v = 0; v < V; v++) b[v] = load(B + k * ldb + v * W);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      vf a = all(A[i * ai + k * ak]);
+      for (int v = 0; v < V; v++) acc[i][v] += a * b[v];
+    }
+  }
+  for (int i = 0; i < 8; i++)
+    for (int v = 0; v < V; v++) store(C + i * ldc + v * W, acc[i][v]);
+}
+inline void product(const float* A, i64 ai, i64 ak, const float* B, i64 ldb, float* C, i64 ldc, i64 N,
+                    i64 k0, i64 k1, bool add) {
+  i64 j = 0;
+  for (; j + 2 * W <= N; j += 2 * W) strip<2>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
+  if (j < N) strip<1>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
+}
+
+struct Heads {  // token t of sequence b: x + (b T + t) stride + head h
+  i64 B, T, H, K, h, sq, sk, sv;
+  float scale;
+};
+constexpr i64 ROWS = 64;  // queries at a time
+
+template <class T>
+void rows_of(const T* x, i64 stride, i64 n, i64 h, i64 hp, float* out, float m = 1.f) {
+  for (i64 t = 0; t < n; t++)
+    for (i64 j = 0; j < h; j += W) store(out + t * hp + j, m * load(x + t * stride + j, h - j));
+}
+template <class T>
+void columns_of(const T* x, i64 stride, i64 n, i64 h, i64 np, float* out) {
+  float tile[W][W];  // a square at a time: long strides between stores share few cache sets
+  for (i64 t = 0; t < n; t += W)
+    for (i64 j = 0; j < h; j += W) {
+      i64 rows = n - t < W ? n - t : W, columns = h - j < W ? h - j : W;
+      for (i64 i = 0; i < rows; i++) store(tile[i], load(x + (t + i) * stride + j, h - j));
+      for (i64 c = 0; c < columns; c++) {
+        vf column;
+        for (i64 i = 0; i < W; i++) column[i] = tile[i][c];
+        store(out + (j + c) * np + t, column, rows);
+      }
+    }
+}
+
+// P = softmax of the causal rows [at, at + n) of S, in place, zero beyond the diagonal.
+inline void softmax_rows(float* S, i64 ld, i64 at, i64 n, i64 end, float* lse) {
+  for (i64 i = 0; i < n; i++) {
+    float* s = S + i * ld;
+    i64 seen = at + i + 1, j = 0;
+    vf top = all(-INFINITY);
+    for (; j + W <= seen; j += W) top = larger(load(s + j), top);
+    float m = largest(top);
+    for (; j < seen; j++) m = s[j] > m ? s[j] : m;
+    vf total = {};
+    for (j = 0; j < seen; j += W) {
+      vf e = only(vexp(load(s + j) - m), seen - j);
+      store(s + j, e); total += e;
+    }
+    float z = sum(total), inverse = 1.f / z;
+    for (i64 k = 0; k < j; k += W) store(s + k, load(s + k) * inverse);
+    for (; j < end; j += W) store(s + j, vf{});
+    lse[i] = m + std::log(z);
+  }
+}
+
+template <class T>
+void attend(Heads a, const T* q, const T* k, const T* v, T* y, float* lse) {
+  i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
+#pragma omp parallel
+  {
+    std::vector<float> room(hp * Tp + Tp * hp + ROWS * (2 * hp + Tp), 0.f);
+    float *KT = room.data(), *V = KT + hp * Tp, *Q = V + Tp * hp, *Y = Q + ROWS * hp, *S = Y + ROWS * hp;
+#pragma omp for schedule(static)
+    for (i64 task = 0; task < a.B * a.K; task++) {
+      i64 b = task / a.K, g = task % a.K;
+      columns_of(k + b * a.T * a.sk + g * a.h, a.sk, a.T, a.h, Tp, KT);
+      rows_of(v + b * a.T * a.sv + g * a.h, a.sv, a.T, a.h, hp, V);
+      for (i64 head = g * group; head < (g + 1) * group; head++)
+        for (i64 at = 0; at < a.T; at += ROWS) {
+          i64 n = at + ROWS < a.T ? ROWS : a.T - at, np = padded(n), end = padded(at + n);
+          rows_of(q + (b * a.T + at) * a.sq + head * a.h, a.sq, n, a.h, hp, Q, a.scale);
+          for (i64 i = 0; i < np; i += 8)
+            product(Q + i * hp, hp, 1, KT, Tp, S + i * Tp, Tp, padded(at + i + 8) < end ? padded(at + i + 8) : end, 0, a.h, false);
+          softmax_rows(S, Tp, at, n, end, lse + (b * a.H + head) * a.T + at);
+          for (i64 i = 0; i < np; i += 8) {
+            i64 seen = at + i + 8 < a.T ? at + i + 8 : a.T;
+            product(S + i * Tp, Tp, 1, V, hp, Y + i * hp, hp, hp, 0, seen, false);
+          }
+          for (i64 i = 0; i < n; i++)
+            for (i64 j = 0; j < a.h; j += W)
+              store(y + ((b * a.T + at + i) * a.H + head) * a.h + j, load(Y + i * hp + j), a.h - j);
+        }
+    }
+  }
+}
+
+template <class T>
+void attend_backward(Heads a, const T* q, const T* k, const T* v, const T* y, const float* lse,
+                     const T* gy, T* gq, T* gk, T* gv, i64 gs) {
+  i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
+#pragma omp parallel
+  {
+    std::vector<float> room(5 * hp * Tp + ROWS * (3 * hp + 2 * Tp), 0.f);
+    float *KT = room.data(), *VT = KT + hp * Tp, *Kr = VT + hp * Tp, *GK = Kr + hp * Tp, *GV = GK + hp * Tp;
+    float *Q = GV + hp * Tp, *GY = Q + ROWS * hp, *GQ = GY + ROWS * hp, *P = GQ + ROWS * hp, *D = P + ROWS * Tp;
+#pragma omp for schedule(static)
+    for (i64 task = 0; task < a.B * a.K; task++) {
+      i64 b = task / a.K, g = task % a.K;
+      const T *kb = k + b * a.T * a.sk + g * a.h, *vb = v + b * a.T * a.sv + g * a.h;
+      columns_of(kb, a.sk, a.T, a.h, Tp, KT);
+      columns_of(vb, a.sv, a.T, a.h, Tp, VT);
+      rows_of(kb, a.sk, a.T, a.h, hp, Kr);
+      memset(GK, 0, 2 * hp * Tp * sizeof(float));
+      for (i64 head = g * group; head < (g + 1) * group; head++)
+        for (i64 at = 0; at < a.T; at += ROWS) {
+          i64 n = at + ROWS < a.T ? ROWS : a.T - at, np = padded(n), end = padded(at + n);
+          i64 row = (b * a.T + at) * a.H + head;
+          rows_of(q + (b * a.T + at) * a.sq + head * a.h, a.sq, n, a.h, hp, Q, a.scale);
+          rows_of(gy + row * a.h, a.H * a.h, n, a.h, hp, GY);
+          if (np > n) {  // rows of an earlier, fuller strip
+            memset(Q + n * hp, 0, (np - n) * hp * sizeof(float));
+            memset(GY + n * hp, 0, (np - n) * hp * sizeof(float));
+          }
+          for (i64 i = 0; i < np; i += 8) {
+            i64 seen = padded(at + i + 8) < end ? padded(at + i + 8) : end;
+            product(Q + i * hp, hp, 1, KT, Tp, P + i * Tp, Tp, seen, 0, a.h, false);
+            product(GY + i * hp, hp, 1, VT, Tp, D + i * Tp, Tp, seen, 0, a.h, false);
+          }
+          for (i64 i = 0; i < np; i++) {
+            float *p = P + i * Tp, *s = D + i * Tp;
+            i64 seen = i < n ? at + i + 1 : 0;
+            vf dot = {};
+            for (i64 j = 0; i < n && j < a.h; j += W)
+              dot += load(GY + i * hp + j) * load(y + (row + i * a.H) * a.h + j, a.h - j);
+            float delta = sum(dot), z = i < n ? lse[(b * a.H + head) * a.T + at + i] : 0.f;
+            i64 j = 0;
+            for (; j < seen; j += W) {
+              vf e = only(vexp(load(p + j) - z), seen - j);
+              store(p + j, e);
+              store(s + j, only(e * (load(s + j) - delta), seen - j));
+            }
+            for (; j < end; j += W) { store(p + j, vf{}); store(s + j, vf{}); }
+          }
+          for (i64 i = 0; i < np; i += 8) {
+            i64 seen = at + i + 8 < a.T ? at + i + 8 : a.T;
+            product(D + i * Tp, Tp, 1, Kr, hp, GQ + i * hp, hp, hp, 0, seen, false);
+          }
+          for (i64 j = 0; j < end; j += 8) {  // key rows, from the first query that sees them
+            i64 from = j > at ? j - at : 0;
+            product(P + j, 1, Tp, GY, hp, GV + j * hp, hp, hp, from, np, true);
+            product(D + j, 1, Tp, Q, hp, GK + j * hp, hp, hp, from, np, true);
+          }
+          for (i64 i = 0; i < n; i++)
+            for (i64 j = 0; j < a.h; j += W)
+              store(gq + (b * a.T + at + i) * gs + head * a.h + j, a.scale * load(GQ + i * hp + j), a.h - j);
+        }
+      for (i64 t = 0; t < a.T; t++)
+        for (i64 j = 0; j < a.h; j += W) {
+          i64 to = (b * a.T + t) * gs + g * a.h + j;
+          store(gk + to, load(GK + t * hp + j), a.h - j);
+          store(gv + to, load(GV + t * hp + j), a.h - j);
+        }
+    }
+  }
+}
+
+// -- activations: rows of n, inputs `stride` apart ------------------------------------------------
+template <class F>
+void each(i64 n, F f) {
+#pragma omp parallel for schedule(static)
+  for (i64 block = 0; block < (n + 1023) / 1024; block++) {
+    i64 end = block * 1024 + 1024 < n ? block * 1024 + 1024 : n;
+    for (i64 j = block * 1024; j < end; j += W) f(j, end - j);
+  }
+}
+
+template <class T> void gelu(i64 n, const T* x, T* y) {
+  each(n, [=](i64 j, i64 m) {
+    vf e, v = load(x + j, m);
+    store(y + j, v * normal(v, e), m);
+  });
+}
+template <class T> void gelu_backward(i64 n, const T* x, const T* gy, T* gx) {
+  each(n, [=](i64 j, i64 m) {
+    vf e, v = load(x + j, m), c = normal(v, e);
+    store(gx + j, load(gy + j, m) * (c + v * e * 0.3989422804f), m);
+  });
+}
+template <class T>
+void swiglu(i64 rows, i64 n, i64 stride, const T* gate, const T* up, T* y) {
+#pragma omp parallel for schedule(static)
+  for (i64 r = 0; r < rows; r++)
+    for (i64 j = 0; j < n; j += W) {
+      vf g = load(gate + r * stride + j, n - j);
+      store(y + r * n + j, g * sigmoid(g) * load(up + r * stride + j, n - j), n - j);
+    }
+}
+template <class T>
+void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, const T* up,
+                     const T* gy, T* ggate, T* gup) {
+#pragma omp parallel for schedule(static)
+  for (i64 r = 0; r < rows; r++)
+    for (i64 j = 0; j < n; j += W) {
+      i64 at = r * stride + j;
+      vf g = load(gate + at, n - j), u = load(up + at, n - j), d = load(gy + r * n + j, n - j);
+      vf s = sigmoid(g);
+      store(gup + r * gstride + j, d * g * s, n - j);
+      store(ggate + r * gstride + j, d * u * s * (1.f + g * (1.f - s)), n - j);
+    }
+}
+
+// -- the loss, and its gradient times 1 / rows ------------------------------------------------------
+template <class T>
+void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z_loss, float* loss,
+                   T* g) {
+  std::vector<double> parts(rows);
+#pragma omp parallel for schedule(static)
+  for (i64 r = 0; r < rows; r++) {
+    const T* in = logits + r * V;
+    vf top = all(-INFINITY), total = {};
+    i64 j = 0;
+    for (; j + W <= V; j += W) top = larger(load(in + j), top);
+    float m = largest(top);
+    vf tail = load(in + j, V - j);
+    for (i64 i = 0; i < V - j; i++) m = tail[i] > m ? tail[i] : m;
+    for (j = 0; j < V; j += W) total += only(vexp(load(in + j, V - j) - m), V - j);
+    float z = m + std::log(sum(total)), back = (1.f + 2.f * z_loss * z) / rows;
+    vf one = load(in + targets[r], 1);
+    parts[r] = (double)z - one[0] + (double)z_loss * z * z;
+    if (!g) continue;
+    T* out = g + r * V;
+    for (j = 0; j < V; j += W) store(out + j, back * vexp(load(in + j, V - j) - z), V - j);
+    vf at = load(out + targets[r], 1);  // rounded once more at one place: within T's own rounding
+    at = back * vexp(one - z) - 1.f / rows;
+    store(out + targets[r], at, 1);
+  }
+  double total = 0;
+  for (i64 r = 0; r < rows; r++) total += parts[r];
+  *loss = total / rows;
+}
+
+// -- look-ups -----------------------------------------------------------------------------------------
+void embed(i64 rows, i64 d, i64 length, const i64* idx, const float* tokens, const float* positions,
+           float m, float* x) {
+#pragma omp parallel for schedule(static)
+  for (i64 r = 0; r < rows; r++)
+    for (i64 j = 0; j < d; j += W) {
+      vf v = load(tokens + idx[r] * d + j, d - j);
+      if (positions) v += load(positions + r % length * d + j, d - j);
+      store(x + r * d + j, m * v, d - j);
+    }
+}
+void embed_backward(i64 rows, i64 d, i64 length, const i64* idx, const float* g, float m,
+                    float* tokens, float* positions) {
+#pragma omp parallel for schedule(static)
+  for (i64 j = 0; j < d; j += W)  // each thread its own columns
+    for (i64 r = 0; r < rows; r++) {
+      vf v = m * load(g + r * d + j, d - j);
+      float* t = tokens + idx[r] * d + j;
+      store(t, load(t, d - j) + v, d - j);
+      if (!positions) continue;
+      float* p = positions + r % length * d + j;
+      store(p, load(p, d - j) + v, d - j);
+    }
+}
+
+}  // namespace
+
+// What kernels.py finds: each function for float and for bfloat16.
+#define BOTH(f) {(void*)f<float>, (void*)f<bf16>}
+#define ONCE(f) {(void*)f, (void*)f}
+extern "C" void* const nanoscale_kernels[][2] = {
+    BOTH(join_norm), BOTH(join_norm_backward), BOTH(turn), BOTH(turn_backward), BOTH(attend),
+    BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu), BOTH(swiglu_backward),
+    BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward)};
