@@ -100,9 +100,10 @@ def train_folder(folder: RunFolder) -> int:
 
 
 def params(arguments: Sequence[str]) -> int:
-    """params [config.py ...] [--key=value ...]    every tensor's role and rule; N and FLOPs"""
+    """params [config.py ...] [--key=value ...]    every tensor's role and rule; N, FLOPs, memory"""
     from nanoscale.counting import resolve
     from nanoscale.data import open_dataset
+    from nanoscale.memory import memory_table
     from nanoscale.parametrization import parameter_table
     from nanoscale.sources import build, parse_arguments
 
@@ -112,7 +113,8 @@ def params(arguments: Sequence[str]) -> int:
         return DONE
     config = build(parse_arguments(arguments))
     vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
-    print(parameter_table(resolve(config, vocab)))
+    config = resolve(config, vocab)
+    print(f"{parameter_table(config)}\n\n{memory_table(config)}")
     return DONE
 
 

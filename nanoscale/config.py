@@ -176,10 +176,17 @@ class ExperimentConfig:
                           group="machine", hashed=False, choices=("auto", "fused", "torch"))
     micro_batch_size: int | None = option(None, "sequences in memory at once; None: batch_size",
                                           group="machine", hashed=False, least=1)
+    recompute: bool = option(False, "recompute each block's activations in the backward pass: less "
+                             "memory, a third more work", group="machine", hashed=False)
+    loss_chunk: int | None = option(None, "tokens whose logits exist at a time in training; None: "
+                                    "all", group="machine", hashed=False, least=1)
     threads: int | None = option(None, "CPU threads; None: torch's choice", group="machine",
                                  hashed=False, least=1)
     backend: str = option("nccl", "of torch.distributed; gloo is used on CPU", group="machine",
                           hashed=False, choices=("nccl", "gloo"))
+    sharding: str = option("ddp", "of several processes, each holds the whole model and optimizer "
+                           "(ddp) or some rows of every tensor (fsdp)", group="machine",
+                           hashed=False, choices=("ddp", "fsdp"))
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,10 +1,16 @@
-"""One process or many (DDP under torchrun) behind the same few functions."""
+"""One process or many under torchrun, behind the same few functions.
+
+DDP: every rank holds the whole model. FSDP2 (after Zhao et al. 2023, arXiv 2304.11277): every rank
+holds its rows of each parameter, gradient and optimizer tensor, and a block's parameters are whole
+only while it computes. DTensor is imported where it is used: it takes half a second.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +26,15 @@ from nanoscale.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands: `rank` of `world`, `local` on its machine."""
+    """Where this process stands: `rank` of `world`, `local` on its machine.
+
+    `sharded`: each rank holds its rows of every tensor (FSDP2), not all of it (DDP).
+    """
 
     rank: int = 0
     world: int = 1
     local: int = 0
+    sharded: bool = False
 
     @property
     def is_master(self) -> bool:
@@ -71,7 +81,7 @@ def session(config: ExperimentConfig) -> Iterator[Ranks]:
         yield Ranks()
         return
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]),
-                  int(os.environ["LOCAL_RANK"]))
+                  int(os.environ["LOCAL_RANK"]), config.sharding == "fsdp")
     device = pick_device(config, ranks.local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -84,9 +94,79 @@ def session(config: ExperimentConfig) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+# -- the model over ranks -----------------------------------------------------------------------
+def place(model: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks,
+          device: torch.device) -> None:
+    """Move the model to its device, in shards where asked: `blocks` one by one, then the rest."""
+    if not ranks.sharded:
+        model.to(device)
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # a linear layer's output is a view to torch; nothing of ours writes into a block's output
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (ranks.world,))
+    for part in (*blocks, model):  # resharded always: an evaluation's pass has no backward to do it
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
 def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The model whose gradients are averaged over ranks."""
-    if ranks.world == 1:
+    """The placed model, its gradients averaged over ranks."""
+    if ranks.world == 1 or ranks.sharded:  # a sharded model averages by itself
         return model
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids)
+
+
+@contextmanager
+def no_sync(model: nn.Module) -> Iterator[None]:
+    """Backward passes inside leave gradients on their rank; the next one outside averages all."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+# -- tensors in shards --------------------------------------------------------------------------
+def is_sharded(x: Tensor) -> bool:
+    """Whether x is a DTensor."""
+    return hasattr(x, "full_tensor")
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's rows of x, which share its memory; x itself where it is not sharded."""
+    return x.to_local() if is_sharded(x) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of x; where it is sharded, every rank must ask."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def held_as(x: Tensor, like: Tensor) -> Tensor:
+    """The whole x as `like` is held: itself, or in shards if it is of the same shape."""
+    if not is_sharded(like) or x.shape != like.shape:
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Nested dicts of tensors, whole: in the master's memory; every rank must ask, the others get
+    empty ones."""
+    found: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            found[name] = gathered(value, ranks)
+            continue
+        full = whole(value)
+        if ranks.is_master:
+            found[name] = full if full is value else full.cpu()
+    return found

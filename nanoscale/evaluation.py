@@ -18,7 +18,8 @@ from nanoscale.runtime import Run
 def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> np.ndarray:
     """Mean loss in nats per token of up to `limit` fixed windows of a split, (n,) float64.
 
-    The windows are spread over the ranks. `exact`: in float32, whatever the run trains in.
+    The windows are spread over the ranks, which make equally many forward passes: a sharded
+    model's are collective. `exact`: in float32, whatever the run trains in.
     """
     config, tokens = run.config, run.dataset.tokens[split]
     starts = evaluation_windows(len(tokens), config.block_size, limit)
@@ -26,13 +27,14 @@ def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> np.n
     losses = torch.zeros(len(starts), dtype=torch.float64)
     size = config.micro_batch_size or config.batch_size
     run.model.eval()
-    for at in range(0, len(mine), size):
-        chosen = mine[at : at + size]
-        X, Y = run.to_device(*windows(tokens, starts[chosen], config.block_size))
+    for i in range(math.ceil(len(starts) / (run.ranks.world * size))):
+        chosen = mine[i * size : (i + 1) * size]
+        taken = chosen if len(chosen) else [0]  # a rank that is through passes with the others
+        X, Y = run.to_device(*windows(tokens, starts[taken], config.block_size))
         with nullcontext() if exact else run.autocast():
             logits = run.model(X)[0]
         each = F.cross_entropy(logits.flatten(0, 1).float(), Y.flatten(), reduction="none")
-        losses[chosen] = each.view(Y.shape).double().mean(dim=1).cpu()
+        losses[chosen] = each.view(Y.shape).double().mean(dim=1).cpu()[: len(chosen)]
     run.model.train()
     if run.ranks.world > 1:
         losses = run.ranks.sum(losses.to(run.device)).cpu()

@@ -539,6 +539,64 @@ void embed_backward(i64 rows, i64 d, i64 length, const i64* idx, const float* g,
     }
 }
 
+// -- the update: many tensors at once, in blocks whose sums are added in order -----------------------
+struct Update {  // of one tensor of n elements
+  float *p, *g, *m, *v, *step;
+  i64 n;
+  float lr, decay, eps;
+};
+constexpr i64 BLOCK = 8192;
+
+template <class F>
+void blocks(i64 count, const Update* u, F f) {  // f(tensor, from, to, number of the block)
+  std::vector<i64> tensor, from;
+  for (i64 i = 0; i < count; i++)
+    for (i64 at = 0; at < u[i].n; at += BLOCK) { tensor.push_back(i); from.push_back(at); }
+#pragma omp parallel for schedule(static)
+  for (i64 b = 0; b < (i64)tensor.size(); b++) {
+    const Update& t = u[tensor[b]];
+    f(t, from[b], from[b] + BLOCK < t.n ? from[b] + BLOCK : t.n, b);
+  }
+}
+
+// The norm of all gradients together; they are scaled down to `most` if it is larger.
+void clip(i64 count, const Update* u, float most, float* norm) {
+  i64 total = 0;
+  for (i64 i = 0; i < count; i++) total += (u[i].n + BLOCK - 1) / BLOCK;
+  std::vector<double> squares(total);
+  blocks(count, u, [&](const Update& t, i64 j, i64 end, i64 b) {
+    vf part = {};
+    for (; j < end; j += W) { vf g = load(t.g + j, end - j); part += g * g; }
+    squares[b] = sum(part);
+  });
+  double all_squares = 0;
+  for (double s : squares) all_squares += s;
+  *norm = (float)std::sqrt(all_squares);
+  float m = most / (*norm + 1e-6f);
+  if (m >= 1.f) return;
+  blocks(count, u, [&](const Update& t, i64 j, i64 end, i64) {
+    for (; j < end; j += W) store(t.g + j, m * load(t.g + j, end - j), end - j);
+  });
+}
+
+// Loshchilov & Hutter 2019, algorithm 2, as torch.optim.AdamW.
+void adamw(i64 count, const Update* u, double beta1, double beta2) {
+  for (i64 i = 0; i < count; i++) *u[i].step += 1.f;
+  blocks(count, u, [&](const Update& t, i64 j, i64 end, i64) {
+    float rate = t.lr / (1. - std::pow(beta1, *t.step)), shrink = 1.f - t.lr * t.decay;
+    float root = 1. / std::sqrt(1. - std::pow(beta2, *t.step)), b1 = 1. - beta1, b2 = 1. - beta2;
+    for (; j < end; j += W) {
+      i64 n = end - j;
+      vf g = load(t.g + j, n), m = load(t.m + j, n), v = load(t.v + j, n), p = load(t.p + j, n), d;
+      m += b1 * (g - m);
+      v += b2 * (g * g - v);
+      for (i64 i = 0; i < W; i++) d[i] = std::sqrt(v[i]);
+      p = p * shrink - rate * m / (d * root + t.eps);
+      store(t.m + j, m, n); store(t.v + j, v, n); store(t.p + j, p, n);
+    }
+  });
+}
+
 }  // namespace
 
 // What kernels.py finds: each function for float and for bfloat16.
@@ -547,4 +605,4 @@ void embed_backward(i64 rows, i64 d, i64 length, const i64* idx, const float* g,
 extern "C" void* const nanoscale_kernels[][2] = {
     BOTH(join_norm), BOTH(join_norm_backward), BOTH(turn), BOTH(turn_backward), BOTH(attend),
     BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu), BOTH(swiglu_backward),
-    BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward)};
+    BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip), ONCE(adamw)};

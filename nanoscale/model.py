@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanoscale.architecture import ffn_width, tensors
 from nanoscale.config import ExperimentConfig
@@ -198,9 +199,12 @@ class GPT(nn.Module):
             x = F.dropout(x, self.config.dropout, True)
         if probe is not None:
             probe("embedding", x)
-        branch = None
+        branch, learning = None, self.training and torch.is_grad_enabled()
         for block in self.transformer.h:
-            x, branch = block(x, branch, self.ops, rotary, cache, probe)
+            if self.config.recompute and learning and cache is None and probe is None:
+                x, branch = checkpoint(block, x, branch, self.ops, rotary, use_reentrant=False)
+            else:
+                x, branch = block(x, branch, self.ops, rotary, cache, probe)
         if cache is not None:
             cache.length += T
         x, y = self.ops.join(x, branch, self.multipliers.residual, self.transformer.ln_f)
@@ -209,13 +213,19 @@ class GPT(nn.Module):
         return y if self.multipliers.logits == 1 else y * self.multipliers.logits
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None,
-                probe: Probe | None = None) -> tuple[Tensor, Tensor | None]:
+                probe: Probe | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean loss in nats per token.
 
         In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
-        With a cache, `idx` is the whole prompt at first and one token afterwards.
+        With `loss_chunk`, a loss that is to be differentiated comes alone, the logits None: they
+        never exist all at once. With a cache, `idx` is the whole prompt at first and one token
+        afterwards.
         """
-        logits, = self.ops.linear(self.hidden(idx, cache, probe), self.head)  # (B, T, V)
+        x, chunk = self.hidden(idx, cache, probe), self.config.loss_chunk if probe is None else None
+        if chunk and targets is not None and self.training and torch.is_grad_enabled():
+            return None, self.ops.chunked_cross_entropy(x, self.head.weight, targets,
+                                                        self.config.z_loss, chunk)
+        logits, = self.ops.linear(x, self.head)  # (B, T, V)
         if probe is not None:
             probe("logits", logits)
         if targets is None:

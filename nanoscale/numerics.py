@@ -9,6 +9,7 @@ import ctypes
 import platform
 import shutil
 from contextlib import suppress
+from inspect import isfunction
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ import torch
 from nanoscale import kernels
 from nanoscale.config import ExperimentConfig
 from nanoscale.counting import flops_per_iter, peak_flops
+from nanoscale.distributed import Ranks
 from nanoscale.errors import UserError
+from nanoscale.fused import FusedOps
 from nanoscale.ops import Ops
 from nanoscale.telemetry import device_name
 
@@ -30,13 +33,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def decide(config: ExperimentConfig, device: torch.device, saved: dict[str, Any] | None = None,
-           asked: frozenset[str] = frozenset()) -> dict[str, Any]:
+           asked: frozenset[str] = frozenset(), ranks: Ranks | None = None) -> dict[str, Any]:
     """What bit equality depends on beside the config, put into effect for this process.
 
     `saved` is what a resumed run began with, `asked` the keys that the user typed.
     """
-    saved = saved or {}
-    kernel = decide_kernels(config, device, saved, asked)
+    saved, ranks = saved or {}, ranks or Ranks()
+    kernel = decide_kernels(config, device, saved, asked, ranks.sharded)
     dtype = config.dtype
     if dtype == "auto":
         dtype = saved.get("dtype") or best_dtype(device, kernel)
@@ -47,26 +50,36 @@ def decide(config: ExperimentConfig, device: torch.device, saved: dict[str, Any]
             torch.set_num_threads(threads)
     precision = saved.get("matmul_precision") or matmul_precision(config, device, kernel)
     torch.set_float32_matmul_precision(precision)
+    compiles = decide_compile(config, device, kernel, saved, asked)
+    if not compiles:
+        leave_out_dynamo()
     return {"device": device.type, "device_name": device_name(device), "dtype": dtype,
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
             "kernels": kernel, "matmul_precision": precision,
-            "compile": decide_compile(config, device, kernel, saved, asked),
-            "torch": str(torch.__version__)}
+            "compile": compiles,
+            "torch": str(torch.__version__),
+            **({"sharding": "fsdp" if ranks.sharded else "ddp"} if ranks.world > 1 else {})}
 
 
 def ops(numerics: dict[str, Any]) -> Ops:
     """The operations that the numerics name."""
-    return kernels.FusedOps() if numerics["kernels"] == "fused" else Ops()
+    return FusedOps() if numerics["kernels"] == "fused" else Ops()
 
 
 def decide_kernels(config: ExperimentConfig, device: torch.device, saved: dict[str, Any],
-                   asked: frozenset[str]) -> str:
+                   asked: frozenset[str], sharded: bool = False) -> str:
     """Our own where they exist, unless a compiled model was asked for by name.
+
+    They hold on to whole weights between passes, so a sharded run does without.
 
     Raises:
         UserError: `kernels=fused` where they cannot be built.
     """
-    if config.kernels == "torch" or (saved and saved.get("kernels", "torch") == "torch"):
+    if sharded and config.kernels == "fused":
+        raise UserError("kernels=fused: they keep whole weights, which sharding=fsdp avoids; use "
+                        "kernels=auto")
+    if sharded or config.kernels == "torch" or (
+            saved and saved.get("kernels", "torch") == "torch"):
         return "torch"
     compiled = "compile" in asked and config.compile and config.kernels == "auto"
     there = (device.type == "cpu" and config.dtype != "float16" and not compiled
@@ -121,6 +134,17 @@ def eager_seconds(config: ExperimentConfig, device: torch.device) -> float:
     step = flops_per_iter(config) / (EAGER_SHARE * peak)
     launches = config.n_layer * config.gradient_accumulation_steps * EAGER_BLOCK_SECONDS
     return (config.max_iters or 0) * max(step, launches)
+
+
+def leave_out_dynamo() -> None:
+    """Let optimizers be made without importing torch's compiler: 1.3 s of every start.
+
+    torch wraps their methods so that it skips them, and imports it to do so; the mark that it
+    leaves on a wrapped function, set here, makes the function be called as it is.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        if isfunction(method) and hasattr(method, "__wrapped__"):
+            vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)
 
 
 def keep_memory() -> None:

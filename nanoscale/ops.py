@@ -8,9 +8,12 @@ between them, are in its narrower type; the residual stream, norms and losses ar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin of the angles, (T, h) each
 
@@ -95,3 +98,65 @@ class Ops:
         if z_loss:
             loss = loss + z_loss * flat.logsumexp(dim=-1).square().mean()
         return loss
+
+    def chunked_cross_entropy(self, x: Tensor, weight: Tensor, targets: Tensor, z_loss: float,
+                              chunk: int) -> Tensor:
+        """`cross_entropy` of x (B, T, d) times a head's weight (V, d), by `chunk` tokens."""
+        return ChunkedCrossEntropy.apply(x, weight, self.narrow(weight), targets, z_loss, chunk,
+                                         self.loss_and_gradient)
+
+    def narrow(self, weight: Tensor) -> Tensor:
+        """A weight in the type of the products: autocast's, or its own."""
+        device = weight.device.type
+        if not torch.is_autocast_enabled(device):
+            return weight.detach()
+        return weight.detach().to(torch.get_autocast_dtype(device))
+
+    def loss_and_gradient(self, logits: Tensor, targets: Tensor,
+                          z_loss: float) -> tuple[Tensor, Tensor, float]:
+        """Sum over tokens of the loss of logits (n, V); its gradient is the next two's product."""
+        p = logits.float()  # overwritten step by step
+        lse = p.logsumexp(dim=-1, keepdim=True)
+        at = targets[:, None]
+        loss = (lse - p.gather(1, at)).sum() + z_loss * lse.square().sum()
+        p = p.sub_(lse).exp_()
+        if z_loss:
+            p.mul_(1 + 2 * z_loss * lse)
+        p.scatter_add_(1, at, -torch.ones_like(lse))
+        return loss, p.to(logits.dtype), 1.0
+
+
+class ChunkedCrossEntropy(Function):
+    """Loss and gradients in one pass, chunk by chunk, so that all logits never exist at once.
+
+    The idea of fused linear cross-entropy, Hsu et al. 2024 (Liger): a loss is where the backward
+    pass begins, so its gradients are known up to a factor as soon as it is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, narrow: Tensor, targets: Tensor, z_loss: float,
+                chunk: int, loss_and_gradient: Any) -> Tensor:
+        flat, targets = x.flatten(0, -2), targets.flatten()
+        gx = torch.empty_like(flat)
+        gw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        total = weight.new_zeros(())
+        with torch.autocast(weight.device.type, enabled=False):
+            for part, gpart, answers in zip(flat.split(chunk), gx.split(chunk),
+                                            targets.split(chunk), strict=True):
+                part = part.to(narrow.dtype)
+                loss, g, factor = loss_and_gradient(part @ narrow.t(), answers, z_loss)
+                total += loss
+                factor /= len(flat)  # after the products: before them float16 would lose it
+                gpart.copy_((g @ narrow).mul_(factor))
+                if narrow.dtype == gw.dtype:
+                    gw.addmm_(g.t(), part, alpha=factor)
+                else:
+                    gw.add_(g.t() @ part, alpha=factor)
+                del g  # before the next chunk's logits
+        ctx.save_for_backward(gx.view_as(x), gw)
+        return total / len(flat)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        gx, gw = ctx.saved_tensors  # overwritten: autograd refuses a second backward pass
+        return gx.mul_(g), gw.mul_(g), None, None, None, None, None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nanoscale.adamw import AdamW, clip_grad_norm
 from nanoscale.architecture import tensors
 from nanoscale.config import ExperimentConfig
+from nanoscale.distributed import Ranks, held_as
 from nanoscale.muon import Muon
 from nanoscale.parametrization import rule
 
@@ -16,19 +20,26 @@ from nanoscale.parametrization import rule
 class Optimizers:
     """AdamW and, when asked for, Muon, behind one optimizer's verbs.
 
+    Under `numerics` AdamW goes through our kernels or not, and Muon's products are in bfloat16 if
+    the model's are; states are float32.
+
     The schedule is a multiplier: `set_lr(m)` gives each group m times its own base LR, so there is
     one writer of every learning rate.
     """
 
-    def __init__(self, model: nn.Module, config: ExperimentConfig) -> None:
-        self.named = dict(model.named_parameters())
+    def __init__(self, model: nn.Module, config: ExperimentConfig, ranks: Ranks | None = None,
+                 numerics: Mapping[str, Any] | None = None) -> None:
+        self.named, numerics = dict(model.named_parameters()), numerics or {}
+        self.in_kernel = numerics.get("kernels") == "fused"
         groups = parameter_groups(self.named, config)
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(
-            groups["adamw"], betas=(config.beta1, config.beta2),
+        self.parts: list[torch.optim.Optimizer] = [AdamW(
+            groups["adamw"], betas=(config.beta1, config.beta2), in_kernel=self.in_kernel,
             fused=next(iter(self.named.values())).device.type in ("cpu", "cuda"))]
         if groups["muon"]:
+            narrow = torch.bfloat16 if numerics.get("dtype") == "bfloat16" else None
             self.parts.append(Muon(groups["muon"], momentum=config.muon_momentum,
-                                   ns_steps=config.muon_ns_steps, scale=config.muon_scale))
+                                   ns_steps=config.muon_ns_steps, scale=config.muon_scale,
+                                   ranks=ranks, dtype=narrow))
         self.groups = [group for part in self.parts for group in part.param_groups]
 
     def set_lr(self, multiplier: float) -> None:
@@ -36,23 +47,28 @@ class Optimizers:
         for group in self.groups:
             group["lr"] = group["base_lr"] * multiplier
 
+    def clip(self, most: float) -> Tensor:
+        """Scale the gradients down to the joint norm `most` (0: never); returns it as it was."""
+        clip = clip_grad_norm if self.in_kernel else torch.nn.utils.clip_grad_norm_
+        return clip(self.named.values(), most or math.inf)
+
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Parameter name -> its optimizer state, plain tensors by name."""
+        """Parameter name -> its optimizer state by name, held as the parameter is."""
         by_parameter = {p: state for part in self.parts for p, state in part.state.items()}
         return {name: dict(by_parameter[p]) for name, p in self.named.items() if p in by_parameter}
 
     def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """The inverse of `state`; every tensor goes to its parameter's device."""
+        """Put whole tensors back; each goes where its parameter is, and is held as that."""
         owner = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
         for name, values in state.items():
             p = self.named[name]
             on_mps = p.device.type == "mps"  # unfused AdamW counts its steps on the CPU
             owner[p].state[p] = {
-                key: v.to("cpu" if key == "step" and on_mps else p.device, copy=True)
+                key: held_as(v.to("cpu" if key == "step" and on_mps else p.device, copy=True), p)
                 for key, v in values.items()}
 
 

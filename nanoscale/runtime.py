@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nanoscale import checkpoint, numerics
 from nanoscale.config import ExperimentConfig
 from nanoscale.data import Dataset, Sampler, open_dataset
-from nanoscale.distributed import Ranks, pick_device, wrap
+from nanoscale.distributed import Ranks, gathered, held_as, pick_device, place, wrap
 from nanoscale.errors import UserError
 from nanoscale.model import GPT
 from nanoscale.numerics import DTYPES
@@ -84,11 +84,12 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks,
     """
     config = spec.config
     device = pick_device(config, ranks.local)
-    how = numerics.decide(config, device, saved and saved["numerics"], frozenset(spec.typed))
+    how = numerics.decide(config, device, saved and saved["numerics"], frozenset(spec.typed), ranks)
     sampler = Sampler(dataset.tokens["train"], config.block_size, config.data_seed,
                       config.data_order)
-    model = GPT(config, numerics.ops(how)).to(device)
-    optimizers = Optimizers(model, config)
+    model = GPT(config, numerics.ops(how))
+    place(model, model.transformer.h, ranks, device)
+    optimizers = Optimizers(model, config, ranks, how)
     trained = wrap(torch.compile(model) if how["compile"] else model, ranks, device)
     scaler = torch.amp.GradScaler(device.type, enabled=how["dtype"] == "float16")
     best = peak(device, DTYPES[how["dtype"]])
@@ -116,7 +117,8 @@ def load_start(spec: RunSpec, folder: RunFolder) -> dict[str, Any] | None:
 def restore(run: Run, saved: dict[str, Any]) -> None:
     """Put a checkpoint's content back."""
     try:
-        run.model.load_state_dict(saved["model"])
+        now = run.model.state_dict()
+        run.model.load_state_dict({n: held_as(v, now[n]) for n, v in saved["model"].items()})
         run.optimizers.load_state(saved["optimizer"])
     except (RuntimeError, KeyError) as e:
         raise UserError("the checkpoint's tensors do not fit this model; delete it to start from "
@@ -127,12 +129,18 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
 
 
 def save(run: Run, folder: RunFolder, name: str = CHECKPOINT) -> None:
-    """Write the full state; the folder's rows up to this step are complete."""
+    """Write the full state; the folder's rows up to this step are complete.
+
+    Every rank calls it, the master writes.
+    """
+    state = gathered({"model": run.model.state_dict(), "optimizer": run.optimizers.state()},
+                     run.ranks)
+    if not run.ranks.is_master:
+        return
     best = run.best_val_loss if math.isfinite(run.best_val_loss) else None
     checkpoint.save(
         folder / name, run.spec, step=run.step, best_val_loss=best, numerics=run.numerics,
-        seconds=run.meter.wall_seconds(), model=run.model.state_dict(),
-        optimizer=run.optimizers.state(), scaler=run.scaler.state_dict())
+        seconds=run.meter.wall_seconds(), scaler=run.scaler.state_dict(), **state)
     if name == CHECKPOINT:
         folder.set_status(checkpoint_step=run.step, step=run.step)
         run.saved_at = time.perf_counter()

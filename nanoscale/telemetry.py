@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nanoscale.architecture import tensors
 from nanoscale.counting import flops_per_iter, peak_flops
+from nanoscale.distributed import whole
 from nanoscale.errors import disk_errors
 from nanoscale.model import GPT
 from nanoscale.records import LOG, ROWS, RunFolder, RunSpec, row_line
@@ -190,7 +191,7 @@ def rms_by_role(model: GPT, values: Mapping[str, Tensor]) -> dict[str, float]:
     counts: dict[str, int] = defaultdict(int)
     for spec in tensors(model.config):
         if spec.name in values:
-            squares[spec.role] += values[spec.name].double().square().sum().item()
+            squares[spec.role] += whole(values[spec.name].double().square().sum()).item()
             counts[spec.role] += spec.numel
     return {role: (squares[role] / counts[role]) ** 0.5 for role in counts}
 

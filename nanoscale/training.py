@@ -25,7 +25,7 @@ from torch import Tensor
 from nanoscale import checkpoint, kernels, telemetry
 from nanoscale.config import label, warnings
 from nanoscale.counting import flops_per_iter, flops_per_token, parameter_counts, parameters_by_role
-from nanoscale.distributed import Ranks, session
+from nanoscale.distributed import Ranks, gathered, no_sync, session, whole
 from nanoscale.errors import UserError
 from nanoscale.evaluation import bits_per_byte, evaluate, final_losses
 from nanoscale.provenance import provenance
@@ -87,7 +87,7 @@ def update(run: Run, with_statistics: bool = False) -> dict[str, Any]:
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, run.step, micro, run.ranks.rank))
         more = run.ranks.world > 1 and micro < len(pieces) - 1
-        with run.trained.no_sync() if more else nullcontext():
+        with no_sync(run.trained) if more else nullcontext():
             with run.autocast():
                 loss = run.trained(X, Y)[1] * weight
             run.scaler.scale(loss).backward()
@@ -95,14 +95,14 @@ def update(run: Run, with_statistics: bool = False) -> dict[str, Any]:
     for part in run.optimizers.parts:
         run.scaler.unscale_(part)
     statistics = Statistics(run, pieces[0][0][0]) if with_statistics else None
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.grad_clip or math.inf)
+    norm = run.optimizers.clip(config.grad_clip)
     for part in run.optimizers.parts:
         run.scaler.step(part)
     run.model.ops.weights_changed()
     run.scaler.update()
     run.optimizers.zero_grad()
     run.step += 1
-    row = {"train_loss": total, "grad_norm": norm, "lr": config.learning_rate * multiplier}
+    row = {"train_loss": total, "grad_norm": whole(norm), "lr": config.learning_rate * multiplier}
     return row | ({"statistics": statistics.after()} if statistics else {})
 
 
@@ -154,19 +154,24 @@ class Recorder:
         improved = found["val_loss"] < run.best_val_loss
         if improved:
             run.best_val_loss = found["val_loss"]
-        if improved and run.step > 0 and self.active:
-            checkpoint.save(self.folder / BEST, run.spec, step=run.step,
-                            val_loss=found["val_loss"], model=run.model.state_dict())
+        if improved and run.step > 0:
+            best = gathered({"model": run.model.state_dict()}, run.ranks)
+            if self.active:
+                checkpoint.save(self.folder / BEST, run.spec, step=run.step,
+                                val_loss=found["val_loss"], **best)
         return found, improved
 
+    def late(self) -> bool:
+        """Whether it is long since the last checkpoint; by the master's clock alone."""
+        since = time.perf_counter() - self.run.saved_at
+        return self.active and 0 < self.run.config.checkpoint_seconds < since
+
     def keep(self, due: bool) -> None:
-        """Checkpoint when due, at kept steps, and when it is long since the last one."""
-        run, config = self.run, self.run.config
-        late = 0 < config.checkpoint_seconds < time.perf_counter() - run.saved_at
-        if self.active and (due or late):
-            save(run, self.folder)
-        if self.active and run.step in config.checkpoint_steps:
-            save(run, self.folder, checkpoint_file(run.step))
+        """Checkpoint when due and at kept steps; every rank takes part."""
+        if due:
+            save(self.run, self.folder)
+        if self.run.step in self.run.config.checkpoint_steps:
+            save(self.run, self.folder, checkpoint_file(self.run.step))
 
     def close(self) -> None:
         if self.active:
@@ -202,8 +207,9 @@ def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
             row = recorder.row(row)
         if line_due:
             recorder.say(progress_line(run, row))
-        stopping = not last and (row_due or run.ranks.world == 1) and anyone_asked(run, asked)
-        recorder.keep(save_due or stopping)
+        stopping, late = (agreed(run, not last and asked.is_set(), recorder.late())
+                          if row_due or run.ranks.world == 1 else (False, False))
+        recorder.keep(save_due or stopping or late)
         if stopping:
             return WAITING
     return COMPLETE
@@ -216,11 +222,12 @@ def settle(run: Run, row: dict[str, Any]) -> bool:
     return math.isfinite(row["train_loss"])
 
 
-def anyone_asked(run: Run, asked: threading.Event) -> bool:
-    """Whether any rank was asked to stop, known to all of them."""
+def agreed(run: Run, *flags: bool) -> list[bool]:
+    """Which flags any rank raises, known to all of them."""
     if run.ranks.world == 1:
-        return asked.is_set()
-    return bool(run.ranks.sum(torch.tensor(float(asked.is_set()), device=run.device)).item())
+        return list(flags)
+    raised = torch.tensor(flags, dtype=torch.float32, device=run.device)
+    return (run.ranks.sum(raised) > 0).tolist()
 
 
 def progress_line(run: Run, row: dict[str, Any]) -> str:
@@ -264,6 +271,8 @@ def introduce(run: Run, say: Say) -> None:
         say(f"warning: {warning}")
     say(f"{label(config)} on {run.numerics['device_name']} in {run.numerics['dtype']}, "
         f"{'compiled' if run.numerics['compile'] else run.numerics['kernels'] + ' kernels'}"
+        + (f", {run.numerics['sharding']} over {run.ranks.world} processes"
+           if run.ranks.world > 1 else "")
         + (f", continuing after step {run.step}" if run.step else ""))
 
 

@@ -56,8 +56,8 @@ OTHER = {
     "always_save_checkpoint": False, "checkpoint_seconds": 1.0, "checkpoint_steps": [5],
     "tensorboard_log": True, "wandb_log": True, "wandb_project": "x", "wandb_run_name": "x",
     "device": "cuda", "dtype": "bfloat16", "compile": True, "kernels": "torch",
-    "micro_batch_size": 1, "threads": 1,
-    "backend": "gloo",
+    "micro_batch_size": 1, "recompute": True, "loss_chunk": 3, "threads": 1,
+    "backend": "gloo", "sharding": "fsdp",
 }
 
 # Every flag that changes which tensors a model has, as (off, on).

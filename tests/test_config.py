@@ -61,14 +61,14 @@ FROZEN_DEFAULTS = {
     "tensorboard_log": False, "wandb_log": False, "wandb_project": "owt",
     "wandb_run_name": "gpt2",
     "device": "auto", "dtype": "auto", "compile": True, "kernels": "auto",
-    "micro_batch_size": None, "threads": None,
-    "backend": "nccl",
+    "micro_batch_size": None, "recompute": False, "loss_chunk": None, "threads": None,
+    "backend": "nccl", "sharding": "ddp",
 }
 UNHASHED = {
     "dataset", "data_root", "eval_only", "out_dir", "init_from", "branch_from", "log_interval",
     "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "tensorboard_log",
     "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile",
-    "micro_batch_size", "threads", "backend",
+    "micro_batch_size", "recompute", "loss_chunk", "threads", "backend", "sharding",
 }
 
 

@@ -19,14 +19,15 @@ LAYERS = [
     ["counting"],
     ["records"],
     ["resume"],
-    ["parametrization"],
+    ["parametrization", "memory"],
     ["data", "documents", "synthetic", "prepare"],
     # from here on torch
-    ["ops"],
+    ["ops", "distributed"],
     ["kernels"],
-    ["model", "muon"],
+    ["fused"],
+    ["model", "muon", "adamw"],
     ["optim"],
-    ["checkpoint", "distributed", "telemetry"],
+    ["checkpoint", "telemetry"],
     ["numerics"],
     ["runtime"],
     ["evaluation"],
@@ -40,9 +41,9 @@ LAYERS = [
     ["__main__"],
 ]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-USES_TORCH = {"ops", "kernels", "numerics", "model", "muon", "optim", "checkpoint", "distributed",
-              "telemetry", "runtime", "evaluation", "training", "sampling", "benchmark", "peer",
-              "export"}
+USES_TORCH = {"ops", "kernels", "fused", "adamw", "numerics", "model", "muon", "optim",
+              "checkpoint", "distributed", "telemetry", "runtime", "evaluation", "training",
+              "sampling", "benchmark", "peer", "export"}
 CONTRACTS = ["errors", "signals", "config", "sources", "architecture", "counting", "schedule",
              "provenance", "records", "resume"]
 SIBLINGS = {"experiments", "laws", "checks", "report"}  # none imports another
