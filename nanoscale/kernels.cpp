@@ -11,6 +11,9 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -22,6 +25,7 @@ typedef uint16_t vh __attribute__((vector_size(32)));
 constexpr i64 W = 16;  // floats in a vector
 struct bf16 { uint16_t bits; };
 
+const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 inline vf all(float x) { return vf{} + x; }
 inline i64 padded(i64 n) { return (n + W - 1) / W * W; }
 
@@ -33,6 +37,11 @@ inline vf load(const bf16* p) {
 }
 inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 inline void store(bf16* p, vf v) {  // to nearest, ties to even; NaN stays NaN
+#ifdef __AVX512BF16__
+  auto narrow = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &narrow, sizeof narrow);
+  return;
+#endif
   vu u = (vu)v;
   vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   vu nan = (vu)(v != v);
@@ -51,20 +60,16 @@ template <class T> inline void store(T* p, vf v, i64 n) {
   store(part, v);
   memcpy(p, part, n * sizeof(T));
 }
-inline float sum(vf v) {
-  float s[W]; store(s, v);
-  for (int half = W / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) s[i] += s[i + half];
-  return s[0];
-}
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
-inline float largest(vf v) {
-  float m = v[0];
-  for (int i = 1; i < W; i++) m = v[i] > m ? v[i] : m;
-  return m;
-}
+#define FOLD(v, join)  /* halves onto each other until one lane holds all */                       \
+  v = join(v, __builtin_shuffle(v, vi{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));     \
+  v = join(v, __builtin_shuffle(v, vi{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));     \
+  v = join(v, __builtin_shuffle(v, vi{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));     \
+  v = join(v, __builtin_shuffle(v, vi{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))
+inline vf plus(vf a, vf b) { return a + b; }
+inline float sum(vf v) { FOLD(v, plus); return v[0]; }
+inline float largest(vf v) { FOLD(v, larger); return v[0]; }
 inline vf only(vf v, i64 n) {  // zero from lane n on
-  const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return n >= W ? v : (vf)((vi)v & (vi)(lane < (int32_t)n));
 }
 
@@ -302,18 +307,30 @@ void rows_of(const T* x, i64 stride, i64 n, i64 h, i64 hp, float* out, float m =
   for (i64 t = 0; t < n; t++)
     for (i64 j = 0; j < h; j += W) store(out + t * hp + j, m * load(x + t * stride + j, h - j));
 }
+inline void transpose(vf (&r)[W]) {  // by swapping the off-diagonal halves, quarters, ...
+#pragma GCC unroll 4
+  for (int s = W / 2; s; s /= 2) {
+    vi moved = (lane & s) != 0;  // -1 or 0
+    vi low = lane - moved * (int)(W - s), high = lane + s - moved * (int)(W - s);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) {
+      if (i & s) continue;
+      vf a = r[i], b = r[i + s];
+      r[i] = __builtin_shuffle(a, b, low);
+      r[i + s] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
 template <class T>
 void columns_of(const T* x, i64 stride, i64 n, i64 h, i64 np, float* out) {
-  float tile[W][W];  // a square at a time: long strides between stores share few cache sets
   for (i64 t = 0; t < n; t += W)
     for (i64 j = 0; j < h; j += W) {
+      vf tile[W];
       i64 rows = n - t < W ? n - t : W, columns = h - j < W ? h - j : W;
-      for (i64 i = 0; i < rows; i++) store(tile[i], load(x + (t + i) * stride + j, h - j));
-      for (i64 c = 0; c < columns; c++) {
-        vf column;
-        for (i64 i = 0; i < W; i++) column[i] = tile[i][c];
-        store(out + (j + c) * np + t, column, rows);
-      }
+      for (i64 i = 0; i < W; i++)
+        tile[i] = i < rows ? load(x + (t + i) * stride + j, h - j) : vf{};
+      transpose(tile);
+      for (i64 c = 0; c < columns; c++) store(out + (j + c) * np + t, tile[c], rows);
     }
 }
 
