@@ -172,6 +172,8 @@ class ExperimentConfig:
                         group="machine", choices=("auto", "float32", "bfloat16", "float16"))
     compile: bool = option(True, "torch.compile where it pays; typed: always", group="machine",
                            hashed=False)
+    cuda_graphs: bool = option(False, "replay a compiled step's launches: small models on a GPU",
+                               group="machine", hashed=False)
     kernels: str = option("auto", "our own operations on a CPU, compiled on first use, or torch's",
                           group="machine", hashed=False, choices=("auto", "fused", "torch"))
     micro_batch_size: int | None = option(None, "sequences in memory at once; None: batch_size",

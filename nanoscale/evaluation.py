@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from nanoscale.data import evaluation_windows, windows
 from nanoscale.runtime import Run
 
+AT_ONCE = 4096  # tokens, if a batch is smaller: without a backward pass there is room
+
 
 @torch.no_grad()
 def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> np.ndarray:
@@ -25,7 +27,7 @@ def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> np.n
     starts = evaluation_windows(len(tokens), config.block_size, limit)
     mine = np.arange(run.ranks.rank, len(starts), run.ranks.world)
     losses = torch.zeros(len(starts), dtype=torch.float64)
-    size = config.micro_batch_size or config.batch_size
+    size = max(config.micro_batch_size or config.batch_size, AT_ONCE // config.block_size)
     run.model.eval()
     for i in range(math.ceil(len(starts) / (run.ranks.world * size))):
         chosen = mine[i * size : (i + 1) * size]

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -73,23 +73,25 @@ inline vf only(vf v, i64 n) {  // zero from lane n on
   return n >= W ? v : (vf)((vi)v & (vi)(lane < (int32_t)n));
 }
 
-// exp to 2 ulp: 2^k 2^f, f in [-1/2, 1/2] by its Taylor polynomial; below -87 it is 0.
-inline vf vexp(vf x) {
+// exp to 2 ulp: 2^k 2^f, f in [-1/2, 1/2] by its Taylor polynomial; below 2^-126 it is 0. `vexp0` is
+// for x <= 0 (or NaN), as in every softmax.
+inline vf vexp0(vf x) {
   vf y = x * 1.44269504088896f;
-  y = y > 127.f ? all(127.f) : y;
   vf k = (y + 12582912.f) - 12582912.f, f = y - k;
   vf p = all(1.5403530e-4f);
   p = p * f + 1.3333558e-3f; p = p * f + 9.6181291e-3f; p = p * f + 5.5504109e-2f;
   p = p * f + 2.4022651e-1f; p = p * f + 6.9314718e-1f; p = p * f + 1.f;
-  vf power = (vf)((__builtin_convertvector(k, vi) + 127) << 23);
-  return y < -126.f ? vf{} : (x != x ? x : p * power);
+  // a NaN goes through p; an integer added to the exponent's bits multiplies by 2^k
+  vf e = (vf)((vi)p + (__builtin_convertvector(k, vi) << 23));
+  return y < -126.f ? vf{} : e;
 }
+inline vf vexp(vf x) { return vexp0(x > 88.f ? all(88.f) : x); }
 
 // The normal distribution's function (Abramowitz & Stegun 7.1.26, 1.5e-7) and its exp(-x^2 / 2).
 inline vf normal(vf x, vf& e) {
   vf a = x < 0.f ? -x : x;
   vf t = 1.f / (1.f + 0.3275911f * 0.70710678f * a);
-  e = vexp(-0.5f * x * x);
+  e = vexp0(-0.5f * x * x);
   vf p = all(1.061405429f);
   p = p * t - 1.453152027f; p = p * t + 1.421413741f; p = p * t - 0.284496736f;
   p = (p * t + 0.254829592f) * t * e * 0.5f;
@@ -345,7 +347,7 @@ inline void softmax_rows(float* S, i64 ld, i64 at, i64 n, i64 end, float* lse) {
     for (; j < seen; j++) m = s[j] > m ? s[j] : m;
     vf total = {};
     for (j = 0; j < seen; j += W) {
-      vf e = only(vexp(load(s + j) - m), seen - j);
+      vf e = only(vexp0(load(s + j) - m), seen - j);
       store(s + j, e); total += e;
     }
     float z = sum(total), inverse = 1.f / z;
@@ -427,7 +429,7 @@ void attend_backward(Heads a, const T* q, const T* k, const T* v, const T* y, co
             float delta = sum(dot), z = i < n ? lse[(b * a.H + head) * a.T + at + i] : 0.f;
             i64 j = 0;
             for (; j < seen; j += W) {
-              vf e = only(vexp(load(p + j) - z), seen - j);
+              vf e = only(vexp0(load(p + j) - z), seen - j);
               store(p + j, e);
               store(s + j, only(e * (load(s + j) - delta), seen - j));
             }
@@ -515,7 +517,7 @@ void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z
     float m = largest(top);
     vf tail = load(in + j, V - j);
     for (i64 i = 0; i < V - j; i++) m = tail[i] > m ? tail[i] : m;
-    for (j = 0; j < V; j += W) total += only(vexp(load(in + j, V - j) - m), V - j);
+    for (j = 0; j < V; j += W) total += only(vexp0(load(in + j, V - j) - m), V - j);
     float z = m + std::log(sum(total)), back = (1.f + 2.f * z_loss * z) / rows;
     vf one = load(in + targets[r], 1);
     parts[r] = (double)z - one[0] + (double)z_loss * z * z;
@@ -607,7 +609,11 @@ void adamw(i64 count, const Update* u, double beta1, double beta2) {
       vf g = load(t.g + j, n), m = load(t.m + j, n), v = load(t.v + j, n), p = load(t.p + j, n), d;
       m += b1 * (g - m);
       v += b2 * (g * g - v);
+#ifdef __AVX512F__
+      d = (vf)_mm512_sqrt_ps((__m512)v);
+#else
       for (i64 i = 0; i < W; i++) d[i] = std::sqrt(v[i]);
+#endif
       p = p * shrink - rate * m / (d * root + t.eps);
       store(t.m + j, m, n); store(t.v + j, v, n); store(t.p + j, p, n);
     }

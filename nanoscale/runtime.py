@@ -90,7 +90,9 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks,
     model = GPT(config, numerics.ops(how))
     place(model, model.transformer.h, ranks, device)
     optimizers = Optimizers(model, config, ranks, how)
-    trained = wrap(torch.compile(model) if how["compile"] else model, ranks, device)
+    graphs = config.cuda_graphs and device.type == "cuda"
+    trained = wrap(torch.compile(model, mode="reduce-overhead" if graphs else None)
+                   if how["compile"] else model, ranks, device)
     scaler = torch.amp.GradScaler(device.type, enabled=how["dtype"] == "float16")
     best = peak(device, DTYPES[how["dtype"]])
     meter = Meter(spec, best and best * ranks.world, saved["seconds"] if saved else 0.0)

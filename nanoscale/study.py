@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,8 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *,
     design = read_study(path)
     if not dry_run:
         prepare_missing(design.base)
+        # a second, spent while the workers load torch
+        threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
     runner = ExperimentRunner(output_root=output_root, workers=workers, backend=backend)
     root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
     study = runner.run_rows(

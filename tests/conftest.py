@@ -55,7 +55,8 @@ OTHER = {
     "out_dir": "x", "init_from": "resume", "branch_from": "x", "log_interval": 2,
     "always_save_checkpoint": False, "checkpoint_seconds": 1.0, "checkpoint_steps": [5],
     "tensorboard_log": True, "wandb_log": True, "wandb_project": "x", "wandb_run_name": "x",
-    "device": "cuda", "dtype": "bfloat16", "compile": True, "kernels": "torch",
+    "device": "cuda", "dtype": "bfloat16", "compile": True, "cuda_graphs": True,
+    "kernels": "torch",
     "micro_batch_size": 1, "recompute": True, "loss_chunk": 3, "threads": 1,
     "backend": "gloo", "sharding": "fsdp",
 }

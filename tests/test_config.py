@@ -60,14 +60,15 @@ FROZEN_DEFAULTS = {
     "always_save_checkpoint": True, "checkpoint_seconds": 300.0, "checkpoint_steps": (),
     "tensorboard_log": False, "wandb_log": False, "wandb_project": "owt",
     "wandb_run_name": "gpt2",
-    "device": "auto", "dtype": "auto", "compile": True, "kernels": "auto",
+    "device": "auto", "dtype": "auto", "compile": True, "cuda_graphs": False,
+    "kernels": "auto",
     "micro_batch_size": None, "recompute": False, "loss_chunk": None, "threads": None,
     "backend": "nccl", "sharding": "ddp",
 }
 UNHASHED = {
     "dataset", "data_root", "eval_only", "out_dir", "init_from", "branch_from", "log_interval",
     "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "tensorboard_log",
-    "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile",
+    "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile", "cuda_graphs",
     "micro_batch_size", "recompute", "loss_chunk", "threads", "backend", "sharding",
 }
 

@@ -236,5 +236,5 @@ def test_asked_for_and_not_there(monkeypatch):
     assert numerics.decide_kernels(tiny_config(), cpu, began, frozenset()) == "torch"
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert numerics.decide_kernels(tiny_config(), cpu, {}, frozenset()) == "torch"
-    with pytest.raises(UserError, match="kernels=fused: .* use kernels=auto"):
+    with pytest.raises(UserError, match=r"kernels=fused: .* use kernels=auto"):
         numerics.decide_kernels(tiny_config(kernels="fused"), cpu, {}, frozenset())

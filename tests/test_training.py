@@ -415,3 +415,11 @@ def test_cuda_agrees_with_the_cpu(spec_of, tmp_path):
     cpu = trained(spec_of(dtype="float32"), tmp_path / "cpu")
     cuda = trained(spec_of(dtype="float32", device="cuda"), tmp_path / "cuda")
     assert losses(cuda) == pytest.approx(losses(cpu), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_change_nothing_but_time(spec_of, tmp_path):
+    plain = trained(spec_of(device="cuda", compile=True), tmp_path / "plain")
+    graphs = trained(spec_of(device="cuda", compile=True, cuda_graphs=True), tmp_path / "graphs")
+    assert losses(graphs) == pytest.approx(losses(plain), rel=1e-5)
