@@ -24,6 +24,4 @@ lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
 
 bench: $(VENV)/.ready
-	$(RUN) bench.py config/train_shakespeare_char.py --real_data=False --compile=False \
-	    --block_size=64 --batch_size=12 --vocab_size=65 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 \
-	    $(if $(PEER),--peer=$(PEER))
+	$(RUN) docs/results/speed/measure.py $(if $(PEER),--peer=$(PEER))

@@ -40,12 +40,21 @@ def rows_apart(x: Tensor) -> Tensor:
     return x if inner else x.contiguous()
 
 
+def check_tokens(idx: Tensor, size: int) -> None:
+    """Refuse tokens outside the vocabulary, as torch does: the kernels read where they point."""
+    least, largest = torch.aminmax(idx)
+    if least < 0 or largest >= size:
+        raise IndexError(f"token {int(largest if largest >= size else least)} is not in the "
+                         f"vocabulary of {size}")
+
+
 # -- the parts, each with its gradient ------------------------------------------------------------
 class Embed(Function):
     @staticmethod
     def forward(ctx: Any, idx: Tensor, tokens: Tensor, positions: Tensor | None,
                 multiplier: float) -> Tensor:
         idx = idx.contiguous()
+        check_tokens(idx, tokens.size(0))
         ctx.idx, ctx.multiplier, ctx.tokens = idx, multiplier, tokens
         ctx.positions = positions
         x = tokens.new_empty(*idx.shape, tokens.size(1))
@@ -201,6 +210,7 @@ class CrossEntropy(Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         logits = logits.contiguous()
         V = logits.size(-1)
+        check_tokens(targets, V)
         g = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         loss = torch.empty((), dtype=torch.float32)
         call("cross_entropy", logits.dtype, logits.numel() // V, V, logits, targets.contiguous(),
@@ -293,6 +303,7 @@ class FusedOps(Ops):
     def loss_and_gradient(self, logits: Tensor, targets: Tensor,
                           z_loss: float) -> tuple[Tensor, Tensor, float]:
         (n, V), g = logits.shape, torch.empty_like(logits)
+        check_tokens(targets, V)
         loss = torch.empty((), dtype=torch.float32)
         call("cross_entropy", logits.dtype, n, V, logits, targets, z_loss, loss, g)
         return loss * n, g, n  # the kernel's are of the mean

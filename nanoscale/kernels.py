@@ -60,7 +60,12 @@ def library() -> dict[str, dict[torch.dtype, Any]] | None:
     path = built()
     if path is None:
         return None
-    table = (c_void_p * 2 * len(SIGNATURES)).in_dll(ctypes.CDLL(str(path)), "nanoscale_kernels")
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError:  # damaged: made anew by the next process
+        path.unlink(missing_ok=True)
+        return None
+    table = (c_void_p * 2 * len(SIGNATURES)).in_dll(loaded, "nanoscale_kernels")
     return {name: {dtype: ctypes.CFUNCTYPE(None, *signature)(address) for dtype, address in
                    zip((torch.float32, torch.bfloat16), row, strict=True)}
             for (name, signature), row in zip(SIGNATURES.items(), table, strict=True)}
@@ -77,7 +82,7 @@ def built() -> Path | None:
     key = hashlib.sha256("\n".join([*command, cpu_flags()]).encode() + SOURCE.read_bytes())
     for folder in cache_folders():
         path = folder / f"kernels-{key.hexdigest()[:16]}.so"
-        if path.is_file() or compile_to(path, command):
+        if ours(path) or compile_to(path, command):
             return path
     return None
 
@@ -92,6 +97,14 @@ def cache_folders() -> list[Path]:
     """Where compiled code is kept: the user's cache, else a folder of this user's own."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return [Path(home) / "nanoscale", Path(tempfile.gettempdir()) / f"nanoscale-{os.getuid()}"]
+
+
+def ours(path: Path) -> bool:
+    """Whether the file is there and this user's own: another's code is never loaded."""
+    try:
+        return path.stat().st_uid == path.parent.stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def compile_to(path: Path, command: list[str]) -> bool:

@@ -121,6 +121,15 @@ def test_large_logits_and_large_means_lose_nothing():
                                atol=1e-3)
 
 
+def test_a_token_outside_the_vocabulary_is_refused():
+    _, fused = twins(**MODELS["gpt2"])
+    good = torch.zeros(1, 64, dtype=torch.long)
+    for bad in (good + 21, good - 1):
+        for X, Y in ((bad, good), (good, bad)):
+            with pytest.raises(IndexError, match="vocabulary of 21"):
+                fused(X, Y)
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_nan_anywhere_reaches_the_loss(narrow):
     for name in ("wte", "h.0.ln_1", "h.0.attn.c_q", "h.1.mlp.c_proj", "ln_f"):
@@ -203,8 +212,8 @@ def test_adamw_and_clipping_equal_torchs():
 REPORT = "from nanoscale import kernels; print(kernels.built())"
 
 
-def built_in(home: Path, **environment: str) -> str:
-    done = subprocess.run([sys.executable, "-c", REPORT], capture_output=True, text=True, env={
+def built_in(home: Path, code: str = REPORT, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
         **os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home), **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -217,6 +226,15 @@ def test_compiled_once_and_kept(tmp_path):
     assert built_in(tmp_path, PATH=os.environ["PATH"]) == str(first)
     assert first.stat().st_mtime_ns == made
     assert [p.name for p in first.parent.iterdir()] == [first.name]
+
+
+def test_a_damaged_library_is_made_anew(tmp_path):
+    made = Path(built_in(tmp_path))
+    made.write_bytes(b"torn")
+    code = "from nanoscale import kernels; print(kernels.library() is None)"
+    assert built_in(tmp_path, code=code) == "True"
+    assert not made.exists()
+    assert built_in(tmp_path, code=code) == "False"
 
 
 def test_without_a_compiler_there_are_none(tmp_path):

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_nanoscale, run_python
 
+from nanoscale.config import warnings
+from nanoscale.counting import resolve
+from nanoscale.sources import build, parse_arguments
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--max_iters=2", "--lr_decay_iters=None", "--device=cpu", "--compile=False",
          "--batch_size=2", "--block_size=16", "--n_layer=1", "--n_head=2", "--n_embd=16",
@@ -67,3 +71,10 @@ def test_links_lead_somewhere():
     for page in pages:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "config").glob("*.py")), ids=lambda p: p.stem)
+def test_every_preset_is_a_config(preset):
+    config = resolve(build(parse_arguments([str(preset)])), 50304)
+    assert config.max_iters > 0
+    assert not warnings(config)
