@@ -29,7 +29,7 @@ learning_rate = 8e-3  # of embeddings, norms and, times head_lr_mult, the head
 head_lr_mult = 0.3
 weight_decay = 0.0
 
-max_iters = 1000  # 16 epochs; longer overfits
+max_iters = 1000  # 16 epochs
 lr_schedule = "linear"
 warmup_iters = 10
 min_lr = 0.0

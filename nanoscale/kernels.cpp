@@ -524,9 +524,7 @@ void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z
     if (!g) continue;
     T* out = g + r * V;
     for (j = 0; j < V; j += W) store(out + j, back * vexp(load(in + j, V - j) - z), V - j);
-    vf at = load(out + targets[r], 1);  // rounded once more at one place: within T's own rounding
-    at = back * vexp(one - z) - 1.f / rows;
-    store(out + targets[r], at, 1);
+    store(out + targets[r], back * vexp(one - z) - 1.f / rows, 1);
   }
   double total = 0;
   for (i64 r = 0; r < rows; r++) total += parts[r];

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from nanoscale.config import ExperimentConfig
 from nanoscale.counting import resolve
+from nanoscale.data import open_dataset
 from nanoscale.records import RunSpec
 from nanoscale.sources import Source, build
 
@@ -118,6 +120,18 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = {"vocab_size": len(symbols), "itos": dict(enumerate(symbols)), "stoi": ids}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     return root
+
+
+def spec_maker(base: Mapping[str, Any], data_root: Path) -> Callable[..., RunSpec]:
+    """A function from overrides of `base` to the spec of a run on the data below `data_root`."""
+
+    def make(**overrides: Any) -> RunSpec:
+        sources = [Source("base", {**base, "data_root": str(data_root)}), Source("test", overrides)]
+        config = build(sources)
+        data = open_dataset(config.dataset, config.data_root)
+        return RunSpec.of(resolve(config, data.vocab_size), data, overrides)
+
+    return make
 
 
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -17,11 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_python, tiny_config
+from conftest import ROOT, TINY, run_python, spec_maker, tiny_config
 
 from nanoscale import checkpoint, training
-from nanoscale.counting import resolve
-from nanoscale.data import open_dataset
 from nanoscale.distributed import held_as, place, session, whole
 from nanoscale.errors import UserError
 from nanoscale.model import GPT
@@ -29,8 +27,6 @@ from nanoscale.numerics import decide_kernels
 from nanoscale.optim import Optimizers
 from nanoscale.records import RunFolder, RunSpec
 from nanoscale.resume import open_folder
-from nanoscale.sources import Source
-from nanoscale.sources import build as build_config
 
 # Odd in every way: uneven micro-batches, sizes that no number of ranks divides, statistics, and
 # evaluation windows that leave a rank without any. adam_eps is far above the rounding errors of
@@ -44,13 +40,7 @@ BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
 
 @pytest.fixture
 def spec_of(data_root: Path) -> Callable[..., RunSpec]:
-    def make(**overrides: Any) -> RunSpec:
-        sources = [Source("base", BASE | {"data_root": str(data_root)}), Source("test", overrides)]
-        config = build_config(sources)
-        data = open_dataset(config.dataset, config.data_root)
-        return RunSpec.of(resolve(config, data.vocab_size), data, overrides)
-
-    return make
+    return spec_maker(BASE, data_root)
 
 
 def forked(work: Callable[[], object], **environment: object) -> int:

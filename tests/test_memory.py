@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, run_nanoscale, tiny_config
+from conftest import TINY, run_nanoscale, spec_maker, tiny_config
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +17,6 @@ from nanoscale import kernels, training
 from nanoscale.architecture import MATRIX_ROLES, tensors
 from nanoscale.config import ExperimentConfig
 from nanoscale.counting import resolve
-from nanoscale.data import open_dataset
 from nanoscale.distributed import Ranks
 from nanoscale.fused import FusedOps
 from nanoscale.memory import SIZES, Step, kept_per_token, memory_estimate
@@ -163,13 +161,7 @@ MODELS = {
 
 @pytest.fixture
 def spec_of(data_root: Path) -> Callable[..., RunSpec]:
-    def make(**overrides: Any) -> RunSpec:
-        config = build_config([Source("base", TINY | BASE | {"data_root": str(data_root)}),
-                               Source("test", overrides)])
-        data = open_dataset(config.dataset, config.data_root)
-        return RunSpec.of(resolve(config, data.vocab_size), data, overrides)
-
-    return make
+    return spec_maker(TINY | BASE, data_root)
 
 
 def measured(spec: RunSpec) -> int:

@@ -33,7 +33,7 @@ def ratio(one: list[str], other: list[str]) -> float:
 
 @FUSED
 def test_the_kernels_are_worth_having(torch_settings):
-    # measured: 1.75 on a CPU without any load; both are held to the same precision
+    # both in the same precision
     assert ratio(["--kernels=fused", "--dtype=bfloat16"],
                  ["--kernels=torch", "--dtype=bfloat16"]) > 1.4
 

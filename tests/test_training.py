@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_nanoscale, run_python
+from conftest import ROOT, TINY, run_nanoscale, run_python, spec_maker
 
 from nanoscale import checkpoint, evaluation, training
-from nanoscale.counting import resolve
 from nanoscale.data import open_dataset
 from nanoscale.errors import UserError
 from nanoscale.prepare import prepare
 from nanoscale.records import TIMING_COLUMNS, RunFolder, RunSpec
 from nanoscale.resume import open_folder
 from nanoscale.runtime import Run, build, dataset_of
-from nanoscale.sources import Source
-from nanoscale.sources import build as build_config
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
     "dataset": "tiny", "final_eval_tokens": 160, "learning_rate": 1e-2, "threads": 1,
@@ -37,13 +34,7 @@ BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
 
 @pytest.fixture
 def spec_of(data_root: Path) -> Callable[..., RunSpec]:
-    def make(**overrides: Any) -> RunSpec:
-        sources = [Source("base", BASE | {"data_root": str(data_root)}), Source("test", overrides)]
-        config = build_config(sources)
-        data = open_dataset(config.dataset, config.data_root)
-        return RunSpec.of(resolve(config, data.vocab_size), data, overrides)
-
-    return make
+    return spec_maker(BASE, data_root)
 
 
 def trained(spec: RunSpec, path: Path) -> RunFolder:

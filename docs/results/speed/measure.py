@@ -3,7 +3,7 @@
     make bench                          our own figures
     make bench PEER=path/to/nanoGPT     and the ratios, everything measured in alternation
 
-Writes `speed.json` and `speed.md` here. 3 minutes alone, 20 with a peer; leave the machine to it.
+Writes `speed.json` and `speed.md` here. Leave the machine to it: it takes many minutes with a peer.
 """
 
 from __future__ import annotations
