@@ -471,12 +471,12 @@ def test_with_torch_imported_the_server_has_one_thread_and_no_child(tmp_path, mo
         def main(arguments):
             import psutil
             parent = psutil.Process(server)
-            print("torch._dynamo" in sys.modules, os.getppid() == server, parent.num_threads(),
-                  len(parent.children()))
+            print("torch" in sys.modules, "torch._dynamo" in sys.modules, os.getppid() == server,
+                  parent.num_threads(), len(parent.children()))
         """))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run_one(ForkServer(Worker(entry="look:main")), tmp_path, Slot({"OMP_NUM_THREADS": "2"}))
-    assert (tmp_path / "log.txt").read_text() == "True True 1 1\n"
+    assert (tmp_path / "log.txt").read_text() == "True False True 1 1\n"
 
 
 def run_one(backend, folder: Path, slot: Slot) -> list:

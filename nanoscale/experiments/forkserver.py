@@ -211,9 +211,6 @@ def preload(names: Sequence[str]) -> None:
     for name in names:
         with suppress(Exception):  # the run that needs it will say why, in its own log
             importlib.import_module(name)
-    if "torch" in sys.modules:
-        with suppress(Exception):
-            importlib.import_module("torch._dynamo")  # half a second in any optimizer's first step
 
 
 def may_fork() -> bool:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +25,8 @@ from nanoscale import benchmark
 from nanoscale.counting import flops_per_iter
 from nanoscale.errors import exit_code_of
 from nanoscale.records import atomic_write, write_json
-from nanoscale.telemetry import device_name, peak
+from nanoscale.runtime import Run
+from nanoscale.telemetry import device_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -45,7 +45,7 @@ SHAPES = {
 LONG = ("gradient_accumulation_steps=1 log_interval=50 eval_iters=20 eval_interval=250 "
         "always_save_checkpoint=False").split()
 PRESET = "config/shakespeare_char_cpu_fast.py"
-LONGER = ("--max_iters=520", "--muon_lr=0.02", "--learning_rate=1e-2")
+LONGER = ("--max_iters=400", "--muon_lr=0.02", "--learning_rate=1e-2")
 PEER_LRS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 
 
@@ -55,23 +55,39 @@ def flags(values: list[str]) -> list[str]:
 
 # -- one step -----------------------------------------------------------------------------------
 def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
-    """Our median step at a shape and, taking turns with it, the peer's, eager and compiled."""
+    """Our median step at a shape, by turns with bare matrix products; then
+    with the peer, eager and compiled."""
     typed = ["--dataset=shakespeare_char", "--kernels=fused", *flags(SHAPES[name])]
     run = benchmark.build_run(benchmark.requested([*typed, f"--dtype={dtype}"]))
-    # float32's best backend is what the run's own matmul precision picks
-    best = max(peak(run.device, getattr(torch, dtype)) for _ in range(9))
-    timed = {"ours": benchmark.our_step(run)}
-    with ExitStack() as stack:
-        for mode in ("eager", "compiled") if peer else ():
-            what = benchmark.requested([*typed, f"--peer={peer}"])
-            job = benchmark.job_of(what, run) | {"compile": mode == "compiled"}
-            timed[mode] = stack.enter_context(benchmark.peer_step(job))
-        medians = benchmark.measure(timed)
-    ours = medians.pop("ours")
-    return {"shape": name, "dtype": dtype, "ms": 1000 * ours,
-            "tokens_per_second": run.config.tokens_per_iter / ours,
-            "of_peak": flops_per_iter(run.config) / ours / best, "peak_gflops": best / 1e9,
-            "peer_ms": {mode: 1000 * seconds for mode, seconds in medians.items()}}
+    product, flops = product_step(run)
+    medians = benchmark.measure({"ours": benchmark.our_step(run), "product": product})
+    alone, best = medians["ours"], flops / medians["product"]
+    beside = {}
+    for mode in ("eager", "compiled") if peer else ():  # one at a time: an idle one disturbs too
+        what = benchmark.requested([*typed, f"--peer={peer}"])
+        job = benchmark.job_of(what, run) | {"compile": mode == "compiled"}
+        with benchmark.peer_step(job) as theirs:
+            medians = benchmark.measure({"ours": benchmark.our_step(run), "peer": theirs})
+        beside[mode] = {who: 1000 * seconds for who, seconds in medians.items()}
+    return {"shape": name, "dtype": dtype, "ms": 1000 * alone,
+            "tokens_per_second": run.config.tokens_per_iter / alone,
+            "of_peak": flops_per_iter(run.config) / alone / best, "peak_gflops": best / 1e9,
+            "beside_ms": beside}
+
+
+def product_step(run: Run) -> tuple[benchmark.Step, int]:
+    """A step that is one bare matrix product after another, and the FLOPs in it."""
+    n, times = 512, 40
+    # float32's backend is what the run's own matmul precision picks
+    a = torch.ones(n, n, dtype=getattr(torch, run.numerics["dtype"]))
+
+    def step() -> float:
+        started = time.perf_counter()
+        for _ in range(times):
+            a @ a
+        return time.perf_counter() - started
+
+    return step, 2 * n**3 * times
 
 
 def steps(peer: Path | None) -> list[dict[str, Any]]:
@@ -190,11 +206,12 @@ def page(found: dict[str, Any]) -> str:
              f"{where['date']}. Remake: `{command if found['peer'] else 'make bench'}`.",
              "",
              "| shape | precision | ms per step | tokens/s | of the matrix-product peak | "
-             "nanoGPT's step, in its fastest mode | times nanoGPT |",
+             "ms by turns: ours, nanoGPT in its fastest mode | times nanoGPT |",
              "|---|---|---|---|---|---|---|"]
     for r in found["steps"]:
-        theirs = min(r["peer_ms"].values(), default=None)
-        versus = f"{theirs:.1f} ms | **{theirs / r['ms']:.2f}**" if theirs else "|"
+        pair = min(r["beside_ms"].values(), key=lambda pair: pair["peer"], default=None)
+        versus = (f"{pair['ours']:.1f}, {pair['peer']:.1f} | **{pair['peer'] / pair['ours']:.2f}**"
+                  if pair else "|")
         lines.append(f"| {r['shape']} | {r['dtype']} | {r['ms']:.1f} | "
                      f"{r['tokens_per_second']:,.0f} | {r['of_peak']:.0%} of "
                      f"{r['peak_gflops']:.0f} GFLOP/s | {versus} |")
