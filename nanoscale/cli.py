@@ -27,6 +27,7 @@ def train(arguments: Sequence[str]) -> int:
     """train [config.py ...] [--key=value ...]     train one GPT into --out_dir"""
     from nanoscale.counting import resolve
     from nanoscale.data import open_dataset
+    from nanoscale.parametrization import scheme_of
     from nanoscale.records import RunFolder, RunSpec
     from nanoscale.resume import open_folder
     from nanoscale.sources import build, help_text, parse_arguments, typed
@@ -39,6 +40,7 @@ def train(arguments: Sequence[str]) -> int:
     dataset = open_dataset(config.dataset, config.data_root)
     spec = RunSpec.of(resolve(config, dataset.vocab_size), dataset, typed(sources))
     dataset.require_block(config.block_size)
+    scheme_of(spec.config)  # a user's own file of rules may refuse
     check_machine(config)
     path, resume = Path(config.out_dir), config.init_from == "resume"
     if config.eval_only:

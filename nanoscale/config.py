@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError, one_of
@@ -34,12 +35,22 @@ class ParametrizationConfig:
 
     mode: str = option("SP", "standard, maximal-update, or depth-and-width (CompleteP)",
                        choices=("SP", "muP", "CompleteP"))
+    rules: str | None = option(None, "a Python file that registers more modes", hashed=False)
+    rules_digest: str | None = option(None, "of that file's content; filled in")
     base_n_embd: int = option(256, "width at which every width multiplier is 1", least=1)
     base_n_layer: int = option(4, "depth at which every depth multiplier is 1", least=1)
     base_head_dim: int = option(64, "head size at which the attention scale is SP's", least=1)
     alpha: float = option(1.0, "CompleteP's residual exponent, 0.5 to 1", least=0.5, most=1.0)
     input_mult: float = option(1.0, "multiplies the embeddings (muP, CompleteP)", above=0)
     output_mult: float = option(1.0, "multiplies the logits (muP, CompleteP)", above=0)
+    wd_rule: str = option("independent", "width leaves LR x decay as it is, or decay, or neither",
+                          choices=("independent", "coupled", "sqrt"))
+    wd_timescale: str = option("steps", "weight decay is AdamW's lambda, or e-foldings per run",
+                               choices=("steps", "fraction_of_run"))
+    base_batch_tokens: int | None = option(None, "tokens per update at which the batch rule is 1; "
+                                           "None: no rule", least=1)
+    base_tokens: int | None = option(None, "a run's tokens at which the horizon rule is 1; None: "
+                                     "no rule", least=1)
 
 
 @dataclass(frozen=True)
@@ -222,7 +233,7 @@ EXCLUSIVE = (
     ("min_lr", "min_lr_frac"),
     ("beta2", "beta2_halflife_tokens"),
 )
-LENGTH_KEYS = EXCLUSIVE[0]
+LENGTH_KEYS, MODE = EXCLUSIVE[0], "parametrization.mode"
 ACTS_UNDER = {"input_mult": ("muP", "CompleteP"), "output_mult": ("muP", "CompleteP"),
               "alpha": ("CompleteP",)}
 SCHEDULE_KEYS = ("lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",
@@ -272,7 +283,8 @@ def check(config: ExperimentConfig) -> None:
     """Refuse impossible values and combinations, naming what was typed and the remedy."""
     for key, f in all_fields().items():
         owner = config.parametrization if "." in key else config
-        check_bounds(key, getattr(owner, f.name), f)
+        if key != MODE or config.parametrization.rules is None:  # that file knows its own modes
+            check_bounds(key, getattr(owner, f.name), f)
     if config.n_embd % config.n_head:
         raise UserError(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}; "
                         f"try n_head={_nearest_divisor(config.n_embd, config.n_head)}")
@@ -319,7 +331,22 @@ def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
     return replace(
         config, lr_decay_iters=decay_iters, warmup_iters=warmup, warmup_frac=None, min_lr=floor,
         min_lr_frac=None, beta2=beta2, beta2_halflife_tokens=None, n_kv_head=config.kv_heads,
-        init_seed=seed_or(config.init_seed), data_seed=seed_or(config.data_seed))
+        init_seed=seed_or(config.init_seed), data_seed=seed_or(config.data_seed),
+        parametrization=resolve_rules(config.parametrization))
+
+
+def resolve_rules(p: ParametrizationConfig) -> ParametrizationConfig:
+    """The user's file of rules as an absolute path, and what is in it as part of the identity."""
+    path = p.rules and str(Path(p.rules).absolute())
+    return replace(p, rules=path, rules_digest=path and (p.rules_digest or file_digest(path)))
+
+
+def file_digest(path: str) -> str:
+    """16 hex digits of the SHA-256 of a file."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as e:
+        raise UserError(f"parametrization.rules={path}: cannot be read ({e.strerror})") from e
 
 
 def canonical_json(value: Any) -> str:
@@ -359,7 +386,7 @@ def warnings(config: ExperimentConfig) -> list[str]:
     found, p = [], config.parametrization
     found += [f"parametrization.{key}={getattr(p, key)} does nothing under {p.mode}; it acts "
               f"under {one_of(modes)}" for key, modes in ACTS_UNDER.items()
-              if getattr(p, key) != 1 and p.mode not in modes]
+              if getattr(p, key) != 1 and p.mode not in modes and p.rules is None]
     iters, decay = config.max_iters or 0, config.lr_decay_iters or 0
     if not config.decay_lr or iters == 0:
         return found

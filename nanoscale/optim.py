@@ -14,7 +14,7 @@ from nanoscale.architecture import tensors
 from nanoscale.config import ExperimentConfig
 from nanoscale.distributed import Ranks, held_as
 from nanoscale.muon import Muon
-from nanoscale.parametrization import rule
+from nanoscale.parametrization import betas, rule
 
 
 class Optimizers:
@@ -33,7 +33,7 @@ class Optimizers:
         self.in_kernel = numerics.get("kernels") == "fused"
         groups = parameter_groups(self.named, config)
         self.parts: list[torch.optim.Optimizer] = [AdamW(
-            groups["adamw"], betas=(config.beta1, config.beta2), in_kernel=self.in_kernel,
+            groups["adamw"], betas=betas(config), in_kernel=self.in_kernel,
             fused=next(iter(self.named.values())).device.type in ("cpu", "cuda"))]
         if groups["muon"]:
             narrow = torch.bfloat16 if numerics.get("dtype") == "bfloat16" else None

@@ -1,7 +1,8 @@
 """Study files: a question, the config its runs share, and a recipe that says how they differ.
 
 A recipe turns its table of a TOML file into rows, one dict of config keys per run: `grid` every
-combination of lists, `ladder` models of growing size at one ratio of tokens to parameters.
+combination of lists, `ladder` models of growing size at one ratio of tokens to parameters,
+`transfer` learning rates over sizes, finer around each optimum once it is known where that is.
 """
 
 from __future__ import annotations
@@ -18,9 +19,40 @@ from nanoscale.experiments.cells import combinations, grid_lists
 from nanoscale.sources import FIELDS, flatten_keys
 
 TABLES = {"study": ("name", "question", "recipe"), "base": None, "grid": None,
-          "ladder": ("seeds", "min_sizes", "sizes")}
-RECIPES = ("grid", "ladder")
+          "ladder": ("seeds", "min_sizes", "sizes"),
+          "transfer": ("size", "seeds", "sizes", "arms")}
+RECIPES = ("grid", "ladder", "transfer")
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
+MIN_TRANSFER_SIZES, MIN_LRS = 3, 5
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of a transfer study's settings: its own keys, and the LRs to begin with."""
+
+    name: str
+    lr: str  # the key that is searched
+    values: Mapping[str, Any]
+    lrs: Sequence[float]
+    sizes: Sequence[Mapping[str, Any]]
+    seeds: Sequence[int]
+
+    def first_rows(self) -> list[dict[str, Any]]:
+        """Every size at every LR, with the first seed."""
+        return [{**self.values, **size, self.lr: lr, "seed": self.seeds[0]}
+                for size in self.sizes for lr in self.lrs]
+
+    def finer_rows(self, size: Mapping[str, Any],
+                   losses: Mapping[float, float]) -> list[dict[str, Any]]:
+        """All seeds at the five LRs, a factor of sqrt 2 apart, around the best of one size so far.
+
+        `losses` are its seed means by LR, infinite where a run diverged. Where the best one is new
+        after these, the next call goes on from there, also beyond the LRs begun with.
+        """
+        best = min(losses, key=lambda lr: losses[lr])
+        near = [same_lr(best * 2 ** (k / 2), losses) for k in range(-2, 3)]
+        return [{**self.values, **size, self.lr: lr, "seed": seed}
+                for lr in near for seed in self.seeds]
 
 
 @dataclass(frozen=True)
@@ -35,6 +67,8 @@ class StudyFile:
     rows: Sequence[Mapping[str, Any]]
     where: str  # how messages call the rows
     min_sizes: int = MIN_SIZES
+    size: str = ""  # transfer: the key that grows
+    arms: Sequence[Arm] = ()
 
 
 def read_study(path: Path) -> StudyFile:
@@ -59,7 +93,7 @@ def read_study(path: Path) -> StudyFile:
                             f"{recipe!r}")
     common = {"path": path, "name": study.get("name", path.stem), "recipe": recipe,
               "question": study.get("question", ""), "base": flatten_keys(tables.get("base", {}))}
-    rows = _grid_rows if recipe == "grid" else _ladder_rows
+    rows = {"grid": _grid_rows, "ladder": _ladder_rows, "transfer": _transfer_rows}[recipe]
     return StudyFile(**common, **rows(path, tables.get(recipe, {}), common["base"]))
 
 
@@ -102,16 +136,63 @@ def _ladder_rows(path: Path, ladder: Mapping[str, Any], base: Mapping[str, Any])
     if not isinstance(least, int) or least < MIN_SIZES:
         raise UserError(f"{path}, [ladder]: min_sizes={least!r}: expected a whole number, at least "
                         f"{MIN_SIZES}")
-    sizes = ladder.get("sizes", [])
-    if not isinstance(sizes, list) or not all(isinstance(size, Mapping) for size in sizes):
-        raise UserError(f"{path}: ladder.sizes is a list of tables; write each as [[ladder.sizes]]")
+    sizes = _list_of_tables(path, "ladder", "sizes", ladder)
     if len(sizes) < least:
         raise UserError(f"{where}: {len(sizes)} sizes are too few for a law; give at least {least}")
     rows = []
-    for size in map(flatten_keys, sizes):
+    for size in sizes:
         own = [key for key in LENGTH_KEYS if key in size]
         if own:
             raise UserError(f"{where}: {own[0]}: all sizes share [base]'s tokens_per_param")
         seeds = size.pop("seeds", ladder.get("seeds", [FIELDS["seed"].default]))
         rows += combinations({k: [v] for k, v in size.items()} | grid_lists({}, seeds, where))
     return {"rows": rows, "where": where, "min_sizes": least}
+
+
+def _transfer_rows(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Every arm's LRs at every size in [[transfer.sizes]]."""
+    where = f"{path}, [transfer]"
+    key, seeds = table.get("size"), grid_lists({}, table.get("seeds", [1, 2, 3]), where)["seed"]
+    sizes, arms = (_list_of_tables(path, "transfer", name, table) for name in ("sizes", "arms"))
+    if not isinstance(key, str) or any(key not in size for size in sizes):
+        raise UserError(f"{where}: size={key!r}: name the key that grows, one that every "
+                        "[[transfer.sizes]] has, as in size = 'n_embd'")
+    if len(sizes) < MIN_TRANSFER_SIZES:
+        raise UserError(f"{path}, [[transfer.sizes]]: {len(sizes)} sizes show no drift; give at "
+                        f"least {MIN_TRANSFER_SIZES}")
+    made = [_arm(f"{path}, [[transfer.arms]]", arm, sizes, seeds) for arm in arms]
+    if not made or len({arm.name for arm in made}) < len(made):
+        raise UserError(f"{path}, [[transfer.arms]]: give at least one, each with a name of its "
+                        "own")
+    return {"rows": [row for arm in made for row in arm.first_rows()], "where": where,
+            "size": key, "arms": made}
+
+
+def _arm(where: str, table: Mapping[str, Any], sizes: Sequence[Mapping[str, Any]],
+         seeds: Sequence[int]) -> Arm:
+    values = dict(table)
+    name, lrs = values.pop("name", None), values.pop("lrs", None)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: every arm has a name, as in name = 'muP'")
+    muon = values.get("optimizer") == "muon"
+    lr = values.pop("lr", "muon_lr" if muon else "learning_rate")
+    if not isinstance(lrs, list) or len(lrs) < MIN_LRS or not all(
+            isinstance(x, (int, float)) and x > 0 for x in lrs):
+        raise UserError(f"{where}, {name}: lrs={lrs!r}: give at least {MIN_LRS} learning rates, as "
+                        "in lrs = [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]")
+    return Arm(name, lr, values, sorted(map(float, lrs)), sizes, seeds)
+
+
+def _list_of_tables(path: Path, recipe: str, name: str,
+                    table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = table.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise UserError(f"{path}: {recipe}.{name} is a list of tables; write each as "
+                        f"[[{recipe}.{name}]]")
+    return [flatten_keys(one) for one in found]
+
+
+def same_lr(lr: float, known: Mapping[float, Any]) -> float:
+    """The known LR that is `lr` but for rounding, else `lr` to five digits, to name its run."""
+    close = [one for one in known if abs(one / lr - 1) < 0.01]
+    return close[0] if close else float(f"{lr:.5g}")

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from nanoscale.config import (
     EXCLUSIVE,
+    MODE,
     ExperimentConfig,
     ParametrizationConfig,
     all_fields,
@@ -200,7 +201,8 @@ def apply(values: dict[str, Any], source: Source) -> dict[str, Any]:
     try:
         new = {key: coerce(key, value) for key, value in source.values.items()}
         for key, value in new.items():
-            check_bounds(key, value, FIELDS[key])
+            if key != MODE:  # checked with the file of rules that may name it
+                check_bounds(key, value, FIELDS[key])
     except UserError as e:
         prefix = "--" if source.name == COMMAND_LINE else f"{source.name}: "
         raise UserError(f"{prefix}{e}") from e

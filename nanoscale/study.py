@@ -6,11 +6,12 @@ its report. This module alone ties experiments, laws and report together.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import describe
 from nanoscale.experiments.progress import read
 from nanoscale.experiments.results import study_names
-from nanoscale.recipes import read_study
+from nanoscale.recipes import Arm, StudyFile, read_study
 from nanoscale.records import COMPLETE, write_json
 from nanoscale.sources import FIELDS, Source, apply
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 OUTPUT_ROOT = "experiments_out"
 DEFAULTS = {"data_order": "epoch", "min_lr_frac": 0.1, "warmup_frac": 0.05, "lr_decay_iters": None,
             "compile": False}
+MOST_REFINEMENTS = 8
 C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
 
 
@@ -50,16 +52,46 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *,
         threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
     runner = ExperimentRunner(output_root=output_root, workers=workers, backend=backend)
     root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
-    study = runner.run_rows(
-        design.name, Source(f"{path}, [base]", design.base), design.rows, design.where,
-        defaults=DEFAULTS, dry_run=dry_run, asked={
-            "recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
-            "command": f"nanoscale study {shlex.quote(str(path))}{root}",
-            "file": path.read_text(encoding="utf-8")})
+    asked = {"recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
+             "command": f"nanoscale study {shlex.quote(str(path))}{root}",
+             "file": path.read_text(encoding="utf-8")}
+
+    def run(rows: Sequence[Mapping[str, Any]]) -> Study:
+        return runner.run_rows(design.name, Source(f"{path}, [base]", design.base), rows,
+                               design.where, defaults=DEFAULTS, dry_run=dry_run, asked=asked)
+
+    study = run(design.rows)
     if not dry_run:
+        study = refined(study, design, run)
         for line in conclude(study):
             print(f"[{study.name}] {line}")
     return study
+
+
+def refined(study: Study, design: StudyFile,
+            run: Callable[[Sequence[Mapping[str, Any]]], Study]) -> Study:
+    """Add LRs around each size's optimum until none is new (see `recipes.Arm`)."""
+    rows = list(design.rows)
+    for _ in range(MOST_REFINEMENTS):
+        frame, before = study.frame(), len(rows)
+        for arm in design.arms:
+            for size in arm.sizes:
+                losses = mean_losses(frame, arm, size)
+                if any(math.isfinite(loss) for loss in losses.values()):
+                    rows += [row for row in arm.finer_rows(size, losses) if row not in rows]
+        if len(rows) == before or not study.ok:
+            break
+        study = run(rows)
+    return study
+
+
+def mean_losses(frame: DataFrame, arm: Arm, size: Mapping[str, Any]) -> dict[float, float]:
+    """LR -> mean loss over seeds of one arm's size; infinite where a run diverged."""
+    ours = frame
+    for key, value in {**arm.values, **size}.items():
+        ours = ours[ours[key] == value]
+    losses = ours["val_loss"].astype(float).where(ours["state"] == COMPLETE, math.inf)
+    return losses.groupby(ours[arm.lr].astype(float)).mean().to_dict()
 
 
 def prepare_missing(base: Mapping[str, Any]) -> None:

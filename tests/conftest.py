@@ -8,13 +8,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nanoscale.config import ExperimentConfig
+from nanoscale.config import ExperimentConfig, ParametrizationConfig
 from nanoscale.counting import resolve
 from nanoscale.data import open_dataset
 from nanoscale.records import RunSpec
@@ -43,7 +44,10 @@ OTHER = {
     "parametrization.mode": "muP", "parametrization.base_n_embd": 128,
     "parametrization.base_n_layer": 2, "parametrization.base_head_dim": 32,
     "parametrization.alpha": 0.5, "parametrization.input_mult": 2.0,
-    "parametrization.output_mult": 2.0,
+    "parametrization.output_mult": 2.0, "parametrization.wd_rule": "sqrt",
+    "parametrization.rules": str(ROOT / "docs" / "my_rules.py"),
+    "parametrization.rules_digest": "0" * 16, "parametrization.wd_timescale": "fraction_of_run",
+    "parametrization.base_batch_tokens": 20, "parametrization.base_tokens": 150,
     "optimizer": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.8, "beta2": 0.9,
     "beta2_halflife_tokens": 1e4, "adam_eps": 1e-8, "embedding_lr_mult": 2.0, "head_lr_mult": 2.0,
     "muon_lr": 0.01, "muon_weight_decay": 0.0, "muon_momentum": 0.9, "muon_ns_steps": 6,
@@ -79,8 +83,7 @@ def flag_combinations() -> list[dict[str, Any]]:
 
 def tiny_config(**overrides: Any) -> ExperimentConfig:
     """A resolved config of a model of a few thousand parameters; `mode` and the like are nested."""
-    nested = {"mode", "base_n_embd", "base_n_layer", "base_head_dim", "alpha", "input_mult",
-              "output_mult"}
+    nested = {f.name for f in fields(ParametrizationConfig)}
     named = {f"parametrization.{k}" if k in nested else k: v for k, v in overrides.items()}
     config = build([Source("tiny", TINY), Source("test", named)])
     return resolve(config, config.vocab_size or VOCAB)
@@ -91,6 +94,8 @@ def pair(key: str, **overrides: Any) -> tuple[ExperimentConfig, ExperimentConfig
     overrides = {k: v for k, v in overrides.items() if k != key}
     if key == "head_lr_mult":
         overrides["tie_embeddings"] = False
+    if key == "parametrization.rules_digest":
+        overrides["rules"] = OTHER["parametrization.rules"]
     return tiny_config(**overrides), tiny_config(**overrides | {key: OTHER[key]})
 
 

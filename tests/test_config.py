@@ -42,10 +42,13 @@ FROZEN_DEFAULTS = {
     "dropout": 0.0, "bias": False, "use_rmsnorm": False, "use_rope": False, "use_swiglu": False,
     "multiple_of": 8, "use_qk_norm": False, "tie_embeddings": True, "rope_theta": 10000.0,
     "norm_eps": 1e-05, "init_std": 0.02, "z_loss": 0.0,
-    "parametrization.mode": "SP", "parametrization.base_n_embd": 256,
+    "parametrization.mode": "SP", "parametrization.rules": None,
+    "parametrization.rules_digest": None, "parametrization.base_n_embd": 256,
     "parametrization.base_n_layer": 4, "parametrization.base_head_dim": 64,
     "parametrization.alpha": 1.0, "parametrization.input_mult": 1.0,
-    "parametrization.output_mult": 1.0,
+    "parametrization.output_mult": 1.0, "parametrization.wd_rule": "independent",
+    "parametrization.wd_timescale": "steps", "parametrization.base_batch_tokens": None,
+    "parametrization.base_tokens": None,
     "optimizer": "adamw", "learning_rate": 0.0006, "weight_decay": 0.1, "beta1": 0.9,
     "beta2": 0.95, "beta2_halflife_tokens": None, "adam_eps": 1e-10, "embedding_lr_mult": 1.0,
     "head_lr_mult": 1.0, "muon_lr": 0.02, "muon_weight_decay": 0.1, "muon_momentum": 0.95,
@@ -70,6 +73,7 @@ UNHASHED = {
     "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "tensorboard_log",
     "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile", "cuda_graphs",
     "micro_batch_size", "recompute", "loss_chunk", "threads", "backend", "sharding",
+    "parametrization.rules",
 }
 
 

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import VOCAB, tiny_config
+from conftest import ROOT, VOCAB, tiny_config
 
 from nanoscale.architecture import ROLES, tensors
-from nanoscale.config import ExperimentConfig
+from nanoscale.config import ExperimentConfig, identity, label
 from nanoscale.counting import parameter_counts
+from nanoscale.errors import UserError
 from nanoscale.model import GPT
 from nanoscale.optim import Optimizers
 from nanoscale.parametrization import (
     DECAYED,
-    TABLE,
+    MUP,
+    ONE,
+    SCHEMES,
     Multipliers,
+    Power,
+    Row,
     Rule,
+    Scheme,
+    betas,
     multipliers,
     parameter_table,
+    register,
+    registered_by,
     rule,
+    rules_table,
+    scheme_of,
 )
 from nanoscale.schedule import lr_multiplier
 
@@ -141,7 +153,7 @@ def test_a_tied_head_changes_no_other_rule(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_role_has_a_row_and_only_matrices_and_tables_decay(mode):
-    assert set(TABLE[mode]) == set(ROLES)
+    assert set(SCHEMES[mode].rows) == set(ROLES)
     config = tiny_config(mode=mode, **EVERY_ROLE)
     for spec in tensors(config):
         assert (rule(spec, config).weight_decay > 0) == (len(spec.shape) == 2)
@@ -248,7 +260,160 @@ def test_logits_with_and_without_targets_are_scaled_alike(mode):
     assert torch.equal(model(idx)[0], model(idx, idx)[0])
 
 
-# --- the printed table ---------------------------------------------------------------------------
+# --- one head, written in two ways ---------------------------------------------------------------
+
+FORM_B = replace(MUP, logits=ONE, rows=MUP.rows | {
+    "readout": Row(init=Power(m_N=-1), lr=Power(m_N=-1), wd=Power(m_N=1))})
+
+
+def ten_losses(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch,
+                   scheme: Scheme) -> list[float]:
+    """Ten updates of AdamW under `scheme` in muP's place, nothing clipped."""
+    monkeypatch.setitem(SCHEMES, "muP", scheme)
+    model = GPT(config)
+    optimizers, losses = Optimizers(model, config), []
+    for step in range(10):
+        idx = torch.randint(VOCAB, (2, 8), generator=torch.Generator().manual_seed(step))
+        loss = model(idx, idx.roll(-1, 1))[1]
+        loss.backward()
+        for part in optimizers.parts:
+            part.step()
+        optimizers.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("width", [16, 48])  # m_N = 4 and 12
+def test_a_multiplied_head_is_a_small_head_with_its_own_lr_decay_and_eps(width, monkeypatch):
+    config = tiny_config(mode="muP", n_embd=width, base_n_embd=4, tie_embeddings=False,
+                         learning_rate=1e-2, adam_eps=1e-3, weight_decay=0.5, use_rmsnorm=True)
+    losses = ten_losses(config, monkeypatch, MUP)
+    assert ten_losses(config, monkeypatch, FORM_B) == pytest.approx(losses, rel=1e-6)
+    for wrong in (Row(Power(m_N=-1), Power(m_N=-1), Power(m_N=1), Power(m_N=-1)),
+                  Row(Power(m_N=-1), Power(m_N=-1)), Row(Power(m_N=-1), ONE, Power(m_N=1))):
+        other = replace(FORM_B, rows=MUP.rows | {"readout": wrong})
+        assert ten_losses(config, monkeypatch, other) != pytest.approx(losses, rel=1e-4)
+
+
+# --- weight decay, batch and horizon -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wd_rule", "hidden", "muon"), [
+    ("independent", 4, 8**0.5), ("coupled", 1, 1), ("sqrt", 2, 8**0.25)])
+def test_the_rules_of_weight_decay(wd_rule, hidden, muon):
+    at = "transformer.h.1.attn.c_k.weight"
+    found = rules(mode="CompleteP", **BIG, wd_rule=wd_rule)
+    assert found[at].weight_decay == pytest.approx(0.1 * hidden)
+    assert found["transformer.wte.weight"].weight_decay == 0.1
+    assert rules(mode="CompleteP", **BIG, wd_rule=wd_rule, optimizer="muon")[at].weight_decay == (
+        pytest.approx(0.1 * muon))
+    assert rules(mode="SP", **BIG, wd_rule=wd_rule)[at].weight_decay == 0.1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_decay_by_fraction_of_run_is_so_many_e_foldings_at_any_lr_length_and_size(optimizer):
+    for more in ({}, {"max_iters": 70}, {"learning_rate": 0.02, "muon_lr": 0.3}, BIG,
+                 {"base_batch_tokens": 4, "base_tokens": 7}):
+        config = tiny_config(**{"mode": "muP", "wd_timescale": "fraction_of_run",
+                                "weight_decay": 3.0, "muon_weight_decay": 3.0,
+                                "optimizer": optimizer} | more)
+        for spec in tensors(config):
+            r = rule(spec, config)
+            shrink = 3.0 if spec.role in DECAYED else 0.0
+            assert r.lr * r.weight_decay * config.max_iters == pytest.approx(shrink)
+
+
+def test_batch_and_horizon_as_numbers():
+    # 16 tokens per update, 160 in all: m_B = 2, m_D = 8 (arXiv 2512.22382: powers of m_B / m_D)
+    more = {"base_batch_tokens": 8, "base_tokens": 20, "beta1": 0.8, "beta2": 0.96}
+    one, other = rules(**BASE), rules(**BASE, **more)
+    for name, r in one.items():
+        assert (other[name].lr, other[name].weight_decay, other[name].eps) == pytest.approx(
+            (r.lr / 2, r.weight_decay / 2, r.eps * 2))
+        assert other[name].init_std == r.init_std
+    assert betas(tiny_config(**more)) == pytest.approx((0.95, 0.99))
+    assert betas(tiny_config(beta1=0.8)) == (0.8, 0.95)
+    batch = rules(**BASE, base_batch_tokens=4)["transformer.wte.weight"]
+    assert batch.lr == pytest.approx(2 * one["transformer.wte.weight"].lr)
+    with pytest.raises(UserError, match=r"betas -0\.6"):
+        betas(tiny_config(base_batch_tokens=1))
+
+
+def test_twice_the_batch_at_as_many_updates_changes_no_rule():
+    more = {"base_batch_tokens": 8, "base_tokens": 20}
+    assert rules(**more) == rules(**more, batch_size=4)
+
+
+# --- a user's own --------------------------------------------------------------------------------
+
+MINE = ROOT / "docs" / "my_rules.py"
+
+
+def test_the_example_of_the_docs_is_a_mode_like_ours():
+    overrides = {"n_embd": 64, "base_n_embd": 16, "rules": str(MINE), "mode": "muP-embed"}
+    config, mup = tiny_config(**overrides), tiny_config(n_embd=64, base_n_embd=16, mode="muP")
+    for spec in tensors(config):
+        ours, theirs = rule(spec, mup), rule(spec, config)
+        twice = replace(ours, lr=2 * ours.lr) if spec.role == "embedding" else ours
+        assert theirs == twice
+    assert multipliers(config) == multipliers(mup)
+    assert "muP-embed" not in SCHEMES  # a file's modes are its own
+    assert label(config).endswith("-muP-embed")
+
+
+def test_a_file_of_rules_is_part_of_a_runs_identity_by_what_it_says(tmp_path):
+    copies = [tmp_path / "a.py", tmp_path / "b.py"]
+    for copy in copies:
+        copy.write_bytes(MINE.read_bytes())
+    spelled = [tiny_config(rules=str(copy), mode="muP-embed") for copy in copies]
+    assert identity(spelled[0], "d") == identity(spelled[1], "d")
+    copies[1].write_text(MINE.read_text().replace("0.5", "0.25"))
+    changed = tiny_config(rules=str(copies[1]), mode="muP-embed")
+    assert identity(changed, "d") != identity(spelled[1], "d")
+    registered_by.cache_clear()
+    with pytest.raises(UserError, match="changed since this run was made"):
+        scheme_of(spelled[1])
+
+
+@pytest.mark.parametrize(("text", "mode", "says"), [
+    (None, "mine", "cannot be read"), ("1 / 0", "mine", "ZeroDivisionError"),
+    ("x = 1", "mine", "registers no mode; call"),
+    ("from nanoscale.parametrization import *\nregister('mine', MUP)", "mien", "mean 'mine'"),
+    ("from nanoscale.parametrization import *\nregister('muP', MUP)", "muP", "another name"),
+    ("from nanoscale.parametrization import *\nregister('a b', MUP)", "a b", "another name"),
+    ("from nanoscale.parametrization import *\nregister('mine', Scheme({'hidden': Row()}))",
+     "mine", "no row for 'embedding'")])
+def test_a_bad_file_of_rules_is_refused_in_one_line(text, mode, says, tmp_path):
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        scheme_of(tiny_config(rules=str(tmp_path / "mine.py"), mode=mode))
+    assert "\n" not in str(caught.value)
+    assert "mine.py" in str(caught.value)
+
+
+def test_without_a_file_there_are_our_modes_alone():
+    with pytest.raises(UserError, match="choose 'SP', 'muP' or 'CompleteP'"):
+        tiny_config(mode="muP-embed")
+    register("mine", MUP)
+    assert SCHEMES.pop("mine") is MUP
+
+
+# --- the printed tables --------------------------------------------------------------------------
+
+
+def test_the_table_of_the_docs_is_the_codes():
+    for page in (ROOT / "docs" / "parametrization.md",):
+        assert rules_table() in page.read_text(encoding="utf-8"), "paste rules_table() there"
+
+
+@pytest.mark.parametrize(("power", "text"), [
+    (ONE, "1"), (Power(m_in=-0.5), "m_in^-0.5"), (Power(m_N=-1, m_L_alpha=-1), "m_N^-1 m_L^-alpha"),
+    (Power(m_L=-1, m_L_alpha=1), "m_L^(alpha-1)"), (Power(m_L=1, m_L_alpha=-1), "m_L^(1-alpha)"),
+    (Power(m_in=1, m_L_alpha=0.5), "m_in m_L^0.5alpha"),
+    (Power(m_h=-0.5, m_L=2), "m_h^-0.5 m_L^2")])
+def test_a_power_reads_as_in_a_paper(power, text):
+    assert str(power) == text
 
 
 def test_the_printed_table_has_every_tensor_its_rule_and_the_counts():

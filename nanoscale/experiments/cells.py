@@ -15,6 +15,7 @@ from nanoscale.config import ExperimentConfig, flatten, from_flat, warnings
 from nanoscale.counting import flops_per_iter, resolve
 from nanoscale.data import Dataset, open_dataset
 from nanoscale.errors import UserError
+from nanoscale.parametrization import scheme_of
 from nanoscale.records import RunSpec
 from nanoscale.sources import FIELDS, Source, apply, flatten_keys, typed
 
@@ -107,6 +108,7 @@ def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
             dataset = _open(opened, config)
             dataset.require_block(config.block_size)
             resolved = resolve(config, dataset.vocab_size)
+            scheme_of(resolved)
             spec = RunSpec.of(resolved, dataset, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
