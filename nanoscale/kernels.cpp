@@ -187,34 +187,34 @@ void turn(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const 
           float eps, const float* cos, const float* sin, T* y) {
 #pragma omp parallel
   {
-  std::vector<float> v(2 * padded(h));
+    std::vector<float> v(2 * padded(h));
 #pragma omp for schedule(static)
-  for (i64 r = 0; r < rows; r++)
-    for (i64 k = 0; k < heads; k++) {
-      const T* in = x + r * stride + k * h;
-      vf squares = {};
-      for (i64 j = 0; j < h; j += W) {
-        vf u = load(in + j, h - j);
-        store(v.data() + j, u); squares += u * u;
+    for (i64 r = 0; r < rows; r++)
+      for (i64 k = 0; k < heads; k++) {
+        const T* in = x + r * stride + k * h;
+        vf squares = {};
+        for (i64 j = 0; j < h; j += W) {
+          vf u = load(in + j, h - j);
+          store(v.data() + j, u); squares += u * u;
+        }
+        if (weight) {
+          float rstd = 1.f / std::sqrt(sum(squares) / h + eps);
+          for (i64 j = 0; j < h; j++) v[j] *= rstd * weight[j];
+        }
+        T* out = y + (r * heads + k) * h;
+        if (!cos) {
+          for (i64 j = 0; j < h; j += W) store(out + j, load(v.data() + j), h - j);
+          continue;
+        }
+        const float *c = cos + r % length * h, *s = sin + r % length * h;
+        i64 half = h / 2;
+        for (i64 j = 0; j < half; j += W) {
+          i64 n = half - j;
+          vf low = load(v.data() + j, n), high = load(v.data() + half + j, n);
+          store(out + j, low * load(c + j, n) - high * load(s + j, n), n);
+          store(out + half + j, high * load(c + half + j, n) + low * load(s + half + j, n), n);
+        }
       }
-      if (weight) {
-        float rstd = 1.f / std::sqrt(sum(squares) / h + eps);
-        for (i64 j = 0; j < h; j++) v[j] *= rstd * weight[j];
-      }
-      T* out = y + (r * heads + k) * h;
-      if (!cos) {
-        for (i64 j = 0; j < h; j += W) store(out + j, load(v.data() + j), h - j);
-        continue;
-      }
-      const float *c = cos + r % length * h, *s = sin + r % length * h;
-      i64 half = h / 2;
-      for (i64 j = 0; j < half; j += W) {
-        i64 n = half - j;
-        vf low = load(v.data() + j, n), high = load(v.data() + half + j, n);
-        store(out + j, low * load(c + j, n) - high * load(s + j, n), n);
-        store(out + half + j, high * load(c + half + j, n) + low * load(s + half + j, n), n);
-      }
-    }
   }
 }
 

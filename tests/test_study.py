@@ -60,6 +60,44 @@ max_iters = 5
 learning_rate = [1e-3, 2e-3]
 """
 
+TRANSFER = """
+[study]
+name = "shift"
+recipe = "transfer"
+
+[base]
+dataset = "toy"
+block_size = 8
+n_layer = 1
+max_iters = 10
+
+[transfer]
+size = "n_embd"
+seeds = [1, 2]
+
+[[transfer.sizes]]
+n_embd = 16
+n_head = 1
+
+[[transfer.sizes]]
+n_embd = 32
+n_head = 2
+
+[[transfer.sizes]]
+n_embd = 64
+n_head = 4
+
+[[transfer.arms]]
+name = "SP"
+lrs = [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]
+
+[[transfer.arms]]
+name = "muP, Muon"
+optimizer = "muon"
+parametrization.mode = "muP"
+lrs = [0.01, 0.02, 0.04, 0.08, 0.16]
+"""
+
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
@@ -96,11 +134,39 @@ def test_a_grid_has_every_combination_and_the_files_name():
     assert len(study.rows) == 4
 
 
+def test_a_transfer_study_begins_with_every_arms_lrs_at_every_size():
+    study = read_study(write(TRANSFER))
+    assert len(study.rows) == 2 * 3 * 5
+    assert study.rows[0] == {"n_embd": 16, "n_head": 1, "learning_rate": 1e-3, "seed": 1}
+    assert study.rows[-1] == {"optimizer": "muon", "parametrization.mode": "muP", "n_embd": 64,
+                              "n_head": 4, "muon_lr": 0.16, "seed": 1}
+
+
+@pytest.mark.parametrize("optimum", [1.5e-4, 1.1e-3, 5e-3, 0.04])
+def test_an_arm_refines_until_the_octave_around_the_best_is_there(optimum):
+    arm = read_study(write(TRANSFER)).arms[0]
+    size, losses = arm.sizes[0], {}
+    rows = [row for row in arm.first_rows() if row["n_embd"] == 16]
+    for _ in range(20):
+        losses |= {row["learning_rate"]: math.log2(row["learning_rate"] / optimum)**2
+                   if row["learning_rate"] < 0.1 else math.inf for row in rows}
+        more = [row for row in arm.finer_rows(size, losses) if row not in rows]
+        if not more:
+            break
+        rows += more
+    best = min(losses, key=losses.get)
+    assert abs(math.log2(best / optimum)) <= 0.25
+    for k in range(-2, 3):
+        at = [row for row in rows
+              if abs(row["learning_rate"] / (best * 2 ** (k / 2)) - 1) < 1e-3]
+        assert [row["seed"] for row in sorted(at, key=lambda row: row["seed"])] == [1, 2]
+
+
 @pytest.mark.parametrize(("text", "words"), [
     (LADDER.replace("[study]", "[studdy]"), ["no table [studdy]", "'study'"]),
     (LADDER.replace("question", "qestion"), ["[study]: unknown key 'qestion'", "'question'"]),
     (LADDER.replace("[ladder]", "[ladder]\nseed = 1"), ["[ladder]: unknown key", "'seeds'"]),
-    (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'grid' or 'ladder'"]),
+    (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'grid', 'ladder' or 'transfer'"]),
     (LADDER.replace('"ladder"', '"grid"'), ["[ladder] belongs to recipe"]),
     (LADDER.replace("tokens_per_param", "max_iters"), ["[base]", "tokens_per_param = 20"]),
     (LADDER.replace("n_embd = 24", "n_embd = 24\nmax_iters = 3"), ["max_iters", "all sizes share"]),
@@ -118,6 +184,14 @@ def test_a_grid_has_every_combination_and_the_files_name():
     (GRID.replace("[study]", '[study]\nname = "a/b"'), ["study name 'a/b'"]),
     (GRID.replace("[study]", "study = 3\n[x]"), ["study is a table"]),
     (GRID + "]", ["s.toml: not valid TOML"]),
+    (TRANSFER.replace('size = "n_embd"', 'size = "n_layer"'), ["size='n_layer'", "size = 'n_embd'"]),
+    (TRANSFER.replace("[[transfer.sizes]]\nn_embd = 64\nn_head = 4\n", ""), ["2 sizes show no"]),
+    (TRANSFER.replace('name = "SP"', 'name = "muP, Muon"'), ["each with a name of its own"]),
+    (TRANSFER.replace('name = "SP"', ""), ["every arm has a name"]),
+    (TRANSFER.replace("[1e-3, 2e-3, 4e-3, 8e-3, 16e-3]", "[1e-3]"),
+     ["SP: lrs=[0.001]", "at least 5"]),
+    (TRANSFER.replace("[0.01,", "[-1,"), ["muP, Muon: lrs=[-1"]),
+    (TRANSFER.replace("[transfer]", "[transfer]\nlrs = [1]"), ["[transfer]: unknown key 'lrs'"]),
 ])
 def test_a_bad_file_is_one_line_with_the_place_and_the_remedy(text, words):
     with pytest.raises(UserError) as refusal:
