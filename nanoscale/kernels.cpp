@@ -411,10 +411,6 @@ void attend_backward(Heads a, const T* q, const T* k, const T* v, const T* y, co
           i64 row = (b * a.T + at) * a.H + head;
           rows_of(q + (b * a.T + at) * a.sq + head * a.h, a.sq, n, a.h, hp, Q, a.scale);
           rows_of(gy + row * a.h, a.H * a.h, n, a.h, hp, GY);
-          if (np > n) {  // rows of an earlier, fuller strip
-            memset(Q + n * hp, 0, (np - n) * hp * sizeof(float));
-            memset(GY + n * hp, 0, (np - n) * hp * sizeof(float));
-          }
           for (i64 i = 0; i < np; i += 8) {
             i64 seen = padded(at + i + 8) < end ? padded(at + i + 8) : end;
             product(Q + i * hp, hp, 1, KT, Tp, P + i * Tp, Tp, seen, 0, a.h, false);
@@ -422,7 +418,7 @@ void attend_backward(Heads a, const T* q, const T* k, const T* v, const T* y, co
           }
           for (i64 i = 0; i < np; i++) {
             float *p = P + i * Tp, *s = D + i * Tp;
-            i64 seen = i < n ? at + i + 1 : 0;
+            i64 seen = i < n ? at + i + 1 : 0;  // rows of an earlier, fuller strip are left out
             vf dot = {};
             for (i64 j = 0; i < n && j < a.h; j += W)
               dot += load(GY + i * hp + j) * load(y + (row + i * a.H) * a.h + j, a.h - j);
