@@ -55,6 +55,9 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *,
     asked = {"recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
              "command": f"nanoscale study {shlex.quote(str(path))}{root}",
              "file": path.read_text(encoding="utf-8")}
+    if design.arms:
+        asked |= {"size": design.size, "arms": [
+            {"name": arm.name, "lr": arm.lr, "values": dict(arm.values)} for arm in design.arms]}
 
     def run(rows: Sequence[Mapping[str, Any]]) -> Study:
         return runner.run_rows(design.name, Source(f"{path}, [base]", design.base), rows,
@@ -332,13 +335,15 @@ def for_one_study(arguments: list[str], command: Any, act: Any) -> int:
 
 def parse(arguments: Sequence[str], command: Any, known: Sequence[str],
           switches: Sequence[str] = ()) -> tuple[list[str] | None, dict[str, str]]:
-    """Positional arguments and `--key=value` options; after printing the help, None for them."""
-    names, options = [], {}
-    for argument in arguments:
+    """Positional arguments, and options (`--key=value`, `--key value`); None after the help."""
+    names, options, rest = [], {}, iter(arguments)
+    for argument in rest:
         if argument in ("--help", "-h"):
             print(f"usage: {command.__doc__}")
             return None, {}
         key, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and key in known and not equals:
+            value = next(rest, "")
         if not argument.startswith("-"):
             names.append(argument)
         elif (key in known and value) or (key in switches and not equals):

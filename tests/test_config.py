@@ -183,7 +183,7 @@ def test_a_key_changes_the_identity_exactly_when_it_is_hashed(key):
     before, after = pair(key)
     assert flatten(after) != flatten(before)
     changed = identity(after, "d") != identity(before, "d")
-    by_content = key == "parametrization.rules"  # what the file says is hashed, not where it lies
+    by_content = key == "parametrization.rules"  # what the file says is, not where it lies
     assert changed == (key not in UNHASHED or by_content)
 
 

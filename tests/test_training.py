@@ -167,7 +167,7 @@ def test_statistics_come_when_asked_for(spec_of, tmp_path):
     assert list(found) == [4, 8]
     one = found[4]
     assert set(one) == {"grad_rms", "weight_rms", "update_rms", "activation_rms", "logit_rms",
-                        "max_attention_logit"}
+                        "activation_change_rms", "attention_logit_rms", "max_attention_logit"}
     assert {"embedding", "hidden", "residual_out", "block_norm"} <= set(one["update_rms"])
     assert set(one["activation_rms"]) == {"embedding", "attn", "mlp", "last_block"}
 
