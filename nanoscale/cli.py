@@ -172,9 +172,26 @@ def report(arguments: Sequence[str]) -> int:
     return report_main(list(arguments))
 
 
+def transfer(arguments: Sequence[str]) -> int:
+    """transfer TABLE|STUDY|RUN... [--size=COL] .. does the best LR hold over sizes? a verdict"""
+    from nanoscale.study import parse
+    from nanoscale.transfer import OPTIONS, main
+
+    names, options = parse(arguments, main, OPTIONS)
+    return DONE if names is None else main(names, options)
+
+
+def coord_check(arguments: Sequence[str]) -> int:
+    """coord-check [config.py ...] --widths A,B,C  do activations keep their size? a verdict"""
+    from nanoscale.coord_check import main
+
+    return main(list(arguments))
+
+
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    verb.__name__: verb
-    for verb in (data, train, run, sample, bench, params, study, status, table, report)}
+    verb.__name__.replace("_", "-"): verb for verb in (
+        data, train, run, sample, bench, params, study, status, table, coord_check, transfer,
+        report)}
 
 
 def asks_help(arguments: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ from nanoscale.experiments.results import study_names
 from nanoscale.recipes import Arm, StudyFile, read_study
 from nanoscale.records import COMPLETE, write_json
 from nanoscale.sources import FIELDS, Source, apply
+from nanoscale.transfer import Judged, joint_record, study_verdicts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -115,11 +116,14 @@ def prepare_missing(base: Mapping[str, Any]) -> None:
 def conclude(study: Study) -> list[str]:
     """Fit and report from the run folders; the lines that a user reads at the end."""
     frame = study.frame()
-    fit, answer = None, best_line(frame, study)
-    if study.record["asked"].get("recipe") == "ladder":
+    fit, verdicts, answer = None, [], best_line(frame, study)
+    recipe = study.record["asked"].get("recipe")
+    if recipe == "ladder":
         frame["size"] = size_labels(frame, study)
         fit, answer = fit_ladder(study, frame)
-    report = write_study_report(study, frame, fit, answer)
+    elif recipe == "transfer" and (frame["state"] == COMPLETE).any():
+        verdicts, answer = judge_arms(study)
+    report = write_study_report(study, frame, fit, answer, verdicts)
     lines = [*answer, f"report: {report}"]
     return [*lines, f"next: {next_command(frame)}"] if (frame["state"] == COMPLETE).any() else lines
 
@@ -153,6 +157,17 @@ def fit_ladder(study: Study, frame: DataFrame) -> tuple[Fit | None, list[str]]:
     return fit, [*fit.summary(), *conventions]
 
 
+def judge_arms(study: Study) -> tuple[list[Judged], list[str]]:
+    """Whether the LR transfers under each arm, kept in transfer.json, and what to say of it."""
+    try:
+        verdicts = study_verdicts(study)
+    except UserError as e:
+        return [], [f"no verdict: {e}"]
+    write_json(study.folder / "transfer.json", joint_record(verdicts))
+    return verdicts, [f"{name}: {record['verdict']}: {record['reason']}"
+                      for name, record, _ in verdicts]
+
+
 def best_line(frame: DataFrame, study: Study) -> list[str]:
     """The best run of a grid, in one line."""
     losses = frame["val_loss"].astype(float)
@@ -176,12 +191,13 @@ def short(n: float) -> str:
 
 
 # -- the report ---------------------------------------------------------------------------------
-def write_study_report(study: Study, frame: DataFrame, fit: Fit | None,
-                       answer: Sequence[str]) -> Path:
+def write_study_report(study: Study, frame: DataFrame, fit: Fit | None, answer: Sequence[str],
+                       verdicts: Sequence[Judged] = ()) -> Path:
     """report.html and figures/*.png from the run folders."""
     from nanoscale.report import save, write_report
 
-    asked, figures = study.record["asked"], figures_of(study, frame, fit)
+    asked = study.record["asked"]
+    figures = verdict_figures(verdicts) or figures_of(study, frame, fit)
     with disk_errors(study.folder / "figures"):
         (study.folder / "figures").mkdir(exist_ok=True)
     for name, _, figure in figures:
@@ -212,6 +228,15 @@ def settings_of(study: Study) -> dict[str, Any]:
         return settings
     data = (metrics.get("provenance") or {}).get("data") or {}
     return settings | {"data": data, "numerics": metrics.get("numerics") or {}}
+
+
+def verdict_figures(verdicts: Sequence[Judged]) -> list[tuple[str, str, Any]]:
+    """(name, caption, figure) of a transfer study."""
+    from nanoscale.report import transfer_figure
+
+    return [("transfer", "Final validation loss against the learning rate, a curve per size; the "
+             "broken line is the smallest size's best.", transfer_figure(verdicts))
+            ] if verdicts else []
 
 
 def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[str, str, Any]]:

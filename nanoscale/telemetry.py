@@ -6,6 +6,7 @@ that do not ask for them.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from nanoscale.architecture import tensors
 from nanoscale.counting import flops_per_iter, peak_flops
 from nanoscale.distributed import whole
 from nanoscale.errors import disk_errors
-from nanoscale.model import GPT
+from nanoscale.model import GPT, Probe
 from nanoscale.records import LOG, ROWS, RunFolder, RunSpec, row_line
 
 
@@ -206,25 +207,69 @@ def gradients(model: GPT) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@torch.no_grad()
-def activation_statistics(model: GPT, idx: Tensor) -> dict[str, Any]:
-    """Sizes of the activations on tokens `idx` (B, T), dropout off.
+CHANGE_TOKENS = 4096  # at most, on which changes are measured: the activations of all are kept
 
-    activation_rms by kind (`attn` and `mlp` branch outputs averaged over blocks, `last_block`),
-    `logit_rms`, and `max_attention_logit`, the largest entry any softmax sees.
-    """
-    seen: dict[str, list[float]] = defaultdict(list)
 
-    def probe(name: str, x: Tensor) -> None:
-        kind = name.rsplit(".", 1)[-1]
-        seen[kind].append(x.max().item() if kind == "scores"
-                          else x.double().square().mean().sqrt().item())
-
+def probe_forward(model: GPT, idx: Tensor, probe: Probe) -> None:
+    """Show `probe` the activations on tokens `idx` (B, T), dropout off."""
     was_training = model.training
     model.eval()
     model(idx, probe=probe)
     model.train(was_training)
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+@torch.no_grad()
+def activation_statistics(model: GPT, idx: Tensor,
+                          kept: dict[str, Tensor] | None = None) -> dict[str, Any]:
+    """Sizes of the activations on tokens `idx` (B, T), dropout off.
+
+    activation_rms by kind (`attn` and `mlp` branch outputs averaged over blocks, `last_block`),
+    `logit_rms`, `attention_logit_rms` of what is not masked, averaged over blocks, and
+    `max_attention_logit`, the largest entry any softmax sees. The activations of the first
+    sequences go into `kept`, by name, for `activation_changes`.
+    """
+    seen: dict[str, list[float]] = defaultdict(list)
+    some = max(1, CHANGE_TOKENS // idx.size(1))
+
+    def probe(name: str, x: Tensor) -> None:
+        kind = name.rsplit(".", 1)[-1]
+        if kind == "scores":
+            seen["largest"].append(x.max().item())
+            shown = x != -math.inf
+            seen[kind].append(rms(x.where(shown, 0.0)) / shown.double().mean().sqrt().item())
+            return
+        seen[kind].append(rms(x))
+        if kept is not None and kind_of(name, model):
+            kept[name] = x[:some].clone()
+
+    probe_forward(model, idx, probe)
     mean = {kind: sum(v) / len(v) for kind, v in seen.items()}
     return {"activation_rms": {"embedding": mean["embedding"], "attn": mean["attn"],
                                "mlp": mean["mlp"], "last_block": seen["out"][-1]},
-            "logit_rms": mean["logits"], "max_attention_logit": max(seen["scores"])}
+            "logit_rms": mean["logits"], "attention_logit_rms": mean["scores"],
+            "max_attention_logit": max(seen["largest"])}
+
+
+@torch.no_grad()
+def activation_changes(model: GPT, idx: Tensor, kept: Mapping[str, Tensor]) -> dict[str, float]:
+    """Kind, as in `activation_rms` -> how far its activations lie from those `kept` before."""
+    changes: dict[str, list[float]] = defaultdict(list)
+
+    def probe(name: str, x: Tensor) -> None:
+        if name in kept:
+            changes[kind_of(name, model)].append(rms(x - kept[name]))
+
+    probe_forward(model, idx[: len(kept["embedding"])], probe)
+    return {kind: sum(v) / len(v) for kind, v in changes.items()}
+
+
+def kind_of(name: str, model: GPT) -> str | None:
+    """The kind of a named activation in `activation_rms`, if it is one of them."""
+    if name == f"h.{model.config.n_layer - 1}.out":
+        return "last_block"
+    kind = name.rsplit(".", 1)[-1]
+    return kind if kind in ("embedding", "attn", "mlp") else None

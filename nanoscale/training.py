@@ -107,19 +107,24 @@ def update(run: Run, with_statistics: bool = False) -> dict[str, Any]:
 
 
 class Statistics:
-    """Sizes around one update: gradients and activations before it, weights and change after."""
+    """Sizes around one update: gradients and activations before it, weights and changes after."""
 
     def __init__(self, run: Run, X: Tensor) -> None:
-        self.model, self.before = run.model, telemetry.weights(run.model)
+        self.run, self.X, self.before = run, X, telemetry.weights(run.model)
         self.grad_rms = telemetry.rms_by_role(run.model, telemetry.gradients(run.model))
+        self.kept: dict[str, Tensor] = {}
         with run.autocast():
-            self.activations = telemetry.activation_statistics(run.model, X)
+            self.activations = telemetry.activation_statistics(run.model, X, self.kept)
 
     def after(self) -> dict[str, Any]:
-        now = telemetry.weights(self.model)
+        model = self.run.model
+        now = telemetry.weights(model)
         change = {name: now[name] - self.before[name] for name in now}
-        return {"grad_rms": self.grad_rms, "weight_rms": telemetry.rms_by_role(self.model, now),
-                "update_rms": telemetry.rms_by_role(self.model, change), **self.activations}
+        with self.run.autocast():
+            changes = telemetry.activation_changes(model, self.X, self.kept)
+        return {"grad_rms": self.grad_rms, "weight_rms": telemetry.rms_by_role(model, now),
+                "update_rms": telemetry.rms_by_role(model, change), **self.activations,
+                "activation_change_rms": changes}
 
 
 # -- the loop -----------------------------------------------------------------------------------

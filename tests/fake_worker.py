@@ -1,12 +1,14 @@
 """A worker without torch: a run's files in milliseconds, or the misbehaviour that is asked for.
 
 `main(["run", FOLDER])` follows the contract of `nanoscale run`. What a run does is coded in its
-beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs.
+beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs. VALLEY adds
+a parabola in log LR, whose minimum goes as 1 / width but under muP, where it stays.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -29,7 +31,7 @@ from nanoscale.records import (
 
 TINY = {"dataset": "toy", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2,
         "gradient_accumulation_steps": 1, "max_iters": 5, "device": "cpu"}
-CRASH, DIE, SLOW, DIVERGE, REFUSE = 0.11, 0.22, 0.33, 0.44, 0.55  # values of beta1
+CRASH, DIE, SLOW, DIVERGE, REFUSE, VALLEY = 0.11, 0.22, 0.33, 0.44, 0.55, 0.66  # values of beta1
 
 
 def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
@@ -84,6 +86,11 @@ def finish(folder: RunFolder) -> int:
     diverged = config.beta1 == DIVERGE
     counts, flops = parameter_counts(config), config.max_iters * flops_per_iter(config)
     loss = None if diverged else 1.5 + 90.0 / flops ** 0.3 + 0.001 * (config.seed % 7)
+    if config.beta1 == VALLEY:
+        muon, still = config.optimizer == "muon", config.parametrization.mode == "muP"
+        octaves = math.log2((config.muon_lr if muon else 10 * config.learning_rate) / 0.03)
+        octaves += 0 if still else math.log2(config.n_embd / 16)
+        loss += 0.05 * octaves**2 + 0.0005 * math.sin(config.seed + 100 * octaves)
     state = DIVERGED if diverged else COMPLETE
     write_json(folder / METRICS, {
         "schema": 1, "status": state, "val_loss": loss, "best_val_loss": loss, "flops": flops,

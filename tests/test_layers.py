@@ -36,6 +36,7 @@ LAYERS = [
     # many runs, and what they say: torch-free again
     ["experiments", "laws", "checks", "report"],
     ["recipes"],
+    ["transfer", "coord_check"],
     ["study"],
     ["cli"],
     ["__main__"],

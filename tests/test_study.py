@@ -15,6 +15,7 @@ import pytest
 from fake_worker import CRASH, DIVERGE, TINY
 
 from nanoscale import study as study_module
+from nanoscale.cli import main as cli_main
 from nanoscale.config import ExperimentConfig, flatten
 from nanoscale.counting import flops_per_iter, resolve
 from nanoscale.errors import UserError
@@ -230,6 +231,26 @@ def test_a_ladder_runs_fits_and_reports(capsys):
     assert law["equation"].split(" = ")[0] in out
     assert lines[-2] == f"[toy] report: {folder / 'report.html'}"
     assert "-m nanoscale sample --out_dir=experiments_out/runs/toy-L1-d64" in lines[-1]
+
+
+def test_a_transfer_study_refines_judges_each_arm_and_again_runs_nothing(capsys):
+    path = write(TRANSFER.replace("[base]", f"[base]\nbeta1 = {fake_worker.VALLEY}"))
+    study, out = run_study(path), capsys.readouterr().out
+    folder = Path("experiments_out/shift")
+    found = json.loads((folder / "transfer.json").read_text())["verdicts"]
+    assert [record["verdict"] for record in found.values()] == ["fail", "pass"]
+    assert found["SP"]["drift"]["value"] == pytest.approx(-1, abs=0.05)
+    assert found["muP, Muon"]["drift"]["value"] == pytest.approx(0, abs=0.05)
+    for record in found.values():
+        assert all(size["n_seeds"] == 2 for size in record["sizes"])
+        assert all(size["bracketed"] for size in record["sizes"])
+    assert "[shift] SP: fail: drift -1.0" in out
+    assert "[shift] muP, Muon: pass" in out
+    assert (folder / "figures" / "transfer.png").is_file()
+    assert cli_main(["transfer", "shift"]) == 1
+    assert cli_main(["transfer", "shift", "--only=muP, Muon"]) == 0
+    tries = attempts(study)
+    assert attempts(run_study(path)) == tries == len(study) > 2 * 3 * 5
 
 
 def test_a_study_again_runs_nothing_and_rebuilds_the_report():

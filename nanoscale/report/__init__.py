@@ -6,6 +6,7 @@
 from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure, loss_curves_figure
 from nanoscale.report.html import write_report
 from nanoscale.report.style import save, svg
+from nanoscale.report.transfer import transfer_figure
 
 __all__ = [
     "heatmap_figure",
@@ -14,5 +15,6 @@ __all__ = [
     "loss_curves_figure",
     "save",
     "svg",
+    "transfer_figure",
     "write_report",
 ]
