@@ -68,6 +68,17 @@ def test_planted_slopes_are_found_exactly():
     assert record["values"]["size: attn"][2][0] == pytest.approx(0.3 * 256**0.75)
 
 
+def test_windows_are_means_over_the_steps_that_every_run_has():
+    logs = np.tile(np.arange(1.0, 9.0), (2, 3, 1))
+    means = {w: checks.window_mean(logs, w) for w in (checks.START, checks.LATER, checks.FIRST)}
+    assert {w: set(m.ravel()) for w, m in means.items()} == {
+        checks.START: {1.0}, checks.LATER: {5.0}, checks.FIRST: {3.0}}
+    logs[1, 2, 2] = math.nan
+    assert set(checks.window_mean(logs, checks.FIRST).ravel()) == {3.0}  # of 1, 2, 4, 5
+    assert checks.window_mean(logs, checks.LATER) == pytest.approx(np.full((2, 3), 32 / 6))
+    assert checks.window_mean(logs[..., 2:3], checks.START) is None
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_interval_is_that_of_a_regression_with_an_intercept_per_seed(seeds):
     rng, sizes = np.random.default_rng(5), (32, 64, 256, 512)
@@ -272,7 +283,7 @@ def test_typed_nonsense(desk, capsys, case):  # noqa: F811
 
 def test_files_lie_under_the_checks_settings_and_flags_over_them(desk):  # noqa: F811
     Path("c.py").write_text("n_embd = 48\nn_head = 3\nlearning_rate = 1e-5\nbatch_size = 64\n"
-                            "dataset = 'tiny'\nmax_iters = 7\nmin_lr = 0.0\n")
+                            "dataset = 'tiny'\nmax_iters = 7\nmin_lr = 0.0\ninit_seed = 9\n")
     plan, _ = Plan.of(["c.py", "--batch_size=2", "--widths=32,64,128", "--seed=4", "--seeds=2"])
     configs = [cell.spec.config for cell in plan.cells]
     assert [(c.n_embd, c.n_head, c.seed) for c in configs] == [
