@@ -1,8 +1,13 @@
-"""A parametrization of one's own: muP whose embeddings learn faster the wider the model.
+r"""A parametrization of one's own: muP whose embeddings learn faster the wider the model.
 
     python train.py --parametrization.rules=docs/my_rules.py --parametrization.mode=muP-embed
 
-Works everywhere that muP does: training, studies, `nanoscale params`, `nanoscale coord-check`.
+Works everywhere that muP does: training, studies, `nanoscale params`. What it does is measured by
+
+    nanoscale coord-check --parametrization.rules=docs/my_rules.py \
+        --parametrization.mode=muP-embed --widths 64,128,256
+
+which fails it: "update of embedding grows as width^+0.50: the LR rule of embedding".
 """
 
 from dataclasses import replace
