@@ -24,6 +24,7 @@ TABLES = {"study": ("name", "question", "recipe"), "base": None, "grid": None,
 RECIPES = ("grid", "ladder", "transfer")
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 MIN_TRANSFER_SIZES, MIN_LRS = 3, 5
+FLAT = 0.05  # nats: LRs this close to the best one are part of its valley
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,15 @@ class Arm:
 
     def finer_rows(self, size: Mapping[str, Any],
                    losses: Mapping[float, float]) -> list[dict[str, Any]]:
-        """All seeds at the five LRs, a factor of sqrt 2 apart, around the best of one size so far.
+        """All seeds at the five LRs, a factor of sqrt 2 apart, around the best of one size so far,
+        and at every other that is hardly worse.
 
         `losses` are its seed means by LR, infinite where a run diverged. Where the best one is new
         after these, the next call goes on from there, also beyond the LRs begun with.
         """
         best = min(losses, key=lambda lr: losses[lr])
         near = [same_lr(best * 2 ** (k / 2), losses) for k in range(-2, 3)]
+        near += [lr for lr in losses if losses[lr] <= losses[best] + FLAT and lr not in near]
         return [{**self.values, **size, self.lr: lr, "seed": seed}
                 for lr in near for seed in self.seeds]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 REACH = 1.05  # octaves on either side of the lowest mean: one, and room for rounded LRs
+RISE = 0.05  # nats: well above the noise, and where a valley is still about a parabola
 FEWEST_LRS = 4
 BEYOND = 2.0  # octaves: how far from all that was run a resample's optimum may be
 SAME = 1e-6  # octaves: LRs that differ by rounding are one
@@ -116,11 +117,16 @@ def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> Cur
 def window(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Mask (L,): the LRs within an octave of the lowest mean; the 4 nearest where those are fewer.
 
-    Chosen by LR and not by loss, so that noise does not choose; of two equally far the lower loss,
-    which keeps a steep wall out.
+    A flat valley takes more of them: up to two octaves away, as long as the losses on the way are
+    within `RISE` of the lowest. Otherwise chosen by LR and not by loss, so that noise does not
+    choose; of two equally far the lower loss, which keeps a steep wall out.
     """
-    distance = np.abs(x - x[mean.argmin()])
+    lowest, distance = int(mean.argmin()), np.abs(x - x[mean.argmin()])
     near = distance <= REACH
+    flat = mean <= mean[lowest] + RISE
+    flat[:lowest] = np.logical_and.accumulate(flat[:lowest][::-1])[::-1]
+    flat[lowest:] = np.logical_and.accumulate(flat[lowest:])
+    near |= flat & (distance <= 2 * REACH)
     if near.sum() < FEWEST_LRS:
         near = np.zeros(len(x), bool)
         near[np.lexsort((mean, distance.round(3)))[:FEWEST_LRS]] = True
