@@ -163,7 +163,7 @@ def _transfer_rows(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]
     if len(sizes) < MIN_TRANSFER_SIZES:
         raise UserError(f"{path}, [[transfer.sizes]]: {len(sizes)} sizes show no drift; give at "
                         f"least {MIN_TRANSFER_SIZES}")
-    made = [_arm(f"{path}, [[transfer.arms]]", arm, sizes, seeds) for arm in arms]
+    made = [_arm(f"{path}, [[transfer.arms]]", arm, base, sizes, seeds) for arm in arms]
     if not made or len({arm.name for arm in made}) < len(made):
         raise UserError(f"{path}, [[transfer.arms]]: give at least one, each with a name of its "
                         "own")
@@ -171,13 +171,13 @@ def _transfer_rows(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]
             "size": key, "arms": made}
 
 
-def _arm(where: str, table: Mapping[str, Any], sizes: Sequence[Mapping[str, Any]],
-         seeds: Sequence[int]) -> Arm:
+def _arm(where: str, table: Mapping[str, Any], base: Mapping[str, Any],
+         sizes: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Arm:
     values = dict(table)
     name, lrs = values.pop("name", None), values.pop("lrs", None)
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: every arm has a name, as in name = 'muP'")
-    muon = values.get("optimizer") == "muon"
+    muon = {**base, **values}.get("optimizer") == "muon"
     lr = values.pop("lr", "muon_lr" if muon else "learning_rate")
     if not isinstance(lrs, list) or len(lrs) < MIN_LRS or not all(
             isinstance(x, (int, float)) and x > 0 for x in lrs):

@@ -260,7 +260,7 @@ def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[st
         figures.append(("grid", f"Final validation loss over {knobs[0]} and {knobs[1]}.",
                         heatmap_figure(frame, knobs[0], knobs[1], "val_loss")))
     curves = curve_rows(study, done)
-    if curves:
+    if len(curves) > len({row["run"] for row in curves}):  # a point alone is no curve
         figures.append(("curves", "Validation loss of every run while it trained.",
                         loss_curves_figure(curves, y_label="validation loss (nats per token)")))
     return figures

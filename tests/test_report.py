@@ -160,6 +160,17 @@ def test_loss_curves_are_labelled_once_per_size_at_their_ends():
     assert label.xy == (pytest.approx(1e6), pytest.approx(3.0))
 
 
+def test_long_names_and_many_runs_leave_room_for_the_curves():
+    rows = [{"run": str(i), "size": f"{'a key of some length=1, ' * 5}{i}", "tokens_seen": t,
+             "val_loss": 3 - 0.1 * t + 0.01 * i} for i in range(40) for t in (1, 2)]
+    figure = loss_curves_figure(rows)
+    figure.canvas.draw()
+    labels = [text for text in texts(figure) if text.startswith("a key")]
+    assert len(labels) == 20
+    assert all(len(label) == 40 for label in labels)
+    assert figure.axes[0].get_position().width > 0.4
+
+
 def test_the_heat_map_frames_the_best_cell_and_hatches_what_has_no_value():
     rows = [*grid(), {"lr": 1e-3, "wd": 0.0, "loss": 4.0}]  # a second seed
     rows[5]["loss"] = float("nan")

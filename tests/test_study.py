@@ -143,6 +143,13 @@ def test_a_transfer_study_begins_with_every_arms_lrs_at_every_size():
                               "n_head": 4, "muon_lr": 0.16, "seed": 1}
 
 
+def test_an_arm_searches_the_lr_of_the_optimizer_it_has():
+    muon = TRANSFER.replace("[base]", '[base]\noptimizer = "muon"')
+    assert [arm.lr for arm in read_study(write(muon)).arms] == ["muon_lr", "muon_lr"]
+    other = muon.replace('name = "SP"', 'name = "SP"\nlr = "learning_rate"')
+    assert read_study(write(other)).arms[0].lr == "learning_rate"
+
+
 @pytest.mark.parametrize("optimum", [1.5e-4, 1.1e-3, 5e-3, 0.04])
 def test_an_arm_refines_until_the_octave_around_the_best_is_there(optimum):
     arm = read_study(write(TRANSFER)).arms[0]

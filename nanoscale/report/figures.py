@@ -35,6 +35,7 @@ from nanoscale.report.style import (
     ticks_on,
 )
 
+MOST_LABELS, MOST_LETTERS = 20, 40  # at the ends of lines: the lowest ones, cut
 HEAT_MARGIN = 48.0  # points, as its y axis is named beside it
 Table = pd.DataFrame | Iterable[Mapping[str, object]]
 
@@ -233,13 +234,18 @@ def _curves(
             axes.plot(one[x], one[y], color=colour, linewidth=1.3)
             _dots(axes, one[x].iloc[-1:], one[y].iloc[-1:], colour)
         last = min((one.iloc[-1] for one in runs), key=lambda end: end[y])
-        ends.append((str(key), last[x], last[y]))
-    return ends
+        ends.append((_shortened(key), last[x], last[y]))
+    lowest = sorted(ends, key=lambda end: end[2])[:MOST_LABELS]
+    return [end for end in ends if end in lowest]
 
 
 def _label_room(names: Iterable[object]) -> float:
     """Points to keep free at the right for the longest of the labels."""
-    return 14 + 5 * max((len(str(name)) for name in names), default=0)
+    return 14 + 5 * max((len(_shortened(name)) for name in names), default=0)
+
+
+def _shortened(name: object) -> str:
+    return text if len(text := str(name)) <= MOST_LETTERS else f"{text[:MOST_LETTERS - 1]}…"
 
 
 def _end_labels(axes: Axes, ends: list[tuple[str, float, float]]) -> None:
