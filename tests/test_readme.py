@@ -32,7 +32,7 @@ def commands() -> list[str]:
 def desk(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
     """A working folder like a clone, with small data under the names that the README uses."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("config", "studies", "train.py", "sample.py", "README.md"):
+    for name in ("config", "docs", "studies", "train.py", "sample.py", "README.md"):
         (folder / name).symlink_to(ROOT / name)
     for name in ("shakespeare_char", "pysource"):
         shutil.copytree(data_root / "tiny", folder / "data" / name)
