@@ -102,8 +102,8 @@ def test_an_optimums_interval_is_the_delta_methods():
     table = grid([0.0] * 12, lrs=near, sd=sd, shift=0.05, rng=rng, seeds=4)
     record = judge(table, resamples=4000)
     x = np.stack([np.ones(5), near, near**2], 1)
-    slope_sd = math.sqrt(np.linalg.inv(x.T @ x)[1, 1] * record["noise"]["sd"] ** 2 / 4)
     for size in record["sizes"]:
+        slope_sd = math.sqrt(np.linalg.inv(x.T @ x)[1, 1] * size["noise_sd"] ** 2 / 4)
         width = np.diff(np.log2(size["ci95"]))[0] / (2 * 1.96)
         assert width == pytest.approx(slope_sd / (2 * 0.03), rel=0.15)
     assert record["noise"]["sd"] == pytest.approx(sd, rel=0.15)
@@ -111,12 +111,25 @@ def test_an_optimums_interval_is_the_delta_methods():
     assert record["noise"]["dof"] == 12 * (20 - 5 - 3)
 
 
+def test_a_noisy_size_does_not_blur_the_others():
+    rng, near = np.random.default_rng(2), np.arange(-1, 1.5, 0.5)
+    calm = grid([0.0] * 3, lrs=near, sd=0.001, rng=rng)
+    wild = grid([0.0] * 4, lrs=near, sd=0.02, rng=rng)
+    sizes = judge(np.concatenate([calm, wild[wild[:, 0] == 512]]))["sizes"]
+    width = [np.diff(np.log2(size["ci95"]))[0] for size in sizes]
+    assert max(width[:3]) < width[3] / 1.5
+    alone = [np.diff(np.log2(size["ci95"]))[0] for size in judge(calm)["sizes"]]
+    assert sizes[3]["noise_sd"] == pytest.approx(0.02, rel=0.5)
+    assert sizes[0]["noise_sd"] < 0.6 * sizes[3]["noise_sd"]
+    assert max(width[:3]) > max(alone)  # pooled, so not quite undisturbed
+
+
 def test_an_interval_may_reach_beyond_the_lrs_that_were_run():
     lrs = np.arange(-1.0, 3)
     sizes = judge(noisy([-0.5, -0.5, -0.5], lrs=lrs, seeds=1, sd=0.01))["sizes"]
     low = [size["ci95"][0] for size in sizes if size["bracketed"]]
     assert low
-    assert min(low) < 2**-8.5  # half an octave below the lowest LR
+    assert min(low) < 2**-8.4  # the lowest LR is 2^-8
 
 
 def test_sizes_that_scatter_widen_the_drift_to_students_t():

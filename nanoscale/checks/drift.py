@@ -25,7 +25,8 @@ class Grid:
 
     curves: Sequence[Curve]
     base: int  # index of the size whose optimum is transferred
-    noise: Noise
+    noise: Noise  # pooled over sizes
+    noises: Sequence[Noise]  # of each size (the pooled one where there is no parabola)
     coefs: np.ndarray  # (K, R, 3) the parabolas
     optimum: np.ndarray  # (K,)
     optima: np.ndarray  # (K, R)
@@ -35,16 +36,17 @@ class Grid:
            resamples: int) -> Grid:
         """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
         noise = Noise.of([c.fit for c in curves if c.fit])
-        sd = noise.draws(rng, resamples)[:, None]
+        noises = [noise.at(c.fit) if c.fit else noise for c in curves]
         coefs = np.full((len(curves), resamples, 3), math.nan)
         optimum, optima = np.full(len(curves), math.nan), np.full(coefs.shape[:2], math.nan)
         for k, curve in enumerate(curves):
             steps = rng.standard_normal((resamples, 3))
             if curve.fit:
+                sd = noises[k].draws(rng, resamples)[:, None]
                 coefs[k] = curve.fit.coef + sd * steps @ curve.fit.root.T
             if not curve.problem:
                 optimum[k], optima[k] = curve.lowest(curve.fit.coef), curve.lowest(coefs[k])
-        return cls(curves, base, noise, coefs, optimum, optima)
+        return cls(curves, base, noise, noises, coefs, optimum, optima)
 
     def at_base(self, k: int) -> tuple[float, float, np.ndarray]:
         """Size k at the base's optimum: loss, its standard error, (R,) losses as that moves."""
@@ -57,7 +59,7 @@ class Grid:
             return loss, math.nan, moved
         variance = curve.loss(self.coefs[k], x).var() + self.noise.shift_sd**2 / curve.fit.n_seeds
         if not curve.fit.window[0] <= x <= curve.fit.window[1]:
-            variance += self.noise.sd**2 / curve.runs[np.abs(curve.x - x).argmin()]
+            variance += self.noises[k].sd**2 / curve.runs[np.abs(curve.x - x).argmin()]
         return loss, math.sqrt(variance), moved
 
 

@@ -18,6 +18,7 @@ RISE = 0.05  # nats: well above the noise, and where a valley is still about a p
 FEWEST_LRS = 4
 BEYOND = 2.0  # octaves: how far from all that was run a resample's optimum may be
 SAME = 1e-6  # octaves: LRs that differ by rounding are one
+PRIOR_DOF = 6  # that the pooled noise counts for in one size's
 SEED_DOF_NEEDED = 4  # below this, the seeds alone do not measure their noise
 
 
@@ -208,6 +209,17 @@ class Noise:
         shift, shift_dof, from_noise = (sum(f.shift[i] for f in fits) for i in (0, 1, 2))
         excess = (shift - from_noise * total / dof) / shift_dof if shift_dof else 0.0
         return cls(math.sqrt(total / dof), dof, source, math.sqrt(max(excess, 0.0)))
+
+    def at(self, fit: Fit) -> Noise:
+        """One size's: its own seeds, and the pooled noise as `PRIOR_DOF` degrees of freedom more.
+
+        Small or nearly diverging models are noisier than others, and must not blur those.
+        """
+        if self.source != "seeds":
+            return self
+        (total, own), prior = fit.rest, min(PRIOR_DOF, self.dof)
+        return replace(self, dof=own + prior,
+                       sd=math.sqrt((total + prior * self.sd**2) / (own + prior)))
 
     def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
         """(R,) sds: this one is known only to its degrees of freedom."""

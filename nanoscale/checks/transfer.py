@@ -129,8 +129,8 @@ def size_row(grid: Grid, k: int) -> dict[str, Any]:
         "shift": abs(x - float(grid.optimum[grid.base])),
         "shift_ci95": [max(0.0, signed[0], -signed[1]), max(-signed[0], signed[1])],
         "regret": regret, "regret_ci95": list(regret_ends),
-        "diverged_lrs": (2.0**curve.diverged).tolist(),
-        "cells": [{"lr": 2.0**a, "loss": b, "se": grid.noise.sd / math.sqrt(n), "runs": n}
+        "noise_sd": grid.noises[k].sd, "diverged_lrs": (2.0**curve.diverged).tolist(),
+        "cells": [{"lr": 2.0**a, "loss": b, "se": grid.noises[k].sd / math.sqrt(n), "runs": n}
                   for a, b, n in zip(*(v.tolist() for v in (curve.x, curve.mean, curve.runs)),
                                      strict=True)],
         "parabola": {"window": [2.0**e for e in fit.window], "centre_lr": 2.0**fit.centre,
