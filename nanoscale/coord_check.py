@@ -17,11 +17,11 @@ from typing import Any
 from nanoscale.architecture import tensors
 from nanoscale.checks import coordinates as checks
 from nanoscale.config import LENGTH_KEYS, ExperimentConfig, flatten, from_flat
-from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean, one_of
+from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.cells import Cell, combinations, make_cells, questions
 from nanoscale.parametrization import multipliers, rule
-from nanoscale.records import write_json
+from nanoscale.records import check_outputs, write_json
 from nanoscale.sources import COMMAND_LINE, FIELDS, Source, apply, coerce, parse_arguments
 
 USAGE = """usage: nanoscale coord-check [config.py ...] [--key=value ...] --widths 64,128,256
@@ -290,12 +290,7 @@ class Plan:
         options, others = split(arguments)
         kind, sizes = sizes_of(options)
         steps, seeds = whole(options, "steps", 10), whole(options, "seeds", 3)
-        for name, endings in (("json", (".json",)), ("figure", (".png", ".pdf", ".svg"))):
-            path = Path(options.get(name, f"x{endings[0]}"))
-            if path.suffix.lower() not in endings:
-                raise UserError(f"--{name}={path}: end the name in {one_of(endings)}")
-            if not path.parent.is_dir():
-                raise UserError(f"--{name}={path}: no folder {path.parent}; make it first")
+        check_outputs(options)
         defaults, sources = sources_of(others, steps)
         rows = rows_of(kind, sizes, seeds, defaults, sources)
         return cls(kind, sizes, steps, make_cells(defaults, sources, rows, f"--{kind}s")), options

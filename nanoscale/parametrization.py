@@ -302,6 +302,8 @@ def multipliers(config: ExperimentConfig) -> Multipliers:
     into, out = (p.input_mult, p.output_mult) if scheme.tunable else (1.0, 1.0)
     return Multipliers(into, scheme.attention(r) / math.sqrt(config.head_dim), scheme.residual(r),
                        out * scheme.logits(r))
+
+
 def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
     """What the orthogonal update is multiplied by, beside the LR.
 

@@ -24,6 +24,7 @@ from nanoscale.records import (
     RUNNING,
     WAITING,
     RunFolder,
+    check_outputs,
     write_json,
 )
 from nanoscale.records import FAILED as RUN_FAILED
@@ -51,8 +52,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     [--max-regret=0.02] [--json=FILE] [--figure=FILE.png] [--output_root=DIR]"""
     if not names:
         raise UserError(f"usage: {main.__doc__}")
-    for kind in ("json", "figure"):
-        _check_output(kind, options.get(kind))
+    check_outputs(options)
     limits = {LIMITS[key]: _number(f"--{key}", value) for key, value in options.items()
               if key in LIMITS}
     frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
@@ -89,15 +89,6 @@ def joint_record(found: Sequence[Judged]) -> dict[str, Any]:
     one = found[0][1]
     return one if len(records) == 1 else {
         "schema": one["schema"], "check": "transfer", "verdicts": records}
-
-
-def _check_output(kind: str, path: str | None) -> None:
-    """Refuse a file that cannot be written before anything is read."""
-    endings = {"json": (".json",), "figure": (".png", ".pdf", ".svg")}[kind]
-    if path and Path(path).suffix.lower() not in endings:
-        raise UserError(f"--{kind}={path}: end the name in {one_of(endings)}")
-    if path and not Path(path).parent.is_dir():
-        raise UserError(f"--{kind}={path}: there is no folder {Path(path).parent}; make it first")
 
 
 def _number(name: str, text: str) -> float:
