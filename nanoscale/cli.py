@@ -44,7 +44,7 @@ def train(arguments: Sequence[str]) -> int:
     check_machine(config)
     path, resume = Path(config.out_dir), config.init_from == "resume"
     if config.eval_only:
-        from nanoscale.training import evaluate_only
+        from nanoscale.evaluation import evaluate_only
 
         evaluate_only(spec, RunFolder(path))
         return DONE
@@ -71,11 +71,16 @@ def check_machine(config: ExperimentConfig) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """run FOLDER                                  train what a run folder's config says"""
+    from nanoscale.lease import Held
     from nanoscale.records import RunFolder
 
     if len(arguments) != 1 or asks_help(arguments):
         raise UserError("usage: nanoscale run FOLDER, a folder that holds config.json")
-    return train_folder(RunFolder(arguments[0]))
+    try:
+        return train_folder(RunFolder(arguments[0]))
+    except Held as e:  # two runners started it; this one may come back when that is done
+        print(e)
+        return INTERRUPTED
 
 
 EXIT_CODES = {"COMPLETE": DONE, "WAITING": INTERRUPTED, "DIVERGED": FAILED, "PRUNED": FAILED}

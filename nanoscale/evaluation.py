@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from nanoscale.data import evaluation_windows, windows
-from nanoscale.runtime import Run
+from nanoscale.distributed import Ranks
+from nanoscale.errors import UserError
+from nanoscale.records import CHECKPOINT, RunFolder, RunSpec
+from nanoscale.runtime import Run, build, dataset_of, load_start
 
 AT_ONCE = 4096  # tokens, if a batch is smaller: without a backward pass there is room
 
@@ -63,3 +66,14 @@ def bits_per_byte(run: Run, nats_per_token: float) -> float | None:
     """Validation loss in bits per byte of the text; None where its bytes are unknown."""
     bytes_per_token = run.dataset.bytes_per_token["val"]
     return nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None
+
+
+def evaluate_only(spec: RunSpec, folder: RunFolder) -> float:
+    """The final evaluation of the folder's latest checkpoint, or untrained; writes nothing."""
+    resume = spec.config.init_from == "resume"
+    if resume and not (folder / CHECKPOINT).is_file():
+        raise UserError(f"init_from=resume: {folder.path} holds no checkpoint to evaluate")
+    run = build(spec, dataset_of(spec), Ranks(), load_start(spec, folder) if resume else None)
+    loss = float(final_losses(run).mean())
+    print(f"step {run.step}: val loss {loss:.4f}")
+    return loss

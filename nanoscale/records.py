@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nanoscale import lease
 from nanoscale.config import (
     ExperimentConfig,
     ParametrizationConfig,
@@ -168,7 +168,8 @@ class RunSpec:
                        record["data"]["name"], record["data"]["fingerprint"],
                        record["branch_from"])
         except (KeyError, TypeError) as e:
-            raise UserError(f"{path}: not a run's config ({type(e).__name__}: {e})") from e
+            raise UserError(f"{path}: not a run's config ({type(e).__name__}: {e}); is this a run "
+                            "folder?") from e
         if spec.id != record.get("id"):
             raise UserError(f"{path}: the config does not hash to its id {record.get('id')!r}; it "
                             "was edited, or written by another version: start the run anew")
@@ -234,6 +235,18 @@ class RunFolder:
         try:
             with disk_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
+            with lease.take(self.path):
+                if not (self.exists() and self.spec().id == spec.id):  # others were no faster
+                    self._fill(spec)
+        except UserError:
+            for folder in made:
+                with suppress(OSError):
+                    folder.rmdir()  # not a tree's removal: a sibling run may be in it by now
+            raise
+
+    def _fill(self, spec: RunSpec) -> None:
+        """Both files of a new run, or none."""
+        try:
             write_json(self / STATUS, {
                 "schema": SCHEMA, "id": spec.id, "state": WAITING, "step": 0,
                 "max_iters": spec.config.max_iters, "checkpoint_step": None})
@@ -241,9 +254,6 @@ class RunFolder:
         except UserError:
             with suppress(OSError):
                 (self / STATUS).unlink()
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()  # not a tree's removal: a sibling run may be in it by now
             raise
 
     def become(self, spec: RunSpec) -> None:
@@ -262,9 +272,19 @@ class RunFolder:
         return read_json(self / STATUS)
 
     def state(self) -> str:
-        """The run's state; RUNNING only while its process lives."""
-        status = self.status()
-        return WAITING if status["state"] == RUNNING and not is_alive(status) else status["state"]
+        """The run's state; RUNNING while a live process holds the folder, only then."""
+        state = self.status()["state"]
+        if state in FINISHED:
+            return state
+        return RUNNING if self.holder() else WAITING if state == RUNNING else state
+
+    def take(self) -> lease.Lease:
+        """The right to write here, a context; raises `lease.Held` where others have it."""
+        return lease.take(self.path)
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who is training here (pid, host), or None."""
+        return lease.holder(self.path)
 
     def set_status(self, **changes: Any) -> None:
         """Change keys of `status.json`, atomically."""
@@ -277,28 +297,6 @@ class RunFolder:
     def metrics(self) -> dict[str, Any] | None:
         """The results, or None while there are none."""
         return read_json(self / METRICS) if (self / METRICS).is_file() else None
-
-
-def owner() -> dict[str, Any]:
-    """Who runs a run: enough to tell later whether that process still lives."""
-    import psutil
-
-    return {"pid": os.getpid(), "host": socket.gethostname(),
-            "process_started": psutil.Process().create_time()}
-
-
-def is_alive(status: Mapping[str, Any]) -> bool:
-    """Whether the process that `status` names as its owner is running (True on other hosts)."""
-    import psutil
-
-    if status.get("host") != socket.gethostname():
-        return status.get("host") is not None
-    try:
-        process = psutil.Process(status["pid"])
-        same = abs(process.create_time() - status["process_started"]) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, KeyError):
-        return False
 
 
 def missing_folders(path: Path) -> list[Path]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nanoscale.config import LENGTH_KEYS, SCHEDULE_KEYS, all_fields, flatten
 from nanoscale.errors import UserError, disk_errors
+from nanoscale.lease import Held
 from nanoscale.records import (
     FINISHED,
-    RUNNING,
     RunFolder,
     RunSpec,
     move_aside,
@@ -64,9 +64,8 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
             raise UserError(f"out_dir={path} holds other files; choose a new or empty folder")
         folder.create(spec)
         return folder
-    if folder.state() == RUNNING:
-        raise UserError(f"out_dir={path}: process {folder.status()['pid']} is training there; "
-                        "wait for it or choose another out_dir")
+    if running := folder.holder():
+        raise Held(path, running)
     old = folder.spec()
     if old.id == spec.id:
         return folder

@@ -22,3 +22,17 @@ def on_stop_signal(handler: Callable[[int], object]) -> Iterator[None]:
     finally:
         for name, old in before.items():  # None: installed from C, which cannot be put back
             signal.signal(name, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event set by Ctrl-C or SIGTERM, so that a run stops between updates; twice: at once."""
+    asked = threading.Event()
+
+    def ask(number: int) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    with on_stop_signal(ask):
+        yield asked

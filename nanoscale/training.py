@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from nanoscale.counting import flops_per_iter, flops_per_token, parameter_counts
 from nanoscale.distributed import Ranks, gathered, no_sync, session, whole
 from nanoscale.errors import UserError
 from nanoscale.evaluation import bits_per_byte, evaluate, final_losses
+from nanoscale.lease import Held, Lease
 from nanoscale.provenance import provenance
 from nanoscale.records import (
     BEST,
@@ -46,14 +46,13 @@ from nanoscale.records import (
     atomic_write,
     checkpoint_file,
     cut_rows,
-    owner,
     parse_branch,
     write_json,
 )
 from nanoscale.resume import is_finished, open_folder
 from nanoscale.runtime import Run, build, dataset_of, load_start, save
 from nanoscale.schedule import lr_multiplier
-from nanoscale.signals import on_stop_signal
+from nanoscale.signals import stop_requests
 
 Say = Callable[[str], None]
 
@@ -131,8 +130,9 @@ class Statistics:
 class Recorder:
     """What the run leaves in its folder; the master's alone, silent on the other ranks."""
 
-    def __init__(self, run: Run, folder: RunFolder) -> None:
-        self.run, self.folder, self.active = run, folder, run.ranks.is_master
+    def __init__(self, run: Run, folder: RunFolder, lease: Lease | None) -> None:
+        self.run, self.folder, self.lease = run, folder, lease
+        self.active = run.ranks.is_master
         if self.active:
             take_over(run, folder)
             self.rows, self.log = telemetry.Rows(folder, run.spec), telemetry.Log(folder)
@@ -147,9 +147,15 @@ class Recorder:
         row = {"step": run.step, "tokens_seen": run.step * run.config.tokens_per_iter,
                "flops": run.step * flops_per_iter(run.config), "lr": None, "train_loss": None,
                "val_loss": None, "grad_norm": None, **values, **run.meter.columns()}
-        if self.active:
+        if self.writes():
             self.rows.write(row)
         return row
+
+    def writes(self) -> bool:
+        """Whether this rank writes; refuses once others have taken the folder over."""
+        if self.lease:
+            self.lease.check()
+        return self.active
 
     def evaluation(self) -> tuple[dict[str, Any], bool]:
         """An evaluation's part of a row, and whether it is the best so far (then it is kept)."""
@@ -161,7 +167,7 @@ class Recorder:
             run.best_val_loss = found["val_loss"]
         if improved and run.step > 0:
             best = gathered({"model": run.model.state_dict()}, run.ranks)
-            if self.active:
+            if self.writes():
                 checkpoint.save(self.folder / BEST, run.spec, step=run.step,
                                 val_loss=found["val_loss"], **best)
         return found, improved
@@ -173,9 +179,12 @@ class Recorder:
 
     def keep(self, due: bool) -> None:
         """Checkpoint when due and at kept steps; every rank takes part."""
+        kept = self.run.step in self.run.config.checkpoint_steps
+        if due or kept:
+            self.writes()
         if due:
             save(self.run, self.folder)
-        if self.run.step in self.run.config.checkpoint_steps:
+        if kept:
             save(self.run, self.folder, checkpoint_file(self.run.step))
 
     def close(self) -> None:
@@ -245,20 +254,6 @@ def progress_line(run: Run, row: dict[str, Any]) -> str:
             f"tokens {row['tokens_seen']:,}, eta {eta}")
 
 
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event set by Ctrl-C or SIGTERM, so that a run stops between updates; twice: at once."""
-    asked = threading.Event()
-
-    def ask(number: int) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    with on_stop_signal(ask):
-        yield asked
-
-
 # -- from folder to result ------------------------------------------------------------------------
 def introduce(run: Run, say: Say) -> None:
     """nanoGPT's first lines, and what a reader should know before the first step."""
@@ -310,7 +305,7 @@ def finish(run: Run, recorder: Recorder, state: str) -> None:
             found["best_val_loss"] = loss
         recorder.say(f"final: val loss {loss:.4f}" + (f", {bpb:.4f} bits per byte" if bpb else "")
                      + f" over {len(losses) * run.config.block_size:,} tokens")
-    if not recorder.active:
+    if not recorder.writes():
         return
     if state == COMPLETE:
         rows = folder.rows()
@@ -322,7 +317,7 @@ def finish(run: Run, recorder: Recorder, state: str) -> None:
 
 
 def take_over(run: Run, folder: RunFolder) -> None:
-    """Own the folder and cut its rows back to where the run stands; a branch copies its past."""
+    """Cut the folder's rows back to where the run stands; a branch copies its past."""
     for torn in folder.path.glob(".*.tmp"):  # what a killed writer left
         torn.unlink(missing_ok=True)
     if run.step and run.config.branch_from and not (folder / CHECKPOINT).is_file():
@@ -330,7 +325,12 @@ def take_over(run: Run, folder: RunFolder) -> None:
         shutil.copyfile(parent / ROWS, folder / ROWS)
     if (folder / ROWS).is_file():
         cut_rows(folder / ROWS, run.step if run.step else -1)
-    folder.set_status(state=RUNNING, step=run.step, reason=None, **owner())
+    folder.set_status(state=RUNNING, step=run.step, reason=None)
+
+
+def owned(folder: RunFolder, ranks: Ranks) -> AbstractContextManager[Lease | None]:
+    """The master's lease of the folder, with a heartbeat."""
+    return folder.take().beat() if ranks.is_master else nullcontext()
 
 
 def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
@@ -338,6 +338,7 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
 
     Raises:
         UserError: the data, a checkpoint or the disk refuses; the run stays WAITING.
+        Held: another process trains there.
     """
     spec = folder.spec()
     if ranks is None:
@@ -347,9 +348,11 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
         raise UserError(f"{spec.config.sequences_per_iter} sequences per update do not divide over "
                         f"{ranks.world} processes; change batch_size or "
                         "gradient_accumulation_steps")
-    with stop_requests() as asked:
+    with stop_requests() as asked, owned(folder, ranks) as lease:
+        if is_finished(folder):  # by another process, while this one was starting
+            return folder.state()
         run = build(spec, dataset_of(spec), ranks, load_start(spec, folder))
-        recorder = Recorder(run, folder)
+        recorder = Recorder(run, folder, lease)
         try:
             introduce(run, recorder.say)
             state = loop(run, recorder, asked)
@@ -363,7 +366,7 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
             return state
         except BaseException as e:
             refused = isinstance(e, (UserError, KeyboardInterrupt))
-            if recorder.active:
+            if recorder.active and not isinstance(e, Held):
                 with suppress(UserError, OSError):
                     folder.set_status(state=WAITING if refused else FAILED,
                                       reason=f"{type(e).__name__}: {e}")
@@ -386,14 +389,3 @@ def train_ranks(spec: RunSpec, path: Path, resume: bool) -> str:
         if verdict == "refused":
             raise UserError(words)
         return words if verdict == "finished" else train(RunFolder(path), ranks)
-
-
-def evaluate_only(spec: RunSpec, folder: RunFolder) -> float:
-    """The final evaluation of the folder's latest checkpoint, or untrained; writes nothing."""
-    resume = spec.config.init_from == "resume"
-    if resume and not (folder / CHECKPOINT).is_file():
-        raise UserError(f"init_from=resume: {folder.path} holds no checkpoint to evaluate")
-    run = build(spec, dataset_of(spec), Ranks(), load_start(spec, folder) if resume else None)
-    loss = float(final_losses(run).mean())
-    print(f"step {run.step}: val loss {loss:.4f}")
-    return loss

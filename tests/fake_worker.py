@@ -16,15 +16,16 @@ import time
 from pathlib import Path
 
 from nanoscale.counting import flops_per_iter, parameter_counts
+from nanoscale.lease import Held
 from nanoscale.records import (
     COMPLETE,
     DIVERGED,
+    FINISHED,
     METRICS,
     ROWS,
     RUNNING,
     WAITING,
     RunFolder,
-    owner,
     row_line,
     write_json,
 )
@@ -32,6 +33,7 @@ from nanoscale.records import (
 TINY = {"dataset": "toy", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2,
         "gradient_accumulation_steps": 1, "max_iters": 5, "device": "cpu"}
 CRASH, DIE, SLOW, DIVERGE, REFUSE, VALLEY = 0.11, 0.22, 0.33, 0.44, 0.55, 0.66  # values of beta1
+HUNGRY, FLAKY, GREEDY, DEAF = 0.12, 0.13, 0.14, 0.15
 
 
 def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
@@ -51,16 +53,35 @@ def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
 def main(arguments: list[str]) -> int:
     """Run the folder; the exit code of `nanoscale run`."""
     folder = RunFolder(arguments[1])
+    try:
+        with folder.take().beat():
+            return 0 if folder.status()["state"] in FINISHED else run(folder)
+    except Held:
+        return 130
+
+
+def run(folder: RunFolder) -> int:
+    """Do what its beta1 says."""
     config = folder.spec().config
     first = folder.status()["checkpoint_step"] or 0
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     print(f"pid {os.getpid()} threads {os.environ.get('OMP_NUM_THREADS')} from {first}")
-    folder.set_status(state=RUNNING, step=first, **owner())
+    folder.set_status(state=RUNNING, step=first)
     with open(folder / "starts.txt", "a") as file:
         file.write(f"{os.getpid()} {first}\n")
     if config.beta1 == CRASH:
         raise RuntimeError("this run crashes")
+    if config.beta1 == HUNGRY and config.micro_batch_size != 1:
+        raise MemoryError(f"no room for {config.micro_batch_size or config.batch_size} sequences")
+    if config.beta1 == FLAKY and first == 0:
+        folder.set_status(step=2, checkpoint_step=2)
+        raise RuntimeError("a cosmic ray")
+    if config.beta1 == GREEDY and config.micro_batch_size != 1:
+        room = bytearray(1 << 28)
+        time.sleep(60 + 0 * len(room))
+    if config.beta1 == DEAF:
+        time.sleep(1000)
     if config.beta1 == REFUSE:
         print("error: the data are gone; prepare them again", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from conftest import PACKAGE, ROOT, run_python
 # From the bottom up: a module imports its own layer and those above it in this list.
 LAYERS = [
     ["errors", "signals"],
+    ["lease"],
     ["config"],
     ["sources", "architecture", "schedule", "provenance"],
     ["counting"],
@@ -45,8 +46,8 @@ LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer
 USES_TORCH = {"ops", "kernels", "fused", "adamw", "numerics", "model", "muon", "optim",
               "checkpoint", "distributed", "telemetry", "runtime", "evaluation", "training",
               "sampling", "benchmark", "peer", "export"}
-CONTRACTS = ["errors", "signals", "config", "sources", "architecture", "counting", "schedule",
-             "provenance", "records", "resume"]
+CONTRACTS = ["errors", "signals", "lease", "config", "sources", "architecture", "counting",
+             "schedule", "provenance", "records", "resume"]
 SIBLINGS = {"experiments", "laws", "checks", "report"}  # none imports another
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): f

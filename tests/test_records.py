@@ -7,9 +7,6 @@ import errno
 import json
 import math
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,8 +22,6 @@ from nanoscale.records import (
     RunSpec,
     atomic_write,
     cut_rows,
-    is_alive,
-    owner,
     parent_of,
     parse_branch,
     plain,
@@ -176,38 +171,6 @@ def test_a_cut_that_fails_keeps_every_row(tmp_path, monkeypatch):
     assert len(read_rows(path)) == 5
 
 
-# --- who owns a run ----------------------------------------------------------------------------
-
-
-def test_a_living_owner_is_alive_and_one_elsewhere_is_believed():
-    assert is_alive(owner())
-    assert is_alive(owner() | {"host": "another-machine", "pid": 1})
-    assert not is_alive({})
-    assert not is_alive({"host": owner()["host"]})
-
-
-def test_a_dead_owner_and_a_recycled_number_are_not_alive():
-    process = subprocess.Popen([sys.executable, "-c", "pass"])
-    process.wait()
-    assert not is_alive(owner() | {"pid": process.pid})
-    recycled = owner()
-    recycled["process_started"] -= 100
-    assert not is_alive(recycled)
-
-
-def test_a_zombie_is_not_alive():
-    import psutil
-
-    process = subprocess.Popen([sys.executable, "-c", "pass"])
-    status = owner() | {"pid": process.pid,
-                        "process_started": psutil.Process(process.pid).create_time()}
-    deadline = time.monotonic() + 30
-    while is_alive(status) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not is_alive(status)
-    assert process.poll() == 0  # reaped only now
-
-
 # --- the folder --------------------------------------------------------------------------------
 
 
@@ -238,9 +201,11 @@ def test_creating_the_same_run_again_leaves_it_as_it_is(tmp_path):
 def test_running_means_a_living_process(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.create(tiny_spec())
-    folder.set_status(state=RUNNING, **owner())
-    assert folder.state() == RUNNING
-    folder.set_status(process_started=0.0)
+    with folder.take():
+        assert folder.state() == RUNNING
+        folder.set_status(state=COMPLETE)
+        assert folder.state() == COMPLETE
+        folder.set_status(state=RUNNING)
     assert folder.state() == WAITING
 
 

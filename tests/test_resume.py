@@ -21,7 +21,6 @@ from nanoscale.records import (
     WAITING,
     RunFolder,
     RunSpec,
-    owner,
     write_text,
 )
 from nanoscale.resume import check_past, is_finished, open_folder, past_difference
@@ -175,16 +174,16 @@ def test_anothers_config_json_is_no_run_of_ours(tmp_path):
 @pytest.mark.parametrize("seed", [1337, 5])
 def test_a_folder_in_which_a_run_is_running_is_refused(tmp_path, resume, seed):
     folder = trained_folder(tmp_path / "out", 4)
-    folder.set_status(state=RUNNING, **owner())
-    before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=f"process {os.getpid()} is training there"):
-        open_folder(tmp_path / "out", tiny_spec(seed=seed), resume)
-    assert snapshot(tmp_path) == before
+    with folder.take():
+        before = snapshot(tmp_path)
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training there"):
+            open_folder(tmp_path / "out", tiny_spec(seed=seed), resume)
+        assert snapshot(tmp_path) == before
 
 
 def test_a_folder_whose_run_was_killed_is_continued(tmp_path):
     folder = trained_folder(tmp_path / "out", 4)
-    folder.set_status(state=RUNNING, **owner() | {"process_started": 0.0})
+    folder.set_status(state=RUNNING)
     assert open_folder(tmp_path / "out", tiny_spec(), resume=False).state() == WAITING
 
 

@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,8 @@ class Backend(Protocol):
     def poll(self, timeout: float) -> list[Exit]:
         """The exits since the last call; waits up to `timeout` seconds for the first."""
 
-    def stop(self, kill: bool = False) -> None:
-        """Ask every run to save and leave (`kill`: at once); their exits come from `poll`."""
+    def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
+        """Ask runs to save and leave (`kill`: at once), by default all; exits come from `poll`."""
 
     def close(self) -> None:
         """Let go of everything; the next `start` begins anew."""
@@ -106,8 +106,9 @@ class ForkServer:
         self._running -= {gone.folder for gone in exits}
         return exits
 
-    def stop(self, kill: bool = False) -> None:
-        self._send({"stop": "kill" if kill else "save"})
+    def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
+        names = None if folders is None else [str(folder) for folder in folders]
+        self._send({"stop": "kill" if kill else "save", "folders": names})
 
     def close(self) -> None:
         if self._server is not None:
@@ -169,9 +170,10 @@ class Subprocess:
             del self._running[one.folder]
         return gone
 
-    def stop(self, kill: bool = False) -> None:
-        for process in self._running.values():
-            process.kill() if kill else process.terminate()
+    def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
+        for folder, process in self._running.items():
+            if folders is None or folder in folders:
+                process.kill() if kill else process.terminate()
 
     def close(self) -> None:
         self.stop()

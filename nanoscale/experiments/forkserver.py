@@ -74,7 +74,7 @@ class Server:
         *lines, self.unread = (self.unread + data).split(b"\n")
         for message in map(json.loads, lines):
             if "stop" in message:
-                self.stop(message["stop"])
+                self.stop(message["stop"], message["folders"])
             else:
                 self.start(message)
 
@@ -117,11 +117,17 @@ class Server:
         with suppress(BrokenPipeError):  # our user is gone; the run folder says it all
             os.write(self.output, json.dumps({"exit": folder, "code": code}).encode() + b"\n")
 
-    def stop(self, how: str) -> None:
-        """Ask every child to save and leave; or kill it, with all that it started."""
+    def stop(self, how: str, folders: Sequence[str] | None = None) -> None:
+        """Ask children to save and leave; or kill them, with all that they started.
+
+        `folders`: those alone; when it is time to kill them is the asker's business.
+        """
         kill = how == "kill"
-        self.kill_at = None if kill else time.monotonic() + GRACE_SECONDS
-        for pid in self.children:
+        if folders is None:
+            self.kill_at = None if kill else time.monotonic() + GRACE_SECONDS
+        chosen = [pid for pid, folder in self.children.items()
+                  if folders is None or folder in folders]
+        for pid in chosen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
             if kill:

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -89,6 +90,28 @@ def cores() -> list[int]:
     first = {_siblings(cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}
     free = sorted(first.values())
     return free[:max(1, int(min(_quota(), len(free))))]
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has killed for memory since it started; 0: it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
+def memory_of(pid: int) -> int:
+    """Bytes in memory of a process and all that it started; 0 if it is gone."""
+    import psutil
+
+    total = 0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += one.memory_info().rss
+    return total
 
 
 def _siblings(cpu: int) -> str:

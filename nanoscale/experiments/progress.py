@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanoscale.errors import UserError
+from nanoscale.experiments.failures import Failure, log_tail
 from nanoscale.experiments.pool import Job
 from nanoscale.records import COMPLETE, FAILED, RUNNING, RunFolder
 from nanoscale.records import ROWS as ROWS_FILE
 
 PLAIN_SECONDS, LIVE_SECONDS = 30.0, 0.5
 TAIL_BYTES = 1 << 16
+LOG_LINES = 5  # of a failed try
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,15 @@ class Progress:
     def elsewhere(self, job: Job) -> None:
         if job.title not in self.told:
             self.told.add(job.title)
-            status = job.folder.status()
-            self.say(f"wait for {job.title}: process {status.get('pid')} on {status.get('host')} "
+            who = job.folder.holder() or {}
+            self.say(f"wait for {job.title}: process {who.get('pid')} on {who.get('host')} "
                      "is training it")
+
+    def again(self, job: Job, failure: Failure, how: str) -> None:
+        self.running.pop(str(job.folder.path), None)
+        self.say(f"failed {job.title}: {failure.reason}; {how}")
+        for line in log_tail(job.folder, LOG_LINES):
+            self.say(f"    {line}")
 
     def tick(self) -> None:
         if time.monotonic() - self.shown > PLAIN_SECONDS and self.running:

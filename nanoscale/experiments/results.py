@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, disk_errors
 from nanoscale.experiments.cells import describe
-from nanoscale.experiments.pool import log_tail
+from nanoscale.experiments.failures import log_tail
 from nanoscale.records import (
     COMPLETE,
     FAILED,

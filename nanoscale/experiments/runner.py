@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from nanoscale.experiments.cells import (
     plain_values,
     questions,
 )
-from nanoscale.experiments.pool import Job, Pool
+from nanoscale.experiments.failures import ALIKE
+from nanoscale.experiments.pool import Job, Limits, Pool
 from nanoscale.experiments.progress import duration, open_progress
 from nanoscale.experiments.results import (
     RUNS,
@@ -37,6 +39,7 @@ from nanoscale.experiments.results import (
     failure_lines,
     matching_studies,
 )
+from nanoscale.lease import Held
 from nanoscale.records import (
     CONFIG,
     FAILED,
@@ -62,18 +65,27 @@ class ExperimentRunner:
         workers: runs at once; by default one per GPU, or the physical cores over `threads`.
         threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
         backend: who starts the runs; by default local processes.
+        retries: how often a run that crashed is tried again, from its last checkpoint.
+        time_limit: seconds a run may take in one call; then it saves, and counts as failed.
+        memory_limit: bytes a run may take; then it goes on with half the micro-batch.
     """
 
     def __init__(self, base_config_path: str | Path | None = None,
                  output_root: str | Path = "experiments_out", workers: int | None = None,
-                 threads: int = 1, backend: Backend | None = None) -> None:
-        for name, value in (("workers", workers), ("threads", threads)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UserError(f"{name}={value!r}: expected a whole number, at least 1")
+                 threads: int = 1, backend: Backend | None = None, retries: int = 1,
+                 time_limit: float | None = None, memory_limit: float | None = None) -> None:
+        for name, value, least in (("workers", workers, 1), ("threads", threads, 1),
+                                   ("retries", retries, 0)):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise UserError(f"{name}={value!r}: expected a whole number, at least {least}")
+        for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
+            if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+                raise UserError(f"{name}={limit!r}: expected a positive number")
         self.base = [_read_base(base_config_path)] if base_config_path else []
         self.output_root = Path(output_root)
         self.workers, self.threads = workers, threads
         self.backend = backend or local_backend()
+        self.limits = Limits(time_limit, memory_limit, retries)
 
     # -- what users call --------------------------------------------------------------------
     def run_grid(self, grid_name: str, base_params: Mapping[str, Any] | None = None,
@@ -156,19 +168,21 @@ class ExperimentRunner:
 
     def _run(self, study: Study, todo: Sequence[Job], cells: Sequence[Cell]) -> None:
         """Run what is to be done and say what came of it."""
-        began = time.monotonic()
+        began, stopped_by = time.monotonic(), None
         try:
             if todo:
                 slots = self._slots(study, cells)
                 with open_progress(study.name, todo) as progress:
-                    Pool(self.backend, slots, progress).run(todo)
+                    stopped_by = Pool(self.backend, slots, progress, self.limits).run(todo)
         except KeyboardInterrupt:
             print(f"[{study.name}] interrupted; every run has saved, the same command continues")
             raise
         finally:
             study.save()
         mixed = [f"warning: {text}" for text in study.mixed_numerics()]
-        for line in [*mixed, *failure_lines(study)]:
+        stopped = [f"stopped: {ALIKE} runs in a row failed alike: {stopped_by.reason}; mend that, "
+                   "and the same command goes on"] if stopped_by else []
+        for line in [*mixed, *failure_lines(study), *stopped]:
             print(f"[{study.name}] {line}")
         counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
         print(f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
@@ -215,17 +229,25 @@ def make_ready(folder: RunFolder, spec: RunSpec, plan: str) -> None:
     """
     if plan in (CACHED, ELSEWHERE):
         return
-    if not folder.exists():
-        folder.create(spec)
-        return
-    status = folder.status()
-    if status.get("checkpoint_step") is not None:
-        old = folder.spec().config
-        kept = {key: getattr(old, key) for key in NUMERICS}
-        spec = replace(spec, config=replace(spec.config, **kept))
-    write_json(folder / CONFIG, spec.to_json())
-    if status["state"] != WAITING:
-        folder.set_status(state=WAITING, reason=None, pid=None, host=None)
+    with suppress(Held):  # another runner was faster: its run is waited for
+        if not folder.exists():
+            folder.create(spec)
+            return
+        with folder.take():
+            status = folder.status()
+            if status["state"] not in FINISHED:
+                write_json(folder / CONFIG, with_old(spec, folder).to_json())
+                if status["state"] != WAITING:
+                    folder.set_status(state=WAITING, kind=None, reason=None)
+
+
+def with_old(spec: RunSpec, folder: RunFolder) -> RunSpec:
+    """`spec` with what a folder's run must keep: its numerics, a micro-batch that was halved."""
+    old, now = folder.spec().config, spec.config
+    kept = {"micro_batch_size": now.micro_batch_size or old.micro_batch_size}
+    if folder.status().get("checkpoint_step") is not None:
+        kept |= {key: getattr(old, key) for key in NUMERICS}
+    return replace(spec, config=replace(now, **kept))
 
 
 def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any],

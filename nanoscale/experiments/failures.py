@@ -1,0 +1,116 @@
+"""Failures by kind, and what each calls for.
+
+A refusal is final until its cause is mended; memory that did not suffice calls for half the
+micro-batch, which changes no result; anything else that kills a process calls for another try.
+A diverged run is no failure: it is a result. Three runs in a row that fail alike stop the study.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from dataclasses import dataclass, replace
+
+from nanoscale.errors import BAD_INPUT, INTERRUPTED
+from nanoscale.lease import Held
+from nanoscale.records import CONFIG, FAILED, FINISHED, LOG, WAITING, RunFolder, write_json
+
+REFUSED, MEMORY, TIME, CRASH = "refused", "memory", "time", "crash"
+ALIKE = 3  # runs in a row that fail alike before a study stops
+LOG_TAIL_BYTES = 1 << 14
+OUT_OF_MEMORY = re.compile("OutOfMemory|MemoryError|[Oo]ut of memory|allocate")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has no result: its kind, and one line."""
+
+    kind: str
+    reason: str
+
+    def likeness(self, folder: RunFolder) -> str:
+        """What two failures of the same cause share: the reason without names and numbers."""
+        return self.kind + re.sub(r"\d+", "#", self.reason.replace(str(folder.path), ""))
+
+
+def settle(folder: RunFolder, code: int | None, starved: bool = False,
+           verdict: Failure | None = None) -> Failure | None:
+    """Give a run whose process is gone its state; the failure, or None: it has ended, or waits.
+
+    `code` is the process's exit code (see `backends.Exit`); `starved`: the kernel killed processes
+    for memory meanwhile; `verdict`: the failure for which we ended it ourselves.
+    """
+    try:
+        with folder.take():
+            state = folder.status()["state"]
+            if state in FINISHED:
+                return None
+            if code == INTERRUPTED and verdict is None:  # saved, or another process had it first
+                return None
+            failure = verdict or failure_of(folder, code, starved)
+            folder.set_status(state=FAILED, kind=failure.kind, reason=failure.reason)
+            return failure
+    except Held:  # by another runner's process, or by our own that is still saving
+        return None
+
+
+def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
+    """What the exit code, the status and the log say."""
+    if code is None:
+        return Failure(CRASH, "its process was lost with the fork server")
+    if code < 0:
+        name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
+        if name == "SIGKILL" and starved:
+            return Failure(MEMORY, "its process was killed as the machine was out of memory")
+        return Failure(CRASH, f"its process was killed by {name}")
+    told = folder.status().get("reason")
+    last = log_tail(folder, 1)
+    reason = told or (last[0].removeprefix("error: ") if last
+                      else f"its process left with exit code {code}")
+    if code == BAD_INPUT:
+        return Failure(REFUSED, reason.partition("UserError: ")[2] or reason)
+    return Failure(MEMORY if OUT_OF_MEMORY.search(reason) else CRASH, reason)
+
+
+def try_again(folder: RunFolder, failure: Failure, tries: int, retries: int) -> str | None:
+    """Prepare another try of a failed run and say how; None if that would be of no use.
+
+    `tries` counts those that were made.
+    """
+    if failure.kind in (REFUSED, TIME):
+        return None
+    try:
+        with folder.take():
+            if failure.kind == MEMORY:
+                size = halve_micro_batch(folder)
+                how = size and f"again with micro_batch_size={size}, which changes no result"
+            else:
+                how = f"try {tries + 1} of {retries + 1}" if tries <= retries else None
+            if how:
+                folder.set_status(state=WAITING, kind=None, reason=None)
+            return how
+    except Held:
+        return "another process has it by now"
+
+
+def halve_micro_batch(folder: RunFolder) -> int | None:
+    """Halve a run's micro-batch, which is no part of its identity; None if it is one sequence."""
+    spec = folder.spec()
+    size = spec.config.micro_batch_size or spec.config.batch_size
+    if size == 1:
+        return None
+    spec = replace(spec, config=replace(spec.config, micro_batch_size=(size + 1) // 2))
+    write_json(folder / CONFIG, spec.to_json())
+    return (size + 1) // 2
+
+
+def log_tail(folder: RunFolder, lines: int) -> list[str]:
+    """The last lines of the run's log that say something."""
+    try:
+        with open(folder / LOG, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-lines:]

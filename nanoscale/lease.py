@@ -1,0 +1,194 @@
+"""Leases: one process at a time may write into a folder, on this host or on any that shares it.
+
+Claim n is the file `lease-n.json`, made exclusively (O_EXCL) by one of those who saw claim n-1
+dead, and removed when its owner is done. Who has made a file looks once more for other living
+claims, and yields to them: someone slow may have claimed a number whose time was over.
+
+Death is a gone process on the same machine, or a heartbeat missed `MISSED` times over. Heartbeats
+are times of the file system, compared with its own clock, so hosts' clocks may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import socket
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nanoscale.errors import UserError, disk_errors
+
+BEAT_SECONDS, MISSED = 10.0, 12
+NAME = re.compile(r"lease-(\d+)\.json")
+
+
+class Held(UserError):
+    """Another live process holds the folder."""
+
+    def __init__(self, folder: Path, holder: dict[str, Any]) -> None:
+        pid = holder.get("pid")
+        who = f"process {pid} on {holder['host']}" if pid else "another process"
+        super().__init__(f"{folder}: {who} is training there; wait for it or choose another folder")
+
+
+class Lease:
+    """A claim of this process; a context that ends it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ended = threading.Event()
+
+    def beat(self) -> Lease:
+        """Keep the claim alive from a thread, for work that takes longer than a moment."""
+        threading.Thread(target=self._beat, name="lease", daemon=True).start()
+        return self
+
+    def _beat(self) -> None:
+        while not self.ended.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a disk away for a while, or a lost claim: `check` tells
+                os.utime(self.path)
+
+    def check(self) -> None:
+        """Refuse to write on once others took us for dead (a host cut off) and went on."""
+        if not self.path.exists():
+            raise Held(self.path.parent, holder(self.path.parent) or {})
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        with suppress(OSError):
+            self.path.unlink()
+
+
+def take(folder: Path) -> Lease:
+    """Claim an existing folder.
+
+    Raises:
+        Held: another live process has it.
+    """
+    while True:
+        if found := holder(folder):
+            raise Held(folder, found)
+        number = max(claims(folder), default=0) + 1
+        lease = Lease(_path(folder, number))
+        if not _create(lease.path):
+            continue  # someone else was faster
+        if holder(folder, but=number) is None:
+            for dead in set(claims(folder)) - {number}:
+                with suppress(OSError):
+                    _path(folder, dead).unlink()
+            return lease
+        with lease:
+            time.sleep(random.uniform(0.01, 0.05))  # two that yield to each other: not in step
+
+
+def holder(folder: Path, but: int | None = None) -> dict[str, Any] | None:
+    """The record of the live process that holds the folder, or None: it is free.
+
+    `but` is a claim that does not count.
+    """
+    for number in claims(folder):
+        record = _read(_path(folder, number)) if number != but else None
+        if record is not None and _lives(_path(folder, number), record):
+            return record
+    return None
+
+
+def claims(folder: Path) -> list[int]:
+    """The numbers of the claims on a folder, dead ones too."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(int(m[1]) for m in map(NAME.fullmatch, names) if m)
+
+
+# -- owners -------------------------------------------------------------------------------------
+def owner() -> dict[str, Any]:
+    """Who we are: enough to tell later, from the same machine, whether this process still lives."""
+    import psutil
+
+    return {"pid": os.getpid(), "host": socket.gethostname(), "machine": machine(),
+            "process_started": psutil.Process().create_time()}
+
+
+def machine() -> str:
+    """This boot of this machine and its table of processes, which containers do not share."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()  # no Linux
+
+
+def _lives(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the owner of a claim lives, as far as can be told from here."""
+    if record.get("machine") == machine():
+        return process_lives(record)
+    try:
+        beat = path.stat().st_mtime
+    except OSError:
+        return False
+    return _clock(path.parent) - beat < BEAT_SECONDS * MISSED
+
+
+def process_lives(record: dict[str, Any]) -> bool:
+    """Whether the process of a record made on this machine runs; its id may be another's by now."""
+    import psutil
+
+    try:
+        process = psutil.Process(record["pid"])
+        same = abs(process.create_time() - record["process_started"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _clock(folder: Path) -> float:
+    """Now, by the clock of the folder's file system; by ours where we may not write."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".tmp") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+# -- files --------------------------------------------------------------------------------------
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"lease-{number}.json"
+
+
+def _create(path: Path) -> bool:
+    """Make a claim's file with our record; False if it is there already."""
+    record = json.dumps(owner()).encode()
+    with disk_errors(path.parent):
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            os.write(file, record)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(file)
+    return True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A claim's record; None if it is gone, one without a pid while it is being written."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {"pid": None}
