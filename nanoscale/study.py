@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.config import ExperimentConfig, flatten
 from nanoscale.errors import DONE, FAILED, UserError, did_you_mean, disk_errors
 from nanoscale.experiments import ExperimentRunner, Study, rebuild_table
-from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import describe
 from nanoscale.experiments.progress import read
 from nanoscale.experiments.results import study_names
@@ -37,21 +36,24 @@ OUTPUT_ROOT = "experiments_out"
 DEFAULTS = {"data_order": "epoch", "min_lr_frac": 0.1, "warmup_frac": 0.05, "lr_decay_iters": None,
             "compile": False}
 MOST_REFINEMENTS = 8
+NUMBERS = ("workers", "retries", "time_limit", "memory_limit")  # options of `nanoscale study`
 C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
 
 
 # -- stages -------------------------------------------------------------------------------------
-def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *,
-              workers: int | None = None, dry_run: bool = False,
-              backend: Backend | None = None) -> Study:
-    """Every stage of a study file: data, runs, table, fit, report."""
+def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_run: bool = False,
+              **how: Any) -> Study:
+    """Every stage of a study file: data, runs, table, fit, report.
+
+    `how` it runs: the arguments of `ExperimentRunner` (workers, budget, time_limit, ...).
+    """
     path = Path(path)
     design = read_study(path)
     if not dry_run:
         prepare_missing(design.base)
         # a second, spent while the workers load torch
         threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
-    runner = ExperimentRunner(output_root=output_root, workers=workers, backend=backend)
+    runner = ExperimentRunner(output_root=output_root, **how)
     root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
     asked = {"recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
              "command": f"nanoscale study {shlex.quote(str(path))}{root}",
@@ -301,19 +303,33 @@ def numeric(column: Any) -> bool:
 
 # -- commands -----------------------------------------------------------------------------------
 def main(arguments: list[str]) -> int:
-    """nanoscale study FILE [--output_root=DIR] [--workers=N] [--dry-run]"""
-    names, options = parse(arguments, main, ("output_root", "workers"), switches=("dry-run",))
+    """nanoscale study FILE [--output_root=DIR] [--workers=N] [--budget=1e15|90min] [--retries=N]
+    [--time_limit=SECONDS] [--memory_limit=BYTES] [--dry-run]
+    """
+    names, options = parse(arguments, main, ("output_root", "budget", *NUMBERS),
+                           switches=("dry-run",))
     if names is None:
         return DONE
     if len(names) != 1:
-        raise UserError(f"usage: {main.__doc__}")
-    workers = options.get("workers")
-    if workers is not None and not workers.isdecimal():
-        raise UserError(f"--workers={workers}: expected a whole number, at least 1")
+        raise UserError(f"usage: {usage_of(main)}")
+    how = {key: number_option(key, options[key]) for key in NUMBERS if key in options}
     study = run_study(names[0], options.get("output_root", OUTPUT_ROOT),
-                      workers=None if workers is None else int(workers),
-                      dry_run="dry-run" in options)
+                      budget=options.get("budget"), dry_run="dry-run" in options, **how)
     return DONE if "dry-run" in options or study.ok else FAILED
+
+
+def number_option(key: str, text: str) -> float | int:
+    """An option's number: a whole one where it can be."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"--{key}={text}: expected a number") from None
+    return int(value) if value.is_integer() else value
+
+
+def usage_of(command: Any) -> str:
+    """A command's usage, the first words of its docstring, in one line."""
+    return " ".join(command.__doc__.split())
 
 
 def status_main(arguments: list[str]) -> int:
@@ -352,7 +368,7 @@ def for_one_study(arguments: list[str], command: Any, act: Any) -> int:
     if names is None:
         return DONE
     if len(names) != 1:
-        raise UserError(f"usage: {command.__doc__}")
+        raise UserError(f"usage: {usage_of(command)}")
     study = Study.open(Path(options.get("output_root", OUTPUT_ROOT)) / names[0])
     print("\n".join(act(study)))
     return DONE
@@ -364,7 +380,7 @@ def parse(arguments: Sequence[str], command: Any, known: Sequence[str],
     names, options, rest = [], {}, iter(arguments)
     for argument in rest:
         if argument in ("--help", "-h"):
-            print(f"usage: {command.__doc__}")
+            print(f"usage: {usage_of(command)}")
             return None, {}
         key, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key in known and not equals:
@@ -375,5 +391,5 @@ def parse(arguments: Sequence[str], command: Any, known: Sequence[str],
             options[key] = value
         else:
             hint = did_you_mean(key, [*known, *switches])
-            raise UserError(f"{argument}: unknown option{hint or f'; usage: {command.__doc__}'}")
+            raise UserError(f"{argument}: unknown option{hint or f'; usage: {usage_of(command)}'}")
     return names, options

@@ -117,7 +117,7 @@ def test_three_runs_in_a_row_that_fail_alike_stop_the_study(capsys):
     assert study.states() == {"FAILED": 3, "WAITING": 5}
     out = capsys.readouterr().out
     assert ("stopped: 3 runs in a row failed alike: the data are gone; prepare them again; mend "
-            "that, and the same command goes on") in out
+            "that first; the same command goes on") in out
 
 
 def test_other_failures_and_a_success_between_do_not_stop_it():

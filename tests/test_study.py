@@ -23,7 +23,7 @@ from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.backends import ForkServer, Worker
 from nanoscale.recipes import read_study
 from nanoscale.sources import Source, build
-from nanoscale.study import main, report_main, run_study, status_main, table_main
+from nanoscale.study import main, report_main, run_study, status_main, table_main, usage_of
 
 TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 QUICK = ROOT / "studies" / "quick.toml"
@@ -368,7 +368,7 @@ def test_bad_arguments_are_refused(command, arguments, words):
 @pytest.mark.parametrize("command", [main, status_main, table_main, report_main])
 def test_help_is_the_usage(command, capsys):
     assert command(["--help"]) == 0
-    assert capsys.readouterr().out == f"usage: {command.__doc__}\n"
+    assert capsys.readouterr().out == f"usage: {usage_of(command)}\n"
 
 
 def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
@@ -435,3 +435,13 @@ def test_a_small_ladder_for_real(tmp_path):
     frame = Study.open(tmp_path / "experiments_out" / "toy").frame()
     assert frame["val_loss"].between(1, 4).all()
     assert (frame["flops"] == frame["planned_flops"]).all()
+
+
+def test_how_a_study_runs_can_be_said_on_the_command_line(capsys):
+    Path("toy.toml").write_text(GRID)
+    with pytest.raises(UserError, match="--retries=two: expected a number"):
+        main(["toy.toml", "--retries=two"])
+    with pytest.raises(UserError, match="budget=1 parsec: expected training FLOPs"):
+        main(["toy.toml", "--budget", "1 parsec"])
+    assert main(["toy.toml", "--budget=1", "--retries=0", "--time_limit=9.5", "--dry-run"]) == 0
+    assert "left out" in capsys.readouterr().out

@@ -36,11 +36,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one run: seconds and bytes it may take; and how often a crashed one is tried again."""
+    """Of one run: seconds and bytes it may take, and how often a crashed one is tried again; of
+    all: seconds, of which the cheapest runs get the first.
+    """
 
     time_limit: float | None = None
     memory_limit: float | None = None
     retries: int = 1
+    seconds: float | None = None
+    cheapest_first: bool = False
 
 
 @dataclass
@@ -80,37 +84,41 @@ class Pool:
         self.queue: deque[Job] = deque()
         self.tries: Counter[os.PathLike] = Counter()
         self.alike: tuple[str, int] = ("", 0)  # the last failure, and how many runs in a row had it
-        self.stopped_by: Failure | None = None
+        self.closing = ""  # why no run is started any more
         self.limits_seen = 0.0
 
-    def run(self, jobs: Sequence[Job]) -> Failure | None:
-        """Run the jobs, longest first, which packs them best; the failure that stopped them all.
+    def run(self, jobs: Sequence[Job]) -> str:
+        """Run the jobs, longest first, which packs them best; why not all were run, if not.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once every run has saved and left.
         """
-        self.queue = deque(sorted(jobs, key=lambda job: -job.flops))
+        sign = 1 if self.limits.cheapest_first else -1
+        self.queue = deque(sorted(jobs, key=lambda job: sign * job.flops))
+        self.began = time.monotonic()
         try:
             with interrupts() as count:
                 asked = 0
-                while self.running or (self.queue and not self.stopping(count)):
+                while self.running or (self.queue and not self.closing):
                     if len(count) > asked:
                         asked = len(count)
-                        self.backend.stop(kill=asked > 1)
-                    if not self.stopping(count):
+                        self.close("interrupted", kill=asked > 1)
+                    if not self.closing:
                         self.start_what_can()
                     for gone in self.backend.poll(POLL_SECONDS):
-                        self.take_back(gone, bool(count))
+                        self.take_back(gone)
                     self.enforce()
                     self.watch.tick()
         finally:
             self.backend.close()
         if count:
             raise KeyboardInterrupt
-        return self.stopped_by
+        return self.closing if self.queue else ""
 
-    def stopping(self, count: Sequence[int]) -> bool:
-        return bool(count) or self.stopped_by is not None
+    def close(self, why: str, kill: bool = False) -> None:
+        """Start nothing more; let the running ones save and leave."""
+        self.closing = why
+        self.backend.stop(kill=kill)
 
     def start_what_can(self) -> None:
         """Fill the free slots from the queue; drop what was done elsewhere meanwhile."""
@@ -131,23 +139,23 @@ class Pool:
                 self.watch.started(job)
         self.queue.extendleft(reversed(kept))
 
-    def take_back(self, gone: Exit, interrupted: bool) -> None:
+    def take_back(self, gone: Exit) -> None:
         """Free the slot of a run that ended; settle its state; see to its failure, if any."""
         one = self.running.pop(gone.folder)
         job = one.job
         self.free.append(one.slot)
-        if interrupted:
-            self.watch.ended(job)
-            return
         starved = machine.memory_kills() > one.kills_before
-        failure = settle(job.folder, gone.code, starved, one.verdict)
-        if failure is None and job.folder.state() not in FINISHED and self.stopped_by is None:
-            self.queue.append(job)  # interrupted from outside, or another process's meanwhile
+        # what leaves because we close is no failure: it has saved, or goes on from its checkpoint
+        failure = None if self.closing else settle(job.folder, gone.code, starved, one.verdict)
+        if failure is None and job.folder.state() not in FINISHED:
+            self.queue.append(job)  # interrupted, or another process's meanwhile
+            if self.closing:
+                self.watch.ended(job)
             return
         self.tries[gone.folder] += 1
         how = failure and try_again(job.folder, failure, self.tries[gone.folder],
                                     self.limits.retries)
-        if failure and how and self.stopped_by is None:
+        if failure and how:
             self.watch.again(job, failure, how)
             self.queue.appendleft(job)
             return
@@ -155,13 +163,12 @@ class Pool:
         self.remember(job.folder, failure)
 
     def remember(self, folder: RunFolder, failure: Failure | None) -> None:
-        """Count failures alike; after enough runs in a row let the others save and leave."""
+        """Count failures alike; enough runs in a row stop the study."""
         likeness = failure.likeness(folder) if failure else ""
         before, runs = self.alike
         self.alike = (likeness, runs + 1 if likeness == before else 1)
-        if failure and self.alike[1] >= ALIKE and self.stopped_by is None:
-            self.stopped_by = failure
-            self.backend.stop()
+        if failure and self.alike[1] >= ALIKE and not self.closing:
+            self.close(f"{ALIKE} runs in a row failed alike: {failure.reason}; mend that first")
 
     def enforce(self) -> None:
         """Ask runs beyond their limits to save and leave; kill those that do not."""
@@ -169,6 +176,9 @@ class Pool:
         if now - self.limits_seen < LIMITS_SECONDS:
             return
         self.limits_seen = now
+        most = self.limits.seconds
+        if most is not None and now - self.began > most and not self.closing:
+            self.close(f"the budget of {most:g} seconds is spent")
         for path, one in self.running.items():
             if one.verdict is None:
                 one.verdict = self.beyond(one, now)

@@ -102,8 +102,9 @@ class Study:
 
     @property
     def ok(self) -> bool:
-        """Whether every run has its result; a diverged run has: it is one."""
-        return all(state_of(folder) in FINISHED for _, folder in self.runs())
+        """Whether every run has its result (a diverged one has: it is one) or is left out."""
+        return all(entry.get("left_out") or state_of(folder) in FINISHED
+                   for entry, folder in self.runs())
 
     def frame(self) -> DataFrame:
         """One row per run: the varied keys, state, results (null where there are none), folder."""

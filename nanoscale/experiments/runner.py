@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,17 @@ from nanoscale.experiments.cells import (
     plain_values,
     questions,
 )
-from nanoscale.experiments.failures import ALIKE
+from nanoscale.experiments.planning import (
+    CACHED,
+    LEFT_OUT,
+    Store,
+    dry_lines,
+    make_ready,
+    plan_line,
+    plan_of,
+    read_budget,
+    within,
+)
 from nanoscale.experiments.pool import Job, Limits, Pool
 from nanoscale.experiments.progress import duration, open_progress
 from nanoscale.experiments.results import (
@@ -39,21 +47,10 @@ from nanoscale.experiments.results import (
     failure_lines,
     matching_studies,
 )
-from nanoscale.lease import Held
 from nanoscale.records import (
-    CONFIG,
-    FAILED,
-    FINISHED,
-    RUNNING,
-    WAITING,
     RunFolder,
-    RunSpec,
-    write_json,
 )
 from nanoscale.sources import Source, read_file
-
-NEW, CACHED, RESUME, RETRY, ELSEWHERE = "new", "cached", "resume", "retry", "elsewhere"
-NUMERICS = ("device", "threads", "compile")  # kept when a run goes on: they round differently
 
 
 class ExperimentRunner:
@@ -68,12 +65,15 @@ class ExperimentRunner:
         retries: how often a run that crashed is tried again, from its last checkpoint.
         time_limit: seconds a run may take in one call; then it saves, and counts as failed.
         memory_limit: bytes a run may take; then it goes on with half the micro-batch.
+        budget: of a study: training FLOPs as a number, for its cheapest runs, cached ones too;
+            or a time as in "90 min", after which a call starts no run and the last ones save.
     """
 
     def __init__(self, base_config_path: str | Path | None = None,
                  output_root: str | Path = "experiments_out", workers: int | None = None,
                  threads: int = 1, backend: Backend | None = None, retries: int = 1,
-                 time_limit: float | None = None, memory_limit: float | None = None) -> None:
+                 time_limit: float | None = None, memory_limit: float | None = None,
+                 budget: float | str | None = None) -> None:
         for name, value, least in (("workers", workers, 1), ("threads", threads, 1),
                                    ("retries", retries, 0)):
             if value is not None and (not isinstance(value, int) or value < least):
@@ -85,7 +85,8 @@ class ExperimentRunner:
         self.output_root = Path(output_root)
         self.workers, self.threads = workers, threads
         self.backend = backend or local_backend()
-        self.limits = Limits(time_limit, memory_limit, retries)
+        self.budget, seconds = read_budget(budget)
+        self.limits = Limits(time_limit, memory_limit, retries, seconds, budget is not None)
 
     # -- what users call --------------------------------------------------------------------
     def run_grid(self, grid_name: str, base_params: Mapping[str, Any] | None = None,
@@ -147,19 +148,22 @@ class ExperimentRunner:
                   warn: Sequence[str] = (), dry_run: bool = False) -> Study:
         """Bring every cell to a result and return the study; what all the others stand on."""
         folders = {cell.spec.id: self._folder(cell) for cell in cells}
+        paid = within(cells, self.budget)
         plan = {run: plan_of(folder) for run, folder in folders.items()}
-        study = Study(record_of(name, cells, asked, warn), self.output_root, plan)
-        for line in [plan_line(study), *(f"warning: {text}" for text in warn)]:
+        plan |= {run: LEFT_OUT for run in plan if run not in paid and plan[run] != CACHED}
+        study = Study(record_of(name, cells, asked, warn, plan), self.output_root, plan)
+        for line in [plan_line(plan, cells), *(f"warning: {text}" for text in warn)]:
             print(f"[{name}] {line}")
         if dry_run:
-            for cell in cells:
-                print(f"[{name}]   {plan[cell.spec.id]:9} {cell.flops:.3g} FLOPs  {cell}")
+            slots, store = self._slots(study, cells), Store(self.output_root / RUNS)
+            for line in dry_lines(cells, plan, folders, store, len(slots)):
+                print(f"[{name}] {line}")
             return study
         for cell in cells:
             make_ready(folders[cell.spec.id], cell.spec, plan[cell.spec.id])
         study.save()
         todo = [Job(folders[cell.spec.id], cell.flops, str(cell)) for cell in cells
-                if plan[cell.spec.id] != CACHED]
+                if plan[cell.spec.id] not in (CACHED, LEFT_OUT)]
         self._run(study, todo, cells)
         return study
 
@@ -168,22 +172,22 @@ class ExperimentRunner:
 
     def _run(self, study: Study, todo: Sequence[Job], cells: Sequence[Cell]) -> None:
         """Run what is to be done and say what came of it."""
-        began, stopped_by = time.monotonic(), None
+        began, stopped = time.monotonic(), ""
         try:
             if todo:
                 slots = self._slots(study, cells)
                 with open_progress(study.name, todo) as progress:
-                    stopped_by = Pool(self.backend, slots, progress, self.limits).run(todo)
+                    stopped = Pool(self.backend, slots, progress, self.limits).run(todo)
         except KeyboardInterrupt:
             print(f"[{study.name}] interrupted; every run has saved, the same command continues")
             raise
         finally:
             study.save()
         mixed = [f"warning: {text}" for text in study.mixed_numerics()]
-        stopped = [f"stopped: {ALIKE} runs in a row failed alike: {stopped_by.reason}; mend that, "
-                   "and the same command goes on"] if stopped_by else []
-        for line in [*mixed, *failure_lines(study), *stopped]:
+        for line in [*mixed, *failure_lines(study)]:
             print(f"[{study.name}] {line}")
+        if stopped:
+            print(f"[{study.name}] stopped: {stopped}; the same command goes on")
         counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
         print(f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
               f"{study.folder / TABLE}", flush=True)
@@ -201,61 +205,14 @@ class ExperimentRunner:
         return slots
 
 
-# -- planning -----------------------------------------------------------------------------------
-def plan_of(folder: RunFolder) -> str:
-    """What a run needs: nothing (cached), a start, to go on, another try, or its owner's time."""
-    if not folder.exists():
-        return NEW
-    state = folder.state()
-    if state in FINISHED:
-        return CACHED
-    if state == WAITING:
-        return RESUME if folder.status().get("checkpoint_step") is not None else NEW
-    return {FAILED: RETRY, RUNNING: ELSEWHERE}[state]
-
-
-def plan_line(study: Study) -> str:
-    """`12 runs: 8 new, 4 cached; 3.2e+12 FLOPs to do`."""
-    plans = list(study.plan.values())
-    counts = ", ".join(f"{plans.count(p)} {p}" for p in (NEW, CACHED, RESUME, RETRY, ELSEWHERE)
-                       if p in plans)
-    left = sum(entry["flops"] for entry, _ in study.runs() if study.plan[entry["id"]] != CACHED)
-    return f"{len(study)} runs: {counts}" + (f"; {left:.3g} FLOPs to do" if left else "")
-
-
-def make_ready(folder: RunFolder, spec: RunSpec, plan: str) -> None:
-    """Give the run its folder and today's config: keys that are no part of its identity (where the
-    data lie, the micro-batch) may have changed; a run that goes on keeps what rounding depends on.
-    """
-    if plan in (CACHED, ELSEWHERE):
-        return
-    with suppress(Held):  # another runner was faster: its run is waited for
-        if not folder.exists():
-            folder.create(spec)
-            return
-        with folder.take():
-            status = folder.status()
-            if status["state"] not in FINISHED:
-                write_json(folder / CONFIG, with_old(spec, folder).to_json())
-                if status["state"] != WAITING:
-                    folder.set_status(state=WAITING, kind=None, reason=None)
-
-
-def with_old(spec: RunSpec, folder: RunFolder) -> RunSpec:
-    """`spec` with what a folder's run must keep: its numerics, a micro-batch that was halved."""
-    old, now = folder.spec().config, spec.config
-    kept = {"micro_batch_size": now.micro_batch_size or old.micro_batch_size}
-    if folder.status().get("checkpoint_step") is not None:
-        kept |= {key: getattr(old, key) for key in NUMERICS}
-    return replace(spec, config=replace(now, **kept))
-
-
+# -- records --------------------------------------------------------------------------------------
 def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any],
-              warn: Sequence[str]) -> dict[str, Any]:
+              warn: Sequence[str], plan: Mapping[str, str]) -> dict[str, Any]:
     """A study's `study.json`: what was asked, and the runs that answer it."""
     return {"schema": SCHEMA, "name": name, "asked": dict(asked), "warnings": list(warn),
             "runs": [{"id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
-                      "flops": cell.flops} for cell in cells]}
+                      "flops": cell.flops, "left_out": plan[cell.spec.id] == LEFT_OUT}
+                     for cell in cells]}
 
 
 def _read_base(path: str | Path) -> Source:
