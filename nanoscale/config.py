@@ -155,8 +155,7 @@ class ExperimentConfig:
                                     group="evaluation", least=1)
     stats_interval: int = option(0, "updates between statistics per role; 0: never",
                                  group="evaluation", least=0)
-    eval_only: bool = option(False, "evaluate, write nothing, end", group="evaluation",
-                             hashed=False)
+    eval_only: bool = option(False, "evaluate and end", group="evaluation", hashed=False)
     # records
     out_dir: str = option("out", "the run folder", group="records", hashed=False)
     init_from: str = option("scratch", "resume: continue what out_dir holds", group="records",
@@ -171,8 +170,9 @@ class ExperimentConfig:
                                        group="records", hashed=False, least=0)
     checkpoint_steps: tuple[int, ...] = option((), "steps whose checkpoint is kept, for branches",
                                                group="records", hashed=False)
-    tensorboard_log: bool = option(False, "mirror the rows to TensorBoard", group="records",
-                                   hashed=False)
+    keep: str = option("all", "what a finished run keeps of ckpt.pt and best.pt", group="records",
+                       hashed=False, choices=("all", "best", "none"))
+    tensorboard_log: bool = option(False, "rows to TensorBoard too", group="records", hashed=False)
     wandb_log: bool = option(False, "mirror the rows to Weights & Biases", group="records",
                              hashed=False)
     wandb_project: str = option("owt", "", group="records", hashed=False)

@@ -23,7 +23,7 @@ from nanoscale.experiments.cells import describe
 from nanoscale.experiments.progress import read
 from nanoscale.experiments.results import study_names
 from nanoscale.recipes import Arm, StudyFile, read_study
-from nanoscale.records import COMPLETE, write_json
+from nanoscale.records import BEST, CHECKPOINT, COMPLETE, write_json
 from nanoscale.sources import FIELDS, Source, apply
 from nanoscale.transfer import Judged, joint_record, study_verdicts
 
@@ -126,8 +126,7 @@ def conclude(study: Study) -> list[str]:
     elif recipe == "transfer" and (frame["state"] == COMPLETE).any():
         verdicts, answer = judge_arms(study)
     report = write_study_report(study, frame, fit, answer, verdicts)
-    lines = [*answer, f"report: {report}"]
-    return [*lines, f"next: {next_command(frame)}"] if (frame["state"] == COMPLETE).any() else lines
+    return [*answer, f"report: {report}", *next_command(frame)]
 
 
 def size_labels(frame: DataFrame, study: Study) -> list[str]:
@@ -179,12 +178,17 @@ def best_line(frame: DataFrame, study: Study) -> list[str]:
     return [f"lowest val_loss {losses.min():.4f} at {describe(best['values']) or best['folder']}"]
 
 
-def next_command(frame: DataFrame) -> str:
-    """Sampling from the best run, with the Python that made it."""
+def next_command(frame: DataFrame) -> list[str]:
+    """Sampling from the best run, with the Python that made it, where a run kept its weights."""
+    done = frame[frame["val_loss"].notna()]
+    done = done[[any((Path(folder) / name).is_file() for name in (BEST, CHECKPOINT))
+                 for folder in done["folder"]]]
+    if done.empty:
+        return []
     here = os.path.relpath(sys.executable)
     python = "python" if here.startswith("..") else here
-    best = frame.loc[frame["val_loss"].astype(float).idxmin(), "folder"]
-    return f"{python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"
+    best = done.loc[done["val_loss"].astype(float).idxmin(), "folder"]
+    return [f"next: {python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"]
 
 
 def short(n: float) -> str:

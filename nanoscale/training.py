@@ -165,7 +165,7 @@ class Recorder:
         improved = found["val_loss"] < run.best_val_loss
         if improved:
             run.best_val_loss = found["val_loss"]
-        if improved and run.step > 0:
+        if improved and run.step > 0 and run.config.keep != "none":
             best = gathered({"model": run.model.state_dict()}, run.ranks)
             if self.writes():
                 checkpoint.save(self.folder / BEST, run.spec, step=run.step,
@@ -314,6 +314,9 @@ def finish(run: Run, recorder: Recorder, state: str) -> None:
             np.save(file, losses)
     write_json(folder / METRICS, found)
     folder.set_status(state=state, step=run.step)
+    if run.config.keep != "all":
+        folder.set_status(checkpoint_step=None)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def take_over(run: Run, folder: RunFolder) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from nanoscale.counting import flops_per_iter, parameter_counts
 from nanoscale.lease import Held
 from nanoscale.records import (
+    BEST,
     COMPLETE,
     DIVERGED,
     FINISHED,
@@ -119,6 +120,7 @@ def finish(folder: RunFolder) -> int:
         "iter_num": config.max_iters, "tokens_seen": config.max_iters * config.tokens_per_iter,
         "tokens_per_second": 1e4, "wall_seconds": 0.01, "config": config.to_dict(),
         "numerics": {"device": "cpu", "threads": config.threads}})
+    (folder / BEST).touch()
     folder.set_status(state=state)
     return 1 if diverged else 0
 

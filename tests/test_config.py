@@ -61,7 +61,7 @@ FROZEN_DEFAULTS = {
     "eval_only": False,
     "out_dir": "out", "init_from": "scratch", "branch_from": None, "log_interval": 1,
     "always_save_checkpoint": True, "checkpoint_seconds": 300.0, "checkpoint_steps": (),
-    "tensorboard_log": False, "wandb_log": False, "wandb_project": "owt",
+    "keep": "all", "tensorboard_log": False, "wandb_log": False, "wandb_project": "owt",
     "wandb_run_name": "gpt2",
     "device": "auto", "dtype": "auto", "compile": True, "cuda_graphs": False,
     "kernels": "auto",
@@ -70,7 +70,7 @@ FROZEN_DEFAULTS = {
 }
 UNHASHED = {
     "dataset", "data_root", "eval_only", "out_dir", "init_from", "branch_from", "log_interval",
-    "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "tensorboard_log",
+    "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard_log",
     "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile", "cuda_graphs",
     "micro_batch_size", "recompute", "loss_chunk", "threads", "backend", "sharding",
     "parametrization.rules",

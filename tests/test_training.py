@@ -22,6 +22,7 @@ from conftest import ROOT, TINY, run_nanoscale, run_python, spec_maker
 from nanoscale import checkpoint, evaluation, training
 from nanoscale.data import open_dataset
 from nanoscale.errors import UserError
+from nanoscale.lease import Held
 from nanoscale.prepare import prepare
 from nanoscale.records import TIMING_COLUMNS, RunFolder, RunSpec
 from nanoscale.resume import open_folder
@@ -283,6 +284,34 @@ def test_numerics_are_kept_on_resume(spec_of, tmp_path):
     training.save(run, folder)
     assert training.train(folder) == "COMPLETE"
     assert folder.metrics()["numerics"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("keep", "left"), [("best", {"best.pt"}), ("none", set())])
+def test_a_finished_run_keeps_what_it_is_told_to(spec_of, tmp_path, keep, left):
+    folder = trained(spec_of(keep=keep), tmp_path / "out")
+    assert {path.name for path in folder.path.glob("*.pt")} == left
+    assert folder.status()["checkpoint_step"] is None
+    assert losses(folder) == losses(trained(spec_of(), tmp_path / "all"))
+
+
+def test_a_run_has_its_folder_to_itself(spec_of, tmp_path, monkeypatch):
+    """A second process leaves at once; one that was taken for dead writes nothing more."""
+    folder = open_folder(tmp_path / "out", spec_of(max_iters=6, log_interval=1), resume=False)
+    real, seen = training.update, []
+
+    def update(run: Run, *rest: Any) -> dict[str, Any]:
+        if run.step == 2:
+            seen.append(run_nanoscale("run", str(folder.path)))
+        if run.step == 4:
+            next(folder.path.glob("lease-*.json")).rename(folder / "lease-9.json")
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "update", update)
+    with pytest.raises(Held):
+        training.train(folder)
+    assert (seen[0].returncode, "is training there" in seen[0].stdout) == (130, True)
+    assert [row["step"] for row in folder.rows()] == [0, 1, 2, 3, 4]
+    assert folder.status()["state"] == "RUNNING"  # the successor's word
 
 
 def test_changed_data_is_refused(spec_of, tmp_path, data_root):
