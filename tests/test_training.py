@@ -395,8 +395,9 @@ def test_two_processes_equal_one(data_root, tmp_path):
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
                     reason="torch.compile needs a C++ compiler")
-def test_compiled_equals_eager(spec_of, tmp_path):
-    few = {"max_iters": 4, "n_layer": 1, "eval_interval": 0}
+def test_compiled_equals_eager_with_every_multiplier(spec_of, tmp_path):
+    few = {"max_iters": 4, "n_layer": 1, "eval_interval": 0, "parametrization.mode": "CompleteP",
+           "parametrization.base_head_dim": 16}  # every forward multiplier differs from 1
     eager = trained(spec_of(**few), tmp_path / "eager")
     compiled = open_folder(tmp_path / "compiled", spec_of(**few, compile=True), resume=False)
     done = run_nanoscale("run", str(compiled.path))  # the compiler warns of itself: not in here
