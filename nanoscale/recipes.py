@@ -2,7 +2,8 @@
 
 A recipe turns its table of a TOML file into rows, one dict of config keys per run: `grid` every
 combination of lists, `ladder` models of growing size at one ratio of tokens to parameters,
-`transfer` learning rates over sizes, finer around each optimum once it is known where that is.
+`transfer` learning rates over sizes, finer around each optimum once it is known where that is,
+`search` trials of a space (see `experiments.search`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import Any
 from nanoscale.config import LENGTH_KEYS
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import combinations, grid_lists
+from nanoscale.experiments.search import Plan
+from nanoscale.experiments.space import read_space
 from nanoscale.sources import FIELDS, flatten_keys
 
 TABLES = {"study": ("name", "question", "recipe"), "base": None, "grid": None,
           "ladder": ("seeds", "min_sizes", "sizes"),
-          "transfer": ("size", "seeds", "sizes", "arms")}
-RECIPES = ("grid", "ladder", "transfer")
+          "transfer": ("size", "seeds", "sizes", "arms"),
+          "search": ("trials", "sampler", "seed", "rungs", "promote", "space")}
+RECIPES = ("grid", "ladder", "transfer", "search")
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 MIN_TRANSFER_SIZES, MIN_LRS = 3, 5
 FLAT = 0.05  # nats: LRs this close to the best one are part of its valley
@@ -72,6 +76,7 @@ class StudyFile:
     min_sizes: int = MIN_SIZES
     size: str = ""  # transfer: the key that grows
     arms: Sequence[Arm] = ()
+    search: Plan | None = None
 
 
 def read_study(path: Path) -> StudyFile:
@@ -96,7 +101,8 @@ def read_study(path: Path) -> StudyFile:
                             f"{recipe!r}")
     common = {"path": path, "name": study.get("name", path.stem), "recipe": recipe,
               "question": study.get("question", ""), "base": flatten_keys(tables.get("base", {}))}
-    rows = {"grid": _grid_rows, "ladder": _ladder_rows, "transfer": _transfer_rows}[recipe]
+    rows = {"grid": _grid_rows, "ladder": _ladder_rows, "transfer": _transfer_rows,
+            "search": _search_plan}[recipe]
     return StudyFile(**common, **rows(path, tables.get(recipe, {}), common["base"]))
 
 
@@ -150,6 +156,18 @@ def _ladder_rows(path: Path, ladder: Mapping[str, Any], base: Mapping[str, Any])
         seeds = size.pop("seeds", ladder.get("seeds", [FIELDS["seed"].default]))
         rows += combinations({k: [v] for k, v in size.items()} | grid_lists({}, seeds, where))
     return {"rows": rows, "where": where, "min_sizes": least}
+
+
+def _search_plan(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan in [search] and [search.space]."""
+    where = f"{path}, [search.space]"
+    options = {key: value for key, value in table.items() if key != "space"}
+    rungs = options.pop("rungs", [])
+    if not isinstance(rungs, list):
+        raise UserError(f"{path}, [search]: rungs={rungs!r}: expected a list, as in [250, 500]")
+    plan = Plan(read_space(table.get("space"), where), options.pop("trials", 32),
+                rungs=tuple(rungs) or (0,), **options)
+    return {"rows": [], "where": where, "search": plan}
 
 
 def _transfer_rows(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:

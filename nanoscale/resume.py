@@ -32,6 +32,12 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
         free = key in LENGTH_KEYS or key in SCHEDULE_KEYS or not f.metadata["hashed"]
         if not free and before[key] != after[key]:
             return f"{key} was {before[key]}, now {after[key]}"
+    p, lengths = new.config.parametrization, (old.config.max_iters, new.config.max_iters)
+    if step and lengths[0] != lengths[1] and (p.base_tokens or
+                                              p.wd_timescale == "fraction_of_run"):
+        key = "base_tokens" if p.base_tokens else "wd_timescale"
+        return (f"parametrization.{key}={getattr(p, key)} makes every update depend on the length, "
+                f"which was {lengths[0]}, now {lengths[1]}")
     for t in range(step):
         was, now = lr_multiplier(old.config, t), lr_multiplier(new.config, t)
         if was != now:

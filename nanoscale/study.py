@@ -63,6 +63,10 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_ru
             {"name": arm.name, "lr": arm.lr, "values": dict(arm.values)} for arm in design.arms]}
 
     def run(rows: Sequence[Mapping[str, Any]]) -> Study:
+        if design.search:
+            return runner.run_search(design.name, Source(f"{path}, [base]", design.base),
+                                     design.search, design.where, defaults=DEFAULTS,
+                                     dry_run=dry_run, asked=asked)
         return runner.run_rows(design.name, Source(f"{path}, [base]", design.base), rows,
                                design.where, defaults=DEFAULTS, dry_run=dry_run, asked=asked)
 
@@ -118,7 +122,7 @@ def prepare_missing(base: Mapping[str, Any]) -> None:
 def conclude(study: Study) -> list[str]:
     """Fit and report from the run folders; the lines that a user reads at the end."""
     frame = study.frame()
-    fit, verdicts, answer = None, [], best_line(frame, study)
+    fit, verdicts, answer = None, [], best_line(study)
     recipe = study.record["asked"].get("recipe")
     if recipe == "ladder":
         frame["size"] = size_labels(frame, study)
@@ -169,13 +173,13 @@ def judge_arms(study: Study) -> tuple[list[Judged], list[str]]:
                       for name, record, _ in verdicts]
 
 
-def best_line(frame: DataFrame, study: Study) -> list[str]:
-    """The best run of a grid, in one line."""
-    losses = frame["val_loss"].astype(float)
-    if losses.isna().all():
+def best_line(study: Study) -> list[str]:
+    """The best run of a grid or a search, in one line."""
+    best = study.best
+    if best is None:
         return ["no run has finished with a loss"]
-    best = study.record["runs"][losses.idxmin()]
-    return [f"lowest val_loss {losses.min():.4f} at {describe(best['values']) or best['folder']}"]
+    where = describe(best["values"]) or best["folder"]
+    return [f"lowest val_loss {best['val_loss']:.4f} at {where}"]
 
 
 def next_command(frame: DataFrame) -> list[str]:

@@ -92,6 +92,8 @@ def run(folder: RunFolder) -> int:
                                  "tokens_per_second": 1e4}))
         if step % (1 + config.max_iters // 100) == 0:
             folder.set_status(step=step, checkpoint_step=step)
+        if step in config.checkpoint_steps:
+            (folder / f"ckpt-{step}.pt").touch()
         if config.beta1 == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
         if config.beta1 == SLOW:

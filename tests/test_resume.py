@@ -91,6 +91,15 @@ def test_a_run_cannot_be_shorter_than_its_past():
     assert "max_iters=6" in past_difference(old, new, 7)
 
 
+@pytest.mark.parametrize("rule", [{"wd_timescale": "fraction_of_run"}, {"base_tokens": 1000}])
+def test_rules_of_the_whole_length_have_no_longer_future(rule):
+    rule = {f"parametrization.{key}": value for key, value in rule.items()}
+    short, long = (tiny_spec(max_iters=n, lr_schedule="constant", **rule) for n in (10, 20))
+    assert "which was 10, now 20" in past_difference(short, long, 5)
+    assert past_difference(short, long, 0) is None
+    assert past_difference(short, short, 5) is None
+
+
 def test_a_refusal_names_the_place_the_difference_and_the_remedy():
     with pytest.raises(UserError, match=r"here.*n_layer was 2, now 3.*another out_dir"):
         check_past(tiny_spec(), tiny_spec(n_layer=3), 5, "here")

@@ -174,7 +174,7 @@ def test_an_arm_refines_until_the_octave_around_the_best_is_there(optimum):
     (LADDER.replace("[study]", "[studdy]"), ["no table [studdy]", "'study'"]),
     (LADDER.replace("question", "qestion"), ["[study]: unknown key 'qestion'", "'question'"]),
     (LADDER.replace("[ladder]", "[ladder]\nseed = 1"), ["[ladder]: unknown key", "'seeds'"]),
-    (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'grid', 'ladder' or 'transfer'"]),
+    (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'transfer' or 'search'"]),
     (LADDER.replace('"ladder"', '"grid"'), ["[ladder] belongs to recipe"]),
     (LADDER.replace("tokens_per_param", "max_iters"), ["[base]", "tokens_per_param = 20"]),
     (LADDER.replace("n_embd = 24", "n_embd = 24\nmax_iters = 3"), ["max_iters", "all sizes share"]),
@@ -445,3 +445,29 @@ def test_how_a_study_runs_can_be_said_on_the_command_line(capsys):
         main(["toy.toml", "--budget", "1 parsec"])
     assert main(["toy.toml", "--budget=1", "--retries=0", "--time_limit=9.5", "--dry-run"]) == 0
     assert "left out" in capsys.readouterr().out
+
+
+SEARCH = GRID.split("[grid]")[0].replace('"grid"', '"search"').replace("= 5", "= 5\nbeta1 = 0.66")
+
+
+def test_a_search_is_a_study_file_too(capsys):
+    Path("s.toml").write_text(SEARCH + """
+        [search]
+        trials = 4
+        sampler = "random"
+        [search.space]
+        learning_rate = {low = 1e-4, high = 1e-1, log = true}
+        parametrization.alpha = [0.5, 1]
+        """)
+    assert main(["s.toml"]) == 0
+    study = Study.open(Path("experiments_out/s"))
+    assert len(study) == 4
+    assert (study.folder / "report.html").is_file()
+    said = f"lowest val_loss {study.best['val_loss']:.4f} at learning_rate="
+    assert said in capsys.readouterr().out
+    assert main(["s.toml", "--dry-run"]) == 0
+    for bad, words in (("trials = 0", "at least 1"), ("rungs = 5", "expected a list"),
+                       ("triels = 5", "did you mean 'trials'"), ('sampler = "x"', "choose")):
+        Path("s.toml").write_text(SEARCH + f"[search]\n{bad}\n[search.space]\nseed = [1, 2]")
+        with pytest.raises(UserError, match=words):
+            main(["s.toml"])

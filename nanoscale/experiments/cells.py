@@ -32,8 +32,9 @@ class Cell:
 
     @property
     def flops(self) -> int:
-        """Exact training FLOPs of the whole run."""
-        return flops_per_iter(self.spec.config) * (self.spec.config.max_iters or 0)
+        """Exact training FLOPs of the run, from its branch on if it has one."""
+        past = int(self.spec.parent.rpartition("@")[2]) if self.spec.parent else 0
+        return flops_per_iter(self.spec.config) * max((self.spec.config.max_iters or 0) - past, 0)
 
     def __str__(self) -> str:
         return describe(self.values) or self.spec.name
@@ -86,11 +87,16 @@ def _as_list(name: str, values: Any) -> list[Any]:
 
 
 # -- cells --------------------------------------------------------------------------------------
+Opened = dict[tuple[str, str], Dataset]
+
+
 def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
-               rows: Iterable[Mapping[str, Any]], where: str) -> list[Cell]:
+               rows: Iterable[Mapping[str, Any]], where: str,
+               opened: Opened | None = None) -> list[Cell]:
     """The cells of `rows` over the common `sources` over `defaults`; equal ones appear once.
 
-    `where` is how messages call the rows: `grid_params`, or a table of a study file.
+    `where` is how messages call the rows: `grid_params`, or a table of a study file; `opened` keeps
+    datasets open from one call to the next.
 
     Raises:
         UserError: a key, a value or a combination is bad, naming it and its cell.
@@ -98,7 +104,7 @@ def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
     base = flatten(ExperimentConfig())
     for source in (Source("defaults", defaults), *sources):
         base = apply(base, source)
-    opened: dict[tuple[str, str], Dataset] = {}
+    opened = {} if opened is None else opened
     cells: dict[str, Cell] = {}
     for row in rows:
         source = Source(where, dict(row))
@@ -116,7 +122,7 @@ def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
     return list(cells.values())
 
 
-def _open(opened: dict[tuple[str, str], Dataset], config: ExperimentConfig) -> Dataset:
+def _open(opened: Opened, config: ExperimentConfig) -> Dataset:
     key = (config.dataset, config.data_root)
     if key not in opened:
         opened[key] = open_dataset(*key)

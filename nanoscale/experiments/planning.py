@@ -10,13 +10,14 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from nanoscale.config import ExperimentConfig, scientific
+from nanoscale.config import ExperimentConfig, flatten, scientific
 from nanoscale.counting import flops_per_iter
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.cells import Cell
@@ -166,6 +167,7 @@ class Neighbour:
     """A run of the store: what it depends on, and how fast it went if it has finished."""
 
     name: str
+    config: ExperimentConfig
     keys: frozenset[tuple[str, str]]
     flops_per_iter: int
     speed: float | None  # FLOP/s
@@ -205,6 +207,16 @@ class Store:
         more = f" and {len(names) - MOST_KEYS} more keys" if len(names) > MOST_KEYS else ""
         return f"as {nearest.name} but {', '.join(said)}{more}"
 
+    def alike(self, spec: RunSpec, free: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(folder's name, values) of the runs that differ from `spec` in `free` keys at most."""
+        def fixed(keys: frozenset[tuple[str, str]]) -> set[tuple[str, str]]:
+            return {item for item in keys if item[0] not in free}
+
+        wanted = fixed(keys_of(spec.config, spec.data_fingerprint, spec.parent))
+        for run in self.runs:
+            if fixed(run.keys) == wanted:
+                yield run.name, flatten(run.config)
+
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell will take: its FLOPs at the speed of the nearest sizes; None: unknown."""
         size = flops_per_iter(cell.spec.config)
@@ -225,7 +237,7 @@ def neighbour(folder: RunFolder) -> Neighbour:
         raise UserError(f"{folder.path}: not a run's config ({e})") from e
     metrics = folder.metrics() or {}
     seconds, flops = metrics.get("wall_seconds"), metrics.get("flops")
-    return Neighbour(folder.path.name, keys, flops_per_iter(config),
+    return Neighbour(folder.path.name, config, keys, flops_per_iter(config),
                      flops / seconds if seconds and flops else None)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -87,8 +87,10 @@ class Pool:
         self.closing = ""  # why no run is started any more
         self.limits_seen = 0.0
 
-    def run(self, jobs: Sequence[Job]) -> str:
+    def run(self, jobs: Sequence[Job], more: Callable[[int], Sequence[Job]] | None = None) -> str:
         """Run the jobs, longest first, which packs them best; why not all were run, if not.
+
+        `more(n)` gives up to n further jobs whenever n slots have nothing to do.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once every run has saved and left.
@@ -99,11 +101,11 @@ class Pool:
         try:
             with interrupts() as count:
                 asked = 0
-                while self.running or (self.queue and not self.closing):
+                while self.running or (self.has_queue(more) and not self.closing):
                     if len(count) > asked:
                         asked = len(count)
                         self.close("interrupted", kill=asked > 1)
-                    if not self.closing:
+                    if self.has_queue(more) and not self.closing:
                         self.start_what_can()
                     for gone in self.backend.poll(POLL_SECONDS):
                         self.take_back(gone)
@@ -114,6 +116,13 @@ class Pool:
         if count:
             raise KeyboardInterrupt
         return self.closing if self.queue else ""
+
+    def has_queue(self, more: Callable[[int], Sequence[Job]] | None) -> bool:
+        """Whether jobs wait, after asking for more where slots would be idle."""
+        idle = len(self.free) - len(self.queue)
+        if more is not None and idle > 0 and not self.closing:
+            self.queue.extend(more(idle))
+        return bool(self.queue)
 
     def close(self, why: str, kill: bool = False) -> None:
         """Start nothing more; let the running ones save and leave."""

@@ -62,14 +62,16 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
 class Progress:
     """Counts, FLOPs and time of one call's runs; prints a line per start and per end."""
 
-    def __init__(self, name: str, jobs: Sequence[Job]) -> None:
-        self.name, self.total = name, len(jobs)
+    def __init__(self, name: str, jobs: Sequence[Job], later: tuple[int, float] = (0, 0.0)) -> None:
+        self.name, self.total = name, len(jobs) + later[0]
         self.running: dict[str, Job] = {}
         self.ended_runs = self.failed_runs = 0
         self.began = self.shown = time.monotonic()
         # a resumed run's past took no time of this call
         self.past = {str(job.folder.path): self.done_flops(job) for job in jobs}
-        self.flops_to_do = sum(job.flops - self.past[str(job.folder.path)] for job in jobs)
+        # `later`: runs, and their FLOPs, that a search will ask for
+        self.flops_to_do = later[1] + sum(
+            job.flops - self.past[str(job.folder.path)] for job in jobs)
         self.flops_ended = 0.0
         self.told: set[str] = set()
 
@@ -91,7 +93,7 @@ class Progress:
         state = job.folder.state()
         self.failed_runs += state == FAILED
         done = job.flops if state == COMPLETE else self.done_flops(job)
-        self.flops_ended += done - self.past[path]
+        self.flops_ended += done - self.past.get(path, 0.0)
         self.flops_to_do -= job.flops - done
         self.say(f"{state} {job.title}{self.outcome(job, state)}  "
                  f"({self.ended_runs}/{self.total}, {self.time_left()})")
@@ -145,7 +147,7 @@ class Progress:
 
     def time_left(self) -> str:
         """Time to the end at the speed of this call so far."""
-        done = self.flops_ended + sum(self.done_flops(job) - self.past[path]
+        done = self.flops_ended + sum(self.done_flops(job) - self.past.get(path, 0.0)
                                       for path, job in self.running.items())
         elapsed = time.monotonic() - self.began
         if self.ended_runs == self.total:
@@ -196,10 +198,10 @@ class LiveProgress(Progress):
         return Group(line, table)
 
 
-def open_progress(name: str, jobs: Sequence[Job]) -> Progress:
+def open_progress(name: str, jobs: Sequence[Job], later: tuple[int, float] = (0, 0.0)) -> Progress:
     """A live table where standard output is a terminal that can show one."""
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return LiveProgress(name, jobs) if live else Progress(name, jobs)
+    return (LiveProgress if live else Progress)(name, jobs, later)
 
 
 def duration(seconds: float) -> str:

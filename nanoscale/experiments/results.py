@@ -106,6 +106,16 @@ class Study:
         return all(entry.get("left_out") or state_of(folder) in FINISHED
                    for entry, folder in self.runs())
 
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Of a search, or else of a grid: the values, val_loss and folder of the best run."""
+        if "search" in self.record.get("asked", {}):
+            return self.record.get("best")
+        done = [(loss, entry) for entry, folder in self.runs()
+                if (loss := (folder.metrics() or {}).get("val_loss")) is not None]
+        loss, entry = min(done, key=lambda one: one[0], default=(None, None))
+        return entry and {"values": entry["values"], "val_loss": loss, "folder": entry["folder"]}
+
     def frame(self) -> DataFrame:
         """One row per run: the varied keys, state, results (null where there are none), folder."""
         import pandas as pd
@@ -132,11 +142,15 @@ class Study:
             self.folder.mkdir(parents=True, exist_ok=True)
         for entry, folder in self.runs():
             entry["state"] = state_of(folder)
-        write_json(self.folder / STUDY, self.record)
+        self.save_record()
         table = self.frame().drop(columns="plan", errors="ignore")
         if len(table):  # a table travels: its folders are below the output root, wherever that is
             table["folder"] = [f"{RUNS}/{entry['folder']}" for entry, _ in self.runs()]
         write_text(self.folder / TABLE, table.to_csv(index=False))
+
+    def save_record(self) -> None:
+        """Write `study.json` alone: enough to go on from."""
+        write_json(self.folder / STUDY, self.record)
 
     @property
     def warnings(self) -> list[str]:

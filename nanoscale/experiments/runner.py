@@ -9,12 +9,13 @@ one store below the output root, whatever their study, and a pool runs those wit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nanoscale.config import ExperimentConfig, flatten
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments import machine
 from nanoscale.experiments.backends import Backend, local_backend
 from nanoscale.experiments.cells import (
@@ -47,6 +48,10 @@ from nanoscale.experiments.results import (
     failure_lines,
     matching_studies,
 )
+from nanoscale.experiments.search import Plan as SearchPlan
+from nanoscale.experiments.search import Search, need_optuna
+from nanoscale.experiments.space import read_space
+from nanoscale.experiments.trials import Ladder, Trials, earlier_trials, known_results
 from nanoscale.records import (
     RunFolder,
 )
@@ -104,6 +109,38 @@ class ExperimentRunner:
         return self.run_rows(grid_name, base, combinations(lists), "grid_params",
                              asked={"grid_params": lists}, dry_run=dry_run)
 
+    def run_random(self, name: str, base_params: Mapping[str, Any] | None = None,
+                   space: Mapping[str, Any] | None = None, trials: int = 32,
+                   search_seed: int = 0, dry_run: bool = False) -> Study:
+        """`trials` points of `space` in all, each a function of `search_seed` and its number."""
+        return self.run_hpo(name, base_params, space, trials, "random", search_seed,
+                            dry_run=dry_run)
+
+    def run_hpo(self, name: str, base_params: Mapping[str, Any] | None = None,
+                space: Mapping[str, Any] | None = None, trials: int = 32, sampler: str = "tpe",
+                search_seed: int = 0, rungs: Sequence[int] = (), promote: float = 1 / 3,
+                dry_run: bool = False) -> Study:
+        """Search `space` for the lowest final validation loss with `trials` trials in all.
+
+        Args:
+            space: key -> a list of values, or a range {"low": 1e-4, "high": 1e-1, "log": True}.
+            trials: in all; a call that finds as many done runs nothing.
+            sampler: tpe, gp or cma (of Optuna, extra `hpo`), or random.
+            rungs: lengths in updates, as in [250, 500, 1000], of WSD runs: every trial begins at
+                the first, the best `promote` of a rung go on to the next from where their cooldown
+                began. Without, every trial is one run of the base's length.
+
+        Finished runs of any study below the output root that differ from the base in keys of the
+        space alone are told to the sampler first. `Study.best` is the outcome.
+
+        Raises:
+            UserError: a name, key, value or range is bad; nothing was started or written.
+        """
+        plan = SearchPlan(read_space(space, "space"), trials, sampler, search_seed,
+                          tuple(rungs) or (0,), promote)
+        base = Source("base_params", plain_values("base_params", base_params or {}))
+        return self.run_search(name, base, plan, "space", dry_run=dry_run)
+
     def run_experiment(self, params: Mapping[str, Any] | None = None, name: str | None = None,
                        dry_run: bool = False) -> Study:
         """Run one config as the study `name`, by default the name of its run folder."""
@@ -138,6 +175,45 @@ class ExperimentRunner:
         return self.run_specs(name or cells[0].spec.name, cells, asked=asked,
                               warn=questions(cells, len(rows)), dry_run=dry_run)
 
+    def run_search(self, name: str, base: Source, plan: SearchPlan, where: str, *,
+                   defaults: Mapping[str, Any] | None = None,
+                   asked: Mapping[str, Any] | None = None, dry_run: bool = False) -> Study:
+        """Run a search as a study; `run_hpo` with the arguments of `run_rows`."""
+        check_name(name)
+        need_optuna(plan.sampler)
+        sources, opened = [*self.base, base], {}
+        under = self._defaults(sources) | dict(defaults or {})
+        ladder = Ladder(plan, lambda row: make_cells(under, sources, [row], where, opened)[0])
+        costs = ladder.check(Search(replace(plan, sampler="random")).draw(0))
+        asked = {"base_config": [source.name for source in self.base],
+                 "base_params": dict(base.values)} | dict(asked or {}) | {"search": plan.to_json()}
+        study = Study(record_of(name, (), asked, (), {}), self.output_root)
+        expected = plan.expected(costs)
+        last = ladder.cell(Search(replace(plan, sampler="random")).draw(0), len(costs) - 1, None)
+        earlier = earlier_trials(study)
+        own = {entry["folder"] for entry in earlier}
+        known = [result for folder, *result in known_results(
+            Store(self.output_root / RUNS), last, plan) if folder not in own]
+        trials = Trials(study, Search(plan, known), ladder, self._folder, self.budget)
+        print(f"[{name}] {plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}: about "
+              f"{expected[1]:.3g} FLOPs; {len(known)} runs of other studies are known, "
+              f"{len(earlier)} of this one")
+        if dry_run:
+            return study
+        with disk_errors(study.folder):
+            study.folder.mkdir(parents=True, exist_ok=True)
+        trials.replay(earlier)
+        if trials.unfinished():
+            self._run(study, trials.waiting(), [last], trials.more, expected)
+        trials.collect()
+        if plan.sampler != "random":
+            trials.search.write_journal(study.folder / "optuna.journal", name)
+        lines = trials.summary()
+        study.save()
+        for line in lines:
+            print(f"[{name}] {line}")
+        return study
+
     def _defaults(self, sources: Sequence[Source]) -> dict[str, Any]:
         """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
         named = [s.values["device"] for s in sources if "device" in s.values]
@@ -170,14 +246,16 @@ class ExperimentRunner:
     def _folder(self, cell: Cell) -> RunFolder:
         return RunFolder(self.output_root.absolute() / RUNS / cell.spec.name)
 
-    def _run(self, study: Study, todo: Sequence[Job], cells: Sequence[Cell]) -> None:
-        """Run what is to be done and say what came of it."""
+    def _run(self, study: Study, todo: Sequence[Job], cells: Sequence[Cell],
+             more: Callable[[int], Sequence[Job]] | None = None,
+             expected: tuple[int, float] = (0, 0.0)) -> None:
+        """Run what is to be done, and what `more` adds, and say what came of it."""
         began, stopped = time.monotonic(), ""
         try:
-            if todo:
+            if todo or more:
                 slots = self._slots(study, cells)
-                with open_progress(study.name, todo) as progress:
-                    stopped = Pool(self.backend, slots, progress, self.limits).run(todo)
+                with open_progress(study.name, todo, expected) as progress:
+                    stopped = Pool(self.backend, slots, progress, self.limits).run(todo, more)
         except KeyboardInterrupt:
             print(f"[{study.name}] interrupted; every run has saved, the same command continues")
             raise

@@ -1,0 +1,123 @@
+"""Search spaces: which values a key may take, drawn from uniform numbers or by Optuna.
+
+`{"low": 1e-4, "high": 1e-1, "log": True}` is a range, whole numbers where the key's are; a list is
+a choice. Drawn numbers have five digits, so that they name runs alike everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.experiments.cells import plain
+from nanoscale.sources import FIELDS, TYPES, coerce
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+RANGE = ("low", "high", "log")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key of a space: a choice, or a range of floats or whole numbers."""
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    def at(self, u: float) -> Any:
+        """The value at `u` in [0, 1) of the dimension's own measure."""
+        if self.choices:
+            return self.choices[int(u * len(self.choices))]
+        low, high = (self.low, self.high + 1) if self.whole else (self.low, self.high)
+        value = low * (high / low) ** u if self.log else low + u * (high - low)
+        return min(int(value), int(self.high)) if self.whole else five_digits(value)
+
+    def extremes(self) -> tuple[Any, ...]:
+        """Every choice, or both ends of the range."""
+        return self.choices or (self.at(0.0), self.at(1.0 - 1e-12))
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` lies in the dimension."""
+        return value in self.choices if self.choices else self.low <= value <= self.high
+
+    def optuna(self) -> BaseDistribution:
+        """The same as Optuna says it."""
+        from optuna import distributions as d
+
+        if self.choices:
+            return d.CategoricalDistribution(self.choices)
+        kind = d.IntDistribution if self.whole else d.FloatDistribution
+        return kind(*(int(x) if self.whole else x for x in (self.low, self.high)), log=self.log)
+
+
+def read_space(space: Any, where: str) -> dict[str, Dimension]:
+    """Key -> dimension; `where` is how messages call the space.
+
+    Raises:
+        UserError: a key is unknown, or its values are neither a list nor a range.
+    """
+    if not isinstance(space, Mapping) or not space:
+        raise UserError(f"{where}: give at least one key a range or a list, as in "
+                        "learning_rate = {low = 1e-4, high = 1e-1, log = true}")
+    return {key: _dimension(f"{where}: {key}", key, values)
+            for key, values in _flat(space).items()}
+
+
+def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys, down to the ranges."""
+    found: dict[str, Any] = {}
+    for key, values in space.items():
+        if isinstance(values, Mapping) and not set(RANGE) & set(values):
+            found |= _flat(values, f"{prefix}{key}.")
+        else:
+            found[prefix + str(key)] = values
+    return found
+
+
+def _dimension(name: str, key: str, values: Any) -> Dimension:
+    if key not in FIELDS:
+        raise UserError(f"{name}: unknown key{did_you_mean(key, FIELDS)}")
+    if not FIELDS[key].metadata["hashed"]:
+        raise UserError(f"{name} says where or how a run runs, not what it is; search another key")
+    if isinstance(values, Mapping):
+        return _range(name, key, values)
+    if isinstance(values, str) or not isinstance(plain(values), Sequence):
+        raise UserError(f"{name}={values!r}: expected a list, or a range with {one_of(RANGE[:2])}")
+    choices = tuple(coerce(key, plain(value)) for value in plain(values))
+    if len(choices) < 2:
+        raise UserError(f"{name}={list(values)}: a choice has at least two values; one belongs to "
+                        "the base")
+    return Dimension(key, choices)
+
+
+def _range(name: str, key: str, values: Mapping[str, Any]) -> Dimension:
+    for word in values:
+        if word not in RANGE:
+            raise UserError(f"{name}: unknown {word!r}{did_you_mean(word, RANGE)}")
+    whole = "int" in str(TYPES[key]) and "float" not in str(TYPES[key])
+    if not whole and "float" not in str(TYPES[key]):
+        raise UserError(f"{name}: its values are no numbers; give a list")
+    try:
+        low, high = (coerce(key, plain(values[word])) for word in ("low", "high"))
+    except KeyError as e:
+        raise UserError(f"{name}: a range needs {e}") from None
+    log = values.get("log", False)
+    if not isinstance(log, bool):
+        raise UserError(f"{name}: log={log!r}: expected true or false")
+    if not low < high or (log and low <= 0):
+        raise UserError(f"{name}: low={low}, high={high}: expected low < high"
+                        + (", both above 0 for log" if log else ""))
+    return Dimension(key, (), low, high, log, whole)
+
+
+def five_digits(value: float) -> float:
+    """`value` to five significant digits."""
+    return float(f"{value:.5g}") if math.isfinite(value) else value

@@ -1,0 +1,250 @@
+"""Trials as runs: a search's proposals become cells and jobs, run folders become its results.
+
+What a search has tried is its study's record, in order; the results are in the run folders. So a
+killed search goes on, a finished one runs nothing, and one asked for more trials runs those alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanoscale.counting import flops_per_iter
+from nanoscale.errors import UserError
+from nanoscale.experiments.cells import Cell, describe
+from nanoscale.experiments.planning import CACHED, Store, make_ready, plan_of
+from nanoscale.experiments.pool import Job
+from nanoscale.experiments.results import Study
+from nanoscale.experiments.search import Plan, Search, Trial
+from nanoscale.records import COMPLETE, DIVERGED, FAILED, FINISHED, RunFolder
+from nanoscale.resume import past_difference
+
+MakeCell = Callable[[Mapping[str, Any]], Cell]
+
+
+class Ladder:
+    """How a trial's values become the cell of each rung."""
+
+    def __init__(self, plan: Plan, make: MakeCell) -> None:
+        self.plan, self.make = plan, make
+
+    def cell(self, values: Mapping[str, Any], rung: int, parent: Path | None) -> Cell:
+        """The cell of a trial at a rung; `parent` is the folder of the rung below."""
+        if self.plan.rungs == (0,):
+            return self.make(values)
+        length = self.plan.rungs[rung]
+        first = self.make({**values, "lr_schedule": "wsd", "max_iters": self.plan.rungs[0]})
+        # one warmup in updates for all rungs: their pasts must be equal
+        row = {**values, "lr_schedule": "wsd", "max_iters": length, "warmup_frac": None,
+               "warmup_iters": first.spec.config.warmup_iters}
+        row["checkpoint_steps"] = [branch_step(self.make(row))]
+        if parent is not None:
+            before = self.make(row | {"max_iters": self.plan.rungs[rung - 1]})
+            row["branch_from"] = f"{parent}@{branch_step(before)}"
+        return self.make(row)
+
+    def check(self, values: Mapping[str, Any]) -> list[int]:
+        """Refuse values that make no run, and rungs whose pasts differ; FLOPs that each rung adds.
+
+        Every choice and every end of a range is tried, the other keys at `values`.
+        """
+        for key, dimension in self.plan.space.items():
+            for value in dimension.extremes():
+                self.cell({**values, key: value}, 0, None)
+        return self.costs(values)
+
+    def costs(self, values: Mapping[str, Any]) -> list[int]:
+        """The FLOPs that each rung adds for a trial at `values`."""
+        costs, below = [], None
+        if self.plan.rungs != (0,):
+            c = self.cell(values, 0, None).spec.config
+            if c.warmup_iters >= c.max_iters - round(c.cooldown_frac * c.max_iters):
+                raise UserError(f"rungs={list(self.plan.rungs)}: the warmup of {c.warmup_iters} "
+                                f"updates leaves nothing of {c.max_iters}; set warmup_frac=0.05")
+        for rung in range(len(self.plan.rungs)):
+            cell = self.cell(values, rung, None)
+            start = 0 if below is None else branch_step(below)
+            if below is not None:
+                why = past_difference(below.spec, cell.spec, start)
+                if why:
+                    raise UserError(f"rungs={list(self.plan.rungs)}: a longer run cannot go on "
+                                    f"from a shorter one: {why}")
+            costs.append(flops_per_iter(cell.spec.config) * (self.plan.rungs[rung] - start)
+                         if below else cell.flops)
+            below = cell
+        return costs
+
+
+def branch_step(cell: Cell) -> int:
+    """The step at which a WSD run's cooldown begins (see `schedule.lr_multiplier`)."""
+    config = cell.spec.config
+    end = config.lr_decay_iters or 0
+    return max(config.warmup_iters, end - round(config.cooldown_frac * end))
+
+
+@dataclass
+class Underway:
+    """A trial at a rung, and the run that is it."""
+
+    trial: Trial
+    cell: Cell
+    folder: RunFolder
+
+
+class Trials:
+    """A search bound to the run folders of its study."""
+
+    def __init__(self, study: Study, search: Search, ladder: Ladder,
+                 folder_of: Callable[[Cell], RunFolder], budget: float | None) -> None:
+        self.study, self.search, self.ladder = study, search, ladder
+        self.folder_of, self.budget = folder_of, budget
+        self.underway: list[Underway] = []
+        self.last: dict[int, Path] = {}  # trial number -> the folder of its newest rung
+        self.spent = 0
+        self.broke = False
+
+    def replay(self, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Take up what an earlier call has tried, in its order."""
+        for entry in runs:
+            while len(self.search.trials) < entry["trial"]:  # those that made no run
+                self.search.tell(self.search.add({}), None)
+            if entry["rung"] == 0:
+                trial = self.search.add(entry["trial_values"])
+            else:
+                trial = self.search.trials[entry["trial"]]
+                if len(trial.losses) != entry["rung"]:
+                    continue  # the rung below is gone, or failed: it comes first
+                trial.running, trial.failed = True, False
+            self.begin(trial)
+            self.collect()
+
+    def begin(self, trial: Trial) -> Underway:
+        """Make the run of a trial's next rung part of the study."""
+        rung = len(trial.losses)
+        cell = self.ladder.cell(trial.values, rung, self.last.get(trial.number))
+        one = Underway(trial, cell, self.folder_of(cell))
+        plan = plan_of(one.folder)
+        make_ready(one.folder, cell.spec, plan)
+        self.last[trial.number] = one.folder.path
+        self.study.plan.setdefault(cell.spec.id, plan)
+        self.study.record["runs"].append({
+            "id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
+            "flops": cell.flops, "trial": trial.number, "rung": rung,
+            "trial_values": trial.values})
+        self.underway.append(one)
+        self.spent += cell.flops
+        return one
+
+    def collect(self) -> None:
+        """Tell the search of the runs that have ended."""
+        for one in list(self.underway):
+            state = one.folder.state()
+            if state in (*FINISHED, FAILED):
+                self.underway.remove(one)
+                self.search.tell(one.trial, loss_of(one.folder, state))
+
+    def more(self, free: int) -> list[Job]:
+        """Up to `free` new jobs; none while none can be known, or the budget is spent."""
+        self.collect()
+        jobs: list[Job] = []
+        while len(jobs) < free and not self.broke:
+            trial = self.search.propose()
+            if trial is None:
+                break
+            try:
+                one = self.begin(trial)
+            except UserError as e:  # a combination that makes no run
+                print(f"[{self.study.name}] trial {trial.number} is none: {e}")
+                self.search.tell(trial, None)
+                continue
+            if self.budget is not None and self.spent > self.budget:
+                self.broke = True
+                self.take_back(one)
+                break
+            if self.study.plan[one.cell.spec.id] == CACHED:
+                self.collect()
+            else:
+                jobs.append(job_of(one))
+        if jobs:
+            self.study.save_record()
+        return jobs
+
+    def take_back(self, one: Underway) -> None:
+        """Undo the beginning of a trial that the budget does not pay for."""
+        self.underway.remove(one)
+        self.study.record["runs"].pop()
+        self.spent -= one.cell.flops
+        one.trial.running = False
+        if not one.trial.losses:
+            self.search.trials.remove(one.trial)
+
+    def unfinished(self) -> bool:
+        """Whether a run waits, or the plan asks for more."""
+        search = self.search
+        return bool(self.underway) or len(search.trials) < search.plan.trials or bool(
+            search.promotable())
+
+    def waiting(self) -> list[Job]:
+        """Jobs of what an earlier call has left unfinished."""
+        return [job_of(one) for one in self.underway]
+
+    def summary(self) -> list[str]:
+        """What the search has found, kept in the record too."""
+        best, n = self.search.best(), len(self.search.trials)
+        lines = [f"{n} trials, {len(self.study.record['runs'])} runs, {self.spent:.3g} FLOPs"
+                 + ("; the budget pays for no more" if self.broke else "")]
+        if best is None:
+            return [*lines, "no trial has a loss"]
+        self.study.record["best"] = {"trial": best.number, "values": best.values,
+                                     "val_loss": best.losses[-1],
+                                     "folder": self.last[best.number].name}
+        return [*lines, f"best: trial {best.number}, {describe(best.values)}: "
+                        f"val_loss {best.losses[-1]:.4f}"]
+
+
+def job_of(one: Underway) -> Job:
+    rung = f", rung {len(one.trial.losses)}" if one.cell.spec.config.branch_from else ""
+    return Job(one.folder, one.cell.flops,
+               f"trial {one.trial.number}{rung}: {describe(one.trial.values)}")
+
+
+def loss_of(folder: RunFolder, state: str) -> float | None:
+    """A run's loss: inf if it diverged, None if it failed."""
+    loss = (folder.metrics() or {}).get("val_loss") if state == COMPLETE else None
+    return math.inf if state == DIVERGED else loss
+
+
+def earlier_trials(study: Study) -> list[dict[str, Any]]:
+    """The runs of an earlier call of the same search, but for the number of its trials."""
+    with suppress(UserError):
+        before = Study.open(study.folder).record
+        ours, theirs = (dict(record["asked"].get("search") or {})
+                        for record in (study.record, before))
+        ours.pop("trials"), theirs.pop("trials", None)
+        base = study.record["asked"]["base_params"] == before["asked"].get("base_params")
+        if ours == theirs and base:
+            return [entry for entry in before["runs"] if "trial" in entry]
+    return []
+
+
+def known_results(store: Store, cell: Cell,
+                  plan: Plan) -> list[tuple[str, dict[str, Any], float]]:
+    """(folder, values, loss) of the finished runs of any study that are trials of this space.
+
+    `cell` is any trial's at the last rung.
+    """
+    found = []
+    for name, values in store.alike(cell.spec, {*plan.space, "warmup_iters", "branch_from"}):
+        inside = {key: values[key] for key in plan.space}
+        if all(value is not None and plan.space[key].holds(value)
+               for key, value in inside.items()):
+            folder = RunFolder(store.folder / name)
+            with suppress(UserError):
+                loss = loss_of(folder, folder.state())
+                if loss is not None:
+                    found.append((name, inside, loss))
+    return found
