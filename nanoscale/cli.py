@@ -151,36 +151,68 @@ def bench(arguments: Sequence[str]) -> int:
 
 def study(arguments: Sequence[str]) -> int:
     """study FILE [--output_root=DIR] [--dry-run]  many runs, one question, a report"""
-    from nanoscale.study import main
+    from nanoscale.commands import study as main
 
     return main(list(arguments))
 
 
 def status(arguments: Sequence[str]) -> int:
     """status [STUDY]                              where the runs of a study stand"""
-    from nanoscale.study import status_main
+    from nanoscale.commands import status as main
 
-    return status_main(list(arguments))
+    return main(list(arguments))
+
+
+def watch(arguments: Sequence[str]) -> int:
+    """watch STUDY                                 its runs as they go on, wherever they run"""
+    from nanoscale.commands import watch_study
+
+    return watch_study(list(arguments))
+
+
+def retry(arguments: Sequence[str]) -> int:
+    """retry STUDY [--workers=N] ...               run again what failed or waits"""
+    from nanoscale.commands import retry as main
+
+    return main(list(arguments))
 
 
 def table(arguments: Sequence[str]) -> int:
-    """table STUDY                                 rebuild table.csv from the run folders"""
-    from nanoscale.study import table_main
+    """table STUDY [--out=FILE.csv|FILE.parquet]   rebuild table.csv from the run folders"""
+    from nanoscale.commands import table as main
 
-    return table_main(list(arguments))
+    return main(list(arguments))
 
 
 def report(arguments: Sequence[str]) -> int:
     """report STUDY                                rebuild report.html"""
-    from nanoscale.study import report_main
+    from nanoscale.commands import report as main
 
-    return report_main(list(arguments))
+    return main(list(arguments))
 
 
 def transfer(arguments: Sequence[str]) -> int:
     """transfer TABLE|STUDY|RUN... [--size=COL] .. does the best LR hold over sizes? a verdict"""
-    from nanoscale.study import parse
+    from nanoscale.options import parse
     from nanoscale.transfer import OPTIONS, main
+
+    names, options = parse(arguments, main, OPTIONS)
+    return DONE if names is None else main(names, options)
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """compare A B [--loss=val_loss] [--rope=0.01] is B's loss lower? a verdict from paired seeds"""
+    from nanoscale.compare import OPTIONS, main
+    from nanoscale.options import parse
+
+    names, options = parse(arguments, main, OPTIONS)
+    return DONE if names is None else main(names, options)
+
+
+def fit(arguments: Sequence[str]) -> int:
+    """fit TABLE|STUDY --n=COL --d=COL --loss=COL  a scaling law, its certainty and intervals"""
+    from nanoscale.fit import OPTIONS, main
+    from nanoscale.options import parse
 
     names, options = parse(arguments, main, OPTIONS)
     return DONE if names is None else main(names, options)
@@ -195,8 +227,8 @@ def coord_check(arguments: Sequence[str]) -> int:
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     verb.__name__.replace("_", "-"): verb for verb in (
-        data, train, run, sample, bench, params, study, status, table, coord_check, transfer,
-        report)}
+        data, train, run, sample, bench, params, study, status, watch, retry, table, coord_check,
+        transfer, compare, fit, report)}
 
 
 def asks_help(arguments: Sequence[str]) -> bool:

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.config import ExperimentConfig, flatten
-from nanoscale.errors import DONE, FAILED, UserError, did_you_mean, disk_errors
-from nanoscale.experiments import ExperimentRunner, Study, rebuild_table
+from nanoscale.errors import UserError, disk_errors
+from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import describe
-from nanoscale.experiments.progress import read
-from nanoscale.experiments.results import study_names
 from nanoscale.recipes import Arm, StudyFile, read_study
 from nanoscale.records import BEST, CHECKPOINT, COMPLETE, write_json
 from nanoscale.sources import FIELDS, Source, apply
@@ -36,7 +34,6 @@ OUTPUT_ROOT = "experiments_out"
 DEFAULTS = {"data_order": "epoch", "min_lr_frac": 0.1, "warmup_frac": 0.05, "lr_decay_iters": None,
             "compile": False}
 MOST_REFINEMENTS = 8
-NUMBERS = ("workers", "retries", "time_limit", "memory_limit")  # options of `nanoscale study`
 C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
 
 
@@ -307,97 +304,3 @@ def numeric(column: Any) -> bool:
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     return is_numeric_dtype(column) and not is_bool_dtype(column)
-
-
-# -- commands -----------------------------------------------------------------------------------
-def main(arguments: list[str]) -> int:
-    """nanoscale study FILE [--output_root=DIR] [--workers=N] [--budget=1e15|90min] [--retries=N]
-    [--time_limit=SECONDS] [--memory_limit=BYTES] [--dry-run]
-    """
-    names, options = parse(arguments, main, ("output_root", "budget", *NUMBERS),
-                           switches=("dry-run",))
-    if names is None:
-        return DONE
-    if len(names) != 1:
-        raise UserError(f"usage: {usage_of(main)}")
-    how = {key: number_option(key, options[key]) for key in NUMBERS if key in options}
-    study = run_study(names[0], options.get("output_root", OUTPUT_ROOT),
-                      budget=options.get("budget"), dry_run="dry-run" in options, **how)
-    return DONE if "dry-run" in options or study.ok else FAILED
-
-
-def number_option(key: str, text: str) -> float | int:
-    """An option's number: a whole one where it can be."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise UserError(f"--{key}={text}: expected a number") from None
-    return int(value) if value.is_integer() else value
-
-
-def usage_of(command: Any) -> str:
-    """A command's usage, the first words of its docstring, in one line."""
-    return " ".join(command.__doc__.split())
-
-
-def status_main(arguments: list[str]) -> int:
-    """nanoscale status [STUDY] [--output_root=DIR]"""
-    names, options = parse(arguments, status_main, ("output_root",))
-    if names is None:
-        return DONE
-    root = Path(options.get("output_root", OUTPUT_ROOT))
-    studies = [Study.open(root / name) for name in names or study_names(root)]
-    if not studies:
-        print(f"no studies in {root}")
-    for study in studies:
-        counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
-        print(f"{study.name}: {len(study)} runs: {counts}")
-        if names:
-            frame = study.frame()
-            frame["step"] = [f"{r.step}/{r.max_iters}" for r in (read(f) for _, f in study.runs())]
-            columns = [*varied(study), "state", "step", "val_loss", "run"]
-            print(frame[columns].to_string(index=False))
-    return DONE
-
-
-def table_main(arguments: list[str]) -> int:
-    """nanoscale table STUDY [--output_root=DIR]"""
-    return for_one_study(arguments, table_main, lambda study: [str(rebuild_table(study.folder))])
-
-
-def report_main(arguments: list[str]) -> int:
-    """nanoscale report STUDY [--output_root=DIR]"""
-    return for_one_study(arguments, report_main, conclude)
-
-
-def for_one_study(arguments: list[str], command: Any, act: Any) -> int:
-    """Print what `act` says of the one study that the arguments name."""
-    names, options = parse(arguments, command, ("output_root",))
-    if names is None:
-        return DONE
-    if len(names) != 1:
-        raise UserError(f"usage: {usage_of(command)}")
-    study = Study.open(Path(options.get("output_root", OUTPUT_ROOT)) / names[0])
-    print("\n".join(act(study)))
-    return DONE
-
-
-def parse(arguments: Sequence[str], command: Any, known: Sequence[str],
-          switches: Sequence[str] = ()) -> tuple[list[str] | None, dict[str, str]]:
-    """Positional arguments, and options (`--key=value`, `--key value`); None after the help."""
-    names, options, rest = [], {}, iter(arguments)
-    for argument in rest:
-        if argument in ("--help", "-h"):
-            print(f"usage: {usage_of(command)}")
-            return None, {}
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and key in known and not equals:
-            value = next(rest, "")
-        if not argument.startswith("-"):
-            names.append(argument)
-        elif (key in known and value) or (key in switches and not equals):
-            options[key] = value
-        else:
-            hint = did_you_mean(key, [*known, *switches])
-            raise UserError(f"{argument}: unknown option{hint or f'; usage: {usage_of(command)}'}")
-    return names, options

@@ -1,18 +1,39 @@
-"""The power law against planted truths, an independent solver, and worlds of known noise."""
+"""The ladder's power law: planted truths, an independent solver, and worlds of known noise."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws import PowerLaw, fit_power_law, solver
+from nanoscale.laws import LAWS, fit_power_law, solver
 from nanoscale.laws.bootstrap import noise_of, resampled, seed_noise, widened
-from nanoscale.laws.forms import number, power_law, to_params, to_theta
+from nanoscale.laws.forms import number
+from nanoscale.laws.objectives import Objective
+from nanoscale.laws.problem import problem_of
 
 FEW = 200  # resamples, where the interval itself is not judged
+POWER = LAWS["power"]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    E: float
+    K: float
+    g: float
+
+    def __call__(self, x):
+        return self.E + self.K * np.asarray(x, float) ** -self.g
+
+
+def solved(x, losses, delta, starts):
+    """The power law's problem, and its solution for losses (R, n) of scale about 1."""
+    problem = problem_of(POWER, x[None], np.ones(len(x)))
+    rule = Objective("log-huber", delta)
+    return problem, solver.solve(problem, rule, losses, np.ones((1, len(x))), starts)
 
 
 def ladder(n_sizes=6, *, E=1.5, reducible=1.5, g=0.15, span=100.0, seeds=3, x0=2e13):
@@ -57,14 +78,15 @@ def test_a_law_without_floor_is_recovered_at_its_bound():
     assert "E" in found.not_identified
 
 
-def scipy_best(u, y, delta, starts):
+def scipy_best(problem, loss, delta, starts):
     """The lowest Huber cost that scipy's trust region finds from many starts."""
     optimize = pytest.importorskip("scipy.optimize")
-    lower, upper = solver.LOWER, np.where(np.isfinite(solver.UPPER), solver.UPPER, 1e3)
+    lower, upper = problem.lower, np.where(np.isfinite(problem.upper), problem.upper, 1e3)
     costs = []
     for start in starts:
         result = optimize.least_squares(
-            lambda t: y - np.log(power_law(t, u)), np.clip(start, lower + 1e-9, upper - 1e-9),
+            lambda t: np.log(loss / problem.at(t[None]).m[0]),
+            np.clip(start, lower + 1e-9, upper - 1e-9),
             bounds=(lower, upper), loss="huber", f_scale=delta, x_scale="jac",
             xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400,
         )  # fmt: skip
@@ -76,14 +98,13 @@ def scipy_best(u, y, delta, starts):
 def test_scipy_never_finds_a_lower_objective(delta):
     rng = np.random.default_rng(1)
     law, x, _, _ = ladder()
-    u = np.log(x) - np.log(x).mean()
     for sd, outlier in ((0.002, 0.0), (0.01, 0.0), (0.004, 0.1)):
         y = np.log(noisy(law, x, sd, rng))
         y[rng.integers(len(y))] += outlier
-        y -= y.mean()
-        found = solver.solve(u, y[None], delta, 32)
-        starts = solver.projected_starts(u, np.exp(y[None]), 6)[0]
-        best = scipy_best(u, y, min(delta, 1e3), starts)
+        loss = np.exp(y - y.mean())
+        problem, found = solved(x, loss[None], delta, 32)
+        starts = problem.starts(loss[None], np.ones((1, len(x))), 6)[0]
+        best = scipy_best(problem, loss, min(delta, 1e3), starts)
         assert found.converged[0]
         assert found.objective[0] <= best * (1 + 1e-9)
 
@@ -91,9 +112,9 @@ def test_scipy_never_finds_a_lower_objective(delta):
 def test_three_starts_per_resample_are_as_good_as_thirty_two():
     rng = np.random.default_rng(2)
     law, x, _, _ = ladder()
-    u, y = np.log(x) - np.log(x).mean(), np.log(law(x)) - np.log(law(x)).mean()
-    draws = y + 0.006 * rng.standard_normal((300, len(x)))
-    few, many = (solver.solve(u, draws, 0.008, n) for n in (3, 32))
+    y = np.log(law(x)) - np.log(law(x)).mean()
+    draws = np.exp(y + 0.006 * rng.standard_normal((300, len(x))))
+    few, many = (solved(x, draws, 0.008, n)[1] for n in (3, 32))
     assert few.converged.all()
     assert many.converged.all()
     assert (few.objective <= many.objective * (1 + 1e-9)).all()
@@ -341,9 +362,14 @@ def test_digits_follow_the_standard_error(value, error, text):
     assert number(value, error) == text
 
 
-def test_parameters_survive_the_way_to_the_solver_and_back():
-    law = PowerLaw(1.5, 286.0, 0.16)
-    theta = to_theta(law, 32.0, 2.5)
-    assert to_params(theta, 32.0, 2.5) == pytest.approx([law.E, law.K, law.g])
-    u = np.array([-1.0, 0, 2])
-    assert power_law(theta, u) * 2.5 == pytest.approx(law(np.exp(u + 32.0)))
+@pytest.mark.parametrize(("name", "params"), [
+    ("power", [1.5, 286.0, 0.16]), ("chinchilla", [1.7, 406.0, 410.0, 0.34, 0.28]),
+    ("kaplan", [8.8e13, 5.4e13, 0.076, 0.095]),
+])  # fmt: skip
+def test_parameters_survive_the_way_to_the_solver_and_back(name, params):
+    law = LAWS[name]
+    x = np.exp(np.random.default_rng(0).uniform(18, 25, (len(law.predictors), 6)))
+    problem = problem_of(law, x, np.full(6, 2.5))
+    theta = problem.theta(np.array(params))
+    assert problem.params(theta) == pytest.approx(params)
+    assert problem.at(theta[None]).m[0] * 2.5 == pytest.approx(law.loss(params, *x))

@@ -14,6 +14,7 @@ from conftest import PACKAGE, ROOT, run_python
 # From the bottom up: a module imports its own layer and those above it in this list.
 LAYERS = [
     ["errors", "signals"],
+    ["options"],
     ["lease"],
     ["config"],
     ["sources", "architecture", "schedule", "provenance"],
@@ -37,8 +38,10 @@ LAYERS = [
     # many runs, and what they say: torch-free again
     ["experiments", "laws", "checks", "report"],
     ["recipes"],
-    ["transfer", "coord_check"],
+    ["transfer", "coord_check", "arms", "compare"],
+    ["fit"],
     ["study"],
+    ["commands"],
     ["cli"],
     ["__main__"],
 ]

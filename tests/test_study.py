@@ -7,6 +7,8 @@ import json
 import math
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +18,20 @@ from fake_worker import CRASH, DIVERGE, TINY
 
 from nanoscale import study as study_module
 from nanoscale.cli import main as cli_main
+from nanoscale.commands import report as report_main
+from nanoscale.commands import retry, watch_study
+from nanoscale.commands import status as status_main
+from nanoscale.commands import study as main
+from nanoscale.commands import table as table_main
 from nanoscale.config import ExperimentConfig, flatten
 from nanoscale.counting import flops_per_iter, resolve
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.options import usage_of
 from nanoscale.recipes import read_study
 from nanoscale.sources import Source, build
-from nanoscale.study import main, report_main, run_study, status_main, table_main, usage_of
+from nanoscale.study import run_study
 
 TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 QUICK = ROOT / "studies" / "quick.toml"
@@ -365,7 +373,8 @@ def test_bad_arguments_are_refused(command, arguments, words):
         command(arguments)
 
 
-@pytest.mark.parametrize("command", [main, status_main, table_main, report_main])
+@pytest.mark.parametrize("command", [main, status_main, table_main, report_main, retry,
+                                     watch_study])
 def test_help_is_the_usage(command, capsys):
     assert command(["--help"]) == 0
     assert capsys.readouterr().out == f"usage: {usage_of(command)}\n"
@@ -392,7 +401,7 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
 
 
 def test_neither_torch_nor_drawing_is_imported_to_refuse():
-    code = ("import sys; from nanoscale.study import main\ntry: main(['no.toml'])\n"
+    code = ("import sys; from nanoscale.commands import study as main\ntry: main(['no.toml'])\n"
             "except Exception as e: print(e)\n"
             "print({'torch', 'matplotlib', 'pandas', 'rich'} & set(sys.modules))")
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
@@ -471,3 +480,65 @@ def test_a_search_is_a_study_file_too(capsys):
         Path("s.toml").write_text(SEARCH + f"[search]\n{bad}\n[search.space]\nseed = [1, 2]")
         with pytest.raises(UserError, match=words):
             main(["s.toml"])
+
+
+def test_retry_runs_again_what_failed_from_the_folders_alone(capsys):
+    runner = ExperimentRunner(retries=0)
+    first = runner.run_grid("g", TINY, {"n_layer": [1, 2], "beta1": [0.9, CRASH]})
+    for entry, folder in first.runs():  # mended: what crashed is an ordinary run now
+        if entry["values"]["beta1"] == CRASH:
+            (folder / "mended").touch()
+    assert retry(["g", "--retries=0"]) == 0
+    out = capsys.readouterr().out
+    assert "4 runs: 2 cached, 2 retry" in out
+    again = Study.open(Path("experiments_out/g"))
+    assert again.states() == {"COMPLETE": 4}
+    assert [run["id"] for run in again.record["runs"]] == [e["id"] for e, _ in first.runs()]
+    assert again.record["asked"] == first.record["asked"]
+    with pytest.raises(UserError, match="no study 'h'"):
+        retry(["h"])
+
+
+def test_watch_shows_runs_that_others_run(monkeypatch, capsys):
+    monkeypatch.setattr("nanoscale.experiments.watching.IDLE_SECONDS", 1.5)
+    study = ExperimentRunner().run_grid("g", TINY, {"n_layer": [1, 2, 3]})
+    folders = [folder for _, folder in study.runs()]
+    folders[1].set_status(state="RUNNING")
+    folders[2].set_status(state="WAITING")
+
+    def work() -> None:
+        with folders[1].take():
+            time.sleep(0.6)
+            folders[1].set_status(state="COMPLETE")
+
+    other = threading.Thread(target=work)
+    capsys.readouterr()
+    other.start()
+    assert watch_study(["g"]) == 1
+    other.join()
+    said = capsys.readouterr().out
+    assert "3 runs, 1 have ended" in said
+    assert "start n_layer=2" in said
+    assert "COMPLETE n_layer=2: val_loss" in said
+    assert "1 runs wait and nobody runs them: nanoscale retry g" in said
+    folders[2].set_status(state="COMPLETE")
+    assert watch_study(["g"]) == 0
+
+
+def test_a_table_can_go_anywhere_as_csv_or_parquet(capsys):
+    study = ExperimentRunner().run_grid("g", TINY, {"n_layer": [1, 2]})
+    assert table_main(["g", "--out=t.csv"]) == 0
+    import pandas as pd
+
+    assert pd.read_csv("t.csv")["n_layer"].tolist() == [1, 2]
+    with pytest.raises(UserError, match=r"--out=t.xls: end the name in '.csv' or '.parquet'"):
+        table_main(["g", "--out", "t.xls"])
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"needs pyarrow: pip install 'nanoscale\[parquet\]'"):
+            table_main(["g", "--out=t.parquet"])
+        return
+    assert table_main(["g", "--out=t.parquet"]) == 0
+    read = pd.read_parquet("t.parquet")
+    assert read["val_loss"].tolist() == study.frame()["val_loss"].tolist()

@@ -13,9 +13,9 @@ from conftest import run_nanoscale, run_python, tiny_spec
 from nanoscale.checks.optimum import window
 from nanoscale.checks.transfer import transfer_verdict
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
+from nanoscale.options import parse
 from nanoscale.records import COMPLETE, DIVERGED, METRICS, WAITING, RunFolder, write_json
 from nanoscale.report.transfer import transfer_figure
-from nanoscale.study import parse
 from nanoscale.transfer import OPTIONS, lines, main
 
 FEW = 500  # resamples, where the interval itself is not judged

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from nanoscale.records import (
     STATUS,
     WAITING,
     RunFolder,
+    atomic_write,
     read_json,
     write_json,
     write_text,
@@ -201,6 +203,22 @@ def rebuild_table(study_folder: Path | str) -> Path:
     study = Study.open(Path(study_folder))
     study.save()
     return study.folder / TABLE
+
+
+def export(study: Study, path: Path) -> Path:
+    """Write a study's table to `path`, as CSV or Parquet by its ending."""
+    frame = study.frame()
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--out={path}: end the name in '.csv' or '.parquet'")
+    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise UserError(f"--out={path}: Parquet needs pyarrow: pip install 'nanoscale[parquet]', "
+                        "or take '.csv'")
+    with atomic_write(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
+    return path
 
 
 def failure_lines(study: Study) -> list[str]:

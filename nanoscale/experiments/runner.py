@@ -235,13 +235,28 @@ class ExperimentRunner:
             for line in dry_lines(cells, plan, folders, store, len(slots)):
                 print(f"[{name}] {line}")
             return study
-        for cell in cells:
-            make_ready(folders[cell.spec.id], cell.spec, plan[cell.spec.id])
-        study.save()
-        todo = [Job(folders[cell.spec.id], cell.flops, str(cell)) for cell in cells
-                if plan[cell.spec.id] not in (CACHED, LEFT_OUT)]
-        self._run(study, todo, cells)
+        self._bring(study, cells)
         return study
+
+    def retry(self, name: str) -> Study:
+        """Run again what failed in the study `name`, and what waits, from its folders alone."""
+        found = Study.open(self.output_root / name)
+        cells = [Cell(entry["values"], folder.spec().config, folder.spec())
+                 for entry, folder in found.runs() if folder.exists()]
+        plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
+        study = Study(found.record, self.output_root, plan)
+        print(f"[{name}] {plan_line(plan, cells)}")
+        self._bring(study, cells)
+        return study
+
+    def _bring(self, study: Study, cells: Sequence[Cell]) -> None:
+        """Bring the cells to a result, as the study's plan says."""
+        for cell in cells:
+            make_ready(self._folder(cell), cell.spec, study.plan[cell.spec.id])
+        study.save()
+        todo = {cell.spec.id: Job(self._folder(cell), cell.flops, str(cell)) for cell in cells
+                if study.plan[cell.spec.id] not in (CACHED, LEFT_OUT)}
+        self._run(study, list(todo.values()), cells)
 
     def _folder(self, cell: Cell) -> RunFolder:
         return RunFolder(self.output_root.absolute() / RUNS / cell.spec.name)

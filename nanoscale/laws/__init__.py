@@ -1,10 +1,14 @@
-"""Laws: what a ladder's losses say about bigger runs, with intervals that admit what they do not.
+"""Laws: what runs' losses say about bigger runs, with intervals that admit what they do not.
 
-`fit_power_law` is the first; every law is a form (forms), fitted with certainty (solver), with an
-interval from the noise and the ladder's own reach (bootstrap), reported as one value (fit).
+A law is a form (forms), fitted with certainty (problem, solver, objectives), with an interval from
+resamples (bootstrap), reported as one value (result): `fit_law` for any law and table (fit),
+`fit_power_law` for a ladder with seeds (ladder).
 """
 
-from nanoscale.laws.fit import Fit, fit_power_law
-from nanoscale.laws.forms import PowerLaw
+from nanoscale.laws.fit import LawFit, fit_law
+from nanoscale.laws.forms import LAWS, Law, Parameter, Term, law_of, register
+from nanoscale.laws.ladder import LadderFit, fit_power_law
+from nanoscale.laws.result import Fit
 
-__all__ = ["Fit", "PowerLaw", "fit_power_law"]
+__all__ = ["LAWS", "Fit", "LadderFit", "Law", "LawFit", "Parameter", "Term", "fit_law",
+           "fit_power_law", "law_of", "register"]

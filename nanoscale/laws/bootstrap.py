@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from nanoscale.errors import UserError
+
 SEEDS_NEEDED, SIZES_NEEDED = 3, 2  # below these, seed noise does not count as measured
 LEVEL = (0.025, 0.975)
+FEWEST = 100  # resamples that an interval needs
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ def resampled(fitted: np.ndarray, noise: Noise, resamples: int, rng_seed: int) -
     return fitted + sd[:, None] * rng.standard_normal((resamples, len(fitted)))
 
 
+def check_resamples(resamples: int) -> None:
+    """`UserError` for too few of them."""
+    if resamples < FEWEST:
+        raise UserError(
+            f"{resamples} resamples are too few for a 95 % interval; use at least {FEWEST}")
+
+
 def interval(draws: np.ndarray) -> np.ndarray:
     """(2, ...): the central 95 % of draws (R, ...)."""
     return np.quantile(draws, LEVEL, axis=0)
@@ -87,3 +97,55 @@ def without_smallest(size: np.ndarray, keep: int) -> list[np.ndarray]:
     size: (n,) 0, 1, ... in order of x.
     """
     return [size >= k for k in range(1, size.max() + 2 - keep)]
+
+
+# -- resamples of points and of residuals -------------------------------------------------------
+METHODS = ("pairs", "cluster", "stratified", "residual", "wild", "parametric")
+WEBB = np.sqrt([0.5, 1.0, 1.5])  # and their negatives: mean 0, variance 1 (Webb 2023)
+
+
+def point_weights(method: str, n: int, groups: np.ndarray | None, resamples: int,
+                  rng_seed: int) -> np.ndarray:
+    """(resamples, n): how often every point is in every resample.
+
+    pairs: n points with replacement. cluster: whole groups with replacement, for points of one
+    run. stratified: points with replacement within each group, for seeds of one cell. The stream is
+    that of `numpy.random.seed` and `choice`, so that pairs with seed 42 are those of Epoch AI's
+    notebook (Besiroglu et al. 2024).
+    """
+    rng = np.random.RandomState(rng_seed)
+    if method == "pairs":
+        return _counts(rng, n, resamples)
+    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    if method == "cluster":
+        return _counts(rng, len(sizes), resamples)[:, index]
+    weights = np.empty((resamples, n))
+    for group, size in enumerate(sizes):
+        weights[:, index == group] = _counts(rng, size, resamples)
+    return weights
+
+
+def _counts(rng: np.random.RandomState, n: int, resamples: int) -> np.ndarray:
+    drawn = rng.randint(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
+
+
+def residual_draws(method: str, fitted: np.ndarray, y: np.ndarray, n_params: int,
+                   groups: np.ndarray | None, resamples: int, rng_seed: int) -> np.ndarray:
+    """(resamples, n): new y about `fitted` (n,) from the residuals of y (n,).
+
+    residual: centred residuals with replacement. wild: every residual times a random number of
+    mean 0 and variance 1 (Webb's six points), one per group. Both widened to n - n_params degrees
+    of freedom. parametric: see `resampled`; groups are sizes with seeds.
+    """
+    n = len(y)
+    if method == "parametric":
+        index = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(n)
+        return resampled(fitted, noise_of(y, index, fitted, n_params), resamples, rng_seed)
+    rng = np.random.default_rng(rng_seed)
+    residual = (y - fitted) * np.sqrt(n / (n - n_params))
+    if method == "residual":
+        return fitted + (residual - residual.mean())[rng.integers(n, size=(resamples, n))]
+    index = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    factor = rng.choice(np.concatenate([WEBB, -WEBB]), size=(resamples, index.max() + 1))
+    return fitted + residual * factor[:, index]

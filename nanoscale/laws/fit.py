@@ -1,327 +1,317 @@
-"""One law through the final losses of a ladder: L(x) = E + K / x^g, with what is not known said.
+"""Any law through any table of runs: the certified optimum, and intervals by resampling.
 
-The one idea: a fit is a value that carries its own doubt. The solver's certainty, the noise it
-rests on, the refits without the smallest sizes and the parameters the runs do not pin down are
-fields of the result, printed and stored with it.
+The one idea: what is reported is what is bootstrapped. Point fit and resamples minimise the same
+objective by the same solver, so an interval belongs to its number.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.forms import PowerLaw, number, power_law, to_params, to_theta
-from nanoscale.laws.runs import SIZES_NEEDED, Runs
-from nanoscale.records import plain
+from nanoscale.laws.forms import Law, law_of, number
+from nanoscale.laws.objectives import Objective
+from nanoscale.laws.problem import Problem, problem_of
+from nanoscale.laws.result import (
+    FLAT,
+    NO_FIT,
+    RATIO,
+    Fit,
+    bounds_hit,
+    digest,
+    named,
+    not_identified,
+    status_of,
+    warnings_of,
+)
+from nanoscale.laws.runs import numbers, plain_labels
 
-NAMES = ("E", "K", "g")
-STARTS, STARTS_OF_RESAMPLES = 32, 3
-HUBER = 1.345  # delta in noise sd: 95 % efficient under Gaussian noise (Huber 1981)
-DELTA_FLOOR = 1e-3  # the field's delta (Hoffmann et al. 2022), used where the noise is smaller
-MISFIT = 3.0  # residual over seed sd from which the law is said to miss the runs
-LOST = 0.01  # share of resamples without a fit that is worth a warning
-RATIO = 4.0  # ends of an interval further apart than this do not identify a parameter
-CURVE_REACH = (0.7, 10.0)  # of the smallest and largest x
-ROUNDED_DECIMALS = 4
+SCHEMA = 1
+STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
+SAME = 0.01  # values of a predictor this near in ln are one level
+MOST_SEED = 2**32 - 1
+LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
+TOGETHER = 0.999  # correlation of two predictors' logarithms that tells nothing apart
+POINTS_PER_PARAMETER = 4  # below, pairs resamples repeat points until nothing is identified
+NEEDS_GROUPS = {"cluster": "the run that each point is of", "stratified": "cells that seeds share"}
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A fitted law and its doubt. `ci95` = `ci95_noise` stretched over the `dropped` refits."""
+@dataclass(frozen=True, kw_only=True)
+class LawFit(Fit):
+    """A law through a table. `draws` (R, p) are the parameters of the resamples."""
 
-    law: str
-    x_name: str
-    objective_name: str
-    delta: float
-    n_points: int
-    n_sizes: int
-    params: dict[str, float]
-    objective: float
-    status: str  # converged, bound_hit, not_identified, max_iter
-    not_identified: dict[str, str]  # parameter -> reason
-    agreement_of_starts: float  # share of n_starts that ended at the best objective
-    n_starts: int
-    se: dict[str, float]
-    ci95: dict[str, list[float]]
-    ci95_noise: dict[str, list[float]]
-    noise: dict[str, object]
-    resamples: int
-    rng_seed: int
-    dropped: list[dict[str, object]]
-    warnings: list[str]
-    curve: dict[str, list[float]]  # x, loss, lo, hi: 95 % band of the law, not of a new run
-    points: list[dict[str, object]]  # in order of x
+    schema: int
+    predictors: list[str]
+    exponents: dict[str, float]  # a and b of N* ~ C^a, D* ~ C^b
+    condition_number: float
+    resampling: str
+    lost: int  # resamples that did not converge
+    dropped_worst: int
+    data: str  # a fingerprint of the points
+    draws: np.ndarray = field(repr=False)
 
-    def __call__(self, x: np.ndarray | float) -> np.ndarray:
-        """The law's loss at `x`."""
-        return PowerLaw(**self.params)(x)
+    def predict(self, **x: float) -> dict[str, float | list[float]]:
+        """The loss at e.g. N=1e9, D=2e10, and its 95 % interval (of the law, not of a run)."""
+        at = [np.array([float(x[name])]) for name in self.form.predictors]
+        value = self.form.loss(np.array(list(self.params.values())), *at)[0]
+        return {"loss": float(value), **self._doubt("loss", self.form.loss(self.draws, *at)[:, 0])}
 
-    def equation(self, *, with_intervals: bool = False) -> str:
-        """`L(C) = 1.23 + 45.6 / C^0.123`; a parameter that is not identified stays a letter."""
-        shown = {k: self._shown(k, with_intervals and k != "K") for k in NAMES}
-        return f"L({self.x_name}) = {shown['E']} + {shown['K']} / {self.x_name}^{shown['g']}"
+    def optimum(self, C: float) -> dict[str, float | list[float]]:
+        """N* and D* of least loss at C = 6 N D FLOPs, with 95 % intervals."""
+        params = np.array(list(self.params.values()))
+        found, draws = self.form.optimum(params, C), self.form.optimum(self.draws, C)
+        record = {"N": float(found[0]), "D": float(found[1])}
+        for name, values in zip("ND", draws, strict=True):
+            record |= self._doubt(name, values)
+        return record
 
-    def _shown(self, name: str, with_interval: bool) -> str:
-        if name in self.not_identified:
-            return name
-        error = self.se[name]
-        ends = ", ".join(number(end, error) for end in self.ci95[name])
-        return number(self.params[name], error) + (f" [{ends}]" if with_interval else "")
+    def _doubt(self, name: str, draws: np.ndarray) -> dict[str, list[float]]:
+        return {f"{name}_ci95": bootstrap.interval(draws).tolist()} if len(draws) else {}
 
     def summary(self) -> list[str]:
-        """The lines a user sees: the law, what is not identified, what both rest on."""
-        lines = [self.equation(with_intervals=True)]
-        for name, reason in self.not_identified.items():
-            lines.append(f"{name}: not identified ({reason})")
-        noise = f"noise {100 * self.noise['used']:.2g} % of the loss"
-        lines.append(
-            f"{self.n_sizes} sizes, {self.n_points} runs; {noise}; {self.objective_name}, delta "
-            f"{self.delta:.2g}; {round(self.agreement_of_starts * self.n_starts)} of "
-            f"{self.n_starts} starts agree"
-        )
-        if self.dropped:
-            g = ", ".join(number(d["params"]["g"], self.se["g"]) for d in self.dropped)
-            counts = ", ".join(str(d["sizes_dropped"]) for d in self.dropped)
-            lines.append(f"without the smallest {counts} sizes: g = {g}")
+        """The lines a user sees: the law, every parameter's interval, what they rest on."""
+        lines = [self.equation()]
+        values = self.params | self.exponents
+        width = max(map(len, values))
+        unknown = dict(self.not_identified)
+        for name in self.exponents.keys() & self.ci95.keys():
+            low, high = self.ci95[name]
+            if high > RATIO * low:
+                unknown[name] = f"its 95 % interval reaches from {low:.2g} to {high:.2g}"
+        for name, value in values.items():
+            if name in unknown:
+                lines.append(f"  {name:{width}}  not identified ({unknown[name]})")
+                continue
+            what = {"a": "  N* ~ C^a", "b": "  D* ~ C^b"}.get(name, "")
+            inside = f" {self.interval(name)}" if name in self.ci95 else ""
+            lines.append(f"  {name:{width}}  {number(value, self.se.get(name))}{inside}{what}")
+        dropped = f" ({self.dropped_worst} highest losses dropped)" if self.dropped_worst else ""
+        delta = "" if self.delta is None else f", delta {self.delta:g}"
+        by = f"95 % intervals from {self.resamples:,} {self.resampling} resamples; " \
+            if self.ci95 else ""
+        lines.append(f"{self.n_points} points{dropped}; {self.objective_name}{delta}: objective "
+                     f"{self.objective:.6g}; {by}{self.status}, {self.starts_agreeing()}")
         return lines
 
-    def to_json(self) -> dict[str, object]:
-        """Plain types at full precision; a number that is not finite is None."""
-        record = {f.name: getattr(self, f.name) for f in fields(self)}
-        record["not_identified"] = list(self.not_identified)
-        record["reasons"] = self.not_identified
-        record["equation"] = self.equation()
-        record["summary"] = self.summary()
-        return plain(record)
 
-
-def fit_power_law(
-    x: Iterable[float],
+def fit_law(
+    columns: Mapping[str, Iterable[float]],
     loss: Iterable[float],
     *,
-    size: Iterable[object] | None = None,
-    seed: Iterable[object] | None = None,
-    x_name: str = "C",
-    delta: float | None = None,
-    resamples: int = 2000,
+    law: str | Law = "chinchilla",
+    objective: str = "log-huber",
+    delta: float = 1e-3,
+    drop_worst: int = 0,
+    resamples: int = 4000,
+    resampling: str = "pairs",
+    groups: Iterable[object] | None = None,
+    weights: np.ndarray | None = None,
     rng_seed: int = 0,
-) -> Fit:
-    """Fit L(x) = E + K / x^g to one (x, loss) per run by the Huber loss of ln L.
+) -> LawFit:
+    """Fit `law` to one loss per point.
 
-    `size` labels each run's model size (default: its x); runs of one size are replicates, told
-    apart by `seed`. `delta` is the Huber threshold in ln L; by default 1.345 times the noise, at
-    least 1e-3. Intervals: `resamples` parametric resamples around the fit with the larger of the
-    seed and the residual sd, stretched over the refits without the smallest 1, 2, ... sizes.
-    Raises `UserError` for input that no law can be fitted to.
+    columns: predictor -> values; of N, D and C any two give the third (C = 6 N D). A law of one
+    predictor takes the only column there is. objective: log-huber, lad, mse or envelope (see
+    `objectives`). drop_worst: the highest losses to leave out. resampling: pairs, cluster,
+    stratified, residual, wild or parametric (see `bootstrap`), by `groups` where it needs them;
+    no intervals with 0 resamples. weights: (R, n) counts of your own in place of drawn ones, for
+    the points that are kept, in their order. Raises `UserError` for input that no law can be
+    fitted to.
     """
-    runs = Runs.of(x, loss, size, seed, x_name)
-    _check_options(delta, resamples)
-    return _fit(runs, _huber_delta(runs) if delta is None else float(delta), resamples, rng_seed)
+    form, rule = law_of(law), Objective.of(objective, delta)
+    loss = numbers(loss, "loss")
+    names, x = predictors(form, columns, len(loss))
+    labels = None if groups is None else np.array([str(g) for g in plain_labels(groups)])
+    _check_resampling(resampling, resamples if weights is None else 0, labels, len(loss), rng_seed)
+    keep = kept(loss, drop_worst)
+    x, loss, labels = x[:, keep], loss[keep], None if labels is None else labels[keep]
+    check_points(form, names, x)
+    problem = problem_of(form, x, loss)
+    scaled, ones = loss[None] / problem.scale, np.ones((1, len(loss)))
+    best = solver.solve(problem, rule, scaled, ones,
+                        STARTS if len(loss) < MANY_POINTS else FEWER_STARTS)
+    draws = np.empty((0, len(form.names)))
+    lost = 0
+    if weights is not None:
+        resampling, resamples = "given", len(weights)
+    if resamples and best.converged[0]:
+        data = _resampled(problem, rule, best.theta, scaled, resampling, resamples, labels,
+                          weights, rng_seed)
+        refits = solver.resolve(problem, rule, *data, best.theta[0])
+        draws = problem.params(refits.theta[refits.converged])
+        lost = resamples - len(draws)
+    return _result(problem, rule, best, draws, names=names, x=x, loss=loss, lost=lost,
+                   resampling=resampling, resamples=resamples, dropped_worst=int(drop_worst),
+                   rng_seed=rng_seed)
 
 
-def _fit(runs: Runs, delta: float, resamples: int, rng_seed: int) -> Fit:
-    best = solver.solve(runs.u, runs.y[None], delta, STARTS)
-    doubt = _Doubt.of(runs, best, delta, resamples, rng_seed)
-    reasons = _not_identified(best, doubt.ends, runs.x_name)
-    return Fit(
-        law="power",
-        x_name=runs.x_name,
-        objective_name="log-huber",
-        delta=delta,
-        n_points=len(runs.x),
-        n_sizes=runs.n_sizes,
-        params=_named(_params(runs, best.theta[0])),
-        objective=float(best.objective[0]),
-        status=_status(best, reasons),
+def _resampled(problem, rule, theta, scaled, resampling, resamples, labels, weights, rng_seed):
+    """(losses (R or 1, n), weights (R or 1, n)) of all resamples."""
+    n = scaled.shape[1]
+    if weights is not None:
+        weights = np.asarray(weights, float)
+        if weights.ndim != 2 or weights.shape[1] != n or not (weights >= 0).all():
+            raise UserError(f"weights of shape {weights.shape}: expected (resamples, {n}), none "
+                            "below 0")
+        return scaled, weights
+    if resampling in ("pairs", *NEEDS_GROUPS):
+        return scaled, bootstrap.point_weights(resampling, n, labels, resamples, rng_seed)
+    fitted = problem.at(theta).m[0]
+    raw = rule.raw and resampling != "parametric"
+    y, fitted = (scaled[0], fitted) if raw else (np.log(scaled[0]), np.log(fitted))
+    draws = bootstrap.residual_draws(resampling, fitted, y, theta.shape[1], labels, resamples,
+                                     rng_seed)
+    return (np.maximum(draws, 1e-9) if raw else np.exp(draws)), np.ones((1, n))
+
+
+def _result(problem: Problem, rule: Objective, best: solver.Solution, draws: np.ndarray, *, names,
+            x, loss, lost, resampling, resamples, dropped_worst, rng_seed) -> LawFit:
+    form, theta = problem.law, best.theta
+    params = problem.params(theta[0])
+    ones = np.ones((1, len(loss)))
+    flatness, direction = solver.condition(problem, theta[0], ones)
+    ends = bootstrap.interval(draws) if len(draws) else None
+    bounds = bounds_hit(problem, theta[0], names)
+    reasons = _reasons(problem, best, ends, names, flatness, direction)
+    exponents = {k: float(v) for k, v in form.exponents(params).items()}
+    se, ci95 = _doubt(form, draws)
+    scaled = loss / problem.scale
+    residual = rule.residual(scaled if rule.raw else np.log(scaled), problem.at(theta).m)
+    unit = problem.scale**2 if rule.raw else 1.0
+    return LawFit(
+        law=form.name, form=form, x_names=names, predictors=list(names),
+        objective_name=rule.name, delta=rule.delta if rule.has_delta else None,
+        n_points=len(loss), params=named(form, params),
+        objective=float(rule.reported(residual, ones)[0] * unit),
+        status=status_of(best.converged[0] or flatness > FLAT, bounds, reasons),
         not_identified=reasons,
-        agreement_of_starts=float(best.agreeing[0] / STARTS),
-        n_starts=STARTS,
-        resamples=resamples,
-        rng_seed=rng_seed,
-        warnings=_warnings(runs, best, doubt),
-        curve=_curve(runs, best.theta[0], doubt),
-        points=_points(runs, best.theta[0]),
-        **doubt.record(runs),
-    )
+        agreement_of_starts=float(best.agreeing[0] / best.starts), n_starts=best.starts,
+        se=se, ci95=ci95, exponents=exponents, condition_number=flatness,
+        resampling=resampling, resamples=resamples, lost=lost, rng_seed=rng_seed,
+        warnings=_warnings(form, names, x, loss, best, lost, resampling, resamples),
+        schema=SCHEMA, dropped_worst=dropped_worst, data=digest(x, loss), draws=draws)
 
 
-@dataclass(frozen=True)
-class _Doubt:
-    """What resampling and dropping the smallest sizes say about one fit."""
-
-    noise: bootstrap.Noise
-    thetas: np.ndarray  # (R, 3): the resamples whose fit converged
-    lost: int  # resamples whose fit did not
-    dropped: list[dict[str, object]]
-    ends_noise: np.ndarray  # (2, 3) of E, K, g
-    ends: np.ndarray
-
-    @classmethod
-    def of(cls, runs: Runs, best: solver.Solution, delta, resamples, rng_seed) -> _Doubt:
-        fitted = np.log(power_law(best.theta[0], runs.u))
-        noise = bootstrap.noise_of(runs.y, runs.size, fitted, len(NAMES))
-        draws = bootstrap.resampled(fitted, noise, resamples, rng_seed)
-        refits = solver.solve(runs.u, draws, delta, STARTS_OF_RESAMPLES)
-        found = refits.converged
-        thetas = refits.theta[found] if found.any() else np.full((1, len(NAMES)), math.nan)
-        dropped = _dropped(runs, delta)
-        ends_noise = bootstrap.interval(_params(runs, thetas))
-        others = np.array([list(d["params"].values()) for d in dropped])
-        ends = bootstrap.widened(ends_noise, others.reshape(-1, len(NAMES)))
-        return cls(noise, thetas, int((~found).sum()), dropped, ends_noise, ends)
-
-    def record(self, runs: Runs) -> dict[str, object]:
-        """The fields of `Fit` that come from here."""
-        return {
-            "se": _named(_params(runs, self.thetas).std(0)),
-            "ci95": dict(zip(NAMES, self.ends.T.tolist(), strict=True)),
-            "ci95_noise": dict(zip(NAMES, self.ends_noise.T.tolist(), strict=True)),
-            "noise": self.noise.to_json(),
-            "dropped": self.dropped,
-        }
-
-
-def _check_options(delta: float | None, resamples: int) -> None:
-    if delta is not None and not (math.isfinite(delta) and delta > 0):
-        raise UserError(f"delta = {delta} must be a positive number (in ln L; 1e-3 is usual)")
-    if resamples < 100:
-        raise UserError(f"{resamples} resamples are too few for a 95 % interval; use at least 100")
-
-
-def _huber_delta(runs: Runs) -> float:
-    """1.345 times the larger of the seed sd and the robust sd about a least-squares fit."""
-    pilot = solver.solve(runs.u, runs.y[None], math.inf, STARTS)
-    residual = runs.y - np.log(power_law(pilot.theta[0], runs.u))
-    n = len(residual)
-    robust = 1.4826 * np.median(np.abs(residual)) * math.sqrt(n / (n - len(NAMES)))
-    sd, _, measured = bootstrap.seed_noise(runs.y, runs.size)
-    return float(max(HUBER * max(robust, sd if measured else 0.0), DELTA_FLOOR))
-
-
-def _dropped(runs: Runs, delta: float) -> list[dict[str, object]]:
-    """The refits without the smallest sizes; parameters are None where one did not converge."""
-    refits = []
-    for k, mask in enumerate(bootstrap.without_smallest(runs.size, SIZES_NEEDED), start=1):
-        fit = solver.solve(runs.u[mask], runs.y[None, mask], delta, STARTS)
-        found = bool(fit.converged[0])
-        params = _named(_params(runs, fit.theta[0]))
-        refits.append(
-            {
-                "sizes_dropped": k,
-                "n_points": int(mask.sum()),
-                "smallest_x": float(runs.x[mask][0]),
-                "params": params if found else dict.fromkeys(NAMES, math.nan),
-                "objective": float(fit.objective[0]),
-                "status": _status(fit, _bounds_hit(fit.theta[0], "x")),
-            }
-        )
-    return refits
-
-
-def _bounds_hit(theta: np.ndarray, x_name: str) -> dict[str, str]:
-    """Parameter -> reason, for an optimum on the edge of what is searched."""
-    E, b, g = theta
-    if b <= solver.LOWER[1]:
-        reason = f"the loss does not fall with {x_name} beyond the smallest sizes"
-        return {"K": reason, "g": reason}
-    reasons = {"E": "the best fit has E = 0, its bound"} if E <= 0 else {}
-    if not solver.G_RANGE[0] < g < solver.G_RANGE[1]:
-        reason = f"the best fit has g = {g:g}, an end of the range searched"
-        reasons |= {"K": reason, "g": reason}
+def _reasons(problem, best, ends, names, flatness, direction) -> dict[str, str]:
+    reasons = not_identified(problem, best.theta[0], ends, names)
+    if not best.converged[0]:
+        why = f", as the fit is flat (condition number {flatness:.0e})" if flatness > FLAT else ""
+        reasons = dict.fromkeys(problem.law.names, NO_FIT + why)
+    elif flatness > FLAT:
+        moving = [n for n, d in zip(problem.law.names, direction, strict=True) if abs(d) > 0.1]
+        reason = f"the fit is flat along {', '.join(moving)} (condition number {flatness:.0e})"
+        reasons = {n: reasons.get(n, reason) for n in problem.law.names
+                   if n in moving or n in reasons}
     return reasons
 
 
-def _not_identified(best: solver.Solution, ends: np.ndarray, x_name: str) -> dict[str, str]:
-    """Parameter -> why the runs do not pin it down."""
-    if not best.converged[0]:
-        return dict.fromkeys(NAMES, "the solver did not converge")
-    reasons = _bounds_hit(best.theta[0], x_name)
-    for name, (low, high) in zip(NAMES, ends.T, strict=True):
-        if name in reasons or name == "K" or high <= RATIO * low:
-            continue
-        reasons[name] = (
-            f"its 95 % interval reaches from 0 to {high:.3g}: a floor cannot be told from none"
-            if low <= 0
-            else f"its 95 % interval reaches from {low:.2g} to {high:.2g}, over a factor {RATIO:g}"
-        )
-    if "g" in reasons:
-        reasons.setdefault("K", "it moves with g")
-    return {name: reasons[name] for name in NAMES if name in reasons}
+def _doubt(form: Law, draws: np.ndarray) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Standard errors and 95 % intervals of parameters and exponents."""
+    if len(draws) < 2:
+        return {}, {}
+    columns = dict(zip(form.names, draws.T, strict=True)) | form.exponents(draws)
+    return ({k: float(v.std(ddof=1)) for k, v in columns.items()},
+            {k: bootstrap.interval(v).tolist() for k, v in columns.items()})
 
 
-def _status(best: solver.Solution, reasons: dict[str, str]) -> str:
-    if not best.converged[0]:
-        return "max_iter"
-    if _bounds_hit(best.theta[0], ""):
-        return "bound_hit"
-    return "not_identified" if reasons else "converged"
-
-
-def _warnings(runs: Runs, best: solver.Solution, doubt: _Doubt) -> list[str]:
-    found, noise = [], doubt.noise
-    if not noise.seeds_measured:
-        found.append(
-            "seed noise is not measured (3 seeds at 2 sizes would do): the interval rests on the "
-            f"residuals alone, {noise.residual_dof} degrees of freedom"
-        )
-    elif noise.residual_sd > MISFIT * noise.seed_sd:
-        found.append(
-            f"the law misses the runs by {noise.residual_sd / noise.seed_sd:.1f} times the seed "
-            "noise: the sizes are not tuned alike, or the law is not theirs"
-        )
-    decimals = _rounded_to(runs.loss)
-    if decimals is not None:
-        found.append(
-            f"the losses look rounded to {decimals} decimals: fit those of metrics.json, "
-            "which are at full precision"
-        )
-    if best.agreeing[0] < STARTS / 2:
-        found.append(f"only {best.agreeing[0]} of {STARTS} starts agree on the fit")
-    if doubt.lost > LOST * (doubt.lost + len(doubt.thetas)):
-        found.append(f"{doubt.lost} resamples did not converge and are left out")
+def _warnings(form, names, x, loss, best, lost, resampling, resamples) -> list[str]:
+    found = warnings_of(loss, best.agreeing[0], best.starts, lost, resamples,
+                        "give them at full precision")
+    n, p = len(loss), len(form.names)
+    if resamples and resampling == "pairs" and n < POINTS_PER_PARAMETER * p:
+        found.append(f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "
+                     "pinned down: resample residuals (wild), or noise from seeds (parametric)")
+    for name, values in zip(names, x, strict=True):
+        if levels(values) < LEVELS_WANTED:
+            found.append(f"{name} has only {levels(values)} values: intervals of its exponent are "
+                         f"too narrow below {LEVELS_WANTED}; add one")
+    if len(x) == 2 and abs(np.corrcoef(np.log(x))[0, 1]) > TOGETHER:
+        found.append(f"{names[0]} and {names[1]} rise together, so nothing tells their terms "
+                     f"apart: vary {names[1]} at fixed {names[0]}, or fit --law=power")
     return found
 
 
-def _rounded_to(loss: np.ndarray) -> int | None:
-    for decimals in range(ROUNDED_DECIMALS + 1):
-        if np.abs(loss - np.round(loss, decimals)).max() < 1e-12 * loss.max():
-            return decimals
-    return None
+# -- the points ---------------------------------------------------------------------------------
+def predictors(form: Law, columns: Mapping[str, Iterable[float]],
+               n: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and values (P, n) of what `form` reads."""
+    given = {name: numbers(values, name) for name, values in columns.items()}
+    for name, values in given.items():
+        if len(values) != n:
+            raise UserError(f"columns differ in length ({name} {len(values)}, loss {n}); give one "
+                            "value per run")
+    if len(form.predictors) == 1:
+        if len(given) != 1:
+            raise UserError(f"law {form.name} is of one predictor, and {len(given)} columns are "
+                            f"given ({', '.join(given) or 'none'}); give one")
+        return tuple(given), np.array(list(given.values()))
+    with np.errstate(over="ignore"):
+        given = with_compute(given) if {"N", "D"} <= set(form.predictors) else given
+    missing = [name for name in form.predictors if name not in given]
+    if missing:
+        raise UserError(f"law {form.name} reads {', '.join(form.predictors)}, and there is no "
+                        f"{' and no '.join(missing)}")
+    return form.predictors, np.array([given[name] for name in form.predictors])
 
 
-def _curve(runs: Runs, theta: np.ndarray, doubt: _Doubt) -> dict[str, list[float]]:
-    """The law and its band, which each refit without small sizes stretches from its runs on."""
-    x = np.geomspace(runs.x[0] * CURVE_REACH[0], runs.x[-1] * CURVE_REACH[1], 121)
-    u = np.log(x) - runs.centre
-    ends = bootstrap.interval(power_law(doubt.thetas, u))
-    others = np.empty((len(doubt.dropped), len(x)))
-    for row, refit in zip(others, doubt.dropped, strict=True):
-        refit_theta = to_theta(PowerLaw(**refit["params"]), runs.centre, runs.scale)
-        row[:] = np.where(x >= refit["smallest_x"], power_law(refit_theta, u), np.nan)
-    band = {"loss": power_law(theta, u)}
-    band["lo"], band["hi"] = bootstrap.widened(ends, others)
-    return {"x": x.tolist(), **{k: (v * runs.scale).tolist() for k, v in band.items()}}
+def with_compute(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """N and D from any two of N, D and C = 6 N D."""
+    there = {"N", "D", "C"} & given.keys()
+    if len(there) == 3:
+        raise UserError("N, D and C are all given; give two, the third follows from C = 6 N D")
+    if len(there) < 2:
+        raise UserError("give two of N, D and C; the third follows from C = 6 N D")
+    if "D" not in given:
+        return given | {"D": given["C"] / (6 * given["N"])}
+    return given if "N" in given else given | {"N": given["C"] / (6 * given["D"])}
 
 
-def _points(runs: Runs, theta: np.ndarray) -> list[dict[str, object]]:
-    """One row per run, in order of x; `residual` is of ln L."""
-    fitted = power_law(theta, runs.u)
-    residual = runs.y - np.log(fitted)
-    seeds = runs.seeds or [None] * len(runs.x)
-    numbers = (column.tolist() for column in (runs.x, runs.loss, fitted * runs.scale, residual))
-    names = ("x", "loss", "fitted", "residual", "size", "seed")
-    rows = zip(*numbers, runs.labels, seeds, strict=True)
-    return [dict(zip(names, row, strict=True)) for row in rows]
+def kept(loss: np.ndarray, drop_worst: int) -> np.ndarray:
+    """Mask (n,) that leaves out the `drop_worst` highest losses."""
+    if not 0 <= drop_worst < len(loss):
+        raise UserError(f"drop_worst = {drop_worst}: expected 0 to {len(loss) - 1}, as there are "
+                        f"{len(loss)} losses")
+    keep = np.ones(len(loss), bool)
+    keep[np.argsort(loss, kind="stable")[len(loss) - drop_worst :]] = False
+    return keep
 
 
-def _params(runs: Runs, theta: np.ndarray) -> np.ndarray:
-    return to_params(theta, runs.centre, runs.scale)
+def levels(values: np.ndarray) -> int:
+    """Number of distinct values (n,), those within one percent being one; counted to 10."""
+    ordered, found, at = np.sort(np.log(values)), 0, 0
+    while at < len(ordered) and found < 10:
+        found, at = found + 1, int(np.searchsorted(ordered, ordered[at] + SAME, "right"))
+    return found
 
 
-def _named(values: np.ndarray) -> dict[str, float]:
-    return dict(zip(NAMES, values.tolist(), strict=True))
+def check_points(form: Law, names: tuple[str, ...], x: np.ndarray) -> None:
+    """`UserError` where there are too few points or too few values of a predictor."""
+    for name, values in zip(names, x, strict=True):
+        there = levels(values)
+        if there < LEVELS_NEEDED:
+            raise UserError(f"{name} has {there} value{'s' * (there > 1)}; a law with an exponent "
+                            f"of {name} needs at least {LEVELS_NEEDED}, better {LEVELS_WANTED}")
+    distinct, needed = len(np.unique(x, axis=1).T), len(form.names) + 1
+    if distinct < needed:
+        raise UserError(f"{distinct} different points are too few for a law of {needed - 1} "
+                        f"parameters; give at least {needed}")
+
+
+def _check_resampling(method: str, resamples: int, labels: np.ndarray | None, n: int,
+                      rng_seed: int) -> None:
+    if method not in bootstrap.METHODS:
+        hint = did_you_mean(method, bootstrap.METHODS) or f"; choose {one_of(bootstrap.METHODS)}"
+        raise UserError(f"resampling {method!r}: no such way{hint}")
+    if method in NEEDS_GROUPS and labels is None:
+        raise UserError(f"resampling {method} needs groups: {NEEDS_GROUPS[method]}")
+    if labels is not None and len(labels) != n:
+        raise UserError(f"columns differ in length (groups {len(labels)}, loss {n}); give one "
+                        "value per run")
+    if resamples:
+        bootstrap.check_resamples(resamples)
+    if not 0 <= rng_seed <= MOST_SEED:
+        raise UserError(f"rng_seed = {rng_seed}: expected 0 to {MOST_SEED}")

@@ -39,9 +39,9 @@ class Runs:
         x_name: str,
     ) -> Runs:
         """Check and sort the columns; `UserError` for runs that no law can be fitted to."""
-        x, loss = _numbers(x, x_name), _numbers(loss, "loss")
-        labels = x.tolist() if size is None else _plain(size)
-        seeds = None if seed is None else _plain(seed)
+        x, loss = numbers(x, x_name), numbers(loss, "loss")
+        labels = x.tolist() if size is None else plain_labels(size)
+        seeds = None if seed is None else plain_labels(seed)
         _check_lengths({x_name: x, "loss": loss, "size": labels, "seed": seeds})
         order = np.lexsort((loss, x))
         x, loss = x[order], loss[order]
@@ -70,7 +70,8 @@ class Runs:
         return int(self.size.max()) + 1
 
 
-def _numbers(values: Iterable[float], name: str) -> np.ndarray:
+def numbers(values: Iterable[float], name: str) -> np.ndarray:
+    """Positive finite numbers (n,)."""
     try:
         array = np.array([float("nan") if v is None else v for v in values], dtype=float)
     except (TypeError, ValueError) as e:
@@ -84,7 +85,8 @@ def _numbers(values: Iterable[float], name: str) -> np.ndarray:
     return array
 
 
-def _plain(values: Iterable[object]) -> list[object]:
+def plain_labels(values: Iterable[object]) -> list[object]:
+    """Labels without numpy's types."""
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 

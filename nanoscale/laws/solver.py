@@ -1,156 +1,254 @@
-"""Certain minimisation of the Huber loss of ln L, for many data sets at once, in plain numpy.
+"""Certain minimisation of any objective of any law, for many data sets at once, in plain numpy.
 
-Starts come from variable projection: at each exponent of a dense grid E and K follow from a
-weighted linear least squares with E >= 0 and K > 0. Each start is refined by a projected, damped
-Newton iteration on the exact objective until the Newton decrement vanishes beside the objective:
+The one idea: starts come from a grid (`Problem.starts`), and each is refined by a projected, damped
+Newton iteration with exact derivatives until the Newton decrement vanishes beside the objective:
 no scale of the loss can stop it early (the failure of L-BFGS in Hoffmann et al. 2022, found by
-Besiroglu et al. 2024), and a start that has not converged is never called a fit.
+Besiroglu et al. 2024), and a start that has not converged is never called a fit. Data sets differ
+by their weights (resamples of points) or by their losses; neither is copied. Rows are worked on in
+batches that stay in cache, and those that are done leave.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from nanoscale.laws.forms import power_law
+from nanoscale.laws.linear import solve_positive
+from nanoscale.laws.objectives import Objective
+from nanoscale.laws.problem import Problem, State
 
-G_RANGE = (1e-3, 5.0)  # exponents searched; an optimum at an end is reported as a hit bound
-B_RANGE = (1e-6, 1e6)  # K / x^g at mid-ladder as a share of the loss; the upper end never binds
-LOWER = np.array([0.0, np.log(B_RANGE[0]), G_RANGE[0]])
-UPPER = np.array([np.inf, np.log(B_RANGE[1]), G_RANGE[1]])
-G_FACTOR = 3.0  # by which one step may move the exponent
-GRID = 96  # exponents tried, in geometric progression
 MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
 AGREEMENT = 1e-9  # of objectives that count as equal, relative
-ROUNDING = 1e-31  # what rounding alone leaves of one squared residual of ln L
+ROUNDING = 1e-30  # what rounding alone leaves of one squared residual of ln L
+START_DAMPING = 0.03  # shares of reweighted least squares in the Hessian
+FIRST_DAMPING, CONVEX_DAMPING = 1e-3, 0.3  # after a poor step; where the Hessian bends down
+HEAVY_DAMPING, MOST_DAMPING = 5.0, 1e15  # from which steps are projected as well; given up
+SMALL_DAMPING = 1.0  # up to which the decrement of a damped step counts
+BATCH = 49_152  # points of a batch, so that its arrays stay in cache
+CHECKED, STARTS_CHECKED, STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
+CHECKED_POINTS = 4_000  # of these resamples together, but at least two of them
 
 
 @dataclass(frozen=True)
 class Solution:
     """The best of the starts for each of R data sets."""
 
-    theta: np.ndarray  # (R, 3): E, b = ln K at mid-ladder, g
-    objective: np.ndarray  # (R,)
+    theta: np.ndarray  # (R, p)
+    objective: np.ndarray  # (R,) of losses over the problem's scale
     converged: np.ndarray  # (R,) bool
     agreeing: np.ndarray  # (R,) number of starts that ended at the best objective
+    starts: int
 
 
-def huber(residual: np.ndarray, delta: float) -> np.ndarray:
-    """Sum over the last axis of r^2 / 2, linear beyond `delta`."""
-    a = np.abs(residual)
-    inside = np.minimum(a, delta)
-    return (inside * (a - inside / 2)).sum(-1)
+@dataclass
+class _Rows:
+    """The rows of a batch that are at work: where they are, and their data."""
+
+    theta: np.ndarray  # (B, p)
+    state: State
+    r: np.ndarray  # (B, n) residuals
+    f: np.ndarray  # (B,)
+    damping: np.ndarray  # (B,)
+    loss: np.ndarray  # (B or 1, n)
+    w: np.ndarray  # (B or 1, n)
+    index: np.ndarray  # (B,) in the batch
+
+    def take(self, rows: np.ndarray) -> _Rows:
+        data = [a if len(a) == 1 else a[rows] for a in (self.loss, self.w)]
+        return _Rows(self.theta[rows], self.state.take(rows), self.r[rows], self.f[rows],
+                     self.damping[rows], *data, self.index[rows])
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # a step into the void is refused
-def solve(u: np.ndarray, y: np.ndarray, delta: float, starts: int) -> Solution:
-    """Fit R data sets y = ln L (R, n), each about 0, at u = ln x - centre (n,)."""
-    first = projected_starts(u, np.exp(y), starts)  # (R, starts, 3)
-    theta, f, converged = _refine(u, np.repeat(y, starts, axis=0), first.reshape(-1, 3), delta)
-    f = f.reshape(len(y), starts)
-    best = f.argmin(1)
-    lowest = f[np.arange(len(y)), best]
-    equal = f <= (lowest * (1 + AGREEMENT) + len(u) * ROUNDING)[:, None]
-    equal &= converged.reshape(f.shape)
-    pick = np.arange(len(y)) * starts + best
-    return Solution(theta[pick], lowest, converged[pick], equal.sum(1))
+@np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
+def solve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarray,
+          starts: np.ndarray | int) -> Solution:
+    """Fit losses (R or 1, n), over the problem's scale, with weights w (R or 1, n).
 
-
-def projected_starts(u: np.ndarray, loss: np.ndarray, starts: int) -> np.ndarray:
-    """(R, starts, 3): the grid of exponents cut into `starts` blocks, the best of each block."""
-    g = np.geomspace(*G_RANGE, GRID)
-    e = np.exp(-np.outer(u, g))  # (n, GRID)
-    w = loss**-2.0  # absolute residuals become relative
-    wl = 1 / loss
-    sums = w.sum(1)[:, None], w @ e, w @ e**2, wl.sum(1)[:, None], wl @ e
-    E, B = _linear(*sums)  # (R, GRID)
-    s1, se, see, sl, sel = sums
-    rss = len(u) - 2 * (E * sl + B * sel) + E**2 * s1 + 2 * E * B * se + B**2 * see
-    grid = np.stack([E, np.log(B), np.broadcast_to(g, B.shape)], axis=-1)
-    blocks = np.array_split(np.arange(GRID), starts)
-    best = np.stack([block[rss[:, block].argmin(1)] for block in blocks], axis=1)
-    return np.take_along_axis(grid, best[..., None], axis=1)
-
-
-def _linear(s1, se, see, sl, sel):
-    """E >= 0 and B > 0 of the least squares L = E + B e, from its weighted sums."""
-    B = (s1 * sel - se * sl) / np.maximum(s1 * see - se**2, 1e-13 * s1 * see)
-    E = (sl - B * se) / s1
-    B = np.where(E < 0, sel / see, B)
-    return np.maximum(E, 0), np.clip(B, *B_RANGE)
-
-
-def _refine(u, y, theta, delta):
-    """Projected Newton (Bertsekas 1982), damped by the Gauss-Newton metric; a row is a problem."""
-    theta, f = theta.copy(), huber(y - np.log(power_law(theta, u)), delta)
-    damping, converged = np.full(len(y), 1e-3), np.zeros(len(y), bool)
-    todo = np.arange(len(y))
-    for _ in range(MAX_ITER):
-        step, decrement = _newton_step(u, y[todo], theta[todo], delta, damping[todo])
-        trial, f_trial = _trial(u, y[todo], theta[todo], step, delta)
-        room = TOLERANCE * f[todo] + len(u) * ROUNDING
-        downhill = decrement >= 0
-        better = (f_trial < f[todo]) | (downhill & (f_trial <= f[todo] + room))
-        small = downhill & (decrement <= room) & (damping[todo] <= 1)
-        theta[todo[better]], f[todo[better]] = trial[better], f_trial[better]
-        damping[todo] = np.where(better, damping[todo] / 10, np.maximum(damping[todo], 1e-3) * 10)
-        converged[todo[small]] = True
-        todo = todo[~small]
-        if not len(todo):
-            break
-    return theta, f, converged
-
-
-def _newton_step(u, y, theta, delta, damping):
-    """The damped step on the free parameters (R, 3) and its predicted decrease (R,)."""
-    inv = 1 / power_law(theta, u)
-    r = y + np.log(inv)
-    q = 1 - theta[:, :1] * inv  # share of the reducible term, (R, n)
-    J = np.stack([inv, q, -u * q], axis=1)  # d ln m / d theta, (R, 3, n)
-    psi = np.clip(r, -delta, delta)
-    gradient = -(J @ psi[..., None])[..., 0]
-    metric = (J * _weight(r, delta)[:, None]) @ J.swapaxes(1, 2)
-    hessian = (J * ((np.abs(r) <= delta) + psi)[:, None]) @ J.swapaxes(1, 2)
-    hessian -= _curvature(psi * q, u)
-    A = hessian + damping[:, None, None] * metric
-    A += 1e-15 * np.eye(3) * (np.einsum("rii->ri", metric) + 1e-12)[:, None]
-    held = ((theta <= LOWER) & (gradient > 0)) | ((theta >= UPPER) & (gradient < 0))
-    A = np.where(held[:, :, None] | held[:, None, :], np.eye(3), A)
-    gradient = np.where(held, 0, gradient)
-    step = -np.linalg.solve(A, gradient[..., None])[..., 0]
-    return step, -(gradient * step).sum(1) / 2
-
-
-def _curvature(pq, u):
-    """Sum of psi / m times the second derivatives of m, (R, 3, 3): only b and g have any."""
-    c = np.zeros((len(pq), 3, 3))
-    c[:, 1, 1] = pq.sum(1)
-    c[:, 1, 2] = c[:, 2, 1] = -(pq @ u)
-    c[:, 2, 2] = pq @ u**2
-    return c
-
-
-def _weight(r, delta):
-    return np.minimum(1, delta / np.maximum(np.abs(r), 1e-300))
-
-
-def _trial(u, y, theta, step, delta):
-    """The better of the step and its projection, E and K solved anew at the step's exponent.
-
-    The projection follows the curved valley along which E and g trade off; no step moves g by
-    more than a factor, as from afar Newton overshoots to where the law is flat.
+    starts: how many to make, or (R or 1, S, p) of them.
     """
-    straight = theta + step
-    straight[:, 2] = np.clip(straight[:, 2], theta[:, 2] / G_FACTOR, theta[:, 2] * G_FACTOR)
-    straight = np.clip(straight, LOWER, UPPER)
-    projected = straight.copy()
-    loss, e = np.exp(y), np.exp(-straight[:, 2:] * u)
-    w = _weight(y - np.log(power_law(theta, u)), delta) / loss**2
-    sums = [(w * s).sum(1) for s in (1, e, e * e, loss, loss * e)]
-    E, B = _linear(*sums)
-    projected[:, 0], projected[:, 1] = E, np.log(B)
-    f, f_projected = (huber(y - np.log(power_law(t, u)), delta) for t in (straight, projected))
-    keep = f <= f_projected
-    return np.where(keep[:, None], straight, projected), np.where(keep, f, f_projected)
+    R = max(len(loss), len(w))
+    if isinstance(starts, int):
+        starts = problem.starts(loss, w, starts)
+    theta = np.broadcast_to(starts, (R, *starts.shape[1:])).reshape(-1, starts.shape[2])
+    S = starts.shape[1]
+    y = loss if objective.raw else np.log(loss)
+    stages = objective.stages(lambda: _mean_residual(problem, y, theta))
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+        theta, f, converged = _batched(problem, stage, following, y, w, theta, S)
+    f = f.reshape(R, S)
+    best = f.argmin(1)
+    lowest = f[np.arange(R), best]
+    equal = f <= (lowest * (1 + AGREEMENT) + y.shape[1] * ROUNDING)[:, None]
+    equal &= converged.reshape(f.shape)
+    pick = np.arange(R) * S + best
+    return Solution(theta[pick], lowest, converged[pick], equal.sum(1), S)
+
+
+def resolve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarray,
+            best: np.ndarray) -> Solution:
+    """Solve R resamples of the data whose optimum is `best` (p,), each from there.
+
+    Some are solved from many starts as well; if that finds a lower objective in any, all are
+    solved from the best few of many.
+    """
+    found = solve(problem, objective, loss, w, best[None, None])
+    R, rounding = len(found.theta), ROUNDING * w.sum(1).max()
+    checked = min(CHECKED, max(2, CHECKED_POINTS // w.shape[1]))
+    some = np.unique(np.linspace(0, R - 1, checked).astype(int))
+    again = np.union1d(some, np.flatnonzero(~found.converged))
+    for rows, few in ((again, STARTS_CHECKED), (np.arange(R), STARTS_KEPT)):
+        data = [a if len(a) == 1 else a[rows] for a in (loss, w)]
+        starts = problem.starts(*data, STARTS_CHECKED)
+        wider = solve(problem, objective, *data, _lowest(problem, objective, *data, starts, few))
+        lower = wider.objective < found.objective[rows] * (1 - AGREEMENT) - rounding
+        lower |= wider.converged & ~found.converged[rows]
+        for mine, theirs in ((found.theta, wider.theta), (found.objective, wider.objective),
+                             (found.converged, wider.converged)):
+            mine[rows[lower]] = theirs[lower]
+        if not lower[np.isin(rows, some)].any():
+            break
+    return found
+
+
+@np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
+def _lowest(problem, objective, loss, w, starts, few):
+    """The `few` of starts (R or 1, S, p) where the objective is lowest, (R or 1, few, p)."""
+    y = loss if objective.raw else np.log(loss)
+    f = np.stack([objective.value(objective.residual(y, problem.at(s).m), w)
+                  for s in starts.swapaxes(0, 1)], axis=1)
+    order = np.argsort(f, axis=1)[:, :few, None]
+    return np.take_along_axis(np.broadcast_to(starts, (len(f), *starts.shape[1:])), order, axis=1)
+
+
+def condition(problem: Problem, theta: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
+    """How flat least squares of ln L is at theta (p,), whatever the objective.
+
+    The condition number of the Gauss-Newton matrix scaled to a unit diagonal, and the direction
+    (p,) in which it bends least.
+    """
+    state = problem.at(theta[None])
+    zero = np.zeros(state.m.shape)
+    matrix = problem.sums(state, zero, w / state.m**2)[1][..., 0]
+    size = np.sqrt(np.maximum(matrix.diagonal(), 1e-300))
+    values, vectors = np.linalg.eigh(matrix / size / size[:, None])
+    return float(values[-1] / max(values[0], 1e-300)), vectors[:, 0]
+
+
+def _batched(problem, objective, following, y, w, theta, S):
+    """Refine every row of theta; row i is a start of data set i // S."""
+    found = []
+    for rows in _batches(len(theta), y.shape[1]):
+        data = [a if len(a) == 1 else a[rows // S] for a in (y, w)]
+        end, *rest = refine(problem, objective, *data, theta[rows])
+        if following is not None:
+            end = _followed(problem, objective, following.delta, *data, end)
+        found.append((end, *rest))
+    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
+
+
+def _batches(rows: int, n: int) -> Iterator[np.ndarray]:
+    size = max(1, BATCH // n)
+    for first in range(0, rows, size):
+        yield np.arange(first, min(first + size, rows))
+
+
+def refine(problem: Problem, objective: Objective, y, w, theta):
+    """Projected Newton (Bertsekas 1982), damped by reweighted least squares; (theta, f, done)."""
+    theta = np.clip(theta, problem.lower, problem.upper)
+    state = problem.at(theta)
+    r = objective.residual(y, state.m)
+    rows = _Rows(theta, state, r, objective.value(r, w), np.full(len(theta), START_DAMPING), y, w,
+                 np.arange(len(theta)))
+    found, lowest = theta.copy(), rows.f.copy()
+    converged = np.zeros(len(theta), bool)
+    for _ in range(MAX_ITER):
+        done, stuck = _iterate(problem, objective, rows)
+        found[rows.index], lowest[rows.index] = rows.theta, rows.f
+        converged[rows.index[done]] = True
+        left = ~(done | stuck)
+        if not left.any():
+            break
+        if left.mean() < 0.9:
+            rows = rows.take(left)
+        # rows that are done and stay only move further down
+    return found, lowest, converged
+
+
+def _followed(problem, objective, delta, y, w, theta):
+    """Where the optimum theta (B, p) goes as delta falls while the same points stay within it.
+
+    The gradient vanishes along the path, and of it only the part of the points outside depends on
+    delta, in proportion.
+    """
+    state = problem.at(theta)
+    r = objective.residual(y, state.m)
+    c, q = objective.derivatives(r, state.m, w, np.zeros(len(theta)))
+    hessian = problem.sums(state, c, q)[1]
+    outside = problem.sums(state, np.where(np.abs(r) > objective.delta, c, 0.0), q)[0]
+    step, positive = solve_positive(hessian, outside)
+    step = np.where(positive & np.isfinite(step).all(0), step, 0.0).T
+    return problem.clipped(theta, theta + (1 - delta / objective.delta) * step)
+
+
+def _iterate(problem: Problem, objective: Objective, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
+    """One step of every row, in place; which have converged, and which cannot move."""
+    step, decrement, positive = _newton_step(problem, objective, rows)
+    room = TOLERANCE * rows.f + rows.r.shape[1] * ROUNDING
+    done = positive & (decrement <= room) & (rows.damping <= SMALL_DAMPING)
+    theta, state, r, f = _trial(problem, objective, rows, step, decrement)
+    better = (f < rows.f) | (positive & (f <= rows.f + room))
+    gain = np.where(better, rows.f - f, -1.0)
+    worse = np.flatnonzero(~better)
+    if len(worse):
+        theta[worse], r[worse], f[worse] = rows.theta[worse], rows.r[worse], rows.f[worse]
+        state.put(worse, rows.state.take(worse))
+    rows.theta, rows.state, rows.r, rows.f = theta, state, r, f
+    raised = np.maximum(10 * rows.damping, np.where(positive, FIRST_DAMPING, CONVEX_DAMPING))
+    lowered = np.where(gain < 0.5 * decrement, rows.damping, rows.damping / 10)
+    lowered[lowered < FIRST_DAMPING] = 0.0
+    rows.damping = np.where(better & positive, lowered, raised)
+    return done, rows.damping > MOST_DAMPING
+
+
+def _newton_step(problem, objective, rows):
+    """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
+    c, q = objective.derivatives(rows.r, rows.state.m, rows.w, rows.damping)
+    gradient, A = problem.sums(rows.state, c, q)
+    held = problem.held(rows.theta, gradient)
+    if held.any():
+        A = np.where(held[:, None] | held[None], np.eye(len(A))[..., None], A)
+        gradient = np.where(held, 0.0, gradient)
+    step, positive = solve_positive(A, -gradient)
+    return step.T, -(gradient * step).sum(0) / 2, positive
+
+
+def _trial(problem, objective, rows, step, decrement):
+    """Where the step leads, or its projection if that gains more than a poor or short step."""
+    theta = problem.clipped(rows.theta, rows.theta + step)
+    state = problem.at(theta)
+    r = objective.residual(rows.loss, state.m)
+    f = objective.value(r, rows.w)
+    poor = ~(rows.f - f > 0.5 * decrement) | (rows.damping > HEAVY_DAMPING)
+    poor = np.flatnonzero(poor & ~(decrement <= TOLERANCE * rows.f))
+    if len(poor) and problem.linear:
+        loss, w = (a if len(a) == 1 else a[poor] for a in (rows.loss, rows.w))
+        weight = objective.reweighted(rows.r[poor], rows.state.m[poor], w)
+        other = problem.projected(theta[poor], weight, loss if objective.raw else np.exp(loss))
+        other = problem.clipped(other, other)
+        there = problem.at(other)
+        r_other = objective.residual(loss, there.m)
+        f_other = objective.value(r_other, w)
+        won = ~(f[poor] <= f_other)
+        keep = poor[won]
+        theta[keep], r[keep], f[keep] = other[won], r_other[won], f_other[won]
+        state.put(keep, there.take(won))
+    return theta, state, r, f
+
+
+def _mean_residual(problem: Problem, y: np.ndarray, theta: np.ndarray) -> float:
+    """Mean |r| of the first data set's best start."""
+    r = np.abs(y[:1] - np.log(problem.at(theta[: min(len(theta), 64)]).m))
+    return float(np.nanmin(r.mean(1)))

@@ -3,12 +3,14 @@
 `figures` draws, `style` is how everything looks, `html` writes the page.
 """
 
+from nanoscale.report.compare import compare_figure
 from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure, loss_curves_figure
 from nanoscale.report.html import write_report
 from nanoscale.report.style import save, svg
 from nanoscale.report.transfer import transfer_figure
 
 __all__ = [
+    "compare_figure",
     "heatmap_figure",
     "law_figure",
     "lines_figure",

@@ -1,0 +1,54 @@
+"""Many small linear systems at once: arrays are (p, p, B), so every step is one pass over B.
+
+The one idea: elimination without pivoting is stable where the matrix is positive definite, and its
+pivots say whether it is; where it is not, the solver does not want the step anyway.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FLAT = 1e-14  # of a pivot, relative to the diagonal entry it began as: rounding, taken as flat
+
+
+def solve_positive(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x (p, B) of A x = b for symmetric A (p, p, B), and whether no A (B,) bends downwards.
+
+    A direction that is flat but for rounding gets a curvature of that size.
+    """
+    A, x = A.copy(), b.copy()
+    p = len(b)
+    flat = FLAT * np.abs(A[range(p), range(p)]) + 1e-300
+    positive = np.ones(b.shape[1:], bool)
+    for j in range(p):
+        pivot = A[j, j]
+        positive &= pivot > -flat[j]
+        np.maximum(pivot, flat[j], out=pivot)
+        if j + 1 < p:
+            share = A[j, j + 1 :] / pivot
+            A[j + 1 :, j + 1 :] -= share[:, None] * A[j, None, j + 1 :]
+            x[j + 1 :] -= share * x[j]
+    for j in reversed(range(p)):
+        x[j] = (x[j] - (A[j, j + 1 :] * x[j + 1 :]).sum(0)) / A[j, j]
+    return x, positive
+
+
+def solve_nonnegative(G: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Coefficients (q, B) >= 0 of a least squares from its normal equations G (q, q, B), h (q, B).
+
+    The most negative is put to 0 and the others are solved anew, until none is.
+    """
+    q = len(h)
+    size = np.sqrt(np.maximum(G[range(q), range(q)], 1e-300))
+    keep = np.ones(h.shape, bool)
+    x, _ = solve_positive(G, h)
+    for _ in range(q):
+        worst = (x * size).argmin(0)
+        negative = np.flatnonzero(x[worst, np.arange(x.shape[1])] < 0)
+        if not len(negative):
+            break
+        keep[worst[negative], negative] = False
+        left = keep[:, negative]
+        inside = np.where(left[:, None] & left[None], G[..., negative], np.eye(q)[..., None])
+        x[:, negative] = solve_positive(inside, np.where(left, h[:, negative], 0.0))[0]
+    return np.where(x > 0, x, 0.0)

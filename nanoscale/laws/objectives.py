@@ -1,0 +1,121 @@
+"""What a fit minimises: a sum over points of a function of the residual, by name.
+
+The one idea: the solver sees an objective only as its slope, its curvature and its reweighted
+least squares in the fitted value m, so one Newton serves all. With r = ln L - ln m:
+
+    log-huber   sum of r^2 / 2 within delta, delta (|r| - delta / 2) beyond (Hoffmann et al. 2022)
+    lad         sum of |r|, what log-huber over delta tends to (what Epoch AI's refit minimised)
+    envelope    log-huber, times 10 where the law is above the loss (r < 0): a lower envelope
+    mse         sum of (L - m)^2, of the loss itself
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nanoscale.errors import UserError, did_you_mean, one_of
+
+OBJECTIVES = ("log-huber", "lad", "mse", "envelope")
+OVERESTIMATE = 10.0  # weight of a point that the law lies above, under `envelope`
+LAD_STAGES = 10.0 ** -np.arange(0, 10)  # delta, in mean |r| of the best start
+LAD_DELTA = 1e-12  # below, residuals are rounding
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective. `delta` is in ln L; it is what `lad` is approached with, and unused by mse."""
+
+    name: str
+    delta: float = 1e-3
+
+    @classmethod
+    def of(cls, name: str, delta: float) -> Objective:
+        """Check a user's choice."""
+        if name not in OBJECTIVES:
+            hint = did_you_mean(name, OBJECTIVES) or f"; choose {one_of(OBJECTIVES)}"
+            raise UserError(f"objective {name!r}: no such objective{hint}")
+        if not (math.isfinite(delta) and delta > 0):
+            raise UserError(f"delta = {delta} must be a positive number (in ln L; 1e-3 is usual)")
+        return cls(name, float(delta))
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether delta is part of what is minimised."""
+        return self.name in ("log-huber", "envelope")
+
+    @property
+    def raw(self) -> bool:
+        """Whether residuals are of the loss and not of its logarithm."""
+        return self.name == "mse"
+
+    def stages(self, mean_residual: Callable[[], float]) -> list[Objective]:
+        """Smooth objectives whose minima lead to this one's, the last as good as it.
+
+        The sum of |r| is at most n delta / 2 above log-huber / delta, which is below it
+        everywhere: at the last delta that proves a relative 1e-9.
+        """
+        if self.name != "lad":
+            return [self]
+        scale = max(mean_residual(), 1e-6)
+        return [replace(self, delta=max(scale * s, LAD_DELTA)) for s in LAD_STAGES]
+
+    def residual(self, loss: np.ndarray, m: np.ndarray) -> np.ndarray:
+        """r of fitted values m (B, n); `loss` is ln L, or L where `raw`."""
+        if self.raw:
+            return loss - m
+        r = np.log(m)
+        return np.subtract(loss, r, out=r)
+
+    def value(self, r: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """The sum (B,) over points of r (B, n) with weights w (B or 1, n)."""
+        if self.raw:
+            return _sum(r * r, w)
+        psi = np.clip(r, -self.delta, self.delta)
+        rho = np.multiply(psi, -0.5)
+        rho += r
+        rho *= psi
+        if self.name == "envelope":
+            rho = np.where(r < 0, OVERESTIMATE * rho, rho)
+        return _sum(rho, w)
+
+    def reported(self, r: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """`value`, but of the objective itself where the solver approaches it."""
+        return _sum(np.abs(r), w) if self.name == "lad" else self.value(r, w)
+
+    def derivatives(self, r, m, w, damping) -> tuple[np.ndarray, np.ndarray]:
+        """(c, q), each (B, n): the weighted first and second derivatives by m.
+
+        damping (B,): how much of the reweighted least squares' curvature, never negative, is
+        added to the second.
+        """
+        if self.raw:
+            return -2 * w * r, 2 * w * (1 + damping[:, None])
+        psi = np.clip(r, -self.delta, self.delta)
+        bend = psi + (psi == r)
+        if damping.any():
+            bend += damping[:, None] * (psi / np.where(r == 0, 1, r) + (r == 0))
+        if self.name == "envelope":
+            w = np.where(r < 0, OVERESTIMATE * w, w)
+        inverse = 1 / m
+        w = w * inverse
+        bend *= w
+        bend *= inverse
+        psi *= w
+        return np.negative(psi, out=psi), bend
+
+    def reweighted(self, r, m, w) -> np.ndarray:
+        """(B, n) weights of the least squares in m that has this slope at m."""
+        if self.raw:
+            return np.broadcast_to(w, r.shape)
+        weight = np.minimum(1, self.delta / np.maximum(np.abs(r), 1e-300)) * w / m**2
+        return np.where(r < 0, OVERESTIMATE * weight, weight) if self.name == "envelope" else weight
+
+
+def _sum(rho: np.ndarray, w: np.ndarray) -> np.ndarray:
+    if len(w) == 1:
+        return rho @ w[0]
+    return np.einsum("bn,bn->b", rho, w)
