@@ -301,7 +301,7 @@ def multiplier(a: Sequence[Level], b: Sequence[Level], paired: bool) -> dict[str
     found = Difference(float(each.mean()), parts)
     return {"value": math.exp(found.value), "ci95": np.exp(found.ci95).tolist(),
             "at": [{"loss": math.exp(curves[which].loss[i]), "level_of": "AB"[which],
-                    "flops": math.exp(curves[which].flops[i]), "value": math.exp(value)}
+                    "flops": round(math.exp(curves[which].flops[i])), "value": math.exp(value)}
                    for (which, i), value in zip(knots, each, strict=True)], "reason": None}
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanoscale.errors import disk_errors
+from nanoscale.errors import UserError, did_you_mean, disk_errors, one_of
+from nanoscale.experiments import machine
 from nanoscale.experiments.machine import Slot
 from nanoscale.records import LOG
 
@@ -37,6 +38,11 @@ class Exit:
 
 class Backend(Protocol):
     """Starts runs and reports their exits; never decides what runs."""
+
+    local: bool  # whether runs share this machine's cores
+
+    def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
+        """Where runs of a study on `device` with `threads` CPU threads each can go at once."""
 
     def start(self, folder: Path, slot: Slot) -> None:
         """Start the run in `folder`; its output is appended to the folder's log."""
@@ -65,14 +71,40 @@ def local_backend() -> Backend:
     return Subprocess() if os.name == "nt" else ForkServer()
 
 
+def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, str]) -> Backend:
+    """The backend of that name: local, subprocess, ray or slurm.
+
+    `options`: sbatch's for slurm; address for ray.
+    """
+    from nanoscale.experiments.clusters import Ray, Slurm
+
+    if not isinstance(name, str):
+        return name
+    makers = {"local": local_backend, "subprocess": Subprocess,
+              "ray": lambda: Ray(address=options.get("address")),
+              "slurm": lambda: Slurm(options=options, home=output_root / "slurm")}
+    if name not in makers:
+        raise UserError(f"backend={name!r}: choose {one_of(makers)}{did_you_mean(name, makers)}")
+    return makers[name]()
+
+
 def worker_environment(slot: Slot) -> dict[str, str]:
     """Ours and the slot's, with this package importable from wherever the worker starts."""
     paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
     return os.environ | slot.env | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+class Local:
+    """What local backends share: this machine's slots."""
+
+    local = True
+
+    def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
+        return machine.slots(device, threads, workers)
+
+
 # -- the fork server ----------------------------------------------------------------------------
-class ForkServer:
+class ForkServer(Local):
     """Runs as forks of one server process (see `forkserver`), spoken to in JSON lines.
 
     The server leads its own session, so Ctrl-C reaches only us; when our end of its pipe closes,
@@ -141,7 +173,7 @@ class ForkServer:
 
 
 # -- a process per run --------------------------------------------------------------------------
-class Subprocess:
+class Subprocess(Local):
     """One plain process per run. If we are killed the runs go on, and a re-run waits for them."""
 
     def __init__(self, worker: Worker | None = None) -> None:

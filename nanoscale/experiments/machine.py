@@ -42,12 +42,17 @@ def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
     free = cores()
     each = threads or len(free)
     count = workers or max(1, len(free) // each)
-    env = dict.fromkeys(THREAD_VARIABLES, str(each)) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    env = thread_environment(each)
     # A worker is pinned only when together they take every core; else the kernel spreads them
     # better than we could, as other runners may have the first cores too.
     pinned = count * each == len(free) and hasattr(os, "sched_setaffinity")
     return [Slot(env, tuple(free[i * each:(i + 1) * each]) if pinned else ())
             for i in range(count)]
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """What tells a process how many threads to use, and not to burn a core while it waits."""
+    return dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def on_gpu(device: str) -> bool:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from nanoscale import lease
 from nanoscale.experiments import machine
 from nanoscale.experiments.backends import GRACE_SECONDS, Backend, Exit
 from nanoscale.experiments.failures import ALIKE, MEMORY, TIME, Failure, settle, try_again
@@ -205,7 +206,8 @@ class Pool:
             return Failure(TIME, f"it ran longer than time_limit={seconds:g} seconds; what it has "
                                  "saved is kept, and the next call goes on from there")
         holder = one.job.folder.holder() if size is not None else None
-        used = machine.memory_of(holder["pid"]) if holder and holder["pid"] else 0
+        here = holder is not None and holder.get("machine") == lease.machine()
+        used = machine.memory_of(holder["pid"]) if here else 0
         if size is not None and used > size:
             return Failure(MEMORY, f"it took {used / 2**30:.2f} GiB of memory, more than "
                                    f"memory_limit={size:g} bytes")

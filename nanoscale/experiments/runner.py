@@ -17,7 +17,7 @@ from typing import Any
 from nanoscale.config import ExperimentConfig, flatten
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments import machine
-from nanoscale.experiments.backends import Backend, local_backend
+from nanoscale.experiments.backends import Backend, backend_of
 from nanoscale.experiments.cells import (
     Cell,
     combinations,
@@ -66,7 +66,8 @@ class ExperimentRunner:
         output_root: where runs and studies are kept.
         workers: runs at once; by default one per GPU, or the physical cores over `threads`.
         threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
-        backend: who starts the runs; by default local processes.
+        backend: who starts the runs: local (a fork each), subprocess, ray or slurm.
+        backend_options: sbatch's for slurm, as in {"partition": "gpu"}; {"address": ...} for ray.
         retries: how often a run that crashed is tried again, from its last checkpoint.
         time_limit: seconds a run may take in one call; then it saves, and counts as failed.
         memory_limit: bytes a run may take; then it goes on with half the micro-batch.
@@ -76,9 +77,10 @@ class ExperimentRunner:
 
     def __init__(self, base_config_path: str | Path | None = None,
                  output_root: str | Path = "experiments_out", workers: int | None = None,
-                 threads: int = 1, backend: Backend | None = None, retries: int = 1,
+                 threads: int = 1, backend: str | Backend = "local", retries: int = 1,
                  time_limit: float | None = None, memory_limit: float | None = None,
-                 budget: float | str | None = None) -> None:
+                 budget: float | str | None = None,
+                 backend_options: Mapping[str, str] | None = None) -> None:
         for name, value, least in (("workers", workers, 1), ("threads", threads, 1),
                                    ("retries", retries, 0)):
             if value is not None and (not isinstance(value, int) or value < least):
@@ -89,7 +91,7 @@ class ExperimentRunner:
         self.base = [_read_base(base_config_path)] if base_config_path else []
         self.output_root = Path(output_root)
         self.workers, self.threads = workers, threads
-        self.backend = backend or local_backend()
+        self.backend = backend_of(backend, self.output_root, backend_options or {})
         self.budget, seconds = read_budget(budget)
         self.limits = Limits(time_limit, memory_limit, retries, seconds, budget is not None)
 
@@ -290,9 +292,10 @@ class ExperimentRunner:
         device = cells[0].spec.config.device
         wanted = {cell.spec.config.threads for cell in cells}
         threads = None if None in wanted else max(wanted)
-        slots = machine.slots(device, threads, self.workers)
+        slots = self.backend.slots(device, threads, self.workers)
         free = len(machine.cores())
-        if not machine.on_gpu(device) and len(slots) > max(1, free // (threads or free)):
+        shared = self.backend.local and not machine.on_gpu(device)
+        if shared and len(slots) > max(1, free // (threads or free)):
             print(f"[{study.name}] warning: {len(slots)} workers of {threads or free} threads "
                   f"share {free} cores and slow each other down; leave workers out to fit them")
         return slots
