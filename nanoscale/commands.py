@@ -15,19 +15,20 @@ from nanoscale.options import number, parse, usage_of
 from nanoscale.study import OUTPUT_ROOT, conclude, run_study, varied
 
 NUMBERS = ("workers", "retries", "time_limit", "memory_limit")  # of the runner
+WORDS = ("budget", "backend")
 
 
 def study(arguments: list[str]) -> int:
     """nanoscale study FILE [--output_root=DIR] [--workers=N] [--budget=1e15|90min] [--retries=N]
-    [--time_limit=SECONDS] [--memory_limit=BYTES] [--dry-run]
+    [--backend=local|subprocess|ray|slurm] [--time_limit=SECONDS] [--memory_limit=BYTES] [--dry-run]
     """
-    names, options = parse(arguments, study, ("output_root", "budget", *NUMBERS), ("dry-run",))
+    names, options = parse(arguments, study, ("output_root", *WORDS, *NUMBERS), ("dry-run",))
     if names is None:
         return DONE
     if len(names) != 1:
         raise UserError(f"usage: {usage_of(study)}")
-    found = run_study(names[0], root_of(options), budget=options.get("budget"),
-                      dry_run="dry-run" in options, **how_to_run(options))
+    found = run_study(names[0], root_of(options), dry_run="dry-run" in options,
+                      **how_to_run(options))
     return DONE if "dry-run" in options or found.ok else FAILED
 
 
@@ -62,9 +63,9 @@ def watch_study(arguments: list[str]) -> int:
 
 def retry(arguments: list[str]) -> int:
     """nanoscale retry STUDY [--output_root=DIR] [--workers=N] [--retries=N]
-    [--time_limit=SECONDS] [--memory_limit=BYTES]
+    [--backend=local|subprocess|ray|slurm] [--time_limit=SECONDS] [--memory_limit=BYTES]
     """
-    names, options = parse(arguments, retry, ("output_root", *NUMBERS))
+    names, options = parse(arguments, retry, ("output_root", "backend", *NUMBERS))
     if names is None:
         return DONE
     if len(names) != 1:
@@ -110,4 +111,5 @@ def root_of(options: dict[str, str]) -> Path:
 
 def how_to_run(options: dict[str, str]) -> dict[str, Any]:
     """The runner's arguments among the options."""
-    return {key: number(key, options[key]) for key in NUMBERS if key in options}
+    return {key: number(key, value) if key in NUMBERS else value
+            for key, value in options.items() if key in (*NUMBERS, *WORDS)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from nanoscale.experiments.space import read_space
 from nanoscale.sources import FIELDS, flatten_keys
 
 TABLES = {"study": ("name", "question", "recipe"), "base": None, "grid": None,
+          "run": ("backend", "workers", "threads", "retries", "time_limit", "memory_limit",
+                  "budget", "backend_options"),
           "ladder": ("seeds", "min_sizes", "sizes"),
           "transfer": ("size", "seeds", "sizes", "arms"),
           "search": ("trials", "sampler", "seed", "rungs", "promote", "space")}
@@ -77,6 +79,7 @@ class StudyFile:
     size: str = ""  # transfer: the key that grows
     arms: Sequence[Arm] = ()
     search: Plan | None = None
+    how: Mapping[str, Any] = field(default_factory=dict)  # arguments of ExperimentRunner
 
 
 def read_study(path: Path) -> StudyFile:
@@ -100,7 +103,8 @@ def read_study(path: Path) -> StudyFile:
             raise UserError(f"{path}: [{other}] belongs to recipe = {other!r}, but this one is "
                             f"{recipe!r}")
     common = {"path": path, "name": study.get("name", path.stem), "recipe": recipe,
-              "question": study.get("question", ""), "base": flatten_keys(tables.get("base", {}))}
+              "question": study.get("question", ""), "base": flatten_keys(tables.get("base", {})),
+              "how": tables.get("run", {})}
     rows = {"grid": _grid_rows, "ladder": _ladder_rows, "transfer": _transfer_rows,
             "search": _search_plan}[recipe]
     return StudyFile(**common, **rows(path, tables.get(recipe, {}), common["base"]))

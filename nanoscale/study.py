@@ -42,7 +42,8 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_ru
               **how: Any) -> Study:
     """Every stage of a study file: data, runs, table, fit, report.
 
-    `how` it runs: the arguments of `ExperimentRunner` (workers, budget, time_limit, ...).
+    `how` it runs: the arguments of `ExperimentRunner` (workers, budget, backend, ...), before those
+    of the file's [run].
     """
     path = Path(path)
     design = read_study(path)
@@ -50,7 +51,7 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_ru
         prepare_missing(design.base)
         # a second, spent while the workers load torch
         threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
-    runner = ExperimentRunner(output_root=output_root, **how)
+    runner = ExperimentRunner(output_root=output_root, **{**design.how, **how})
     root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
     asked = {"recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
              "command": f"nanoscale study {shlex.quote(str(path))}{root}",

@@ -112,7 +112,7 @@ def test_the_same_grid_again_runs_nothing_and_failures_get_one_more_try():
     assert first.frame()["run"].tolist() == second.frame()["run"].tolist()
 
     began = time.monotonic()
-    third = a_runner(backend=None).run_grid("h", TINY, {"n_layer": [1, 2]})
+    third = a_runner(backend="local").run_grid("h", TINY, {"n_layer": [1, 2]})
     assert time.monotonic() - began < 1
     assert third.ok
     assert set(third.plan.values()) == {"cached"}

@@ -115,7 +115,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     fake_worker.make_dataset(tmp_path)
     fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
-    monkeypatch.setattr("nanoscale.experiments.runner.local_backend", lambda: fake)
+    monkeypatch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
 
 
 def write(text: str, name: str = "s.toml") -> Path:
@@ -454,6 +454,16 @@ def test_how_a_study_runs_can_be_said_on_the_command_line(capsys):
         main(["toy.toml", "--budget", "1 parsec"])
     assert main(["toy.toml", "--budget=1", "--retries=0", "--time_limit=9.5", "--dry-run"]) == 0
     assert "left out" in capsys.readouterr().out
+    text = GRID.replace("[base]", "[run]\nbackend = 'subprocess'\nbudget = 1\n[base]")
+    Path("toy.toml").write_text(text)
+    assert main(["toy.toml", "--dry-run"]) == 0
+    assert "left out" in capsys.readouterr().out
+    assert main(["toy.toml", "--dry-run", "--budget=1e15"]) == 0
+    assert "left out" not in capsys.readouterr().out
+    for right, wrong in (("subprocess", "subproces"), ("budget", "budgt")):
+        Path("toy.toml").write_text(text.replace(right, wrong))
+        with pytest.raises(UserError, match=f"did you mean '{right}'"):
+            main(["toy.toml", "--dry-run"])
 
 
 SEARCH = GRID.split("[grid]")[0].replace('"grid"', '"search"').replace("= 5", "= 5\nbeta1 = 0.66")

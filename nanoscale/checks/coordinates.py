@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from nanoscale.checks.paired import t_quantile
+
 WIDTH, DEPTH = "width", "depth"
 SIZE, CHANGE, UPDATE, PACE = "size", "change", "update", "update / LR"
 START, LATER, FIRST = "step 1", "later steps", "first updates"  # the windows that are judged
@@ -93,14 +95,12 @@ def slope(sizes: Sequence[int], logs: np.ndarray) -> Slope:
     twice the interval). It covers 93 % or more even if the smallest size is four times as noisy as
     the largest.
     """
-    from scipy.special import stdtrit
-
     x = np.log2(sizes) - np.mean(np.log2(sizes))
     mean = float((logs @ x / (x @ x)).mean())
     residual = logs - logs.mean(axis=1, keepdims=True) - mean * x
     seeds, count = logs.shape
     dof = seeds * (count - 1) - 1
-    half = float(stdtrit(dof, 0.975)) * math.sqrt((residual**2).sum() / (dof * seeds * (x @ x)))
+    half = t_quantile(0.95, dof) * math.sqrt((residual**2).sum() / (dof * seeds * (x @ x)))
     return Slope(mean, mean - half, mean + half)
 
 

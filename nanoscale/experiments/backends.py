@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanoscale.errors import UserError, did_you_mean, disk_errors, one_of
+from nanoscale.errors import disk_errors
 from nanoscale.experiments import machine
 from nanoscale.experiments.machine import Slot
 from nanoscale.records import LOG
@@ -69,23 +69,6 @@ class Worker:
 def local_backend() -> Backend:
     """The fork server where pipes can be waited on (not Windows), else a process per run."""
     return Subprocess() if os.name == "nt" else ForkServer()
-
-
-def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, str]) -> Backend:
-    """The backend of that name: local, subprocess, ray or slurm.
-
-    `options`: sbatch's for slurm; address for ray.
-    """
-    from nanoscale.experiments.clusters import Ray, Slurm
-
-    if not isinstance(name, str):
-        return name
-    makers = {"local": local_backend, "subprocess": Subprocess,
-              "ray": lambda: Ray(address=options.get("address")),
-              "slurm": lambda: Slurm(options=options, home=output_root / "slurm")}
-    if name not in makers:
-        raise UserError(f"backend={name!r}: choose {one_of(makers)}{did_you_mean(name, makers)}")
-    return makers[name]()
 
 
 def worker_environment(slot: Slot) -> dict[str, str]:

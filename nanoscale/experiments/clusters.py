@@ -16,9 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanoscale.errors import INTERRUPTED, UserError, disk_errors
-from nanoscale.experiments import machine
-from nanoscale.experiments.backends import GRACE_SECONDS, Exit, Worker, worker_environment
+from nanoscale.errors import INTERRUPTED, UserError, did_you_mean, disk_errors, one_of
+from nanoscale.experiments import backends, machine
+from nanoscale.experiments.backends import (
+    GRACE_SECONDS,
+    Backend,
+    Exit,
+    Worker,
+    worker_environment,
+)
 from nanoscale.experiments.machine import Slot
 from nanoscale.records import LOG, write_text
 
@@ -90,8 +96,10 @@ class Ray:
         if not ray.is_initialized():
             address = self._address or os.environ.get("RAY_ADDRESS")
             size = {} if address else {"num_cpus": len(machine.cores()), "include_dashboard": False}
+            paths = worker_environment(Slot({}))["PYTHONPATH"]
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="error", **size)
+                ray.init(address=address, log_to_driver=False, logging_level="error",
+                         runtime_env={"env_vars": {"PYTHONPATH": paths}}, **size)
             except (ConnectionError, RuntimeError) as e:
                 raise UserError(f"backend='ray': no cluster at {address}: {e}") from e
             self._ours = True
@@ -104,7 +112,9 @@ def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
         process = subprocess.Popen([sys.executable, *command[1:], folder], env=os.environ | env,
                                    stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
-        return process.wait()
+        while process.poll() is None:
+            time.sleep(0.1)  # Ray cancels between two lines of Python, not within a wait
+        return process.returncode
     except BaseException:  # KeyboardInterrupt: cancelled
         process.terminate()
         try:
@@ -126,7 +136,8 @@ JOB = """#!/bin/sh
 folder=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {home}/{name}.folders)
 {exports}
 rm -f {home}/{name}.$SLURM_ARRAY_TASK_ID.exit
-{command} "$folder" >> "$folder/{log}" 2>&1 &
+export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
+${{SLURM_JOB_ID:+srun --ntasks=1 --cpu-bind=none}} {command} "$folder" >> "$folder/{log}" 2>&1 &
 run=$!
 trap 'kill -TERM $run' TERM
 wait $run
@@ -143,8 +154,9 @@ SEEN_SECONDS = 2.0  # between two looks at the queue
 class Slurm:
     """Runs as tasks of Slurm job arrays: what is started together is submitted together.
 
-    A preempted run saves, is queued again by Slurm and goes on; one whose time is up saves, and is
-    submitted again. `options` are sbatch's, as in {"partition": "gpu", "gres": "gpu:1"}.
+    A preempted run saves, is queued again by Slurm and goes on (a step, of srun, hears of that; a
+    batch script alone does not). One whose time is up saves, and is submitted again. `options` are
+    sbatch's, as in {"partition": "gpu", "gres": "gpu:1"}.
     """
 
     local = False
@@ -254,4 +266,17 @@ def command(*words: str) -> str:
     return done.stdout
 
 
-BACKENDS = {"ray": Ray, "slurm": Slurm}
+# -- by name --------------------------------------------------------------------------------------
+def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, str]) -> Backend:
+    """The backend of that name: local, subprocess, ray or slurm.
+
+    `options`: sbatch's for slurm; address for ray.
+    """
+    if not isinstance(name, str):
+        return name
+    makers = {"local": backends.local_backend, "subprocess": backends.Subprocess,
+              "ray": lambda: Ray(address=options.get("address")),
+              "slurm": lambda: Slurm(options=options, home=output_root / "slurm")}
+    if name not in makers:
+        raise UserError(f"backend={name!r}: choose {one_of(makers)}{did_you_mean(name, makers)}")
+    return makers[name]()

@@ -17,7 +17,7 @@ from typing import Any
 from nanoscale.config import ExperimentConfig, flatten
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments import machine
-from nanoscale.experiments.backends import Backend, backend_of
+from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import (
     Cell,
     combinations,
@@ -26,6 +26,7 @@ from nanoscale.experiments.cells import (
     plain_values,
     questions,
 )
+from nanoscale.experiments.clusters import backend_of
 from nanoscale.experiments.planning import (
     CACHED,
     LEFT_OUT,
