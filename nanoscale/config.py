@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,7 @@ class ExperimentConfig:
     keep: str = option("all", "what a finished run keeps of ckpt.pt and best.pt", group="records",
                        hashed=False, choices=("all", "best", "none"))
     tensorboard_log: bool = option(False, "rows to TensorBoard too", group="records", hashed=False)
-    wandb_log: bool = option(False, "mirror the rows to Weights & Biases", group="records",
-                             hashed=False)
+    wandb_log: bool = option(False, "rows to Weights & Biases too", group="records", hashed=False)
     wandb_project: str = option("owt", "", group="records", hashed=False)
     wandb_run_name: str = option("gpt2", "", group="records", hashed=False)
     # machine: recorded as numerics, not hashed (an explicit dtype is)
@@ -189,17 +189,16 @@ class ExperimentConfig:
                           group="machine", hashed=False, choices=("auto", "fused", "torch"))
     micro_batch_size: int | None = option(None, "sequences in memory at once; None: batch_size",
                                           group="machine", hashed=False, least=1)
-    recompute: bool = option(False, "recompute each block's activations in the backward pass: less "
-                             "memory, a third more work", group="machine", hashed=False)
+    recompute: bool = option(False, "activations anew in the backward pass: less memory, more work",
+                             group="machine", hashed=False)
     loss_chunk: int | None = option(None, "tokens whose logits exist at a time in training; None: "
                                     "all", group="machine", hashed=False, least=1)
     threads: int | None = option(None, "CPU threads; None: torch's choice", group="machine",
                                  hashed=False, least=1)
     backend: str = option("nccl", "of torch.distributed; gloo is used on CPU", group="machine",
                           hashed=False, choices=("nccl", "gloo"))
-    sharding: str = option("ddp", "of several processes, each holds the whole model and optimizer "
-                           "(ddp) or some rows of every tensor (fsdp)", group="machine",
-                           hashed=False, choices=("ddp", "fsdp"))
+    sharding: str = option("ddp", "a process holds all (ddp) or some rows (fsdp) of every tensor",
+                           group="machine", hashed=False, choices=("ddp", "fsdp"))
 
     def __post_init__(self) -> None:
         check(self)
@@ -240,6 +239,7 @@ SCHEDULE_KEYS = ("lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_d
                  "min_lr", "min_lr_frac", "cooldown_frac", "cooldown_shape")
 
 
+@cache
 def all_fields() -> dict[str, Any]:
     """Dotted key -> dataclass field, in the order of the help."""
     table: dict[str, Any] = {}

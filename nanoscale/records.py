@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,7 +146,7 @@ class RunSpec:
         parent = parent_of(config.branch_from) if config.branch_from else None
         return cls(config, dict(typed), data.name, data.fingerprint, parent)
 
-    @property
+    @cached_property
     def id(self) -> str:
         return identity(self.config, self.data_fingerprint, self.parent)
 

@@ -41,10 +41,11 @@ def settle(folder: RunFolder, code: int | None, starved: bool = False,
     `code` is the process's exit code (see `backends.Exit`); `starved`: the kernel killed processes
     for memory meanwhile; `verdict`: the failure for which we ended it ourselves.
     """
+    if folder.status()["state"] in FINISHED:
+        return None
     try:
         with folder.take():
-            state = folder.status()["state"]
-            if state in FINISHED:
+            if folder.status()["state"] in FINISHED:
                 return None
             if code == INTERRUPTED and verdict is None:  # saved, or another process had it first
                 return None
