@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nanoscale.config import ExperimentConfig, flatten
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError
 from nanoscale.experiments import machine
 from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import (
@@ -50,9 +49,9 @@ from nanoscale.experiments.results import (
     matching_studies,
 )
 from nanoscale.experiments.search import Plan as SearchPlan
-from nanoscale.experiments.search import Search, need_optuna
+from nanoscale.experiments.search import need_optuna
 from nanoscale.experiments.space import read_space
-from nanoscale.experiments.trials import Ladder, Trials, earlier_trials, known_results
+from nanoscale.experiments.trials import Ladder, Trials
 from nanoscale.records import (
     RunFolder,
 )
@@ -173,10 +172,13 @@ class ExperimentRunner:
             check_name(name)
         sources = [*self.base, base]
         cells = make_cells(self._defaults(sources) | dict(defaults or {}), sources, rows, where)
-        asked = {"base_config": [source.name for source in self.base],
-                 "base_params": dict(base.values)} | dict(asked or {})
-        return self.run_specs(name or cells[0].spec.name, cells, asked=asked,
+        return self.run_specs(name or cells[0].spec.name, cells, asked=self._asked(base, asked),
                               warn=questions(cells, len(rows)), dry_run=dry_run)
+
+    def _asked(self, base: Source, more: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a study's record says was asked."""
+        return {"base_config": [source.name for source in self.base],
+                "base_params": dict(base.values)} | dict(more or {})
 
     def run_search(self, name: str, base: Source, plan: SearchPlan, where: str, *,
                    defaults: Mapping[str, Any] | None = None,
@@ -187,33 +189,17 @@ class ExperimentRunner:
         sources, opened = [*self.base, base], {}
         under = self._defaults(sources) | dict(defaults or {})
         ladder = Ladder(plan, lambda row: make_cells(under, sources, [row], where, opened)[0])
-        costs = ladder.check(Search(replace(plan, sampler="random")).draw(0))
-        asked = {"base_config": [source.name for source in self.base],
-                 "base_params": dict(base.values)} | dict(asked or {}) | {"search": plan.to_json()}
+        asked = self._asked(base, asked) | {"search": plan.to_json()}
         study = Study(record_of(name, (), asked, (), {}), self.output_root)
-        expected = plan.expected(costs)
-        last = ladder.cell(Search(replace(plan, sampler="random")).draw(0), len(costs) - 1, None)
-        earlier = earlier_trials(study)
-        own = {entry["folder"] for entry in earlier}
-        known = [result for folder, *result in known_results(
-            Store(self.output_root / RUNS), last, plan) if folder not in own]
-        trials = Trials(study, Search(plan, known), ladder, self._folder, self.budget)
-        print(f"[{name}] {plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}: about "
-              f"{expected[1]:.3g} FLOPs; {len(known)} runs of other studies are known, "
-              f"{len(earlier)} of this one")
+        trials = Trials(study, plan, ladder, Store(self.output_root / RUNS), self._folder,
+                        self.budget)
+        print(f"[{name}] {trials.title()}")
         if dry_run:
             return study
-        with disk_errors(study.folder):
-            study.folder.mkdir(parents=True, exist_ok=True)
-        trials.replay(earlier)
+        trials.replay()
         if trials.unfinished():
-            self._run(study, trials.waiting(), [last], trials.more, expected)
-        trials.collect()
-        if plan.sampler != "random":
-            trials.search.write_journal(study.folder / "optuna.journal", name)
-        lines = trials.summary()
-        study.save()
-        for line in lines:
+            self._run(study, trials.waiting(), [trials.last_rung], trials.more, trials.expected)
+        for line in trials.conclude():
             print(f"[{name}] {line}")
         return study
 

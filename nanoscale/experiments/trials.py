@@ -7,14 +7,14 @@ killed search goes on, a finished one runs nothing, and one asked for more trial
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanoscale.counting import flops_per_iter
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments.cells import Cell, describe
 from nanoscale.experiments.planning import CACHED, Store, make_ready, plan_of
 from nanoscale.experiments.pool import Job
@@ -96,20 +96,38 @@ class Underway:
 
 
 class Trials:
-    """A search bound to the run folders of its study."""
+    """A search bound to the run folders of its study, and to what is known of its space."""
 
-    def __init__(self, study: Study, search: Search, ladder: Ladder,
+    def __init__(self, study: Study, plan: Plan, ladder: Ladder, store: Store,
                  folder_of: Callable[[Cell], RunFolder], budget: float | None) -> None:
-        self.study, self.search, self.ladder = study, search, ladder
+        self.study, self.plan, self.ladder = study, plan, ladder
         self.folder_of, self.budget = folder_of, budget
+        any_values = Search(replace(plan, sampler="random")).draw(0)
+        costs = ladder.check(any_values)
+        self.expected = plan.expected(costs)  # runs, FLOPs
+        self.last_rung = ladder.cell(any_values, len(costs) - 1, None)
+        self.earlier = earlier_trials(study)
+        own = {entry["folder"] for entry in self.earlier}
+        self.search = Search(plan, [
+            (values, loss) for folder, values, loss in known_results(store, self.last_rung, plan)
+            if folder not in own])
         self.underway: list[Underway] = []
         self.last: dict[int, Path] = {}  # trial number -> the folder of its newest rung
         self.spent = 0
         self.broke = False
 
-    def replay(self, runs: Sequence[Mapping[str, Any]]) -> None:
+    def title(self) -> str:
+        """What is asked, what it may cost, what is known."""
+        plan = self.plan
+        return (f"{plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}: about "
+                f"{self.expected[1]:.3g} FLOPs; {len(self.search.known)} runs of other studies are "
+                f"known, {len(self.earlier)} of this one")
+
+    def replay(self) -> None:
         """Take up what an earlier call has tried, in its order."""
-        for entry in runs:
+        with disk_errors(self.study.folder):
+            self.study.folder.mkdir(parents=True, exist_ok=True)
+        for entry in self.earlier:
             while len(self.search.trials) < entry["trial"]:  # those that made no run
                 self.search.tell(self.search.add({}), None)
             if entry["rung"] == 0:
@@ -121,6 +139,15 @@ class Trials:
                 trial.running, trial.failed = True, False
             self.begin(trial)
             self.collect()
+
+    def conclude(self) -> list[str]:
+        """Write what the search has left beside its runs; the lines that say what it found."""
+        self.collect()
+        if self.plan.sampler != "random":
+            self.search.write_journal(self.study.folder / "optuna.journal", self.study.name)
+        lines = self.summary()
+        self.study.save()
+        return lines
 
     def begin(self, trial: Trial) -> Underway:
         """Make the run of a trial's next rung part of the study."""
