@@ -205,7 +205,8 @@ def write_study_report(study: Study, frame: DataFrame, fit: Fit | None, answer: 
     from nanoscale.report import save, write_report
 
     asked = study.record["asked"]
-    figures = verdict_figures(verdicts) or figures_of(study, frame, fit)
+    figures = (verdict_figures(verdicts) or search_figures(study)
+               or figures_of(study, frame, fit))
     with disk_errors(study.folder / "figures"):
         (study.folder / "figures").mkdir(exist_ok=True)
     for name, _, figure in figures:
@@ -245,6 +246,22 @@ def verdict_figures(verdicts: Sequence[Judged]) -> list[tuple[str, str, Any]]:
     return [("transfer", "Final validation loss against the learning rate, a curve per size; the "
              "broken line is the smallest size's best.", transfer_figure(verdicts))
             ] if verdicts else []
+
+
+def search_figures(study: Study) -> list[tuple[str, str, Any]]:
+    """(name, caption, figure) of a search."""
+    from nanoscale.report import contour_figure, search_figure
+
+    found = study.record.get("found") or {}
+    if not any(t["losses"][-1] is not None for t in found.get("trials", ())):
+        return []
+    data = found["trials"], study.record["asked"]["search"]["space"], found["importance"]
+    figures = [("search", "Validation loss of every trial against each key, the most important "
+                "first; the diamond is the best trial.", search_figure(*data))]
+    contour = contour_figure(*data)
+    return figures if contour is None else [*figures, (
+        "contour", "Validation loss over the two most important ranges, smoothed, at the first "
+        "length; points are trials.", contour)]
 
 
 def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[str, str, Any]]:

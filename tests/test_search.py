@@ -275,3 +275,43 @@ def test_nothing_here_needs_optuna_for_random(monkeypatch):
     monkeypatch.setitem(module.__dict__, "quiet", None)
     study = a_runner().run_random("s", BASE, LR, trials=2)
     assert json.loads((study.folder / "study.json").read_text())["best"]["val_loss"] > 0
+
+
+# -- what it found --------------------------------------------------------------------------------
+@needs_optuna
+def test_the_importance_names_the_key_that_matters():
+    search = Search(Plan(read_space(SPACE, "s"), 60, "random"))
+    for i in range(60):
+        trial = search.add(search.draw(i))
+        search.tell(trial, 0.05 * octaves(trial.values["learning_rate"]) ** 2)
+    shares = search.importance()
+    assert shares["learning_rate"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    assert Search(search.plan).importance() is None
+
+
+def test_a_surface_and_slices_are_drawn_from_the_trials():
+    from nanoscale.report import contour_figure, search_figure
+    from nanoscale.report.search import smooth
+
+    space = SPACE | {"optimizer": ["adamw", "muon"]}
+    dimensions = read_space(space, "s")
+    trials = [{"values": {k: d.at(uniform(0, i, k)) for k, d in dimensions.items()}}
+              for i in range(30)]
+    for trial in trials:
+        trial["losses"] = [octaves(trial["values"]["learning_rate"])]
+    trials[3]["losses"] = [math.inf]
+    plain = Plan(dimensions, 30, "random").to_json()["space"]
+    shares = {"optimizer": 0.1, "learning_rate": 0.6, "weight_decay": 0.3}
+    panels = search_figure(trials, plain, shares).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["learning_rate", "weight_decay",
+                                                              "optimizer"]
+    assert sum(len(line.get_xdata()) for line in panels[0].lines) == 29 + 1  # and the best again
+    figure = contour_figure(trials, plain, shares)
+    assert figure.axes[0].get_xlabel() == "learning_rate"
+    assert contour_figure(trials, {k: plain[k] for k in ("learning_rate", "optimizer")}) is None
+    import numpy as np
+
+    u, v = np.random.default_rng(0).uniform(size=(2, 400))
+    surface = smooth(u, v, (u - 0.3) ** 2, np.linspace(0, 1, 21))  # rows: v, columns: u
+    assert (np.abs(surface.argmin(1) - 6) <= 2).all()

@@ -481,6 +481,8 @@ def test_a_search_is_a_study_file_too(capsys):
     assert main(["s.toml"]) == 0
     study = Study.open(Path("experiments_out/s"))
     assert len(study) == 4
+    assert (study.folder / "figures" / "search.png").is_file()
+    assert "the diamond is the best trial" in (study.folder / "report.html").read_text()
     assert (study.folder / "report.html").is_file()
     said = f"lowest val_loss {study.best['val_loss']:.4f} at learning_rate="
     assert said in capsys.readouterr().out

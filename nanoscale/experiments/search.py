@@ -148,6 +148,30 @@ class Search:
         done = [t for t in self.trials if t.losses and not t.diverged]
         return min(done, key=lambda t: (-len(t.losses), t.losses[-1]), default=None)
 
+    def to_json(self) -> list[dict[str, Any]]:
+        """The trials as plain types; a diverged loss is infinite."""
+        return [{"values": t.values, "losses": t.losses} for t in self.trials if t.losses]
+
+    def importance(self) -> dict[str, float] | None:
+        """Key -> its share in what separates the best tenth of the trials from the others.
+
+        Source: PED-ANOVA (Watanabe et al. 2023), as Optuna has it; None for few trials.
+        """
+        from importlib.util import find_spec
+
+        whole = [t for t in self.trials if t.losses and not t.diverged]
+        if find_spec("optuna") is None or len(whole) < 2 * STARTUP:
+            return None
+        with quiet():
+            import optuna
+
+            study = optuna.create_study()
+            distributions = {key: one.optuna() for key, one in self.plan.space.items()}
+            study.add_trials([optuna.trial.create_trial(
+                params=t.values, distributions=distributions, value=t.losses[0]) for t in whole])
+            return optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+
     # -- values -----------------------------------------------------------------------------------
     def draw(self, number: int) -> dict[str, Any]:
         """The values of trial `number`."""

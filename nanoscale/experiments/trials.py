@@ -146,6 +146,8 @@ class Trials:
         if self.plan.sampler != "random":
             self.search.write_journal(self.study.folder / "optuna.journal", self.study.name)
         lines = self.summary()
+        self.study.record["found"] = {"trials": self.search.to_json(),
+                                      "importance": self.search.importance()}
         self.study.save()
         return lines
 
