@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from fake_worker import CRASH, DEAF, DIE, FLAKY, GREEDY, HUNGRY, REFUSE, SLOW, TINY
-from test_runner import FAKE, a_runner, place, running, script, starts
+from test_runner import FAKE, ROOT, a_runner, place, running, script, starts
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, failures, machine, pool
 from nanoscale.experiments.backends import ForkServer, Subprocess
 from nanoscale.experiments.failures import CRASH as CRASHED
 from nanoscale.experiments.failures import MEMORY, Failure
-from nanoscale.records import FAILED, RunFolder
+from nanoscale.records import FAILED, TIMING_COLUMNS, RunFolder
 
 __all__ = ["place"]  # a fixture of every test here
 BACKENDS = pytest.mark.parametrize("backend", [lambda: ForkServer(FAKE), lambda: Subprocess(FAKE)],
@@ -217,3 +217,56 @@ def test_a_runner_takes_over_what_a_killed_one_left(tmp_path):
         "s", TINY | {"beta1": SLOW, "max_iters": 1000}, grid)
     assert only(study).path.name == found[0].name
     assert len(starts(only(study))) == 2
+
+
+REAL = """
+import sys
+sys.path.insert(0, {root!r})
+from nanoscale.experiments import ExperimentRunner
+
+base = {{"dataset": "toy", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16,
+        "batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 300, "dropout": 0.1, "eval_interval": 40,
+        "eval_iters": 2, "final_eval_tokens": 1024, "log_interval": 10, "checkpoint_seconds": 0.1,
+        "warmup_iters": 5, "dtype": "float32"}}
+grid = {{"optimizer": ["adamw", "muon"], "seed": [1, 2, 3]}}
+study = ExperimentRunner(output_root=sys.argv[1], workers=2).run_grid("k", base, grid)
+sys.exit(0 if study.ok else 1)
+"""
+
+
+def test_a_grid_under_sigkills_ends_with_the_undisturbed_grids_bits(tmp_path):
+    """Workers and runners of real training, killed at random moments."""
+    import random
+
+    import psutil
+
+    (tmp_path / "grid.py").write_text(REAL.format(root=str(ROOT)))
+
+    def start(root: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "grid.py", root], stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+
+    assert start("b").wait(200) == 0
+    process, kills, dice = start("a"), 0, random.Random(0)
+    while kills < 8:
+        time.sleep(dice.uniform(0.2, 0.9))
+        if process.poll() is not None:
+            break  # done sooner than that
+        runner = psutil.Process(process.pid)
+        workers = [p for p in runner.children(recursive=True) if p.ppid() != runner.pid]
+        victim = runner if dice.random() < 0.4 or not workers else dice.choice(workers)
+        victim.kill()
+        kills += 1
+        if victim is runner:
+            process.wait()
+            process = start("a")
+    process.wait(200)
+    assert start("a").wait(200) == 0
+    assert kills >= 3
+    for twin in sorted((tmp_path / "b" / "runs").iterdir()):
+        folder = RunFolder(tmp_path / "a" / "runs" / twin.name)
+        rows = [[{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in one.rows()]
+                for one in (folder, RunFolder(twin))]
+        assert rows[0] == rows[1]
+        assert (folder / "windows.npy").read_bytes() == (twin / "windows.npy").read_bytes()
+        assert not [p for p in folder.path.iterdir() if p.name.startswith((".", "lease"))]

@@ -171,3 +171,16 @@ def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, messa
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert [p.name for p in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_the_published_hold_out_is_printed_and_stored(tmp_path, monkeypatch, capsys):
+    if not EPOCH.is_file():
+        pytest.skip("the extracted points are not here")
+    monkeypatch.chdir(tmp_path)
+    _, record = fit(str(EPOCH), "--n=Model Size", "--c=Training FLOP", "--loss=loss",
+                    "--drop-worst=5", "--bootstrap=0", "--holdout=3e20", "--json=out.json")
+    row = record["holdout"]
+    assert (row["n_fitted"], row["n_held_out"]) == (177, 63)
+    assert row["mean_abs_error"] == pytest.approx(0.0100, abs=5e-5)
+    assert record["reach"]["C"][1] == pytest.approx(1.2956e22, rel=1e-4)
+    assert "are off by 1.00 % (largest 4.14 %, bias +0.51 %; 0.40 %" in capsys.readouterr().out

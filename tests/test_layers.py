@@ -40,6 +40,7 @@ LAYERS = [
     ["recipes"],
     ["transfer", "coord_check", "arms", "compare"],
     ["fit"],
+    ["plan"],
     ["study"],
     ["commands"],
     ["cli"],

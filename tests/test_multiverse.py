@@ -1,0 +1,73 @@
+"""The multiverse: the published drop-k row, a convention's planted exponents, leave-one-out."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from nanoscale.errors import UserError
+from nanoscale.laws import LAWS, fit_law, multiverse
+
+EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
+LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 400.0, 400.0, 0.31, 0.31])
+
+
+def grid(sd=0.0):
+    C = np.repeat(np.geomspace(1e17, 1e21, 5), 9)
+    N = LAW.optimum(TRUTH, C)[0] * np.tile(np.geomspace(0.25, 4, 9), 5)
+    D = C / (6 * N)
+    noise = np.random.default_rng(0).standard_normal(45)
+    return N, D, LAW.loss(TRUTH, N, D) * np.exp(sd * noise)
+
+
+def test_the_published_rows_of_outliers_and_objectives():
+    if not EPOCH.is_file():
+        pytest.skip("the extracted points are not here")
+    with EPOCH.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    N, C, L = (np.array([float(r[k]) for r in rows])
+               for k in ("Model Size", "Training FLOP", "loss"))
+    found = multiverse.multiverse({"C = 6ND": {"N": N, "C": C}}, L, approaches=["3"],
+                                  objectives=["log-huber"], deltas=[1e-3], dropped=range(11))
+    assert [round(row["a"], 4) for row in found["rows"]] == [
+        0.5646, 0.5441, 0.5380, 0.5241, 0.5164, 0.5139, 0.5150, 0.5117, 0.5089, 0.5085, 0.5086]
+    assert found["spread"]["dropped"] == pytest.approx(0.5646 - 0.5085, abs=1e-4)
+    assert found["spread"]["delta"] is None
+    found = multiverse.multiverse({"C = 6ND": {"N": N, "C": C}}, L, approaches=["3"], dropped=[5])
+    a = {(row["objective"], row["delta"]): round(row["a"], 4) for row in found["rows"]}
+    assert (a["lad", None], a["log-huber", 1e-3], a["mse", None]) == (0.5126, 0.5139, 0.5446)
+
+
+def test_a_convention_that_bends_n_is_what_decides_and_all_approaches_agree():
+    N, D, loss = grid()
+    bent = N**1.25 * 1e-2  # a = 0.5 becomes a + ... of this N: exactly 1.25 / 2 over its own C
+    found = multiverse.multiverse({"total": {"N": N, "D": D}, "bent": {"N": bent, "D": D}}, loss,
+                                  dropped=[0])
+    rows = {(r["convention"], r["approach"], r["objective"], r["delta"]): r for r in found["rows"]}
+    assert len(rows) == 2 * (3 + 5)
+    total = [r["a"] for key, r in rows.items() if key[0] == "total"]
+    assert total == pytest.approx([0.5] * 8, abs=1e-6)
+    assert rows["bent", "3", "lad", None]["a"] == pytest.approx(1.25 / 2.25, abs=1e-6)
+    assert found["spread"]["convention"] > 0.03 > 1e-3 > found["spread"]["delta"]
+    assert found["a"]["lowest"] <= 0.5 + 1e-6 < found["a"]["highest"]
+    with pytest.raises(UserError, match="approach '4': choose of 1, 2, 2 cubic, 3"):
+        multiverse.multiverse({"total": {"N": N, "D": D}}, loss, approaches=["4"])
+
+
+def test_influence_is_the_fit_without_each_point():
+    N, D, loss = grid(0.002)
+    worst = loss.argmax()
+    loss[7] *= 1.03
+    fit = fit_law({"N": N, "D": D}, loss, drop_worst=1, resamples=200, objective="mse")
+    found = multiverse.influence(fit, {"N": N, "D": D}, loss, drop_worst=1)
+    assert (found[0]["row"], len(found)) == (7, 44)
+    assert abs(found[0]["in_se"]) > abs(found[1]["in_se"])
+    for point in found[::15]:
+        keep = np.ones(45, bool)
+        keep[[worst, point["row"]]] = False
+        alone = fit_law({"N": N[keep], "D": D[keep]}, loss[keep], objective="mse", resamples=0)
+        assert point["change"]["a"] == pytest.approx(
+            alone.exponents["a"] - fit.exponents["a"], abs=1e-7)
