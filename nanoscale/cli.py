@@ -218,6 +218,15 @@ def fit(arguments: Sequence[str]) -> int:
     return DONE if names is None else main(names, options)
 
 
+def plan(arguments: Sequence[str]) -> int:
+    """plan TABLE|STUDY|FIT.json --budget=FLOPS    the next run: N, D, a model, its loss, hours"""
+    from nanoscale.options import parse
+    from nanoscale.plan import OPTIONS, main
+
+    names, options = parse(arguments, main, OPTIONS)
+    return DONE if names is None else main(names, options)
+
+
 def coord_check(arguments: Sequence[str]) -> int:
     """coord-check [config.py ...] --widths A,B,C  do activations keep their size? a verdict"""
     from nanoscale.coord_check import main
@@ -228,7 +237,7 @@ def coord_check(arguments: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     verb.__name__.replace("_", "-"): verb for verb in (
         data, train, run, sample, bench, params, study, status, watch, retry, table, coord_check,
-        transfer, compare, fit, report)}
+        transfer, compare, fit, plan, report)}
 
 
 def asks_help(arguments: Sequence[str]) -> bool:

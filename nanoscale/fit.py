@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nanoscale.laws import LawFit
 
 OPTIONS = ("n", "d", "c", "loss", "law", "objective", "delta", "drop-worst", "bootstrap", "seed",
-           "resample", "group", "json", "output_root")
+           "resample", "group", "holdout", "json", "output_root")
 OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss"}
 DEFAULTS = {"delta": 1e-3, "drop-worst": 0, "bootstrap": 4000, "seed": 0}
 
@@ -31,15 +31,15 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     """nanoscale fit TABLE|STUDY --n=COL --d=COL --loss=COL [--c=COL] [--law=chinchilla]
     [--objective=log-huber|lad|mse|envelope] [--delta=1e-3] [--drop-worst=K] [--bootstrap=4000]
     [--seed=0] [--resample=pairs|cluster|stratified|residual|wild|parametric] [--group=COL]
-    [--json=OUT] [--output_root=DIR]"""
+    [--holdout=FLOPS] [--json=OUT] [--output_root=DIR]"""
     if len(names) != 1:
         raise UserError(f"usage: {' '.join(main.__doc__.split())}")
     check_outputs(options)
-    settings = {key: _number(key, options.get(key, default)) for key, default in DEFAULTS.items()}
+    settings = {key: number_of(key, options.get(key, default)) for key, default in DEFAULTS.items()}
     frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
     fit, record = fitted(frame, options, settings)
     record |= {"table": names[0]}
-    print("\n".join([*record["summary"], said(record["columns"]),
+    print("\n".join([*record["summary"], said(record["columns"]), *held_out(record),
                      *(f"warning: {w}" for w in record["warnings"])]))
     if "json" in options:
         write_json(Path(options["json"]), record)
@@ -49,7 +49,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
 def fitted(frame: DataFrame, options: Mapping[str, str],
            settings: Mapping[str, float]) -> tuple[LawFit, dict[str, Any]]:
     """The fit of a table's rows, and its record."""
-    from nanoscale.laws import fit_law, law_of
+    from nanoscale.laws import fit_law, law_of, predict
 
     form = law_of(options.get("law", "chinchilla"))
     columns = columns_of(frame, options, form.predictors)
@@ -57,13 +57,17 @@ def fitted(frame: DataFrame, options: Mapping[str, str],
     values = {key.upper(): numbers_of(kept, name) for key, name in columns.items()
               if key in ("n", "d", "c")}
     groups = [str(g) for g in kept[columns["group"]]] if "group" in columns else None
-    fit = fit_law(values, numbers_of(kept, columns["loss"]), law=form,
-                  objective=options.get("objective", "log-huber"), delta=settings["delta"],
-                  drop_worst=settings["drop-worst"], resamples=settings["bootstrap"],
-                  resampling=options.get("resample", "pairs"), groups=groups,
-                  rng_seed=settings["seed"])
-    record = fit.to_json()
+    loss, drop = numbers_of(kept, columns["loss"]), settings["drop-worst"]
+    how = {"law": form, "objective": options.get("objective", "log-huber"),
+           "delta": settings["delta"], "drop_worst": drop, "resamples": settings["bootstrap"],
+           "resampling": options.get("resample", "pairs"), "groups": groups,
+           "rng_seed": settings["seed"]}
+    fit = fit_law(values, loss, **how)
+    record = fit.to_json() | predict.Basis.of(fit, values, loss, drop).to_json()
     record["warnings"] = [*notes, *_same_run(kept, columns), *record["warnings"]]
+    if "holdout" in options:
+        threshold = number_of("holdout", options["holdout"], float)
+        record["holdout"] = predict.holdout(values, loss, threshold, **how)
     return fit, record | {"columns": columns}
 
 
@@ -77,9 +81,16 @@ def said(columns: Mapping[str, str]) -> str:
                               and key not in columns)])
 
 
-def _number(key: str, text: str | float) -> float:
+def held_out(record: Mapping[str, Any]) -> list[str]:
+    """The line of a hold-out, where there is one."""
+    from nanoscale.laws import predict
+
+    return [predict.said(record["holdout"])] if "holdout" in record else []
+
+
+def number_of(key: str, text: str | float, kind: type | None = None) -> float:
     """A number of the command line; a whole one where its default is."""
-    kind = type(DEFAULTS[key])
+    kind = kind or type(DEFAULTS[key])
     try:
         value = kind(text)
     except ValueError:

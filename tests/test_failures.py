@@ -225,9 +225,9 @@ sys.path.insert(0, {root!r})
 from nanoscale.experiments import ExperimentRunner
 
 base = {{"dataset": "toy", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16,
-        "batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 300, "dropout": 0.1, "eval_interval": 40,
-        "eval_iters": 2, "final_eval_tokens": 1024, "log_interval": 10, "checkpoint_seconds": 0.1,
-        "warmup_iters": 5, "dtype": "float32"}}
+        "batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 300,
+        "dropout": 0.1, "eval_interval": 40, "eval_iters": 2, "final_eval_tokens": 1024,
+        "log_interval": 10, "checkpoint_seconds": 0.1, "warmup_iters": 5, "dtype": "float32"}}
 grid = {{"optimizer": ["adamw", "muon"], "seed": [1, 2, 3]}}
 study = ExperimentRunner(output_root=sys.argv[1], workers=2).run_grid("k", base, grid)
 sys.exit(0 if study.ok else 1)

@@ -80,6 +80,7 @@ def test_models_of_every_size_are_near_and_of_a_sensible_shape():
                                         ((256, 16), (512, 32), (2048, 64), (10**6, 128))
                                         if config.n_embd <= width)
         assert config.n_layer >= 2
+    assert buildable(3e5, 256, 256).n_layer == 2  # no model of one wide block
     config = buildable(124e6, 50304)
     assert abs(parameter_counts(config)["total"] / 124e6 - 1) < 0.01
     assert 512 <= config.n_embd <= 1024

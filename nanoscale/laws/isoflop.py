@@ -1,4 +1,4 @@
-"""Approaches 1 and 2 beside 3: the envelope, the valleys of equal compute, and what these get wrong.
+"""Approaches 1 and 2 beside 3: the envelope, the valleys of equal compute, and their bias.
 
 The one idea: Approach 2 is a linear map of the losses followed by a vertex and a line, so the same
 map runs on the measured losses, on a thousand noisy copies of them (its interval), and on the
@@ -53,7 +53,7 @@ class IsoFlop:
     ci95: dict[str, list[float]]
     noise: float  # of a run, relative to its loss, about the curves
     resamples: int
-    lost: int
+    lost: int  # resamples in which a budget has no minimum, and is left out
     warnings: list[str]
     grid: Grid = field(repr=False)
     used: np.ndarray = field(repr=False)  # (budgets,) mask
@@ -65,7 +65,7 @@ class IsoFlop:
         if len(self.lines):
             ends = named_pair(self.axis, 10 ** _at(self.lines, C), C)
             record |= {f"{k}_ci95": bootstrap.interval(v).tolist() for k, v in ends.items()}
-        return plain(record)
+        return {k: float(v) if k in "ND" else v for k, v in record.items()}
 
     def to_json(self) -> dict[str, object]:
         """Plain types."""
@@ -142,12 +142,12 @@ def isoflop(
                         "both sides of the lowest loss")
     draws, noise = _resampled(grid, loss, resamples, rng_seed)
     vertices = grid.vertices(draws)
+    lost = int((~np.isfinite(vertices[:, used])).any(1).sum())
     lines = line(grid.log_budget[used], vertices[:, used])
     lines = lines[np.isfinite(lines).all(1)]
     slope, intercept = line(grid.log_budget[used], found[None, used])[0]
     valleys = [_valley(grid, loss, i, found[i], vertices[:, i], bool(used[i]), bool(inside[i]))
                for i in range(len(used))]
-    lost = len(draws) - len(lines)
     return IsoFlop(
         axis=axis, degree=degree, valleys=valleys, slope=float(slope), intercept=float(intercept),
         exponents=exponents(axis, float(slope)), noise=noise, resamples=resamples, lost=lost,
@@ -191,10 +191,13 @@ def lowest(coefficients: np.ndarray) -> np.ndarray:
 
 
 def line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(R, 2): slope and intercept of the least squares of y (R, k) on x (k,)."""
-    centred = x - x.mean()
-    slope = y @ centred / (centred @ centred)
-    return np.stack([slope, y.mean(1) - slope * x.mean()], axis=1)
+    """(R, 2): slope and intercept of the least squares of y (R, k) on x (k,), without NaN in y."""
+    there = np.isfinite(y)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        middle = (there @ x) / there.sum(1)
+        centred = (x - middle[:, None]) * there
+        slope = (centred * np.where(there, y, 0)).sum(1) / (centred**2).sum(1)
+        return np.stack([slope, np.where(there, y, 0).sum(1) / there.sum(1) - slope * middle], 1)
 
 
 def exponents(axis: str, slope):
@@ -262,7 +265,7 @@ def _warnings(axis: str, valleys: list[Valley], lost: int, resamples: int) -> li
                      f"add a budget")
     if lost > MOST_LOST * resamples:
         found.append(f"{lost} of {resamples} resamples have a budget without a minimum: the "
-                     "valleys are flat beside the noise, and intervals too narrow")
+                     "valleys are flat beside the noise: widen the grid, or fit the surface")
     return found
 
 
