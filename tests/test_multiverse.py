@@ -15,12 +15,12 @@ EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
 LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 400.0, 400.0, 0.31, 0.31])
 
 
-def grid(sd=0.0):
+def grid(sd=0.0, truth=TRUTH):
     C = np.repeat(np.geomspace(1e17, 1e21, 5), 9)
-    N = LAW.optimum(TRUTH, C)[0] * np.tile(np.geomspace(0.25, 4, 9), 5)
+    N = LAW.optimum(truth, C)[0] * np.tile(np.geomspace(0.25, 4, 9), 5)
     D = C / (6 * N)
     noise = np.random.default_rng(0).standard_normal(45)
-    return N, D, LAW.loss(TRUTH, N, D) * np.exp(sd * noise)
+    return N, D, LAW.loss(truth, N, D) * np.exp(sd * noise)
 
 
 def test_the_published_rows_of_outliers_and_objectives():
@@ -39,6 +39,10 @@ def test_the_published_rows_of_outliers_and_objectives():
     found = multiverse.multiverse({"C = 6ND": {"N": N, "C": C}}, L, approaches=["3"], dropped=[5])
     a = {(row["objective"], row["delta"]): round(row["a"], 4) for row in found["rows"]}
     assert (a["lad", None], a["log-huber", 1e-3], a["mse", None]) == (0.5126, 0.5139, 0.5446)
+    assert (a["log-huber", 1e-2], a["log-huber", 1e-4]) == (0.5184, 0.5126)
+    found = multiverse.multiverse({"C = 6ND": {"N": N, "C": C}}, L, approaches=["3"], dropped=[5],
+                                  objectives=["log-huber", "lad"])
+    assert found["spread"]["objective"] == pytest.approx(0.5184 - 0.5126, abs=1.1e-4)
 
 
 def test_a_convention_that_bends_n_is_what_decides_and_all_approaches_agree():
@@ -51,19 +55,33 @@ def test_a_convention_that_bends_n_is_what_decides_and_all_approaches_agree():
     total = [r["a"] for key, r in rows.items() if key[0] == "total"]
     assert total == pytest.approx([0.5] * 8, abs=1e-6)
     assert rows["bent", "3", "lad", None]["a"] == pytest.approx(1.25 / 2.25, abs=1e-6)
+    assert "budgets have a minimum" in rows["bent", "2", None, None]["status"]  # no equal C of it
     assert found["spread"]["convention"] > 0.03 > 1e-3 > found["spread"]["delta"]
     assert found["a"]["lowest"] <= 0.5 + 1e-6 < found["a"]["highest"]
     with pytest.raises(UserError, match="approach '4': choose of 1, 2, 2 cubic, 3"):
         multiverse.multiverse({"total": {"N": N, "D": D}}, loss, approaches=["4"])
 
 
+def test_a_drifting_grid_bends_the_parabolas_exponent_more_than_the_cubics():
+    truth = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
+    N, D, _ = grid(truth=truth)
+    drift = np.repeat(2.5 ** np.linspace(0, 1, 5), 9)
+    loss = LAW.loss(truth, N * drift, D / drift)
+    found = multiverse.multiverse({"total": {"N": N * drift, "D": D / drift}}, loss, dropped=[0],
+                                  approaches=["2", "2 cubic", "3"], objectives=["mse"])
+    parabola, cubic, exact = (row["a"] for row in found["rows"])
+    assert exact == pytest.approx(0.28 / 0.62, abs=1e-6)
+    assert abs(parabola - exact) > 2 * abs(cubic - exact)
+    assert found["spread"]["approach"] >= abs(parabola - exact)
+
+
 def test_influence_is_the_fit_without_each_point():
     N, D, loss = grid(0.002)
-    loss[40] *= 1.03
+    loss[44] *= 1.03
     worst = loss.argmax()
     fit = fit_law({"N": N, "D": D}, loss, drop_worst=1, resamples=200, objective="mse")
     found = multiverse.influence(fit, {"N": N, "D": D}, loss, drop_worst=1)
-    assert (found[0]["row"], len(found)) == (40, 44)
+    assert (found[0]["row"], len(found)) == (44, 44)
     assert abs(found[0]["in_se"]) > abs(found[1]["in_se"])
     for point in found[::15]:
         keep = np.ones(45, bool)

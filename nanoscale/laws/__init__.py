@@ -3,7 +3,8 @@
 A law is a form (forms), fitted with certainty (problem, solver, objectives), with an interval from
 resamples (bootstrap), reported as one value (result): `fit_law` for any law and table (fit),
 `fit_power_law` for a ladder with seeds (ladder). What follows from a fit: Approaches 1 and 2 and
-their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan).
+their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan), and how
+much of all that is choice (multiverse).
 """
 
 from nanoscale.laws.fit import LawFit, fit_law
