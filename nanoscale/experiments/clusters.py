@@ -28,12 +28,15 @@ from nanoscale.experiments.backends import (
 from nanoscale.experiments.machine import Slot
 from nanoscale.records import LOG, write_text
 
+ASKED = ".asked"  # in a run folder: save or kill
+
 
 # -- Ray ------------------------------------------------------------------------------------------
 class Ray:
     """Runs as tasks of Ray Core: on the cluster at `address` or RAY_ADDRESS, else one made here.
 
-    A task only starts the run's process and waits. Cancelling it lets the run save.
+    A task only starts the run's process and waits. It is asked to end through a file in the run
+    folder, as Ray's own cancelling does not reach every task that runs.
     """
 
     local = False
@@ -65,12 +68,16 @@ class Ray:
         ray = self._ray()
         ready, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
         more, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        return [Exit(self._running.pop(ref), self._code(ref)) for ref in {*ready, *more}]
+        gone = [Exit(self._running.pop(ref), self._code(ref)) for ref in {*ready, *more}]
+        for one in gone:
+            (one.folder / ASKED).unlink(missing_ok=True)  # asked for when it had just ended
+        return gone
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
         for ref, folder in self._running.items():
             if folders is None or folder in folders:
-                self._ray().cancel(ref, force=kill)
+                write_text(folder / ASKED, "kill" if kill else "save")
+                self._ray().cancel(ref)  # one that waits for its turn
 
     def close(self) -> None:
         if self._ours:
@@ -108,20 +115,21 @@ class Ray:
 
 def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
     """The body of a Ray task: the run's process, asked to save when the task is cancelled."""
+    asked = Path(folder, ASKED)
+    asked.unlink(missing_ok=True)
     with open(os.path.join(folder, LOG), "ab") as log:
         process = subprocess.Popen([sys.executable, *command[1:], folder], env=os.environ | env,
                                    stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
-        while process.poll() is None:
-            time.sleep(0.1)  # Ray cancels between two lines of Python, not within a wait
-        return process.returncode
-    except BaseException:  # KeyboardInterrupt: cancelled
-        process.terminate()
+    while process.poll() is None:
         try:
-            return process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+            time.sleep(0.1)
+            if asked.exists():
+                kill = asked.read_text() == "kill"
+                asked.unlink(missing_ok=True)
+                process.kill() if kill else process.terminate()
+        except KeyboardInterrupt:  # cancelled
+            process.terminate()
+    return process.returncode
 
 
 # -- Slurm ----------------------------------------------------------------------------------------
