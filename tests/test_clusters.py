@@ -127,7 +127,7 @@ def test_what_sbatch_is_given(tmp_path):
     text = slurm.script("x", 7, Slot({"OMP_NUM_THREADS": "3"}))
     for line in ("#SBATCH --array=0-6", "#SBATCH --requeue", "#SBATCH --signal=B:TERM@90",
                  "#SBATCH --partition=gpu", "#SBATCH --time=4:00:00", "#SBATCH --cpus-per-task=3",
-                 "export OMP_NUM_THREADS=3", "trap 'kill -TERM $run' TERM"):
+                 "export OMP_NUM_THREADS=3", "trap 'asked=1; kill -TERM $run' TERM"):
         assert line in text.splitlines()
     assert subprocess.run(["sh", "-n"], input=text, text=True, check=True).returncode == 0
 

@@ -147,10 +147,16 @@ rm -f {home}/{name}.$SLURM_ARRAY_TASK_ID.exit
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
 ${{SLURM_JOB_ID:+srun --ntasks=1 --cpu-bind=none}} {command} "$folder" >> "$folder/{log}" 2>&1 &
 run=$!
-trap 'kill -TERM $run' TERM
+asked=
+trap 'asked=1; kill -TERM $run' TERM
 wait $run
 code=$?
-while [ $code -gt 128 ] && kill -0 $run 2>/dev/null; do wait $run; code=$?; done
+while [ "$asked" ]; do  # a signal ends a wait, not the run; 127: it has been waited for
+    asked=
+    wait $run
+    again=$?
+    [ $again -eq 127 ] || code=$again
+done
 echo $code > {home}/{name}.$SLURM_ARRAY_TASK_ID.exit
 exit $code
 """
