@@ -193,38 +193,30 @@ def report(arguments: Sequence[str]) -> int:
 
 def transfer(arguments: Sequence[str]) -> int:
     """transfer TABLE|STUDY|RUN... [--size=COL] .. does the best LR hold over sizes? a verdict"""
-    from nanoscale.options import parse
     from nanoscale.transfer import OPTIONS, main
 
-    names, options = parse(arguments, main, OPTIONS)
-    return DONE if names is None else main(names, options)
+    return with_options(main, OPTIONS, arguments)
 
 
 def compare(arguments: Sequence[str]) -> int:
     """compare A B [--loss=val_loss] [--rope=0.01] is B's loss lower? a verdict from paired seeds"""
     from nanoscale.compare import OPTIONS, main
-    from nanoscale.options import parse
 
-    names, options = parse(arguments, main, OPTIONS)
-    return DONE if names is None else main(names, options)
+    return with_options(main, OPTIONS, arguments)
 
 
 def fit(arguments: Sequence[str]) -> int:
     """fit TABLE|STUDY --n=COL --d=COL --loss=COL  a scaling law, its certainty and intervals"""
     from nanoscale.fit import OPTIONS, main
-    from nanoscale.options import parse
 
-    names, options = parse(arguments, main, OPTIONS)
-    return DONE if names is None else main(names, options)
+    return with_options(main, OPTIONS, arguments)
 
 
 def plan(arguments: Sequence[str]) -> int:
     """plan TABLE|STUDY|FIT.json --budget=FLOPS    the next run: N, D, a model, its loss, hours"""
-    from nanoscale.options import parse
     from nanoscale.plan import OPTIONS, main
 
-    names, options = parse(arguments, main, OPTIONS)
-    return DONE if names is None else main(names, options)
+    return with_options(main, OPTIONS, arguments)
 
 
 def coord_check(arguments: Sequence[str]) -> int:
@@ -238,6 +230,14 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     verb.__name__.replace("_", "-"): verb for verb in (
         data, train, run, sample, bench, params, study, status, watch, retry, table, coord_check,
         transfer, compare, fit, plan, report)}
+
+
+def with_options(main: Callable[..., int], known: Sequence[str], arguments: Sequence[str]) -> int:
+    """A command that takes its names and options read; its help is its usage."""
+    from nanoscale.options import parse
+
+    names, options = parse(arguments, main, known)
+    return DONE if names is None else main(names, options)
 
 
 def asks_help(arguments: Sequence[str]) -> bool:

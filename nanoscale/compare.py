@@ -29,6 +29,7 @@ from nanoscale.arms import (
 from nanoscale.checks import paired
 from nanoscale.checks.paired import Difference, Sample
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError, one_of
+from nanoscale.options import usage_of
 from nanoscale.records import DIVERGED, WINDOWS, check_outputs, plain, write_json
 
 SCHEMA, ROPE = 1, 0.01  # nats within which two arms are as good as equal
@@ -43,7 +44,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     [--output_root=experiments_out]; an arm is RUN,RUN.. or STUDY or STUDY:key=value,key=value"""
     if len(names) != 2:
         raise UserError(f"compare {' '.join(names)}: expected two arms; usage: "
-                        f"{' '.join(main.__doc__.split())}")
+                        f"{usage_of(main)}")
     check_outputs(options)
     loss, rope = options.get("loss", LOSSES[0]), _rope(options.get("rope", ROPE))
     if loss not in LOSSES:

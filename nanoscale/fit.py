@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import DONE, INCONCLUSIVE, UserError, did_you_mean
+from nanoscale.errors import DONE, INCONCLUSIVE, UserError
+from nanoscale.options import usage_of
 from nanoscale.records import COMPLETE, check_outputs, write_json
-from nanoscale.transfer import STATES, read_rows
+from nanoscale.transfer import STATES, column, number_at, read_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,7 +34,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     [--seed=0] [--resample=pairs|cluster|stratified|residual|wild|parametric] [--group=COL]
     [--holdout=FLOPS] [--json=OUT] [--output_root=DIR]"""
     if len(names) != 1:
-        raise UserError(f"usage: {' '.join(main.__doc__.split())}")
+        raise UserError(f"usage: {usage_of(main)}")
     check_outputs(options)
     settings = {key: number_of(key, options.get(key, default)) for key, default in DEFAULTS.items()}
     frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
@@ -107,7 +108,7 @@ def columns_of(frame: DataFrame, options: Mapping[str, str],
     """Option -> column: as named, else those of our own tables."""
     if frame.empty:
         raise UserError("the table has no rows; it needs one per run")
-    named = {key: _column(key, options[key], frame)
+    named = {key: column(key, options[key], frame)
              for key in ("n", "d", "c", "loss", "group") if key in options}
     usual = ("c",) if len(predictors) == 1 else ("n", "d")
     if not {"n", "d", "c"} & named.keys() and all(OURS[key] in frame for key in usual):
@@ -126,14 +127,6 @@ def columns_of(frame: DataFrame, options: Mapping[str, str],
                         f"{'' if len(there) == 3 else ' --d=tokens_seen'}; the table has "
                         f"{', '.join(map(str, frame.columns))}")
     return named
-
-
-def _column(option: str, name: str, frame: DataFrame) -> str:
-    if name not in frame:
-        hint = did_you_mean(name, map(str, frame.columns)) or (
-            f"; there are {', '.join(map(str, frame.columns))}")
-        raise UserError(f"--{option}={name}: the table has no such column{hint}")
-    return name
 
 
 def _guess(frame: DataFrame, word: str) -> str:
@@ -155,10 +148,7 @@ def numbers_of(frame: DataFrame, name: str) -> list[float]:
     """A column of numbers above 0; `UserError` naming the row of another."""
     values = []
     for row, value in zip(frame.index, frame[name], strict=True):
-        try:
-            number = math.nan if value is None else float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"row {row + 1}: {name}={value!r} is not a number") from None
+        number = number_at(row, name, value)
         if not 0 < number < math.inf:
             raise UserError(f"row {row + 1}: {name}={value}: expected a number above 0; leave "
                             "diverged and unfinished runs out")

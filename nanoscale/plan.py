@@ -16,7 +16,7 @@ from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 from nanoscale.fit import DEFAULTS, fitted
 from nanoscale.fit import OPTIONS as FIT_OPTIONS
 from nanoscale.fit import number_of as fit_number
-from nanoscale.options import number
+from nanoscale.options import number, usage_of
 from nanoscale.records import check_outputs, write_json
 from nanoscale.transfer import read_rows
 
@@ -34,7 +34,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     --flops-per-second=X] [--vocab_size=50304] [--block_size=1024] [--batch-tokens=B] [--json=OUT]
     and, of a table, the options of nanoscale fit"""
     if len(names) != 1:
-        raise UserError(f"usage: {' '.join(main.__doc__.split())}")
+        raise UserError(f"usage: {usage_of(main)}")
     if "budget" not in options:
         raise UserError("how many FLOPs? say it, as in --budget=1e20")
     check_outputs(options)

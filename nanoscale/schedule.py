@@ -25,11 +25,17 @@ def lr_multiplier(config: ExperimentConfig, step: int) -> float:
         return floor
     start = warmup
     if config.lr_schedule == "wsd":
-        start = max(warmup, end - round(config.cooldown_frac * end))
+        start = cooldown_start(config)
         if step < start:
             return 1.0
     progress = (step - start) / (end - start)  # 0 to 1
     return floor + (1 - floor) * _falling(config, progress)
+
+
+def cooldown_start(config: ExperimentConfig) -> int:
+    """The step from which a WSD schedule falls: until then it warms up, or stays at its peak."""
+    end = config.lr_decay_iters
+    return max(config.warmup_iters, end - round(config.cooldown_frac * end))
 
 
 def _falling(config: ExperimentConfig, progress: float) -> float:

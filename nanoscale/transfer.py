@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.checks.transfer import says, transfer_verdict
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean, one_of
 from nanoscale.experiments.results import RESULTS, STUDY, Study, row_of
+from nanoscale.options import number
 from nanoscale.records import (
     COMPLETE,
     CONFIG,
@@ -53,7 +54,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     if not names:
         raise UserError(f"usage: {main.__doc__}")
     check_outputs(options)
-    limits = {LIMITS[key]: _number(f"--{key}", value) for key, value in options.items()
+    limits = {LIMITS[key]: float(number(key, value)) for key, value in options.items()
               if key in LIMITS}
     frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
     found = [(name, *verdict_of(rows, options, limits))
@@ -89,13 +90,6 @@ def joint_record(found: Sequence[Judged]) -> dict[str, Any]:
     one = found[0][1]
     return one if len(records) == 1 else {
         "schema": one["schema"], "check": "transfer", "verdicts": records}
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{name}={text}: expected a number") from None
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -176,7 +170,7 @@ def settings(frame: DataFrame, by: str | None,
             raise UserError(f"--only={only}: say of which column, as in --by=parametrization.mode")
         yield "", frame
         return
-    parts = [frame[_column("by", key, frame)].map(str) for key in by.split(",")]
+    parts = [frame[column("by", key, frame)].map(str) for key in by.split(",")]
     labels = parts[0].str.cat(parts[1:], sep=", ")
     known = list(dict.fromkeys(labels))
     if only is not None and only not in known:
@@ -187,7 +181,8 @@ def settings(frame: DataFrame, by: str | None,
 
 
 # -- columns ------------------------------------------------------------------------------------
-def _column(option: str, name: str, frame: DataFrame) -> str:
+def column(option: str, name: str, frame: DataFrame) -> str:
+    """`name`, a column of the table; `UserError` with the nearest for another."""
     if name not in frame:
         hint = did_you_mean(name, map(str, frame.columns)) or (
             f"; there are {', '.join(map(str, frame.columns))}")
@@ -195,9 +190,17 @@ def _column(option: str, name: str, frame: DataFrame) -> str:
     return name
 
 
+def number_at(row: int, name: str, value: object) -> float:
+    """A cell of a table as a number, NaN for none; `UserError` naming its row."""
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"row {row + 1}: {name}={value!r} is not a number") from None
+
+
 def columns_of(frame: DataFrame, options: Mapping[str, str]) -> dict[str, str | None]:
     """The columns of size, LR, loss and seed: as named, else those of our own tables that vary."""
-    named = {key: _column(key, options[key], frame) for key in ("size", "lr", "loss", "seed")
+    named = {key: column(key, options[key], frame) for key in ("size", "lr", "loss", "seed")
              if key in options}
     if "size" not in named:
         sizes = [key for key in SIZE_KEYS if _varies(frame, key)]
@@ -234,13 +237,10 @@ def _values(frame: DataFrame, name: str, positive: bool = True) -> list[float]:
     """A column as numbers; NaN for no value, inf for one that is not finite."""
     values = []
     for row, value in zip(frame.index, frame[name], strict=True):
-        try:
-            number = math.nan if value is None else float(value)
-        except (TypeError, ValueError):
-            raise UserError(f"row {row + 1}: {name}={value!r} is not a number") from None
-        if positive and not 0 < number < math.inf:
+        found = number_at(row, name, value)
+        if positive and not 0 < found < math.inf:
             raise UserError(f"row {row + 1}: {name}={value}: expected a number above 0")
-        values.append(number if value is None or math.isfinite(number) else math.inf)
+        values.append(found if value is None or math.isfinite(found) else math.inf)
     return values
 
 

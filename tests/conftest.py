@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import pickle
@@ -150,3 +151,22 @@ def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
 def run_nanoscale(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m nanoscale ARGUMENTS`."""
     return run_python("-m", "nanoscale", *arguments, cwd=cwd)
+
+
+# -- the points that Besiroglu et al. (2024) read from Hoffmann's figure ------------------------
+@pytest.fixture(scope="session")
+def epoch_table() -> Path:
+    """Their table; a test without it is skipped."""
+    path = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
+    if not path.is_file():
+        pytest.skip("the extracted points are not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def epoch(epoch_table: Path) -> tuple[np.ndarray, ...]:
+    """N, C and L of the 245 points."""
+    with epoch_table.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return tuple(np.array([float(row[key]) for row in rows])
+                 for key in ("Model Size", "Training FLOP", "loss"))

@@ -6,12 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from nanoscale.cli import main
 from nanoscale.laws import LAWS
 
-EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
 TRUTH = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
 KEYS = {"law", "objective_name", "delta", "n_points", "params", "objective", "status",
         "agreement_of_starts", "se", "ci95", "exponents", "warnings"}
@@ -125,12 +123,10 @@ def test_json_lines_give_the_same_fit(table, tmp_path):
     assert two["data"] == one["data"]
 
 
-def test_epochs_points_by_the_command_of_the_docs(tmp_path, monkeypatch, capsys):
-    if not EPOCH.is_file():
-        pytest.skip("the extracted points are not here")
+def test_epochs_points_by_the_command_of_the_docs(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, record = fit(str(EPOCH), "--n", "Model Size", "--c", "Training FLOP", "--loss", "loss",
-                       "--drop-worst", "5", "--seed", "42", "--json", "out.json")
+    code, record = fit(str(epoch_table), "--n", "Model Size", "--c", "Training FLOP", "--loss",
+                       "loss", "--drop-worst", "5", "--seed", "42", "--json", "out.json")
     assert code == 0
     assert record["objective"] == pytest.approx(0.0010182740178006, rel=1e-9)
     assert record["se"]["beta"] == pytest.approx(0.020594, rel=1e-3)
@@ -173,11 +169,9 @@ def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, messa
     assert [p.name for p in tmp_path.iterdir()] == ["runs.csv"]
 
 
-def test_the_published_hold_out_is_printed_and_stored(tmp_path, monkeypatch, capsys):
-    if not EPOCH.is_file():
-        pytest.skip("the extracted points are not here")
+def test_the_published_hold_out_is_printed_and_stored(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, record = fit(str(EPOCH), "--n=Model Size", "--c=Training FLOP", "--loss=loss",
+    _, record = fit(str(epoch_table), "--n=Model Size", "--c=Training FLOP", "--loss=loss",
                     "--drop-worst=5", "--bootstrap=0", "--holdout=3e20", "--json=out.json")
     row = record["holdout"]
     assert (row["n_fitted"], row["n_held_out"]) == (177, 63)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import textwrap
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, Parameter, bootstrap, fit_law, forms, solver
@@ -18,20 +16,8 @@ from nanoscale.laws.linear import solve_nonnegative, solve_positive
 from nanoscale.laws.objectives import OBJECTIVES, Objective
 from nanoscale.laws.problem import problem_of
 
-EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
 CHINCHILLA, KAPLAN = LAWS["chinchilla"], LAWS["kaplan"]
 HOFFMANN = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
-
-
-@pytest.fixture(scope="module")
-def epoch():
-    """N, C and L of the 245 points that Besiroglu et al. (2024) read from Hoffmann's figure."""
-    if not EPOCH.is_file():
-        pytest.skip("the extracted points are not here")
-    with EPOCH.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return tuple(np.array([float(row[key]) for row in rows])
-                 for key in ("Model Size", "Training FLOP", "loss"))
 
 
 @pytest.fixture(scope="module")

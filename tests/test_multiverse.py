@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law, multiverse
 
-EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
 LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 400.0, 400.0, 0.31, 0.31])
 
 
@@ -23,13 +19,8 @@ def grid(sd=0.0, truth=TRUTH):
     return N, D, LAW.loss(truth, N, D) * np.exp(sd * noise)
 
 
-def test_the_published_rows_of_outliers_and_objectives():
-    if not EPOCH.is_file():
-        pytest.skip("the extracted points are not here")
-    with EPOCH.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    N, C, L = (np.array([float(r[k]) for r in rows])
-               for k in ("Model Size", "Training FLOP", "loss"))
+def test_the_published_rows_of_outliers_and_objectives(epoch):
+    N, C, L = epoch
     found = multiverse.multiverse({"C = 6ND": {"N": N, "C": C}}, L, approaches=["3"],
                                   objectives=["log-huber"], deltas=[1e-3], dropped=range(11))
     assert [round(row["a"], 4) for row in found["rows"]] == [

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_fit import TRUTH, rows, write
 
 from nanoscale.cli import main
@@ -15,7 +14,6 @@ from nanoscale.counting import flops_per_token, parameter_counts
 from nanoscale.laws import LAWS
 from nanoscale.laws.plan import buildable
 
-EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
 COLUMNS = ("--n", "Model Size", "--c", "Training FLOP", "--loss", "loss", "--drop-worst", "5")
 LAW = LAWS["chinchilla"]
 
@@ -34,11 +32,9 @@ def plan(*arguments):
         return code, json.load(file)
 
 
-def test_the_published_plan_of_chinchillas_budget(tmp_path, monkeypatch, capsys):
-    if not EPOCH.is_file():
-        pytest.skip("the extracted points are not here")
+def test_the_published_plan_of_chinchillas_budget(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, record = plan(str(EPOCH), *COLUMNS, "--bootstrap=300", "--budget=5.76e23")
+    code, record = plan(str(epoch_table), *COLUMNS, "--bootstrap=300", "--budget=5.76e23")
     assert code == 0
     assert (record["N"], record["D"]) == pytest.approx((7.319e10, 1.312e12), rel=5e-4)
     assert record["tokens_per_param"] == pytest.approx(17.92, abs=0.005)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law, predict
 
-EPOCH = ROOT.parent / "shared" / "data" / "chinchilla_svg_extracted.csv"
 LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 406.4, 410.7, 0.34, 0.28])
 
 
@@ -29,13 +25,8 @@ def noisy(N, D, sd, seed=0):
 @pytest.mark.parametrize(("cut", "n", "error", "largest", "bias", "inside"), [
     (3e20, 177, 1.00, 4.14, 0.51, 0.40), (1e21, 217, 1.05, 2.78, -0.02, 0.42),
 ])  # fmt: skip
-def test_the_published_hold_outs(cut, n, error, largest, bias, inside):
-    if not EPOCH.is_file():
-        pytest.skip("the extracted points are not here")
-    with EPOCH.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    N, C, L = (np.array([float(r[k]) for r in rows])
-               for k in ("Model Size", "Training FLOP", "loss"))
+def test_the_published_hold_outs(epoch, cut, n, error, largest, bias, inside):
+    N, C, L = epoch
     row = predict.holdout({"N": N, "C": C}, L, cut, drop_worst=5)
     assert (row["n_fitted"], row["n_held_out"], row["covered"]) == (n, 240 - n, None)
     seen = [row[k] for k in ("mean_abs_error", "max_abs_error", "bias", "in_sample_error")]

@@ -1,6 +1,6 @@
 """Many runs: cells of a study as content-addressed run folders, run by a backend, read as tables.
 
-Nothing here imports torch. `ExperimentRunner` is the door; a backend with the four verbs of
+Nothing here imports torch. `ExperimentRunner` is the door; a backend with the five verbs of
 `backends.Backend` takes the runs elsewhere.
 """
 

@@ -1,7 +1,7 @@
 """Backends: whoever starts `nanoscale run FOLDER` for each run and says how it ended.
 
 The run folder is the truth, so a backend only starts, reports exits and stops; it may die at any
-moment. Four verbs are the whole interface; local processes are here, through our own fork server
+moment. Five verbs are the whole interface; local processes are here, through our own fork server
 (torch imported once, a fork of some milliseconds per run) or one plain process per run.
 """
 

@@ -114,7 +114,7 @@ class Ray:
 
 
 def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
-    """The body of a Ray task: the run's process, asked to save when the task is cancelled."""
+    """The body of a Ray task: the run's process, and a look ten times a second at what is asked."""
     asked = Path(folder, ASKED)
     asked.unlink(missing_ok=True)
     with open(os.path.join(folder, LOG), "ab") as log:

@@ -59,7 +59,7 @@ def settle(folder: RunFolder, code: int | None, starved: bool = False,
 def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
     """What the exit code, the status and the log say."""
     if code is None:
-        return Failure(CRASH, "its process was lost with the fork server")
+        return Failure(CRASH, "its process was lost with what had started it")
     if code < 0:
         name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
         if name == "SIGKILL" and starved:

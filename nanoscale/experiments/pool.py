@@ -102,14 +102,16 @@ class Pool:
         try:
             with interrupts() as count:
                 asked = 0
-                while self.running or (self.has_queue(more) and not self.closing):
+                self.refill(more)
+                while self.running or (self.queue and not self.closing):
                     if len(count) > asked:
                         asked = len(count)
                         self.close("interrupted", kill=asked > 1)
-                    if self.has_queue(more) and not self.closing:
+                    if not self.closing:
                         self.start_what_can()
                     for gone in self.backend.poll(POLL_SECONDS):
                         self.take_back(gone)
+                    self.refill(more)
                     self.enforce()
                     self.watch.tick()
         finally:
@@ -118,12 +120,11 @@ class Pool:
             raise KeyboardInterrupt
         return self.closing if self.queue else ""
 
-    def has_queue(self, more: Callable[[int], Sequence[Job]] | None) -> bool:
-        """Whether jobs wait, after asking for more where slots would be idle."""
+    def refill(self, more: Callable[[int], Sequence[Job]] | None) -> None:
+        """Ask for more jobs where slots would be idle."""
         idle = len(self.free) - len(self.queue)
         if more is not None and idle > 0 and not self.closing:
             self.queue.extend(more(idle))
-        return bool(self.queue)
 
     def close(self, why: str, kill: bool = False) -> None:
         """Start nothing more; let the running ones save and leave."""

@@ -52,9 +52,7 @@ from nanoscale.experiments.search import Plan as SearchPlan
 from nanoscale.experiments.search import need_optuna
 from nanoscale.experiments.space import read_space
 from nanoscale.experiments.trials import Ladder, Trials
-from nanoscale.records import (
-    RunFolder,
-)
+from nanoscale.records import RunFolder
 from nanoscale.sources import Source, read_file
 
 
@@ -230,8 +228,8 @@ class ExperimentRunner:
     def retry(self, name: str) -> Study:
         """Run again what failed in the study `name`, and what waits, from its folders alone."""
         found = Study.open(self.output_root / name)
-        cells = [Cell(entry["values"], folder.spec().config, folder.spec())
-                 for entry, folder in found.runs() if folder.exists()]
+        specs = [(entry, folder.spec()) for entry, folder in found.runs() if folder.exists()]
+        cells = [Cell(entry["values"], spec.config, spec) for entry, spec in specs]
         plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
         study = Study(found.record, self.output_root, plan)
         print(f"[{name}] {plan_line(plan, cells)}")

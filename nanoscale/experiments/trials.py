@@ -22,6 +22,7 @@ from nanoscale.experiments.results import Study
 from nanoscale.experiments.search import Plan, Search, Trial
 from nanoscale.records import COMPLETE, DIVERGED, FAILED, FINISHED, RunFolder
 from nanoscale.resume import past_difference
+from nanoscale.schedule import cooldown_start
 
 MakeCell = Callable[[Mapping[str, Any]], Cell]
 
@@ -41,10 +42,10 @@ class Ladder:
         # one warmup in updates for all rungs: their pasts must be equal
         row = {**values, "lr_schedule": "wsd", "max_iters": length, "warmup_frac": None,
                "warmup_iters": first.spec.config.warmup_iters}
-        row["checkpoint_steps"] = [branch_step(self.make(row))]
+        row["checkpoint_steps"] = [cooldown_start(self.make(row).spec.config)]
         if parent is not None:
             before = self.make(row | {"max_iters": self.plan.rungs[rung - 1]})
-            row["branch_from"] = f"{parent}@{branch_step(before)}"
+            row["branch_from"] = f"{parent}@{cooldown_start(before.spec.config)}"
         return self.make(row)
 
     def check(self, values: Mapping[str, Any]) -> list[int]:
@@ -67,7 +68,7 @@ class Ladder:
                                 f"updates leaves nothing of {c.max_iters}; set warmup_frac=0.05")
         for rung in range(len(self.plan.rungs)):
             cell = self.cell(values, rung, None)
-            start = 0 if below is None else branch_step(below)
+            start = 0 if below is None else cooldown_start(below.spec.config)
             if below is not None:
                 why = past_difference(below.spec, cell.spec, start)
                 if why:
@@ -77,13 +78,6 @@ class Ladder:
                          if below else cell.flops)
             below = cell
         return costs
-
-
-def branch_step(cell: Cell) -> int:
-    """The step at which a WSD run's cooldown begins (see `schedule.lr_multiplier`)."""
-    config = cell.spec.config
-    end = config.lr_decay_iters or 0
-    return max(config.warmup_iters, end - round(config.cooldown_frac * end))
 
 
 @dataclass
