@@ -229,7 +229,7 @@ class RunFolder:
         return os.path.isfile(self / CONFIG)  # False, too, where we may not look
 
     def create(self, spec: RunSpec) -> None:
-        """Make the folder with its config and a WAITING status; an equal one is left as it is."""
+        """Make the folder with its config; an equal one is left as it is."""
         if self.exists() and self.spec().id == spec.id:
             return
         made = missing_folders(self.path)
@@ -238,23 +238,11 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
             with lease.take(self.path):
                 if not (self.exists() and self.spec().id == spec.id):  # others were no faster
-                    self._fill(spec)
+                    write_json(self / CONFIG, spec.to_json())
         except UserError:
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()  # not a tree's removal: a sibling run may be in it by now
-            raise
-
-    def _fill(self, spec: RunSpec) -> None:
-        """Both files of a new run, or none."""
-        try:
-            write_json(self / STATUS, {
-                "schema": SCHEMA, "id": spec.id, "state": WAITING, "step": 0,
-                "max_iters": spec.config.max_iters, "checkpoint_step": None})
-            write_json(self / CONFIG, spec.to_json())  # last: it makes this a run folder
-        except UserError:
-            with suppress(OSError):
-                (self / STATUS).unlink()
             raise
 
     def become(self, spec: RunSpec) -> None:
@@ -270,7 +258,12 @@ class RunFolder:
         return RunSpec.from_json(read_json(self / CONFIG), self / CONFIG)
 
     def status(self) -> dict[str, Any]:
-        return read_json(self / STATUS)
+        """`status.json`; a run that nobody has begun has only its config, and waits."""
+        if (self / STATUS).is_file():
+            return read_json(self / STATUS)
+        record = read_json(self / CONFIG)
+        return {"schema": SCHEMA, "id": record["id"], "state": WAITING, "step": 0,
+                "max_iters": record["config"]["max_iters"], "checkpoint_step": None}
 
     def state(self) -> str:
         """The run's state; RUNNING while a live process holds the folder, only then."""

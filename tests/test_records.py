@@ -180,7 +180,7 @@ def test_a_new_folder_holds_the_run_and_waits(tmp_path):
     assert not folder.exists()
     folder.create(spec)
     assert folder.exists()
-    assert names(folder.path) == ["config.json", "status.json"]
+    assert names(folder.path) == ["config.json"]
     assert folder.spec() == spec
     assert folder.state() == WAITING
     status = folder.status()
@@ -285,15 +285,12 @@ def test_a_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("fatal", ["status.json", "config.json"])
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_disk_that_fills_while_creating_leaves_nothing(tmp_path, monkeypatch, fatal, existing):
+def test_a_disk_that_fills_while_creating_leaves_nothing(tmp_path, monkeypatch, existing):
     folder = RunFolder(tmp_path / "a" / "b")
     if existing:
         folder.path.mkdir(parents=True)
-    write = records.write_json
-    monkeypatch.setattr(records, "write_json", lambda path, value: (
-        failing(UserError("full"))() if path.name == fatal else write(path, value)))
+    monkeypatch.setattr(records, "write_json", failing(UserError("full")))
     check_refused(folder, tmp_path, "full")
 
 

@@ -6,8 +6,9 @@ folders when it is wanted, so a table can be rebuilt at any time and never goes 
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,11 @@ from nanoscale.records import (
     FAILED,
     FINISHED,
     LOG,
-    STATUS,
     WAITING,
     RunFolder,
     atomic_write,
     read_json,
     write_json,
-    write_text,
 )
 
 if TYPE_CHECKING:
@@ -122,11 +121,14 @@ class Study:
         """One row per run: the varied keys, state, results (null where there are none), folder."""
         import pandas as pd
 
-        rows = [row_of(entry, folder) for entry, folder in self.runs()]
-        frame = pd.DataFrame(rows)
+        frame = pd.DataFrame(self.rows())
         if self.plan:
             frame.insert(frame.columns.get_loc("state"), "plan", frame["run"].map(self.plan))
         return frame
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `frame`, without the plan: what `table.csv` holds."""
+        return [row_of(entry, folder) for entry, folder in self.runs()]
 
     def metrics(self) -> list[dict[str, Any]]:
         """`metrics.json` of every finished run, with the original's `experiment_name`."""
@@ -140,18 +142,18 @@ class Study:
 
     def save(self) -> None:
         """Write `study.json` and `table.csv`, each whole or not at all."""
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
         for entry, folder in self.runs():
             entry["state"] = state_of(folder)
         self.save_record()
-        table = self.frame().drop(columns="plan", errors="ignore")
-        if len(table):  # a table travels: its folders are below the output root, wherever that is
-            table["folder"] = [f"{RUNS}/{entry['folder']}" for entry, _ in self.runs()]
-        write_text(self.folder / TABLE, table.to_csv(index=False))
+        # a table travels: its folders are below the output root, wherever that is
+        write_csv(self.folder / TABLE, [row | {"folder": f"{RUNS}/{entry['folder']}"} for
+                                        row, entry in zip(self.rows(), self.record["runs"],
+                                                          strict=True)])
 
     def save_record(self) -> None:
         """Write `study.json` alone: enough to go on from."""
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / STUDY, self.record)
 
     @property
@@ -184,7 +186,7 @@ class Study:
 # -- rows ---------------------------------------------------------------------------------------
 def state_of(folder: RunFolder) -> str:
     """The run's state; WAITING also for a run whose folder is not made yet."""
-    return folder.state() if (folder / STATUS).is_file() else WAITING
+    return folder.state() if folder.exists() else WAITING
 
 
 def row_of(entry: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
@@ -198,6 +200,15 @@ def row_of(entry: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
             "planned_flops": entry["flops"], "run": entry["id"], "folder": str(folder.path)}
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as CSV, whole or not at all; their keys need not be the same."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)),
+                                lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def rebuild_table(study_folder: Path | str) -> Path:
     """Write a study's `table.csv` anew from its run folders and return its path."""
     study = Study.open(Path(study_folder))
@@ -207,17 +218,16 @@ def rebuild_table(study_folder: Path | str) -> Path:
 
 def export(study: Study, path: Path) -> Path:
     """Write a study's table to `path`, as CSV or Parquet by its ending."""
-    frame = study.frame()
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={path}: end the name in '.csv' or '.parquet'")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise UserError(f"--out={path}: Parquet needs pyarrow: pip install 'nanoscale[parquet]', "
                         "or take '.csv'")
-    with atomic_write(path) as temporary:
-        if path.suffix == ".csv":
-            frame.to_csv(temporary, index=False)
-        else:
-            frame.to_parquet(temporary, index=False)
+    if path.suffix == ".csv":
+        write_csv(path, study.rows())
+    else:
+        with atomic_write(path) as temporary:
+            study.frame().to_parquet(temporary, index=False)
     return path
 
 

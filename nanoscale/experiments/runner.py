@@ -240,7 +240,7 @@ class ExperimentRunner:
         """Bring the cells to a result, as the study's plan says."""
         for cell in cells:
             make_ready(self._folder(cell), cell.spec, study.plan[cell.spec.id])
-        study.save()
+        study.save_record()
         todo = {cell.spec.id: Job(self._folder(cell), cell.flops, str(cell)) for cell in cells
                 if study.plan[cell.spec.id] not in (CACHED, LEFT_OUT)}
         self._run(study, list(todo.values()), cells)

@@ -1,0 +1,177 @@
+"""What the experiment engine costs: bookkeeping per run, and a grid beside the same runs by hand.
+
+    nanoscale prepare shakespeare_char
+    python docs/results/engine/measure.py
+
+Writes `engine.json` and `engine.md` here. Leave the machine to it: it takes about four minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from nanoscale import commands
+from nanoscale.errors import exit_code_of
+from nanoscale.experiments import ExperimentRunner
+from nanoscale.experiments.backends import Exit, Local
+from nanoscale.experiments.machine import Slot
+from nanoscale.records import COMPLETE, METRICS, RunFolder, write_json, write_text
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+MANY = (1000, 10000)
+CELL = {"dataset": "shakespeare_char", "n_layer": 4, "n_embd": 64, "n_head": 4, "block_size": 64,
+        "batch_size": 12, "gradient_accumulation_steps": 1, "dropout": 0.0, "max_iters": 300,
+        "eval_interval": 150, "eval_iters": 20, "device": "cpu", "compile": False}
+LRS, SEEDS = (5e-4, 1e-3, 2e-3, 4e-3), (1, 2, 3)
+
+
+# -- bookkeeping --------------------------------------------------------------------------------
+class NoOp(Local):
+    """Runs that end as they begin, leaving a result; `seconds` is what that took."""
+
+    def __init__(self) -> None:
+        self.ended: list[Exit] = []
+        self.seconds = 0.0
+
+    def start(self, folder: Path, slot: Slot) -> None:
+        began = time.perf_counter()
+        run = RunFolder(folder)
+        write_json(run / METRICS, {"schema": 1, "status": COMPLETE, "val_loss": 1.0})
+        run.set_status(state=COMPLETE)
+        self.ended.append(Exit(folder, 0))
+        self.seconds += time.perf_counter() - began
+
+    def poll(self, timeout: float) -> list[Exit]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def timed(command: str, *arguments: str) -> float:
+    """Seconds of a command in this process, its output aside."""
+    began = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        getattr(commands, command)(list(arguments))
+    return time.perf_counter() - began
+
+
+@contextmanager
+def empty_folder() -> Iterator[Path]:
+    """A folder to work in, gone afterwards."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as name:
+        os.chdir(name)
+        try:
+            yield Path(name)
+        finally:
+            os.chdir(before)
+
+
+def bookkeeping(runs: int) -> dict[str, float]:
+    """A grid of runs that do nothing: the engine's own time, then the commands that read it."""
+    with empty_folder():
+        tiny = CELL | {"data_root": str(ROOT / "data"), "n_layer": 1, "n_embd": 16}
+        backend, began, memory = NoOp(), time.perf_counter(), peak()
+        with contextlib.redirect_stdout(io.StringIO()):
+            ExperimentRunner(backend=backend).run_grid("many", tiny, {"seed": range(runs)})
+        took, grown = time.perf_counter() - began, peak() - memory
+        return {"runs": runs, "ms_per_run": 1000 * (took - backend.seconds) / runs,
+                "grown_mib": grown, "status_seconds": timed("status"),
+                "status_study_seconds": timed("status", "many"),
+                "table_seconds": timed("table", "many")}
+
+
+def peak() -> float:
+    """MiB this process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# -- a grid ---------------------------------------------------------------------------------------
+def grid() -> dict[str, Any]:
+    """Twelve runs as a grid, again, with half of them new; and one after another by train.py.
+
+    Grids and runs by hand take turns, so that both meet the same minutes.
+    """
+    lists, took = {"learning_rate": LRS, "seed": SEEDS}, {"grids": [], "by_hand": 0.0}
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as root:
+            took["grids"].append(study(root, "grid", lists))
+            took["again"] = study(root, "grid", lists)
+            half = lists | {"learning_rate": (2e-3, 4e-3, 8e-3, 16e-3)}
+            took["half_new"] = study(root, "half", half)
+            took["by_hand"] += sum(by_hand(root, lr, seed) for lr in LRS)
+    return took | {"grid": median(took["grids"])}
+
+
+def study(root: str, name: str, lists: dict[str, Any]) -> float:
+    """Seconds of a grid in a Python of its own, start-up included."""
+    code = (f"from nanoscale.experiments import ExperimentRunner as R; "
+            f"R(output_root={root!r}).run_grid({name!r}, {CELL!r}, {lists!r})")
+    return seconds([sys.executable, "-c", code])
+
+
+def by_hand(root: str, lr: float, seed: int) -> float:
+    """Seconds of one run from the shell, on every core."""
+    threads = len(os.sched_getaffinity(0))
+    values = CELL | {"learning_rate": lr, "seed": seed, "threads": threads,
+                     "out_dir": f"{root}/{lr}-{seed}"}
+    return seconds([sys.executable, "train.py", *(f"--{k}={v}" for k, v in values.items())])
+
+
+def seconds(command: list[str]) -> float:
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    return time.perf_counter() - began
+
+
+# -- the page -------------------------------------------------------------------------------------
+def page(found: dict[str, Any]) -> str:
+    """`engine.md`."""
+    g = found["grid"]
+    lines = ["# What the engine costs", "",
+             f"2 cores, {found['date']}. Remake: `python docs/results/engine/measure.py`.", "",
+             "| runs that do nothing | bookkeeping a run | memory grown | `status` | "
+             "`status STUDY` | `table STUDY` |", "|---|---|---|---|---|---|"]
+    lines += [f"| {r['runs']:,} | {r['ms_per_run']:.2f} ms | {r['grown_mib']:.0f} MiB | "
+              f"{r['status_seconds']:.2f} s | {r['status_study_seconds']:.2f} s | "
+              f"{r['table_seconds']:.2f} s |" for r in found["bookkeeping"]]
+    lines += ["", "| 12 runs: width 64, 4 layers, 300 updates | seconds, start-up included |",
+              "|---|---|", f"| a grid | {g['grid']:.1f} |",
+              f"| the same grid again | {g['again']:.2f} |",
+              f"| a second grid, half of it shared | {g['half_new']:.1f} |",
+              f"| `python train.py` twelve times, on both cores | {g['by_hand']:.1f} |", "",
+              f"Grid / by hand: **{g['grid'] / g['by_hand']:.3f}**."]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    found = {"date": time.strftime("%Y-%m-%d"), "bookkeeping": [bookkeeping(n) for n in MANY]}
+    print(json.dumps(found), flush=True)
+    found["grid"] = grid()
+    write_json(HERE / "engine.json", found)
+    write_text(HERE / "engine.md", page(found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
