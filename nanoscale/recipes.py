@@ -26,7 +26,7 @@ TABLES = {"study": ("name", "question", "recipe"), "base": None, "grid": None,
                   "budget", "backend_options"),
           "ladder": ("seeds", "min_sizes", "sizes"),
           "transfer": ("size", "seeds", "sizes", "arms"),
-          "search": ("trials", "sampler", "seed", "rungs", "promote", "space")}
+          "search": ("trials", "sampler", "seed", "rungs", "promote", "space", "proxy", "seeds")}
 RECIPES = ("grid", "ladder", "transfer", "search")
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 MIN_TRANSFER_SIZES, MIN_LRS = 3, 5
@@ -166,11 +166,13 @@ def _search_plan(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]) 
     """The plan in [search] and [search.space]."""
     where = f"{path}, [search.space]"
     options = {key: value for key, value in table.items() if key != "space"}
-    rungs = options.pop("rungs", [])
-    if not isinstance(rungs, list):
-        raise UserError(f"{path}, [search]: rungs={rungs!r}: expected a list, as in [250, 500]")
+    options["proxy"] = flatten_keys(options.get("proxy", {}))
+    for key in ("rungs", "seeds"):
+        if not isinstance(options.setdefault(key, []), list):
+            raise UserError(f"{path}, [search]: {key}={options[key]!r}: expected a list, as in "
+                            "[1, 2, 3]")
     plan = Plan(read_space(table.get("space"), where), options.pop("trials", 32),
-                rungs=tuple(rungs) or (0,), **options)
+                rungs=tuple(options.pop("rungs")) or (0,), **options)
     return {"rows": [], "where": where, "search": plan}
 
 

@@ -172,12 +172,13 @@ def judge_arms(study: Study) -> tuple[list[Judged], list[str]]:
 
 
 def best_line(study: Study) -> list[str]:
-    """The best run of a grid or a search, in one line."""
+    """The best run of a grid or a search, in one line; what became of it at a search's target."""
     best = study.best
     if best is None:
         return ["no run has finished with a loss"]
     where = describe(best["values"]) or best["folder"]
-    return [f"lowest val_loss {best['val_loss']:.4f} at {where}"]
+    target = [study.target_line()] if study.target else []
+    return [f"lowest val_loss {best['val_loss']:.4f} at {where}", *target]
 
 
 def next_command(frame: DataFrame) -> list[str]:

@@ -315,3 +315,74 @@ def test_a_surface_and_slices_are_drawn_from_the_trials():
     u, v = np.random.default_rng(0).uniform(size=(2, 400))
     surface = smooth(u, v, (u - 0.3) ** 2, np.linspace(0, 1, 21))  # rows: v, columns: u
     assert (np.abs(surface.argmin(1) - 6) <= 2).all()
+
+
+# -- the best values anew, at the size they are for -----------------------------------------------
+PROXY_BASE = BASE | {"n_embd": 64, "n_head": 4, "parametrization.mode": "muP"}
+SMALL = {"n_embd": 16, "n_head": 2}
+
+
+def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsys):
+    study = a_runner().run_hpo("s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL,
+                               seeds=[7, 8])
+    trials = [(e, f) for e, f in study.runs() if not e.get("target")]
+    targets = [(e, f) for e, f in study.runs() if e.get("target")]
+    assert {f.spec().config.n_embd for _, f in trials} == {16}
+    assert [(f.spec().config.n_embd, f.spec().config.seed) for _, f in targets] == [
+        (64, 7), (64, 8)]
+    best = study.best["values"]["learning_rate"]
+    assert best == min((e["trial_values"]["learning_rate"] for e, _ in trials), key=octaves)
+    assert {f.spec().config.learning_rate for _, f in targets} == {best}
+    frame = study.frame()
+    assert frame["n_embd"].tolist() == [16] * 6 + [64] * 2
+    assert study.target["val_loss"] == dict(zip([7, 8], frame["val_loss"][6:], strict=True))
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert f"target: val_loss {frame['val_loss'][6:].mean():.4f} +- " in said
+    again = a_runner().run_hpo("s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL,
+                               seeds=[7, 8, 9])
+    assert [len(starts(folder)) for _, folder in again.runs()] == [1] * 9
+
+
+def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
+    study = a_runner().run_hpo("s", BASE | {"warmup_frac": 0.2}, LR, trials=3, sampler="random",
+                               rungs=[10, 20], seeds=[1, 5])
+    (_, first), (_, second) = [(e, f) for e, f in study.runs() if e.get("target")]
+    for folder in (first, second):
+        c = folder.spec().config
+        assert (c.max_iters, c.lr_schedule, c.warmup_iters, c.branch_from) == (20, "wsd", 2, None)
+
+
+@pytest.mark.parametrize(("base", "proxy", "key"), [
+    ({"parametrization.mode": "SP"}, SMALL, "n_embd"),
+    ({}, SMALL | {"max_iters": 3}, "max_iters"), ({}, {"n_layer": 2}, "n_layer"),
+    ({"parametrization.mode": "CompleteP"}, {"n_layer": 2}, ""),
+    ({"parametrization.base_tokens": 80}, {"max_iters": 3}, "")])
+def test_what_no_rule_carries_from_proxy_to_target_is_said(base, proxy, key, capsys):
+    a_runner().run_random("s", PROXY_BASE | base, LR, trials=2, proxy=proxy, seeds=[1],
+                          dry_run=True)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no rule of" in line]
+    assert [f"carries the best values over {key}," in line for line in said] == [True] * bool(key)
+
+
+def test_a_budget_keeps_what_the_target_costs():
+    def spent(budget: float | None) -> list[int]:
+        study = a_runner(budget=budget).run_random(f"s{budget}", PROXY_BASE, LR, trials=5,
+                                                   proxy=SMALL, seeds=[1])
+        return [e["flops"] for e in study.record["runs"]]
+
+    *trials, target = spent(None)
+    *fewer, same = spent(target + 2.5 * trials[0])
+    assert same == target
+    assert fewer == trials[:2]
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"proxy": SMALL}, "give the seeds"), ({"seeds": ["x"]}, "a list of whole numbers"),
+    ({"proxy": {"learning_rate": 1}, "seeds": [1]}, "of the proxy and of the space"),
+    ({"proxy": {"n_embed": 1}, "seeds": [1]}, "did you mean 'n_embd'"),
+    ({"proxy": {"n_embd": 17}, "seeds": [1]}, "not divisible")])
+def test_a_bad_proxy_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        a_runner().run_random("s", PROXY_BASE, LR, trials=2, **options)
+    assert not Path("experiments_out").exists()

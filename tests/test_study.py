@@ -487,8 +487,21 @@ def test_a_search_is_a_study_file_too(capsys):
     said = f"lowest val_loss {study.best['val_loss']:.4f} at learning_rate="
     assert said in capsys.readouterr().out
     assert main(["s.toml", "--dry-run"]) == 0
+    Path("s.toml").write_text(SEARCH.replace("= 5", "= 5\nparametrization.mode = 'muP'") + """
+        [search]
+        trials = 4
+        sampler = "random"
+        seeds = [5, 6]
+        proxy = {n_embd = 32}
+        [search.space]
+        learning_rate = {low = 1e-4, high = 1e-1, log = true}
+        """)
+    assert main(["s.toml"]) == 0
+    assert Study.open(Path("experiments_out/s")).frame()["n_embd"].tolist() == [32] * 4 + [16] * 2
+    assert "target: val_loss" in (study.folder / "report.html").read_text()
     for bad, words in (("trials = 0", "at least 1"), ("rungs = 5", "expected a list"),
-                       ("triels = 5", "did you mean 'trials'"), ('sampler = "x"', "choose")):
+                       ("triels = 5", "did you mean 'trials'"), ("seeds = 5", "expected a list"),
+                       ("proxy = {n_embd = 8}", "give the seeds"), ('sampler = "x"', "choose")):
         Path("s.toml").write_text(SEARCH + f"[search]\n{bad}\n[search.space]\nseed = [1, 2]")
         with pytest.raises(UserError, match=words):
             main(["s.toml"])

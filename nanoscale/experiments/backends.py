@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanoscale.errors import disk_errors
+from nanoscale.config import flatten
+from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments import machine
 from nanoscale.experiments.machine import Slot
-from nanoscale.records import LOG
+from nanoscale.records import LOG, RunFolder
+from nanoscale.sources import FIELDS
 
+BATCH = ("batch_size", "block_size", "micro_batch_size")
 GRACE_SECONDS = 60.0  # between asking a run to save and killing it
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +74,19 @@ def local_backend() -> Backend:
     return Subprocess() if os.name == "nt" else ForkServer()
 
 
+def shape_of(folder: RunFolder) -> str:
+    """Equal for runs that can share compiled code; "" for one that has none.
+
+    A hint: torch guards what it has compiled, so what is forgotten here costs time alone.
+    """
+    with suppress(UserError):  # no config: the run itself will say so
+        config = folder.spec().config
+        values = flatten(config) if config.compile else {}
+        return str({key: value for key, value in values.items()
+                    if key in BATCH or FIELDS[key].metadata["group"] in ("model", "machine")} or "")
+    return ""
+
+
 def worker_environment(slot: Slot) -> dict[str, str]:
     """Ours and the slot's, with this package importable from wherever the worker starts."""
     paths = [str(PACKAGE_PARENT), os.environ.get("PYTHONPATH", "")]
@@ -105,7 +121,8 @@ class ForkServer(Local):
             self._launch(slot)
         self._running.add(folder)
         self._send({"start": str(folder), "command": [*self._worker.command, str(folder)],
-                    "env": dict(slot.env), "cpus": list(slot.cpus)})
+                    "env": dict(slot.env), "cpus": list(slot.cpus),
+                    "shape": shape_of(RunFolder(folder))})
 
     def poll(self, timeout: float) -> list[Exit]:
         if self._server is None:

@@ -45,6 +45,12 @@ def describe(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
+def entry_of(cell: Cell) -> dict[str, Any]:
+    """A run's entry in its study's record."""
+    return {"id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
+            "flops": cell.flops}
+
+
 def plain_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with nested tables as dotted keys and numpy's scalars as Python's."""
     if not isinstance(values, Mapping):

@@ -4,6 +4,9 @@ It is started by name, never through `multiprocessing`, so a script without a ma
 from standard input and a notebook can all have it. It speaks JSON lines: `{"start": folder, ...}`
 and `{"stop": "save" | "kill"}` come in, `{"exit": folder, "code": n}` goes out. When its input
 closes (its user is gone, by SIGKILL too) it asks the children to save, waits, and leaves.
+
+Compiled runs name their shape, and one child after another costs each of them seconds of tracing
+again; so the child of such a run stays, and takes the next run of its shape.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nanoscale.errors import FAILED, exit_code_of
+from nanoscale.errors import DONE, FAILED, exit_code_of
 from nanoscale.records import LOG
 
 GRACE_SECONDS = 60.0  # between asking a child to save and killing it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 STDIN, STDOUT, STDERR = 0, 1, 2
+MOST_RUNS = 32  # of one child: what compiled code holds on to is given back then
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
 
@@ -37,7 +42,10 @@ class Server:
 
     def __init__(self, entry: str, fork: bool, output: int) -> None:
         self.entry, self.fork, self.output = entry, fork, output
-        self.children: dict[int, str] = {}  # pid -> run folder
+        self.pids: set[int] = set()  # of every child
+        self.children: dict[int, str] = {}  # pid -> the folder that it runs
+        self.staying: dict[int, Staying] = {}  # pid -> a child that may take another run
+        self.heard, self.tell = os.pipe()  # on which those say that a run has ended
         self.kill_at: float | None = None
         self.asked_to_leave = self.leaving = False
         self.unread = b""
@@ -52,12 +60,14 @@ class Server:
 
     def serve(self) -> None:
         """Obey until the input closes or SIGTERM comes; then wait for the children."""
-        while self.children or not self.leaving:
+        while self.pids or not self.leaving:
             wait = None if self.kill_at is None else max(0.0, self.kill_at - time.monotonic())
-            inputs = [self.wake] if self.leaving else [self.wake, STDIN]
+            inputs = [self.wake, self.heard] + ([] if self.leaving else [STDIN])
             ready = select.select(inputs, [], [], wait)[0]
             with suppress(BlockingIOError):
                 os.read(self.wake, 4096)
+            if self.heard in ready:
+                self.hear()
             self.reap()
             if STDIN in ready:
                 self.read()
@@ -81,35 +91,82 @@ class Server:
     def start(self, message: Mapping[str, Any]) -> None:
         """Give the run a process of its own."""
         try:
-            pid = self.forked(message) if self.fork else spawned(message)
+            pid = self.handed(message)
+            if pid is None:
+                pid = self.forked(message) if self.fork else spawned(message)
         except OSError as e:
             with suppress(OSError), open(log_of(message), "a") as log:
                 log.write(f"no process could be started for this run: {e}\n")
             self.report(message["start"], FAILED)
         else:
+            self.pids.add(pid)
             self.children[pid] = message["start"]
+
+    def handed(self, message: Mapping[str, Any]) -> int | None:
+        """The pid of an idle child that takes the run; None: none of its shape is there.
+
+        Its slot is free, so for the new child that it needs one of another shape has to go.
+        """
+        idle = self.idle()
+        for one in idle:
+            if one.shape == message["shape"] and one.runs < MOST_RUNS:
+                one.runs += 1
+                with suppress(BrokenPipeError):  # it is gone; the next or a new one takes the run
+                    os.write(one.requests, json.dumps(message).encode() + b"\n")
+                    return one.pid
+        for one in idle[:1]:
+            self.dismiss(one)
+        return None
+
+    def idle(self) -> list[Staying]:
+        """The children that wait for a run."""
+        return [one for pid, one in self.staying.items() if pid not in self.children]
+
+    def dismiss(self, one: Staying) -> None:
+        """Let an idle child leave: its requests end."""
+        os.close(one.requests)
+        del self.staying[one.pid]
+
+    def hear(self) -> None:
+        """Children that stay report their runs."""
+        for line in os.read(self.heard, 1 << 16).splitlines():
+            message = json.loads(line)
+            self.report(self.children.pop(message["pid"]), message["code"])
+        if self.leaving:
+            for one in self.idle():
+                self.dismiss(one)
 
     def forked(self, message: Mapping[str, Any]) -> int:
         """The pid of a fork that runs the entry and never returns here."""
         server = os.getpid()
+        theirs, ours = os.pipe() if message["shape"] else (None, None)
         # blocked until the child has its own handlers: a SIGTERM between must stop it, not us
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             pid = os.fork()
             if pid == 0:
-                for inherited in (self.output, self.wake, self.alarm):
+                others = [one.requests for one in self.staying.values()]
+                for inherited in filter(None, (self.output, self.wake, self.alarm, self.heard,
+                                               ours, *others)):
                     os.close(inherited)
-                run_child(self.entry, message, server)
+                run_child(self.entry, message, server, theirs, self.tell)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        if message["shape"]:
+            os.close(theirs)
+            self.staying[pid] = Staying(pid, message["shape"], ours)
         return pid
 
     def reap(self) -> None:
         """Report the children that have ended."""
-        for pid in list(self.children):
+        for pid in list(self.pids):
             gone, status = os.waitpid(pid, os.WNOHANG)
             if gone:
-                self.report(self.children.pop(pid), os.waitstatus_to_exitcode(status))
+                self.pids.remove(pid)
+                if pid in self.staying:
+                    self.dismiss(self.staying[pid])
+                if pid in self.children:
+                    self.report(self.children.pop(pid), os.waitstatus_to_exitcode(status))
         if not self.children:
             self.kill_at = None
 
@@ -140,18 +197,45 @@ class Server:
     def leave(self) -> None:
         """Take no more runs; let the children save."""
         self.leaving = True
+        for one in self.idle():
+            self.dismiss(one)
         self.stop("save")
 
 
 # -- children -----------------------------------------------------------------------------------
-def run_child(entry: str, message: Mapping[str, Any], server: int) -> NoReturn:
-    """In a fresh fork: become the run's process, run, and exit with the entry's code."""
+@dataclass
+class Staying:
+    """A child that stays for further runs of one shape: where it reads of them."""
+
+    pid: int
+    shape: str
+    requests: int
+    runs: int = 1
+
+
+def run_child(entry: str, message: Mapping[str, Any], server: int, requests: int | None,
+              tell: int) -> NoReturn:
+    """In a fresh fork: become the run's process, run, and exit with the entry's code.
+
+    With `requests`, a run that has its result is told of instead, and the next one read.
+    """
+    module, function = entry.split(":")
     code = FAILED
     try:
-        become_worker(message, server)
-        module, function = entry.split(":")
-        main = getattr(importlib.import_module(module), function)
-        code = exit_code_of(lambda: main(["run", message["start"]]))
+        while True:
+            become_worker(message, server)
+            main = getattr(importlib.import_module(module), function)
+            code = FAILED  # of what raises
+            code = exit_code_of(lambda main=main, message=message: main(["run", message["start"]]))
+            if requests is None or code not in (DONE, FAILED):
+                break
+            sys.stdout.flush()
+            gc.collect()  # models hold cycles, and the next one needs the room
+            os.write(tell, json.dumps({"pid": os.getpid(), "code": code}).encode() + b"\n")
+            code, line = DONE, os.read(requests, 1 << 16)
+            if not line:
+                break
+            message = json.loads(line)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else FAILED
     except BaseException:

@@ -7,6 +7,7 @@ folders when it is wanted, so a table can be rebuilt at any time and never goes 
 from __future__ import annotations
 
 import csv
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -116,6 +117,27 @@ class Study:
                 if (loss := (folder.metrics() or {}).get("val_loss")) is not None]
         loss, entry = min(done, key=lambda one: one[0], default=(None, None))
         return entry and {"values": entry["values"], "val_loss": loss, "folder": entry["folder"]}
+
+    @property
+    def target(self) -> dict[str, Any] | None:
+        """Of a search with seeds: the best values, and their losses at the target, by seed."""
+        ours = [(entry, folder) for entry, folder in self.runs() if entry.get("target")]
+        losses = {entry["values"]["seed"]: (folder.metrics() or {}).get("val_loss")
+                  for entry, folder in ours if state_of(folder) in FINISHED}
+        values = [{k: v for k, v in entry["values"].items() if k != "seed"} for entry, _ in ours]
+        return {"values": values[0], "val_loss": losses} if ours else None
+
+    def target_line(self) -> str:
+        """What became of a search's best values at the target."""
+        losses = [loss for loss in self.target["val_loss"].values() if loss is not None]
+        wanted = sum(entry.get("target", False) for entry in self.record["runs"])
+        at = describe(self.target["values"])
+        if not losses:
+            return f"target: none of {wanted} runs has a loss at {at}"
+        spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        some = "" if len(losses) == wanted else f" of {wanted}"
+        return (f"target: val_loss {statistics.fmean(losses):.4f}{spread} ({len(losses)}{some} "
+                f"seeds) at {at}")
 
     def frame(self) -> DataFrame:
         """One row per run: the varied keys, state, results (null where there are none), folder."""

@@ -20,6 +20,7 @@ from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import (
     Cell,
     combinations,
+    entry_of,
     grid_lists,
     make_cells,
     plain_values,
@@ -111,14 +112,16 @@ class ExperimentRunner:
 
     def run_random(self, name: str, base_params: Mapping[str, Any] | None = None,
                    space: Mapping[str, Any] | None = None, trials: int = 32,
-                   search_seed: int = 0, dry_run: bool = False) -> Study:
+                   search_seed: int = 0, proxy: Mapping[str, Any] | None = None,
+                   seeds: Sequence[int] = (), dry_run: bool = False) -> Study:
         """`trials` points of `space` in all, each a function of `search_seed` and its number."""
-        return self.run_hpo(name, base_params, space, trials, "random", search_seed,
-                            dry_run=dry_run)
+        return self.run_hpo(name, base_params, space, trials, "random", search_seed, proxy=proxy,
+                            seeds=seeds, dry_run=dry_run)
 
     def run_hpo(self, name: str, base_params: Mapping[str, Any] | None = None,
                 space: Mapping[str, Any] | None = None, trials: int = 32, sampler: str = "tpe",
                 search_seed: int = 0, rungs: Sequence[int] = (), promote: float = 1 / 3,
+                proxy: Mapping[str, Any] | None = None, seeds: Sequence[int] = (),
                 dry_run: bool = False) -> Study:
         """Search `space` for the lowest final validation loss with `trials` trials in all.
 
@@ -129,15 +132,20 @@ class ExperimentRunner:
             rungs: lengths in updates, as in [250, 500, 1000], of WSD runs: every trial begins at
                 the first, the best `promote` of a rung go on to the next from where their cooldown
                 began. Without, every trial is one run of the base's length.
+            proxy: what makes the trials' model small, as in {"n_embd": 64}; the best values are
+                then used at the base's own size, where muP or CompleteP keeps them the best.
+            seeds: with which the best values are trained anew, at the base's own size.
 
-        Finished runs of any study below the output root that differ from the base in keys of the
-        space alone are told to the sampler first. `Study.best` is the outcome.
+        Finished runs of any study below the output root that differ from the trials in keys of
+        the space alone are told to the sampler first. `Study.best` is the outcome, and
+        `Study.target` what became of it with `seeds`.
 
         Raises:
             UserError: a name, key, value or range is bad; nothing was started or written.
         """
         plan = SearchPlan(read_space(space, "space"), trials, sampler, search_seed,
-                          tuple(rungs) or (0,), promote)
+                          tuple(rungs) or (0,), promote,
+                          plain_values("proxy", proxy or {}), tuple(seeds))
         base = Source("base_params", plain_values("base_params", base_params or {}))
         return self.run_search(name, base, plan, "space", dry_run=dry_run)
 
@@ -186,12 +194,18 @@ class ExperimentRunner:
         need_optuna(plan.sampler)
         sources, opened = [*self.base, base], {}
         under = self._defaults(sources) | dict(defaults or {})
-        ladder = Ladder(plan, lambda row: make_cells(under, sources, [row], where, opened)[0])
+
+        def make(row: Mapping[str, Any]) -> Cell:
+            return make_cells(under, sources, [row], where, opened)[0]
+
+        ladder = Ladder(plan, make)
         asked = self._asked(base, asked) | {"search": plan.to_json()}
         study = Study(record_of(name, (), asked, (), {}), self.output_root)
         trials = Trials(study, plan, ladder, Store(self.output_root / RUNS), self._folder,
                         self.budget)
-        print(f"[{name}] {trials.title()}")
+        study.record["warnings"] = trials.warnings()
+        for line in [trials.title(), *(f"warning: {text}" for text in trials.warnings())]:
+            print(f"[{name}] {line}")
         if dry_run:
             return study
         trials.replay()
@@ -199,7 +213,20 @@ class ExperimentRunner:
             self._run(study, trials.waiting(), [trials.last_rung], trials.more, trials.expected)
         for line in trials.conclude():
             print(f"[{name}] {line}")
+        if targets := trials.targets():
+            self._bring_targets(study, targets)
         return study
+
+    def _bring_targets(self, study: Study, cells: Sequence[Cell]) -> None:
+        """Train a search's best values at the target, and say what came of it."""
+        ids = {cell.spec.id for cell in cells}  # one may be a trial's, without a proxy
+        plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
+        study.plan |= plan
+        study.record["runs"] = [entry for entry in study.record["runs"] if entry["id"] not in ids]
+        study.record["runs"] += [entry_of(cell) | {"target": True} for cell in cells]
+        print(f"[{study.name}] at the target: {plan_line(plan, cells)}")
+        self._bring(study, cells)
+        print(f"[{study.name}] {study.target_line()}")
 
     def _defaults(self, sources: Sequence[Source]) -> dict[str, Any]:
         """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
@@ -291,8 +318,7 @@ def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any],
               warn: Sequence[str], plan: Mapping[str, str]) -> dict[str, Any]:
     """A study's `study.json`: what was asked, and the runs that answer it."""
     return {"schema": SCHEMA, "name": name, "asked": dict(asked), "warnings": list(warn),
-            "runs": [{"id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
-                      "flops": cell.flops, "left_out": plan[cell.spec.id] == LEFT_OUT}
+            "runs": [entry_of(cell) | {"left_out": plan[cell.spec.id] == LEFT_OUT}
                      for cell in cells]}
 
 

@@ -55,6 +55,8 @@ class Plan:
     seed: int = 0
     rungs: Sequence[int] = (0,)  # updates; (0,): one rung, the base's own length
     promote: float = 1 / 3  # share of a rung's trials that go on
+    proxy: Mapping[str, Any] = field(default_factory=dict)  # what makes trials small
+    seeds: Sequence[int] = ()  # with which the best values are trained anew, at the base's size
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -70,7 +72,16 @@ class Plan:
         if self.sampler in ("gp", "cma") and len(self.rungs) > 1:
             raise UserError(f"sampler={self.sampler!r} learns from whole trials only; leave rungs "
                             "out, or take 'tpe'")
-
+        if not all(isinstance(n, int) and n >= 0 for n in self.seeds):
+            raise UserError(f"seeds={list(self.seeds)}: expected a list of whole numbers, as in "
+                            "[1, 2, 3]")
+        both = sorted(set(self.proxy) & set(self.space))
+        if both:
+            raise UserError(f"{both[0]} is a key of the proxy and of the space; a trial has one "
+                            "value of it")
+        if self.proxy and not self.seeds:
+            raise UserError("a proxy is searched for the sake of a target: give the seeds with "
+                            "which the best values are trained there, as in seeds=[1, 2, 3]")
 
     def promoted(self, done: int) -> int:
         """How many of `done` trials of a rung go on."""
@@ -82,7 +93,8 @@ class Plan:
                  {"low": one.low, "high": one.high, "log": one.log}
                  for key, one in self.space.items()}
         return {"space": space, "trials": self.trials, "sampler": self.sampler, "seed": self.seed,
-                "rungs": list(self.rungs), "promote": self.promote}
+                "rungs": list(self.rungs), "promote": self.promote, "proxy": dict(self.proxy),
+                "seeds": list(self.seeds)}
 
     def expected(self, costs: Sequence[int]) -> tuple[int, float]:
         """About how many runs, and how many FLOPs, if each rung adds `costs`."""

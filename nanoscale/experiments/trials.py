@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nanoscale.config import LENGTH_KEYS, flatten
 from nanoscale.counting import flops_per_iter
 from nanoscale.errors import UserError, disk_errors
-from nanoscale.experiments.cells import Cell, describe
+from nanoscale.experiments.cells import Cell, describe, entry_of
 from nanoscale.experiments.planning import CACHED, Store, make_ready, plan_of
 from nanoscale.experiments.pool import Job
 from nanoscale.experiments.results import Study
@@ -24,14 +25,22 @@ from nanoscale.records import COMPLETE, DIVERGED, FAILED, FINISHED, RunFolder
 from nanoscale.resume import past_difference
 from nanoscale.schedule import cooldown_start
 
+HEADS = ("n_head", "n_kv_head")  # follow the width
+CARRIED = {"SP": (), "muP": ("n_embd",), "CompleteP": ("n_embd", "n_layer")}
+BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
+
 MakeCell = Callable[[Mapping[str, Any]], Cell]
 
 
 class Ladder:
-    """How a trial's values become the cell of each rung."""
+    """How values become cells: a trial's at each rung, of the proxy's size; the best at the base's.
+
+    `make` turns a row of config keys over the base into a cell.
+    """
 
     def __init__(self, plan: Plan, make: MakeCell) -> None:
-        self.plan, self.make = plan, make
+        self.plan, self.make_target = plan, make
+        self.make: MakeCell = lambda row: make({**plan.proxy, **row})
 
     def cell(self, values: Mapping[str, Any], rung: int, parent: Path | None) -> Cell:
         """The cell of a trial at a rung; `parent` is the folder of the rung below."""
@@ -48,6 +57,18 @@ class Ladder:
             row["branch_from"] = f"{parent}@{cooldown_start(before.spec.config)}"
         return self.make(row)
 
+    def targets(self, values: Mapping[str, Any]) -> list[Cell]:
+        """The cells of the plan's seeds at the base's own size, scheduled as the trials are."""
+        row = dict(values)
+        if self.plan.rungs != (0,):
+            last = self.cell(values, len(self.plan.rungs) - 1, None)
+            row = {key: value for key, value in last.values.items()
+                   if key != "checkpoint_steps" and key not in self.plan.proxy}
+        cells = [self.make_target({**row, "seed": seed}) for seed in self.plan.seeds]
+        sizes = flatten(cells[0].config) if cells else {}
+        return [replace(cell, values={key: sizes[key] for key in self.plan.proxy} | cell.values)
+                for cell in cells]
+
     def check(self, values: Mapping[str, Any]) -> list[int]:
         """Refuse values that make no run, and rungs whose pasts differ; FLOPs that each rung adds.
 
@@ -56,6 +77,7 @@ class Ladder:
         for key, dimension in self.plan.space.items():
             for value in dimension.extremes():
                 self.cell({**values, key: value}, 0, None)
+                self.targets({**values, key: value})
         return self.costs(values)
 
     def costs(self, values: Mapping[str, Any]) -> list[int]:
@@ -95,11 +117,13 @@ class Trials:
     def __init__(self, study: Study, plan: Plan, ladder: Ladder, store: Store,
                  folder_of: Callable[[Cell], RunFolder], budget: float | None) -> None:
         self.study, self.plan, self.ladder = study, plan, ladder
-        self.folder_of, self.budget = folder_of, budget
+        self.folder_of = folder_of
         any_values = Search(replace(plan, sampler="random")).draw(0)
         costs = ladder.check(any_values)
         self.expected = plan.expected(costs)  # runs, FLOPs
+        self.targets_flops = sum(cell.flops for cell in ladder.targets(any_values))
         self.last_rung = ladder.cell(any_values, len(costs) - 1, None)
+        self.budget = None if budget is None else budget - self.targets_flops
         self.earlier = earlier_trials(study)
         own = {entry["folder"] for entry in self.earlier}
         self.search = Search(plan, [
@@ -113,9 +137,21 @@ class Trials:
     def title(self) -> str:
         """What is asked, what it may cost, what is known."""
         plan = self.plan
-        return (f"{plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}: about "
-                f"{self.expected[1]:.3g} FLOPs; {len(self.search.known)} runs of other studies are "
-                f"known, {len(self.earlier)} of this one")
+        then = (f", and {len(plan.seeds)} runs of the best, {self.targets_flops:.3g}"
+                if plan.seeds else "")
+        at = f" at {describe(plan.proxy)}" if plan.proxy else ""
+        return (f"{plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}{at}: about "
+                f"{self.expected[1]:.3g} FLOPs{then}; {len(self.search.known)} runs of other "
+                f"studies are known, {len(self.earlier)} of this one")
+
+    def warnings(self) -> list[str]:
+        """What keeps the proxy's best values from being the target's."""
+        rules = self.last_rung.spec.config.parametrization
+        carried = {*HEADS, *CARRIED.get(rules.mode, CARRIED["CompleteP"])}
+        carried.update(LENGTH_KEYS if rules.base_tokens is not None else ())
+        carried.update(BATCH_KEYS if rules.base_batch_tokens is not None else ())
+        return [f"no rule of {rules.mode} carries the best values over {key}, in which the proxy "
+                "differs from the target" for key in self.plan.proxy if key not in carried]
 
     def replay(self) -> None:
         """Take up what an earlier call has tried, in its order."""
@@ -145,6 +181,11 @@ class Trials:
         self.study.save()
         return lines
 
+    def targets(self) -> list[Cell]:
+        """The cells in which the best values are trained anew; none without a best trial."""
+        best = self.search.best()
+        return [] if best is None else self.ladder.targets(best.values)
+
     def begin(self, trial: Trial) -> Underway:
         """Make the run of a trial's next rung part of the study."""
         rung = len(trial.losses)
@@ -154,9 +195,7 @@ class Trials:
         make_ready(one.folder, cell.spec, plan)
         self.last[trial.number] = one.folder.path
         self.study.plan.setdefault(cell.spec.id, plan)
-        self.study.record["runs"].append({
-            "id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
-            "flops": cell.flops, "trial": trial.number, "rung": rung,
+        self.study.record["runs"].append(entry_of(cell) | {"trial": trial.number, "rung": rung,
             "trial_values": trial.values})
         self.underway.append(one)
         self.spent += cell.flops
@@ -242,12 +281,13 @@ def loss_of(folder: RunFolder, state: str) -> float | None:
 
 
 def earlier_trials(study: Study) -> list[dict[str, Any]]:
-    """The runs of an earlier call of the same search, but for the number of its trials."""
+    """The runs of an earlier call of the same search, but for its trials' number and its seeds."""
     with suppress(UserError):
         before = Study.open(study.folder).record
-        ours, theirs = (dict(record["asked"].get("search") or {})
+        ours, theirs = ({"proxy": {}} | (record["asked"].get("search") or {})
                         for record in (study.record, before))
-        ours.pop("trials"), theirs.pop("trials", None)
+        for key in ("trials", "seeds"):
+            ours.pop(key), theirs.pop(key, None)
         base = study.record["asked"]["base_params"] == before["asked"].get("base_params")
         if ours == theirs and base:
             return [entry for entry in before["runs"] if "trial" in entry]
