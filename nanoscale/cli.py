@@ -207,14 +207,21 @@ def compare(arguments: Sequence[str]) -> int:
 
 def fit(arguments: Sequence[str]) -> int:
     """fit TABLE|STUDY --n=COL --d=COL --loss=COL  a scaling law, its certainty and intervals"""
-    from nanoscale.fit import OPTIONS, main
+    from nanoscale.fit import FIGURES, OPTIONS, SWITCHES, main
 
-    return with_options(main, OPTIONS, arguments)
+    return with_options(main, (*OPTIONS, FIGURES), arguments, SWITCHES)
 
 
 def plan(arguments: Sequence[str]) -> int:
     """plan TABLE|STUDY|FIT.json --budget=FLOPS    the next run: N, D, a model, its loss, hours"""
     from nanoscale.plan import OPTIONS, main
+
+    return with_options(main, OPTIONS, arguments)
+
+
+def design(arguments: Sequence[str]) -> int:
+    """design TABLE|STUDY.toml [--question=a] ..   before training: what will the intervals be?"""
+    from nanoscale.design import OPTIONS, main
 
     return with_options(main, OPTIONS, arguments)
 
@@ -229,14 +236,15 @@ def coord_check(arguments: Sequence[str]) -> int:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     verb.__name__.replace("_", "-"): verb for verb in (
         data, train, run, sample, bench, params, study, status, watch, retry, table, coord_check,
-        transfer, compare, fit, plan, report)}
+        transfer, compare, design, fit, plan, report)}
 
 
-def with_options(main: Callable[..., int], known: Sequence[str], arguments: Sequence[str]) -> int:
+def with_options(main: Callable[..., int], known: Sequence[str], arguments: Sequence[str],
+                 switches: Sequence[str] = ()) -> int:
     """A command that takes its names and options read; its help is its usage."""
     from nanoscale.options import parse
 
-    names, options = parse(arguments, main, known)
+    names, options = parse(arguments, main, known, switches)
     return DONE if names is None else main(names, options)
 
 

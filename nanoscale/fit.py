@@ -22,28 +22,40 @@ if TYPE_CHECKING:
 
     from nanoscale.laws import LawFit
 
-OPTIONS = ("n", "d", "c", "loss", "law", "objective", "delta", "drop-worst", "bootstrap", "seed",
-           "resample", "group", "holdout", "json", "output_root")
+OPTIONS = ("n", "d", "c", "u", "loss", "law", "objective", "delta", "drop-worst", "bootstrap",
+           "seed", "resample", "group", "holdout", "json", "output_root")
+FIGURES = "figures"  # of this command alone, as these are
+SWITCHES = ("isoflop", "multiverse", "profile", "influence")
 OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss"}
+OUR_N = ("total_params", "non_position_params", "non_embedding_params", "matrices_and_head_params")
 DEFAULTS = {"delta": 1e-3, "drop-worst": 0, "bootstrap": 4000, "seed": 0}
+FEWER = 400  # resamples of a law without terms unless told: each takes a hundred times as long
 
 
 def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale fit TABLE|STUDY --n=COL --d=COL --loss=COL [--c=COL] [--law=chinchilla]
+    """nanoscale fit TABLE|STUDY --n=COL --d=COL --loss=COL [--c=COL] [--u=COL] [--law=chinchilla]
     [--objective=log-huber|lad|mse|envelope] [--delta=1e-3] [--drop-worst=K] [--bootstrap=4000]
     [--seed=0] [--resample=pairs|cluster|stratified|residual|wild|parametric] [--group=COL]
-    [--holdout=FLOPS] [--json=OUT] [--output_root=DIR]"""
+    [--holdout=FLOPS] [--isoflop] [--multiverse] [--profile] [--influence] [--figures=DIR]
+    [--json=OUT] [--output_root=DIR]"""
     if len(names) != 1:
         raise UserError(f"usage: {usage_of(main)}")
     check_outputs(options)
-    settings = {key: number_of(key, options.get(key, default)) for key, default in DEFAULTS.items()}
+    check_beyond(options)
+    settings = settings_of(options)
     frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
     fit, record = fitted(frame, options, settings)
     record |= {"table": names[0]}
-    print("\n".join([*record["summary"], said(record["columns"]), *held_out(record),
+    lines, figures = beyond(fit, frame, options, settings, record)
+    print("\n".join([*record["summary"], said(record["columns"]), *held_out(record), *lines,
                      *(f"warning: {w}" for w in record["warnings"])]))
     if "json" in options:
         write_json(Path(options["json"]), record)
+    if figures:
+        from nanoscale.law_figures import write_figures
+
+        written = write_figures(figures, Path(options[FIGURES]))
+        print(f"figures in {options[FIGURES]}: {', '.join(path.name for path in written)}")
     return DONE if fit.status == "converged" else INCONCLUSIVE
 
 
@@ -55,21 +67,115 @@ def fitted(frame: DataFrame, options: Mapping[str, str],
     form = law_of(options.get("law", "chinchilla"))
     columns = columns_of(frame, options, form.predictors)
     kept, notes = finished(frame, columns["loss"])
-    values = {key.upper(): numbers_of(kept, name) for key, name in columns.items()
-              if key in ("n", "d", "c")}
-    groups = [str(g) for g in kept[columns["group"]]] if "group" in columns else None
-    loss, drop = numbers_of(kept, columns["loss"]), settings["drop-worst"]
-    how = {"law": form, "objective": options.get("objective", "log-huber"),
-           "delta": settings["delta"], "drop_worst": drop, "resamples": settings["bootstrap"],
-           "resampling": options.get("resample", "pairs"), "groups": groups,
-           "rng_seed": settings["seed"]}
+    values, loss = points_of(kept, columns)
+    how = how_of(kept, columns, options, settings) | {"law": form}
     fit = fit_law(values, loss, **how)
-    record = fit.to_json() | predict.Basis.of(fit, values, loss, drop).to_json()
+    record = fit.to_json() | predict.Basis.of(fit, values, loss, how["drop_worst"]).to_json()
     record["warnings"] = [*notes, *_same_run(kept, columns), *record["warnings"]]
     if "holdout" in options:
         threshold = number_of("holdout", options["holdout"], float)
         record["holdout"] = predict.holdout(values, loss, threshold, **how)
     return fit, record | {"columns": columns}
+
+
+def settings_of(options: Mapping[str, str]) -> dict[str, float]:
+    """The numbers of the command line."""
+    from nanoscale.laws import law_of
+
+    few = {} if law_of(options.get("law", "chinchilla")).terms else {"bootstrap": FEWER}
+    return {key: number_of(key, options.get(key, default))
+            for key, default in (DEFAULTS | few).items()}
+
+
+def how_of(kept: DataFrame, columns: Mapping[str, str], options: Mapping[str, str],
+           settings: Mapping[str, float]) -> dict[str, Any]:
+    """The options of `fit_law`, but for the law."""
+    groups = [str(g) for g in kept[columns["group"]]] if "group" in columns else None
+    return {"objective": options.get("objective", "log-huber"), "delta": settings["delta"],
+            "drop_worst": settings["drop-worst"], "resamples": settings["bootstrap"],
+            "resampling": options.get("resample", "pairs"), "groups": groups,
+            "rng_seed": settings["seed"]}
+
+
+# -- beyond the fit -----------------------------------------------------------------------------
+def check_beyond(options: Mapping[str, str]) -> None:
+    """Refuse what a law does not allow, and a folder that cannot be, before any work."""
+    if "isoflop" in options or "multiverse" in options:
+        from nanoscale.laws import law_of
+
+        form = law_of(options.get("law", "chinchilla"))
+        if {*form.predictors} != {"N", "D"}:
+            raise UserError("--isoflop and --multiverse ask for the best N and D at a budget, and "
+                            f"law {form.name} reads {', '.join(form.predictors)}: leave them out, "
+                            "or take --law=chinchilla")
+        if "multiverse" in options and form.name != "chinchilla":
+            raise UserError(f"--multiverse refits law chinchilla, not {form.name}: leave --law out")
+    folder = Path(options.get(FIGURES, "."))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--figures={folder}: that is a file; name a folder")
+    if not folder.parent.is_dir():
+        raise UserError(f"--figures={folder}: there is no folder {folder.parent}; make it first")
+
+
+def beyond(fit: LawFit, frame: DataFrame, options: Mapping[str, str],
+           settings: Mapping[str, float], record: dict[str, Any]
+           ) -> tuple[list[str], Mapping[str, Any]]:
+    """What was asked for beside the fit: its lines and figures; its records go into `record`."""
+    asked = {*SWITCHES, FIGURES} & options.keys()
+    if not asked:
+        return [], {}
+    from nanoscale import approaches
+
+    columns, lines, drop = record["columns"], [], settings["drop-worst"]
+    kept, _ = finished(frame, columns["loss"])
+    values, loss = points_of(kept, columns)
+    if "isoflop" in asked:
+        record["isoflop"] = approaches.isoflop_record(fit, values, loss, drop)
+        lines += approaches.isoflop_lines(record["isoflop"])
+    if "multiverse" in asked:
+        record["multiverse"] = approaches.multiverse_record(
+            conventions_of(kept, columns), loss, delta=settings["delta"], drop_worst=drop)
+        lines += approaches.multiverse_lines(record["multiverse"])
+    units = {"drop_worst": drop, "groups": how_of(kept, columns, options, settings)["groups"]}
+    for name in ("profile", "influence"):
+        if name in asked:
+            record[name], more = getattr(approaches, name)(fit, values, loss, **units)
+            lines += more
+    if FIGURES not in asked:
+        return lines, {}
+    from nanoscale.law_figures import figures_of
+
+    held = [record["holdout"]["threshold"]] if "holdout" in record else []
+    record["rollout"] = approaches.rollout(
+        values, loss, also=held, **how_of(kept, columns, options, settings) | {"law": fit.form})
+    return lines, figures_of(fit, values, loss, record, drop)
+
+
+def points_of(kept: DataFrame, columns: Mapping[str, str]) -> tuple[dict[str, list], list[float]]:
+    """N, D, C and U, those of them that were given, and the loss."""
+    values = {key.upper(): numbers_of(kept, name) for key, name in columns.items()
+              if key in ("n", "d", "c", "u")}
+    return values, numbers_of(kept, columns["loss"])
+
+
+def conventions_of(kept: DataFrame, columns: Mapping[str, str]) -> dict[str, dict[str, list]]:
+    """Every way of counting N, D and C that the table has columns for, without equal ones.
+
+    Two of the three are given each time: N and D have C = 6 N D, N and C have D = C / 6 N, D and C
+    have N = C / 6 D.
+    """
+    there = [name for name in (*OUR_N, OURS["d"], OURS["c"]) if name in kept
+             and kept[name].notna().all()]
+    n = dict.fromkeys([columns["n"]] * ("n" in columns) + [k for k in OUR_N if k in there])
+    d, c = (columns.get(key) or (OURS[key] if OURS[key] in there else None) for key in "dc")
+    pairs = [("N", name, "D", d) for name in n] * bool(d)
+    pairs += [("N", name, "C", c) for name in n] * bool(c) + [("D", d, "C", c)] * bool(d and c)
+    found: dict[tuple, tuple[str, dict[str, list]]] = {}
+    for first, name, second, other in pairs:
+        one = {first: numbers_of(kept, name), second: numbers_of(kept, other)}
+        found.setdefault(tuple(map(tuple, one.values())),
+                         (f"{first} = {name}, {second} = {other}", one))
+    return dict(found.values())
 
 
 def said(columns: Mapping[str, str]) -> str:
@@ -109,7 +215,11 @@ def columns_of(frame: DataFrame, options: Mapping[str, str],
     if frame.empty:
         raise UserError("the table has no rows; it needs one per run")
     named = {key: column(key, options[key], frame)
-             for key in ("n", "d", "c", "loss", "group") if key in options}
+             for key in ("n", "d", "c", "u", "loss", "group") if key in options}
+    if ("U" in predictors) != ("u" in named):
+        raise UserError("--u names the column of unique tokens, which laws of repeated data read: "
+                        + ("give it, as in --u=unique_tokens" if "U" in predictors else
+                           "leave it out, or take --law=repetition"))
     usual = ("c",) if len(predictors) == 1 else ("n", "d")
     if not {"n", "d", "c"} & named.keys() and all(OURS[key] in frame for key in usual):
         named |= {key: OURS[key] for key in usual}

@@ -13,7 +13,7 @@ from conftest import PACKAGE, ROOT, run_python
 
 # From the bottom up: a module imports its own layer and those above it in this list.
 LAYERS = [
-    ["errors", "signals"],
+    ["errors", "signals", "student"],
     ["options"],
     ["lease"],
     ["config"],
@@ -39,9 +39,11 @@ LAYERS = [
     ["experiments", "laws", "checks", "report"],
     ["recipes"],
     ["transfer", "coord_check", "arms", "compare"],
+    ["approaches", "law_figures"],
     ["fit"],
     ["plan"],
     ["study"],
+    ["design"],
     ["commands"],
     ["cli"],
     ["__main__"],

@@ -3,14 +3,22 @@
 A law is a form (forms), fitted with certainty (problem, solver, objectives), with an interval from
 resamples (bootstrap), reported as one value (result): `fit_law` for any law and table (fit),
 `fit_power_law` for a ladder with seeds (ladder). What follows from a fit: Approaches 1 and 2 and
-their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan), and how
-much of all that is choice (multiverse).
+their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan), how far a
+parameter can be pushed (profile), which run it hangs on (influence), and how much of all that is
+choice (multiverse). Laws of other things: the best learning rate and batch (sweeps), and a run's
+whole loss curve under its schedule (curves).
 """
 
+from nanoscale.laws.curves import Curve, CurveLaw, fit_curves
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import LAWS, Law, Parameter, Term, law_of, register
+from nanoscale.laws.influence import Influence, influence_of, without_highest
 from nanoscale.laws.ladder import LadderFit, fit_power_law
+from nanoscale.laws.profile import Profile, Profiles, profile_law
 from nanoscale.laws.result import Fit
+from nanoscale.laws.sweeps import SweepLaw, batch_law, lr_law, sweep_law
 
-__all__ = ["LAWS", "Fit", "LadderFit", "Law", "LawFit", "Parameter", "Term", "fit_law",
-           "fit_power_law", "law_of", "register"]
+__all__ = ["LAWS", "Curve", "CurveLaw", "Fit", "Influence", "LadderFit", "Law", "LawFit",
+           "Parameter", "Profile", "Profiles", "SweepLaw", "Term", "batch_law", "fit_curves",
+           "fit_law", "fit_power_law", "influence_of", "law_of", "lr_law", "profile_law",
+           "register", "sweep_law", "without_highest"]

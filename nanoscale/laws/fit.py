@@ -226,7 +226,7 @@ def _warnings(form, names, x, loss, best, lost, resampling, resamples) -> list[s
         found.append(f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "
                      "pinned down: resample residuals (wild), or noise from seeds (parametric)")
     for name, values in zip(names, x, strict=True):
-        if levels(values) < LEVELS_WANTED:
+        if levels(values) < LEVELS_WANTED and name not in form.constant:
             found.append(f"{name} has only {levels(values)} values: intervals of its exponent are "
                          f"too narrow below {LEVELS_WANTED}; add one")
     if len(x) == 2 and abs(np.corrcoef(np.log(x))[0, 1]) > TOGETHER:
@@ -292,7 +292,7 @@ def check_points(form: Law, names: tuple[str, ...], x: np.ndarray) -> None:
     """`UserError` where there are too few points or too few values of a predictor."""
     for name, values in zip(names, x, strict=True):
         there = levels(values)
-        if there < LEVELS_NEEDED:
+        if there < LEVELS_NEEDED and name not in form.constant:
             raise UserError(f"{name} has {there} value{'s' * (there > 1)}; a law with an exponent "
                             f"of {name} needs at least {LEVELS_NEEDED}, better {LEVELS_WANTED}")
     distinct, needed = len(np.unique(x, axis=1).T), len(form.names) + 1

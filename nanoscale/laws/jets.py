@@ -100,6 +100,11 @@ def exp(a: Jet) -> Jet:
     return a.through(value, value, value)
 
 
+def expm1(a: Jet) -> Jet:
+    value = np.exp(a.value)
+    return a.through(np.expm1(a.value), value, value)
+
+
 def log(a: Jet) -> Jet:
     inverse = 1 / a.value
     return a.through(np.log(a.value), inverse, -inverse**2)
@@ -116,9 +121,17 @@ def power(a, b) -> Jet:
     return a.through(a.value**b, b * a.value ** (b - 1), b * (b - 1) * a.value ** (b - 2))
 
 
+def minimum(a, b) -> Jet:
+    """The lower of two, with its derivatives (of the first, where they are equal)."""
+    one, two = ((j.value, j.d, j.dd) if isinstance(j, Jet) else (j, 0.0, 0.0) for j in (a, b))
+    first = one[0] <= two[0]
+    return Jet(*(np.where(first, i, j) for i, j in zip(one, two, strict=True)))
+
+
 RULES = {
-    np.add: add, np.multiply: multiply, np.exp: exp, np.log: log, np.sqrt: sqrt,
-    np.power: power, np.reciprocal: reciprocal, np.negative: lambda a: -a,
+    np.add: add, np.multiply: multiply, np.exp: exp, np.expm1: expm1, np.log: log,
+    np.sqrt: sqrt,
+    np.minimum: minimum, np.power: power, np.reciprocal: reciprocal, np.negative: lambda a: -a,
     np.subtract: lambda a, b: add(a, -b), np.square: lambda a: multiply(a, a),
     np.divide: lambda a, b: multiply(a, reciprocal(b)),
 }  # fmt: skip

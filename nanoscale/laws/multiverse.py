@@ -14,7 +14,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import isoflop
-from nanoscale.laws.fit import LawFit, fit_law, kept, predictors
+from nanoscale.laws.fit import fit_law, kept
 from nanoscale.laws.runs import numbers
 from nanoscale.records import plain
 
@@ -98,27 +98,3 @@ def _moving(choice: str) -> tuple[str, ...]:
     """What changes with a choice: an approach or objective brings its own objective and delta."""
     return {"approach": ("approach", "objective", "delta"),
             "objective": ("objective", "delta")}.get(choice, (choice,))
-
-
-def influence(fit: LawFit, columns: Mapping[str, Iterable[float]], loss: Iterable[float], *,
-              drop_worst: int = 0) -> list[dict[str, object]]:
-    """What leaving out each point of `fit` does to it, largest change of a first.
-
-    `row`: the point's row in the table; `change`: of every parameter and exponent; `in_se`: of a,
-    in its standard error, where the fit has one.
-    """
-    loss = numbers(loss, "loss")
-    names, x = predictors(fit.form, columns, len(loss))
-    rows = np.flatnonzero(kept(loss, drop_worst))
-    weights = 1 - np.eye(len(rows))
-    refit = fit_law(dict(zip(names, x[:, rows], strict=True)), loss[rows], law=fit.form,
-                    objective=fit.objective_name, delta=fit.delta or 1e-3, weights=weights)
-    if refit.lost:
-        raise UserError(f"{refit.lost} of the fits without one point did not converge")
-    values = dict(zip(fit.form.names, refit.draws.T, strict=True)) | fit.form.exponents(refit.draws)
-    key = "a" if fit.exponents else fit.form.names[-1]
-    before = fit.params | fit.exponents
-    found = [{"row": int(row), "change": {k: float(v[i] - before[k]) for k, v in values.items()},
-              "in_se": float((values[key][i] - before[key]) / fit.se[key]) if fit.se else None}
-             for i, row in enumerate(rows)]
-    return sorted(found, key=lambda point: -abs(point["change"][key]))

@@ -166,12 +166,14 @@ class Problem:
 
 class SumProblem(Problem):
     """A floor and a sum of powers. theta has the law's parameters, of the loss over its scale at
-    u = ln x - centre: a term is exp(b - sum of g u), and not there at the lower end of b."""
+    u = ln x - centre: a term is exp(b - sum of g u), and not there at the lower end of b.
 
-    def __init__(self, law: Law, x: np.ndarray, scale: float) -> None:
+    centred: without it the centre is 0, b the logarithm of the coefficient, and without bounds."""
+
+    def __init__(self, law: Law, x: np.ndarray, scale: float, centred: bool = True) -> None:
         super().__init__(law, x, scale)
         names, logs = law.names, dict(zip(law.predictors, np.log(x), strict=True))
-        middle = {name: u.mean() for name, u in logs.items()}
+        middle = {name: u.mean() if centred else 0.0 for name, u in logs.items()}
         self.own, self.features, self.middles = [], [], []
         for term in law.terms:  # its own parameters: coefficient, then exponents
             self.own.append([names.index(n) for n in (term.coefficient, *term.powers.values())])
@@ -182,7 +184,7 @@ class SumProblem(Problem):
         self.pairs = {(k, k + i): np.einsum("ni,nj->nij", f, g).reshape(len(f), -1)
                       for k, f in enumerate(self.features)
                       for i, g in enumerate(self.features[k:])}
-        for own in self.own:
+        for own in self.own if centred else []:
             self.lower[own[0]], self.upper[own[0]] = np.log(SHARES)
 
     def params(self, theta: np.ndarray) -> np.ndarray:
@@ -279,6 +281,42 @@ class SumProblem(Problem):
 
     def _term_of(self, parameter: int) -> int | None:
         return next((k for k, own in enumerate(self.own) if own[0] == parameter), None)
+
+
+class Held(Problem):
+    """A problem of which one coordinate stays where it is put."""
+
+    def __init__(self, inner: Problem, index: int) -> None:
+        self.inner, self.index = inner, index
+        self.law, self.x, self.scale = inner.law, inner.x, inner.scale
+        self.lower, self.upper = inner.lower, inner.upper
+        self.linear = inner.linear = [i for i in inner.linear if i != index]
+        self.floor = isinstance(inner, SumProblem) and inner.floor == index
+
+    def at(self, theta: np.ndarray) -> State:
+        return self.inner.at(theta)
+
+    def sums(self, state: State, c: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.inner.sums(state, c, q)
+
+    def held(self, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        found = self.inner.held(theta, gradient)
+        found[self.index] = True
+        return found
+
+    def clipped(self, theta: np.ndarray, trial: np.ndarray) -> np.ndarray:
+        return self._kept(theta, self.inner.clipped(theta, trial))
+
+    def projected(self, theta: np.ndarray, weight: np.ndarray, loss: np.ndarray) -> np.ndarray:
+        if not self.linear:
+            return theta
+        if self.floor:
+            loss = loss - theta[:, self.index, None]
+        return self._kept(theta, self.inner.projected(theta, weight, loss))
+
+    def _kept(self, theta: np.ndarray, moved: np.ndarray) -> np.ndarray:
+        moved[:, self.index] = theta[:, self.index]
+        return moved
 
 
 def _projections(terms, phi, first, second) -> tuple[np.ndarray, np.ndarray]:

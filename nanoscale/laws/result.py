@@ -104,6 +104,9 @@ def bounds_hit(problem: Problem, theta: np.ndarray, x_names: tuple[str, ...]) ->
         if p.kind == "exponent" and (low[i] or high[i]):
             reason = f"the best fit has {p.name} = {theta[i]:g}, an end of the range searched"
             reasons |= dict.fromkeys([*_coefficients_of(law, p.name), p.name], reason)
+        if p.range and p.kind != "exponent" and (low[i] or high[i]):
+            reasons[p.name] = (f"the best fit has {p.name} = {p.range[int(high[i])]:g}, an end of "
+                               "its range")
     for term in law.terms:
         if low[law.names.index(term.coefficient)]:
             of = " and ".join(called[x] for x in term.powers)

@@ -4,27 +4,24 @@
     python docs/results/hpo/measure.py
 
 Trains what it needs below experiments_out/hpo (an hour or more on two cores; the same command goes
-on where it was stopped), then writes hpo.json, hpo.csv and the figures here.
+on where it was stopped), then writes hpo.json, hpo.md and hpo.png here.
 """
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
 
 from nanoscale.checks.paired import t_quantile
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner, Study
-from nanoscale.experiments.cells import describe
-from nanoscale.records import write_json
+from nanoscale.records import write_json, write_text
+from nanoscale.report.style import INK, MUTED, RULE, SIZES, canvas, save, styled
 
 HERE = Path(__file__).parent
 ROOT = Path("experiments_out/hpo")
@@ -35,10 +32,10 @@ BASE = {"dataset": "shakespeare_char", "use_rmsnorm": True, "use_rope": True, "u
         "lr_decay_iters": None, "min_lr_frac": 0.0, "max_iters": UPDATES, "eval_interval": 0,
         "log_interval": 100, "device": "cpu", "compile": False, "seed": 1}
 PROXY, TARGET = {"n_embd": 64, "n_head": 4}, {"n_embd": 256, "n_head": 16}
-SPACE = {"learning_rate": {"low": 2**-11, "high": 2**-4, "log": True},
+SPACE = {"learning_rate": {"low": 2**-14, "high": 2**-7, "log": True},
          "weight_decay": {"low": 0.01, "high": 1.0, "log": True},
          "warmup_iters": {"low": 8, "high": 128, "log": True}}
-GRID = {"learning_rate": [2 ** (k / 2 - 11) for k in range(15)],  # factors of sqrt 2
+GRID = {"learning_rate": [2 ** (k / 2 - 14) for k in range(15)],  # factors of sqrt 2
         "weight_decay": [0.01, 0.05, 0.2, 1.0], "warmup_iters": [8, 20, 50, 128]}
 TRIALS, SEARCHES = 54, 5
 FRESH = list(range(101, 109))  # seeds that no search has seen
@@ -105,10 +102,73 @@ def rows() -> list[dict[str, Any]]:
          "of_direct": 1.0, "target_loss": statistics.fmean(tuned.values())}, *found]
 
 
+# -- the page -----------------------------------------------------------------------------------
+def figure_of(found: Sequence[Mapping[str, Any]]) -> Figure:
+    """Per search: what its best values lose to the grid's, and to those tuned at the target."""
+    searches = [row for row in found if "minus_grid" in row]
+    panels = [("minus_grid", 0.01, "trained anew at width 64:\nsearch \u2212 fine grid"),
+              ("minus_direct", 0.02, "trained anew at width 256:\ntuned at 64 \u2212 tuned at 256")]
+    with styled():
+        figure = canvas(6.6, 3.0)
+        for axes, (key, limit, title) in zip(figure.subplots(1, 2, sharey=True), panels,
+                                             strict=True):
+            axes.axvspan(-limit, limit, color=RULE, linewidth=0)
+            axes.axvline(0, color=MUTED, linewidth=0.8)
+            for y, row in enumerate(searches):
+                axes.plot(row[key]["ci95"], [y, y], color=SIZES[4], linewidth=1.6)
+                axes.plot(row[key]["mean"], y, "o", color=SIZES[6], markersize=4.5)
+            middle = statistics.median(row[key]["mean"] for row in searches)
+            axes.plot(middle, len(searches), "D", color=INK, markersize=5)
+            axes.set_title(title, fontsize=9, loc="left", color=INK)
+            axes.set_xlabel("difference of the final validation loss (nats per token)")
+            axes.set_yticks(range(len(searches) + 1))
+            axes.set_yticklabels([*(f"search {row['search']}" for row in searches), "median"])
+            axes.tick_params(axis="y", length=0)
+            axes.locator_params(axis="x", nbins=5)
+            axes.invert_yaxis()
+        figure.tight_layout()
+    return figure
+
+
+def page(found: Sequence[Mapping[str, Any]]) -> str:
+    """`hpo.md`."""
+    searches = [row for row in found if "minus_grid" in row]
+    lines = ["# A search against a fine grid, and a proxy against the target", "",
+             "Remake: `python docs/results/hpo/measure.py`. 2 layers of LLaMA parts, muP, AdamW, "
+             f"WSD, {UPDATES} updates of 512 tokens of Shakespeare; {len(FRESH)} fresh seeds.", "",
+             "| | LR | decay | warmup | FLOPs, of the grid's | loss anew, width 64 | less the "
+             "grid's | FLOPs, of a search's at 256 | loss anew, width 256 | less the one tuned "
+             "there |", "|---|" + "---|" * 9]
+    for row in found:
+        cells = [f"{row['learning_rate']:.3g}", f"{row['weight_decay']:.3g}",
+                 f"{row['warmup_iters']}", _number(row.get("of_grid"), ".3f"),
+                 _number(row.get("proxy_loss"), ".4f"), _difference(row.get("minus_grid")),
+                 _number(row.get("of_direct"), ".3f"), _number(row.get("target_loss"), ".4f"),
+                 _difference(row.get("minus_direct"))]
+        lines.append(f"| {row['search']} | " + " | ".join(cells) + " |")
+    for key, what in (("minus_grid", "search less grid"),
+                      ("minus_direct", "proxy less target")):
+        middle = sorted(searches, key=lambda row: row[key]["mean"])[len(searches) // 2]
+        lines += ["", f"Median {what}: **{_difference(middle[key])}** nats (search "
+                  f"{middle['search']})."]
+    return "\n".join([*lines, ""])
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None else (
+        f"{found['mean']:+.4f} [{found['ci95'][0]:+.4f}, {found['ci95'][1]:+.4f}]")
+
+
 def main() -> None:
     found = rows()
     write_json(HERE / "hpo.json", {"rows": found})
-    print(json.dumps(found, indent=1))
+    write_text(HERE / "hpo.md", page(found))
+    save(figure_of(found), HERE / "hpo.png")
+    print(page(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""What residuals say of their noise: the scale that an objective is read in.
+
+The one idea: an objective is a sum of rho(r), and all that its minimum's certainty needs of the
+noise is psi = rho' and its mean slope at these residuals.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nanoscale.laws.objectives import OVERESTIMATE, Objective
+
+SMOOTH = 1.06  # Silverman's factor, of the width that the residuals' density at 0 is taken over
+
+
+def psi_of(rule: Objective, r: np.ndarray) -> np.ndarray:
+    """(n,) derivatives of the objective by its residuals."""
+    if rule.raw:
+        return 2 * r
+    psi = np.clip(r, -rule.delta, rule.delta)
+    return np.where(r < 0, OVERESTIMATE * psi, psi) if rule.name == "envelope" else psi
+
+
+def spread_of(r: np.ndarray, n_params: int) -> float:
+    """The sd of residuals (n,), outliers left aside."""
+    sd = float(np.sqrt((r * r).sum() / (len(r) - n_params)))
+    return min(1.4826 * float(np.median(np.abs(r))), sd) or sd
+
+
+def bend_of(rule: Objective, r: np.ndarray, n_params: int) -> np.ndarray:
+    """(n,) derivatives of psi; for a Huber, in the mean over residuals of about this size.
+
+    Within delta there may be few, and n_params of them by the fit itself: these are left out, and
+    the rest are counted over the width of a density estimate at least.
+    """
+    if rule.raw:
+        return np.full(len(r), 2.0)
+    width = max(SMOOTH * spread_of(r, n_params) * len(r) ** -0.2, rule.delta)
+    bend = np.where(np.abs(r) <= width, rule.delta / width, 0.0)
+    near = max(np.count_nonzero(bend), n_params + 1)
+    bend *= (near - n_params) / near * len(r) / (len(r) - n_params)
+    return np.where(r < 0, OVERESTIMATE * bend, bend) if rule.name == "envelope" else bend
+
+
+def unit_of(rule: Objective, r: np.ndarray, n_params: int) -> float:
+    """What the objective rises by per unit of S, of residuals (n,): mean psi^2 / 2 mean psi'."""
+    psi, bend = psi_of(rule, r), bend_of(rule, r, n_params)
+    return float(psi @ psi / (len(r) - n_params) / (2 * bend.mean()))

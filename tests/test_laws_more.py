@@ -1,0 +1,104 @@
+"""Laws that are built in beside Chinchilla's, Kaplan's and the power law: planted truths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nanoscale.errors import UserError
+from nanoscale.laws import LAWS, fit_law
+from nanoscale.laws.forms import worth
+from nanoscale.laws.jets import Jet
+
+BASE = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
+
+
+def repeated():
+    """N, D, U of five budgets, five sizes each, with 1, 6 and 30 epochs."""
+    C = np.repeat(np.geomspace(1e17, 1e21, 5), 5)
+    N = LAWS["chinchilla"].optimum(BASE, C)[0] * np.tile(np.geomspace(0.25, 4, 5), 5)
+    N, D = np.repeat(N, 3), np.repeat(C / (6 * N), 3)
+    return N, D, D / np.tile([1.0, 6.0, 30.0], 25)
+
+
+TRUTHS = {"repetition": [*BASE, 7.0], "repetition-nd": [*BASE, 7.0, 3.0],
+          "kaplan-floor": [1.2, 8.8e13, 5.4e13, 0.176, 0.195]}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_planted_laws_are_recovered(name):
+    law, truth = LAWS[name], np.array(TRUTHS[name])
+    x = dict(zip("NDU", repeated(), strict=True))
+    x = {k: x[k] for k in law.predictors}
+    found = fit_law(x, law.loss(truth, *x.values()), law=name, resamples=0)
+    assert list(found.params.values()) == pytest.approx(truth, rel=1e-6)
+    assert (found.status, found.agreement_of_starts > 0.5) == ("converged", True)
+    assert found.equation().startswith(f"L({', '.join(law.predictors)}) = 1.")
+    if name == "kaplan-floor":  # a budget's best N does not depend on the floor
+        assert law.optimum(truth, 1e20) == pytest.approx(LAWS["kaplan"].optimum(truth[1:], 1e20))
+
+
+def test_a_base_law_can_be_held_and_the_rest_is_the_same_as_among_all():
+    N, D, U = repeated()
+    law = LAWS["repetition-nd"]
+    loss = law.loss(np.array(TRUTHS["repetition-nd"]), N, D, U)
+    held = law.hold(**dict(zip(("E", "A", "B", "alpha", "beta"), BASE, strict=True)))
+    found = fit_law({"N": N, "D": D, "U": U}, loss, law=held, resamples=0)
+    assert found.params == pytest.approx({"RD": 7.0, "RN": 3.0}, rel=1e-6)
+    assert found(N, D, U) == pytest.approx(loss)
+    chinchilla = LAWS["chinchilla"].hold(E=1.69, alpha=0.34)
+    assert chinchilla.optimum(BASE[[1, 2, 4]], 1e20) == pytest.approx(
+        LAWS["chinchilla"].optimum(BASE, 1e20))
+    with pytest.raises(UserError, match="no R to hold"):
+        LAWS["chinchilla"].hold(R=1.0)
+    with pytest.raises(UserError, match="leave one to fit"):
+        LAWS["power"].hold(E=1.0, K=1.0, g=1.0)
+
+
+def test_what_repetition_is_worth():
+    """Equation 5 of Muennighoff et al. 2023, its limits, and N's own excess over its optimum."""
+    assert worth(100.0, 3.0, 15.39) == pytest.approx(100 + 1539 * (1 - np.exp(-3 / 15.39)))
+    assert worth(100.0, 3.0, 1e9) == pytest.approx(400)
+    assert worth(100.0, 1e9, 15.39) == pytest.approx(1639)
+    law, chinchilla = LAWS["repetition-nd"], LAWS["chinchilla"]
+    truth = np.array(TRUTHS["repetition-nd"])
+    N, D = chinchilla.optimum(BASE, 1e20)
+    one = law.loss(truth, *(np.array([v]) for v in (N / 2, D, D)))
+    assert one == pytest.approx(chinchilla.loss(BASE, N / 2, D))  # no excess, no repetition
+    more = law.loss(truth, *(np.array([v]) for v in (5 * N, D, 2 * D)))
+    size = N * (1 + 3 * (1 - np.exp(-4 / 3)))
+    assert more == pytest.approx(chinchilla.loss(BASE, size, D), rel=1e-9)
+
+
+def test_one_set_of_unique_tokens_is_enough():
+    N, D, _ = repeated()
+    law = LAWS["repetition"]
+    U = np.full_like(N, 3e8)
+    loss = law.loss(np.array(TRUTHS["repetition"]), N, D, U)
+    found = fit_law({"N": N, "D": D, "U": U}, loss, law="repetition", resamples=0)
+    assert found.params["R"] == pytest.approx(7.0, rel=1e-5)
+    assert found.warnings == []
+
+
+def test_a_decay_that_the_runs_do_not_show_is_at_the_end_of_its_range():
+    N, D, U = repeated()
+    loss = LAWS["chinchilla"].loss(BASE, N, D * (D / U) ** 0.1)  # repeats do better than new text
+    law = LAWS["repetition"].hold(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
+    found = fit_law({"N": N, "D": D, "U": U}, loss, law=law, resamples=0)
+    assert found.status == "bound_hit"
+    assert found.not_identified == {"R": "the best fit has R = 1e+07, an end of its range"}
+
+
+def test_derivatives_of_the_new_rules_by_differences():
+    def f(a, b):
+        return np.minimum(a * b, 0.7 * b) * np.expm1(-a / b)
+
+    point, h = np.array([[0.6, 1.3]]), 1e-4
+    for values in (point, np.array([[0.9, 1.3]])):
+        jet = f(*Jet.variables(values, np.ones((1, 2)), np.zeros((1, 2))))
+        for i in range(2):
+            step = h * np.eye(2)[i]
+            up, down = f(*(values + step)[0]), f(*(values - step)[0])
+            assert jet.d[i, 0, 0] == pytest.approx((up - down) / (2 * h), rel=1e-6)
+            assert jet.dd[i, i, 0, 0] == pytest.approx(
+                (up - 2 * f(*values[0]) + down) / h**2, rel=1e-4)
