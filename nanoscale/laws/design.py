@@ -200,7 +200,7 @@ def _refitted(design: Design, problem: Problem, theta: np.ndarray, loss: np.ndar
     def again(rows: np.ndarray, kept: int) -> np.ndarray:
         """Solve rows from the `kept` best of many starts; those whose optimum is elsewhere."""
         own = [a if len(a) == 1 else a[rows] for a in data]
-        starts = solver._lowest(problem, rule, *own, problem.starts(*own, STARTS), kept)
+        starts = solver.lowest(problem, rule, *own, problem.starts(*own, STARTS), kept)
         wider, was = solver.solve(problem, rule, *own, starts), found.converged[rows]
         room = solver.AGREEMENT * found.objective[rows] + solver.ROUNDING * own[1].sum(1).max()
         lower = wider.objective < found.objective[rows] - room

@@ -224,7 +224,7 @@ def _warnings(form, names, x, loss, best, lost, resampling, resamples) -> list[s
     n, p = len(loss), len(form.names)
     if resamples and resampling == "pairs" and n < POINTS_PER_PARAMETER * p:
         found.append(f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "
-                     "pinned down: resample residuals (wild), or noise from seeds (parametric)")
+                     "pinned down: resample noise as measured, with --resample=parametric")
     for name, values in zip(names, x, strict=True):
         if levels(values) < LEVELS_WANTED and name not in form.constant:
             found.append(f"{name} has only {levels(values)} values: intervals of its exponent are "

@@ -102,7 +102,7 @@ def resolve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndar
     for rows, few in ((again, STARTS_CHECKED), (np.arange(R), STARTS_KEPT)):
         data = [a if len(a) == 1 else a[rows] for a in (loss, w)]
         starts = problem.starts(*data, STARTS_CHECKED)
-        wider = solve(problem, objective, *data, _lowest(problem, objective, *data, starts, few))
+        wider = solve(problem, objective, *data, lowest(problem, objective, *data, starts, few))
         lower = wider.objective < found.objective[rows] * (1 - AGREEMENT) - rounding
         lower |= wider.converged & ~found.converged[rows]
         for mine, theirs in ((found.theta, wider.theta), (found.objective, wider.objective),
@@ -114,7 +114,7 @@ def resolve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndar
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
-def _lowest(problem, objective, loss, w, starts, few):
+def lowest(problem, objective, loss, w, starts, few):
     """The `few` of starts (R or 1, S, p) where the objective is lowest, (R or 1, few, p)."""
     y = loss if objective.raw else np.log(loss)
     f = np.stack([objective.value(objective.residual(y, problem.at(s).m), w)
