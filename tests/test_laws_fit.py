@@ -452,3 +452,19 @@ def test_bad_input_is_refused_in_one_line(message, columns, options):
 def test_a_parameter_of_no_kind_is_refused():
     with pytest.raises(UserError, match="g is a 'slope'"):
         replace(LAWS["power"], parameters=(Parameter("g", "slope"),))
+
+
+@pytest.mark.parametrize("method", ["pairs", "parametric"])
+def test_resamples_in_parts_are_as_good(method, monkeypatch):
+    """A table of many rows is resampled in parts, none of which repeats another's."""
+    rng = np.random.default_rng(3)
+    n, d = 10 ** rng.uniform(6, 10, 60), 10 ** rng.uniform(8, 12, 60)
+    truth = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
+    loss = LAWS["chinchilla"].loss(truth, n, d) * np.exp(0.005 * rng.standard_normal(60))
+    whole = fit_law({"N": n, "D": d}, loss, resamples=900, resampling=method)
+    monkeypatch.setattr("nanoscale.laws.fit.MOST_AT_ONCE", 60 * 400)
+    parts = fit_law({"N": n, "D": d}, loss, resamples=900, resampling=method)
+    assert len(parts.draws) == 900 == len(np.unique(parts.draws, axis=0))
+    if method == "pairs":  # equal streams up to the end of the first part
+        assert parts.draws[:400] == pytest.approx(whole.draws[:400], rel=1e-6)
+    assert parts.se["alpha"] == pytest.approx(whole.se["alpha"], rel=0.1)

@@ -6,7 +6,7 @@ objective by the same solver, so an interval belongs to its number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,7 @@ from nanoscale.laws.runs import numbers, plain_labels
 
 SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
+MOST_AT_ONCE = 1 << 24  # resamples times points: some hundred MB
 SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_SEED = 2**32 - 1
 LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
@@ -139,33 +140,42 @@ def fit_law(
     if weights is not None:
         resampling, resamples = "given", len(weights)
     if resamples and best.converged[0]:
-        data = _resampled(problem, rule, best.theta, scaled, resampling, resamples, labels,
-                          weights, rng_seed)
-        refits = solver.resolve(problem, rule, *data, best.theta[0])
-        draws = problem.params(refits.theta[refits.converged])
+        parts = _resampled(problem, rule, best.theta, scaled, resampling, resamples, labels,
+                           weights, rng_seed)
+        refits = [solver.resolve(problem, rule, *part, best.theta[0]) for part in parts]
+        draws = problem.params(np.concatenate([one.theta[one.converged] for one in refits]))
         lost = resamples - len(draws)
     return _result(problem, rule, best, draws, names=names, x=x, loss=loss, lost=lost,
                    resampling=resampling, resamples=resamples, dropped_worst=int(drop_worst),
                    rng_seed=rng_seed)
 
 
-def _resampled(problem, rule, theta, scaled, resampling, resamples, labels, weights, rng_seed):
-    """(losses (R or 1, n), weights (R or 1, n)) of all resamples."""
+def _resampled(problem, rule, theta, scaled, resampling, resamples, labels, weights,
+               rng_seed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(losses (R or 1, n), weights (R or 1, n)) of all resamples, as many at once as there is room
+    for; those after the first of these parts have seeds of their own.
+    """
     n = scaled.shape[1]
+    at_once = max(1, MOST_AT_ONCE // n)
     if weights is not None:
         weights = np.asarray(weights, float)
         if weights.ndim != 2 or weights.shape[1] != n or not (weights >= 0).all():
             raise UserError(f"weights of shape {weights.shape}: expected (resamples, {n}), none "
                             "below 0")
-        return scaled, weights
-    if resampling in ("pairs", *NEEDS_GROUPS):
-        return scaled, bootstrap.point_weights(resampling, n, labels, resamples, rng_seed)
+    raw, y = rule.raw and resampling != "parametric", scaled[0]
     fitted = problem.at(theta).m[0]
-    raw = rule.raw and resampling != "parametric"
-    y, fitted = (scaled[0], fitted) if raw else (np.log(scaled[0]), np.log(fitted))
-    draws = bootstrap.residual_draws(resampling, fitted, y, theta.shape[1], labels, resamples,
-                                     rng_seed)
-    return (np.maximum(draws, 1e-9) if raw else np.exp(draws)), np.ones((1, n))
+    for first in range(0, resamples, at_once):
+        some = min(at_once, resamples - first)
+        seed = int(np.random.SeedSequence([rng_seed, first]).generate_state(1)[0]) if first else (
+            rng_seed)
+        if weights is not None:
+            yield scaled, weights[first : first + some]
+        elif resampling in ("pairs", *NEEDS_GROUPS):
+            yield scaled, bootstrap.point_weights(resampling, n, labels, some, seed)
+        else:
+            means = (fitted, y) if raw else (np.log(fitted), np.log(y))
+            draws = bootstrap.residual_draws(resampling, *means, theta.shape[1], labels, some, seed)
+            yield (np.maximum(draws, 1e-9) if raw else np.exp(draws)), np.ones((1, n))
 
 
 def _result(problem: Problem, rule: Objective, best: solver.Solution, draws: np.ndarray, *, names,
