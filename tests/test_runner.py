@@ -550,7 +550,7 @@ def a_job() -> Job:
     entry, folder = next(study.runs())
     folder.set_status(state=RUNNING, step=3)
     (folder / "metrics.jsonl").write_text(
-        '{"step": 3, "train_loss": 2.5, "tokens_per_second": 9}\n')
+        '{"step": 3, "train_loss": 2.5, "tokens_per_second": 9, "tokens_seen": 54}\n')
     return Job(folder, entry["flops"], "n_layer=1")
 
 
@@ -566,7 +566,8 @@ def test_plain_progress_is_a_line_per_event_and_one_at_most_every_30_seconds(mon
     for now[0] in (101.0, 129.0, 131.0, 140.0, 160.0, 162.0):
         shown.tick()
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"[p] 0/1 done, {left} left: n_layer=1 step 3/5 loss 2.5000"
+    spent = f"{0.6 * job.flops:.3g} of {job.flops:.3g} FLOPs"
+    assert lines == [f"[p] 0/1 done, {spent}, {left} left: n_layer=1 step 3/5 loss 2.5000"
                      for left in ("20.7 s", "41.3 s")]
     job.folder.set_status(state=COMPLETE)
     shown.ended(job)
@@ -586,7 +587,8 @@ def test_a_terminal_gets_a_live_table(monkeypatch):
         console = Console(width=100, record=True, file=nowhere)
         console.print(shown.table())
         text = console.export_text()
-    for word in ("p: 0/1 done, 0 waiting", "n_layer=1", "RUNNING", "3/5", "2.5000", "9"):
+    for word in ("p: 0/1 done, 0 waiting", "n_layer=1", "RUNNING", "3/5", "2.5000", "9", "4.0 s",
+                 f"of {job.flops * 0.4:.3g} FLOPs"):
         assert word in text
 
 

@@ -35,6 +35,14 @@ class Reading:
     max_iters: int
     loss: float | None
     tokens_per_second: float | None
+    tokens: int | None  # seen so far
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed of the last row."""
+        if not (self.step and self.tokens and self.tokens_per_second):
+            return None
+        return (self.max_iters - self.step) * self.tokens / self.step / self.tokens_per_second
 
 
 def read(folder: RunFolder) -> Reading:
@@ -45,7 +53,7 @@ def read(folder: RunFolder) -> Reading:
     row = last_row(folder)
     return Reading(status.get("state", ""), max(row.get("step", 0), status.get("step") or 0),
                    status.get("max_iters") or 0, row.get("train_loss"),
-                   row.get("tokens_per_second"))
+                   row.get("tokens_per_second"), row.get("tokens_seen"))
 
 
 def last_row(folder: RunFolder) -> dict[str, Any]:
@@ -115,7 +123,8 @@ class Progress:
         if time.monotonic() - self.shown > PLAIN_SECONDS and self.running:
             self.shown = time.monotonic()
             runs = "; ".join(self.run_line(job) for job in self.running.values())
-            self.say(f"{self.ended_runs}/{self.total} done, {self.time_left()}: {runs}")
+            self.say(f"{self.ended_runs}/{self.total} done, {self.spent()}, {self.time_left()}: "
+                     f"{runs}")
 
     # -- words ------------------------------------------------------------------------------
     def say(self, line: str) -> None:
@@ -145,10 +154,18 @@ class Progress:
         r = read(job.folder)
         return job.flops * min(1.0, r.step / r.max_iters) if r.max_iters else 0.0
 
+    def flops_done(self) -> float:
+        """FLOPs of this call so far."""
+        return self.flops_ended + sum(self.done_flops(job) - self.past.get(path, 0.0)
+                                      for path, job in self.running.items())
+
+    def spent(self) -> str:
+        """FLOPs of this call so far, of all that it will take."""
+        return f"{self.flops_done():.3g} of {self.flops_to_do:.3g} FLOPs"
+
     def time_left(self) -> str:
         """Time to the end at the speed of this call so far."""
-        done = self.flops_ended + sum(self.done_flops(job) - self.past.get(path, 0.0)
-                                      for path, job in self.running.items())
+        done = self.flops_done()
         elapsed = time.monotonic() - self.began
         if self.ended_runs == self.total:
             return f"{duration(elapsed)} in all"
@@ -186,15 +203,16 @@ class LiveProgress(Progress):
         waiting = self.total - self.ended_runs - len(self.running)
         failed = f", {self.failed_runs} failed" if self.failed_runs else ""
         line = (f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
-                f"{self.time_left()}")
+                f"{self.spent()}, {self.time_left()}")
         table = Table()
-        for column in ("run", "state", "step", "loss", "tokens/s"):
+        for column in ("run", "state", "step", "loss", "tokens/s", "left"):
             table.add_column(column, justify="left" if column in ("run", "state") else "right")
         for job in self.running.values():
             r = read(job.folder)
             table.add_row(job.title, r.state or RUNNING, f"{r.step:,}/{r.max_iters:,}",
                           "" if r.loss is None else f"{r.loss:.4f}",
-                          "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}")
+                          "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}",
+                          "" if r.seconds_left is None else duration(r.seconds_left))
         return Group(line, table)
 
 
