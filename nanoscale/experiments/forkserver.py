@@ -51,7 +51,7 @@ class Server:
         self.unread = b""
         # a signal writes a byte here, which wakes select: no polling, no thread to fork with
         self.wake, self.alarm = os.pipe()
-        for end in (self.wake, self.alarm):
+        for end in (self.wake, self.alarm, self.heard):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self.alarm, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our user, who asks us
@@ -66,8 +66,7 @@ class Server:
             ready = select.select(inputs, [], [], wait)[0]
             with suppress(BlockingIOError):
                 os.read(self.wake, 4096)
-            if self.heard in ready:
-                self.hear()
+            self.hear()
             self.reap()
             if STDIN in ready:
                 self.read()
@@ -129,9 +128,10 @@ class Server:
 
     def hear(self) -> None:
         """Children that stay report their runs."""
-        for line in os.read(self.heard, 1 << 16).splitlines():
-            message = json.loads(line)
-            self.report(self.children.pop(message["pid"]), message["code"])
+        with suppress(BlockingIOError):  # nothing was said
+            for line in os.read(self.heard, 1 << 16).splitlines():
+                message = json.loads(line)
+                self.report(self.children.pop(message["pid"]), message["code"])
         if self.leaving:
             for one in self.idle():
                 self.dismiss(one)
@@ -162,6 +162,7 @@ class Server:
         for pid in list(self.pids):
             gone, status = os.waitpid(pid, os.WNOHANG)
             if gone:
+                self.hear()  # what it said before it went
                 self.pids.remove(pid)
                 if pid in self.staying:
                     self.dismiss(self.staying[pid])
@@ -220,7 +221,7 @@ def run_child(entry: str, message: Mapping[str, Any], server: int, requests: int
     With `requests`, a run that has its result is told of instead, and the next one read.
     """
     module, function = entry.split(":")
-    code = FAILED
+    code, next_requests = FAILED, requests and os.fdopen(requests)
     try:
         while True:
             become_worker(message, server)
@@ -232,7 +233,7 @@ def run_child(entry: str, message: Mapping[str, Any], server: int, requests: int
             sys.stdout.flush()
             gc.collect()  # models hold cycles, and the next one needs the room
             os.write(tell, json.dumps({"pid": os.getpid(), "code": code}).encode() + b"\n")
-            code, line = DONE, os.read(requests, 1 << 16)
+            code, line = DONE, next_requests.readline()
             if not line:
                 break
             message = json.loads(line)

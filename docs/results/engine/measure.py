@@ -120,10 +120,24 @@ def grid() -> dict[str, Any]:
     return took | {"grid": median(took["grids"])}
 
 
-def study(root: str, name: str, lists: dict[str, Any]) -> float:
+def compiled() -> dict[str, float]:
+    """Six compiled runs of one shape, from workers that stay and from a process each.
+
+    Torch's own cache on disk knows the shape before either.
+    """
+    lists = {"learning_rate": LRS[:3], "seed": SEEDS[:2]}
+    cell = CELL | {"compile": True, "max_iters": 50, "eval_interval": 0}
+    with tempfile.TemporaryDirectory() as root:
+        study(root, "first", {"learning_rate": [1e-4]}, cell)
+        return {backend: study(root + backend, "grid", lists, cell, backend=backend)
+                for backend in ("local", "subprocess")}
+
+
+def study(root: str, name: str, lists: dict[str, Any], cell: dict[str, Any] = CELL,
+          **how: Any) -> float:
     """Seconds of a grid in a Python of its own, start-up included."""
     code = (f"from nanoscale.experiments import ExperimentRunner as R; "
-            f"R(output_root={root!r}).run_grid({name!r}, {CELL!r}, {lists!r})")
+            f"R(output_root={root!r}, **{how!r}).run_grid({name!r}, {cell!r}, {lists!r})")
     return seconds([sys.executable, "-c", code])
 
 
@@ -160,14 +174,17 @@ def page(found: dict[str, Any]) -> str:
               f"| the same grid again | {g['again']:.2f} |",
               f"| a second grid, half of it shared | {g['half_new']:.1f} |",
               f"| `python train.py` twelve times, on both cores | {g['by_hand']:.1f} |", "",
-              f"Grid / by hand: **{g['grid'] / g['by_hand']:.3f}**."]
+              f"Grid / by hand: **{g['grid'] / g['by_hand']:.3f}**.", "",
+              "| 6 compiled runs of one shape, 50 updates each | seconds |", "|---|---|",
+              f"| workers that stay | {found['compiled']['local']:.1f} |",
+              f"| a process each | {found['compiled']['subprocess']:.1f} |"]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
     found = {"date": time.strftime("%Y-%m-%d"), "bookkeeping": [bookkeeping(n) for n in MANY]}
     print(json.dumps(found), flush=True)
-    found["grid"] = grid()
+    found["grid"], found["compiled"] = grid(), compiled()
     write_json(HERE / "engine.json", found)
     write_text(HERE / "engine.md", page(found))
     print(page(found))
