@@ -353,6 +353,18 @@ def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
         assert (c.max_iters, c.lr_schedule, c.warmup_iters, c.branch_from) == (20, "wsd", 2, None)
 
 
+def test_a_trial_that_is_a_target_too_stays_a_trial():
+    def search(trials: int):
+        return a_runner().run_random("s", BASE | {"seed": 3}, LR, trials=trials, seeds=range(3, 5))
+
+    first = search(3)
+    assert len(first) == 4
+    assert list(first.target["val_loss"]) == [3, 4]
+    again = search(4)
+    assert [e["trial"] for e in again.record["runs"] if "trial" in e] == [0, 1, 2, 3]
+    assert [len(starts(folder)) for _, folder in again.runs()] == [1] * len(again)
+
+
 @pytest.mark.parametrize(("base", "proxy", "key"), [
     ({"parametrization.mode": "SP"}, SMALL, "n_embd"),
     ({}, SMALL | {"max_iters": 3}, "max_iters"), ({}, {"n_layer": 2}, "n_layer"),
@@ -379,6 +391,7 @@ def test_a_budget_keeps_what_the_target_costs():
 
 @pytest.mark.parametrize(("options", "words"), [
     ({"proxy": SMALL}, "give the seeds"), ({"seeds": ["x"]}, "a list of whole numbers"),
+    ({"seeds": 3}, "expected a list"),
     ({"proxy": {"learning_rate": 1}, "seeds": [1]}, "of the proxy and of the space"),
     ({"proxy": {"n_embed": 1}, "seeds": [1]}, "did you mean 'n_embd'"),
     ({"proxy": {"n_embd": 17}, "seeds": [1]}, "not divisible")])

@@ -124,7 +124,8 @@ class Study:
         ours = [(entry, folder) for entry, folder in self.runs() if entry.get("target")]
         losses = {entry["values"]["seed"]: (folder.metrics() or {}).get("val_loss")
                   for entry, folder in ours if state_of(folder) in FINISHED}
-        values = [{k: v for k, v in entry["values"].items() if k != "seed"} for entry, _ in ours]
+        values = [{k: v for k, v in entry["values"].items() if k != "seed" and v is not None}
+                  for entry, _ in ours]
         return {"values": values[0], "val_loss": losses} if ours else None
 
     def target_line(self) -> str:

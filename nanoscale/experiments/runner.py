@@ -113,7 +113,7 @@ class ExperimentRunner:
     def run_random(self, name: str, base_params: Mapping[str, Any] | None = None,
                    space: Mapping[str, Any] | None = None, trials: int = 32,
                    search_seed: int = 0, proxy: Mapping[str, Any] | None = None,
-                   seeds: Sequence[int] = (), dry_run: bool = False) -> Study:
+                   seeds: Iterable[int] | None = None, dry_run: bool = False) -> Study:
         """`trials` points of `space` in all, each a function of `search_seed` and its number."""
         return self.run_hpo(name, base_params, space, trials, "random", search_seed, proxy=proxy,
                             seeds=seeds, dry_run=dry_run)
@@ -121,7 +121,7 @@ class ExperimentRunner:
     def run_hpo(self, name: str, base_params: Mapping[str, Any] | None = None,
                 space: Mapping[str, Any] | None = None, trials: int = 32, sampler: str = "tpe",
                 search_seed: int = 0, rungs: Sequence[int] = (), promote: float = 1 / 3,
-                proxy: Mapping[str, Any] | None = None, seeds: Sequence[int] = (),
+                proxy: Mapping[str, Any] | None = None, seeds: Iterable[int] | None = None,
                 dry_run: bool = False) -> Study:
         """Search `space` for the lowest final validation loss with `trials` trials in all.
 
@@ -143,9 +143,9 @@ class ExperimentRunner:
         Raises:
             UserError: a name, key, value or range is bad; nothing was started or written.
         """
+        fresh = () if seeds is None else grid_lists({}, seeds, "search")["seed"]
         plan = SearchPlan(read_space(space, "space"), trials, sampler, search_seed,
-                          tuple(rungs) or (0,), promote,
-                          plain_values("proxy", proxy or {}), tuple(seeds))
+                          tuple(rungs) or (0,), promote, plain_values("proxy", proxy or {}), fresh)
         base = Source("base_params", plain_values("base_params", base_params or {}))
         return self.run_search(name, base, plan, "space", dry_run=dry_run)
 
@@ -219,11 +219,12 @@ class ExperimentRunner:
 
     def _bring_targets(self, study: Study, cells: Sequence[Cell]) -> None:
         """Train a search's best values at the target, and say what came of it."""
-        ids = {cell.spec.id for cell in cells}  # one may be a trial's, without a proxy
         plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
         study.plan |= plan
-        study.record["runs"] = [entry for entry in study.record["runs"] if entry["id"] not in ids]
-        study.record["runs"] += [entry_of(cell) | {"target": True} for cell in cells]
+        known = {entry["id"]: entry for entry in study.record["runs"]}
+        for cell in cells:  # one may be a trial's too, without a proxy, and stays it
+            known[cell.spec.id] = known.get(cell.spec.id, {}) | entry_of(cell) | {"target": True}
+        study.record["runs"] = list(known.values())
         print(f"[{study.name}] at the target: {plan_line(plan, cells)}")
         self._bring(study, cells)
         print(f"[{study.name}] {study.target_line()}")
