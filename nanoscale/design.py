@@ -175,8 +175,9 @@ def _design(runs: Planned, options: Mapping[str, str]) -> tuple[Design, list[str
 
     from nanoscale.laws import law_of
     from nanoscale.laws.bootstrap import METHODS
-    from nanoscale.laws.design import HUBER, Design
+    from nanoscale.laws.design import Design
     from nanoscale.laws.fit import check_points
+    from nanoscale.laws.ladder import HUBER
 
     stored = [_stored(name) for name in options["truth"].split(",")] if "truth" in options else []
     form = law_of(options.get("law", stored[0]["law"] if stored else

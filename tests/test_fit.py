@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nanoscale.cli import main
+from nanoscale.fit import settings_of
 from nanoscale.laws import LAWS
 
 TRUTH = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
@@ -408,3 +409,9 @@ def test_a_law_of_repeated_tokens_reads_their_column(tmp_path, monkeypatch, caps
                         ("--u=unique", "leave it out, or take --law=repetition")):
         assert main(["fit", *options, more]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_slow_laws_have_fewer_resamples_unless_told():
+    for law, told, wanted in (("chinchilla", {}, 4000), ("kaplan", {}, 400),
+                              ("kaplan", {"bootstrap": "7"}, 7)):
+        assert settings_of({"law": law} | told)["bootstrap"] == wanted

@@ -6,21 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from test_multiverse import LAW, TRUTH, grid
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.influence import influence_of, without_highest
-
-LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 400.0, 400.0, 0.31, 0.31])
-
-
-def grid(sd=0.002):
-    """45 points of five budgets."""
-    C = np.repeat(np.geomspace(1e17, 1e21, 5), 9)
-    N = LAW.optimum(TRUTH, C)[0] * np.tile(np.geomspace(0.25, 4, 9), 5)
-    D = C / (6 * N)
-    noise = np.random.default_rng(0).standard_normal(45)
-    return N, D, LAW.loss(TRUTH, N, D) * np.exp(sd * noise)
 
 
 def test_the_published_row_of_dropped_outliers(epoch):
@@ -36,7 +26,7 @@ def test_the_published_row_of_dropped_outliers(epoch):
 
 @pytest.mark.parametrize("by", ["point", "run"])
 def test_each_change_is_that_of_a_fit_without_it(by):
-    N, D, loss = grid()
+    N, D, loss = grid(0.002)
     loss[44] *= 1.03
     highest, run = loss.argmax(), np.array([f"run {i // 3}" for i in range(45)])
     fit = fit_law({"N": N, "D": D}, loss, drop_worst=1, resamples=0, objective="mse")
@@ -103,7 +93,7 @@ def test_the_fewest_that_change_it_are_taken_together():
 
 
 def test_a_sound_fit_stands_within_its_interval():
-    N, D, loss = grid()
+    N, D, loss = grid(0.002)
     fit = fit_law({"N": N, "D": D}, loss, resamples=400)
     found = influence_of(fit, {"N": N, "D": D}, loss, worst=2)
     assert (found.bounds, found.bounds_are) == (fit.ci95["a"], "its 95 % interval")
@@ -131,7 +121,7 @@ def test_a_run_without_which_there_is_no_law_is_said():
     ("differ in length (groups 3, loss 45)", {"groups": [1, 2, 3]}),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(message, options):
-    N, D, loss = grid()
+    N, D, loss = grid(0.002)
     fit = fit_law({"N": N, "D": D}, loss, resamples=0)
     with pytest.raises(UserError) as error:
         influence_of(fit, {"N": N, "D": D}, loss, **options)

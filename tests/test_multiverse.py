@@ -12,6 +12,7 @@ LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 400.0, 400.0, 0.31, 0.31])
 
 
 def grid(sd=0.0, truth=TRUTH):
+    """45 points of five budgets."""
     C = np.repeat(np.geomspace(1e17, 1e21, 5), 9)
     N = LAW.optimum(truth, C)[0] * np.tile(np.geomspace(0.25, 4, 9), 5)
     D = C / (6 * N)

@@ -61,6 +61,8 @@ class Server:
     def serve(self) -> None:
         """Obey until the input closes or SIGTERM comes; then wait for the children."""
         while self.pids or not self.leaving:
+            for one in self.idle() if self.leaving else []:
+                self.dismiss(one)
             wait = None if self.kill_at is None else max(0.0, self.kill_at - time.monotonic())
             inputs = [self.wake, self.heard] + ([] if self.leaving else [STDIN])
             ready = select.select(inputs, [], [], wait)[0]
@@ -132,9 +134,6 @@ class Server:
             for line in os.read(self.heard, 1 << 16).splitlines():
                 message = json.loads(line)
                 self.report(self.children.pop(message["pid"]), message["code"])
-        if self.leaving:
-            for one in self.idle():
-                self.dismiss(one)
 
     def forked(self, message: Mapping[str, Any]) -> int:
         """The pid of a fork that runs the entry and never returns here."""
@@ -198,8 +197,6 @@ class Server:
     def leave(self) -> None:
         """Take no more runs; let the children save."""
         self.leaving = True
-        for one in self.idle():
-            self.dismiss(one)
         self.stop("save")
 
 

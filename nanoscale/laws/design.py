@@ -26,6 +26,7 @@ from nanoscale.laws.fit import (
     levels,
 )
 from nanoscale.laws.forms import Law
+from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.questions import Question, flops
@@ -40,7 +41,6 @@ STARTS, STARTS_KEPT = 9, 3  # of a world, beside the truth
 CHECKED = 4  # resamples of a world that are solved from as many starts as well
 STEP = 1e-5  # of ln parameters, in derivatives
 WORTH = 0.05  # of a width, that another delta saves and that is worth a word
-HUBER = 1.345  # delta in noise sd: 95 % efficient under Gaussian noise (Huber 1981)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from nanoscale.laws import LAWS, fit_law
-from nanoscale.laws.design import CHINCHILLA_TRUTH, HUBER, Design, simulate, standard_error
+from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, simulate, standard_error
+from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.questions import Question
 from nanoscale.records import write_text
 
