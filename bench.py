@@ -5,7 +5,7 @@
 
 import sys
 
-from nanoscale.cli import main
+from nanoscale.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", *sys.argv[1:]]))

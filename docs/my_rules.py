@@ -12,7 +12,7 @@ which fails it: "update of embedding grows as width^+0.50: the LR rule of embedd
 
 from dataclasses import replace
 
-from nanoscale.parametrization import MUP, Power, register
+from nanoscale.spec.parametrization import MUP, Power, register
 
 embedding = replace(MUP.rows["embedding"], lr=Power(m_N=0.5))  # or any function of the ratios
 register("muP-embed", replace(MUP, rows=MUP.rows | {"embedding": embedding}))

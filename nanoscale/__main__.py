@@ -2,6 +2,6 @@
 
 import sys
 
-from nanoscale.cli import main
+from nanoscale.commands.main import main
 
 sys.exit(main())

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanoscale.config import ExperimentConfig, ParametrizationConfig
-from nanoscale.counting import resolve
-from nanoscale.data import open_dataset
-from nanoscale.records import RunSpec
-from nanoscale.sources import Source, build
+from nanoscale.data.dataset import open_dataset
+from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
+from nanoscale.spec.counting import resolve
+from nanoscale.spec.sources import Source, build
+from nanoscale.store.folder import RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nanoscale"

@@ -15,9 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from nanoscale.counting import flops_per_iter, parameter_counts
-from nanoscale.lease import Held
-from nanoscale.records import (
+from nanoscale.spec.counting import flops_per_iter, parameter_counts
+from nanoscale.store.folder import (
     BEST,
     COMPLETE,
     DIVERGED,
@@ -30,6 +29,7 @@ from nanoscale.records import (
     row_line,
     write_json,
 )
+from nanoscale.store.lease import Held
 
 TINY = {"dataset": "toy", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2,
         "gradient_accumulation_steps": 1, "max_iters": 5, "device": "cpu"}

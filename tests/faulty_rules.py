@@ -6,8 +6,8 @@
 
 from dataclasses import replace
 
-from nanoscale.architecture import MATRIX_ROLES, ROLES
-from nanoscale.parametrization import COMPLETEP, MUP, ONE, Power, register
+from nanoscale.spec.architecture import MATRIX_ROLES, ROLES
+from nanoscale.spec.parametrization import COMPLETEP, MUP, ONE, Power, register
 
 
 def lacking(scheme, roles, **multipliers):

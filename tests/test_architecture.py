@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import flag_combinations, tiny_config
 
-from nanoscale.architecture import ROLES, ffn_width, tensors
+from nanoscale.spec.architecture import ROLES, ffn_width, tensors
 
 GPT2 = """\
 transformer.wte.weight embedding 11x16

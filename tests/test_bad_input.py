@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import TINY, run_nanoscale
 
-from nanoscale.cli import main
-from nanoscale.records import read_json
+from nanoscale.commands.main import main
+from nanoscale.store.folder import read_json
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
     "dataset": "tiny", "final_eval_tokens": 160, "threads": 1}
@@ -242,7 +242,7 @@ def test_a_refusing_disk_at_the_start(desk, capsys, monkeypatch, number):
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(desk, capsys, monkeypatch):
     """The third checkpoint does not fit; the second stays, and the run goes on from it later."""
-    from nanoscale import checkpoint
+    from nanoscale.training import checkpoint
 
     original, calls = torch.save, []
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from nanoscale import benchmark, cli, training
-from nanoscale.benchmark import TURN, build_run, differences, measure, our_step, requested
+from nanoscale.commands import main as cli
 from nanoscale.errors import UserError
+from nanoscale.training import bench as benchmark
+from nanoscale.training import loop as training
+from nanoscale.training.bench import TURN, build_run, differences, measure, our_step, requested
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--batch_size=3", "--block_size=8", "--n_layer=1", "--n_head=2", "--n_embd=16",
@@ -160,7 +162,7 @@ def test_random_tokens_fill_the_vocabulary():
 
 
 def test_mfu_is_unknown_where_the_peak_is(monkeypatch, capsys):
-    from nanoscale import runtime
+    from nanoscale.training import run as runtime
 
     monkeypatch.setattr(runtime, "peak", lambda *_: None)
     assert benchmark.main(RANDOM) == 0
@@ -168,8 +170,8 @@ def test_mfu_is_unknown_where_the_peak_is(monkeypatch, capsys):
 
 
 def test_mfu_is_flops_over_peak(monkeypatch, capsys):
-    from nanoscale import runtime
-    from nanoscale.counting import flops_per_iter
+    from nanoscale.spec.counting import flops_per_iter
+    from nanoscale.training import run as runtime
 
     monkeypatch.setattr(runtime, "peak", lambda *_: 1e9)
     monkeypatch.setattr(benchmark, "measure", lambda steps: {"nanoscale": 0.5})
@@ -318,7 +320,7 @@ def test_a_trace_that_cannot_be_written_is_refused():
 
 
 def test_refusals_never_load_torch():
-    code = ("import sys; from nanoscale.cli import main\n"
+    code = ("import sys; from nanoscale.commands.main import main\n"
             "for bad in ('--x=1', '--n_head=5', '--peer=/nowhere', '--dataset=none', '--help'):\n"
             "    main(['bench', bad])\n"
             "assert 'torch' not in sys.modules")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_spec
 
-from nanoscale import checkpoint
-from nanoscale.checkpoint import digest, load, save
 from nanoscale.errors import UserError
-from nanoscale.model import GPT
-from nanoscale.optim import Optimizers
-from nanoscale.records import read_json, write_json
+from nanoscale.model.gpt import GPT
+from nanoscale.model.optim import Optimizers
+from nanoscale.store.folder import read_json, write_json
+from nanoscale.training import checkpoint
+from nanoscale.training.checkpoint import digest, load, save
 
 CONTENT = {
     "step": 7, "best_val_loss": 0.1 + 0.2, "none": None, "text": "ä",

@@ -12,11 +12,19 @@ from conftest import run_nanoscale, run_python, tiny_spec
 
 from nanoscale.checks import paired
 from nanoscale.checks.paired import Difference, Sample, choose, difference_of, judge, multiplier
-from nanoscale.compare import OPTIONS, lines, main
+from nanoscale.commands.options import parse
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.options import parse
-from nanoscale.records import COMPLETE, DIVERGED, METRICS, WAITING, WINDOWS, RunFolder, write_json
 from nanoscale.report.compare import compare_figure
+from nanoscale.store.folder import (
+    COMPLETE,
+    DIVERGED,
+    METRICS,
+    WAITING,
+    WINDOWS,
+    RunFolder,
+    write_json,
+)
+from nanoscale.studies.compare import OPTIONS, lines, main
 
 
 # -- Student's t --------------------------------------------------------------------------------
@@ -482,7 +490,7 @@ def test_the_verb_is_there_and_loads_nothing_heavy(tmp_path):
     done = run_nanoscale("compare", "a", "b", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no study 'a' in experiments_out\n"
-    script = ("import sys, nanoscale.compare\n"
+    script = ("import sys, nanoscale.studies.compare\n"
               "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))")
     assert run_python("-c", script).stdout == "set()\n"
 

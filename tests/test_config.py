@@ -12,8 +12,9 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import pytest
 from conftest import OTHER, TINY, pair, tiny_config
 
-from nanoscale import config as module
-from nanoscale.config import (
+from nanoscale.errors import UserError
+from nanoscale.spec import config as module
+from nanoscale.spec.config import (
     EXCLUSIVE,
     ExperimentConfig,
     ParametrizationConfig,
@@ -28,10 +29,9 @@ from nanoscale.config import (
     scientific,
     warnings,
 )
-from nanoscale.counting import flops_per_iter, parameter_counts, resolve
-from nanoscale.errors import UserError
-from nanoscale.records import config_from_dict
-from nanoscale.sources import Source, build, parse_arguments
+from nanoscale.spec.counting import flops_per_iter, parameter_counts, resolve
+from nanoscale.spec.sources import Source, build, parse_arguments
+from nanoscale.store.folder import config_from_dict
 
 # Changing a default changes what every hash that elides it means: better defaults go into presets.
 FROZEN_DEFAULTS = {

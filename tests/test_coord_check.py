@@ -14,13 +14,15 @@ from conftest import ROOT, run_nanoscale
 from scipy import stats
 from test_bad_input import assert_refused, desk  # noqa: F401
 
-from nanoscale import coord_check, telemetry, training
 from nanoscale.checks import coordinates as checks
 from nanoscale.checks.coordinates import DEPTH, FAIL, PASS, UNSURE, WIDTH, Facts, Run
-from nanoscale.cli import main
-from nanoscale.coord_check import Plan, lines, record_of
+from nanoscale.commands.main import main
 from nanoscale.report.coordinates import coordinates_figure
-from nanoscale.runtime import build, dataset_of
+from nanoscale.studies import coord_check
+from nanoscale.studies.coord_check import Plan, lines, record_of
+from nanoscale.training import loop as training
+from nanoscale.training import telemetry
+from nanoscale.training.run import build, dataset_of
 
 SIZES = {WIDTH: (64, 128, 256), DEPTH: (2, 4, 8, 16)}
 RULES = f"--parametrization.rules={ROOT / 'tests' / 'faulty_rules.py'}"
@@ -224,7 +226,7 @@ WRONG = {
 
 def small(data_root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The check's record, without run folders: five steps on short sequences."""
-    monkeypatch.setattr("nanoscale.runtime.peak", lambda *_: None)
+    monkeypatch.setattr("nanoscale.training.run.peak", lambda *_: None)
     plan, _ = Plan.of([f"--data_root={data_root}", "--dataset=tiny", "--block_size=32",
                        "--steps=5", "--seeds=3", *arguments])
     found = []

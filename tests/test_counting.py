@@ -8,9 +8,10 @@ from conftest import flag_combinations, tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanoscale.architecture import ROLES
-from nanoscale.config import ExperimentConfig
-from nanoscale.counting import (
+from nanoscale.model.gpt import GPT
+from nanoscale.spec.architecture import ROLES
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.counting import (
     PEAK_FLOPS,
     flops_per_iter,
     flops_per_token,
@@ -20,8 +21,7 @@ from nanoscale.counting import (
     peak_flops,
     resolve,
 )
-from nanoscale.model import GPT
-from nanoscale.sources import Source, build
+from nanoscale.spec.sources import Source, build
 
 SIZES = [
     {"n_layer": 1, "n_head": 4, "n_embd": 16, "block_size": 8, "vocab_size": 11},

@@ -13,8 +13,8 @@ from nanoscale.errors import UserError
 from nanoscale.laws.curves import ANNEALING, Curve, _moved, _predictors, areas, fit_curves
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem
-from nanoscale.records import RunFolder, row_line
-from nanoscale.schedule import lr_multiplier
+from nanoscale.spec.schedule import lr_multiplier
+from nanoscale.store.folder import RunFolder, row_line
 
 TRUTH = np.array([2.0, 0.6, 3.0, 0.5])  # L0, A, C, alpha, and a timescale of 80 updates
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanoscale import data
-from nanoscale.data import Sampler, evaluation_windows, open_dataset, philox_words, windows
+from nanoscale.data import dataset as data
+from nanoscale.data.dataset import Sampler, evaluation_windows, open_dataset, philox_words, windows
 from nanoscale.errors import UserError
 
 TEXT = "the cat sat on the mat, the dog sat on the log.\n"
@@ -284,7 +284,7 @@ def test_folders_are_looked_up_here_then_in_the_clone_then_as_paths(tmp_path, mo
     clone, here = tmp_path / "clone", tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(data, "__file__", str(clone / "nanoscale" / "data.py"))
+    monkeypatch.setattr(data, "__file__", str(clone / "nanoscale" / "data" / "dataset.py"))
     nanogpt_folder(Path("cats"))
     assert data.dataset_folder("cats") == Path("cats")
     nanogpt_folder(clone / "data" / "cats")
@@ -298,7 +298,7 @@ def test_folders_are_looked_up_here_then_in_the_clone_then_as_paths(tmp_path, mo
 
 def test_unprepared_and_misspelt_names_get_the_remedy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "clone" / "nanoscale" / "data.py"))
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "clone" / "nanoscale" / "data" / "dataset.py"))
     Path("data/pysource").mkdir(parents=True)  # a door alone is not a prepared dataset
     assert "run `nanoscale data prepare pysource`" in refusal(open_dataset, "pysource")
     assert "prepare text --input FILE`" in refusal(open_dataset, "text")
@@ -510,7 +510,7 @@ def test_code_in_a_meta_pkl_never_runs(tmp_path, protocol):
 
 
 def test_both_modules_are_torch_free_and_light():
-    code = "import sys, nanoscale.data, nanoscale.prepare; print(*sys.modules)"
+    code = "import sys, nanoscale.data.dataset, nanoscale.data.prepare; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from nanoscale.cli import main
+from nanoscale.commands.main import main
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.design import (

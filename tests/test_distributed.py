@@ -19,14 +19,15 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run_python, spec_maker, tiny_config
 
-from nanoscale import checkpoint, training
-from nanoscale.distributed import held_as, place, session, whole
 from nanoscale.errors import UserError
-from nanoscale.model import GPT
-from nanoscale.numerics import decide_kernels
-from nanoscale.optim import Optimizers
-from nanoscale.records import RunFolder, RunSpec
-from nanoscale.resume import open_folder
+from nanoscale.model.distributed import held_as, place, session, whole
+from nanoscale.model.gpt import GPT
+from nanoscale.model.optim import Optimizers
+from nanoscale.store.folder import RunFolder, RunSpec
+from nanoscale.store.resume import open_folder
+from nanoscale.training import checkpoint
+from nanoscale.training import loop as training
+from nanoscale.training.numerics import decide_kernels
 
 # Odd in every way: uneven micro-batches, sizes that no number of ranks divides, statistics, and
 # evaluation windows that leave a rank without any. adam_eps is far above the rounding errors of

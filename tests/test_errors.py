@@ -84,7 +84,7 @@ ANSWERED_WITHOUT_TORCH = [
 
 @pytest.mark.parametrize(("arguments", "code"), ANSWERED_WITHOUT_TORCH)
 def test_what_needs_no_torch_never_imports_it(tmp_path, arguments, code):
-    script = ("import sys\nfrom nanoscale.cli import main\n"
+    script = ("import sys\nfrom nanoscale.commands.main import main\n"
               f"code = main({arguments!r})\n"
               "slow = {'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
               "sys.exit(f'imported {slow}' if slow else code)")

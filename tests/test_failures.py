@@ -21,7 +21,7 @@ from nanoscale.experiments import ExperimentRunner, failures, machine, pool
 from nanoscale.experiments.backends import ForkServer, Subprocess
 from nanoscale.experiments.failures import CRASH as CRASHED
 from nanoscale.experiments.failures import MEMORY, Failure
-from nanoscale.records import FAILED, TIMING_COLUMNS, RunFolder
+from nanoscale.store.folder import FAILED, TIMING_COLUMNS, RunFolder
 
 __all__ = ["place"]  # a fixture of every test here
 BACKENDS = pytest.mark.parametrize("backend", [lambda: ForkServer(FAKE), lambda: Subprocess(FAKE)],

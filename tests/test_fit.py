@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from nanoscale.cli import main
-from nanoscale.fit import settings_of
+from nanoscale.commands.main import main
 from nanoscale.laws import LAWS
+from nanoscale.studies.table_fit import settings_of
 
 TRUTH = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
 KEYS = {"law", "objective_name", "delta", "n_points", "params", "objective", "status",
@@ -347,8 +347,8 @@ def test_epochs_points_beyond_the_fit(epoch_table, tmp_path, monkeypatch):
 
 
 def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
-    from nanoscale.law_figures import frontier
     from nanoscale.laws import fit_law
+    from nanoscale.studies.law_figures import frontier
 
     columns = rows()
     law = fit_law({"N": columns["total_params"], "D": columns["tokens_seen"]}, columns["val_loss"],
@@ -376,7 +376,7 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
     ({"c": "C", "loss": "loss"}, "C", {"C": "C: training FLOPs", "loss": "L: loss"}),
 ])
 def test_axes_name_the_columns_and_what_follows_from_them(columns, names, wanted):
-    from nanoscale.law_figures import labels_of
+    from nanoscale.studies.law_figures import labels_of
 
     assert labels_of(columns, list(names)).items() >= wanted.items()
 

@@ -16,7 +16,7 @@ from test_runner import a_runner, place, starts, wait_for
 from nanoscale.experiments import ExperimentRunner, backends
 from nanoscale.experiments.backends import ForkServer, Worker
 from nanoscale.experiments.machine import Slot
-from nanoscale.records import TIMING_COLUMNS
+from nanoscale.store.folder import TIMING_COLUMNS
 
 __all__ = ["place"]  # a fixture of every test here
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")

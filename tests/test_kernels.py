@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from conftest import ROOT, tiny_config
 from torch import Tensor
 
-from nanoscale import kernels
-from nanoscale.adamw import AdamW, clip_grad_norm
 from nanoscale.errors import UserError
-from nanoscale.fused import FusedOps, side_by_side
-from nanoscale.model import GPT
-from nanoscale.ops import Norm, Ops
+from nanoscale.model import kernels
+from nanoscale.model.adamw import AdamW, clip_grad_norm
+from nanoscale.model.fused_ops import FusedOps, side_by_side
+from nanoscale.model.gpt import GPT
+from nanoscale.model.ops import Norm, Ops
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
 
@@ -209,7 +209,7 @@ def test_adamw_and_clipping_equal_torchs():
 
 
 # -- where they come from -----------------------------------------------------------------------
-REPORT = "from nanoscale import kernels; print(kernels.built())"
+REPORT = "from nanoscale.model import kernels; print(kernels.built())"
 
 
 def built_in(home: Path, code: str = REPORT, **environment: str) -> str:
@@ -231,7 +231,7 @@ def test_compiled_once_and_kept(tmp_path):
 def test_a_damaged_library_is_made_anew(tmp_path):
     made = Path(built_in(tmp_path))
     made.write_bytes(b"torn")
-    code = "from nanoscale import kernels; print(kernels.library() is None)"
+    code = "from nanoscale.model import kernels; print(kernels.library() is None)"
     assert built_in(tmp_path, code=code) == "True"
     assert not made.exists()
     assert built_in(tmp_path, code=code) == "False"
@@ -243,7 +243,7 @@ def test_without_a_compiler_there_are_none(tmp_path):
 
 
 def test_asked_for_and_not_there(monkeypatch):
-    from nanoscale import numerics
+    from nanoscale.training import numerics
 
     cpu = torch.device("cpu")
     assert numerics.decide_kernels(tiny_config(), cpu, {}, frozenset()) == "fused"

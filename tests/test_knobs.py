@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import PACKAGE, VOCAB, pair, tiny_config
 
-from nanoscale.config import ExperimentConfig, all_fields
-from nanoscale.model import GPT
-from nanoscale.optim import Optimizers
-from nanoscale.schedule import lr_multiplier
+from nanoscale.model.gpt import GPT
+from nanoscale.model.optim import Optimizers
+from nanoscale.spec.config import ExperimentConfig, all_fields
+from nanoscale.spec.schedule import lr_multiplier
 
 # Parts of config.py that act on a value; the rest of it and sources.py only carry values around.
 ACTING = {"head_dim", "kv_heads", "sequences_per_iter", "tokens_per_iter", "resolve_relative",

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nanoscale import lease
 from nanoscale.errors import UserError
-from nanoscale.lease import Held, claims, holder, owner, process_lives, take
+from nanoscale.store import lease
+from nanoscale.store.lease import Held, claims, holder, owner, process_lives, take
 
 ROOT = Path(__file__).parents[1]
 

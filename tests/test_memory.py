@@ -13,19 +13,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nanoscale import kernels, training
-from nanoscale.architecture import MATRIX_ROLES, tensors
-from nanoscale.config import ExperimentConfig
-from nanoscale.counting import resolve
-from nanoscale.distributed import Ranks
-from nanoscale.fused import FusedOps
-from nanoscale.memory import SIZES, Step, kept_per_token, memory_estimate
-from nanoscale.model import GPT
-from nanoscale.ops import Ops
-from nanoscale.records import RunSpec
-from nanoscale.runtime import build, dataset_of
-from nanoscale.sources import Source
-from nanoscale.sources import build as build_config
+from nanoscale.model import kernels
+from nanoscale.model.distributed import Ranks
+from nanoscale.model.fused_ops import FusedOps
+from nanoscale.model.gpt import GPT
+from nanoscale.model.ops import Ops
+from nanoscale.spec.architecture import MATRIX_ROLES, tensors
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.counting import resolve
+from nanoscale.spec.memory import SIZES, Step, kept_per_token, memory_estimate
+from nanoscale.spec.sources import Source
+from nanoscale.spec.sources import build as build_config
+from nanoscale.store.folder import RunSpec
+from nanoscale.training import loop as training
+from nanoscale.training.run import build, dataset_of
 
 OPS = pytest.mark.parametrize("ops", [Ops, pytest.param(FusedOps, marks=pytest.mark.skipif(
     kernels.library() is None, reason="no compiler for the kernels"))])
@@ -56,7 +57,7 @@ def step(config: ExperimentConfig, ops: Ops, narrow: bool = False,
 def test_recomputed_activations_change_no_bit(ops, narrow, flags, monkeypatch):
     calls = []
     forward = GPT(tiny_config()).transformer.h[0].__class__.forward
-    monkeypatch.setattr("nanoscale.model.Block.forward",
+    monkeypatch.setattr("nanoscale.model.gpt.Block.forward",
                         lambda *a, **k: calls.append(1) or forward(*a, **k))
     one, other = (step(tiny_config(dropout=0.2, recompute=recompute, **flags), ops(), narrow)
                   for recompute in (False, True))

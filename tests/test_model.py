@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from conftest import VOCAB, flag_combinations, tiny_config
 from torch import Tensor
 
-from nanoscale.architecture import tensors
-from nanoscale.config import ExperimentConfig
-from nanoscale.model import GPT, KVCache, normal, rotary_tables
-from nanoscale.ops import Norm, rotate
-from nanoscale.parametrization import rule
+from nanoscale.model.gpt import GPT, KVCache, normal, rotary_tables
+from nanoscale.model.ops import Norm, rotate
+from nanoscale.spec.architecture import tensors
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.parametrization import rule
 
 ALL_FLAGS = pytest.mark.parametrize("flags", flag_combinations(), ids=lambda f: "".join(
     "01"[value not in (None, False)] for value in f.values()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanoscale.muon import Muon, orthogonalize, shape_factor
+from nanoscale.model.muon import Muon, orthogonalize, shape_factor
 
 SHAPES = [(32, 32), (64, 16), (16, 64), (172, 64), (64, 172)]
 

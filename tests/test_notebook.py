@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
 
-from nanoscale.prepare import prepare
+from nanoscale.data.prepare import prepare
 
 
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery itself

@@ -9,10 +9,10 @@ import torch
 from conftest import VOCAB, flag_combinations, tiny_config
 from torch import Tensor
 
-from nanoscale.config import ExperimentConfig
-from nanoscale.model import GPT
-from nanoscale.optim import Optimizers, parameter_groups
-from nanoscale.schedule import lr_multiplier
+from nanoscale.model.gpt import GPT
+from nanoscale.model.optim import Optimizers, parameter_groups
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.schedule import lr_multiplier
 
 MODES = ("SP", "muP", "CompleteP")
 

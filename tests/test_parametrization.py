@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import ROOT, VOCAB, tiny_config
 
-from nanoscale.architecture import ROLES, tensors
-from nanoscale.config import ExperimentConfig, identity, label
-from nanoscale.counting import parameter_counts
 from nanoscale.errors import UserError
-from nanoscale.model import GPT
-from nanoscale.optim import Optimizers
-from nanoscale.parametrization import (
+from nanoscale.model.gpt import GPT
+from nanoscale.model.optim import Optimizers
+from nanoscale.spec.architecture import ROLES, tensors
+from nanoscale.spec.config import ExperimentConfig, identity, label
+from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.parametrization import (
     DECAYED,
     MUP,
     ONE,
@@ -35,7 +35,7 @@ from nanoscale.parametrization import (
     rules_table,
     scheme_of,
 )
-from nanoscale.schedule import lr_multiplier
+from nanoscale.spec.schedule import lr_multiplier
 
 MODES = ("SP", "muP", "CompleteP")
 EVERY_ROLE = {"bias": True, "use_qk_norm": True, "tie_embeddings": False}
@@ -378,10 +378,10 @@ def test_a_file_of_rules_is_part_of_a_runs_identity_by_what_it_says(tmp_path):
 @pytest.mark.parametrize(("text", "mode", "says"), [
     (None, "mine", "cannot be read"), ("1 / 0", "mine", "ZeroDivisionError"),
     ("x = 1", "mine", "registers no mode; call"),
-    ("from nanoscale.parametrization import *\nregister('mine', MUP)", "mien", "mean 'mine'"),
-    ("from nanoscale.parametrization import *\nregister('muP', MUP)", "muP", "another name"),
-    ("from nanoscale.parametrization import *\nregister('a b', MUP)", "a b", "another name"),
-    ("from nanoscale.parametrization import *\nregister('mine', Scheme({'hidden': Row()}))",
+    ("from nanoscale.spec.parametrization import *\nregister('mine', MUP)", "mien", "mean 'mine'"),
+    ("from nanoscale.spec.parametrization import *\nregister('muP', MUP)", "muP", "another name"),
+    ("from nanoscale.spec.parametrization import *\nregister('a b', MUP)", "a b", "another name"),
+    ("from nanoscale.spec.parametrization import *\nregister('mine', Scheme({'hidden': Row()}))",
      "mine", "no row for 'embedding'")])
 def test_a_bad_file_of_rules_is_refused_in_one_line(text, mode, says, tmp_path):
     if text is not None:

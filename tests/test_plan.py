@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_fit import TRUTH, rows, write
 
-from nanoscale.cli import main
-from nanoscale.config import ExperimentConfig
-from nanoscale.counting import flops_per_token, parameter_counts
+from nanoscale.commands.main import main
 from nanoscale.laws import LAWS
 from nanoscale.laws.plan import buildable
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.counting import flops_per_token, parameter_counts
 
 COLUMNS = ("--n", "Model Size", "--c", "Training FLOP", "--loss", "loss", "--drop-worst", "5")
 LAW = LAWS["chinchilla"]

@@ -13,7 +13,7 @@ from test_runner import a_runner, place
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.planning import read_budget
-from nanoscale.records import RunFolder
+from nanoscale.store.folder import RunFolder
 
 __all__ = ["place"]  # a fixture of every test here
 
@@ -58,7 +58,7 @@ def test_the_first_run_and_runs_of_another_version(capsys, monkeypatch):
     a_runner().run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
     assert lines(capsys, "(the first run here)")
     a_runner().run_grid("g", TINY, {"n_layer": [1]})
-    monkeypatch.setattr("nanoscale.config.NUMERICS_VERSION", 999)
+    monkeypatch.setattr("nanoscale.spec.config.NUMERICS_VERSION", 999)
     a_runner().run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
     assert lines(capsys, "which another version made)")
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanoscale import data, prepare, synthetic
-from nanoscale.data import open_dataset
+from nanoscale.data import dataset as data
+from nanoscale.data import prepare, synthetic
+from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.calibration import unit_of
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.profile import profile_law
-from nanoscale.student import t_quantile
+from nanoscale.studies.student import t_quantile
 
 LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 406.4, 410.7, 0.34, 0.28])
 

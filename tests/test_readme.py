@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_nanoscale, run_python
 
-from nanoscale.config import warnings
-from nanoscale.counting import resolve
-from nanoscale.sources import build, parse_arguments
+from nanoscale.spec.config import warnings
+from nanoscale.spec.counting import resolve
+from nanoscale.spec.sources import build, parse_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = ["--max_iters=2", "--lr_decay_iters=None", "--device=cpu", "--compile=False",

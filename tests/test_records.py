@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import run_python, tiny_config, tiny_spec
 
-from nanoscale import records
 from nanoscale.errors import UserError
-from nanoscale.records import (
+from nanoscale.store import folder as records
+from nanoscale.store.folder import (
     COMPLETE,
     RUNNING,
     WAITING,
@@ -77,7 +77,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
 def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path, point):
     write_json(tmp_path / "a.json", {"old": 1})
     script = (f"import os\nos.{point} = lambda *a: os._exit(9)\n"
-              "from pathlib import Path\nfrom nanoscale.records import write_json\n"
+              "from pathlib import Path\nfrom nanoscale.store.folder import write_json\n"
               "write_json(Path('a.json'), {'new': 2})")
     assert run_python("-c", script, cwd=tmp_path).returncode == 9
     assert read_json(tmp_path / "a.json") == {"old": 1}

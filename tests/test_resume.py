@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import OTHER, pair, tiny_spec
 
-from nanoscale.config import all_fields
 from nanoscale.errors import UserError
-from nanoscale.records import (
+from nanoscale.spec.config import all_fields
+from nanoscale.store.folder import (
     COMPLETE,
     DIVERGED,
     FAILED,
@@ -23,7 +23,7 @@ from nanoscale.records import (
     RunSpec,
     write_text,
 )
-from nanoscale.resume import check_past, is_finished, open_folder, past_difference
+from nanoscale.store.resume import check_past, is_finished, open_folder, past_difference
 
 SCHEDULE_OR_LENGTH = {"lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",
                       "min_lr", "min_lr_frac", "cooldown_frac", "cooldown_shape", "max_iters",

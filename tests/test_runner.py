@@ -22,7 +22,7 @@ from nanoscale.experiments import ExperimentRunner, Study, machine, progress, re
 from nanoscale.experiments.backends import ForkServer, Subprocess, Worker
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.pool import Job
-from nanoscale.records import COMPLETE, RUNNING, WAITING, RunFolder
+from nanoscale.store.folder import COMPLETE, RUNNING, WAITING, RunFolder
 
 TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 FAKE = Worker(command=(sys.executable, str(TESTS / "fake_worker.py"), "run"),

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from nanoscale import checkpoint, cli, sampling
-from nanoscale.config import ExperimentConfig, ParametrizationConfig
-from nanoscale.counting import resolve
-from nanoscale.data import open_dataset
+from nanoscale.commands import main as cli
+from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
-from nanoscale.model import GPT
-from nanoscale.records import BEST, CHECKPOINT, RunFolder, RunSpec
-from nanoscale.sampling import SampleOptions, choose, generate, parse
+from nanoscale.model.gpt import GPT
+from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
+from nanoscale.spec.counting import resolve
+from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder, RunSpec
+from nanoscale.training import checkpoint
+from nanoscale.training import sample as sampling
+from nanoscale.training.sample import SampleOptions, choose, generate, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 V, T = 23, 16
@@ -104,7 +106,7 @@ def test_half_precision_fills_the_cache_with_its_own_type(monkeypatch):
 
 
 def sampling_cache() -> type:
-    from nanoscale.model import KVCache
+    from nanoscale.model.gpt import KVCache
 
     return KVCache
 
@@ -183,7 +185,7 @@ def test_padding_of_the_vocabulary_is_never_drawn():
 def run(tmp_path, monkeypatch):
     """A run folder `out` with weights, on a character dataset beside it."""
     monkeypatch.chdir(tmp_path)
-    from nanoscale import prepare
+    from nanoscale.data import prepare
 
     Path("text.txt").write_text(TEXT)
     prepare.main(["text", "--input", "text.txt", "--kind", "char", "--out", "letters"])
@@ -346,7 +348,7 @@ def test_foreign_and_damaged_weights_are_refused(run):
 
 
 def test_refusals_never_load_torch():
-    code = ("import sys; from nanoscale.cli import main\n"
+    code = ("import sys; from nanoscale.commands.main import main\n"
             "for bad in ('--x=1', '--top_k=0', '--out_dir=/nowhere', '--start=', '--help'):\n"
             "    main(['sample', bad])\n"
             "assert 'torch' not in sys.modules")

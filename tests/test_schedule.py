@@ -8,7 +8,7 @@ import math
 import pytest
 from conftest import tiny_config
 
-from nanoscale.schedule import lr_multiplier
+from nanoscale.spec.schedule import lr_multiplier
 
 
 def curve(count: int, **overrides: object) -> list[float]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nanoscale.config import ExperimentConfig, all_fields, flatten
 from nanoscale.errors import UserError
-from nanoscale.sources import Source, build, help_text, parse_arguments, typed
+from nanoscale.spec.config import ExperimentConfig, all_fields, flatten
+from nanoscale.spec.sources import Source, build, help_text, parse_arguments, typed
 
 
 def config(*arguments: object) -> ExperimentConfig:

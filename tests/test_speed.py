@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import run_python
 
-from nanoscale import kernels
-from nanoscale.benchmark import build_run, our_step, requested
+from nanoscale.model import kernels
+from nanoscale.training.bench import build_run, our_step, requested
 
 FUSED = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
 SHAPE = ["--real_data=False", "--vocab_size=65", "--n_layer=2", "--n_head=4", "--n_embd=128",
@@ -49,7 +49,7 @@ def test_an_eager_run_never_loads_the_compiler(data_root, tmp_path):
 
     arguments = flags(BASE | {"data_root": data_root, "out_dir": tmp_path / "o", "max_iters": 2,
                               "optimizer": "muon"})
-    code = ("import sys; from nanoscale.cli import main; code = main(sys.argv[1:]); "
+    code = ("import sys; from nanoscale.commands.main import main; code = main(sys.argv[1:]); "
             "assert 'torch._dynamo' not in sys.modules; sys.exit(code)")
     done = run_python("-c", code, "train", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

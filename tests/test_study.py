@@ -16,22 +16,22 @@ import fake_worker
 import pytest
 from fake_worker import CRASH, DIVERGE, TINY
 
-from nanoscale import study as study_module
-from nanoscale.cli import main as cli_main
-from nanoscale.commands import report as report_main
-from nanoscale.commands import retry, watch_study
-from nanoscale.commands import status as status_main
-from nanoscale.commands import study as main
-from nanoscale.commands import table as table_main
-from nanoscale.config import ExperimentConfig, flatten
-from nanoscale.counting import flops_per_iter, resolve
+from nanoscale.commands.main import main as cli_main
+from nanoscale.commands.options import usage_of
+from nanoscale.commands.studies import report as report_main
+from nanoscale.commands.studies import retry, watch_study
+from nanoscale.commands.studies import status as status_main
+from nanoscale.commands.studies import study as main
+from nanoscale.commands.studies import table as table_main
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.backends import ForkServer, Worker
-from nanoscale.options import usage_of
-from nanoscale.recipes import read_study
-from nanoscale.sources import Source, build
-from nanoscale.study import run_study
+from nanoscale.spec.config import ExperimentConfig, flatten
+from nanoscale.spec.counting import flops_per_iter, resolve
+from nanoscale.spec.sources import Source, build
+from nanoscale.studies import stages as study_module
+from nanoscale.studies.stages import run_study
+from nanoscale.studies.study_file import read_study
 
 TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 QUICK = ROOT / "studies" / "quick.toml"
@@ -388,8 +388,9 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
         fake_worker.make_dataset(Path.cwd() / "x")
         (Path.cwd() / "x/data/toy").rename(out)
 
-    monkeypatch.setattr("nanoscale.prepare.prepare", prepare)
-    monkeypatch.setattr("nanoscale.data.__file__", str(Path("nanoscale/data.py").absolute()))
+    monkeypatch.setattr("nanoscale.data.prepare.prepare", prepare)
+    monkeypatch.setattr("nanoscale.data.dataset.__file__",
+                        str(Path("nanoscale/data/dataset.py").absolute()))
     text = GRID.replace('dataset = "toy"', 'dataset = "pysource"')
     with pytest.raises(UserError, match="nanoscale data prepare pysource"):
         run_study(write(text), dry_run=True)
@@ -401,7 +402,8 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
 
 
 def test_neither_torch_nor_drawing_is_imported_to_refuse():
-    code = ("import sys; from nanoscale.commands import study as main\ntry: main(['no.toml'])\n"
+    code = ("import sys; from nanoscale.commands.studies import study as main\n"
+            "try: main(['no.toml'])\n"
             "except Exception as e: print(e)\n"
             "print({'torch', 'matplotlib', 'pandas', 'rich'} & set(sys.modules))")
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,

@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws.sweeps import (
-    EDGE_HIGH,
-    EDGE_LOW,
-    FLAT,
-    TOO_FEW,
-    batch_law,
-    lr_law,
-    sweep_law,
-)
+from nanoscale.laws.sweeps import EDGE_HIGH, EDGE_LOW, FLAT, TOO_FEW, batch_law, lr_law, sweep_law
 
 STEP_LAW = (1.79, -0.713, 0.307)  # Li et al. 2025
 

@@ -19,14 +19,15 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run_nanoscale, run_python, spec_maker
 
-from nanoscale import checkpoint, evaluation, training
-from nanoscale.data import open_dataset
+from nanoscale.data.dataset import open_dataset
+from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
-from nanoscale.lease import Held
-from nanoscale.prepare import prepare
-from nanoscale.records import TIMING_COLUMNS, RunFolder, RunSpec
-from nanoscale.resume import open_folder
-from nanoscale.runtime import Run, build, dataset_of
+from nanoscale.store.folder import TIMING_COLUMNS, RunFolder, RunSpec
+from nanoscale.store.lease import Held
+from nanoscale.store.resume import open_folder
+from nanoscale.training import checkpoint, evaluation
+from nanoscale.training import loop as training
+from nanoscale.training.run import Run, build, dataset_of
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
     "dataset": "tiny", "final_eval_tokens": 160, "learning_rate": 1e-2, "threads": 1,

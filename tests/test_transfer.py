@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from conftest import run_nanoscale, run_python, tiny_spec
 
+from nanoscale.checks.lr_transfer import transfer_verdict
 from nanoscale.checks.optimum import window
-from nanoscale.checks.transfer import transfer_verdict
+from nanoscale.commands.options import parse
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
-from nanoscale.options import parse
-from nanoscale.records import COMPLETE, DIVERGED, METRICS, WAITING, RunFolder, write_json
 from nanoscale.report.transfer import transfer_figure
-from nanoscale.transfer import OPTIONS, lines, main
+from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, RunFolder, write_json
+from nanoscale.studies.transfer import OPTIONS, lines, main
 
 FEW = 500  # resamples, where the interval itself is not judged
 OCTAVES = np.array([-3, -2, -1, -0.5, 0, 0.5, 1, 2, 3])
@@ -454,7 +454,7 @@ def test_the_verb_is_there_and_loads_no_torch(tmp_path):
     done = run_nanoscale("transfer", "none.csv", *NAMED, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: none.csv: no such table\n"
-    script = ("import sys, nanoscale.transfer\n"
+    script = ("import sys, nanoscale.studies.transfer\n"
               "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))")
     assert run_python("-c", script).stdout == "set()\n"
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nanoscale.student import p_value, t_quantile
+from nanoscale.studies.student import p_value, t_quantile
 
 LEVEL = 0.95
 MANY_SEEDS = 100  # a remedy that asks for more is none

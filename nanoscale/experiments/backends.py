@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from nanoscale.config import flatten
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments import machine
 from nanoscale.experiments.machine import Slot
-from nanoscale.records import LOG, RunFolder
-from nanoscale.sources import FIELDS
+from nanoscale.spec.config import flatten
+from nanoscale.spec.sources import FIELDS
+from nanoscale.store.folder import LOG, RunFolder
 
 BATCH = ("batch_size", "block_size", "micro_batch_size")
 GRACE_SECONDS = 60.0  # between asking a run to save and killing it
@@ -65,8 +65,8 @@ class Worker:
     """What runs one folder: `command` FOLDER as a process, `entry`(["run", FOLDER]) in a fork."""
 
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "nanoscale", "run")
-    entry: str = "nanoscale.cli:main"
-    preload: tuple[str, ...] = ("nanoscale.training",)
+    entry: str = "nanoscale.commands.main:main"
+    preload: tuple[str, ...] = ("nanoscale.training.loop",)
 
 
 def local_backend() -> Backend:

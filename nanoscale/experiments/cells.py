@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanoscale.config import ExperimentConfig, flatten, from_flat, warnings
-from nanoscale.counting import flops_per_iter, resolve
-from nanoscale.data import Dataset, open_dataset
+from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.errors import UserError
-from nanoscale.parametrization import scheme_of
-from nanoscale.records import RunSpec
-from nanoscale.sources import FIELDS, Source, apply, flatten_keys, typed
+from nanoscale.spec.config import ExperimentConfig, flatten, from_flat, warnings
+from nanoscale.spec.counting import flops_per_iter, resolve
+from nanoscale.spec.parametrization import scheme_of
+from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, typed
+from nanoscale.store.folder import RunSpec
 
 MOST_WARNINGS = 5
 

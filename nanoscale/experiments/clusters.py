@@ -18,15 +18,9 @@ from typing import Any
 
 from nanoscale.errors import INTERRUPTED, UserError, did_you_mean, disk_errors, one_of
 from nanoscale.experiments import backends, machine
-from nanoscale.experiments.backends import (
-    GRACE_SECONDS,
-    Backend,
-    Exit,
-    Worker,
-    worker_environment,
-)
+from nanoscale.experiments.backends import GRACE_SECONDS, Backend, Exit, Worker, worker_environment
 from nanoscale.experiments.machine import Slot
-from nanoscale.records import LOG, write_text
+from nanoscale.store.folder import LOG, write_text
 
 ASKED = ".asked"  # in a run folder: save or kill
 

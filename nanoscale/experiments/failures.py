@@ -13,8 +13,8 @@ import signal
 from dataclasses import dataclass, replace
 
 from nanoscale.errors import BAD_INPUT, INTERRUPTED
-from nanoscale.lease import Held
-from nanoscale.records import CONFIG, FAILED, FINISHED, LOG, WAITING, RunFolder, write_json
+from nanoscale.store.folder import CONFIG, FAILED, FINISHED, LOG, WAITING, RunFolder, write_json
+from nanoscale.store.lease import Held
 
 REFUSED, MEMORY, TIME, CRASH = "refused", "memory", "time", "crash"
 ALIKE = 3  # runs in a row that fail alike before a study stops

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nanoscale.errors import DONE, FAILED, exit_code_of
-from nanoscale.records import LOG
+from nanoscale.store.folder import LOG
 
 GRACE_SECONDS = 60.0  # between asking a child to save and killing it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl

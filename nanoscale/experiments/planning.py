@@ -17,14 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanoscale.config import ExperimentConfig, flatten, scientific
-from nanoscale.counting import flops_per_iter
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.progress import duration
-from nanoscale.lease import Held
-from nanoscale.memory import memory_estimate
-from nanoscale.records import (
+from nanoscale.spec.config import ExperimentConfig, flatten, scientific
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.memory import memory_estimate
+from nanoscale.store.folder import (
     CONFIG,
     FAILED,
     FINISHED,
@@ -36,6 +35,7 @@ from nanoscale.records import (
     read_json,
     write_json,
 )
+from nanoscale.store.lease import Held
 
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"
 ELSEWHERE, LEFT_OUT = "elsewhere", "left out"

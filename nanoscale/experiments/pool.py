@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from nanoscale import lease
 from nanoscale.experiments import machine
 from nanoscale.experiments.backends import GRACE_SECONDS, Backend, Exit
 from nanoscale.experiments.failures import ALIKE, MEMORY, TIME, Failure, settle, try_again
 from nanoscale.experiments.machine import Slot
-from nanoscale.records import FAILED, FINISHED, RUNNING, RunFolder
 from nanoscale.signals import on_stop_signal
+from nanoscale.store import lease
+from nanoscale.store.folder import FAILED, FINISHED, RUNNING, RunFolder
 
 POLL_SECONDS = 0.25
 LIMITS_SECONDS = 1.0

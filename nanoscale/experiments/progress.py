@@ -18,8 +18,8 @@ from typing import Any
 from nanoscale.errors import UserError
 from nanoscale.experiments.failures import Failure, log_tail
 from nanoscale.experiments.pool import Job
-from nanoscale.records import COMPLETE, FAILED, RUNNING, RunFolder
-from nanoscale.records import ROWS as ROWS_FILE
+from nanoscale.store.folder import COMPLETE, FAILED, RUNNING, RunFolder
+from nanoscale.store.folder import ROWS as ROWS_FILE
 
 PLAIN_SECONDS, LIVE_SECONDS = 30.0, 0.5
 TAIL_BYTES = 1 << 16

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.errors import UserError, did_you_mean, disk_errors
 from nanoscale.experiments.cells import describe
 from nanoscale.experiments.failures import log_tail
-from nanoscale.records import (
+from nanoscale.store.folder import (
     COMPLETE,
     FAILED,
     FINISHED,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanoscale.config import ExperimentConfig, flatten
 from nanoscale.errors import UserError
 from nanoscale.experiments import machine
 from nanoscale.experiments.backends import Backend
@@ -53,8 +52,9 @@ from nanoscale.experiments.search import Plan as SearchPlan
 from nanoscale.experiments.search import need_optuna
 from nanoscale.experiments.space import read_space
 from nanoscale.experiments.trials import Ladder, Trials
-from nanoscale.records import RunFolder
-from nanoscale.sources import Source, read_file
+from nanoscale.spec.config import ExperimentConfig, flatten
+from nanoscale.spec.sources import Source, read_file
+from nanoscale.store.folder import RunFolder
 
 
 class ExperimentRunner:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
-from nanoscale.sources import FIELDS, TYPES, coerce
+from nanoscale.spec.sources import FIELDS, TYPES, coerce
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

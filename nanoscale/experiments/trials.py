@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanoscale.config import LENGTH_KEYS, flatten
-from nanoscale.counting import flops_per_iter
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments.cells import Cell, describe, entry_of
 from nanoscale.experiments.planning import CACHED, Store, make_ready, plan_of
 from nanoscale.experiments.pool import Job
 from nanoscale.experiments.results import Study
 from nanoscale.experiments.search import Plan, Search, Trial
-from nanoscale.records import COMPLETE, DIVERGED, FAILED, FINISHED, RunFolder
-from nanoscale.resume import past_difference
-from nanoscale.schedule import cooldown_start
+from nanoscale.spec.config import LENGTH_KEYS, flatten
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.schedule import cooldown_start
+from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, FINISHED, RunFolder
+from nanoscale.store.resume import past_difference
 
 HEADS = ("n_head", "n_kv_head")  # follow the width
 CARRIED = {"SP": (), "muP": ("n_embd",), "CompleteP": ("n_embd", "n_layer")}

@@ -8,7 +8,7 @@ from nanoscale.experiments.cells import describe
 from nanoscale.experiments.pool import Job
 from nanoscale.experiments.progress import open_progress
 from nanoscale.experiments.results import Study, state_of
-from nanoscale.records import FAILED, FINISHED, RUNNING
+from nanoscale.store.folder import FAILED, FINISHED, RUNNING
 
 LOOK_SECONDS, IDLE_SECONDS = 0.5, 10.0
 

@@ -25,8 +25,8 @@ from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem
-from nanoscale.records import RunFolder, plain
-from nanoscale.schedule import lr_multiplier
+from nanoscale.spec.schedule import lr_multiplier
+from nanoscale.store.folder import RunFolder, plain
 
 BLOCK = 128  # updates between which a sum of decaying terms is carried over
 TIMESCALES = 17  # tried over the range, before closing in

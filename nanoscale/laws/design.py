@@ -18,13 +18,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.fit import (
-    LEVELS_WANTED,
-    POINTS_PER_PARAMETER,
-    TOGETHER,
-    check_points,
-    levels,
-)
+from nanoscale.laws.fit import LEVELS_WANTED, POINTS_PER_PARAMETER, TOGETHER, check_points, levels
 from nanoscale.laws.forms import Law
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.objectives import Objective

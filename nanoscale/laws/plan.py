@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from nanoscale.config import ExperimentConfig
-from nanoscale.counting import flops_per_token, parameter_counts
 from nanoscale.errors import UserError
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.forms import law_of
 from nanoscale.laws.predict import FAR, Basis, predict
-from nanoscale.records import plain
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.counting import flops_per_token, parameter_counts
+from nanoscale.store.folder import plain
 
 SCHEMA = 1
 LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True}

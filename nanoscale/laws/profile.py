@@ -33,8 +33,8 @@ from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.objectives import LAD_DELTA, Objective
 from nanoscale.laws.problem import Held, Problem, SumProblem, problem_of
 from nanoscale.laws.runs import numbers, plain_labels
-from nanoscale.records import plain
-from nanoscale.student import t_quantile
+from nanoscale.store.folder import plain
+from nanoscale.studies.student import t_quantile
 
 LEVEL = 0.95
 OPEN = "not identified on this side"

@@ -18,8 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nanoscale.errors import disk_errors
-from nanoscale.records import write_text
 from nanoscale.report.style import COLOURS, MINUS, THIN, TIMES, svg
+from nanoscale.store.folder import write_text
 
 MISSING = "\u2013"
 

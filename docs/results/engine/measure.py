@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nanoscale import commands
+from nanoscale.commands import studies as commands
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.backends import Exit, Local
 from nanoscale.experiments.machine import Slot
-from nanoscale.records import COMPLETE, METRICS, RunFolder, write_json, write_text
+from nanoscale.store.folder import COMPLETE, METRICS, RunFolder, write_json, write_text
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

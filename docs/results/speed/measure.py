@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from nanoscale import benchmark
-from nanoscale.counting import flops_per_iter
 from nanoscale.errors import exit_code_of
-from nanoscale.records import atomic_write, write_json
-from nanoscale.runtime import Run
-from nanoscale.telemetry import device_name
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.store.folder import atomic_write, write_json
+from nanoscale.training import bench as benchmark
+from nanoscale.training.run import Run
+from nanoscale.training.telemetry import device_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

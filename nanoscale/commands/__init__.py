@@ -1,0 +1,1 @@
+"""THE VERBS: options in, lines and exit code out."""

@@ -1,0 +1,1 @@
+"""TOKENS: text to token files, token files to numbered samples."""

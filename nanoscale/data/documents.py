@@ -1,0 +1,138 @@
+"""From folders and bytes to tokens: which files are read, which are kept, what a symbol is.
+
+A document is known by the SHA-256 of its content: that drops exact copies, orders what is kept and
+chooses the validation split, so that nothing depends on where the files lie or how they are named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nanoscale.data.dataset import TOKEN, read_errors
+from nanoscale.errors import UserError
+
+DOCUMENT_END = b"\0"
+MAX_SYMBOLS = 2**16  # a token is a uint16
+CODE_POINTS = 0x110000
+
+
+def files_below(
+    roots: Iterable[Path],
+    left_out: Callable[[str], bool],
+    on_error: Callable[[OSError], None],
+    seen: Iterable[Path] = (),
+) -> list[Path]:
+    """Regular files below `roots`, but for names left out; each folder once, whatever links to it.
+
+    Folders in `seen` count as visited; folders that cannot be listed go to `on_error`.
+    """
+    visited = {os.path.realpath(folder) for folder in seen}
+    found = []
+    for root in roots:
+        for folder, folders, files in os.walk(root, onerror=on_error, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            folders[:] = sorted(name for name in folders if not left_out(name))
+            paths = [os.path.join(real, name) for name in sorted(files) if not left_out(name)]
+            found += [Path(path) for path in paths if os.path.isfile(path)]
+    return found
+
+
+@dataclass
+class Documents:
+    """Distinct documents by SHA-256: order and split follow the content, never the path."""
+
+    paths: dict[bytes, Path] = field(default_factory=dict)
+    duplicates: int = 0
+    skipped: int = 0
+
+    def add(self, path: Path, raw: bytes) -> None:
+        """Keep a document unless it is empty or one with this content is kept already."""
+        if raw and self.paths.setdefault(hashlib.sha256(raw).digest(), path) is not path:
+            self.duplicates += 1
+
+    def skip(self, _error: OSError | None = None) -> None:
+        """Count something that could not be read."""
+        self.skipped += 1
+
+    def facts(self) -> dict:
+        """Counts for the meta."""
+        return {
+            "documents": len(self.paths),
+            "duplicates": self.duplicates,
+            "unreadable": self.skipped,
+        }
+
+    def splits(
+        self, where: str, encode: Callable[[bytes], np.ndarray]
+    ) -> dict[str, Iterator[np.ndarray]]:
+        """Token arrays of each split, a document at a time: hash mod 20 == 0 is validation.
+
+        Should that be none or all of a few documents, it is the one of the smallest hash. A zero
+        byte ends each document.
+        """
+        ordered = sorted(self.paths)
+        if len(ordered) < 2:
+            raise UserError(
+                f"{where} holds {len(ordered)} distinct documents, and a split needs two; "
+                "give more, or one text file with --input FILE"
+            )
+        print(
+            f"kept {len(ordered):,} documents, dropped {self.duplicates:,} exact duplicates, "
+            f"skipped {self.skipped:,} unreadable",
+            flush=True,
+        )
+        val = [d for d in ordered if int.from_bytes(d[:8], "big") % 20 == 0]
+        if len(val) in (0, len(ordered)):
+            val = ordered[:1]
+        train = sorted(set(ordered).difference(val))
+        return {"train": self._read(train, encode), "val": self._read(val, encode)}
+
+    def _read(
+        self, digests: list[bytes], encode: Callable[[bytes], np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        for digest in digests:
+            path = self.paths[digest]
+            with read_errors(path):
+                raw = path.read_bytes()
+            if hashlib.sha256(raw).digest() != digest:
+                raise UserError(f"{path} changed while it was read; prepare again when it rests")
+            yield encode(raw + DOCUMENT_END)
+
+
+def code_points(raw: bytes, path: object) -> np.ndarray:
+    """Unicode code points of UTF-8 bytes: (n_characters,) uint32; other bytes are a `UserError`."""
+    try:
+        return np.frombuffer(raw.decode().encode("utf-32-le"), "<u4")
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {e.start}); take it out, or use --kind byte"
+        ) from e
+
+
+def choose_symbols(kind: str | None, present: np.ndarray, path: object) -> list[str] | None:
+    """The sorted alphabet of a text, or None for bytes; by default whichever is the smaller."""
+    count = int(present.sum())
+    if kind == "byte" or (kind is None and count > 256):
+        return None
+    if count > MAX_SYMBOLS:
+        raise UserError(f"{path} has {count:,} distinct characters, above 65,536; use --kind byte")
+    return [chr(code) for code in np.flatnonzero(present)]
+
+
+def encoder(symbols: Sequence[str] | None) -> Callable[[bytes], np.ndarray]:
+    """UTF-8 bytes -> (n_tokens,) uint16, by character of `symbols`, or by byte if None."""
+    if symbols is None:
+        return lambda raw: np.frombuffer(raw, np.uint8).astype(TOKEN)
+    ids = np.zeros(CODE_POINTS, TOKEN)
+    ids[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
+    return lambda raw: ids[code_points(raw, "text")]

@@ -1,0 +1,330 @@
+"""Text to token files, for `nanoscale data prepare NAME` and the doors `data/<name>/prepare.py`.
+
+A recipe gives a `Corpus`: an alphabet and, per split, pieces of text. One writer makes the folder
+from it, in nanoGPT's format: `train.bin`, `val.bin`, `meta.pkl`, and our `meta.json`. The folder
+changes only when everything has been written beside it, and only where the content is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import hashlib
+import json
+import os
+import pickle
+import platform
+import site
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanoscale.data.dataset import META_SCHEMA, SPLITS, open_dataset, read_errors, symbol_bytes
+from nanoscale.data.documents import (
+    CODE_POINTS,
+    DOCUMENT_END,
+    Documents,
+    choose_symbols,
+    code_points,
+    encoder,
+    files_below,
+)
+from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
+from nanoscale.errors import UserError, did_you_mean, disk_errors, one_of
+
+KINDS = ("char", "byte")
+OPTIONS = {  # what each dataset may be given
+    "shakespeare_char": ("input",),
+    "pysource": (),
+    "text": ("input", "kind"),
+    "synthetic": ("seed",),
+}
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+PACKAGES = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a recipe makes: symbols (None: the 256 bytes), tokens in pieces, facts for the meta."""
+
+    kind: str
+    symbols: Sequence[str] | None
+    splits: dict[str, Iterable[np.ndarray]]
+    facts: dict
+
+
+def prepare(
+    name: str,
+    *,
+    input: str | None = None,
+    kind: str | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Make the dataset `name` in `out` (default `data/<name>` here) and return that folder.
+
+    `input` is for shakespeare_char (the file itself) and text (a file or folder), `kind` ('char' or
+    'byte'; default char, or byte where that makes the smaller vocabulary) for text, `seed` for
+    synthetic. Raises `UserError` and leaves nothing behind if anything is in the way.
+    """
+    if name not in OPTIONS:
+        near = did_you_mean(name, OPTIONS)
+        raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(OPTIONS)}")
+    for option, value in {"input": input, "kind": kind, "seed": seed}.items():
+        if value is not None and option not in OPTIONS[name]:
+            raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
+    out = Path("data", name) if out is None else Path(out)
+    if name == "shakespeare_char" and input is None and holds_shakespeare(out):
+        print(f"{out} is unchanged")
+        return out
+    if name == "shakespeare_char":
+        corpus = shakespeare_char(input)
+    elif name == "pysource":
+        corpus = pysource(python_roots())
+    elif name == "text":
+        corpus = text(input, kind, out)
+    else:
+        corpus = synthetic(DEFAULT_SEED if seed is None else seed)
+    write(out, name, corpus)
+    return out
+
+
+# --- recipes -----------------------------------------------------------------------------------
+
+
+def shakespeare_char(input: str | None) -> Corpus:
+    """tinyshakespeare by characters, downloaded or from a local copy; checked by SHA-256."""
+    raw = _download(SHAKESPEARE_URL) if input is None else _read_file(input)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if sha256 != SHAKESPEARE_SHA256:
+        remedy = "give a copy with --input FILE"
+        if input is not None:
+            remedy = f"for a text of your own run `nanoscale data prepare text --input {input}`"
+        raise UserError(
+            f"{input or SHAKESPEARE_URL} is not tinyshakespeare (SHA-256 {sha256[:12]}..., "
+            f"not {SHAKESPEARE_SHA256[:12]}...); {remedy}"
+        )
+    return _one_file(raw, "char", "tinyshakespeare")
+
+
+def holds_shakespeare(folder: Path) -> bool:
+    """Whether `folder` is tinyshakespeare already, so that nothing need be downloaded."""
+    try:
+        source = open_dataset(str(folder.resolve())).meta.get("source")
+    except UserError:
+        return False
+    return isinstance(source, dict) and source.get("sha256") == SHAKESPEARE_SHA256
+
+
+def text(input: str | None, kind: str | None, out: Path) -> Corpus:
+    """The user's file (its last tenth is validation) or folder (split by document).
+
+    Of a folder every regular file counts, but for hidden ones and for the folder `out`. Without a
+    `kind`, text of at most 256 different characters is read by character, other text by byte.
+    What is not UTF-8 is refused unless `kind` is 'byte'.
+    """
+    if input is None:
+        raise UserError("text needs --input FILE_OR_FOLDER")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"--kind {kind!r} is none of {one_of(KINDS)}{did_you_mean(kind, KINDS)}")
+    if not os.path.isdir(input):
+        return _one_file(_read_file(input), kind, input)
+    return _folder(input, kind, out)
+
+
+def pysource(roots: Sequence[Path]) -> Corpus:
+    """Every `.py` file below `roots`, by bytes: plenty of real text on any machine, offline.
+
+    Folders of packages inside a root are left to be roots of their own, as they may be another
+    Python's. What cannot be read is skipped and counted.
+    """
+    documents = Documents()
+    found = files_below(roots, lambda name: name in PACKAGES, documents.skip)
+    paths = [path for path in found if path.suffix == ".py"]
+    print(f"reading {len(paths):,} Python files", flush=True)
+    for path in paths:
+        try:
+            documents.add(path, path.read_bytes())
+        except OSError:
+            documents.skip()
+    facts = documents.facts() | {"python": platform.python_version()}
+    splits = documents.splits("the Python installation", encoder(None))
+    return Corpus("byte", None, splits, {"source": facts})
+
+
+def python_roots() -> list[Path]:
+    """Where the running Python keeps its standard library and its installed packages."""
+    paths = sysconfig.get_paths()
+    roots = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    roots += [*site.getsitepackages(), *user]
+    return [Path(root) for root in roots if os.path.isdir(root)]
+
+
+def synthetic(seed: int) -> Corpus:
+    """A Markov chain whose entropy is known: no model's loss can be below it."""
+    splits, facts = markov_chain(seed)
+    return Corpus("synthetic", SYMBOLS, {s: [tokens] for s, tokens in splits.items()}, facts)
+
+
+# --- reading text ------------------------------------------------------------------------------
+
+
+def _read_file(path: str) -> bytes:
+    if not os.path.isfile(path):
+        raise UserError(f"--input {path} is not a file; give the path of a text")
+    with read_errors(path):
+        return Path(path).read_bytes()
+
+
+def _download(url: str) -> bytes:
+    import http.client
+    import urllib.request
+
+    print(f"downloading {url}", flush=True)
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.read()
+    except (OSError, http.client.HTTPException) as e:
+        raise UserError(
+            f"cannot download {url} ({getattr(e, 'reason', None) or e}); get the file on a machine "
+            "with network and give it with --input FILE"
+        ) from e
+
+
+def _one_file(raw: bytes, kind: str | None, path: str) -> Corpus:
+    """One text, cut at 90 % of its tokens as nanoGPT cuts it."""
+    present = np.zeros(CODE_POINTS, bool)
+    if kind != "byte":
+        present[code_points(raw, path)] = True
+    symbols = choose_symbols(kind, present, path)
+    tokens = encoder(symbols)(raw)
+    cut = int(len(tokens) * 0.9)
+    if cut == 0:
+        raise UserError(f"{path} holds {len(tokens)} tokens, too few to split; give a longer text")
+    splits = {"train": [tokens[:cut]], "val": [tokens[cut:]]}
+    facts = {"source": {"sha256": hashlib.sha256(raw).hexdigest()}}
+    return Corpus("byte" if symbols is None else "char", symbols, splits, facts)
+
+
+def _folder(input: str, kind: str | None, out: Path) -> Corpus:
+    def refuse(error: OSError) -> None:
+        with read_errors(error.filename):
+            raise error
+
+    present = np.zeros(CODE_POINTS, bool)
+    present[ord(DOCUMENT_END)] = True
+    documents = Documents()
+    for path in files_below([Path(input)], lambda name: name[0] == ".", refuse, seen=[out]):
+        with read_errors(path):
+            raw = path.read_bytes()
+        if kind != "byte":
+            present[code_points(raw, path)] = True
+        documents.add(path, raw)
+    symbols = choose_symbols(kind, present, input)
+    splits = documents.splits(input, encoder(symbols))
+    kind = "byte" if symbols is None else "char"
+    return Corpus(kind, symbols, splits, {"source": documents.facts()})
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write(out: Path, name: str, corpus: Corpus) -> None:
+    """Write the folder; files whose content is already there are left as they are."""
+    symbols = corpus.symbols
+    # nanoGPT joins strings, so for it a byte is the character of the same number
+    table = dict(enumerate(map(chr, range(256)) if symbols is None else symbols))
+    widths = None if symbols is None else symbol_bytes(symbols)
+    with _staged(out) as stage:
+        splits = {}
+        for split in SPLITS:
+            splits[split] = _write_tokens(stage / f"{split}.bin", corpus.splits[split], widths)
+        theirs = {"vocab_size": len(table), "itos": table}
+        theirs["stoi"] = {symbol: i for i, symbol in table.items()}
+        (stage / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
+        ours = {"schema": META_SCHEMA, "dataset": name, "kind": corpus.kind}
+        ours |= {"vocab_size": len(table), "itos": symbols and list(symbols), "splits": splits}
+        (stage / "meta.json").write_text(json.dumps(ours | corpus.facts, indent=1) + "\n")
+        changed = _replace(stage, out)
+    print(f"vocab size: {len(table):,}")
+    for split in SPLITS:
+        print(f"{split} has {splits[split]['tokens']:,} tokens")
+    print(f"{out} is ready" if changed else f"{out} is unchanged")
+
+
+def _write_tokens(path: Path, pieces: Iterable[np.ndarray], widths: np.ndarray | None) -> dict:
+    """Write one .bin and return its counts: tokens, UTF-8 bytes, SHA-256."""
+    n_tokens = n_bytes = 0
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            raw = piece.tobytes()
+            file.write(raw)  # not ndarray.tofile, which loses errno when the disk is full
+            digest.update(raw)
+            n_tokens += len(piece)
+            n_bytes += len(piece) if widths is None else int(widths[piece].sum())
+    return {"tokens": n_tokens, "bytes": n_bytes, "sha256": digest.hexdigest()}
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A temporary folder inside `out`; after a failure, no folder made on the way remains."""
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
+    try:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as stage:
+                yield Path(stage)
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def _replace(stage: Path, out: Path) -> bool:
+    """Move the staged files that differ from those in `out` there; whether there were any."""
+    # meta.json last: until it is there, the old one's token counts give a torn set away
+    names = [*(f"{split}.bin" for split in SPLITS), "meta.pkl", "meta.json"]
+    different = filecmp.cmpfiles(stage, out, names, shallow=False)
+    changed = [name for name in names if name not in different[0]]
+    for name in changed:
+        os.replace(stage / name, out / name)
+    return bool(changed)
+
+
+# --- command line ------------------------------------------------------------------------------
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def main(argv: Sequence[str], out: Path | None = None) -> int:
+    """`NAME [--input PATH] [--kind char|byte] [--seed N] [--out DIR]`; `out`: another default."""
+    parser = _OneLineParser(
+        prog="nanoscale data prepare", description="Text to token files.", allow_abbrev=False
+    )
+    parser.add_argument("name", metavar="NAME", help=", ".join(OPTIONS))
+    parser.add_argument("--input", metavar="PATH", help="a local tinyshakespeare; or any text")
+    parser.add_argument("--kind", help="tokens of a text: char or byte (default: by its alphabet)")
+    parser.add_argument("--seed", type=int, help=f"of the synthetic chain (default {DEFAULT_SEED})")
+    parser.add_argument("--out", type=Path, default=out, help="folder (default data/NAME)")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = did_you_mean(unknown[0].split("=")[0], ["--input", "--kind", "--seed", "--out"])
+        raise UserError(f"unknown argument {unknown[0]!r}{near}")
+    prepare(args.name, input=args.input, kind=args.kind, out=args.out, seed=args.seed)
+    return 0

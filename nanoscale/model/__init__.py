@@ -1,0 +1,1 @@
+"""ONE STEP OF ONE MODEL, on one rank or many."""

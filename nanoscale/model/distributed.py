@@ -1,0 +1,172 @@
+"""One process or many under torchrun, behind the same few functions.
+
+DDP: every rank holds the whole model. FSDP2 (after Zhao et al. 2023, arXiv 2304.11277): every rank
+holds its rows of each parameter, gradient and optimizer tensor, and a block's parameters are whole
+only while it computes. DTensor is imported where it is used: it takes half a second.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nanoscale.errors import UserError
+from nanoscale.spec.config import ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands: `rank` of `world`, `local` on its machine.
+
+    `sharded`: each rank holds its rows of every tensor (FSDP2), not all of it (DDP).
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    sharded: bool = False
+
+    @property
+    def is_master(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of x over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(x)
+        return x
+
+    def broadcast(self, value: Any) -> Any:
+        """The master's plain `value`, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+def pick_device(config: ExperimentConfig, local: int = 0) -> torch.device:
+    """`auto` is CUDA, then Apple's MPS, then the CPU; anything else is checked."""
+    wanted = config.device
+    if wanted == "auto":
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        wanted = "cuda" if cuda else "mps" if mps else "cpu"
+    if wanted == "cuda":
+        wanted = f"cuda:{local}"
+    try:
+        device = torch.device(wanted)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device={config.device}: not available here; use device=auto or "
+                        "device=cpu") from e
+    return device
+
+
+@contextmanager
+def session(config: ExperimentConfig) -> Iterator[Ranks]:
+    """The process group that torchrun asked for, or a world of one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]),
+                  int(os.environ["LOCAL_RANK"]), config.sharding == "fsdp")
+    device = pick_device(config, ranks.local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(config.backend if device.type == "cuda" else "gloo")
+    try:
+        yield ranks
+        dist.barrier()  # a rank that leaves first takes the others' connections with it
+    finally:
+        gc.collect()  # DDP's reducer sits in a cycle and must go before its process group
+        dist.destroy_process_group()
+
+
+# -- the model over ranks -----------------------------------------------------------------------
+def place(model: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks,
+          device: torch.device) -> None:
+    """Move the model to its device, in shards where asked: `blocks` one by one, then the rest."""
+    if not ranks.sharded:
+        model.to(device)
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # a linear layer's output is a view to torch; nothing of ours writes into a block's output
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(device.type, (ranks.world,))
+    for part in (*blocks, model):  # resharded always: an evaluation's pass has no backward to do it
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The placed model, its gradients averaged over ranks."""
+    if ranks.world == 1 or ranks.sharded:  # a sharded model averages by itself
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids)
+
+
+@contextmanager
+def no_sync(model: nn.Module) -> Iterator[None]:
+    """Backward passes inside leave gradients on their rank; the next one outside averages all."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+# -- tensors in shards --------------------------------------------------------------------------
+def is_sharded(x: Tensor) -> bool:
+    """Whether x is a DTensor."""
+    return hasattr(x, "full_tensor")
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's rows of x, which share its memory; x itself where it is not sharded."""
+    return x.to_local() if is_sharded(x) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of x; where it is sharded, every rank must ask."""
+    return x.full_tensor() if is_sharded(x) else x
+
+
+def held_as(x: Tensor, like: Tensor) -> Tensor:
+    """The whole x as `like` is held: itself, or in shards if it is of the same shape."""
+    if not is_sharded(like) or x.shape != like.shape:
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Nested dicts of tensors, whole: in the master's memory; every rank must ask, the others get
+    empty ones."""
+    found: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            found[name] = gathered(value, ranks)
+            continue
+        full = whole(value)
+        if ranks.is_master:
+            found[name] = full if full is value else full.cpu()
+    return found

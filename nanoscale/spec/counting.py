@@ -1,0 +1,121 @@
+"""Parameters and FLOPs under named conventions, from the config alone.
+
+N and C never appear bare: every count names its convention. FLOPs count the matrix products
+exactly (a multiply and an add are 2), with attention over the full T x T square (no causal
+discount) and the backward pass at twice the forward; norms, activations, softmax and look-ups count
+nothing. That is what `torch.utils.flop_counter.FlopCounterMode` sees under the math backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nanoscale.errors import UserError
+from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, tensors
+from nanoscale.spec.config import ExperimentConfig, resolve_relative
+
+# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
+PEAK_FLOPS = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12,
+    "GH200": 989e12, "A100": 312e12, "A800": 312e12, "A40": 149.7e12, "A30": 165e12,
+    "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+    "RTX 6000 Ada": 364e12, "RTX A6000": 155e12, "RTX 5090": 209.5e12, "RTX 4090": 165.2e12,
+    "RTX 4080": 97.5e12, "RTX 3090": 71e12, "RTX 3080": 59.5e12, "V100": 125e12, "T4": 65e12,
+    "MI300X": 1307e12, "MI250X": 383e12,
+}
+# Words that make it another, slower or faster, device than the one named.
+OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
+
+
+def parameters_by_role(config: ExperimentConfig) -> dict[str, int]:
+    """Role -> number of parameters; roles that the model lacks are 0."""
+    counts = dict.fromkeys(ROLES, 0)
+    for spec in tensors(config):
+        counts[spec.role] += spec.numel
+    return counts
+
+
+def parameter_counts(config: ExperimentConfig) -> dict[str, int]:
+    """N under each convention.
+
+    total: all; non_position: all but learned positions (nanoGPT's "number of parameters");
+    non_embedding: all but embeddings, positions and head (Kaplan et al. 2020);
+    matrices_and_head: matrices in blocks and the head's V d, tied or not (nanochat).
+    """
+    by_role = parameters_by_role(config)
+    total = sum(by_role.values())
+    matrices = sum(by_role[role] for role in MATRIX_ROLES)
+    tables = by_role["embedding"] + by_role["position"]
+    return {
+        "total": total,
+        "non_position": total - by_role["position"],
+        "non_embedding": total - tables - by_role["readout"],
+        "matrices_and_head": matrices + config.vocab_size * config.n_embd,
+    }
+
+
+def forward_flops(config: ExperimentConfig, block_size: int | None = None) -> dict[str, int]:
+    """Module -> FLOPs of one forward pass over one sequence of `block_size` tokens."""
+    T, L, d = block_size or config.block_size, config.n_layer, config.n_embd
+    counts = {"attention_projections": 0, "mlp": 0}
+    for spec in tensors(config):
+        if spec.role in MATRIX_ROLES:
+            module = "mlp" if ".mlp." in spec.name else "attention_projections"
+            counts[module] += 2 * T * spec.numel
+    counts["attention_scores"] = 2 * L * (2 * T * T * d)  # q k^T and weights v, all heads
+    counts["head"] = 2 * T * d * config.vocab_size
+    return counts
+
+
+def flops_per_token(config: ExperimentConfig) -> dict[str, float]:
+    """Training FLOPs (forward and backward) per token under each convention.
+
+    exact: see the module; 6N and 6N_non_embedding: 6 per parameter (Kaplan et al. 2020);
+    6N_12LdT: nanoGPT's, PaLM appendix B: 6 N_non_position + 12 L d T.
+    """
+    n = parameter_counts(config)
+    exact = 3 * sum(forward_flops(config).values())
+    return {
+        "exact": exact / config.block_size,
+        "6N": 6.0 * n["total"],
+        "6N_non_embedding": 6.0 * n["non_embedding"],
+        "6N_12LdT": 6.0 * n["non_position"]
+        + 12.0 * config.n_layer * config.n_embd * config.block_size,
+    }
+
+
+def flops_per_iter(config: ExperimentConfig) -> int:
+    """Exact training FLOPs of one update."""
+    return 3 * sum(forward_flops(config).values()) * config.sequences_per_iter
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The device's dense bf16 peak in FLOP/s; None where it is unknown, so MFU is null there."""
+    words = set(device_name.replace("-", " ").split())
+    if words & OTHER_DEVICE:
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
+
+
+def resolve(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
+    """The config with every number absolute: vocabulary, length in updates, seeds, schedule.
+
+    Raises:
+        UserError: the config's vocabulary is smaller than the dataset's.
+    """
+    if config.vocab_size is not None and config.vocab_size < vocab_size:
+        raise UserError(f"vocab_size={config.vocab_size} is below the {vocab_size} symbols of "
+                        f"dataset {config.dataset!r}; leave it out or raise it")
+    config = replace(config, vocab_size=config.vocab_size or vocab_size)
+    if config.max_tokens is not None:
+        iters = config.max_tokens / config.tokens_per_iter
+    elif config.max_flops is not None:
+        iters = config.max_flops / flops_per_iter(config)
+    elif config.tokens_per_param is not None:
+        tokens = config.tokens_per_param * parameter_counts(config)["total"]
+        iters = tokens / config.tokens_per_iter
+    else:
+        iters = config.max_iters
+    config = replace(config, max_iters=max(round(iters), 0 if config.max_iters == 0 else 1),
+                     max_tokens=None, max_flops=None, tokens_per_param=None)
+    return resolve_relative(config)

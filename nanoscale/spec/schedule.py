@@ -1,0 +1,46 @@
+"""Learning-rate schedules as multipliers of step: every group keeps its own base LR."""
+
+from __future__ import annotations
+
+import math
+
+from nanoscale.spec.config import ExperimentConfig
+
+
+def lr_multiplier(config: ExperimentConfig, step: int) -> float:
+    """The factor on every base LR for the update after `step` completed ones; config resolved.
+
+    Linear warmup, then `lr_schedule` down to the floor min_lr / learning_rate at `lr_decay_iters`,
+    then flat (nanoGPT's cosine; WSD: Hu et al. 2024; 1-sqrt: Haegele et al. 2024).
+    """
+    if not config.decay_lr:
+        return 1.0
+    warmup, end = config.warmup_iters, config.lr_decay_iters
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.lr_schedule == "constant":
+        return 1.0
+    floor = config.min_lr / config.learning_rate
+    if step >= end:
+        return floor
+    start = warmup
+    if config.lr_schedule == "wsd":
+        start = cooldown_start(config)
+        if step < start:
+            return 1.0
+    progress = (step - start) / (end - start)  # 0 to 1
+    return floor + (1 - floor) * _falling(config, progress)
+
+
+def cooldown_start(config: ExperimentConfig) -> int:
+    """The step from which a WSD schedule falls: until then it warms up, or stays at its peak."""
+    end = config.lr_decay_iters
+    return max(config.warmup_iters, end - round(config.cooldown_frac * end))
+
+
+def _falling(config: ExperimentConfig, progress: float) -> float:
+    if config.lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if config.lr_schedule == "wsd" and config.cooldown_shape == "1-sqrt":
+        return 1 - math.sqrt(progress)
+    return 1 - progress

@@ -1,0 +1,1 @@
+"""WHAT A RUN LEAVES: its folder, written whole, owned by one. No torch."""

@@ -1,0 +1,1 @@
+"""A QUESTION AND ITS ANSWER: study files, recipes, stages."""

@@ -1,0 +1,1 @@
+"""ONE RUN: folder in, folder filled."""
