@@ -18,9 +18,10 @@ import pytest
 
 from nanoscale.data.dataset import open_dataset
 from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
-from nanoscale.spec.counting import resolve
+from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build
-from nanoscale.store.folder import RunSpec
+from nanoscale.store.folder import run_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nanoscale"
@@ -136,7 +137,7 @@ def spec_maker(base: Mapping[str, Any], data_root: Path) -> Callable[..., RunSpe
         sources = [Source("base", {**base, "data_root": str(data_root)}), Source("test", overrides)]
         config = build(sources)
         data = open_dataset(config.dataset, config.data_root)
-        return RunSpec.of(resolve(config, data.vocab_size), data, overrides)
+        return run_spec(resolve(config, data.vocab_size), data, overrides)
 
     return make
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
+from nanoscale.store.files import row_line, write_json
 from nanoscale.store.folder import (
     BEST,
     COMPLETE,
@@ -26,8 +27,6 @@ from nanoscale.store.folder import (
     RUNNING,
     WAITING,
     RunFolder,
-    row_line,
-    write_json,
 )
 from nanoscale.store.lease import Held
 

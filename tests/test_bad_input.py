@@ -16,7 +16,7 @@ import torch
 from conftest import TINY, run_nanoscale
 
 from nanoscale.commands.main import main
-from nanoscale.store.folder import read_json
+from nanoscale.store.files import read_json
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
     "dataset": "tiny", "final_eval_tokens": 160, "threads": 1}

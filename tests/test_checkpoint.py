@@ -17,7 +17,7 @@ from conftest import tiny_config, tiny_spec
 from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
-from nanoscale.store.folder import read_json, write_json
+from nanoscale.store.files import read_json, write_json
 from nanoscale.training import checkpoint
 from nanoscale.training.checkpoint import digest, load, save
 

@@ -15,15 +15,8 @@ from nanoscale.checks.paired import Difference, Sample, choose, difference_of, j
 from nanoscale.commands.options import parse
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 from nanoscale.report.compare import compare_figure
-from nanoscale.store.folder import (
-    COMPLETE,
-    DIVERGED,
-    METRICS,
-    WAITING,
-    WINDOWS,
-    RunFolder,
-    write_json,
-)
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, WINDOWS, RunFolder
 from nanoscale.studies.compare import OPTIONS, lines, main
 
 

@@ -19,19 +19,14 @@ from nanoscale.spec.config import (
     ExperimentConfig,
     ParametrizationConfig,
     all_fields,
-    canonical_json,
     flatten,
     from_flat,
-    identity,
-    label,
     option,
-    resolve_relative,
-    scientific,
-    warnings,
 )
-from nanoscale.spec.counting import flops_per_iter, parameter_counts, resolve
+from nanoscale.spec.counting import flops_per_iter, parameter_counts
+from nanoscale.spec.identity import canonical_json, config_from_dict, identity, label, scientific
+from nanoscale.spec.resolve import resolve, resolve_relative, warnings
 from nanoscale.spec.sources import Source, build, parse_arguments
-from nanoscale.store.folder import config_from_dict
 
 # Changing a default changes what every hash that elides it means: better defaults go into presets.
 FROZEN_DEFAULTS = {

@@ -19,8 +19,8 @@ from nanoscale.spec.counting import (
     parameter_counts,
     parameters_by_role,
     peak_flops,
-    resolve,
 )
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build
 
 SIZES = [

@@ -14,7 +14,8 @@ from nanoscale.laws.curves import ANNEALING, Curve, _moved, _predictors, areas, 
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem
 from nanoscale.spec.schedule import lr_multiplier
-from nanoscale.store.folder import RunFolder, row_line
+from nanoscale.store.files import row_line
+from nanoscale.store.folder import RunFolder
 
 TRUTH = np.array([2.0, 0.6, 3.0, 0.5])  # L0, A, C, alpha, and a timescale of 80 updates
 

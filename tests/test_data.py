@@ -298,7 +298,8 @@ def test_folders_are_looked_up_here_then_in_the_clone_then_as_paths(tmp_path, mo
 
 def test_unprepared_and_misspelt_names_get_the_remedy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "__file__", str(tmp_path / "clone" / "nanoscale" / "data" / "dataset.py"))
+    clone = tmp_path / "clone"
+    monkeypatch.setattr(data, "__file__", str(clone / "nanoscale" / "data" / "dataset.py"))
     Path("data/pysource").mkdir(parents=True)  # a door alone is not a prepared dataset
     assert "run `nanoscale data prepare pysource`" in refusal(open_dataset, "pysource")
     assert "prepare text --input FILE`" in refusal(open_dataset, "text")

@@ -23,7 +23,8 @@ from nanoscale.errors import UserError
 from nanoscale.model.distributed import held_as, place, session, whole
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
-from nanoscale.store.folder import RunFolder, RunSpec
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.folder import RunFolder
 from nanoscale.store.resume import open_folder
 from nanoscale.training import checkpoint
 from nanoscale.training import loop as training

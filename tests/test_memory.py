@@ -20,11 +20,11 @@ from nanoscale.model.gpt import GPT
 from nanoscale.model.ops import Ops
 from nanoscale.spec.architecture import MATRIX_ROLES, tensors
 from nanoscale.spec.config import ExperimentConfig
-from nanoscale.spec.counting import resolve
+from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import SIZES, Step, kept_per_token, memory_estimate
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source
 from nanoscale.spec.sources import build as build_config
-from nanoscale.store.folder import RunSpec
 from nanoscale.training import loop as training
 from nanoscale.training.run import build, dataset_of
 

@@ -14,8 +14,9 @@ from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
 from nanoscale.spec.architecture import ROLES, tensors
-from nanoscale.spec.config import ExperimentConfig, identity, label
+from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.identity import identity, label
 from nanoscale.spec.parametrization import (
     DECAYED,
     MUP,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_nanoscale, run_python
 
-from nanoscale.spec.config import warnings
-from nanoscale.spec.counting import resolve
+from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import build, parse_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,23 +13,26 @@ import pytest
 from conftest import run_python, tiny_config, tiny_spec
 
 from nanoscale.errors import UserError
+from nanoscale.spec.identity import RunSpec
 from nanoscale.store import folder as records
-from nanoscale.store.folder import (
-    COMPLETE,
-    RUNNING,
-    WAITING,
-    RunFolder,
-    RunSpec,
+from nanoscale.store.files import (
     atomic_write,
     cut_rows,
-    parent_of,
-    parse_branch,
     plain,
     read_json,
     read_rows,
     row_line,
     write_json,
     write_text,
+)
+from nanoscale.store.folder import (
+    COMPLETE,
+    RUNNING,
+    WAITING,
+    RunFolder,
+    parent_of,
+    parse_branch,
+    run_spec,
 )
 
 DISK_FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -343,6 +346,6 @@ def test_a_parent_is_named_by_its_id_and_step(tmp_path):
     assert parent_of(str(folder.path)) == f"{tiny_spec().id}@8"
     assert parent_of(f"{folder.path}@5") == f"{tiny_spec().id}@5"
     data = type("Data", (), {"name": "tiny", "fingerprint": "d" * 64})
-    child = RunSpec.of(tiny_config(branch_from=f"{folder.path}@5"), data, {})
+    child = run_spec(tiny_config(branch_from=f"{folder.path}@5"), data, {})
     assert child.parent == f"{tiny_spec().id}@5"
     assert child.id != tiny_spec().id

@@ -12,17 +12,9 @@ from conftest import OTHER, pair, tiny_spec
 
 from nanoscale.errors import UserError
 from nanoscale.spec.config import all_fields
-from nanoscale.store.folder import (
-    COMPLETE,
-    DIVERGED,
-    FAILED,
-    PRUNED,
-    RUNNING,
-    WAITING,
-    RunFolder,
-    RunSpec,
-    write_text,
-)
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.files import write_text
+from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, PRUNED, RUNNING, WAITING, RunFolder
 from nanoscale.store.resume import check_past, is_finished, open_folder, past_difference
 
 SCHEDULE_OR_LENGTH = {"lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",

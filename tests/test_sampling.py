@@ -17,8 +17,8 @@ from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
-from nanoscale.spec.counting import resolve
-from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder, RunSpec
+from nanoscale.spec.resolve import resolve
+from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder, run_spec
 from nanoscale.training import checkpoint
 from nanoscale.training import sample as sampling
 from nanoscale.training.sample import SampleOptions, choose, generate, parse
@@ -196,7 +196,7 @@ def make_run(path: str, **changes: object) -> RunFolder:
     dataset = open_dataset("letters")
     config = resolve(config_of(dataset="letters", **({"vocab_size": None} | changes)),
                      dataset.vocab_size)
-    spec, folder = RunSpec.of(config, dataset, {}), RunFolder(path)
+    spec, folder = run_spec(config, dataset, {}), RunFolder(path)
     folder.create(spec)
     checkpoint.save(folder / BEST, spec, step=1, val_loss=1.0, model=lively(config).state_dict())
     return folder

@@ -27,7 +27,8 @@ from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.backends import ForkServer, Worker
 from nanoscale.spec.config import ExperimentConfig, flatten
-from nanoscale.spec.counting import flops_per_iter, resolve
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build
 from nanoscale.studies import stages as study_module
 from nanoscale.studies.stages import run_study

@@ -22,7 +22,8 @@ from conftest import ROOT, TINY, run_nanoscale, run_python, spec_maker
 from nanoscale.data.dataset import open_dataset
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
-from nanoscale.store.folder import TIMING_COLUMNS, RunFolder, RunSpec
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
 from nanoscale.store.lease import Held
 from nanoscale.store.resume import open_folder
 from nanoscale.training import checkpoint, evaluation

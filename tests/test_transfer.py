@@ -15,7 +15,8 @@ from nanoscale.checks.optimum import window
 from nanoscale.commands.options import parse
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
 from nanoscale.report.transfer import transfer_figure
-from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, RunFolder, write_json
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, RunFolder
 from nanoscale.studies.transfer import OPTIONS, lines, main
 
 FEW = 500  # resamples, where the interval itself is not judged

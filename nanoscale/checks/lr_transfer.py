@@ -22,7 +22,7 @@ import numpy as np
 from nanoscale.checks.drift import Grid, drift_of, interval
 from nanoscale.checks.optimum import curve_of
 from nanoscale.errors import UserError
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 SCHEMA = 1
 SIZES_NEEDED = 3

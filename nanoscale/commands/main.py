@@ -20,16 +20,16 @@ from nanoscale.errors import (
 
 if TYPE_CHECKING:
     from nanoscale.spec.config import ExperimentConfig
-    from nanoscale.store.folder import RunFolder
+    from nanoscale.store.folder import RunFolder, run_spec
 
 
 def train(arguments: Sequence[str]) -> int:
     """train [config.py ...] [--key=value ...]     train one GPT into --out_dir"""
     from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.counting import resolve
     from nanoscale.spec.parametrization import scheme_of
+    from nanoscale.spec.resolve import resolve
     from nanoscale.spec.sources import build, help_text, parse_arguments, typed
-    from nanoscale.store.folder import RunFolder, RunSpec
+    from nanoscale.store.folder import RunFolder
     from nanoscale.store.resume import open_folder
 
     if asks_help(arguments):
@@ -38,7 +38,7 @@ def train(arguments: Sequence[str]) -> int:
     sources = parse_arguments(arguments)
     config = build(sources)
     dataset = open_dataset(config.dataset, config.data_root)
-    spec = RunSpec.of(resolve(config, dataset.vocab_size), dataset, typed(sources))
+    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
     dataset.require_block(config.block_size)
     scheme_of(spec.config)  # a user's own file of rules may refuse
     check_machine(config)
@@ -109,9 +109,9 @@ def train_folder(folder: RunFolder) -> int:
 def params(arguments: Sequence[str]) -> int:
     """params [config.py ...] [--key=value ...]    every tensor's role and rule; N, FLOPs, memory"""
     from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.counting import resolve
     from nanoscale.spec.memory import memory_table
     from nanoscale.spec.parametrization import parameter_table
+    from nanoscale.spec.resolve import resolve
     from nanoscale.spec.sources import build, parse_arguments
 
     if asks_help(arguments):

@@ -13,11 +13,13 @@ from typing import Any
 
 from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.errors import UserError
-from nanoscale.spec.config import ExperimentConfig, flatten, from_flat, warnings
-from nanoscale.spec.counting import flops_per_iter, resolve
+from nanoscale.spec.config import ExperimentConfig, flatten, from_flat
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.parametrization import scheme_of
+from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, typed
-from nanoscale.store.folder import RunSpec
+from nanoscale.store.folder import run_spec
 
 MOST_WARNINGS = 5
 
@@ -121,7 +123,7 @@ def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
             dataset.require_block(config.block_size)
             resolved = resolve(config, dataset.vocab_size)
             scheme_of(resolved)
-            spec = RunSpec.of(resolved, dataset, typed([*sources, source]))
+            spec = run_spec(resolved, dataset, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
         cells.setdefault(spec.id, Cell({key: values[key] for key in row}, config, spec))

@@ -20,7 +20,8 @@ from nanoscale.errors import INTERRUPTED, UserError, did_you_mean, disk_errors, 
 from nanoscale.experiments import backends, machine
 from nanoscale.experiments.backends import GRACE_SECONDS, Backend, Exit, Worker, worker_environment
 from nanoscale.experiments.machine import Slot
-from nanoscale.store.folder import LOG, write_text
+from nanoscale.store.files import write_text
+from nanoscale.store.folder import LOG
 
 ASKED = ".asked"  # in a run folder: save or kill
 

@@ -13,7 +13,8 @@ import signal
 from dataclasses import dataclass, replace
 
 from nanoscale.errors import BAD_INPUT, INTERRUPTED
-from nanoscale.store.folder import CONFIG, FAILED, FINISHED, LOG, WAITING, RunFolder, write_json
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import CONFIG, FAILED, FINISHED, LOG, WAITING, RunFolder
 from nanoscale.store.lease import Held
 
 REFUSED, MEMORY, TIME, CRASH = "refused", "memory", "time", "crash"

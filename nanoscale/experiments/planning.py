@@ -20,21 +20,12 @@ from typing import Any
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.progress import duration
-from nanoscale.spec.config import ExperimentConfig, flatten, scientific
+from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.identity import RunSpec, config_from_dict, scientific
 from nanoscale.spec.memory import memory_estimate
-from nanoscale.store.folder import (
-    CONFIG,
-    FAILED,
-    FINISHED,
-    RUNNING,
-    WAITING,
-    RunFolder,
-    RunSpec,
-    config_from_dict,
-    read_json,
-    write_json,
-)
+from nanoscale.store.files import read_json, write_json
+from nanoscale.store.folder import CONFIG, FAILED, FINISHED, RUNNING, WAITING, RunFolder
 from nanoscale.store.lease import Held
 
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"

@@ -17,17 +17,8 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.errors import UserError, did_you_mean, disk_errors
 from nanoscale.experiments.cells import describe
 from nanoscale.experiments.failures import log_tail
-from nanoscale.store.folder import (
-    COMPLETE,
-    FAILED,
-    FINISHED,
-    LOG,
-    WAITING,
-    RunFolder,
-    atomic_write,
-    read_json,
-    write_json,
-)
+from nanoscale.store.files import atomic_write, read_json, write_json
+from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -26,7 +26,8 @@ from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem
 from nanoscale.spec.schedule import lr_multiplier
-from nanoscale.store.folder import RunFolder, plain
+from nanoscale.store.files import plain
+from nanoscale.store.folder import RunFolder
 
 BLOCK = 128  # updates between which a sum of decaying terms is carried over
 TIMESCALES = 17  # tried over the range, before closing in

@@ -21,7 +21,7 @@ from nanoscale.laws.fit import STARTS, LawFit, check_points, kept, predictors
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.runs import numbers, plain_labels
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 CHUNK = 500  # refits at a time
 WORST = 5  # runs taken away together, at most

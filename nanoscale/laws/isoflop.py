@@ -17,7 +17,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
 from nanoscale.laws.fit import LawFit, with_compute
 from nanoscale.laws.runs import numbers
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget
 OFF_CENTRE = 0.2  # decades from the vertex to the middle of the grid that are worth a warning

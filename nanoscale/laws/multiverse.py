@@ -16,7 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws import isoflop
 from nanoscale.laws.fit import fit_law, kept
 from nanoscale.laws.runs import numbers
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 APPROACHES = ("1", "2", "2 cubic", "3")
 CHOICES = ("convention", "approach", "objective", "delta", "dropped")

@@ -18,7 +18,7 @@ from nanoscale.laws.forms import law_of
 from nanoscale.laws.predict import FAR, Basis, predict
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 SCHEMA = 1
 LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True}

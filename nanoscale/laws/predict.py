@@ -18,7 +18,7 @@ from nanoscale.laws import bootstrap
 from nanoscale.laws.fit import LawFit, fit_law, kept, predictors
 from nanoscale.laws.forms import law_of
 from nanoscale.laws.runs import numbers
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 FAR = 10.0  # times beyond the budgets fitted: there the form of the law decides, not the runs
 

@@ -33,7 +33,7 @@ from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.objectives import LAD_DELTA, Objective
 from nanoscale.laws.problem import Held, Problem, SumProblem, problem_of
 from nanoscale.laws.runs import numbers, plain_labels
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 from nanoscale.studies.student import t_quantile
 
 LEVEL = 0.95

@@ -13,7 +13,7 @@ import numpy as np
 
 from nanoscale.laws.forms import Law, number
 from nanoscale.laws.problem import Problem
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 RATIO = 4.0  # ends of an interval further apart than this do not identify a parameter
 NONE = 1e-6  # of an interval's upper end: a lower end that is nothing

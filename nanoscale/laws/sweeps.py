@@ -22,7 +22,7 @@ from nanoscale.laws import bootstrap
 from nanoscale.laws.fit import LEVELS_NEEDED, LEVELS_WANTED, TOGETHER, levels
 from nanoscale.laws.forms import number
 from nanoscale.laws.runs import numbers, plain_labels
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 REACH = math.log(4.05)  # of the parabola about the lowest mean, in ln of what is swept
 FEWEST = 4  # values that a parabola goes through; one more than it has coefficients

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from nanoscale.errors import disk_errors
 from nanoscale.report.style import COLOURS, MINUS, THIN, TIMES, svg
-from nanoscale.store.folder import write_text
+from nanoscale.store.files import write_text
 
 MISSING = "\u2013"
 

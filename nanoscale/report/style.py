@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from nanoscale.errors import UserError
-from nanoscale.store.folder import atomic_write
+from nanoscale.store.files import atomic_write
 
 # name -> (light, dark); what is drawn is the light one, and no two names share it
 COLOURS = {

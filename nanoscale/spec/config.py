@@ -7,18 +7,13 @@ by field, checked once, and resolved to absolute numbers before hashing. No torc
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError, one_of
-
-SCHEMA = 1  # of the hashed payload
-NUMERICS_VERSION = 1  # bumped when the golden 20-step run changes
 
 
 def option(default: Any, doc: str, *, group: str = "", hashed: bool = True, choices: tuple = (),
@@ -233,8 +228,6 @@ EXCLUSIVE = (
     ("beta2", "beta2_halflife_tokens"),
 )
 LENGTH_KEYS, MODE = EXCLUSIVE[0], "parametrization.mode"
-ACTS_UNDER = {"input_mult": ("muP", "CompleteP"), "output_mult": ("muP", "CompleteP"),
-              "alpha": ("CompleteP",)}
 SCHEDULE_KEYS = ("lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",
                  "min_lr", "min_lr_frac", "cooldown_frac", "cooldown_shape")
 
@@ -312,89 +305,18 @@ def _nearest_divisor(n: int, wanted: int) -> int:
 
 
 # -- resolution and identity ------------------------------------------------------------------
-def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
-    """Seeds, schedule and beta2 as absolute numbers; `max_iters` and `vocab_size` must be known.
-
-    Applied to a resolved config it changes nothing, so equal runs written differently hash equally.
-    """
-    assert config.max_iters is not None, "resolve the length first (counting.resolve)"
-    decay_iters = config.lr_decay_iters or max(config.max_iters, 1)
-    warmup, floor, beta2 = config.warmup_iters, config.min_lr, config.beta2
-    if config.warmup_frac is not None:
-        warmup = round(config.warmup_frac * config.max_iters)
-    if config.min_lr_frac is not None:
-        exact = config.min_lr_frac * config.learning_rate
-        floor = min(float(f"{exact:.15g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
-    if config.beta2_halflife_tokens is not None:
-        beta2 = 0.5 ** (config.tokens_per_iter / config.beta2_halflife_tokens)
-    seed_or = lambda value: config.seed if value is None else value  # noqa: E731
-    return replace(
-        config, lr_decay_iters=decay_iters, warmup_iters=warmup, warmup_frac=None, min_lr=floor,
-        min_lr_frac=None, beta2=beta2, beta2_halflife_tokens=None, n_kv_head=config.kv_heads,
-        init_seed=seed_or(config.init_seed), data_seed=seed_or(config.data_seed),
-        parametrization=resolve_rules(config.parametrization))
 
 
-def resolve_rules(p: ParametrizationConfig) -> ParametrizationConfig:
-    """The user's file of rules as an absolute path, and what is in it as part of the identity."""
-    path = p.rules and str(Path(p.rules).absolute())
-    return replace(p, rules=path, rules_digest=path and (p.rules_digest or file_digest(path)))
 
 
-def file_digest(path: str) -> str:
-    """16 hex digits of the SHA-256 of a file."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-    except OSError as e:
-        raise UserError(f"parametrization.rules={path}: cannot be read ({e.strerror})") from e
 
 
-def canonical_json(value: Any) -> str:
-    """The one text of a value: sorted keys, no spaces, shortest floats; non-finite is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def scientific(config: ExperimentConfig) -> dict[str, Any]:
-    """What the run's result depends on: hashed keys that differ from their defaults."""
-    values = flatten(config)
-    return {key: values[key] for key, f in all_fields().items()
-            if f.metadata["hashed"] and values[key] != f.default}
 
 
-def identity(config: ExperimentConfig, data_fingerprint: str, parent: str | None = None) -> str:
-    """The run's name: 10 hex digits of the SHA-256 of what it depends on.
-
-    `config` is resolved; `parent` is `<id>@<step>` of the run it branches from.
-    """
-    payload = {"schema": SCHEMA, "numerics_version": NUMERICS_VERSION, "data": data_fingerprint,
-               "config": scientific(config)}
-    if parent is not None:
-        payload["branch_from"] = parent
-    return hashlib.sha256(canonical_json(payload).encode()).hexdigest()[:10]
 
 
-def label(config: ExperimentConfig) -> str:
-    """A readable name, a pure function of the config, for folder names and legends."""
-    name = config.dataset.rstrip("/").rsplit("/", 1)[-1]
-    mode = config.parametrization.mode
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")[:40]
-    return f"{safe or 'data'}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
 
 
-def warnings(config: ExperimentConfig) -> list[str]:
-    """What a careful reader of a resolved config would ask about."""
-    found, p = [], config.parametrization
-    found += [f"parametrization.{key}={getattr(p, key)} does nothing under {p.mode}; it acts "
-              f"under {one_of(modes)}" for key, modes in ACTS_UNDER.items()
-              if getattr(p, key) != 1 and p.mode not in modes and p.rules is None]
-    iters, decay = config.max_iters or 0, config.lr_decay_iters or 0
-    if not config.decay_lr or iters == 0:
-        return found
-    if config.lr_schedule != "constant" and decay > iters:
-        found.append(f"the LR decay is unfinished: lr_decay_iters={decay} is beyond the run's "
-                     f"{iters} updates; set lr_decay_iters=None to end it with the run")
-    if (config.warmup_iters or 0) > 0.1 * iters and iters >= 10:
-        found.append(f"warmup takes {config.warmup_iters} of {iters} updates, over 10 % of the "
-                     "run; set warmup_frac=0.05")
-    return found
 

@@ -8,11 +8,8 @@ nothing. That is what `torch.utils.flop_counter.FlopCounterMode` sees under the 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from nanoscale.errors import UserError
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, tensors
-from nanoscale.spec.config import ExperimentConfig, resolve_relative
+from nanoscale.spec.config import ExperimentConfig
 
 # Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
 PEAK_FLOPS = {
@@ -97,25 +94,3 @@ def peak_flops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
 
 
-def resolve(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
-    """The config with every number absolute: vocabulary, length in updates, seeds, schedule.
-
-    Raises:
-        UserError: the config's vocabulary is smaller than the dataset's.
-    """
-    if config.vocab_size is not None and config.vocab_size < vocab_size:
-        raise UserError(f"vocab_size={config.vocab_size} is below the {vocab_size} symbols of "
-                        f"dataset {config.dataset!r}; leave it out or raise it")
-    config = replace(config, vocab_size=config.vocab_size or vocab_size)
-    if config.max_tokens is not None:
-        iters = config.max_tokens / config.tokens_per_iter
-    elif config.max_flops is not None:
-        iters = config.max_flops / flops_per_iter(config)
-    elif config.tokens_per_param is not None:
-        tokens = config.tokens_per_param * parameter_counts(config)["total"]
-        iters = tokens / config.tokens_per_iter
-    else:
-        iters = config.max_iters
-    config = replace(config, max_iters=max(round(iters), 0 if config.max_iters == 0 else 1),
-                     max_tokens=None, max_flops=None, tokens_per_param=None)
-    return resolve_relative(config)

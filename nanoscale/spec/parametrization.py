@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, TensorSpec, tensors
-from nanoscale.spec.config import ExperimentConfig, file_digest
+from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
+from nanoscale.spec.resolve import file_digest
 
 
 # -- the language of rules ------------------------------------------------------------------------

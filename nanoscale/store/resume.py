@@ -10,8 +10,10 @@ from pathlib import Path
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import LENGTH_KEYS, SCHEDULE_KEYS, all_fields, flatten
+from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.schedule import lr_multiplier
-from nanoscale.store.folder import FINISHED, RunFolder, RunSpec, move_aside
+from nanoscale.store.files import move_aside
+from nanoscale.store.folder import FINISHED, RunFolder
 from nanoscale.store.lease import Held
 
 

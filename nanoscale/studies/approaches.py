@@ -18,7 +18,7 @@ from nanoscale.laws import bootstrap, fit_law, influence_of, isoflop, predict, p
 from nanoscale.laws.fit import kept, predictors
 from nanoscale.laws.multiverse import multiverse
 from nanoscale.laws.runs import numbers
-from nanoscale.store.folder import plain
+from nanoscale.store.files import plain
 
 if TYPE_CHECKING:
     from nanoscale.laws import LawFit

@@ -17,7 +17,8 @@ from nanoscale.checks import paired
 from nanoscale.checks.paired import Difference, Sample
 from nanoscale.commands.options import usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError, one_of
-from nanoscale.store.folder import DIVERGED, WINDOWS, check_outputs, plain, write_json
+from nanoscale.store.files import check_outputs, plain, write_json
+from nanoscale.store.folder import DIVERGED, WINDOWS
 from nanoscale.studies.arms import (
     KEYS,
     TOKENS,

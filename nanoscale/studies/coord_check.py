@@ -22,7 +22,7 @@ from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import LENGTH_KEYS, ExperimentConfig, flatten, from_flat
 from nanoscale.spec.parametrization import multipliers, rule
 from nanoscale.spec.sources import COMMAND_LINE, FIELDS, Source, apply, coerce, parse_arguments
-from nanoscale.store.folder import check_outputs, write_json
+from nanoscale.store.files import check_outputs, write_json
 
 USAGE = """usage: nanoscale coord-check [config.py ...] [--key=value ...] --widths 64,128,256
        nanoscale coord-check [config.py ...] [--key=value ...] --depths 2,4,8,16

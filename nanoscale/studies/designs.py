@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.commands.options import number, usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError, did_you_mean, one_of
-from nanoscale.store.folder import check_outputs, plain, read_json, write_json
+from nanoscale.store.files import check_outputs, plain, read_json, write_json
 from nanoscale.studies.table_fit import OURS, numbers_of
 from nanoscale.studies.transfer import column, read_rows
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.commands.options import number, usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.store.folder import check_outputs, write_json
+from nanoscale.store.files import check_outputs, write_json
 from nanoscale.studies.table_fit import DEFAULTS, fitted
 from nanoscale.studies.table_fit import OPTIONS as FIT_OPTIONS
 from nanoscale.studies.table_fit import number_of as fit_number

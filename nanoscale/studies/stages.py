@@ -21,7 +21,8 @@ from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import describe
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
-from nanoscale.store.folder import BEST, CHECKPOINT, COMPLETE, write_json
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import BEST, CHECKPOINT, COMPLETE
 from nanoscale.studies.study_file import Arm, StudyFile, read_study
 from nanoscale.studies.transfer import Judged, joint_record, study_verdicts
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.commands.options import usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.store.folder import COMPLETE, check_outputs, write_json
+from nanoscale.store.files import check_outputs, write_json
+from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.transfer import STATES, column, number_at, read_rows
 
 if TYPE_CHECKING:

@@ -18,17 +18,8 @@ from nanoscale.commands.options import number
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean, one_of
 from nanoscale.experiments.results import RESULTS, STUDY, Study, row_of
 from nanoscale.spec.sources import FIELDS
-from nanoscale.store.folder import (
-    COMPLETE,
-    CONFIG,
-    DIVERGED,
-    FINISHED,
-    RUNNING,
-    WAITING,
-    RunFolder,
-    check_outputs,
-    write_json,
-)
+from nanoscale.store.files import check_outputs, write_json
+from nanoscale.store.folder import COMPLETE, CONFIG, DIVERGED, FINISHED, RUNNING, WAITING, RunFolder
 from nanoscale.store.folder import FAILED as RUN_FAILED
 
 if TYPE_CHECKING:

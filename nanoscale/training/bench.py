@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.data.dataset import GPT2_VOCAB_SIZE, Dataset, open_dataset
 from nanoscale.errors import DONE, UserError, did_you_mean, disk_errors
 from nanoscale.spec.config import ExperimentConfig
-from nanoscale.spec.counting import parameter_counts, resolve
+from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import FIELDS, Source, build, coerce, help_text, parse_arguments, typed
-from nanoscale.store.folder import RunSpec
+from nanoscale.store.folder import run_spec
 
 if TYPE_CHECKING:
     from nanoscale.training.run import Run
@@ -85,7 +87,7 @@ def requested(arguments: Sequence[str]) -> Request:
     sources = [DEFAULTS, *parse_arguments(rest)]
     config = build(sources)
     dataset = real_dataset(config) if own["real_data"] else random_dataset(config)
-    spec = RunSpec.of(resolve(config, dataset.vocab_size), dataset, typed(sources))
+    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
     return Request(spec, dataset, own["real_data"], own["profile"], peer)
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from nanoscale.errors import UserError
-from nanoscale.store.folder import RunSpec, atomic_write
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.files import atomic_write
 
 FORMAT, SCHEMA = "nanoscale", 1
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from nanoscale.data.dataset import evaluation_windows, windows
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks
-from nanoscale.store.folder import CHECKPOINT, RunFolder, RunSpec
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.folder import CHECKPOINT, RunFolder
 from nanoscale.training.run import Run, build, dataset_of, load_start
 
 AT_ONCE = 4096  # tokens, if a batch is smaller: without a backward pass there is room

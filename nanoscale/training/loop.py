@@ -25,14 +25,16 @@ from nanoscale.errors import UserError
 from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks, gathered, no_sync, session, whole
 from nanoscale.signals import stop_requests
-from nanoscale.spec.config import label, warnings
 from nanoscale.spec.counting import (
     flops_per_iter,
     flops_per_token,
     parameter_counts,
     parameters_by_role,
 )
+from nanoscale.spec.identity import RunSpec, label
+from nanoscale.spec.resolve import warnings
 from nanoscale.spec.schedule import lr_multiplier
+from nanoscale.store.files import atomic_write, cut_rows, write_json
 from nanoscale.store.folder import (
     BEST,
     CHECKPOINT,
@@ -46,12 +48,8 @@ from nanoscale.store.folder import (
     WAITING,
     WINDOWS,
     RunFolder,
-    RunSpec,
-    atomic_write,
     checkpoint_file,
-    cut_rows,
     parse_branch,
-    write_json,
 )
 from nanoscale.store.lease import Held, Lease
 from nanoscale.store.provenance import provenance

@@ -19,7 +19,8 @@ from nanoscale.model.distributed import Ranks, gathered, held_as, pick_device, p
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
 from nanoscale.spec.config import ExperimentConfig
-from nanoscale.store.folder import CHECKPOINT, RunFolder, RunSpec, checkpoint_file, parse_branch
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.folder import CHECKPOINT, RunFolder, checkpoint_file, parse_branch
 from nanoscale.store.resume import check_past
 from nanoscale.training import checkpoint, numerics
 from nanoscale.training.numerics import DTYPES

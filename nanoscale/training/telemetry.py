@@ -22,7 +22,9 @@ from nanoscale.model.distributed import whole
 from nanoscale.model.gpt import GPT, Probe
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.counting import flops_per_iter, peak_flops
-from nanoscale.store.folder import LOG, ROWS, RunFolder, RunSpec, row_line
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.files import row_line
+from nanoscale.store.folder import LOG, ROWS, RunFolder
 
 
 class Log:

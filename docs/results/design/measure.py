@@ -22,7 +22,7 @@ from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, simulate, standard_error
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.questions import Question
-from nanoscale.store.folder import write_text
+from nanoscale.store.files import write_text
 
 RESAMPLES = 300
 WORLDS, FEWER = 1000, 300  # what is recommended; what is there for comparison

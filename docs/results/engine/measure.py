@@ -28,7 +28,8 @@ from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.backends import Exit, Local
 from nanoscale.experiments.machine import Slot
-from nanoscale.store.folder import COMPLETE, METRICS, RunFolder, write_json, write_text
+from nanoscale.store.files import write_json, write_text
+from nanoscale.store.folder import COMPLETE, METRICS, RunFolder
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

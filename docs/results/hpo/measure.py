@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.report.style import INK, MUTED, RULE, SIZES, canvas, save, styled
-from nanoscale.store.folder import write_json, write_text
+from nanoscale.store.files import write_json, write_text
 from nanoscale.studies.student import t_quantile
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from nanoscale.laws import fit_law
-from nanoscale.store.folder import write_json
+from nanoscale.store.files import write_json
 
 RESAMPLES, DELTA, SEED, TURNS = 4000, 1e-3, 42, 3
 TIMED = {"autograd": 200, "hand": 400}  # resamples of each loop

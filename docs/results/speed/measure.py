@@ -23,7 +23,7 @@ import torch
 
 from nanoscale.errors import exit_code_of
 from nanoscale.spec.counting import flops_per_iter
-from nanoscale.store.folder import atomic_write, write_json
+from nanoscale.store.files import atomic_write, write_json
 from nanoscale.training import bench as benchmark
 from nanoscale.training.run import Run
 from nanoscale.training.telemetry import device_name

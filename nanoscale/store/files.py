@@ -1,0 +1,119 @@
+"""Files written whole or not at all, JSON in and out, and rows whose torn last line is ignored.
+
+A file is written beside its target and takes its place by a rename; numbers keep full precision and
+non-finite ones are null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nanoscale.errors import UserError, disk_errors, one_of
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path that takes `path`'s place when the block ends well, else disappears."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())  # a rename must never outlive its contents
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's types; non-finite numbers become None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def check_outputs(options: Mapping[str, str]) -> None:
+    """Refuse the files of `--json` and `--figure` that could not be written, before any work."""
+    for name, endings in (("json", (".json",)), ("figure", (".png", ".pdf", ".svg"))):
+        path = options.get(name)
+        if path and Path(path).suffix.lower() not in endings:
+            raise UserError(f"--{name}={path}: end the name in {one_of(endings)}")
+        if path and not Path(path).parent.is_dir():
+            raise UserError(f"--{name}={path}: there is no folder {Path(path).parent}; make it "
+                            "first")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; a UserError if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is this a run folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not valid JSON ({e}); delete the folder to start it anew") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """One row of `metrics.jsonl`."""
+    return json.dumps(plain(row), separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; none if it is missing; a torn last line is ignored."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    # every whole row ends in a newline, so what follows the last one is torn (or empty)
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as e:
+        raise UserError(f"{path}: a broken row ({e}); the file was changed from outside") from e
+
+
+def cut_rows(path: Path, last_step: int) -> None:
+    """Drop the rows after `last_step`, atomically: what a resumed run will write again."""
+    rows = read_rows(path)
+    write_text(path, "".join(row_line(r) for r in rows if r["step"] <= last_step))
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folders that `path.mkdir(parents=True)` would make, deepest first."""
+    return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a folder to the first free `<name>.old-<k>` and return the new path."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise UserError(f"{path} holds another run and cannot be moved aside while you are in it; "
+                        "choose another folder")
+    k = 1
+    while (aside := path.with_name(f"{path.name}.old-{k}")).exists():
+        k += 1
+    with disk_errors(path):
+        os.rename(path, aside)
+    return aside
