@@ -1,0 +1,208 @@
+"""One suite for every backend: this machine's, Ray's, and a real Slurm's where there is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+
+import pytest
+from fake_worker import CRASH, DIE, DIVERGE, REFUSE, SLOW, TINY
+from grids import FAKE, a_runner, running, starts
+
+from nanoscale.errors import UserError
+from nanoscale.experiments import ExperimentRunner, clusters, pool
+from nanoscale.experiments.backends import ForkServer, Subprocess
+from nanoscale.experiments.clusters import Ray, Slurm, backend_of
+from nanoscale.experiments.machine import Slot
+
+
+def has_slurm() -> bool:
+    return shutil.which("sinfo") is not None and subprocess.run(
+        ["sinfo"], capture_output=True).returncode == 0
+
+
+def a_ray() -> Ray:
+    pytest.importorskip("ray")
+    return Ray(FAKE)
+
+
+def a_slurm() -> Slurm:
+    if not has_slurm():
+        pytest.skip("no Slurm here")
+    clusters.SEEN_SECONDS = 0.5
+    return Slurm(FAKE, {"partition": "low"}, home="experiments_out/slurm", most=2)
+
+
+BACKENDS = {"fork": lambda: ForkServer(FAKE), "subprocess": lambda: Subprocess(FAKE),
+            "ray": a_ray, "slurm": a_slurm}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of it, at length
+    made = BACKENDS[request.param]()
+    yield made
+    made.close()
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+
+
+def test_every_kind_of_end_has_its_state(backend):
+    study = a_runner(backend=backend, retries=0).run_grid(
+        "g", TINY, {"beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]})
+    assert study.frame()["state"].tolist() == ["COMPLETE", "FAILED", "FAILED", "DIVERGED", "FAILED"]
+    kinds = [folder.status().get("kind") for _, folder in study.runs()]
+    assert (kinds[1], kinds[2], kinds[4]) == ("crash", "crash", "refused")
+    folder = next(study.runs())[1]
+    assert "threads 1 from 0" in (folder / "log.txt").read_text()
+    again = a_runner(backend=backend).run_grid("g", TINY, {"beta1": [0.9]})
+    assert set(again.plan.values()) == {"cached"}
+
+
+def test_an_interrupt_lets_every_run_save_and_the_next_call_goes_on(backend, tmp_path, monkeypatch):
+    def interrupt() -> None:
+        running(tmp_path / "experiments_out", 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    base, grid = TINY | {"max_iters": 60}, {"n_layer": [1, 2], "beta1": [SLOW]}
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        a_runner(backend=backend, workers=2).run_grid("g", base, grid)
+    interrupter.join()
+    monkeypatch.setenv("SLOW_SECONDS", "0")
+    study = a_runner(backend=ForkServer(FAKE)).run_grid("g", base, grid)
+    assert study.ok
+    assert set(study.plan.values()) == {"resume"}
+    for _, folder in study.runs():
+        assert [first > 0 for _, first in starts(folder)] == [False, True]
+        assert [row["step"] for row in folder.rows()] == list(range(1, 61))
+
+
+def test_a_run_beyond_its_time_saves_while_others_go_on(backend, monkeypatch):
+    monkeypatch.setattr(pool, "LIMITS_SECONDS", 0.05)
+    grid = {"beta1": [SLOW], "max_iters": [200, 5]}
+    study = a_runner(backend=backend, workers=2, time_limit=8).run_grid("g", TINY, grid)
+    assert study.frame()["state"].tolist() == ["FAILED", "COMPLETE"]
+    long = next(study.runs())[1]
+    assert long.status()["kind"] == "time"
+    assert 0 < long.status()["checkpoint_step"] < 200
+    assert [len(starts(folder)) for _, folder in study.runs()] == [1, 1]
+
+
+# -- Ray ------------------------------------------------------------------------------------------
+def test_a_task_that_ray_loses_is_tried_again(tmp_path):
+    backend = a_ray()
+
+    def murder() -> None:
+        pid = running(tmp_path / "experiments_out", 1)[0]
+        import psutil
+
+        process = psutil.Process(pid)
+        parent = process.parent()
+        parent.kill()  # Ray's worker
+        process.kill()
+
+    killer = threading.Thread(target=murder)
+    killer.start()
+    study = a_runner(backend=backend, workers=1).run_grid(
+        "g", TINY | {"max_iters": 30}, {"n_layer": [1], "beta1": [SLOW]})
+    killer.join()
+    assert study.ok
+    assert len(starts(next(study.runs())[1])) == 2
+
+
+# -- Slurm ----------------------------------------------------------------------------------------
+def test_what_sbatch_is_given(tmp_path):
+    """The contract, where no Slurm is: one array, requeued, warned before its end."""
+    slurm = Slurm(FAKE, {"partition": "gpu", "time": "4:00:00"}, home=tmp_path / "a b")
+    slots = slurm.slots("cuda", 3, 5)
+    assert len(slots) == 5
+    text = slurm.script("x", 7, Slot({"OMP_NUM_THREADS": "3"}))
+    for line in ("#SBATCH --array=0-6", "#SBATCH --requeue", "#SBATCH --signal=B:TERM@90",
+                 "#SBATCH --partition=gpu", "#SBATCH --time=4:00:00", "#SBATCH --cpus-per-task=3",
+                 "export OMP_NUM_THREADS=3", "trap 'asked=1; kill -TERM $run' TERM"):
+        assert line in text.splitlines()
+    assert subprocess.run(["sh", "-n"], input=text, text=True, check=True).returncode == 0
+
+
+def test_the_job_script_runs_its_folder_and_writes_the_code_down(tmp_path):
+    """The script itself, by hand: a run that is asked to save passes its code on."""
+    study = a_runner(time_limit=0.5).run_grid("g", TINY | {"max_iters": 50}, {"beta1": [SLOW]})
+    folder = next(study.runs())[1].path.absolute()
+    slurm = Slurm(FAKE, home=tmp_path)
+    (tmp_path / "x.folders").write_text(f"{folder}\n")
+    (tmp_path / "x.sh").write_text(slurm.script("x", 1, Slot({})))
+    process = subprocess.Popen(["sh", str(tmp_path / "x.sh")],
+                               env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"})
+    running(tmp_path / "experiments_out", 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 130
+    assert slurm._code(("1", "x", 0)) == 130
+    (tmp_path / "x.1.exit").write_text("137\n")
+    assert slurm._code(("1", "x", 1)) == -9
+    assert slurm._code(("1", "x", 2)) is None
+
+
+def test_a_preempted_run_saves_and_slurm_brings_it_back(tmp_path):
+    backend = a_slurm()
+
+    def preempt() -> None:
+        running(tmp_path / "experiments_out", 1)
+        subprocess.run(["sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null",
+                        "--wrap", "sleep 2"], check=True, capture_output=True)
+
+    intruder = threading.Thread(target=preempt)
+    intruder.start()
+    study = a_runner(backend=backend, workers=1).run_grid(
+        "g", TINY | {"max_iters": 100}, {"n_layer": [1], "beta1": [SLOW]})
+    intruder.join()
+    assert study.ok
+    folder = next(study.runs())[1]
+    begun = [first for _, first in starts(folder)]
+    assert len(begun) == 2
+    assert begun[1] > 0
+    assert {row["step"] for row in folder.rows()} == set(range(1, 101))
+
+
+# -- names ----------------------------------------------------------------------------------------
+def test_backends_have_names(tmp_path):
+    assert isinstance(backend_of("ray", tmp_path, {"address": "x"}), Ray)
+    assert isinstance(backend_of("slurm", tmp_path, {"partition": "p"}), Slurm)
+    assert backend_of("local", tmp_path, {}).local
+    with pytest.raises(UserError, match=r"backend='slrm': choose 'local'.*did you mean 'slurm'"):
+        ExperimentRunner(backend="slrm")
+
+
+def test_a_backend_that_is_not_here_is_refused_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"needs ray: pip install 'nanoscale\[ray\]'"):
+        a_runner(backend="ray").run_grid("g", TINY, {"n_layer": [1]})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm = Slurm(FAKE, home=tmp_path / "s")
+    slurm.start(tmp_path, Slot({}))
+    with pytest.raises(UserError, match="there is no sbatch here"):
+        slurm.poll(0)
+
+
+def test_a_missed_look_at_the_queue_is_no_end(monkeypatch, tmp_path):
+    slurm = Slurm(FAKE, home=tmp_path)
+    slurm._running["7", "x", 0] = tmp_path
+    answers = iter([UserError("squeue: Unable to contact slurm controller"), "7 0 RUNNING\n",
+                    "7 0 COMPLETED\n"])
+
+    def command(*words: str) -> str:
+        answer = next(answers)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(clusters, "command", command)
+    monkeypatch.setattr(clusters, "SEEN_SECONDS", 0)
+    assert slurm.poll(0) == []
+    assert slurm.poll(0) == []
+    assert [gone.code for gone in slurm.poll(0)] == [None]

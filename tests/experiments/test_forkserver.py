@@ -1,0 +1,137 @@
+"""Children that stay for the next run of their shape: what they share, and what they must not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import psutil
+import pytest
+from fake_worker import CRASH, DIE, DIVERGE, TINY
+from grids import a_runner, starts, wait_for
+
+from nanoscale.experiments import ExperimentRunner, backends
+from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.experiments.machine import Slot
+from nanoscale.store.folder import TIMING_COLUMNS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+COMPILED = TINY | {"compile": True}
+
+
+def pids(study) -> list[int]:
+    """Of every start, in the order of the cells."""
+    return [pid for _, folder in study.runs() for pid, _ in starts(folder)]
+
+
+def test_compiled_runs_of_a_shape_share_a_process_and_others_share_none():
+    study = a_runner(workers=1).run_grid("g", COMPILED, {"n_layer": [1, 2], "seed": [1, 2, 3]})
+    assert study.ok
+    found = pids(study)
+    assert [found.count(pid) for pid in found] == [3] * 6
+    alone = a_runner(workers=1).run_grid("h", TINY, {"seed": [7, 8, 9]})
+    assert len(set(pids(alone))) == 3
+
+
+@pytest.mark.parametrize(("beta1", "stays"), [(DIVERGE, True), (CRASH, False), (DIE, False)])
+def test_a_process_outlives_a_result_and_no_failure(beta1, stays):
+    study = a_runner(workers=1, retries=0).run_grid(
+        "g", COMPILED, {"beta1": [0.9, beta1, 0.91, 0.92]})
+    first, failed, second, third = pids(study)
+    assert failed == first
+    assert (second == first) == stays
+    assert third == second
+    assert [str(pid) in (folder / "log.txt").read_text() for pid, (_, folder) in
+            zip(pids(study), study.runs(), strict=True)] == [True] * 4
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A fork server whose runs print their pid; those called slow go on until they are stopped."""
+    (tmp_path / "look.py").write_text(textwrap.dedent("""
+        import os, signal, sys, time
+        sys.modules["__main__"].MOST_RUNS = 3
+        def main(arguments):
+            stopped = []
+            signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+            print(os.getpid())
+            assert "crash" not in arguments[1]
+            while "slow" in arguments[1] and not stopped:
+                time.sleep(0.01)
+            return 130 if stopped else 0
+        """))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(backends, "shape_of", lambda folder: folder.path.name.split("-")[0])
+    backend = ForkServer(Worker(entry="look:main", preload=()))
+    yield backend
+    backend.close()
+
+
+def started(server: ForkServer, folder: Path) -> int:
+    """The pid of a run, once it runs."""
+    folder.mkdir()
+    server.start(folder, Slot({}))
+    log = folder / "log.txt"
+    wait_for(lambda: log.exists() and "\n" in log.read_text())
+    return int(log.read_text().split()[0])
+
+
+def codes(server: ForkServer, number: int) -> list[int]:
+    """The codes of the next exits."""
+    exits: list = []
+    wait_for(lambda: exits.extend(server.poll(0.1)) or len(exits) >= number)
+    return [gone.code for gone in exits]
+
+
+def test_a_process_takes_its_share_of_runs_and_leaves_for_another_shape(server, tmp_path):
+    found = []
+    for name in ("a-1", "a-2", "a-3", "a-4", "b-1", "a-5"):
+        found.append(started(server, tmp_path / name))
+        assert codes(server, 1) == [0]
+    first, second, third, fourth, other, last = found
+    assert first == second == third
+    assert len({first, fourth, other, last}) == 4
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in (first, fourth, other)))
+    assert psutil.pid_exists(last)
+    server.close()
+    assert not psutil.pid_exists(last)
+
+
+def test_a_busy_process_is_not_asked_and_a_stopped_one_leaves(server, tmp_path):
+    slow, other = (started(server, tmp_path / name) for name in ("a-slow", "a-2"))
+    assert slow != other
+    assert codes(server, 1) == [0]
+    assert started(server, tmp_path / "a-3") == other
+    assert codes(server, 1) == [0]
+    server.stop(folders=[tmp_path / "a-slow"])
+    assert codes(server, 1) == [130]
+    wait_for(lambda: not psutil.pid_exists(slow))
+    os.kill(other, signal.SIGKILL)  # while it waits
+    wait_for(lambda: not psutil.pid_exists(other))
+    third = started(server, tmp_path / "a-4")
+    assert third not in (slow, other)
+    assert codes(server, 1) == [0]
+    assert started(server, tmp_path / "a-crash") == third
+    assert codes(server, 1) == [1]
+
+
+def test_what_a_run_computes_is_the_same_in_a_process_that_has_run_another(monkeypatch):
+    """Real training, with dropout; a diverged run and another shape of data order between."""
+    pytest.importorskip("torch")
+
+    def rows(name: str, shape: str) -> list[list[dict]]:
+        monkeypatch.setattr(backends, "shape_of", lambda folder: shape)
+        study = ExperimentRunner(output_root=name, workers=1).run_grid(
+            "g", TINY | {"dropout": 0.1, "eval_interval": 2, "eval_iters": 1, "warmup_iters": 0},
+            {"learning_rate": [1e-2, 1e30, 2e-2], "optimizer": ["muon", "adamw"]})
+        assert len({line for _, folder in study.runs()
+                    for line in (folder / "log.txt").read_text().splitlines()[:1]}) == 1
+        return [[{k: v for k, v in row.items() if k not in TIMING_COLUMNS}
+                 for row in folder.rows()] for _, folder in study.runs()]
+
+    apart = rows("apart", "")
+    assert rows("together", "one") == apart
+    assert len(apart[0]) > 5

@@ -1,0 +1,400 @@
+"""Searches: proposals that depend on seed and results alone, rungs as branches, no run lost."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from fake_worker import CRASH, DIVERGE, TINY, VALLEY
+from grids import a_runner, starts
+
+from nanoscale.errors import UserError
+from nanoscale.experiments import search as module
+from nanoscale.experiments.search import Plan, Search, uniform
+from nanoscale.experiments.space import read_space
+
+LR = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+SPACE = LR | {"weight_decay": {"low": 0.0, "high": 0.5}}
+BASE = TINY | {"beta1": VALLEY}  # lowest at learning_rate 0.003
+needs_optuna = pytest.mark.usefixtures("optuna")
+
+
+@pytest.fixture
+def optuna():
+    return pytest.importorskip("optuna")
+
+
+def octaves(lr: float) -> float:
+    """How far a learning rate is from the fake worker's best."""
+    return abs(math.log2(lr / 0.003))
+
+
+def values(study) -> list[dict]:
+    return [entry["values"] for entry, _ in study.runs()]
+
+
+# -- spaces ---------------------------------------------------------------------------------------
+def test_a_space_draws_from_its_measure():
+    space = read_space(LR | {"n_layer": {"low": 1, "high": 3}, "optimizer": ["adamw", "muon"],
+                             "parametrization": {"alpha": {"low": 0.5, "high": 1}}}, "space")
+    assert list(space) == ["learning_rate", "n_layer", "optimizer", "parametrization.alpha"]
+    drawn = [{k: d.at(uniform(7, i, k)) for k, d in space.items()} for i in range(3000)]
+    lrs = sorted(math.log10(d["learning_rate"]) for d in drawn)
+    assert lrs[0] >= -4
+    assert lrs[-1] <= -1
+    assert lrs[1500] == pytest.approx(-2.5, abs=0.1)
+    counts = [[d["n_layer"] for d in drawn].count(n) for n in (1, 2, 3)]
+    assert all(900 < n < 1100 for n in counts)
+    assert {d["optimizer"] for d in drawn} == {"adamw", "muon"}
+    assert all(d["learning_rate"] == float(f"{d['learning_rate']:.5g}") for d in drawn)
+    ends = read_space({"n_layer": {"low": 1, "high": 8, "log": True}}, "s")["n_layer"]
+    assert (ends.at(0.0), ends.at(1 - 1e-12)) == (1, 8)
+
+
+@pytest.mark.parametrize(("space", "words"), [
+    ({}, ["space: give at least one key"]),
+    ({"learning_rte": [1, 2]}, ["learning_rte", "did you mean 'learning_rate'"]),
+    ({"learning_rate": 1e-3}, ["learning_rate=0.001", "a list, or a range"]),
+    ({"learning_rate": [1e-3]}, ["at least two"]),
+    ({"learning_rate": {"low": 1e-3}}, ["a range needs 'high'"]),
+    ({"learning_rate": {"low": 1, "high": 1}}, ["low < high"]),
+    ({"learning_rate": {"low": 0, "high": 1, "log": True}}, ["both above 0 for log"]),
+    ({"learning_rate": {"low": 1, "high": 2, "lgo": True}}, ["unknown 'lgo'"]),
+    ({"learning_rate": {"low": 1, "high": 2, "log": "yes"}}, ["log='yes'"]),
+    ({"learning_rate": {"low": "x", "high": 2}}, ["learning_rate=x", "a number"]),
+    ({"use_rope": {"low": 0, "high": 1}}, ["no numbers; give a list"]),
+    ({"out_dir": ["a", "b"]}, ["says where or how"]),
+    ({"n_head": [2, 3]}, ["n_head=3", "not divisible"]),
+])
+def test_a_bad_space_is_refused_before_anything_is_written(space, words):
+    with pytest.raises(UserError) as refusal:
+        a_runner().run_random("s", BASE, space, trials=2)
+    for word in words:
+        assert word in str(refusal.value)
+    assert not Path("experiments_out").exists()
+
+
+def test_a_combination_that_makes_no_run_is_said_and_counts_as_failed(capsys):
+    study = a_runner().run_random("s", BASE, {"n_head": [1, 4], "n_embd": [16, 18]}, trials=12)
+    said = capsys.readouterr().out.count("is none: space, cell n_head=4, n_embd=18")
+    assert said > 0
+    assert len(study) == 12 - said
+    assert len({folder.path for _, folder in study.runs()}) == 3  # equal cells are one run
+    assert study.ok
+    again = a_runner().run_random("s", BASE, {"n_head": [1, 4], "n_embd": [16, 18]}, trials=12)
+    assert again.record["runs"] == study.record["runs"]
+    assert all(len(starts(folder)) == 1 for _, folder in again.runs())
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"sampler": "tpee"}, "choose 'random', 'tpe'"), ({"trials": 0}, "at least 1"),
+    ({"rungs": [5, 5]}, "growing numbers"), ({"promote": 1.5}, "between 0 and 1"),
+    ({"sampler": "gp", "rungs": [5, 10]}, "whole trials only")])
+def test_a_bad_search_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        a_runner().run_hpo("s", BASE, LR, **options)
+    assert not Path("experiments_out").exists()
+
+
+def test_a_sampler_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs optuna: pip install 'nanoscale\[hpo\]'"):
+        a_runner().run_hpo("s", BASE, LR)
+
+
+# -- random ---------------------------------------------------------------------------------------
+def test_random_trials_are_functions_of_seed_and_number_and_more_add_to_them():
+    three = a_runner().run_random("s", BASE, SPACE, trials=3)
+    again = a_runner().run_random("s", BASE, SPACE, trials=3)
+    five = a_runner().run_random("s", BASE, SPACE, trials=5)
+    assert values(three) == values(again) == values(five)[:3]
+    assert len(five) == 5
+    assert [len(starts(folder)) for _, folder in five.runs()] == [1] * 5
+    other = a_runner().run_random("t", BASE, SPACE, trials=3, search_seed=1)
+    assert values(other) != values(three)
+    assert list(five.frame().columns[:2]) == ["learning_rate", "weight_decay"]
+    assert five.best["val_loss"] == five.frame()["val_loss"].min()
+
+
+def test_a_dry_search_writes_nothing_and_says_what_it_would_cost(capsys):
+    a_runner().run_random("s", BASE, SPACE, trials=4, dry_run=True)
+    assert "4 trials of learning_rate, weight_decay by random: about" in capsys.readouterr().out
+    assert not Path("experiments_out").exists()
+
+
+# -- samplers -------------------------------------------------------------------------------------
+@needs_optuna
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cma"])
+def test_a_sampler_finds_the_valley_and_total_means_total(sampler):
+    if sampler == "gp":
+        pytest.importorskip("scipy")
+    if sampler == "cma":
+        pytest.importorskip("cmaes")
+    study = a_runner(workers=2).run_hpo("s", BASE, SPACE, trials=24, sampler=sampler)
+    assert len(study) == 24
+    first, later = values(study)[:10], values(study)[10:]
+    near = [sorted(octaves(v["learning_rate"]) for v in some) for some in (first, later)]
+    assert near[1][len(later) // 2] < near[0][5], "no better than chance"
+    assert octaves(study.best["values"]["learning_rate"]) < 0.8
+    again = a_runner().run_hpo("s", BASE, SPACE, trials=24, sampler=sampler)
+    assert values(again) == values(study)
+    assert all(len(starts(folder)) == 1 for _, folder in again.runs())
+
+
+@needs_optuna
+def test_proposals_depend_on_seed_number_and_results_alone():
+    plan = Plan(read_space(SPACE, "s"), 40, "tpe", 3)
+
+    def search() -> Search:
+        made = Search(plan)
+        for i in range(12):
+            trial = made.add(made.draw(i))
+            made.tell(trial, octaves(trial.values["learning_rate"]))
+        return made
+
+    one, two = search(), search()
+    assert one.draw(12) == two.draw(12)
+    assert one.draw(12) != one.draw(13)
+    two.trials[3].losses = [99.0]
+    two.trials[5].losses = [-99.0]
+    assert one.draw(12) != two.draw(12)
+
+
+@needs_optuna
+def test_a_killed_search_goes_on_with_the_trials_it_had(monkeypatch):
+    whole = a_runner(workers=1).run_hpo("whole", BASE, SPACE, trials=14)
+    cost = next(whole.runs())[0]["flops"]
+    part = a_runner(workers=1, budget=11 * cost, output_root="other").run_hpo(
+        "whole", BASE, SPACE, trials=14)
+    assert len(part) == 11
+    rest = a_runner(workers=1, output_root="other").run_hpo("whole", BASE, SPACE, trials=14)
+    assert values(rest) == values(whole)
+    assert [len(starts(folder)) for _, folder in rest.runs()] == [1] * 14
+
+
+@needs_optuna
+def test_what_other_studies_found_is_told_first(capsys):
+    runner = a_runner()
+    runner.run_grid("g", BASE, {"learning_rate": [0.002, 0.003, 0.004, 0.3], "weight_decay": [0.1]})
+    runner.run_grid("h", BASE | {"n_layer": 2}, {"learning_rate": [0.01]})
+    capsys.readouterr()
+    study = runner.run_hpo("s", BASE, SPACE, trials=2)
+    assert "3 runs of other studies are known, 0 of this one" in capsys.readouterr().out
+    assert len(study) == 2
+    runner.run_hpo("s", BASE, SPACE, trials=2)
+    assert "3 runs of other studies are known, 2 of this one" in capsys.readouterr().out
+
+
+@needs_optuna
+def test_diverged_and_failed_trials_are_told_as_such(optuna):
+    study = a_runner(retries=0, workers=1).run_hpo(
+        "s", TINY, LR | {"beta1": [VALLEY, DIVERGE, CRASH]}, trials=14)
+    states = study.states()
+    assert states["DIVERGED"] > 0
+    assert states["FAILED"] > 0
+    assert study.best["values"]["beta1"] == VALLEY
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(
+        str(study.folder / "optuna.journal")))
+    told = optuna.load_study(study_name="s", storage=journal).trials
+    assert len(told) == 14 - states["FAILED"]
+    worst = max(t.value for t in told if t.params["beta1"] == VALLEY)
+    assert all(t.value >= worst for t in told if t.params["beta1"] == DIVERGE)
+
+
+# -- rungs ----------------------------------------------------------------------------------------
+def test_the_best_of_a_rung_go_on_and_the_others_cost_no_more():
+    space = read_space(LR, "s")
+    search = Search(Plan(space, 9, "random", 0, (10, 20, 40), 1 / 3))
+    order = []
+    while (trial := search.propose()) is not None:
+        order.append((trial.number, len(trial.losses)))
+        search.tell(trial, octaves(trial.values["learning_rate"]) / (1 + len(trial.losses)))
+    reached = sorted(len(t.losses) for t in search.trials)
+    assert reached == [1] * 6 + [2, 2, 3]
+    best = min(search.trials, key=lambda t: octaves(t.values["learning_rate"]))
+    assert search.best() is best
+    assert len(best.losses) == 3
+    assert [n for n, rung in order if rung == 0] == list(range(9))
+    assert [rung for _, rung in order] == [0] * 9 + [1] * 3 + [2]
+
+
+def test_a_diverged_or_failed_trial_is_never_promoted():
+    search = Search(Plan(read_space(LR, "s"), 3, "random", 0, (10, 20), 0.9))
+    for loss in (math.inf, None, 2.0):
+        trial = search.propose()
+        search.tell(trial, loss)
+    assert search.propose() is search.trials[2]
+    assert search.propose() is None
+
+
+def test_rungs_are_branches_off_the_trunk(capsys):
+    study = a_runner(workers=1).run_hpo("s", BASE | {"warmup_iters": 1}, LR, trials=9,
+                                        sampler="random", rungs=[10, 20, 40])
+    entries = study.record["runs"]
+    assert [sum(e["rung"] == r for e in entries) for r in range(3)] == [9, 3, 1]
+    by_folder = {e["folder"]: e for e in entries}
+    per_step = entries[0]["flops"] // 10
+    for entry, folder in study.runs():
+        config = folder.spec().config
+        rung = entry["rung"]
+        length = (10, 20, 40)[rung]
+        assert (config.lr_schedule, config.max_iters, config.lr_decay_iters) == (
+            "wsd", length, length)
+        start = length - round(config.cooldown_frac * length)
+        assert config.checkpoint_steps == (start,)
+        if rung:
+            parent, at = config.branch_from.rsplit("@", 1)
+            below = by_folder[Path(parent).name]
+            assert (below["trial"], below["rung"]) == (entry["trial"], rung - 1)
+            assert int(at) == start // 2
+            assert entry["flops"] == per_step * (length - int(at))
+        else:
+            assert entry["flops"] == per_step * 10
+    assert f"{sum(e['flops'] for e in entries):.3g} FLOPs" in capsys.readouterr().out
+    again = a_runner().run_hpo("s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random",
+                               rungs=[10, 20, 40])
+    assert len(again) == 13
+    assert all(len(starts(folder)) == 1 for _, folder in again.runs())
+
+
+def test_rungs_share_one_warmup_and_refuse_pasts_that_differ():
+    study = a_runner().run_hpo("s", BASE | {"warmup_frac": 0.5}, LR, trials=3, sampler="random",
+                               rungs=[10, 30])
+    assert {folder.spec().config.warmup_iters for _, folder in study.runs()} == {5}
+    for base, words in (({"parametrization.wd_timescale": "fraction_of_run"}, "wd_timescale"),
+                        ({"warmup_iters": 8}, "the warmup of 8 updates leaves nothing of 10")):
+        with pytest.raises(UserError, match=r"rungs=\[10, 30\]: .*" + words):
+            a_runner().run_hpo("t", BASE | {"warmup_iters": 1} | base, LR, trials=3,
+                               sampler="random", rungs=[10, 30])
+
+
+def test_nothing_here_needs_optuna_for_random(monkeypatch):
+    monkeypatch.setitem(module.__dict__, "quiet", None)
+    study = a_runner().run_random("s", BASE, LR, trials=2)
+    assert json.loads((study.folder / "study.json").read_text())["best"]["val_loss"] > 0
+
+
+# -- what it found --------------------------------------------------------------------------------
+@needs_optuna
+def test_the_importance_names_the_key_that_matters():
+    search = Search(Plan(read_space(SPACE, "s"), 60, "random"))
+    for i in range(60):
+        trial = search.add(search.draw(i))
+        search.tell(trial, 0.05 * octaves(trial.values["learning_rate"]) ** 2)
+    shares = search.importance()
+    assert shares["learning_rate"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    assert Search(search.plan).importance() is None
+
+
+def test_a_surface_and_slices_are_drawn_from_the_trials():
+    from nanoscale.report import contour_figure, search_figure
+    from nanoscale.report.search import smooth
+
+    space = SPACE | {"optimizer": ["adamw", "muon"]}
+    dimensions = read_space(space, "s")
+    trials = [{"values": {k: d.at(uniform(0, i, k)) for k, d in dimensions.items()}}
+              for i in range(30)]
+    for trial in trials:
+        trial["losses"] = [octaves(trial["values"]["learning_rate"])]
+    trials[3]["losses"] = [math.inf]
+    plain = Plan(dimensions, 30, "random").to_json()["space"]
+    shares = {"optimizer": 0.1, "learning_rate": 0.6, "weight_decay": 0.3}
+    panels = search_figure(trials, plain, shares).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["learning_rate", "weight_decay",
+                                                              "optimizer"]
+    assert sum(len(line.get_xdata()) for line in panels[0].lines) == 29 + 1  # and the best again
+    figure = contour_figure(trials, plain, shares)
+    assert figure.axes[0].get_xlabel() == "learning_rate"
+    assert contour_figure(trials, {k: plain[k] for k in ("learning_rate", "optimizer")}) is None
+    import numpy as np
+
+    u, v = np.random.default_rng(0).uniform(size=(2, 400))
+    surface = smooth(u, v, (u - 0.3) ** 2, np.linspace(0, 1, 21))  # rows: v, columns: u
+    assert (np.abs(surface.argmin(1) - 6) <= 2).all()
+
+
+# -- the best values anew, at the size they are for -----------------------------------------------
+PROXY_BASE = BASE | {"n_embd": 64, "n_head": 4, "parametrization.mode": "muP"}
+SMALL = {"n_embd": 16, "n_head": 2}
+
+
+def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsys):
+    study = a_runner().run_hpo("s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL,
+                               seeds=[7, 8])
+    trials = [(e, f) for e, f in study.runs() if not e.get("target")]
+    targets = [(e, f) for e, f in study.runs() if e.get("target")]
+    assert {f.spec().config.n_embd for _, f in trials} == {16}
+    assert [(f.spec().config.n_embd, f.spec().config.seed) for _, f in targets] == [
+        (64, 7), (64, 8)]
+    best = study.best["values"]["learning_rate"]
+    assert best == min((e["trial_values"]["learning_rate"] for e, _ in trials), key=octaves)
+    assert {f.spec().config.learning_rate for _, f in targets} == {best}
+    frame = study.frame()
+    assert frame["n_embd"].tolist() == [16] * 6 + [64] * 2
+    assert study.target["val_loss"] == dict(zip([7, 8], frame["val_loss"][6:], strict=True))
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert f"target: val_loss {frame['val_loss'][6:].mean():.4f} +- " in said
+    again = a_runner().run_hpo("s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL,
+                               seeds=[7, 8, 9])
+    assert [len(starts(folder)) for _, folder in again.runs()] == [1] * 9
+
+
+def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
+    study = a_runner().run_hpo("s", BASE | {"warmup_frac": 0.2}, LR, trials=3, sampler="random",
+                               rungs=[10, 20], seeds=[1, 5])
+    (_, first), (_, second) = [(e, f) for e, f in study.runs() if e.get("target")]
+    for folder in (first, second):
+        c = folder.spec().config
+        assert (c.max_iters, c.lr_schedule, c.warmup_iters, c.branch_from) == (20, "wsd", 2, None)
+
+
+def test_a_trial_that_is_a_target_too_stays_a_trial():
+    def search(trials: int):
+        return a_runner().run_random("s", BASE | {"seed": 3}, LR, trials=trials, seeds=range(3, 5))
+
+    first = search(3)
+    assert len(first) == 4
+    assert list(first.target["val_loss"]) == [3, 4]
+    again = search(4)
+    assert [e["trial"] for e in again.record["runs"] if "trial" in e] == [0, 1, 2, 3]
+    assert [len(starts(folder)) for _, folder in again.runs()] == [1] * len(again)
+
+
+@pytest.mark.parametrize(("base", "proxy", "key"), [
+    ({"parametrization.mode": "SP"}, SMALL, "n_embd"),
+    ({}, SMALL | {"max_iters": 3}, "max_iters"), ({}, {"n_layer": 2}, "n_layer"),
+    ({"parametrization.mode": "CompleteP"}, {"n_layer": 2}, ""),
+    ({"parametrization.base_tokens": 80}, {"max_iters": 3}, "")])
+def test_what_no_rule_carries_from_proxy_to_target_is_said(base, proxy, key, capsys):
+    a_runner().run_random("s", PROXY_BASE | base, LR, trials=2, proxy=proxy, seeds=[1],
+                          dry_run=True)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no rule of" in line]
+    assert [f"carries the best values over {key}," in line for line in said] == [True] * bool(key)
+
+
+def test_a_budget_keeps_what_the_target_costs():
+    def spent(budget: float | None) -> list[int]:
+        study = a_runner(budget=budget).run_random(f"s{budget}", PROXY_BASE, LR, trials=5,
+                                                   proxy=SMALL, seeds=[1])
+        return [e["flops"] for e in study.record["runs"]]
+
+    *trials, target = spent(None)
+    *fewer, same = spent(target + 2.5 * trials[0])
+    assert same == target
+    assert fewer == trials[:2]
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"proxy": SMALL}, "give the seeds"), ({"seeds": ["x"]}, "a list of whole numbers"),
+    ({"seeds": 3}, "expected a list"),
+    ({"proxy": {"learning_rate": 1}, "seeds": [1]}, "of the proxy and of the space"),
+    ({"proxy": {"n_embed": 1}, "seeds": [1]}, "did you mean 'n_embd'"),
+    ({"proxy": {"n_embd": 17}, "seeds": [1]}, "not divisible")])
+def test_a_bad_proxy_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        a_runner().run_random("s", PROXY_BASE, LR, trials=2, **options)
+    assert not Path("experiments_out").exists()

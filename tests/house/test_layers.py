@@ -1,0 +1,199 @@
+"""The house: who may import whom, who may import torch, and how long a piece may be."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import PACKAGE, ROOT, run_python
+
+# From the bottom up: a module imports its own layer and those above it in this list.
+LAYERS = [
+    ["errors", "signals", "student"],
+    ["options"],
+    ["lease"],
+    ["config"],
+    ["sources", "architecture", "schedule", "provenance"],
+    ["counting"],
+    ["records"],
+    ["resume"],
+    ["parametrization", "memory"],
+    ["data", "documents", "synthetic", "prepare"],
+    # from here on torch
+    ["ops", "distributed"],
+    ["kernels"],
+    ["fused"],
+    ["model", "muon", "adamw"],
+    ["optim"],
+    ["checkpoint", "telemetry"],
+    ["numerics"],
+    ["runtime"],
+    ["evaluation"],
+    ["training"],
+    ["sampling", "benchmark", "peer", "export"],
+    # many runs, and what they say: torch-free again
+    ["experiments", "laws", "checks", "report"],
+    ["recipes"],
+    ["transfer", "coord_check", "arms", "compare"],
+    ["approaches", "law_figures"],
+    ["fit"],
+    ["plan"],
+    ["study"],
+    ["design"],
+    ["commands"],
+    ["cli"],
+    ["__main__"],
+]
+LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+USES_TORCH = {"ops", "kernels", "fused", "adamw", "numerics", "model", "muon", "optim",
+              "checkpoint", "distributed", "telemetry", "runtime", "evaluation", "training",
+              "sampling", "benchmark", "peer", "export"}
+CONTRACTS = ["errors", "signals", "lease", "config", "sources", "architecture", "counting",
+             "schedule", "provenance", "records", "resume"]
+SIBLINGS = {"experiments", "laws", "checks", "report"}  # none imports another
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): f
+           for f in FILES if f != PACKAGE / "__init__.py"}
+
+
+def imports(file: Path) -> set[str]:
+    """What a file imports, anywhere in it: `torch`, or our modules as in MODULES."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("nanoscale.") for name in found if name.startswith("nanoscale.")}
+    known = {name if name in MODULES else name.rpartition(".")[0] for name in ours} - {""}
+    return known | ({"torch"} if any(n.split(".")[0] == "torch" for n in found) else set())
+
+
+IMPORTS = {module: imports(file) for module, file in MODULES.items()}
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+# --- who imports whom --------------------------------------------------------------------------
+
+
+def test_every_module_has_a_place():
+    missing = {top(module) for module in MODULES} - LEVEL.keys()
+    assert not missing, f"give {missing} a place in LAYERS"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_from_a_layer_above_its_own(module):
+    ours = LEVEL.get(top(module), len(LAYERS))
+    higher = {name for name in IMPORTS[module] - {"torch"} if LEVEL[top(name)] > ours}
+    assert not higher
+
+
+def test_the_import_graph_has_no_cycle():
+    graph = {m: {n for n in names if n in MODULES and n != m} for m, names in IMPORTS.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if top(m) in SIBLINGS])
+def test_experiments_laws_checks_and_report_do_not_know_each_other(module):
+    assert not {top(name) for name in IMPORTS[module]} & (SIBLINGS - {top(module)})
+
+
+# --- torch -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_torch_is_imported_where_it_is_needed_alone(module):
+    """Not even inside a function: what is above a run reads run folders; `cli` starts runs."""
+    above = top(module) not in USES_TORCH and top(module) not in ("cli", "__main__")
+    assert ("torch" in IMPORTS[module]) <= (top(module) in USES_TORCH)
+    assert not (above and {top(name) for name in IMPORTS[module]} & USES_TORCH)
+
+
+def test_importing_everything_torch_free_never_loads_torch():
+    names = [f"nanoscale.{m}" for m in MODULES if top(m) not in USES_TORCH | {"__main__"}]
+    script = ("import importlib, sys\n"
+              f"for name in {sorted(names)!r}:\n"
+              "    importlib.import_module(name)\n"
+              "    assert 'torch' not in sys.modules, name\n")
+    done = run_python("-c", script)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_contracts_load_nothing_heavy():
+    script = ("import sys\n" + "".join(f"import nanoscale.{m}\n" for m in CONTRACTS)
+              + "print({'torch', 'numpy', 'pandas', 'yaml', 'psutil'} & set(sys.modules))")
+    assert run_python("-c", script).stdout == "set()\n"
+
+
+# --- size and names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_can_be_read_in_one_go(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno + 1 <= 60, f"{module}.{node.name}"
+
+
+def test_no_drawer_for_odds_and_ends_and_no_module_named_after_a_dependency():
+    taken = {"utils", "util", "helpers", "misc", "common", "torch", "numpy", "pandas", "yaml",
+             "matplotlib", "rich", "psutil", "optuna", "ray", "submitit", "slurm", "wandb",
+             "tensorboard", "transformers", "tiktoken", "scipy"}
+    assert not {part for module in MODULES for part in module.split(".")} & taken
+    assert all(f.parent in (PACKAGE, PACKAGE / f.parent.name) for f in FILES)  # one folder deep
+
+
+def test_config_files_are_no_package():
+    assert not (ROOT / "config" / "__init__.py").exists()
+
+
+def code_lines(file: Path) -> int:
+    """Lines that are neither blank, comment nor docstring."""
+    text = file.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    docstring = tree.body[0] if ast.get_docstring(tree) else None
+    inside = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
+    return sum(1 for number, line in enumerate(text.splitlines(), 1)
+               if line.strip() and not line.strip().startswith("#") and number not in inside)
+
+
+DOORS = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*/prepare.py")])
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_a_door_is_a_docstring_and_a_dozen_lines(door):
+    assert ast.get_docstring(ast.parse(door.read_text(encoding="utf-8")))
+    assert code_lines(door) <= 12
+
+
+# --- what no file may hold ---------------------------------------------------------------------
+
+
+def repository_files() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+                          cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name]
+
+
+def test_no_file_names_a_machine_or_a_registry():
+    forbidden = re.compile("|".join((
+        r"(?<![\w.])/(?:work|tm" r"p|home|root)/", r"py" r"pi\.org", r"python" r"hosted\.org",
+        r"index" r"-url", r"conda\.anaconda")))
+    found = []
+    for file in repository_files():
+        if file.is_file():
+            text = file.read_bytes().decode("utf-8", errors="replace")
+            found += [f"{file.relative_to(ROOT)}: {m[0]}" for m in forbidden.finditer(text)]
+    assert not found

@@ -1,0 +1,258 @@
+"""The CPU kernels against torch's operations, in and out of corners."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import ROOT, tiny_config
+from torch import Tensor
+
+from nanoscale.errors import UserError
+from nanoscale.model import kernels
+from nanoscale.model.adamw import AdamW, clip_grad_norm
+from nanoscale.model.fused_ops import FusedOps, side_by_side
+from nanoscale.model.gpt import GPT
+from nanoscale.model.ops import Norm, Ops
+
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
+
+LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True, "use_qk_norm": True}
+MODELS = {  # widths, heads and lengths around and off the multiples of 16 that vectors like
+    "gpt2": {"n_embd": 48, "n_head": 3, "block_size": 64},
+    "gpt2 with biases": {"n_embd": 40, "n_head": 2, "block_size": 19, "bias": True},
+    "llama": LLAMA | {"n_embd": 64, "n_head": 4, "n_kv_head": 2, "block_size": 33},
+    "one head, long": {"n_embd": 24, "n_head": 1, "block_size": 150, "use_rope": True},
+    "odd": LLAMA | {"n_embd": 36, "n_head": 6, "n_kv_head": 1, "block_size": 83, "z_loss": 0.01,
+                    "multiple_of": 1, "tie_embeddings": False},
+    "scaled": {"n_embd": 32, "n_head": 2, "block_size": 16, "use_swiglu": True,
+               "parametrization.mode": "CompleteP", "parametrization.base_n_embd": 64,
+               "parametrization.input_mult": 2.0},
+}
+
+
+def twins(**values) -> tuple[GPT, GPT]:
+    """The same weights, off their initial values, under torch's operations and ours."""
+    config = tiny_config(**{"n_layer": 2, "vocab_size": 21} | values)
+    one, other = GPT(config), GPT(config, FusedOps())
+    with torch.no_grad():
+        for p in one.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+def batch(model: GPT) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shape = (2, 3, model.config.block_size)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).unbind()
+
+
+def gradients(model: GPT, narrow: bool = False) -> dict[str, Tensor]:
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+        loss = 0.3 * model(*batch(model))[1]
+    loss.backward()
+    return {"loss": loss.detach()} | {
+        name: p.grad for name, p in model.named_parameters() if not name.endswith("c_k.bias")}
+    # (softmax does not see a key's bias: its gradient is rounding alone)
+
+
+def error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    return {k: float((found[k] - exact[k]).norm() / exact[k].norm()) for k in exact}
+
+
+@pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
+def test_a_model_and_its_gradients_equal_torchs(values):
+    reference, fused = twins(**values)
+    torch.testing.assert_close(fused(batch(fused)[0])[0], reference(batch(fused)[0])[0],
+                               rtol=1e-4, atol=1e-5)
+    errors = error(gradients(fused), gradients(reference))
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
+def test_bfloat16_is_as_near_to_float32_as_torchs(values):
+    reference, fused = twins(**values)
+    exact = gradients(reference)
+    ours, torchs = error(gradients(fused, True), exact), error(gradients(reference, True), exact)
+    total = lambda errors: math.sqrt(sum(e * e for e in errors.values()))  # noqa: E731
+    assert total(ours) < 1.2 * total(torchs)
+    assert total(ours) > 1e-4  # it was bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_activations_over_their_whole_range(name, dtype):
+    x = torch.linspace(-30, 30, 4001).to(dtype)
+    inputs = [x, x.flip(0)] if name == "swiglu" else [x]
+    found = []
+    for ops in (Ops(), FusedOps()):
+        leaves = [i.view(1, 1, -1).clone().requires_grad_() for i in inputs]
+        y = getattr(ops, name)(*leaves)
+        y.sum().backward()
+        found.append([y, *(leaf.grad for leaf in leaves)])
+    tolerance = {"rtol": 2e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02,
+                                                                             "atol": 1e-3}
+    for ours, torchs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, torchs, **tolerance)
+
+
+def test_large_logits_and_large_means_lose_nothing():
+    logits = (100 * torch.randn(5, 70)).requires_grad_()
+    targets = torch.tensor([0, 15, 16, 63, 69])
+    loss = FusedOps().cross_entropy(logits, targets, 0.0)
+    loss.backward()
+    twin = logits.detach().clone().requires_grad_()
+    expected = F.cross_entropy(twin, targets)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits.grad, twin.grad, rtol=1e-4, atol=1e-7)
+    norm = Norm(40, 1e-5, rms=False, bias=False)
+    torch.nn.init.ones_(norm.weight)
+    x = 1000 + torch.randn(1, 7, 40)
+    torch.testing.assert_close(FusedOps().join(x, None, 1.0, norm)[1], norm(x), rtol=1e-3,
+                               atol=1e-3)
+
+
+def test_a_token_outside_the_vocabulary_is_refused():
+    _, fused = twins(**MODELS["gpt2"])
+    good = torch.zeros(1, 64, dtype=torch.long)
+    for bad in (good + 21, good - 1):
+        for X, Y in ((bad, good), (good, bad)):
+            with pytest.raises(IndexError, match="vocabulary of 21"):
+                fused(X, Y)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_nan_anywhere_reaches_the_loss(narrow):
+    for name in ("wte", "h.0.ln_1", "h.0.attn.c_q", "h.1.mlp.c_proj", "ln_f"):
+        _, fused = twins(**MODELS["gpt2"])
+        with torch.no_grad():
+            fused.get_parameter(f"transformer.{name}.weight").view(-1)[5:] = math.nan
+        assert gradients(fused, narrow)["loss"].isnan()
+
+
+def test_threads_and_repetition_change_no_bit_beyond_the_sums():
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 1, 2):
+            torch.set_num_threads(n)
+            found.append(gradients(twins(**MODELS["llama"])[1]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+    assert max(error(found[2], found[0]).values()) < 1e-5
+
+
+def test_weights_are_cast_once_per_update(monkeypatch):
+    _, fused = twins(**MODELS["gpt2"])
+    made = []
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, parts, _copy=torch._foreach_copy_: (
+        made.append(len(parts)), _copy(to, parts))[1])
+    gradients(fused, True)
+    gradients(fused, True)
+    assert sorted(made) == [1] * 7 + [3] * 2  # head; projections and MLPs; q, k and v together
+    before = gradients(fused, True)["loss"]
+    with torch.no_grad():  # seen by the parameter's own version
+        fused.head.weight.mul_(1.5)
+    assert gradients(fused, True)["loss"] != before
+    torch.optim.AdamW(fused.parameters(), lr=0.1, fused=True).step()  # not seen by it
+    stale = gradients(fused, True)["loss"]
+    fused.ops.weights_changed()
+    assert gradients(fused, True)["loss"] != stale
+
+
+def test_side_by_side_copies_only_what_lies_apart():
+    whole = torch.randn(4, 6)
+    parts = whole.split([1, 2, 3], dim=1)
+    assert side_by_side(parts).data_ptr() == whole.data_ptr()
+    assert torch.equal(side_by_side(parts), whole)
+    swapped = side_by_side((parts[1], parts[0], parts[2]))
+    assert torch.equal(swapped, torch.cat([whole[:, 1:3], whole[:, :1], whole[:, 3:]], dim=1))
+    assert side_by_side((parts[0],)).shape == (4, 1)
+
+
+# -- the update ---------------------------------------------------------------------------------
+def test_adamw_and_clipping_equal_torchs():
+    def parameters() -> list[torch.nn.Parameter]:
+        return [torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(i)))
+                for i, shape in enumerate([(65, 131), (7,), (), (30, 20, 3)])]
+
+    def groups(p):
+        return [{"params": p[:2], "lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8},
+                {"params": p[2:], "lr": 3e-2, "weight_decay": 0.0, "eps": 1e-3}]
+
+    ours, torchs = parameters(), parameters()
+    mine = AdamW(groups(ours), betas=(0.9, 0.95), in_kernel=True)
+    oracle = torch.optim.AdamW(groups(torchs), betas=(0.9, 0.95))
+    for step in range(25):
+        size = 10.0 ** (step % 4 - 3)  # clipped and not
+        for i, (a, b) in enumerate(zip(ours, torchs, strict=True)):
+            g = size * torch.randn(a.shape, generator=torch.Generator().manual_seed(100 * step + i))
+            a.grad, b.grad = g, g.clone()
+        expected = float(torch.nn.utils.clip_grad_norm_(torchs, 1.0))
+        assert float(clip_grad_norm(ours, 1.0)) == pytest.approx(expected, rel=1e-6)
+        torch.testing.assert_close([p.grad for p in ours], [p.grad for p in torchs])
+        mine.step()
+        oracle.step()
+    torch.testing.assert_close([p.data for p in ours], [p.data for p in torchs])
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(dict(mine.state[a]), dict(oracle.state[b]))
+
+
+# -- where they come from -----------------------------------------------------------------------
+REPORT = "from nanoscale.model import kernels; print(kernels.built())"
+
+
+def built_in(home: Path, code: str = REPORT, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
+        **os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home), **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_compiled_once_and_kept(tmp_path):
+    first = Path(built_in(tmp_path))
+    assert first.parent == tmp_path / "nanoscale"
+    made = first.stat().st_mtime_ns
+    assert built_in(tmp_path, PATH=os.environ["PATH"]) == str(first)
+    assert first.stat().st_mtime_ns == made
+    assert [p.name for p in first.parent.iterdir()] == [first.name]
+
+
+def test_a_damaged_library_is_made_anew(tmp_path):
+    made = Path(built_in(tmp_path))
+    made.write_bytes(b"torn")
+    code = "from nanoscale.model import kernels; print(kernels.library() is None)"
+    assert built_in(tmp_path, code=code) == "True"
+    assert not made.exists()
+    assert built_in(tmp_path, code=code) == "False"
+
+
+def test_without_a_compiler_there_are_none(tmp_path):
+    assert built_in(tmp_path, CXX="false", TMPDIR=str(tmp_path)) == "None"
+    assert built_in(tmp_path, PATH="", TMPDIR=str(tmp_path)) == "None"
+
+
+def test_asked_for_and_not_there(monkeypatch):
+    from nanoscale.training import numerics
+
+    cpu = torch.device("cpu")
+    assert numerics.decide_kernels(tiny_config(), cpu, {}, frozenset()) == "fused"
+    assert numerics.decide_kernels(tiny_config(kernels="torch"), cpu, {}, frozenset()) == "torch"
+    compiled = tiny_config(compile=True)
+    assert numerics.decide_kernels(compiled, cpu, {}, frozenset(["compile"])) == "torch"
+    began = {"kernels": "torch"}
+    assert numerics.decide_kernels(tiny_config(), cpu, began, frozenset()) == "torch"
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert numerics.decide_kernels(tiny_config(), cpu, {}, frozenset()) == "torch"
+    with pytest.raises(UserError, match=r"kernels=fused: .* use kernels=auto"):
+        numerics.decide_kernels(tiny_config(kernels="fused"), cpu, {}, frozenset())

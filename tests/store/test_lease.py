@@ -1,0 +1,172 @@
+"""Leases: of many who want a folder one has it, death is found out, nobody is buried alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+from nanoscale.errors import UserError
+from nanoscale.store import lease
+from nanoscale.store.lease import Held, claims, holder, owner, process_lives, take
+
+
+def claim(folder: Path, number: int = 1, **changes: object) -> Path:
+    """A claim's file as another process would have left it."""
+    path = folder / f"lease-{number}.json"
+    path.write_text(json.dumps(owner() | changes))
+    return path
+
+
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    return process.pid
+
+
+# -- one process --------------------------------------------------------------------------------
+def test_a_lease_is_held_until_its_block_ends_and_leaves_nothing(tmp_path):
+    assert holder(tmp_path) is None
+    with take(tmp_path):
+        found = holder(tmp_path)
+        assert (found["pid"], found["host"]) == (os.getpid(), socket.gethostname())
+        with pytest.raises(Held, match=rf"process {os.getpid()} on .* is training there"):
+            take(tmp_path)
+    assert holder(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_owner_is_superseded_and_its_file_goes(tmp_path):
+    claim(tmp_path, 7, pid=gone())
+    with take(tmp_path):
+        assert claims(tmp_path) == [8]
+    assert claims(tmp_path) == []
+
+
+def test_who_is_superseded_finds_out_and_leaves_the_successor_alone(tmp_path):
+    with take(tmp_path) as mine:
+        mine.check()
+        mine.path.unlink()  # as a host does that believes us dead
+        other = claim(tmp_path, 2)
+        with pytest.raises(Held):
+            mine.check()
+    assert other.exists()
+
+
+def test_who_was_slow_yields_to_a_living_claim_of_any_number(tmp_path, monkeypatch):
+    """Between the look and the making of our file someone claims a lower number."""
+    first = lease.claims
+    looks = iter([[3], [3]])  # what we saw of a folder that has changed since
+    claim(tmp_path, 3, pid=gone())
+    monkeypatch.setattr(lease, "claims", lambda folder: next(looks, None) or first(folder))
+    claim(tmp_path, 1)
+    with pytest.raises(Held):
+        take(tmp_path)
+    assert claims(tmp_path) == [1, 3]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises((UserError, FileNotFoundError)):
+        take(tmp_path / "none")
+
+
+# -- who lives ----------------------------------------------------------------------------------
+def test_a_recycled_process_number_and_a_zombie_are_dead():
+    import psutil
+
+    assert process_lives(owner())
+    assert not process_lives(owner() | {"process_started": 0.0})
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    record = owner() | {"pid": process.pid,
+                        "process_started": psutil.Process(process.pid).create_time()}
+    deadline = time.monotonic() + 30
+    while process_lives(record) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not process_lives(record)
+    assert process.poll() == 0  # reaped only now
+
+
+@pytest.mark.parametrize(("age", "held"), [(0, True), (60, True), (1000, False)])
+def test_elsewhere_death_is_many_missed_heartbeats(tmp_path, age, held):
+    path = claim(tmp_path, machine="another boot", host="elsewhere", pid=gone())
+    os.utime(path, (time.time() - age,) * 2)
+    assert (holder(tmp_path) is not None) == held
+    assert claims(tmp_path) == [1]  # looking leaves no file behind
+
+
+def test_ages_are_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
+    claim(tmp_path, machine="another boot")
+    monkeypatch.setattr(lease.time, "time", lambda: 4e9)  # our own clock is far off
+    assert holder(tmp_path) is not None
+
+
+def test_on_the_same_machine_a_silent_process_is_alive(tmp_path):
+    path = claim(tmp_path)
+    os.utime(path, (0, 0))
+    assert holder(tmp_path) is not None
+
+
+def test_a_file_that_is_being_written_is_a_living_claim(tmp_path):
+    path = claim(tmp_path)
+    path.write_text("")
+    with pytest.raises(Held, match="another process"):
+        take(tmp_path)
+    os.utime(path, (0, 0))
+    with take(tmp_path):
+        assert claims(tmp_path) == [2]
+
+
+def test_the_heartbeat_beats_until_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
+    with take(tmp_path).beat() as mine:
+        os.utime(mine.path, (0, 0))
+        until = time.monotonic() + 10
+        while mine.path.stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert mine.path.stat().st_mtime > 0
+    time.sleep(0.05)
+    assert claims(tmp_path) == []
+
+
+# -- many ---------------------------------------------------------------------------------------
+def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
+    """Eight take it in turn, some die with it; inside, an exclusive file tells of any overlap."""
+    script = textwrap.dedent(f"""
+        import os, random, sys, time
+        sys.path.insert(0, {str(ROOT)!r})
+        from pathlib import Path
+        from nanoscale.lease import Held, take
+        folder, inside = Path({str(tmp_path)!r}), Path({str(tmp_path / 'inside')!r})
+        done = 0
+        while done < 12:
+            try:
+                with take(folder):
+                    if inside.exists() and inside.read_text() != "dead":
+                        sys.exit("two at a time")
+                    inside.write_text(str(os.getpid()))
+                    time.sleep(random.uniform(0, 0.003))
+                    if inside.read_text() != str(os.getpid()):
+                        sys.exit("two at a time")
+                    done += 1
+                    if done == 12 and random.random() < 0.5:
+                        inside.write_text("dead")
+                        os._exit(0)  # without giving back
+                    inside.unlink()
+            except Held:
+                time.sleep(random.uniform(0, 0.003))
+        """)
+    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+                 for _ in range(8)]
+    for process in processes:
+        assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
+    with take(tmp_path):
+        pass

@@ -1,0 +1,291 @@
+"""The one resume rule, and every state in which a run folder can be found."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import OTHER, pair, tiny_spec
+
+from nanoscale.errors import UserError
+from nanoscale.spec.config import all_fields
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.files import write_text
+from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, PRUNED, RUNNING, WAITING, RunFolder
+from nanoscale.store.resume import check_past, is_finished, open_folder, past_difference
+
+SCHEDULE_OR_LENGTH = {"lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",
+                      "min_lr", "min_lr_frac", "cooldown_frac", "cooldown_shape", "max_iters",
+                      "max_tokens", "max_flops", "tokens_per_param"}
+
+
+HASHED = {key for key, f in all_fields().items() if f.metadata["hashed"]}
+BY_CONTENT = {"parametrization.rules"}  # what the file says is hashed, not where it lies
+
+
+def specs(key: str) -> tuple[RunSpec, RunSpec]:
+    """Two specs of equal data that differ in `key`."""
+    before, after = pair(key)
+    return replace(tiny_spec(), config=before), replace(tiny_spec(), config=after)
+
+
+# --- the rule ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", sorted(HASHED - SCHEDULE_OR_LENGTH))
+def test_a_past_with_another_value_is_another_past(key):
+    difference = past_difference(*specs(key), 0)
+    assert difference.split()[0] == ("beta2" if key == "beta2_halflife_tokens" else key)
+
+
+@pytest.mark.parametrize("key", sorted(OTHER.keys() - HASHED - BY_CONTENT))
+def test_where_and_how_it_runs_is_no_part_of_the_past(key):
+    assert past_difference(*specs(key), 10) is None
+
+
+def test_other_data_are_another_past():
+    assert "data differs" in past_difference(tiny_spec(), tiny_spec(data="e" * 64), 0)
+
+
+@pytest.mark.parametrize(("old", "new", "step", "update"), [
+    ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "max_iters": 20}, 10, None),
+    ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 0, None),
+    ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 1, None),
+    ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 2, 2),
+    ({"lr_schedule": "linear", "warmup_iters": 4},
+     {"lr_schedule": "linear", "warmup_iters": 4, "max_iters": 20}, 5, None),
+    ({"lr_schedule": "linear", "warmup_iters": 4},
+     {"lr_schedule": "linear", "warmup_iters": 4, "max_iters": 20}, 9, 6),
+    ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "max_iters": 20}, 9, None),
+    ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "max_iters": 20}, 10, 10),
+    ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "cooldown_shape": "1-sqrt"}, 8, None),
+    ({"lr_schedule": "constant"}, {"lr_schedule": "wsd", "cooldown_frac": 0.5}, 6, None),
+    ({"lr_schedule": "constant"}, {"lr_schedule": "wsd", "cooldown_frac": 0.5}, 7, 7),
+    ({"lr_schedule": "constant"}, {"decay_lr": False}, 10, None),
+    ({"warmup_iters": 3}, {"warmup_iters": 4}, 1, 1),
+    ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "min_lr_frac": 0.5}, 10, None),
+    ({}, {"max_tokens": 160.0}, 10, None),
+])
+def test_schedules_may_differ_in_the_future_alone(old, new, step, update):
+    difference = past_difference(tiny_spec(**old), tiny_spec(**new), step)
+    if update is None:
+        assert difference is None
+    else:
+        assert f"update {update} was" in difference
+
+
+def test_a_run_cannot_be_shorter_than_its_past():
+    old, new = (tiny_spec(lr_schedule="constant", max_iters=n) for n in (10, 6))
+    assert past_difference(old, new, 6) is None
+    assert "max_iters=6" in past_difference(old, new, 7)
+
+
+@pytest.mark.parametrize("rule", [{"wd_timescale": "fraction_of_run"}, {"base_tokens": 1000}])
+def test_rules_of_the_whole_length_have_no_longer_future(rule):
+    rule = {f"parametrization.{key}": value for key, value in rule.items()}
+    short, long = (tiny_spec(max_iters=n, lr_schedule="constant", **rule) for n in (10, 20))
+    assert "which was 10, now 20" in past_difference(short, long, 5)
+    assert past_difference(short, long, 0) is None
+    assert past_difference(short, short, 5) is None
+
+
+def test_a_refusal_names_the_place_the_difference_and_the_remedy():
+    with pytest.raises(UserError, match=r"here.*n_layer was 2, now 3.*another out_dir"):
+        check_past(tiny_spec(), tiny_spec(n_layer=3), 5, "here")
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+
+def trained_folder(path: Path, step: int, state: str = WAITING, **overrides: object) -> RunFolder:
+    """A folder as a run leaves it after `step` updates."""
+    folder = RunFolder(path)
+    folder.create(tiny_spec(**overrides))
+    folder.set_status(state=state, step=step, checkpoint_step=step or None)
+    write_text(folder / "metrics.jsonl", '{"step":1}\n')
+    if state == COMPLETE:
+        write_text(folder / "metrics.json", "{}")
+        write_text(folder / "windows.npy", "")
+    return folder
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_fresh_or_empty_folder_becomes_the_run(tmp_path, existing):
+    path = tmp_path / "a" / "out"
+    if existing:
+        path.mkdir(parents=True)
+    folder = open_folder(path, tiny_spec(), resume=False)
+    assert (folder.state(), folder.spec()) == (WAITING, tiny_spec())
+
+
+@pytest.mark.parametrize("state", [WAITING, COMPLETE, DIVERGED, PRUNED, FAILED])
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_same_run_is_found_as_it_is(tmp_path, state, resume):
+    trained_folder(tmp_path / "out", 10, state)
+    before = snapshot(tmp_path)
+    folder = open_folder(tmp_path / "out", tiny_spec(log_interval=9), resume)
+    assert snapshot(tmp_path) == before
+    assert folder.state() == state
+    assert is_finished(folder) == (state in (COMPLETE, DIVERGED, PRUNED))
+
+
+def test_another_run_is_moved_aside_whole_and_never_overwritten(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        trained_folder(tmp_path / "first", 10, COMPLETE, seed=seed)
+        old = snapshot(tmp_path / "first")
+        folder = open_folder(tmp_path / "first", tiny_spec(seed=9), resume=False)
+        assert folder.spec() == tiny_spec(seed=9)
+        assert [p.name for p in folder.path.iterdir()] == ["config.json"]
+        assert snapshot(tmp_path / f"first.old-{seed}") == old
+        assert f"first.old-{seed}" in capsys.readouterr().out
+        for file in folder.path.iterdir():
+            file.unlink()
+        folder.path.rmdir()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_that_are_no_run_are_never_touched(tmp_path, resume):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    before = snapshot(tmp_path)
+    for path in (tmp_path / "out", tmp_path / "file"):
+        with pytest.raises(UserError, match="no run" if resume else "other files"):
+            open_folder(path, tiny_spec(), resume)
+    assert snapshot(tmp_path) == before
+
+
+def test_anothers_config_json_is_no_run_of_ours(tmp_path):
+    write_text(tmp_path / "config.json", '{"architectures": ["GPT2LMHeadModel"]}')
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="is this a run folder"):
+        open_folder(tmp_path, tiny_spec(), resume=False)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("seed", [1337, 5])
+def test_a_folder_in_which_a_run_is_running_is_refused(tmp_path, resume, seed):
+    folder = trained_folder(tmp_path / "out", 4)
+    with folder.take():
+        before = snapshot(tmp_path)
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training there"):
+            open_folder(tmp_path / "out", tiny_spec(seed=seed), resume)
+        assert snapshot(tmp_path) == before
+
+
+def test_a_folder_whose_run_was_killed_is_continued(tmp_path):
+    folder = trained_folder(tmp_path / "out", 4)
+    folder.set_status(state=RUNNING)
+    assert open_folder(tmp_path / "out", tiny_spec(), resume=False).state() == WAITING
+
+
+def test_resuming_what_is_not_there_is_refused_and_makes_nothing(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        open_folder(tmp_path / "out", tiny_spec(), resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_resume_makes_a_run_longer_where_the_past_is_equal(tmp_path, schedule):
+    step = 10 if schedule == "constant" else 9
+    trained_folder(tmp_path / "out", step, COMPLETE, lr_schedule=schedule)
+    longer = tiny_spec(lr_schedule=schedule, max_iters=25)
+    folder = open_folder(tmp_path / "out", longer, resume=True)
+    assert folder.spec() == longer
+    status = folder.status()
+    assert (folder.state(), status["id"], status["max_iters"]) == (WAITING, longer.id, 25)
+    assert status["checkpoint_step"] == step
+    assert folder.metrics() is None  # the old results are not the longer run's
+    assert not (folder / "windows.npy").exists()
+    assert (folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("new", "words"), [
+    ({"max_iters": 25}, "update 2 was"), ({"learning_rate": 1e-2}, "learning_rate was 0.0006"),
+    ({"n_layer": 3}, "n_layer was 2, now 3"),
+    ({"max_iters": 5, "lr_decay_iters": 10}, "more than")])
+def test_resume_refuses_another_past_naming_the_difference(tmp_path, new, words):
+    trained_folder(tmp_path / "out", 10, COMPLETE)
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=words):
+        open_folder(tmp_path / "out", tiny_spec(**new), resume=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_run_that_saved_nothing_yet_has_no_schedule_to_keep(tmp_path):
+    trained_folder(tmp_path / "out", 0)
+    longer = tiny_spec(max_iters=25)
+    assert open_folder(tmp_path / "out", longer, resume=True).spec() == longer
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_a_kill_while_becoming_longer_never_leaves_results_missing(tmp_path, monkeypatch, after):
+    """After each write of the change: finished with results, or unfinished; then it can go on."""
+    folder = trained_folder(tmp_path / "out", 10, COMPLETE, lr_schedule="constant")
+    longer = tiny_spec(lr_schedule="constant", max_iters=25)
+    done = []
+
+    def counted(really):
+        def call(*arguments: object) -> None:
+            if len(done) == after:
+                raise KeyboardInterrupt
+            done.append(1)
+            really(*arguments)
+        return call
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False, unlink=Path.unlink: (
+        counted(unlink)(self, missing_ok) if not self.name.endswith(".tmp")
+        else unlink(self, missing_ok)))
+    with pytest.raises(KeyboardInterrupt):
+        open_folder(tmp_path / "out", longer, resume=True)
+    monkeypatch.undo()
+    assert (folder.state() == COMPLETE) == (after == 0)
+    assert folder.state() == WAITING or folder.metrics() is not None
+    assert open_folder(tmp_path / "out", longer, resume=True).spec() == longer
+
+
+def test_a_parent_changes_the_identity_and_so_the_folder(tmp_path):
+    spec = tiny_spec()
+    child = replace(spec, parent="0123456789@5")
+    assert isinstance(child, RunSpec)
+    open_folder(tmp_path / "out", spec, resume=False)
+    open_folder(tmp_path / "out", child, resume=False)
+    assert RunFolder(tmp_path / "out").spec() == child
+    assert RunFolder(tmp_path / "out.old-1").spec() == spec
+
+
+@pytest.mark.parametrize("inside", [".", "below"])
+def test_the_folder_one_stands_in_is_not_moved_from_under_ones_feet(tmp_path, monkeypatch, inside):
+    trained_folder(tmp_path / "out", 4)
+    here = tmp_path / "out" / inside
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    before = snapshot(tmp_path)
+    for path in (Path("." if inside == "." else ".."), tmp_path / "out"):
+        with pytest.raises(UserError, match="while you are in it"):
+            open_folder(path, tiny_spec(seed=2), resume=False)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_name_too_long_and_an_unreadable_folder_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="shorter name"):
+        open_folder(tmp_path / ("x" * 300), tiny_spec(), resume=False)
+    with pytest.raises(UserError, match="holds no run"):
+        open_folder(tmp_path / ("x" * 300), tiny_spec(), resume=True)
+
+    def forbidden(self: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    with pytest.raises(UserError, match="permission denied"):
+        open_folder(tmp_path, tiny_spec(), resume=False)

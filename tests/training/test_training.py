@@ -1,0 +1,443 @@
+"""One run: exact length, pure randomness, resume bit for bit, branches, divergence, DDP."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import ROOT, flags, run_nanoscale, run_python, spec_maker
+from tiny import RUN as BASE
+
+from nanoscale.data.dataset import open_dataset
+from nanoscale.data.prepare import prepare
+from nanoscale.errors import UserError
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
+from nanoscale.store.lease import Held
+from nanoscale.store.resume import open_folder
+from nanoscale.training import checkpoint, evaluation
+from nanoscale.training import loop as training
+from nanoscale.training.run import Run, build, dataset_of
+
+
+@pytest.fixture
+def spec_of(data_root: Path) -> Callable[..., RunSpec]:
+    return spec_maker(BASE, data_root)
+
+
+def trained(spec: RunSpec, path: Path) -> RunFolder:
+    folder = open_folder(path, spec, resume=False)
+    assert training.train(folder) == "COMPLETE"
+    return folder
+
+
+def start(spec: RunSpec) -> Run:
+    return build(spec, dataset_of(spec), training.Ranks())
+
+
+def pure(folder: RunFolder) -> list[dict[str, Any]]:
+    """The rows without what may differ between twins."""
+    return [{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in folder.rows()]
+
+
+def state_of(folder: RunFolder, name: str = "ckpt.pt") -> str:
+    content = checkpoint.load(folder / name)
+    return checkpoint.digest({k: content.get(k, {}) for k in ("model", "optimizer")})
+
+
+def assert_twins(a: RunFolder, b: RunFolder) -> None:
+    assert pure(a) == pure(b)
+    assert state_of(a) == state_of(b)
+    assert (a / "windows.npy").read_bytes() == (b / "windows.npy").read_bytes()
+    for key in ("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte", "iter_num"):
+        assert a.metrics()[key] == b.metrics()[key]
+
+
+def losses(folder: RunFolder) -> list[float]:
+    return [row["train_loss"] for row in folder.rows() if row["train_loss"] is not None]
+
+
+# -- length, rows, results ----------------------------------------------------------------------
+def test_exactly_max_iters_updates_and_a_final_evaluation(spec_of, tmp_path):
+    folder = trained(spec_of(max_iters=7, eval_interval=3), tmp_path / "run")
+    rows, metrics = folder.rows(), folder.metrics()
+    assert [r["step"] for r in rows] == list(range(8))
+    assert [r["step"] for r in rows if r["val_loss"] is not None] == [0, 3, 6, 7]
+    assert checkpoint.load(folder / "ckpt.pt")["step"] == metrics["iter_num"] == 7
+    assert metrics["tokens_seen"] == rows[-1]["tokens_seen"] == 7 * 2 * 8
+    assert metrics["val_loss"] == pytest.approx(np.load(folder / "windows.npy").mean())
+    assert metrics["best_val_loss"] == min(r["val_loss"] for r in rows if r["val_loss"])
+    assert rows[3]["val_bits_per_byte"] == pytest.approx(rows[3]["val_loss"] / math.log(2))
+    assert metrics["val_bits_per_byte"] == pytest.approx(metrics["val_loss"] / math.log(2))
+    assert folder.state() == metrics["status"] == "COMPLETE"
+
+
+def test_metrics_json_has_what_the_contract_names(spec_of, tmp_path):
+    metrics = trained(spec_of(max_iters=3), tmp_path / "run").metrics()
+    promised = ("schema status best_val_loss val_loss val_bits_per_byte train_loss iter_num "
+                "tokens_seen total_params params flops flops_per_token mfu tokens_per_second "
+                "wall_seconds config numerics provenance").split()
+    assert set(promised) <= set(metrics)
+    assert {"git_commit", "git_dirty", "packages", "device", "data"} <= set(metrics["provenance"])
+    assert metrics["numerics"]["dtype"] == "float32"
+    assert metrics["numerics"]["threads"] == 1
+
+
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_golden_run(spec_of, tmp_path, kernels):
+    """Twenty updates whose losses may only change with a new NUMERICS_VERSION."""
+    spec = spec_of(max_iters=20, kernels=kernels, eval_interval=0, use_rope=True, use_rmsnorm=True,
+                   use_swiglu=True, optimizer="muon", dropout=0.1)
+    folder = trained(spec, tmp_path / "run")
+    assert [*losses(folder)[::5], folder.metrics()["val_loss"]] == pytest.approx(GOLDEN, rel=1e-4)
+
+
+GOLDEN = [2.76761794, 2.52388120, 2.38978100, 2.38742828, 2.29545775]
+
+
+# -- purity -------------------------------------------------------------------------------------
+def test_evaluation_and_logging_never_disturb_training(spec_of, tmp_path):
+    often = trained(spec_of(eval_interval=2, eval_iters=5, dropout=0.2), tmp_path / "often")
+    never = trained(spec_of(eval_interval=0, stats_interval=3, dropout=0.2), tmp_path / "never")
+    assert losses(often) == losses(never)
+    sparse = trained(spec_of(eval_interval=2, eval_iters=5, dropout=0.2, log_interval=4),
+                     tmp_path / "sparse")
+    assert state_of(sparse) == state_of(often)
+    assert [r["step"] for r in sparse.rows()] == [0, 1, 2, 4, 6, 8, 10]
+
+
+def test_micro_batches_do_not_change_the_run(spec_of, tmp_path):
+    whole = trained(spec_of(batch_size=6), tmp_path / "whole")
+    for size in (1, 4):  # 4: an uneven split
+        cut = trained(spec_of(batch_size=6, micro_batch_size=size), tmp_path / f"cut{size}")
+        assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)
+        assert whole.spec().id == cut.spec().id
+
+
+def test_accumulation_is_the_same_batch(spec_of, tmp_path):
+    one = trained(spec_of(batch_size=6), tmp_path / "one")
+    three = trained(spec_of(batch_size=2, gradient_accumulation_steps=3), tmp_path / "three")
+    assert losses(one) == pytest.approx(losses(three), rel=1e-5)
+
+
+def test_seeds_are_separate(spec_of, tmp_path):
+    first = {name: losses(trained(spec_of(max_iters=2, eval_interval=0, **seeds), tmp_path / name))
+             for name, seeds in {"base": {}, "data": {"data_seed": 5}, "init": {"init_seed": 5},
+                                 "both": {"seed": 5}}.items()}
+    assert len({values[0] for values in first.values()}) == 4
+    twice = losses(trained(spec_of(max_iters=2, eval_interval=0, data_seed=5, init_seed=5),
+                           tmp_path / "twice"))
+    assert twice == first["both"]  # dropout is off, so `seed` itself has nothing left to act on
+
+
+def test_final_evaluation_is_float32_and_whole(spec_of, tmp_path):
+    run = start(spec_of(dtype="bfloat16", final_eval_tokens=10**6))
+    exact, rough = evaluation.final_losses(run), evaluation.window_losses(run, "val", 10**6)
+    tokens = run.dataset.tokens["val"]
+    assert len(exact) == (len(tokens) - 1) // 8
+    x = torch.from_numpy(tokens[: 8 * len(exact)].astype(np.int64)).view(-1, 8)
+    y = torch.from_numpy(tokens[1 : 8 * len(exact) + 1].astype(np.int64)).view(-1, 8)
+    assert exact.mean() == pytest.approx(run.model.eval()(x, y)[1].item(), rel=1e-6)
+    assert exact.mean() != rough.mean()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precisions_train(spec_of, tmp_path, dtype):
+    folder = trained(spec_of(max_iters=30, dtype=dtype, eval_interval=0), tmp_path / dtype)
+    assert folder.metrics()["numerics"]["dtype"] == dtype
+    assert losses(folder)[-1] < losses(folder)[0] - 0.3
+
+
+# -- statistics ---------------------------------------------------------------------------------
+def test_statistics_come_when_asked_for(spec_of, tmp_path):
+    folder = trained(spec_of(stats_interval=4, log_interval=100, eval_interval=0), tmp_path / "run")
+    found = {r["step"]: r["statistics"] for r in folder.rows() if "statistics" in r}
+    assert list(found) == [4, 8]
+    one = found[4]
+    assert set(one) == {"grad_rms", "weight_rms", "update_rms", "activation_rms", "logit_rms",
+                        "activation_change_rms", "attention_logit_rms", "max_attention_logit"}
+    assert {"embedding", "hidden", "residual_out", "block_norm"} <= set(one["update_rms"])
+    assert set(one["activation_rms"]) == {"embedding", "attn", "mlp", "last_block"}
+
+
+def test_statistics_against_a_hand_made_update(spec_of):
+    run = start(spec_of(weight_decay=0.0))
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+    found = training.update(run, with_statistics=True)["statistics"]
+    hidden = [n for n in before if ".c_q." in n or ".c_k." in n or ".c_v." in n or ".c_fc." in n]
+    change = torch.cat([(dict(run.model.named_parameters())[n] - before[n]).flatten()
+                        for n in hidden])
+    assert found["update_rms"]["hidden"] == pytest.approx(change.square().mean().sqrt().item(),
+                                                          rel=1e-5)
+
+
+# -- resume -------------------------------------------------------------------------------------
+def in_child(work: Callable[[], object]) -> int:
+    """Start `work` in a forked child and return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = open(os.devnull, "w")
+        code = 1
+        try:
+            code = 0 if work() == "COMPLETE" else 130
+        finally:
+            os._exit(code)
+    return pid
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_equals_the_uninterrupted_twin(spec_of, tmp_path, optimizer, number):
+    spec = spec_of(max_iters=120, eval_interval=10, stats_interval=15, dropout=0.1,
+                   optimizer=optimizer, data_order="epoch", dtype="auto")
+    started = time.perf_counter()
+    twin = trained(spec, tmp_path / "twin")
+    seconds = time.perf_counter() - started
+    rng, kills, attempt = random.Random(f"{optimizer}{number}"), 0, 0
+    while not kills:  # a run that was through before the first kill proves nothing
+        attempt += 1
+        folder = open_folder(tmp_path / f"run{attempt}", spec, resume=False)
+        while folder.state() != "COMPLETE":
+            pid = in_child(lambda folder=folder: training.train(folder))
+            time.sleep(rng.uniform(0.0, 0.6 * seconds / attempt))
+            os.kill(pid, number)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            assert code in ((0, -9) if number == signal.SIGKILL else (0, 130, -15))
+            kills += code != 0
+    assert_twins(folder, twin)
+
+
+def test_a_checkpoint_cut_short_by_the_kill_is_never_read(spec_of, tmp_path, monkeypatch):
+    spec = spec_of()
+    folder = open_folder(tmp_path / "run", spec, resume=False)
+
+    def torn(payload: Any, file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", torn)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(folder)
+    assert not list(folder.path.glob("*.pt"))
+    assert not list(folder.path.glob(".*.tmp"))
+    assert folder.state() == "WAITING"
+    assert training.train(folder) == "COMPLETE"
+    assert_twins(folder, trained(spec, tmp_path / "twin"))
+
+
+def test_time_between_checkpoints_is_bounded(spec_of, tmp_path):
+    folder = open_folder(tmp_path / "run", spec_of(eval_interval=0, checkpoint_seconds=1e-9), False)
+    saved = []
+    original = training.save
+    try:
+        training.save = lambda run, *rest: (saved.append(run.step), original(run, *rest))
+        training.train(folder)
+    finally:
+        training.save = original
+    assert saved == list(range(1, 11))
+
+
+def test_a_longer_run_continues_where_the_schedule_allows_it(spec_of, tmp_path):
+    constant = {"lr_schedule": "constant", "eval_interval": 5}
+    trained(spec_of(max_iters=10, **constant), tmp_path / "run")
+    longer = spec_of(max_iters=20, **constant)
+    folder = open_folder(tmp_path / "run", longer, resume=True)
+    assert training.train(folder) == "COMPLETE"
+    assert folder.spec().id == longer.id
+    assert state_of(folder) == state_of(trained(longer, tmp_path / "twin"))
+    with pytest.raises(UserError, match="LR multiplier of update"):
+        open_folder(tmp_path / "run", spec_of(max_iters=40, eval_interval=5), resume=True)
+
+
+def test_a_cooldown_branch_equals_the_run_from_scratch(spec_of, tmp_path):
+    wsd = {"lr_schedule": "wsd", "cooldown_frac": 0.25, "eval_interval": 5}
+    trunk = trained(spec_of(max_iters=40, checkpoint_steps="[12, 15]", **wsd), tmp_path / "trunk")
+    whole = trained(spec_of(max_iters=20, **wsd), tmp_path / "whole")
+    spec = spec_of(max_iters=20, branch_from=f"{trunk.path}@15", **wsd)
+    branch = trained(spec, tmp_path / "branch")
+    assert spec.parent == f"{trunk.spec().id}@15"
+    assert spec.id != whole.spec().id
+    assert_twins(branch, whole)
+    late = spec_of(max_iters=14, branch_from=f"{trunk.path}@12", **wsd)
+    with pytest.raises(UserError, match="LR multiplier of update 12"):
+        training.train(open_folder(tmp_path / "late", late, resume=False))
+
+
+def test_numerics_are_kept_on_resume(spec_of, tmp_path):
+    folder = open_folder(tmp_path / "run", spec_of(dtype="auto"), resume=False)
+    run = start(folder.spec())
+    run.numerics["dtype"] = "bfloat16"  # as begun on hardware that prefers it
+    training.save(run, folder)
+    assert training.train(folder) == "COMPLETE"
+    assert folder.metrics()["numerics"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("keep", "left"), [("best", {"best.pt"}), ("none", set())])
+def test_a_finished_run_keeps_what_it_is_told_to(spec_of, tmp_path, keep, left):
+    folder = trained(spec_of(keep=keep), tmp_path / "out")
+    assert {path.name for path in folder.path.glob("*.pt")} == left
+    assert folder.status()["checkpoint_step"] is None
+    assert losses(folder) == losses(trained(spec_of(), tmp_path / "all"))
+
+
+def test_a_run_has_its_folder_to_itself(spec_of, tmp_path, monkeypatch):
+    """A second process leaves at once; one that was taken for dead writes nothing more."""
+    folder = open_folder(tmp_path / "out", spec_of(max_iters=6, log_interval=1), resume=False)
+    real, seen = training.update, []
+
+    def update(run: Run, *rest: Any) -> dict[str, Any]:
+        if run.step == 2:
+            seen.append(run_nanoscale("run", str(folder.path)))
+        if run.step == 4:
+            next(folder.path.glob("lease-*.json")).rename(folder / "lease-9.json")
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "update", update)
+    with pytest.raises(Held):
+        training.train(folder)
+    assert (seen[0].returncode, "is training there" in seen[0].stdout) == (130, True)
+    assert [row["step"] for row in folder.rows()] == [0, 1, 2, 3, 4]
+    assert folder.status()["state"] == "RUNNING"  # the successor's word
+
+
+def test_changed_data_is_refused(spec_of, tmp_path, data_root):
+    folder = open_folder(tmp_path / "run", spec_of(), resume=False)
+    train_bin = data_root / "tiny" / "train.bin"
+    original = train_bin.read_bytes()
+    try:
+        train_bin.write_bytes(np.frombuffer(original, "<u2")[::-1].tobytes())  # the same symbols
+        with pytest.raises(UserError, match="has changed since this run was made"):
+            training.train(folder)
+    finally:
+        train_bin.write_bytes(original)
+
+
+# -- divergence ---------------------------------------------------------------------------------
+def test_divergence_is_a_result(spec_of, tmp_path):
+    spec = spec_of(learning_rate=1e30, max_iters=50, eval_interval=0, weight_decay=0.9)
+    folder = open_folder(tmp_path / "run", spec, resume=False)
+    assert training.train(folder) == folder.state() == "DIVERGED"
+    metrics = folder.metrics()
+    assert metrics["status"] == "DIVERGED"
+    assert metrics["val_loss"] is None
+    assert metrics["iter_num"] < 50
+    assert folder.rows()[-1]["train_loss"] is None  # null, never zero
+
+
+def test_a_crash_is_failed_with_its_reason(spec_of, tmp_path, monkeypatch):
+    folder = open_folder(tmp_path / "run", spec_of(), resume=False)
+    monkeypatch.setattr(training, "update", lambda *a: (_ for _ in ()).throw(ValueError("boom")))
+    with pytest.raises(ValueError, match="boom"):
+        training.train(folder)
+    assert folder.state() == "FAILED"
+    assert "boom" in folder.status()["reason"]
+
+
+# -- as users run it ----------------------------------------------------------------------------
+
+
+def test_command_line_trains_resumes_and_says_so(data_root, tmp_path):
+    arguments = flags(BASE | {"data_root": data_root, "out_dir": tmp_path / "o"})
+    done = run_python(str(ROOT / "train.py"), *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in ("tokens per iteration will be: 16", "found vocab_size = ", "number of parameters:",
+                 "step 5: train loss ", "iter 10: loss ", "final: val loss "):
+        assert line in done.stdout
+    assert (tmp_path / "o" / "log.txt").read_text() in done.stdout
+    again = run_nanoscale("train", *arguments, cwd=tmp_path)
+    assert (again.returncode, "COMPLETE already" in again.stdout) == (0, True)
+    other = run_nanoscale("train", *arguments, "--n_layer=1", cwd=tmp_path)
+    assert other.returncode == 0
+    assert (tmp_path / "o.old-1" / "metrics.json").is_file()
+    evaluated = run_nanoscale("train", *arguments, "--n_layer=1", "--eval_only=True",
+                              "--init_from=resume", cwd=tmp_path)
+    loss = json.loads((tmp_path / "o" / "metrics.json").read_text())["val_loss"]
+    assert f"val loss {loss:.4f}" in evaluated.stdout
+
+
+def test_run_verb_and_exit_codes(spec_of, tmp_path):
+    open_folder(tmp_path / "good", spec_of(), resume=False)
+    open_folder(tmp_path / "bad", spec_of(learning_rate=1e30, weight_decay=0.9), resume=False)
+    assert run_nanoscale("run", str(tmp_path / "good")).returncode == 0
+    assert run_nanoscale("run", str(tmp_path / "bad")).returncode == 1
+    assert run_nanoscale("run", str(tmp_path / "none")).returncode == 2
+
+
+def test_two_processes_equal_one(data_root, tmp_path):
+    """DDP over gloo: the same losses to rounding, with uneven micro-batches and Muon."""
+    values = BASE | {"data_root": data_root, "batch_size": 3, "gradient_accumulation_steps": 2,
+                     "optimizer": "muon", "micro_batch_size": 2}
+    one = run_nanoscale("train", *flags(values | {"out_dir": tmp_path / "one"}))
+    two = run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                     str(ROOT / "train.py"), *flags(values | {"out_dir": tmp_path / "two"}))
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    a, b = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    assert losses(a) == pytest.approx(losses(b), rel=1e-5)
+    assert a.metrics()["val_loss"] == pytest.approx(b.metrics()["val_loss"], rel=1e-5)
+    assert b.metrics()["provenance"]["world_size"] == 2
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
+                    reason="torch.compile needs a C++ compiler")
+def test_compiled_equals_eager_with_every_multiplier(spec_of, tmp_path):
+    few = {"max_iters": 4, "n_layer": 1, "eval_interval": 0, "parametrization.mode": "CompleteP",
+           "parametrization.base_head_dim": 16}  # every forward multiplier differs from 1
+    eager = trained(spec_of(**few), tmp_path / "eager")
+    compiled = open_folder(tmp_path / "compiled", spec_of(**few, compile=True), resume=False)
+    done = run_nanoscale("run", str(compiled.path))  # the compiler warns of itself: not in here
+    assert done.returncode == 0, done.stderr
+    assert compiled.metrics()["numerics"]["compile"] is True
+    assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
+
+
+def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tmp_path):
+    """The synthetic source's best possible loss on its validation split is in its meta."""
+    data = prepare("synthetic", out=tmp_path / "synthetic")
+    spec = spec_of(dataset=str(data), n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=16,
+                   max_iters=300, eval_interval=0, optimizer="muon", muon_lr=0.05,
+                   final_eval_tokens=50_000)
+    loss = trained(spec, tmp_path / "run").metrics()["val_loss"]
+    floor = open_dataset(str(data)).meta["val_floor_nats"]
+    assert floor < loss < floor + 0.05
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorBoard's own
+def test_tensorboard_repeats_the_rows(spec_of, tmp_path):
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator")
+    folder = trained(spec_of(tensorboard_log=True, stats_interval=5), tmp_path / "run")
+    events = event_accumulator.EventAccumulator(str(folder.path))
+    events.Reload()
+    told = {e.step: e.value for e in events.Scalars("train_loss")}
+    assert told == pytest.approx({r["step"]: r["train_loss"] for r in folder.rows()
+                                  if r["train_loss"] is not None})
+    assert "statistics/grad_rms/hidden" in events.Tags()["scalars"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(spec_of, tmp_path):
+    cpu = trained(spec_of(dtype="float32"), tmp_path / "cpu")
+    cuda = trained(spec_of(dtype="float32", device="cuda"), tmp_path / "cuda")
+    assert losses(cuda) == pytest.approx(losses(cpu), rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_change_nothing_but_time(spec_of, tmp_path):
+    plain = trained(spec_of(device="cuda", compile=True), tmp_path / "plain")
+    graphs = trained(spec_of(device="cuda", compile=True, cuda_graphs=True), tmp_path / "graphs")
+    assert losses(graphs) == pytest.approx(losses(plain), rel=1e-5)
