@@ -50,8 +50,10 @@ def epoch(epoch_table: Path) -> tuple[np.ndarray, ...]:
     """N, C and L of the 245 points."""
     with epoch_table.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return tuple(np.array([float(row[key]) for row in rows])
-                 for key in ("Model Size", "Training FLOP", "loss"))
+    return tuple(
+        np.array([float(row[key]) for row in rows])
+        for key in ("Model Size", "Training FLOP", "loss")
+    )
 
 
 @pytest.fixture

@@ -30,8 +30,17 @@ from nanoscale.store.folder import (
 )
 from nanoscale.store.lease import Held
 
-TINY = {"dataset": "toy", "n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 8, "batch_size": 2,
-        "gradient_accumulation_steps": 1, "max_iters": 5, "device": "cpu"}
+TINY = {
+    "dataset": "toy",
+    "n_layer": 1,
+    "n_embd": 16,
+    "n_head": 2,
+    "block_size": 8,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_iters": 5,
+    "device": "cpu",
+}
 CRASH, DIE, SLOW, DIVERGE, REFUSE, VALLEY = 0.11, 0.22, 0.33, 0.44, 0.55, 0.66  # values of beta1
 HUNGRY, FLAKY, GREEDY, DEAF = 0.12, 0.13, 0.14, 0.15
 
@@ -44,9 +53,18 @@ def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
         ids = [i * i % 16 for i in range(tokens)]
         (folder / f"{split}.bin").write_bytes(b"".join(i.to_bytes(2, "little") for i in ids))
     splits = {split: {"tokens": tokens, "bytes": tokens} for split in ("train", "val")}
-    (folder / "meta.json").write_text(json.dumps({
-        "schema": 1, "dataset": name, "kind": "char", "vocab_size": 16, "splits": splits,
-        "itos": [chr(97 + i) for i in range(16)]}))
+    (folder / "meta.json").write_text(
+        json.dumps(
+            {
+                "schema": 1,
+                "dataset": name,
+                "kind": "char",
+                "vocab_size": 16,
+                "splits": splits,
+                "itos": [chr(97 + i) for i in range(16)],
+            }
+        )
+    )
     return folder
 
 
@@ -87,8 +105,7 @@ def run(folder: RunFolder) -> int:
         return 2
     for step in range(first + 1, config.max_iters + 1):
         with open(folder / ROWS, "a") as file:
-            file.write(row_line({"step": step, "train_loss": 5.0 / step,
-                                 "tokens_per_second": 1e4}))
+            file.write(row_line({"step": step, "train_loss": 5.0 / step, "tokens_per_second": 1e4}))
         if step % (1 + config.max_iters // 100) == 0:
             folder.set_status(step=step, checkpoint_step=step)
         if step in config.checkpoint_steps:
@@ -108,19 +125,31 @@ def finish(folder: RunFolder) -> int:
     config = folder.spec().config
     diverged = config.beta1 == DIVERGE
     counts, flops = parameter_counts(config), config.max_iters * flops_per_iter(config)
-    loss = None if diverged else 1.5 + 90.0 / flops ** 0.3 + 0.001 * (config.seed % 7)
+    loss = None if diverged else 1.5 + 90.0 / flops**0.3 + 0.001 * (config.seed % 7)
     if config.beta1 == VALLEY:
         muon, still = config.optimizer == "muon", config.parametrization.mode == "muP"
         octaves = math.log2((config.muon_lr if muon else 10 * config.learning_rate) / 0.03)
         octaves += 0 if still else math.log2(config.n_embd / 16)
         loss += 0.05 * octaves**2 + 0.0005 * math.sin(config.seed + 100 * octaves)
     state = DIVERGED if diverged else COMPLETE
-    write_json(folder / METRICS, {
-        "schema": 1, "status": state, "val_loss": loss, "best_val_loss": loss, "flops": flops,
-        "total_params": counts["total"], "params": {"by_convention": counts},
-        "iter_num": config.max_iters, "tokens_seen": config.max_iters * config.tokens_per_iter,
-        "tokens_per_second": 1e4, "wall_seconds": 0.01, "config": config.to_dict(),
-        "numerics": {"device": "cpu", "threads": config.threads}})
+    write_json(
+        folder / METRICS,
+        {
+            "schema": 1,
+            "status": state,
+            "val_loss": loss,
+            "best_val_loss": loss,
+            "flops": flops,
+            "total_params": counts["total"],
+            "params": {"by_convention": counts},
+            "iter_num": config.max_iters,
+            "tokens_seen": config.max_iters * config.tokens_per_iter,
+            "tokens_per_second": 1e4,
+            "wall_seconds": 0.01,
+            "config": config.to_dict(),
+            "numerics": {"device": "cpu", "threads": config.threads},
+        },
+    )
     (folder / BEST).touch()
     folder.set_status(state=state)
     return 1 if diverged else 0

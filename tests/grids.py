@@ -15,8 +15,11 @@ from nanoscale.experiments.backends import ForkServer, Worker
 from nanoscale.store.folder import RunFolder
 
 TESTS = ROOT / "tests"
-FAKE = Worker(command=(sys.executable, str(TESTS / "fake_worker.py"), "run"),
-              entry="fake_worker:main", preload=())
+FAKE = Worker(
+    command=(sys.executable, str(TESTS / "fake_worker.py"), "run"),
+    entry="fake_worker:main",
+    preload=(),
+)
 
 SNIPPET = """
 from experiments import ExperimentRunner
@@ -56,6 +59,7 @@ def script(text: str) -> str:
 
 def running(folder: Path, count: int) -> list[int]:
     """The pids of `count` runs below `folder`, once each has made some steps."""
+
     def pids() -> list[int]:
         found = [RunFolder(p.parent) for p in folder.glob("runs/*/status.json")]
         holders = [f.holder() for f in found if f.status()["step"] >= 3]

@@ -15,8 +15,13 @@ def rows(sd=0.002):
     n = law.optimum(TRUTH, C)[0] * np.tile(np.geomspace(0.25, 4, 6), 4)
     d = C / (6 * n)
     loss = law.loss(TRUTH, n, d) * np.exp(sd * np.random.default_rng(0).standard_normal(24))
-    return {"total_params": n, "tokens_seen": d, "flops": C, "val_loss": loss,
-            "run": [f"r{i // 2}" for i in range(24)]}
+    return {
+        "total_params": n,
+        "tokens_seen": d,
+        "flops": C,
+        "val_loss": loss,
+        "run": [f"r{i // 2}" for i in range(24)],
+    }
 
 
 def write(path, columns, blank=()):

@@ -25,63 +25,148 @@ TEXT = "the cat sat on the mat, the dog sat on the log.\n"
 VOCAB = 11  # of tiny configs; the tiny data set has its own
 
 TINY = {
-    "n_layer": 2, "n_head": 4, "n_embd": 16, "block_size": 8, "vocab_size": VOCAB,
-    "batch_size": 2, "gradient_accumulation_steps": 1, "max_iters": 10, "warmup_iters": 0,
-    "min_lr_frac": 0.1, "eval_interval": 5, "eval_iters": 2, "device": "cpu", "compile": False,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 16,
+    "block_size": 8,
+    "vocab_size": VOCAB,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_iters": 10,
+    "warmup_iters": 0,
+    "min_lr_frac": 0.1,
+    "eval_interval": 5,
+    "eval_iters": 2,
+    "device": "cpu",
+    "compile": False,
 }
 
 # What a run of a tiny model needs beside TINY: the tiny data set has its own vocabulary.
 RUN = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
-    "dataset": "tiny", "final_eval_tokens": 160, "learning_rate": 1e-2, "threads": 1,
-    "dtype": "float32"}
+    "dataset": "tiny",
+    "final_eval_tokens": 160,
+    "learning_rate": 1e-2,
+    "threads": 1,
+    "dtype": "float32",
+}
 
 # A valid value of every key, other than a tiny config's.
 OTHER = {
-    "dataset": "elsewhere", "data_root": "there", "data_order": "epoch",
-    "gradient_accumulation_steps": 2, "batch_size": 3, "block_size": 9, "seed": 1, "init_seed": 1,
-    "data_seed": 1, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "n_embd": 24, "vocab_size": 12,
-    "dropout": 0.1, "bias": True, "use_rmsnorm": True, "use_rope": True, "use_swiglu": True,
-    "multiple_of": 5, "use_qk_norm": True, "tie_embeddings": False, "rope_theta": 500.0,
-    "norm_eps": 1e-6, "init_std": 0.03, "z_loss": 1e-4,
-    "parametrization.mode": "muP", "parametrization.base_n_embd": 128,
-    "parametrization.base_n_layer": 2, "parametrization.base_head_dim": 32,
-    "parametrization.alpha": 0.5, "parametrization.input_mult": 2.0,
-    "parametrization.output_mult": 2.0, "parametrization.wd_rule": "sqrt",
+    "dataset": "elsewhere",
+    "data_root": "there",
+    "data_order": "epoch",
+    "gradient_accumulation_steps": 2,
+    "batch_size": 3,
+    "block_size": 9,
+    "seed": 1,
+    "init_seed": 1,
+    "data_seed": 1,
+    "n_layer": 3,
+    "n_head": 2,
+    "n_kv_head": 1,
+    "n_embd": 24,
+    "vocab_size": 12,
+    "dropout": 0.1,
+    "bias": True,
+    "use_rmsnorm": True,
+    "use_rope": True,
+    "use_swiglu": True,
+    "multiple_of": 5,
+    "use_qk_norm": True,
+    "tie_embeddings": False,
+    "rope_theta": 500.0,
+    "norm_eps": 1e-6,
+    "init_std": 0.03,
+    "z_loss": 1e-4,
+    "parametrization.mode": "muP",
+    "parametrization.base_n_embd": 128,
+    "parametrization.base_n_layer": 2,
+    "parametrization.base_head_dim": 32,
+    "parametrization.alpha": 0.5,
+    "parametrization.input_mult": 2.0,
+    "parametrization.output_mult": 2.0,
+    "parametrization.wd_rule": "sqrt",
     "parametrization.rules": str(ROOT / "docs" / "my_rules.py"),
-    "parametrization.rules_digest": "0" * 16, "parametrization.wd_timescale": "fraction_of_run",
-    "parametrization.base_batch_tokens": 20, "parametrization.base_tokens": 150,
-    "optimizer": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "beta1": 0.8, "beta2": 0.9,
-    "beta2_halflife_tokens": 1e4, "adam_eps": 1e-8, "embedding_lr_mult": 2.0, "head_lr_mult": 2.0,
-    "muon_lr": 0.01, "muon_weight_decay": 0.0, "muon_momentum": 0.9, "muon_ns_steps": 6,
-    "muon_scale": "original", "grad_clip": 0.0,
-    "lr_schedule": "linear", "decay_lr": False, "warmup_iters": 1, "warmup_frac": 0.5,
-    "lr_decay_iters": 9, "min_lr": 1e-6, "min_lr_frac": 0.2, "cooldown_frac": 0.5,
+    "parametrization.rules_digest": "0" * 16,
+    "parametrization.wd_timescale": "fraction_of_run",
+    "parametrization.base_batch_tokens": 20,
+    "parametrization.base_tokens": 150,
+    "optimizer": "muon",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "beta1": 0.8,
+    "beta2": 0.9,
+    "beta2_halflife_tokens": 1e4,
+    "adam_eps": 1e-8,
+    "embedding_lr_mult": 2.0,
+    "head_lr_mult": 2.0,
+    "muon_lr": 0.01,
+    "muon_weight_decay": 0.0,
+    "muon_momentum": 0.9,
+    "muon_ns_steps": 6,
+    "muon_scale": "original",
+    "grad_clip": 0.0,
+    "lr_schedule": "linear",
+    "decay_lr": False,
+    "warmup_iters": 1,
+    "warmup_frac": 0.5,
+    "lr_decay_iters": 9,
+    "min_lr": 1e-6,
+    "min_lr_frac": 0.2,
+    "cooldown_frac": 0.5,
     "cooldown_shape": "1-sqrt",
-    "max_iters": 11, "max_tokens": 1600.0, "max_flops": 1e9, "tokens_per_param": 1.0,
-    "eval_interval": 6, "eval_iters": 3, "final_eval_tokens": 999, "stats_interval": 1,
+    "max_iters": 11,
+    "max_tokens": 1600.0,
+    "max_flops": 1e9,
+    "tokens_per_param": 1.0,
+    "eval_interval": 6,
+    "eval_iters": 3,
+    "final_eval_tokens": 999,
+    "stats_interval": 1,
     "eval_only": True,
-    "out_dir": "x", "init_from": "resume", "branch_from": "x", "log_interval": 2,
-    "always_save_checkpoint": False, "checkpoint_seconds": 1.0, "checkpoint_steps": [5],
-    "keep": "none", "tensorboard_log": True,
-    "wandb_log": True, "wandb_project": "x", "wandb_run_name": "x",
-    "device": "cuda", "dtype": "bfloat16", "compile": True, "cuda_graphs": True,
+    "out_dir": "x",
+    "init_from": "resume",
+    "branch_from": "x",
+    "log_interval": 2,
+    "always_save_checkpoint": False,
+    "checkpoint_seconds": 1.0,
+    "checkpoint_steps": [5],
+    "keep": "none",
+    "tensorboard_log": True,
+    "wandb_log": True,
+    "wandb_project": "x",
+    "wandb_run_name": "x",
+    "device": "cuda",
+    "dtype": "bfloat16",
+    "compile": True,
+    "cuda_graphs": True,
     "kernels": "torch",
-    "micro_batch_size": 1, "recompute": True, "loss_chunk": 3, "threads": 1,
-    "backend": "gloo", "sharding": "fsdp",
+    "micro_batch_size": 1,
+    "recompute": True,
+    "loss_chunk": 3,
+    "threads": 1,
+    "backend": "gloo",
+    "sharding": "fsdp",
 }
 
 # Every flag that changes which tensors a model has, as (off, on).
 MODEL_FLAGS = {
-    "bias": (False, True), "use_rmsnorm": (False, True), "use_rope": (False, True),
-    "use_swiglu": (False, True), "n_kv_head": (None, 2), "use_qk_norm": (False, True),
+    "bias": (False, True),
+    "use_rmsnorm": (False, True),
+    "use_rope": (False, True),
+    "use_swiglu": (False, True),
+    "n_kv_head": (None, 2),
+    "use_qk_norm": (False, True),
     "tie_embeddings": (True, False),
 }
 
 
 def flag_combinations() -> list[dict[str, Any]]:
     """All 128 combinations of the model's flags; a tiny config has 4 heads."""
-    return [dict(zip(MODEL_FLAGS, values, strict=True))
-            for values in itertools.product(*MODEL_FLAGS.values())]
+    return [
+        dict(zip(MODEL_FLAGS, values, strict=True))
+        for values in itertools.product(*MODEL_FLAGS.values())
+    ]
 
 
 def tiny_config(**overrides: Any) -> ExperimentConfig:
@@ -122,8 +207,14 @@ def spec_maker(base: Mapping[str, Any], data_root: Path) -> Callable[..., RunSpe
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS`, with the package importable from anywhere and one thread."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd,
-                          env=environment, timeout=120)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=120,
+    )
 
 
 def run_nanoscale(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -46,15 +46,47 @@ class Band:
 
 BANDS = (
     Band(WIDTH, SIZE, ("embedding",), START, -0.2, 0.2, "embeddings start alike at every width"),
-    Band(WIDTH, SIZE, ("attn", "mlp", "last_block"), START, -0.3, 0.3,
-         "a sum of fan_in terms of std 1/sqrt(fan_in) does not grow"),
+    Band(
+        WIDTH,
+        SIZE,
+        ("attn", "mlp", "last_block"),
+        START,
+        -0.3,
+        0.3,
+        "a sum of fan_in terms of std 1/sqrt(fan_in) does not grow",
+    ),
     Band(WIDTH, SIZE, ("scores",), START, -0.3, 0.3, "heads of one size", "heads added"),
-    Band(WIDTH, SIZE, ("scores",), START, -0.65, -0.35, "q and k, unrelated at first, sum to the "
-         "root of the head size, over the head size; related they will not shrink", "heads grow"),
-    Band(WIDTH, SIZE, ("logits",), START, -0.65, -0.25, "head and state, unrelated at first, sum "
-         "to the root of the width, over the width", "untied head"),
-    Band(WIDTH, SIZE, ("logits",), START, -0.65, 0.25, "as an untied head's, but a token's own "
-         "embedding is related to its state", "tied head"),
+    Band(
+        WIDTH,
+        SIZE,
+        ("scores",),
+        START,
+        -0.65,
+        -0.35,
+        "q and k, unrelated at first, sum to the "
+        "root of the head size, over the head size; related they will not shrink",
+        "heads grow",
+    ),
+    Band(
+        WIDTH,
+        SIZE,
+        ("logits",),
+        START,
+        -0.65,
+        -0.25,
+        "head and state, unrelated at first, sum to the root of the width, over the width",
+        "untied head",
+    ),
+    Band(
+        WIDTH,
+        SIZE,
+        ("logits",),
+        START,
+        -0.65,
+        0.25,
+        "as an untied head's, but a token's own embedding is related to its state",
+        "tied head",
+    ),
     Band(WIDTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "an entry moves by the LR"),
     Band(WIDTH, SIZE, ("attn", "mlp", "last_block"), LATER, -0.3, 0.3, "what training makes of it"),
     Band(WIDTH, SIZE, ("scores",), LATER, -0.3, 0.3, "heads of one size", "heads added"),
@@ -64,15 +96,29 @@ BANDS = (
     Band(WIDTH, UPDATE, VECTORS, START, -0.15, 0.15, "a vector's LR knows no width"),
     Band(WIDTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"),
     Band(DEPTH, SIZE, ("embedding",), START, -0.2, 0.2, "before any block"),
-    Band(DEPTH, SIZE, ("last_block",), START, -0.6, 0.1, "L unrelated branches sum to at most "
-         "sqrt(L), times 1/L^alpha"),
+    Band(
+        DEPTH,
+        SIZE,
+        ("last_block",),
+        START,
+        -0.6,
+        0.1,
+        "L unrelated branches sum to at most sqrt(L), times 1/L^alpha",
+    ),
     Band(DEPTH, SIZE, ("logits",), START, -0.25, 0.25, "behind the final norm"),
     Band(DEPTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "before any block"),
     Band(DEPTH, SIZE, ("last_block",), LATER, -0.6, 0.2, "what training adds does not grow"),
     Band(DEPTH, SIZE, ("logits",), LATER, -0.25, 0.25, "behind the final norm"),
     Band(DEPTH, CHANGE, ("embedding",), FIRST, -0.3, 0.3, "before any block"),
-    Band(DEPTH, CHANGE, ("last_block",), FIRST, -0.5, 0.3, "L related changes sum to L, times "
-         "1/L^alpha and the LR's factor"),
+    Band(
+        DEPTH,
+        CHANGE,
+        ("last_block",),
+        FIRST,
+        -0.5,
+        0.3,
+        "L related changes sum to L, times 1/L^alpha and the LR's factor",
+    ),
     Band(DEPTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"),
 )
 
@@ -133,8 +179,9 @@ def of_row(run: Run, row: Mapping[str, Any]) -> dict[Quantity, float | None]:
     return found
 
 
-def measurements(runs: Sequence[Run], sizes: Sequence[int], seeds: Sequence[int],
-                 steps: int) -> dict[Quantity, np.ndarray]:
+def measurements(
+    runs: Sequence[Run], sizes: Sequence[int], seeds: Sequence[int], steps: int
+) -> dict[Quantity, np.ndarray]:
     """Quantity -> log2 of its values (seeds, sizes, steps); NaN where it is 0 or not finite.
 
     Row `step` t holds the activations before update t, so t = 1 is at initialisation.
@@ -172,8 +219,11 @@ class Facts:
     qk_norm: bool = False
 
     def holds(self, when: str) -> bool:
-        return when in ("", "heads grow" if self.heads_grow else "heads added",
-                        "tied head" if self.tied else "untied head")
+        return when in (
+            "",
+            "heads grow" if self.heads_grow else "heads added",
+            "tied head" if self.tied else "untied head",
+        )
 
 
 @dataclass(frozen=True)
@@ -228,8 +278,13 @@ def diagnose(findings: Sequence[Finding], facts: Facts) -> tuple[Finding, str]:
     failed = [f for f in findings if f.verdict == FAIL]
 
     def those(family: str, *names: str, window: str = "") -> list[Finding]:
-        return [f for f in failed if f.quantity[0] == family and f.quantity[1] in (names or (
-            f.quantity[1],)) and window in ("", f.band.window)]
+        return [
+            f
+            for f in failed
+            if f.quantity[0] == family
+            and f.quantity[1] in (names or (f.quantity[1],))
+            and window in ("", f.band.window)
+        ]
 
     roles = lambda found: ", ".join(f.quantity[1] for f in found)  # noqa: E731
     scores, branches = those(SIZE, "scores"), those(SIZE, "attn", "mlp", window=START)
@@ -238,8 +293,10 @@ def diagnose(findings: Sequence[Finding], facts: Facts) -> tuple[Finding, str]:
     for found, rule in (
         (those(SIZE, "embedding", window=START), "the init rule of embedding"),
         (branches, f"the init rule of {_badly_started(branches, scores, facts)}"),
-        (scores if facts.heads_grow else [], "the attention scale, which goes as 1 / head size "
-         "when heads grow"),
+        (
+            scores if facts.heads_grow else [],
+            "the attention scale, which goes as 1 / head size when heads grow",
+        ),
         (those(SIZE, "scores", window=START), "the init rule of hidden"),
         (those(SIZE, "last_block", window=START), "the residual multiplier"),
         (eps, f"the eps rule of {roles(eps)}"),

@@ -32,8 +32,9 @@ class Grid:
     optima: np.ndarray  # (K, R)
 
     @classmethod
-    def of(cls, curves: Sequence[Curve], base: int, rng: np.random.Generator,
-           resamples: int) -> Grid:
+    def of(
+        cls, curves: Sequence[Curve], base: int, rng: np.random.Generator, resamples: int
+    ) -> Grid:
         """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
         noise = Noise.of([c.fit for c in curves if c.fit])
         noises = [noise.at(c.fit) if c.fit else noise for c in curves]
@@ -59,7 +60,7 @@ class Grid:
             return loss, math.nan, moved
         variance = curve.loss(self.coefs[k], x).var() + self.noise.shift_sd**2 / curve.fit.n_seeds
         if not curve.fit.window[0] <= x <= curve.fit.window[1]:
-            variance += self.noises[k].sd**2 / curve.runs[np.abs(curve.x - x).argmin()]
+            variance += self.noises[k].sd ** 2 / curve.runs[np.abs(curve.x - x).argmin()]
         return loss, math.sqrt(variance), moved
 
 

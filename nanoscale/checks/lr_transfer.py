@@ -54,25 +54,47 @@ def transfer_verdict(
     if base not in sizes:
         known = ", ".join(f"{s:g}" for s in sizes)
         raise UserError(f"base={base:g}: no run of that {names['size']}; there are {known}")
-    curves = [curve_of(float(k), np.log2(lr[rows]), loss[rows], seed[rows])
-              for k in sizes for rows in [done & (size == k)]]
+    curves = [
+        curve_of(float(k), np.log2(lr[rows]), loss[rows], seed[rows])
+        for k in sizes
+        for rows in [done & (size == k)]
+    ]
     rng = np.random.default_rng(rng_seed)
     grid = Grid.of(curves, int(np.searchsorted(sizes, base)), rng, resamples)
     rows, (*drift, scatter) = [size_row(grid, k) for k in range(len(curves))], drift_of(grid, rng)
-    found = {"drift": drift, "largest_shift": largest(rows, "shift"),
-             "max_regret": largest(rows, "regret")}
+    found = {
+        "drift": drift,
+        "largest_shift": largest(rows, "shift"),
+        "max_regret": largest(rows, "regret"),
+    }
     judged = {name: judge(*number, limits[name]) for name, number in found.items()}
     verdict, reason = conclude(grid, judged, rows, scatter, names["size"])
     noise = grid.noise
-    return plain({
-        "schema": SCHEMA, "check": "transfer", "verdict": verdict, "reason": reason, **names,
-        "base": base, "base_lr": rows[grid.base]["optimum_lr"], **judged,
-        "larger_is_never_worse": never_worse(rows),
-        "seed_sd": math.hypot(noise.sd, noise.shift_sd) if noise.source == "seeds" else None,
-        "noise": {"sd": noise.sd, "dof": noise.dof, "source": noise.source,
-                  "shift_sd": noise.shift_sd},
-        "scatter": scatter, "resamples": resamples, "rng_seed": rng_seed, "sizes": rows,
-        "warnings": warnings_of(grid, rows, scatter, names["size"], int((~done).sum()))})
+    return plain(
+        {
+            "schema": SCHEMA,
+            "check": "transfer",
+            "verdict": verdict,
+            "reason": reason,
+            **names,
+            "base": base,
+            "base_lr": rows[grid.base]["optimum_lr"],
+            **judged,
+            "larger_is_never_worse": never_worse(rows),
+            "seed_sd": math.hypot(noise.sd, noise.shift_sd) if noise.source == "seeds" else None,
+            "noise": {
+                "sd": noise.sd,
+                "dof": noise.dof,
+                "source": noise.source,
+                "shift_sd": noise.shift_sd,
+            },
+            "scatter": scatter,
+            "resamples": resamples,
+            "rng_seed": rng_seed,
+            "sizes": rows,
+            "warnings": warnings_of(grid, rows, scatter, names["size"], int((~done).sum())),
+        }
+    )
 
 
 def _columns(size, lr, loss, seed, names, limits) -> tuple[np.ndarray, ...]:
@@ -90,8 +112,10 @@ def _columns(size, lr, loss, seed, names, limits) -> tuple[np.ndarray, ...]:
     for name in ("size", "lr"):
         bad = ~(np.isfinite(columns[name]) & (columns[name] > 0))
         if bad.any():
-            raise UserError(f"{names[name]}={columns[name][bad][0]:g} in row {bad.argmax() + 1}: "
-                            "expected a number above 0")
+            raise UserError(
+                f"{names[name]}={columns[name][bad][0]:g} in row {bad.argmax() + 1}: "
+                "expected a number above 0"
+            )
     for name, limit in limits.items():
         if not (math.isfinite(limit) and limit > 0):
             raise UserError(f"tolerance {limit} of {name}: expected a number above 0")
@@ -100,8 +124,10 @@ def _columns(size, lr, loss, seed, names, limits) -> tuple[np.ndarray, ...]:
     runs = [r[:3] for r in zip(size, lr, labels, loss, strict=True) if not math.isnan(r[3])]
     if len(set(runs)) < len(runs):
         twice = next(run for i, run in enumerate(runs) if run in runs[:i])
-        raise UserError(f"{names['size']} {twice[0]:g}, {names['lr']} {twice[1]:g}, seed "
-                        f"{twice[2]} is there twice; keep one of them")
+        raise UserError(
+            f"{names['size']} {twice[0]:g}, {names['lr']} {twice[1]:g}, seed "
+            f"{twice[2]} is there twice; keep one of them"
+        )
     seed, loss = np.unique(labels, return_inverse=True)[1], np.where(np.isinf(loss), math.inf, loss)
     order = np.lexsort((loss, seed, lr, size))  # so that no order of rows changes a digit
     return size[order], lr[order], loss[order], seed[order]
@@ -121,20 +147,38 @@ def size_row(grid: Grid, k: int) -> dict[str, Any]:
     signed = interval(draws - grid.optima[grid.base])
     fit = curve.fit
     return {
-        "size": curve.size, "optimum_lr": 2.0**x, "ci95": [2.0**e for e in interval(draws)],
-        "log2_optimum": x, "bracketed": not curve.problem, "problem": curve.problem,
-        "n_lrs": curve.n_lrs, "n_seeds": fit.n_seeds if fit else int(max(curve.runs, default=0)),
-        "min_loss": least, "transferred_loss": loss, "transferred_se": se,
+        "size": curve.size,
+        "optimum_lr": 2.0**x,
+        "ci95": [2.0**e for e in interval(draws)],
+        "log2_optimum": x,
+        "bracketed": not curve.problem,
+        "problem": curve.problem,
+        "n_lrs": curve.n_lrs,
+        "n_seeds": fit.n_seeds if fit else int(max(curve.runs, default=0)),
+        "min_loss": least,
+        "transferred_loss": loss,
+        "transferred_se": se,
         "transferred_diverges": math.isinf(loss),
         "shift": abs(x - float(grid.optimum[grid.base])),
         "shift_ci95": [max(0.0, signed[0], -signed[1]), max(-signed[0], signed[1])],
-        "regret": regret, "regret_ci95": list(regret_ends),
-        "noise_sd": grid.noises[k].sd, "diverged_lrs": (2.0**curve.diverged).tolist(),
-        "cells": [{"lr": 2.0**a, "loss": b, "se": grid.noises[k].sd / math.sqrt(n), "runs": n}
-                  for a, b, n in zip(*(v.tolist() for v in (curve.x, curve.mean, curve.runs)),
-                                     strict=True)],
-        "parabola": {"window": [2.0**e for e in fit.window], "centre_lr": 2.0**fit.centre,
-                     "coefficients": fit.coef.tolist()} if fit else None}
+        "regret": regret,
+        "regret_ci95": list(regret_ends),
+        "noise_sd": grid.noises[k].sd,
+        "diverged_lrs": (2.0**curve.diverged).tolist(),
+        "cells": [
+            {"lr": 2.0**a, "loss": b, "se": grid.noises[k].sd / math.sqrt(n), "runs": n}
+            for a, b, n in zip(
+                *(v.tolist() for v in (curve.x, curve.mean, curve.runs)), strict=True
+            )
+        ],
+        "parabola": {
+            "window": [2.0**e for e in fit.window],
+            "centre_lr": 2.0**fit.centre,
+            "coefficients": fit.coef.tolist(),
+        }
+        if fit
+        else None,
+    }
 
 
 def largest(rows: Rows, name: str) -> tuple[float, tuple[float, float]]:
@@ -160,9 +204,13 @@ def judge(value: float, ends: tuple[float, float], limit: float) -> dict[str, An
 
 def worse_steps(rows: Rows) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Neighbouring sizes of which the larger is worse at the base's optimum by over 2 SE."""
-    return [(a, b) for a, b in pairwise(rows)
-            if b["transferred_diverges"] or b["transferred_loss"] - a["transferred_loss"]
-            > 2 * math.hypot(a["transferred_se"], b["transferred_se"])]
+    return [
+        (a, b)
+        for a, b in pairwise(rows)
+        if b["transferred_diverges"]
+        or b["transferred_loss"] - a["transferred_loss"]
+        > 2 * math.hypot(a["transferred_se"], b["transferred_se"])
+    ]
 
 
 def never_worse(rows: Rows) -> bool | None:
@@ -172,17 +220,26 @@ def never_worse(rows: Rows) -> bool | None:
 
 
 # -- words --------------------------------------------------------------------------------------
-def conclude(grid: Grid, judged: Mapping[str, Any], rows: Rows, scatter: float,
-             name: str) -> tuple[str, str]:
+def conclude(
+    grid: Grid, judged: Mapping[str, Any], rows: Rows, scatter: float, name: str
+) -> tuple[str, str]:
     """The verdict, and in one line its numbers and the remedy."""
-    failed = [f"{says(k, v)} is beyond {v['tolerance']:g}" for k, v in judged.items()
-              if v["verdict"] == "fail"]
-    gaps = [f"the optimum at {name} {c.size:g} is not bracketed, {c.problem}: run "
-            f"{name} {c.size:g} at LR {' and '.join(f'{2.0**x:.3g}' for x in c.wanted)}"
-            for c in grid.curves if c.problem]
+    failed = [
+        f"{says(k, v)} is beyond {v['tolerance']:g}"
+        for k, v in judged.items()
+        if v["verdict"] == "fail"
+    ]
+    gaps = [
+        f"the optimum at {name} {c.size:g} is not bracketed, {c.problem}: run "
+        f"{name} {c.size:g} at LR {' and '.join(f'{2.0**x:.3g}' for x in c.wanted)}"
+        for c in grid.curves
+        if c.problem
+    ]
     if len(rows) < SIZES_NEEDED:
-        gaps.append(f"a drift needs {SIZES_NEEDED} sizes, the runs have {len(rows)}: run more, "
-                    "each twice the size")
+        gaps.append(
+            f"a drift needs {SIZES_NEEDED} sizes, the runs have {len(rows)}: run more, "
+            "each twice the size"
+        )
     if gaps:
         known = f"; what is known would fail: {'; '.join(failed)}" if failed else ""
         return "inconclusive", "; ".join(gaps) + known
@@ -192,16 +249,21 @@ def conclude(grid: Grid, judged: Mapping[str, Any], rows: Rows, scatter: float,
     if open_:
         return "inconclusive", "; ".join(
             f"{says(k, judged[k])} does not decide about {judged[k]['tolerance']:g}: "
-            f"{remedy(k, judged[k], grid, rows, scatter, name)}" for k in open_)
-    return "pass", "; ".join(f"{says(k, v)} is within {v['tolerance']:g}"
-                             for k, v in judged.items())
+            f"{remedy(k, judged[k], grid, rows, scatter, name)}"
+            for k in open_
+        )
+    return "pass", "; ".join(
+        f"{says(k, v)} is within {v['tolerance']:g}" for k, v in judged.items()
+    )
 
 
 def says(name: str, number: Mapping[str, Any]) -> str:
     """`drift -0.71 [-0.80, -0.62] octaves per doubling`."""
-    label, form, unit = {"drift": ("drift", "+.2f", "octaves per doubling"),
-                         "largest_shift": ("largest shift", ".2f", "octaves"),
-                         "max_regret": ("largest regret", ".4f", "nats")}[name]
+    label, form, unit = {
+        "drift": ("drift", "+.2f", "octaves per doubling"),
+        "largest_shift": ("largest shift", ".2f", "octaves"),
+        "max_regret": ("largest regret", ".4f", "nats"),
+    }[name]
     numbers = [math.nan if v is None else v for v in (number["value"], *number["ci95"])]
     if number["verdict"] == "fail" and not math.isfinite(numbers[0]):  # null in a record
         return f"{label} without bound, as the base's optimum LR diverges,"
@@ -211,14 +273,17 @@ def says(name: str, number: Mapping[str, Any]) -> str:
 
 def _follow(judged: Mapping[str, Any], rows: Rows, name: str) -> str:
     if judged["drift"]["verdict"] == "fail":
-        return (f"tune the LR at every {name}, let it follow {name}^"
-                f"{judged['drift']['value']:+.2f}, or change the parametrization")
+        return (
+            f"tune the LR at every {name}, let it follow {name}^"
+            f"{judged['drift']['value']:+.2f}, or change the parametrization"
+        )
     worst = max(rows, key=lambda row: np.nan_to_num(row["regret"]))
     return f"tune the LR at {name} {worst['size']:g} itself, or change the parametrization"
 
 
-def remedy(which: str, number: Mapping[str, Any], grid: Grid, rows: Rows, scatter: float,
-           name: str) -> str:
+def remedy(
+    which: str, number: Mapping[str, Any], grid: Grid, rows: Rows, scatter: float, name: str
+) -> str:
     """What to run so that an undecided number is decided."""
     if grid.noise.source == "none":
         return "run 3 seeds at the LRs around every optimum, to measure the noise"
@@ -240,21 +305,34 @@ def remedy(which: str, number: Mapping[str, Any], grid: Grid, rows: Rows, scatte
 def warnings_of(grid: Grid, rows: Rows, scatter: float, name: str, missing: int) -> list[str]:
     """What a careful reader would ask about."""
     found = [f"{missing} run(s) without a result are left out"] if missing else []
-    found += [f"diverged at {name} {row['size']:g}: LR "
-              f"{', '.join(f'{lr:.3g}' for lr in row['diverged_lrs'])}"
-              for row in rows if row["diverged_lrs"]]
+    found += [
+        f"diverged at {name} {row['size']:g}: LR "
+        f"{', '.join(f'{lr:.3g}' for lr in row['diverged_lrs'])}"
+        for row in rows
+        if row["diverged_lrs"]
+    ]
     noise = grid.noise
-    found += {"seeds": [], "none": ["nothing measures the noise: no interval is known"],
-              "residuals": ["too few seeds to measure the noise: it is taken from the residuals of "
-                            f"the parabolas (sd {noise.sd:.4f}, {noise.dof} degrees of freedom)"],
-              }[noise.source]
+    found += {
+        "seeds": [],
+        "none": ["nothing measures the noise: no interval is known"],
+        "residuals": [
+            "too few seeds to measure the noise: it is taken from the residuals of "
+            f"the parabolas (sd {noise.sd:.4f}, {noise.dof} degrees of freedom)"
+        ],
+    }[noise.source]
     total, dof = (sum(c.fit.misfit[i] for c in grid.curves if c.fit) for i in (0, 1))
     if noise.source == "seeds" and dof and total / dof > (MISFIT * noise.sd) ** 2:
-        found.append(f"the losses lie {math.sqrt(total / dof):.4f} off the parabolas, their seeds "
-                     f"only {noise.sd:.4f} apart: run LRs closer together")
+        found.append(
+            f"the losses lie {math.sqrt(total / dof):.4f} off the parabolas, their seeds "
+            f"only {noise.sd:.4f} apart: run LRs closer together"
+        )
     if scatter > 0:
-        found.append(f"the optima scatter about the line by {scatter:.2f} octaves more than their "
-                     "noise explains, which widens the drift's interval")
-    found += [f"at the base's optimum LR {name} {b['size']:g} is worse than {a['size']:g}"
-              for a, b in worse_steps(rows)]
+        found.append(
+            f"the optima scatter about the line by {scatter:.2f} octaves more than their "
+            "noise explains, which widens the drift's interval"
+        )
+    found += [
+        f"at the base's optimum LR {name} {b['size']:g} is worse than {a['size']:g}"
+        for a, b in worse_steps(rows)
+    ]
     return found

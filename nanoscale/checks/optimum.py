@@ -83,8 +83,9 @@ class Curve:
         inf from a diverged LR on; NaN, not known, beyond the last LR with a finite loss.
         """
         x, (low, high) = np.asarray(x, float), self.fit.window
-        value = np.where((x >= low) & (x <= high), self.parabola(coef, x),
-                         np.interp(x, self.x, self.mean))
+        value = np.where(
+            (x >= low) & (x <= high), self.parabola(coef, x), np.interp(x, self.x, self.mean)
+        )
         value = np.where((x < self.x[0] - 1e-9) | (x > self.x[-1] + 1e-9), math.nan, value)
         return np.where((x <= self.below) | (x >= self.above), math.inf, value)
 
@@ -98,19 +99,36 @@ def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> Cur
     x, mean = lrs[cell], np.bincount(cell, y) / np.bincount(cell)  # inf where a seed diverged
     walls = lrs[np.isinf(mean)]
     if len(walls) == len(lrs):
-        return Curve(size, lrs[:0], mean[:0], mean[:0], walls, len(lrs), None,
-                     "every LR diverged", tuple(lrs[0] - np.arange(1, 4)))
+        return Curve(
+            size,
+            lrs[:0],
+            mean[:0],
+            mean[:0],
+            walls,
+            len(lrs),
+            None,
+            "every LR diverged",
+            tuple(lrs[0] - np.arange(1, 4)),
+        )
     lowest = lrs[mean.argmin()]
-    between = ((lrs > max(walls[walls < lowest], default=-math.inf))
-               & (lrs < min(walls[walls > lowest], default=math.inf)))
+    between = (lrs > max(walls[walls < lowest], default=-math.inf)) & (
+        lrs < min(walls[walls > lowest], default=math.inf)
+    )
     kept = between[cell]
     x, y, seed, lrs, mean = x[kept], y[kept], seed[kept], lrs[between], mean[between]
     fit = fit_of(x, y, seed, lrs[window(lrs, mean)]) if len(lrs) >= 3 else None
     if fit:
         y = y - [fit.shifts.get(s, 0.0) for s in seed]
     cell = np.searchsorted(lrs, x)
-    curve = Curve(size, lrs, np.bincount(cell, y) / np.bincount(cell), np.bincount(cell), walls,
-                  len(between), fit)
+    curve = Curve(
+        size,
+        lrs,
+        np.bincount(cell, y) / np.bincount(cell),
+        np.bincount(cell),
+        walls,
+        len(between),
+        fit,
+    )
     problem, wanted = unbracketed(curve, int(mean.argmin()))
     return replace(curve, problem=problem, wanted=wanted)
 
@@ -156,12 +174,16 @@ def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> F
     coef, noise_to_coef = to_coef @ means, to_coef @ to_means
     rest, misfit = y - cells @ means - seeds @ shift, means - powers @ coef
     return Fit(
-        window=(float(lrs[0]), float(lrs[-1])), centre=float(centre), coef=coef,
+        window=(float(lrs[0]), float(lrs[-1])),
+        centre=float(centre),
+        coef=coef,
         root=np.linalg.cholesky(noise_to_coef @ noise_to_coef.T),
-        n_seeds=len(np.unique(seed)), shifts=dict(zip(shared, shift, strict=True)),
+        n_seeds=len(np.unique(seed)),
+        shifts=dict(zip(shared, shift, strict=True)),
         rest=(float(rest @ rest), len(y) - len(lrs) - rank),
         misfit=(float(runs @ misfit**2), len(lrs) - 3),
-        shift=(float(shift @ shift), rank, float((solve**2).sum())))
+        shift=(float(shift @ shift), rank, float((solve**2).sum())),
+    )
 
 
 def unbracketed(curve: Curve, lowest: int) -> tuple[str, tuple[float, ...]]:
@@ -169,9 +191,9 @@ def unbracketed(curve: Curve, lowest: int) -> tuple[str, tuple[float, ...]]:
     x, fit = curve.x, curve.fit
     open_below, open_above = math.isinf(curve.below), math.isinf(curve.above)
     if lowest == 0 and open_below:
-        return f"its lowest loss is at the lowest LR, {2**x[0]:.3g}", (x[0] - 2, x[0] - 1)
+        return f"its lowest loss is at the lowest LR, {2 ** x[0]:.3g}", (x[0] - 2, x[0] - 1)
     if lowest == len(x) - 1 and open_above:
-        return f"its lowest loss is at the highest LR, {2**x[-1]:.3g}", (x[-1] + 1, x[-1] + 2)
+        return f"its lowest loss is at the highest LR, {2 ** x[-1]:.3g}", (x[-1] + 1, x[-1] + 2)
     if fit is None:
         return "fewer than 3 LRs around it have a finite loss", (x[lowest] - 1, x[lowest] - 0.5)
     if fit.coef[2] <= 0:
@@ -218,8 +240,9 @@ class Noise:
         if self.source != "seeds":
             return self
         (total, own), prior = fit.rest, min(PRIOR_DOF, self.dof)
-        return replace(self, dof=own + prior,
-                       sd=math.sqrt((total + prior * self.sd**2) / (own + prior)))
+        return replace(
+            self, dof=own + prior, sd=math.sqrt((total + prior * self.sd**2) / (own + prior))
+        )
 
     def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
         """(R,) sds: this one is known only to its degrees of freedom."""

@@ -102,10 +102,16 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         paired = self.paired_by is not None
-        return {"value": self.value, "ci95": list(self.ci95), "p_value": self.p, "se": self.se,
-                "dof": self.dof if self.known else None,
-                "sd": self.parts[0].sd if paired else None,
-                "n_pairs": self.parts[0].n if paired else 0, "paired_by": self.paired_by}
+        return {
+            "value": self.value,
+            "ci95": list(self.ci95),
+            "p_value": self.p,
+            "se": self.se,
+            "dof": self.dof if self.known else None,
+            "sd": self.parts[0].sd if paired else None,
+            "n_pairs": self.parts[0].n if paired else 0,
+            "paired_by": self.paired_by,
+        }
 
 
 def shared_seeds(a: Cells, b: Cells) -> bool:
@@ -125,8 +131,12 @@ def difference_of(a: Cells, b: Cells) -> Difference:
     if not shared_seeds(a, b):
         samples = Sample.of(a), Sample.of(b)
         return Difference(samples[1].mean - samples[0].mean, samples)
-    pairs = Sample.of({cell: {seed: b[cell][seed] - loss for seed, loss in own.items()
-                              if seed in b[cell]} for cell, own in a.items()})
+    pairs = Sample.of(
+        {
+            cell: {seed: b[cell][seed] - loss for seed, loss in own.items() if seed in b[cell]}
+            for cell, own in a.items()
+        }
+    )
     return Difference(pairs.mean, (pairs,), "seed")
 
 
@@ -142,8 +152,14 @@ def seeds_needed(difference: Difference, rope: float) -> int | None:
     """More seeds of each arm after which the interval decides if mean and scatter stay; or None."""
     if not difference.known:
         return max(0, 3 - min(s.n for s in difference.parts))
-    return next((more for more in range(MANY_SEEDS + 1)
-                 if judge(difference.with_more(more).ci95, rope) != "inconclusive"), None)
+    return next(
+        (
+            more
+            for more in range(MANY_SEEDS + 1)
+            if judge(difference.with_more(more).ci95, rope) != "inconclusive"
+        ),
+        None,
+    )
 
 
 # -- windows ------------------------------------------------------------------------------------
@@ -182,12 +198,19 @@ def choose(settings: Mapping[Any, Losses]) -> Choice:
     best = _lowest(full)
     held_out = {}
     for seed in settings[best]:
-        others = {key: {s: v for s, v in own.items() if s != seed} for key, own in full.items()
-                  if seed in own}
+        others = {
+            key: {s: v for s, v in own.items() if s != seed}
+            for key, own in full.items()
+            if seed in own
+        }
         held_out[seed] = full[_lowest(others) if most > 1 else best][seed]
-    doubts = tuple(key for key, own in settings.items() if key not in full
-                   and own.keys() <= settings[best].keys()
-                   and sum(own.values()) < sum(settings[best][seed] for seed in own))
+    doubts = tuple(
+        key
+        for key, own in settings.items()
+        if key not in full
+        and own.keys() <= settings[best].keys()
+        and sum(own.values()) < sum(settings[best][seed] for seed in own)
+    )
     return Choice(best, settings[best], len(full), held_out, doubts)
 
 
@@ -234,36 +257,59 @@ def multiplier(a: Sequence[Level], b: Sequence[Level], paired: bool) -> dict[str
     names = [name for name, curve in zip("AB", curves, strict=True) if not curve.falls]
     nothing = {"value": None, "ci95": [None, None], "at": []}
     if all(len(curve.flops) < 2 for curve in curves):
-        return nothing | {"reason": "one compute budget per arm gives no multiplier: run both arms "
-                                    "at two or more sizes or lengths, tuned at each"}
+        return nothing | {
+            "reason": "one compute budget per arm gives no multiplier: run both arms "
+            "at two or more sizes or lengths, tuned at each"
+        }
     if names:
-        return nothing | {"reason": f"the loss of {' and '.join(names)} does not fall from one "
-                                    "compute budget to the next: name runs of one ladder"}
-    knots = [(which, i) for which, curve in enumerate(curves) for i, loss in enumerate(curve.loss)
-             if curves[1 - which].reaches(loss)]
+        return nothing | {
+            "reason": f"the loss of {' and '.join(names)} does not fall from one "
+            "compute budget to the next: name runs of one ladder"
+        }
+    knots = [
+        (which, i)
+        for which, curve in enumerate(curves)
+        for i, loss in enumerate(curve.loss)
+        if curves[1 - which].reaches(loss)
+    ]
     if not knots:
         lower = "B" if curves[1].loss[0] < curves[0].loss[-1] else "A"
         other = "A" if lower == "B" else "B"
-        return nothing | {"reason": f"every loss of {lower} lies below those of {other}: run "
-                                    f"{other} with more FLOPs, or {lower} with fewer"}
+        return nothing | {
+            "reason": f"every loss of {lower} lies below those of {other}: run "
+            f"{other} with more FLOPs, or {lower} with fewer"
+        }
 
     def logs(pair: Sequence[Curve]) -> np.ndarray:
         losses = np.array([pair[which].loss[i] for which, i in knots])
         return pair[0].at(losses) - pair[1].at(losses)
 
     each = logs(curves)
-    parts = _jackknife(lambda *arms: float(logs([Curve.of(arm) for arm in arms]).mean()), a, b,
-                       paired)
+    parts = _jackknife(
+        lambda *arms: float(logs([Curve.of(arm) for arm in arms]).mean()), a, b, paired
+    )
     found = Difference(float(each.mean()), parts)
-    return {"value": math.exp(found.value), "ci95": np.exp(found.ci95).tolist(),
-            "at": [{"loss": math.exp(curves[which].loss[i]), "level_of": "AB"[which],
-                    "flops": round(math.exp(curves[which].flops[i])), "value": math.exp(value)}
-                   for (which, i), value in zip(knots, each, strict=True)], "reason": None}
+    return {
+        "value": math.exp(found.value),
+        "ci95": np.exp(found.ci95).tolist(),
+        "at": [
+            {
+                "loss": math.exp(curves[which].loss[i]),
+                "level_of": "AB"[which],
+                "flops": round(math.exp(curves[which].flops[i])),
+                "value": math.exp(value),
+            }
+            for (which, i), value in zip(knots, each, strict=True)
+        ],
+        "reason": None,
+    }
 
 
-def _jackknife(value: Callable[..., float], a: Sequence[Level], b: Sequence[Level],
-               paired: bool) -> tuple[Sample, ...]:
+def _jackknife(
+    value: Callable[..., float], a: Sequence[Level], b: Sequence[Level], paired: bool
+) -> tuple[Sample, ...]:
     """Samples whose standard errors are those of `value` as it loses one seed at a time."""
+
     def without(levels: Sequence[Level], seed: str) -> list[Level]:
         return [(flops, {s: v for s, v in own.items() if s != seed}) for flops, own in levels]
 
@@ -281,5 +327,7 @@ def _jackknife(value: Callable[..., float], a: Sequence[Level], b: Sequence[Leve
     of_a, of_b = ({seed for _, own in levels for seed in own} for levels in (a, b))
     if paired:
         return (sample(of_a | of_b, lambda seed: (without(a, seed), without(b, seed))),)
-    return (sample(of_a, lambda seed: (without(a, seed), b)),
-            sample(of_b, lambda seed: (a, without(b, seed))))
+    return (
+        sample(of_a, lambda seed: (without(a, seed), b)),
+        sample(of_b, lambda seed: (a, without(b, seed))),
+    )

@@ -61,8 +61,10 @@ def check_machine(config: ExperimentConfig) -> None:
 
     for wanted, package in ((config.wandb_log, "wandb"), (config.tensorboard_log, "tensorboard")):
         if wanted and find_spec(package) is None:
-            raise UserError(f"{package}_log=True needs {package}: pip install "
-                            f"'nanoscale[{package}]', or leave it out")
+            raise UserError(
+                f"{package}_log=True needs {package}: pip install "
+                f"'nanoscale[{package}]', or leave it out"
+            )
     if config.device not in ("auto", "cpu"):
         from nanoscale.model.distributed import pick_device
 
@@ -99,8 +101,10 @@ def train_folder(folder: RunFolder) -> int:
 
     state = train(folder)
     if state == "COMPLETE":
-        print(f"COMPLETE: results in {folder / 'metrics.json'}; "
-              f"next: python sample.py --out_dir={folder.path}")
+        print(
+            f"COMPLETE: results in {folder / 'metrics.json'}; "
+            f"next: python sample.py --out_dir={folder.path}"
+        )
     elif state == "DIVERGED":
         print(f"DIVERGED: see {folder / 'metrics.jsonl'}; try a lower learning_rate")
     return EXIT_CODES[state]
@@ -115,8 +119,10 @@ def params(arguments: Sequence[str]) -> int:
     from nanoscale.spec.sources import build, parse_arguments
 
     if asks_help(arguments):
-        print("usage: nanoscale params [config.py ...] [--key=value ...]\n"
-              "needs no data when --vocab_size is given")
+        print(
+            "usage: nanoscale params [config.py ...] [--key=value ...]\n"
+            "needs no data when --vocab_size is given"
+        )
         return DONE
     config = build(parse_arguments(arguments))
     vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
@@ -130,8 +136,9 @@ def data(arguments: Sequence[str]) -> int:
     from nanoscale.data.prepare import main
 
     if arguments[:1] != ["prepare"]:
-        raise UserError("usage: nanoscale data prepare NAME [--input FILE] [--kind char|byte] "
-                        "[--out DIR]")
+        raise UserError(
+            "usage: nanoscale data prepare NAME [--input FILE] [--kind char|byte] [--out DIR]"
+        )
     return main(list(arguments[1:]))
 
 
@@ -234,13 +241,36 @@ def coord_check(arguments: Sequence[str]) -> int:
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    verb.__name__.replace("_", "-"): verb for verb in (
-        data, train, run, sample, bench, params, study, status, watch, retry, table, coord_check,
-        transfer, compare, design, fit, plan, report)}
+    verb.__name__.replace("_", "-"): verb
+    for verb in (
+        data,
+        train,
+        run,
+        sample,
+        bench,
+        params,
+        study,
+        status,
+        watch,
+        retry,
+        table,
+        coord_check,
+        transfer,
+        compare,
+        design,
+        fit,
+        plan,
+        report,
+    )
+}
 
 
-def with_options(main: Callable[..., int], known: Sequence[str], arguments: Sequence[str],
-                 switches: Sequence[str] = ()) -> int:
+def with_options(
+    main: Callable[..., int],
+    known: Sequence[str],
+    arguments: Sequence[str],
+    switches: Sequence[str] = (),
+) -> int:
     """A command that takes its names and options read; its help is its usage."""
     from nanoscale.commands.options import parse
 
@@ -254,8 +284,15 @@ def asks_help(arguments: Sequence[str]) -> bool:
 
 def usage() -> str:
     lines = [f"  nanoscale {verb.__doc__}" for verb in VERBS.values()]
-    return "\n".join(["nanoscale: scaling studies of small GPTs", "", *lines, "",
-                      "nanoscale train --help lists every config key."])
+    return "\n".join(
+        [
+            "nanoscale: scaling studies of small GPTs",
+            "",
+            *lines,
+            "",
+            "nanoscale train --help lists every config key.",
+        ]
+    )
 
 
 def dispatch(arguments: Sequence[str]) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 from nanoscale.errors import UserError, did_you_mean
 
 
-def parse(arguments: Sequence[str], command: Any, known: Sequence[str],
-          switches: Sequence[str] = ()) -> tuple[list[str] | None, dict[str, str]]:
+def parse(
+    arguments: Sequence[str], command: Any, known: Sequence[str], switches: Sequence[str] = ()
+) -> tuple[list[str] | None, dict[str, str]]:
     """Positional arguments, and options (`--key=value`, `--key value`); None after the help."""
     names, options, rest = [], {}, iter(arguments)
     for argument in rest:

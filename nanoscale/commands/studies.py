@@ -27,8 +27,9 @@ def study(arguments: list[str]) -> int:
         return DONE
     if len(names) != 1:
         raise UserError(f"usage: {usage_of(study)}")
-    found = run_study(names[0], root_of(options), dry_run="dry-run" in options,
-                      **how_to_run(options))
+    found = run_study(
+        names[0], root_of(options), dry_run="dry-run" in options, **how_to_run(options)
+    )
     return DONE if "dry-run" in options or found.ok else FAILED
 
 
@@ -79,8 +80,9 @@ def table(arguments: list[str]) -> int:
     options: dict[str, str] = {}
     found = one_study(arguments, table, ("out",), options)
     if found is not None:
-        print(export(found, Path(options["out"])) if "out" in options
-              else rebuild_table(found.folder))
+        print(
+            export(found, Path(options["out"])) if "out" in options else rebuild_table(found.folder)
+        )
     return DONE
 
 
@@ -92,8 +94,12 @@ def report(arguments: list[str]) -> int:
     return DONE
 
 
-def one_study(arguments: list[str], command: Callable[[list[str]], int],
-              known: tuple[str, ...] = (), options: dict[str, str] | None = None) -> Study | None:
+def one_study(
+    arguments: list[str],
+    command: Callable[[list[str]], int],
+    known: tuple[str, ...] = (),
+    options: dict[str, str] | None = None,
+) -> Study | None:
     """The study that the arguments name, None after the help; other options go to `options`."""
     names, given = parse(arguments, command, ("output_root", *known))
     if names is None:
@@ -111,5 +117,8 @@ def root_of(options: dict[str, str]) -> Path:
 
 def how_to_run(options: dict[str, str]) -> dict[str, Any]:
     """The runner's arguments among the options."""
-    return {key: number(key, value) if key in NUMBERS else value
-            for key, value in options.items() if key in (*NUMBERS, *WORDS)}
+    return {
+        key: number(key, value) if key in NUMBERS else value
+        for key, value in options.items()
+        if key in (*NUMBERS, *WORDS)
+    }

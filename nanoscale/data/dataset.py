@@ -386,8 +386,9 @@ def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> np.ndarray
     return np.arange(chosen, dtype=np.int64) * available // max(chosen, 1) * block_size
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray,
-            block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def windows(
+    tokens: np.ndarray, starts: np.ndarray, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The windows at `starts`: X and Y, (len(starts), block_size) int64, Y is X shifted by one."""
     rows = np.asarray(tokens)[starts[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
     return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
@@ -395,5 +396,7 @@ def windows(tokens: np.ndarray, starts: np.ndarray,
 
 def _require_window(n_tokens: int, block_size: int, where: object) -> None:
     if n_tokens < block_size + 1:
-        raise UserError(f"{where} holds {n_tokens:,} tokens, but block_size={block_size} needs at "
-                        f"least {block_size + 1:,}; lower block_size or prepare more text")
+        raise UserError(
+            f"{where} holds {n_tokens:,} tokens, but block_size={block_size} needs at "
+            f"least {block_size + 1:,}; lower block_size or prepare more text"
+        )

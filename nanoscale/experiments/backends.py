@@ -82,8 +82,14 @@ def shape_of(folder: RunFolder) -> str:
     with suppress(UserError):  # no config: the run itself will say so
         config = folder.spec().config
         values = flatten(config) if config.compile else {}
-        return str({key: value for key, value in values.items()
-                    if key in BATCH or FIELDS[key].metadata["group"] in ("model", "machine")} or "")
+        return str(
+            {
+                key: value
+                for key, value in values.items()
+                if key in BATCH or FIELDS[key].metadata["group"] in ("model", "machine")
+            }
+            or ""
+        )
     return ""
 
 
@@ -120,9 +126,15 @@ class ForkServer(Local):
         if self._server is None:
             self._launch(slot)
         self._running.add(folder)
-        self._send({"start": str(folder), "command": [*self._worker.command, str(folder)],
-                    "env": dict(slot.env), "cpus": list(slot.cpus),
-                    "shape": shape_of(RunFolder(folder))})
+        self._send(
+            {
+                "start": str(folder),
+                "command": [*self._worker.command, str(folder)],
+                "env": dict(slot.env),
+                "cpus": list(slot.cpus),
+                "shape": shape_of(RunFolder(folder)),
+            }
+        )
 
     def poll(self, timeout: float) -> list[Exit]:
         if self._server is None:
@@ -151,14 +163,27 @@ class ForkServer(Local):
         self._running.clear()
 
     def _launch(self, slot: Slot) -> None:
-        command = [sys.executable, "-P", "-m", "nanoscale.experiments.forkserver",
-                   "--entry", self._worker.entry, "--preload", *self._worker.preload]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "nanoscale.experiments.forkserver",
+            "--entry",
+            self._worker.entry,
+            "--preload",
+            *self._worker.preload,
+        ]
         # libgomp reads its settings once, at import, hence the slot's environment; numpy's OpenBLAS
         # starts its threads then, and a process with threads cannot be forked
         environment = worker_environment(slot) | {"OPENBLAS_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
-            command if self._fork else [*command, "--no-fork"], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
+            command if self._fork else [*command, "--no-fork"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._server is not None:
@@ -183,8 +208,13 @@ class Subprocess(Local):
     def start(self, folder: Path, slot: Slot) -> None:
         with disk_errors(folder), open(folder / LOG, "ab") as log:
             process = subprocess.Popen(
-                [*self._worker.command, str(folder)], env=worker_environment(slot), stdout=log,
-                stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+                [*self._worker.command, str(folder)],
+                env=worker_environment(slot),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         self._running[folder] = process
         if slot.cpus:
             with suppress(OSError):  # it may be gone already
@@ -193,8 +223,11 @@ class Subprocess(Local):
     def poll(self, timeout: float) -> list[Exit]:
         until = time.monotonic() + timeout
         while True:
-            gone = [Exit(folder, process.returncode) for folder, process in self._running.items()
-                    if process.poll() is not None]
+            gone = [
+                Exit(folder, process.returncode)
+                for folder, process in self._running.items()
+                if process.poll() is not None
+            ]
             if gone or time.monotonic() >= until:
                 break
             time.sleep(min(0.02, timeout))

@@ -49,8 +49,12 @@ def describe(values: Mapping[str, Any]) -> str:
 
 def entry_of(cell: Cell) -> dict[str, Any]:
     """A run's entry in its study's record."""
-    return {"id": cell.spec.id, "folder": cell.spec.name, "values": dict(cell.values),
-            "flops": cell.flops}
+    return {
+        "id": cell.spec.id,
+        "folder": cell.spec.name,
+        "values": dict(cell.values),
+        "flops": cell.flops,
+    }
 
 
 def plain_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +102,13 @@ def _as_list(name: str, values: Any) -> list[Any]:
 Opened = dict[tuple[str, str], Dataset]
 
 
-def make_cells(defaults: Mapping[str, Any], sources: Sequence[Source],
-               rows: Iterable[Mapping[str, Any]], where: str,
-               opened: Opened | None = None) -> list[Cell]:
+def make_cells(
+    defaults: Mapping[str, Any],
+    sources: Sequence[Source],
+    rows: Iterable[Mapping[str, Any]],
+    where: str,
+    opened: Opened | None = None,
+) -> list[Cell]:
     """The cells of `rows` over the common `sources` over `defaults`; equal ones appear once.
 
     `where` is how messages call the rows: `grid_params`, or a table of a study file; `opened` keeps
@@ -151,14 +159,18 @@ def questions(cells: Sequence[Cell], asked: int) -> list[str]:
 def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
     if len(cells) == asked:
         return []
-    idle = [key for key in cells[0].values
-            if not FIELDS[key].metadata["hashed"] and key not in ("dataset", "branch_from")]
+    idle = [
+        key
+        for key in cells[0].values
+        if not FIELDS[key].metadata["hashed"] and key not in ("dataset", "branch_from")
+    ]
     why = f" ({', '.join(idle)} says where or how a run runs, not what it is)" if idle else ""
     return [f"{asked} cells are {len(cells)} different runs{why}"]
 
 
 def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
     """Where length or LR varies and a part of the schedule, given in absolute numbers, does not."""
+
     def differ(read: Callable[[Cell], Any]) -> bool:
         return len({read(cell) for cell in cells}) > 1
 
@@ -169,13 +181,18 @@ def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
     found = []
     floor, warmup, decay = fixed("min_lr"), fixed("warmup_iters"), fixed("lr_decay_iters")
     if floor and differ(lambda c: c.config.learning_rate):
-        found.append(f"learning_rate varies but min_lr={floor} does not, so the LR falls to "
-                     "another part of its peak in every run; set min_lr_frac=0.1")
+        found.append(
+            f"learning_rate varies but min_lr={floor} does not, so the LR falls to "
+            "another part of its peak in every run; set min_lr_frac=0.1"
+        )
     if differ(lambda c: c.spec.config.max_iters):
         if warmup:
-            found.append(f"the runs' length varies but warmup_iters={warmup} does not; "
-                         "set warmup_frac=0.05")
+            found.append(
+                f"the runs' length varies but warmup_iters={warmup} does not; set warmup_frac=0.05"
+            )
         if decay:
-            found.append(f"the runs' length varies but lr_decay_iters={decay} does not; "
-                         "set lr_decay_iters=None, the run's length")
+            found.append(
+                f"the runs' length varies but lr_decay_iters={decay} does not; "
+                "set lr_decay_iters=None, the run's length"
+            )
     return found

@@ -100,8 +100,13 @@ class Ray:
             size = {} if address else {"num_cpus": len(machine.cores()), "include_dashboard": False}
             paths = worker_environment(Slot({}))["PYTHONPATH"]
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="error",
-                         runtime_env={"env_vars": {"PYTHONPATH": paths}}, **size)
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level="error",
+                    runtime_env={"env_vars": {"PYTHONPATH": paths}},
+                    **size,
+                )
             except (ConnectionError, RuntimeError) as e:
                 raise UserError(f"backend='ray': no cluster at {address}: {e}") from e
             self._ours = True
@@ -113,8 +118,13 @@ def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
     asked = Path(folder, ASKED)
     asked.unlink(missing_ok=True)
     with open(os.path.join(folder, LOG), "ab") as log:
-        process = subprocess.Popen([sys.executable, *command[1:], folder], env=os.environ | env,
-                                   stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *command[1:], folder],
+            env=os.environ | env,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
     while process.poll() is None:
         try:
             time.sleep(0.1)
@@ -155,8 +165,16 @@ done
 echo $code > {home}/{name}.$SLURM_ARRAY_TASK_ID.exit
 exit $code
 """
-ENDED_STATES = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
-                "OUT_OF_MEMORY", "TIMEOUT")
+ENDED_STATES = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "TIMEOUT",
+)
 SEEN_SECONDS = 2.0  # between two looks at the queue
 
 
@@ -170,8 +188,13 @@ class Slurm:
 
     local = False
 
-    def __init__(self, worker: Worker | None = None, options: Mapping[str, str] | None = None,
-                 home: str | Path = "experiments_out/slurm", most: int = 64) -> None:
+    def __init__(
+        self,
+        worker: Worker | None = None,
+        options: Mapping[str, str] | None = None,
+        home: str | Path = "experiments_out/slurm",
+        most: int = 64,
+    ) -> None:
         self._worker, self._options = worker or Worker(), dict(options or {})
         self._home, self._most = Path(home).absolute(), most
         self._new: list[tuple[Path, Slot]] = []
@@ -200,11 +223,17 @@ class Slurm:
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
         self._new = [one for one in self._new if folders is not None and one[0] not in folders]
-        chosen = [f"{job}_{task}" for (job, _, task), folder in self._running.items()
-                  if folders is None or folder in folders]
+        chosen = [
+            f"{job}_{task}"
+            for (job, _, task), folder in self._running.items()
+            if folders is None or folder in folders
+        ]
         if chosen:  # the batch shell passes TERM on; one that waits in the queue is only cancelled
-            command("scancel", *(["--signal=KILL", "--full"] if kill else
-                                 ["--signal=TERM", "--batch"]), *chosen)
+            command(
+                "scancel",
+                *(["--signal=KILL", "--full"] if kill else ["--signal=TERM", "--batch"]),
+                *chosen,
+            )
             command("scancel", "--state=PENDING", *chosen)
 
     def close(self) -> None:
@@ -231,10 +260,15 @@ class Slurm:
         """What sbatch is given."""
         env = {**slot.env, "PYTHONPATH": worker_environment(slot)["PYTHONPATH"]}
         return JOB.format(
-            last=tasks - 1, grace=int(GRACE_SECONDS + 30), home=shlex.quote(str(self._home)),
-            name=name, log=LOG, command=shlex.join(self._worker.command),
+            last=tasks - 1,
+            grace=int(GRACE_SECONDS + 30),
+            home=shlex.quote(str(self._home)),
+            name=name,
+            log=LOG,
+            command=shlex.join(self._worker.command),
             options="\n".join(f"#SBATCH --{key}={value}" for key, value in self._options.items()),
-            exports="\n".join(f"export {key}={shlex.quote(v)}" for key, v in env.items()))
+            exports="\n".join(f"export {key}={shlex.quote(v)}" for key, v in env.items()),
+        )
 
     def _queue(self) -> set[tuple[str, int]]:
         """(job id, task) of every task of ours that waits or runs."""
@@ -242,8 +276,14 @@ class Slurm:
         if not jobs:
             return set()
         try:
-            lines = command("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %T",
-                            f"--jobs={jobs}").splitlines()
+            lines = command(
+                "squeue",
+                "--noheader",
+                "--array",
+                "--states=all",
+                "--format=%F %K %T",
+                f"--jobs={jobs}",
+            ).splitlines()
         except UserError as e:
             if "Invalid job id" in str(e):  # all gone from Slurm's memory
                 return set()
@@ -266,8 +306,9 @@ def command(*words: str) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
-        raise UserError(f"backend='slurm': there is no {words[0]} here; run this where Slurm's "
-                        "commands are") from None
+        raise UserError(
+            f"backend='slurm': there is no {words[0]} here; run this where Slurm's commands are"
+        ) from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{words[0]} did not answer within two minutes") from None
     if done.returncode:
@@ -283,9 +324,12 @@ def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, str
     """
     if not isinstance(name, str):
         return name
-    makers = {"local": backends.local_backend, "subprocess": backends.Subprocess,
-              "ray": lambda: Ray(address=options.get("address")),
-              "slurm": lambda: Slurm(options=options, home=output_root / "slurm")}
+    makers = {
+        "local": backends.local_backend,
+        "subprocess": backends.Subprocess,
+        "ray": lambda: Ray(address=options.get("address")),
+        "slurm": lambda: Slurm(options=options, home=output_root / "slurm"),
+    }
     if name not in makers:
         raise UserError(f"backend={name!r}: choose {one_of(makers)}{did_you_mean(name, makers)}")
     return makers[name]()

@@ -35,8 +35,9 @@ class Failure:
         return self.kind + re.sub(r"\d+", "#", self.reason.replace(str(folder.path), ""))
 
 
-def settle(folder: RunFolder, code: int | None, starved: bool = False,
-           verdict: Failure | None = None) -> Failure | None:
+def settle(
+    folder: RunFolder, code: int | None, starved: bool = False, verdict: Failure | None = None
+) -> Failure | None:
     """Give a run whose process is gone its state; the failure, or None: it has ended, or waits.
 
     `code` is the process's exit code (see `backends.Exit`); `starved`: the kernel killed processes
@@ -68,8 +69,9 @@ def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
         return Failure(CRASH, f"its process was killed by {name}")
     told = folder.status().get("reason")
     last = log_tail(folder, 1)
-    reason = told or (last[0].removeprefix("error: ") if last
-                      else f"its process left with exit code {code}")
+    reason = told or (
+        last[0].removeprefix("error: ") if last else f"its process left with exit code {code}"
+    )
     if code == BAD_INPUT:
         return Failure(REFUSED, reason.partition("UserError: ")[2] or reason)
     return Failure(MEMORY if OUT_OF_MEMORY.search(reason) else CRASH, reason)

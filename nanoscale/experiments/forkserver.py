@@ -145,8 +145,9 @@ class Server:
             pid = os.fork()
             if pid == 0:
                 others = [one.requests for one in self.staying.values()]
-                for inherited in filter(None, (self.output, self.wake, self.alarm, self.heard,
-                                               ours, *others)):
+                for inherited in filter(
+                    None, (self.output, self.wake, self.alarm, self.heard, ours, *others)
+                ):
                     os.close(inherited)
                 run_child(self.entry, message, server, theirs, self.tell)
         finally:
@@ -182,8 +183,9 @@ class Server:
         kill = how == "kill"
         if folders is None:
             self.kill_at = None if kill else time.monotonic() + GRACE_SECONDS
-        chosen = [pid for pid, folder in self.children.items()
-                  if folders is None or folder in folders]
+        chosen = [
+            pid for pid, folder in self.children.items() if folders is None or folder in folders
+        ]
         for pid in chosen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
@@ -211,8 +213,9 @@ class Staying:
     runs: int = 1
 
 
-def run_child(entry: str, message: Mapping[str, Any], server: int, requests: int | None,
-              tell: int) -> NoReturn:
+def run_child(
+    entry: str, message: Mapping[str, Any], server: int, requests: int | None, tell: int
+) -> NoReturn:
     """In a fresh fork: become the run's process, run, and exit with the entry's code.
 
     With `requests`, a run that has its result is told of instead, and the next one read.
@@ -278,11 +281,17 @@ def spawned(message: Mapping[str, Any]) -> int:
     """The pid of a new Python for the run: where forking this process is not safe."""
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
-        message["command"][0], message["command"], os.environ | message["env"], setpgroup=0,
-        setsigdef=HANDLED, file_actions=[
+        message["command"][0],
+        message["command"],
+        os.environ | message["env"],
+        setpgroup=0,
+        setsigdef=HANDLED,
+        file_actions=[
             (os.POSIX_SPAWN_OPEN, STDIN, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, STDOUT, log_of(message), log_flags, 0o666),
-            (os.POSIX_SPAWN_DUP2, STDOUT, STDERR)])
+            (os.POSIX_SPAWN_DUP2, STDOUT, STDERR),
+        ],
+    )
     if message["cpus"]:
         with suppress(OSError):  # it may be gone already
             os.sched_setaffinity(pid, message["cpus"])

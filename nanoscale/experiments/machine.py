@@ -36,8 +36,9 @@ def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
         names = [] if ":" in device else gpus()
         places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in names] or [Slot({})]
         return [places[i % len(places)] for i in range(workers or len(places))]
-    if device == "mps" or (device == "auto" and platform.system() == "Darwin"
-                           and platform.machine() == "arm64"):
+    if device == "mps" or (
+        device == "auto" and platform.system() == "Darwin" and platform.machine() == "arm64"
+    ):
         return [Slot({})] * (workers or 1)
     free = cores()
     each = threads or len(free)
@@ -46,8 +47,9 @@ def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
     # A worker is pinned only when together they take every core; else the kernel spreads them
     # better than we could, as other runners may have the first cores too.
     pinned = count * each == len(free) and hasattr(os, "sched_setaffinity")
-    return [Slot(env, tuple(free[i * each:(i + 1) * each]) if pinned else ())
-            for i in range(count)]
+    return [
+        Slot(env, tuple(free[i * each : (i + 1) * each]) if pinned else ()) for i in range(count)
+    ]
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -79,8 +81,12 @@ def _nvidia_smi() -> tuple[str, ...]:
         return ()
     try:
         # by UUID: nvidia-smi and CUDA may number the same GPUs differently
-        listed = subprocess.run(["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-                                capture_output=True, text=True, timeout=20)
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
@@ -94,7 +100,7 @@ def cores() -> list[int]:
         return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
     first = {_siblings(cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}
     free = sorted(first.values())
-    return free[:max(1, int(min(_quota(), len(free))))]
+    return free[: max(1, int(min(_quota(), len(free))))]
 
 
 def memory_kills() -> int:

@@ -76,8 +76,10 @@ def read_budget(budget: float | str | None) -> tuple[float | None, float | None]
     with suppress(ValueError):
         if match and match[2] in ("", *UNITS) and 0 < (value := float(match[1])) < math.inf:
             return (value, None) if not match[2] else (None, value * UNITS[match[2]])
-    raise UserError(f"budget={budget}: expected training FLOPs, as in 1e15, or a time in "
-                    f"{one_of(UNITS)}, as in 90min")
+    raise UserError(
+        f"budget={budget}: expected training FLOPs, as in 1e15, or a time in "
+        f"{one_of(UNITS)}, as in 90min"
+    )
 
 
 def make_ready(folder: RunFolder, spec: RunSpec, plan: str) -> None:
@@ -116,8 +118,13 @@ def plan_line(plan: Mapping[str, str], cells: Sequence[Cell]) -> str:
     return f"{len(cells)} runs: {counts}" + (f"; {left:.3g} FLOPs to do" if left else "")
 
 
-def dry_lines(cells: Sequence[Cell], plan: Mapping[str, str], folders: Mapping[str, RunFolder],
-              store: Store, workers: int) -> list[str]:
+def dry_lines(
+    cells: Sequence[Cell],
+    plan: Mapping[str, str],
+    folders: Mapping[str, RunFolder],
+    store: Store,
+    workers: int,
+) -> list[str]:
     """A dry run's lines: each cell's plan, FLOPs, memory, time and why; then the time in all."""
     lines, total = [], 0.0
     for cell in cells:
@@ -126,12 +133,20 @@ def dry_lines(cells: Sequence[Cell], plan: Mapping[str, str], folders: Mapping[s
         total += seconds if seconds is not None else math.nan
         size = memory_estimate(cell.spec.config)["total"] / 2**30
         time = "      ?" if seconds is None else f"{duration(seconds) if seconds else '':>12}"
-        lines.append(f"  {todo:9} {cell.flops:9.3g} FLOPs {size:7.3f} GiB {time}  {cell}  "
-                     f"({why(todo, folder, cell.spec, store)})")
+        lines.append(
+            f"  {todo:9} {cell.flops:9.3g} FLOPs {size:7.3f} GiB {time}  {cell}  "
+            f"({why(todo, folder, cell.spec, store)})"
+        )
     if not math.isfinite(total):
         return [*lines, "time unknown: no run has finished here yet whose speed could tell"]
-    return [*lines, f"about {duration(total / workers)} on {workers} worker"
-            + ("s" if workers > 1 else "")] if total else lines
+    return (
+        [
+            *lines,
+            f"about {duration(total / workers)} on {workers} worker" + ("s" if workers > 1 else ""),
+        ]
+        if total
+        else lines
+    )
 
 
 def why(plan: str, folder: RunFolder, spec: RunSpec, store: Store) -> str:
@@ -193,13 +208,16 @@ class Store:
         names = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
         if not names:
             return f"as {nearest.name}, which another version made"
-        said = [f"{k} {ours.get(k, 'default')} for {theirs.get(k, 'default')}"
-                for k in names[:MOST_KEYS]]
+        said = [
+            f"{k} {ours.get(k, 'default')} for {theirs.get(k, 'default')}"
+            for k in names[:MOST_KEYS]
+        ]
         more = f" and {len(names) - MOST_KEYS} more keys" if len(names) > MOST_KEYS else ""
         return f"as {nearest.name} but {', '.join(said)}{more}"
 
     def alike(self, spec: RunSpec, free: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """(folder's name, values) of the runs that differ from `spec` in `free` keys at most."""
+
         def fixed(keys: frozenset[tuple[str, str]]) -> set[tuple[str, str]]:
             return {item for item in keys if item[0] not in free}
 
@@ -211,8 +229,9 @@ class Store:
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell will take: its FLOPs at the speed of the nearest sizes; None: unknown."""
         size = flops_per_iter(cell.spec.config)
-        timed = sorted((abs(math.log(run.flops_per_iter / size)), run.speed)
-                       for run in self.runs if run.speed)
+        timed = sorted(
+            (abs(math.log(run.flops_per_iter / size)), run.speed) for run in self.runs if run.speed
+        )
         if not timed:
             return None
         return cell.flops / statistics.median(speed for _, speed in timed[:NEAREST])
@@ -228,12 +247,18 @@ def neighbour(folder: RunFolder) -> Neighbour:
         raise UserError(f"{folder.path}: not a run's config ({e})") from e
     metrics = folder.metrics() or {}
     seconds, flops = metrics.get("wall_seconds"), metrics.get("flops")
-    return Neighbour(folder.path.name, config, keys, flops_per_iter(config),
-                     flops / seconds if seconds and flops else None)
+    return Neighbour(
+        folder.path.name,
+        config,
+        keys,
+        flops_per_iter(config),
+        flops / seconds if seconds and flops else None,
+    )
 
 
-def keys_of(config: ExperimentConfig, data_fingerprint: str,
-            parent: str | None) -> frozenset[tuple[str, str]]:
+def keys_of(
+    config: ExperimentConfig, data_fingerprint: str, parent: str | None
+) -> frozenset[tuple[str, str]]:
     """What a run's identity depends on, beside the version of its numerics."""
     items = {key: str(value) for key, value in scientific(config).items()}
     items["data"] = data_fingerprint[:8]

@@ -77,8 +77,9 @@ class Watch(Protocol):
 class Pool:
     """Jobs on slots. A run that another live process owns is waited for, never started twice."""
 
-    def __init__(self, backend: Backend, slots: Sequence[Slot], watch: Watch,
-                 limits: Limits | None = None) -> None:
+    def __init__(
+        self, backend: Backend, slots: Sequence[Slot], watch: Watch, limits: Limits | None = None
+    ) -> None:
         self.backend, self.watch, self.limits = backend, watch, limits or Limits()
         self.free = list(slots)
         self.running: dict[os.PathLike, Running] = {}
@@ -144,8 +145,9 @@ class Pool:
                 self.watch.ended(job)
             else:
                 slot = self.free.pop(0)
-                self.running[job.folder.path] = Running(job, slot, machine.memory_kills(),
-                                                        time.monotonic())
+                self.running[job.folder.path] = Running(
+                    job, slot, machine.memory_kills(), time.monotonic()
+                )
                 self.backend.start(job.folder.path, slot)
                 self.watch.started(job)
         self.queue.extendleft(reversed(kept))
@@ -164,8 +166,9 @@ class Pool:
                 self.watch.ended(job)
             return
         self.tries[gone.folder] += 1
-        how = failure and try_again(job.folder, failure, self.tries[gone.folder],
-                                    self.limits.retries)
+        how = failure and try_again(
+            job.folder, failure, self.tries[gone.folder], self.limits.retries
+        )
         if failure and how:
             self.watch.again(job, failure, how)
             self.queue.appendleft(job)
@@ -204,14 +207,19 @@ class Pool:
         """Which limit a run exceeds, if any."""
         seconds, size = self.limits.time_limit, self.limits.memory_limit
         if seconds is not None and now - one.began > seconds:
-            return Failure(TIME, f"it ran longer than time_limit={seconds:g} seconds; what it has "
-                                 "saved is kept, and the next call goes on from there")
+            return Failure(
+                TIME,
+                f"it ran longer than time_limit={seconds:g} seconds; what it has "
+                "saved is kept, and the next call goes on from there",
+            )
         holder = one.job.folder.holder() if size is not None else None
         here = holder is not None and holder.get("machine") == lease.machine()
         used = machine.memory_of(holder["pid"]) if here else 0
         if size is not None and used > size:
-            return Failure(MEMORY, f"it took {used / 2**30:.2f} GiB of memory, more than "
-                                   f"memory_limit={size:g} bytes")
+            return Failure(
+                MEMORY,
+                f"it took {used / 2**30:.2f} GiB of memory, more than memory_limit={size:g} bytes",
+            )
         return None
 
 

@@ -51,9 +51,14 @@ def read(folder: RunFolder) -> Reading:
     with suppress(UserError):
         status = folder.status()
     row = last_row(folder)
-    return Reading(status.get("state", ""), max(row.get("step", 0), status.get("step") or 0),
-                   status.get("max_iters") or 0, row.get("train_loss"),
-                   row.get("tokens_per_second"), row.get("tokens_seen"))
+    return Reading(
+        status.get("state", ""),
+        max(row.get("step", 0), status.get("step") or 0),
+        status.get("max_iters") or 0,
+        row.get("train_loss"),
+        row.get("tokens_per_second"),
+        row.get("tokens_seen"),
+    )
 
 
 def last_row(folder: RunFolder) -> dict[str, Any]:
@@ -79,7 +84,8 @@ class Progress:
         self.past = {str(job.folder.path): self.done_flops(job) for job in jobs}
         # `later`: runs, and their FLOPs, that a search will ask for
         self.flops_to_do = later[1] + sum(
-            job.flops - self.past[str(job.folder.path)] for job in jobs)
+            job.flops - self.past[str(job.folder.path)] for job in jobs
+        )
         self.flops_ended = 0.0
         self.told: set[str] = set()
 
@@ -103,15 +109,19 @@ class Progress:
         done = job.flops if state == COMPLETE else self.done_flops(job)
         self.flops_ended += done - self.past.get(path, 0.0)
         self.flops_to_do -= job.flops - done
-        self.say(f"{state} {job.title}{self.outcome(job, state)}  "
-                 f"({self.ended_runs}/{self.total}, {self.time_left()})")
+        self.say(
+            f"{state} {job.title}{self.outcome(job, state)}  "
+            f"({self.ended_runs}/{self.total}, {self.time_left()})"
+        )
 
     def elsewhere(self, job: Job) -> None:
         if job.title not in self.told:
             self.told.add(job.title)
             who = job.folder.holder() or {}
-            self.say(f"wait for {job.title}: process {who.get('pid')} on {who.get('host')} "
-                     "is training it")
+            self.say(
+                f"wait for {job.title}: process {who.get('pid')} on {who.get('host')} "
+                "is training it"
+            )
 
     def again(self, job: Job, failure: Failure, how: str) -> None:
         self.running.pop(str(job.folder.path), None)
@@ -123,8 +133,9 @@ class Progress:
         if time.monotonic() - self.shown > PLAIN_SECONDS and self.running:
             self.shown = time.monotonic()
             runs = "; ".join(self.run_line(job) for job in self.running.values())
-            self.say(f"{self.ended_runs}/{self.total} done, {self.spent()}, {self.time_left()}: "
-                     f"{runs}")
+            self.say(
+                f"{self.ended_runs}/{self.total} done, {self.spent()}, {self.time_left()}: {runs}"
+            )
 
     # -- words ------------------------------------------------------------------------------
     def say(self, line: str) -> None:
@@ -156,8 +167,9 @@ class Progress:
 
     def flops_done(self) -> float:
         """FLOPs of this call so far."""
-        return self.flops_ended + sum(self.done_flops(job) - self.past.get(path, 0.0)
-                                      for path, job in self.running.items())
+        return self.flops_ended + sum(
+            self.done_flops(job) - self.past.get(path, 0.0) for path, job in self.running.items()
+        )
 
     def spent(self) -> str:
         """FLOPs of this call so far, of all that it will take."""
@@ -202,17 +214,23 @@ class LiveProgress(Progress):
 
         waiting = self.total - self.ended_runs - len(self.running)
         failed = f", {self.failed_runs} failed" if self.failed_runs else ""
-        line = (f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
-                f"{self.spent()}, {self.time_left()}")
+        line = (
+            f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
+            f"{self.spent()}, {self.time_left()}"
+        )
         table = Table()
         for column in ("run", "state", "step", "loss", "tokens/s", "left"):
             table.add_column(column, justify="left" if column in ("run", "state") else "right")
         for job in self.running.values():
             r = read(job.folder)
-            table.add_row(job.title, r.state or RUNNING, f"{r.step:,}/{r.max_iters:,}",
-                          "" if r.loss is None else f"{r.loss:.4f}",
-                          "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}",
-                          "" if r.seconds_left is None else duration(r.seconds_left))
+            table.add_row(
+                job.title,
+                r.state or RUNNING,
+                f"{r.step:,}/{r.max_iters:,}",
+                "" if r.loss is None else f"{r.loss:.4f}",
+                "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}",
+                "" if r.seconds_left is None else duration(r.seconds_left),
+            )
         return Group(line, table)
 
 

@@ -25,8 +25,19 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUNS, STUDY, TABLE = "runs", "study.json", "table.csv"
-RESULTS = ("val_loss", "best_val_loss", "val_bits_per_byte", "train_loss", "iter_num",
-           "tokens_seen", "flops", "total_params", "tokens_per_second", "mfu", "wall_seconds")
+RESULTS = (
+    "val_loss",
+    "best_val_loss",
+    "val_bits_per_byte",
+    "train_loss",
+    "iter_num",
+    "tokens_seen",
+    "flops",
+    "total_params",
+    "tokens_per_second",
+    "mfu",
+    "wall_seconds",
+)
 CONVENTIONS = ("non_embedding", "non_position", "matrices_and_head")  # of N, beside total_params
 LOGS_SHOWN, LOG_LINES = 3, 10  # of failed runs
 FORBIDDEN = '/\\:*?"<>|'
@@ -38,20 +49,25 @@ def check_name(name: Any) -> str:
         raise UserError(f"study name {name!r}: expected some text, as in 'depth_study'")
     bad = sorted({c for c in name if c in FORBIDDEN or not c.isprintable()})
     if bad or name != name.strip() or name[0] in ".-" or len(name) > 100:
-        what = f"without {' '.join(map(repr, bad))}" if bad else (
-            "of at most 100 characters, not beginning with '.', '-' or a space")
+        what = (
+            f"without {' '.join(map(repr, bad))}"
+            if bad
+            else ("of at most 100 characters, not beginning with '.', '-' or a space")
+        )
         raise UserError(f"study name {name!r}: it names a folder; choose one {what}")
     if name == RUNS:
-        raise UserError(f"study name {name!r}: that folder holds the runs of all studies; "
-                        "choose another name")
+        raise UserError(
+            f"study name {name!r}: that folder holds the runs of all studies; choose another name"
+        )
     return name
 
 
 class Study:
     """A named set of runs: its record, and views of the run folders as they are now."""
 
-    def __init__(self, record: Mapping[str, Any], output_root: Path,
-                 plan: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, record: Mapping[str, Any], output_root: Path, plan: Mapping[str, str] | None = None
+    ) -> None:
         self.record, self.output_root = dict(record), Path(output_root)
         self.plan = dict(plan or {})  # run id -> new, cached, resume or retry, in this call
 
@@ -61,8 +77,10 @@ class Study:
         if not (folder / STUDY).is_file():
             there = study_names(folder.parent)
             known = f"; there are: {', '.join(there)}" if there else ""
-            raise UserError(f"no study {folder.name!r} in {folder.parent}"
-                            f"{did_you_mean(folder.name, there) or known}")
+            raise UserError(
+                f"no study {folder.name!r} in {folder.parent}"
+                f"{did_you_mean(folder.name, there) or known}"
+            )
         record = read_json(folder / STUDY)
         if not isinstance(record, dict) or not {"name", "runs"} <= set(record):
             raise UserError(f"{folder / STUDY}: not a study's record; run the study again")
@@ -96,16 +114,20 @@ class Study:
     @property
     def ok(self) -> bool:
         """Whether every run has its result (a diverged one has: it is one) or is left out."""
-        return all(entry.get("left_out") or state_of(folder) in FINISHED
-                   for entry, folder in self.runs())
+        return all(
+            entry.get("left_out") or state_of(folder) in FINISHED for entry, folder in self.runs()
+        )
 
     @property
     def best(self) -> dict[str, Any] | None:
         """Of a search, or else of a grid: the values, val_loss and folder of the best run."""
         if "search" in self.record.get("asked", {}):
             return self.record.get("best")
-        done = [(loss, entry) for entry, folder in self.runs()
-                if (loss := (folder.metrics() or {}).get("val_loss")) is not None]
+        done = [
+            (loss, entry)
+            for entry, folder in self.runs()
+            if (loss := (folder.metrics() or {}).get("val_loss")) is not None
+        ]
         loss, entry = min(done, key=lambda one: one[0], default=(None, None))
         return entry and {"values": entry["values"], "val_loss": loss, "folder": entry["folder"]}
 
@@ -113,10 +135,15 @@ class Study:
     def target(self) -> dict[str, Any] | None:
         """Of a search with seeds: the best values, and their losses at the target, by seed."""
         ours = [(entry, folder) for entry, folder in self.runs() if entry.get("target")]
-        losses = {entry["values"]["seed"]: (folder.metrics() or {}).get("val_loss")
-                  for entry, folder in ours if state_of(folder) in FINISHED}
-        values = [{k: v for k, v in entry["values"].items() if k != "seed" and v is not None}
-                  for entry, _ in ours]
+        losses = {
+            entry["values"]["seed"]: (folder.metrics() or {}).get("val_loss")
+            for entry, folder in ours
+            if state_of(folder) in FINISHED
+        }
+        values = [
+            {k: v for k, v in entry["values"].items() if k != "seed" and v is not None}
+            for entry, _ in ours
+        ]
         return {"values": values[0], "val_loss": losses} if ours else None
 
     def target_line(self) -> str:
@@ -128,8 +155,10 @@ class Study:
             return f"target: none of {wanted} runs has a loss at {at}"
         spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         some = "" if len(losses) == wanted else f" of {wanted}"
-        return (f"target: val_loss {statistics.fmean(losses):.4f}{spread} ({len(losses)}{some} "
-                f"seeds) at {at}")
+        return (
+            f"target: val_loss {statistics.fmean(losses):.4f}{spread} ({len(losses)}{some} "
+            f"seeds) at {at}"
+        )
 
     def frame(self) -> DataFrame:
         """One row per run: the varied keys, state, results (null where there are none), folder."""
@@ -160,9 +189,13 @@ class Study:
             entry["state"] = state_of(folder)
         self.save_record()
         # a table travels: its folders are below the output root, wherever that is
-        write_csv(self.folder / TABLE, [row | {"folder": f"{RUNS}/{entry['folder']}"} for
-                                        row, entry in zip(self.rows(), self.record["runs"],
-                                                          strict=True)])
+        write_csv(
+            self.folder / TABLE,
+            [
+                row | {"folder": f"{RUNS}/{entry['folder']}"}
+                for row, entry in zip(self.rows(), self.record["runs"], strict=True)
+            ],
+        )
 
     def save_record(self) -> None:
         """Write `study.json` alone: enough to go on from."""
@@ -184,8 +217,12 @@ class Study:
                 if key == "matmul_precision":  # follows the width, at equal accuracy
                     continue
                 seen.setdefault(key, set()).add(str(value))
-        return [f"the runs differ in {key} ({', '.join(sorted(values))}), so their losses differ "
-                "by rounding too" for key, values in seen.items() if len(values) > 1]
+        return [
+            f"the runs differ in {key} ({', '.join(sorted(values))}), so their losses differ "
+            "by rounding too"
+            for key, values in seen.items()
+            if len(values) > 1
+        ]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {state}" for state, n in sorted(self.states().items()))
@@ -208,17 +245,23 @@ def row_of(entry: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     state = state_of(folder)
     metrics = (folder.metrics() if state in FINISHED else None) or {}
     counts = (metrics.get("params") or {}).get("by_convention", {})
-    return {**entry["values"], "state": state,
-            **{key: metrics.get(key) for key in RESULTS},
-            **{f"{name}_params": counts.get(name) for name in CONVENTIONS},
-            "planned_flops": entry["flops"], "run": entry["id"], "folder": str(folder.path)}
+    return {
+        **entry["values"],
+        "state": state,
+        **{key: metrics.get(key) for key in RESULTS},
+        **{f"{name}_params": counts.get(name) for name in CONVENTIONS},
+        "planned_flops": entry["flops"],
+        "run": entry["id"],
+        "folder": str(folder.path),
+    }
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV, whole or not at all; their keys need not be the same."""
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)),
-                                lineterminator="\n")
+        writer = csv.DictWriter(
+            file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
 
@@ -235,8 +278,9 @@ def export(study: Study, path: Path) -> Path:
     if path.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={path}: end the name in '.csv' or '.parquet'")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise UserError(f"--out={path}: Parquet needs pyarrow: pip install 'nanoscale[parquet]', "
-                        "or take '.csv'")
+        raise UserError(
+            f"--out={path}: Parquet needs pyarrow: pip install 'nanoscale[parquet]', or take '.csv'"
+        )
     if path.suffix == ".csv":
         write_csv(path, study.rows())
     else:

@@ -74,14 +74,24 @@ class ExperimentRunner:
             or a time as in "90 min", after which a call starts no run and the last ones save.
     """
 
-    def __init__(self, base_config_path: str | Path | None = None,
-                 output_root: str | Path = "experiments_out", workers: int | None = None,
-                 threads: int = 1, backend: str | Backend = "local", retries: int = 1,
-                 time_limit: float | None = None, memory_limit: float | None = None,
-                 budget: float | str | None = None,
-                 backend_options: Mapping[str, str] | None = None) -> None:
-        for name, value, least in (("workers", workers, 1), ("threads", threads, 1),
-                                   ("retries", retries, 0)):
+    def __init__(
+        self,
+        base_config_path: str | Path | None = None,
+        output_root: str | Path = "experiments_out",
+        workers: int | None = None,
+        threads: int = 1,
+        backend: str | Backend = "local",
+        retries: int = 1,
+        time_limit: float | None = None,
+        memory_limit: float | None = None,
+        budget: float | str | None = None,
+        backend_options: Mapping[str, str] | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("workers", workers, 1),
+            ("threads", threads, 1),
+            ("retries", retries, 0),
+        ):
             if value is not None and (not isinstance(value, int) or value < least):
                 raise UserError(f"{name}={value!r}: expected a whole number, at least {least}")
         for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
@@ -95,9 +105,14 @@ class ExperimentRunner:
         self.limits = Limits(time_limit, memory_limit, retries, seconds, budget is not None)
 
     # -- what users call --------------------------------------------------------------------
-    def run_grid(self, grid_name: str, base_params: Mapping[str, Any] | None = None,
-                 grid_params: Mapping[str, Any] | None = None, seeds: Iterable[int] | None = None,
-                 dry_run: bool = False) -> Study:
+    def run_grid(
+        self,
+        grid_name: str,
+        base_params: Mapping[str, Any] | None = None,
+        grid_params: Mapping[str, Any] | None = None,
+        seeds: Iterable[int] | None = None,
+        dry_run: bool = False,
+    ) -> Study:
         """Run every combination of the lists in `grid_params`, for each of `seeds` if given.
 
         The study `grid_name` becomes exactly these runs. Failed runs do not raise: see `.failed`.
@@ -107,22 +122,53 @@ class ExperimentRunner:
         """
         lists = grid_lists(grid_params or {}, seeds, "grid_params")
         base = Source("base_params", plain_values("base_params", base_params or {}))
-        return self.run_rows(grid_name, base, combinations(lists), "grid_params",
-                             asked={"grid_params": lists}, dry_run=dry_run)
+        return self.run_rows(
+            grid_name,
+            base,
+            combinations(lists),
+            "grid_params",
+            asked={"grid_params": lists},
+            dry_run=dry_run,
+        )
 
-    def run_random(self, name: str, base_params: Mapping[str, Any] | None = None,
-                   space: Mapping[str, Any] | None = None, trials: int = 32,
-                   search_seed: int = 0, proxy: Mapping[str, Any] | None = None,
-                   seeds: Iterable[int] | None = None, dry_run: bool = False) -> Study:
+    def run_random(
+        self,
+        name: str,
+        base_params: Mapping[str, Any] | None = None,
+        space: Mapping[str, Any] | None = None,
+        trials: int = 32,
+        search_seed: int = 0,
+        proxy: Mapping[str, Any] | None = None,
+        seeds: Iterable[int] | None = None,
+        dry_run: bool = False,
+    ) -> Study:
         """`trials` points of `space` in all, each a function of `search_seed` and its number."""
-        return self.run_hpo(name, base_params, space, trials, "random", search_seed, proxy=proxy,
-                            seeds=seeds, dry_run=dry_run)
+        return self.run_hpo(
+            name,
+            base_params,
+            space,
+            trials,
+            "random",
+            search_seed,
+            proxy=proxy,
+            seeds=seeds,
+            dry_run=dry_run,
+        )
 
-    def run_hpo(self, name: str, base_params: Mapping[str, Any] | None = None,
-                space: Mapping[str, Any] | None = None, trials: int = 32, sampler: str = "tpe",
-                search_seed: int = 0, rungs: Sequence[int] = (), promote: float = 1 / 3,
-                proxy: Mapping[str, Any] | None = None, seeds: Iterable[int] | None = None,
-                dry_run: bool = False) -> Study:
+    def run_hpo(
+        self,
+        name: str,
+        base_params: Mapping[str, Any] | None = None,
+        space: Mapping[str, Any] | None = None,
+        trials: int = 32,
+        sampler: str = "tpe",
+        search_seed: int = 0,
+        rungs: Sequence[int] = (),
+        promote: float = 1 / 3,
+        proxy: Mapping[str, Any] | None = None,
+        seeds: Iterable[int] | None = None,
+        dry_run: bool = False,
+    ) -> Study:
         """Search `space` for the lowest final validation loss with `trials` trials in all.
 
         Args:
@@ -144,13 +190,25 @@ class ExperimentRunner:
             UserError: a name, key, value or range is bad; nothing was started or written.
         """
         fresh = () if seeds is None else grid_lists({}, seeds, "search")["seed"]
-        plan = SearchPlan(read_space(space, "space"), trials, sampler, search_seed,
-                          tuple(rungs) or (0,), promote, plain_values("proxy", proxy or {}), fresh)
+        plan = SearchPlan(
+            read_space(space, "space"),
+            trials,
+            sampler,
+            search_seed,
+            tuple(rungs) or (0,),
+            promote,
+            plain_values("proxy", proxy or {}),
+            fresh,
+        )
         base = Source("base_params", plain_values("base_params", base_params or {}))
         return self.run_search(name, base, plan, "space", dry_run=dry_run)
 
-    def run_experiment(self, params: Mapping[str, Any] | None = None, name: str | None = None,
-                       dry_run: bool = False) -> Study:
+    def run_experiment(
+        self,
+        params: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        dry_run: bool = False,
+    ) -> Study:
         """Run one config as the study `name`, by default the name of its run folder."""
         source = Source("params", plain_values("params", params or {}))
         return self.run_rows(name, source, [{}], "params", dry_run=dry_run)
@@ -166,9 +224,17 @@ class ExperimentRunner:
         return list(found.values())
 
     # -- the way down -----------------------------------------------------------------------
-    def run_rows(self, name: str | None, base: Source, rows: Sequence[Mapping[str, Any]],
-                 where: str, *, defaults: Mapping[str, Any] | None = None,
-                 asked: Mapping[str, Any] | None = None, dry_run: bool = False) -> Study:
+    def run_rows(
+        self,
+        name: str | None,
+        base: Source,
+        rows: Sequence[Mapping[str, Any]],
+        where: str,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        asked: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+    ) -> Study:
         """Run a study of explicit rows: dicts of config keys over `base`.
 
         `where` is how messages call the rows, `defaults` lie under the base config, and `asked` is
@@ -178,17 +244,32 @@ class ExperimentRunner:
             check_name(name)
         sources = [*self.base, base]
         cells = make_cells(self._defaults(sources) | dict(defaults or {}), sources, rows, where)
-        return self.run_specs(name or cells[0].spec.name, cells, asked=self._asked(base, asked),
-                              warn=questions(cells, len(rows)), dry_run=dry_run)
+        return self.run_specs(
+            name or cells[0].spec.name,
+            cells,
+            asked=self._asked(base, asked),
+            warn=questions(cells, len(rows)),
+            dry_run=dry_run,
+        )
 
     def _asked(self, base: Source, more: Mapping[str, Any] | None) -> dict[str, Any]:
         """What a study's record says was asked."""
-        return {"base_config": [source.name for source in self.base],
-                "base_params": dict(base.values)} | dict(more or {})
+        return {
+            "base_config": [source.name for source in self.base],
+            "base_params": dict(base.values),
+        } | dict(more or {})
 
-    def run_search(self, name: str, base: Source, plan: SearchPlan, where: str, *,
-                   defaults: Mapping[str, Any] | None = None,
-                   asked: Mapping[str, Any] | None = None, dry_run: bool = False) -> Study:
+    def run_search(
+        self,
+        name: str,
+        base: Source,
+        plan: SearchPlan,
+        where: str,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        asked: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+    ) -> Study:
         """Run a search as a study; `run_hpo` with the arguments of `run_rows`."""
         check_name(name)
         need_optuna(plan.sampler)
@@ -201,8 +282,9 @@ class ExperimentRunner:
         ladder = Ladder(plan, make)
         asked = self._asked(base, asked) | {"search": plan.to_json()}
         study = Study(record_of(name, (), asked, (), {}), self.output_root)
-        trials = Trials(study, plan, ladder, Store(self.output_root / RUNS), self._folder,
-                        self.budget)
+        trials = Trials(
+            study, plan, ladder, Store(self.output_root / RUNS), self._folder, self.budget
+        )
         study.record["warnings"] = trials.warnings()
         for line in [trials.title(), *(f"warning: {text}" for text in trials.warnings())]:
             print(f"[{name}] {line}")
@@ -235,8 +317,15 @@ class ExperimentRunner:
         device = str(named[-1]) if named else "auto"
         return {} if machine.on_gpu(device) else {"threads": self.threads, "compile": False}
 
-    def run_specs(self, name: str, cells: Sequence[Cell], *, asked: Mapping[str, Any],
-                  warn: Sequence[str] = (), dry_run: bool = False) -> Study:
+    def run_specs(
+        self,
+        name: str,
+        cells: Sequence[Cell],
+        *,
+        asked: Mapping[str, Any],
+        warn: Sequence[str] = (),
+        dry_run: bool = False,
+    ) -> Study:
         """Bring every cell to a result and return the study; what all the others stand on."""
         folders = {cell.spec.id: self._folder(cell) for cell in cells}
         paid = within(cells, self.budget)
@@ -269,16 +358,24 @@ class ExperimentRunner:
         for cell in cells:
             make_ready(self._folder(cell), cell.spec, study.plan[cell.spec.id])
         study.save_record()
-        todo = {cell.spec.id: Job(self._folder(cell), cell.flops, str(cell)) for cell in cells
-                if study.plan[cell.spec.id] not in (CACHED, LEFT_OUT)}
+        todo = {
+            cell.spec.id: Job(self._folder(cell), cell.flops, str(cell))
+            for cell in cells
+            if study.plan[cell.spec.id] not in (CACHED, LEFT_OUT)
+        }
         self._run(study, list(todo.values()), cells)
 
     def _folder(self, cell: Cell) -> RunFolder:
         return RunFolder(self.output_root.absolute() / RUNS / cell.spec.name)
 
-    def _run(self, study: Study, todo: Sequence[Job], cells: Sequence[Cell],
-             more: Callable[[int], Sequence[Job]] | None = None,
-             expected: tuple[int, float] = (0, 0.0)) -> None:
+    def _run(
+        self,
+        study: Study,
+        todo: Sequence[Job],
+        cells: Sequence[Cell],
+        more: Callable[[int], Sequence[Job]] | None = None,
+        expected: tuple[int, float] = (0, 0.0),
+    ) -> None:
         """Run what is to be done, and what `more` adds, and say what came of it."""
         began, stopped = time.monotonic(), ""
         try:
@@ -297,8 +394,11 @@ class ExperimentRunner:
         if stopped:
             print(f"[{study.name}] stopped: {stopped}; the same command goes on")
         counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
-        print(f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
-              f"{study.folder / TABLE}", flush=True)
+        print(
+            f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
+            f"{study.folder / TABLE}",
+            flush=True,
+        )
 
     def _slots(self, study: Study, cells: Sequence[Cell]) -> list[machine.Slot]:
         """This machine's slots, for the study's device and its largest number of threads."""
@@ -309,18 +409,29 @@ class ExperimentRunner:
         free = len(machine.cores())
         shared = self.backend.local and not machine.on_gpu(device)
         if shared and len(slots) > max(1, free // (threads or free)):
-            print(f"[{study.name}] warning: {len(slots)} workers of {threads or free} threads "
-                  f"share {free} cores and slow each other down; leave workers out to fit them")
+            print(
+                f"[{study.name}] warning: {len(slots)} workers of {threads or free} threads "
+                f"share {free} cores and slow each other down; leave workers out to fit them"
+            )
         return slots
 
 
 # -- records --------------------------------------------------------------------------------------
-def record_of(name: str, cells: Sequence[Cell], asked: Mapping[str, Any],
-              warn: Sequence[str], plan: Mapping[str, str]) -> dict[str, Any]:
+def record_of(
+    name: str,
+    cells: Sequence[Cell],
+    asked: Mapping[str, Any],
+    warn: Sequence[str],
+    plan: Mapping[str, str],
+) -> dict[str, Any]:
     """A study's `study.json`: what was asked, and the runs that answer it."""
-    return {"schema": SCHEMA, "name": name, "asked": dict(asked), "warnings": list(warn),
-            "runs": [entry_of(cell) | {"left_out": plan[cell.spec.id] == LEFT_OUT}
-                     for cell in cells]}
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "asked": dict(asked),
+        "warnings": list(warn),
+        "runs": [entry_of(cell) | {"left_out": plan[cell.spec.id] == LEFT_OUT} for cell in cells],
+    }
 
 
 def _read_base(path: str | Path) -> Source:

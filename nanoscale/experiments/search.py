@@ -64,24 +64,33 @@ class Plan:
         if not isinstance(self.trials, int) or self.trials < 1:
             raise UserError(f"trials={self.trials!r}: expected a whole number, at least 1")
         if list(self.rungs) != sorted(set(self.rungs)) or not all(
-                isinstance(n, int) and n >= 0 for n in self.rungs):
-            raise UserError(f"rungs={list(self.rungs)}: expected growing numbers of updates, as in "
-                            "[250, 500, 1000]")
+            isinstance(n, int) and n >= 0 for n in self.rungs
+        ):
+            raise UserError(
+                f"rungs={list(self.rungs)}: expected growing numbers of updates, as in "
+                "[250, 500, 1000]"
+            )
         if not 0 < self.promote < 1:
             raise UserError(f"promote={self.promote}: expected a share between 0 and 1")
         if self.sampler in ("gp", "cma") and len(self.rungs) > 1:
-            raise UserError(f"sampler={self.sampler!r} learns from whole trials only; leave rungs "
-                            "out, or take 'tpe'")
+            raise UserError(
+                f"sampler={self.sampler!r} learns from whole trials only; leave rungs "
+                "out, or take 'tpe'"
+            )
         if not all(isinstance(n, int) and n >= 0 for n in self.seeds):
-            raise UserError(f"seeds={list(self.seeds)}: expected a list of whole numbers, as in "
-                            "[1, 2, 3]")
+            raise UserError(
+                f"seeds={list(self.seeds)}: expected a list of whole numbers, as in [1, 2, 3]"
+            )
         both = sorted(set(self.proxy) & set(self.space))
         if both:
-            raise UserError(f"{both[0]} is a key of the proxy and of the space; a trial has one "
-                            "value of it")
+            raise UserError(
+                f"{both[0]} is a key of the proxy and of the space; a trial has one value of it"
+            )
         if self.proxy and not self.seeds:
-            raise UserError("a proxy is searched for the sake of a target: give the seeds with "
-                            "which the best values are trained there, as in seeds=[1, 2, 3]")
+            raise UserError(
+                "a proxy is searched for the sake of a target: give the seeds with "
+                "which the best values are trained there, as in seeds=[1, 2, 3]"
+            )
 
     def promoted(self, done: int) -> int:
         """How many of `done` trials of a rung go on."""
@@ -89,12 +98,22 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for a study's record."""
-        space = {key: list(one.choices) if one.choices else
-                 {"low": one.low, "high": one.high, "log": one.log}
-                 for key, one in self.space.items()}
-        return {"space": space, "trials": self.trials, "sampler": self.sampler, "seed": self.seed,
-                "rungs": list(self.rungs), "promote": self.promote, "proxy": dict(self.proxy),
-                "seeds": list(self.seeds)}
+        space = {
+            key: list(one.choices)
+            if one.choices
+            else {"low": one.low, "high": one.high, "log": one.log}
+            for key, one in self.space.items()
+        }
+        return {
+            "space": space,
+            "trials": self.trials,
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "rungs": list(self.rungs),
+            "promote": self.promote,
+            "proxy": dict(self.proxy),
+            "seeds": list(self.seeds),
+        }
 
     def expected(self, costs: Sequence[int]) -> tuple[int, float]:
         """About how many runs, and how many FLOPs, if each rung adds `costs`."""
@@ -138,9 +157,11 @@ class Search:
         for rung in range(len(self.plan.rungs) - 1):
             if any(t.running and len(t.losses) <= rung for t in self.trials):
                 return None
-            done = sorted((t for t in self.trials if len(t.losses) > rung and not t.failed),
-                          key=lambda t: (t.losses[rung], t.number))
-            for trial in done[:self.plan.promoted(len(done))]:
+            done = sorted(
+                (t for t in self.trials if len(t.losses) > rung and not t.failed),
+                key=lambda t: (t.losses[rung], t.number),
+            )
+            for trial in done[: self.plan.promoted(len(done))]:
                 if len(trial.losses) == rung + 1 and not trial.running and not trial.diverged:
                     return trial
         return None
@@ -179,21 +200,32 @@ class Search:
 
             study = optuna.create_study()
             distributions = {key: one.optuna() for key, one in self.plan.space.items()}
-            study.add_trials([optuna.trial.create_trial(
-                params=t.values, distributions=distributions, value=t.losses[0]) for t in whole])
+            study.add_trials(
+                [
+                    optuna.trial.create_trial(
+                        params=t.values, distributions=distributions, value=t.losses[0]
+                    )
+                    for t in whole
+                ]
+            )
             return optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            )
 
     # -- values -----------------------------------------------------------------------------------
     def draw(self, number: int) -> dict[str, Any]:
         """The values of trial `number`."""
         if self.plan.sampler == "random" or number + len(self.known) < STARTUP:
-            return {key: dimension.at(uniform(self.plan.seed, number, key))
-                    for key, dimension in self.plan.space.items()}
+            return {
+                key: dimension.at(uniform(self.plan.seed, number, key))
+                for key, dimension in self.plan.space.items()
+            }
         with quiet():
             params = self._ask(number)
-        return {key: five_digits(value) if isinstance(value, float) else value
-                for key, value in params.items()}
+        return {
+            key: five_digits(value) if isinstance(value, float) else value
+            for key, value in params.items()
+        }
 
     def _ask(self, number: int) -> dict[str, Any]:
         import optuna
@@ -212,8 +244,9 @@ class Search:
         seed = int(uniform(self.plan.seed, number, "sampler") * 2**31)
         if self.plan.sampler == "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=0, deterministic_objective=False)
-        return samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True,
-                                   constant_liar=True)
+        return samplers.TPESampler(
+            seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True
+        )
 
     def _ask_cma(self, number: int, distributions: dict[str, Any]) -> dict[str, Any]:
         """CMA-ES has a state of its own: one study per call, begun from the best tenth so far."""
@@ -222,8 +255,10 @@ class Search:
         if self._cma is None:
             done = [t for t in self.as_optuna() if t.state.name == "COMPLETE"]
             sampler = optuna.samplers.CmaEsSampler(
-                seed=int(uniform(self.plan.seed, number, "sampler") * 2**31), n_startup_trials=0,
-                source_trials=done if len(done) >= STARTUP else None)
+                seed=int(uniform(self.plan.seed, number, "sampler") * 2**31),
+                n_startup_trials=0,
+                source_trials=done if len(done) >= STARTUP else None,
+            )
             self._cma = optuna.create_study(sampler=sampler)
         asked = self._cma.ask(distributions)
 
@@ -244,20 +279,32 @@ class Search:
         finite += [loss for _, loss in self.known if math.isfinite(loss)]
         worst = max(finite, default=0.0) + WORSE
 
-        def told(values: Mapping[str, Any], losses: Sequence[float], running: bool,
-                 whole: bool) -> optuna.trial.FrozenTrial:
+        def told(
+            values: Mapping[str, Any], losses: Sequence[float], running: bool, whole: bool
+        ) -> optuna.trial.FrozenTrial:
             shown = [loss if math.isfinite(loss) else worst for loss in losses]
-            state = (TrialState.RUNNING if running and not losses else
-                     TrialState.COMPLETE if whole else TrialState.PRUNED)
+            state = (
+                TrialState.RUNNING
+                if running and not losses
+                else TrialState.COMPLETE
+                if whole
+                else TrialState.PRUNED
+            )
             return create_trial(
-                state=state, params=dict(values), distributions=distributions,
+                state=state,
+                params=dict(values),
+                distributions=distributions,
                 value=shown[-1] if state == TrialState.COMPLETE else None,
-                intermediate_values=dict(enumerate(shown)))
+                intermediate_values=dict(enumerate(shown)),
+            )
 
         found = [told(values, [loss], False, True) for values, loss in self.known]
         top = len(self.plan.rungs)
-        return found + [told(t.values, t.losses, t.running, len(t.losses) == top)
-                        for t in self.trials if not t.failed]
+        return found + [
+            told(t.values, t.losses, t.running, len(t.losses) == top)
+            for t in self.trials
+            if not t.failed
+        ]
 
     def write_journal(self, path: Path, name: str) -> None:
         """The trials as an Optuna journal, for its dashboard; the runs are the truth."""
@@ -283,8 +330,10 @@ def need_optuna(sampler: str) -> None:
     needed = {"random": (), "gp": ("optuna", "scipy", "torch"), "cma": ("optuna", "cmaes")}
     missing = [name for name in needed.get(sampler, ("optuna",)) if find_spec(name) is None]
     if missing:
-        raise UserError(f"sampler={sampler!r} needs {missing[0]}: pip install 'nanoscale[hpo]', or "
-                        "take 'random'")
+        raise UserError(
+            f"sampler={sampler!r} needs {missing[0]}: pip install 'nanoscale[hpo]', or "
+            "take 'random'"
+        )
 
 
 class quiet(warnings.catch_warnings):

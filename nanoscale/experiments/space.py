@@ -65,10 +65,11 @@ def read_space(space: Any, where: str) -> dict[str, Dimension]:
         UserError: a key is unknown, or its values are neither a list nor a range.
     """
     if not isinstance(space, Mapping) or not space:
-        raise UserError(f"{where}: give at least one key a range or a list, as in "
-                        "learning_rate = {low = 1e-4, high = 1e-1, log = true}")
-    return {key: _dimension(f"{where}: {key}", key, values)
-            for key, values in _flat(space).items()}
+        raise UserError(
+            f"{where}: give at least one key a range or a list, as in "
+            "learning_rate = {low = 1e-4, high = 1e-1, log = true}"
+        )
+    return {key: _dimension(f"{where}: {key}", key, values) for key, values in _flat(space).items()}
 
 
 def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -93,8 +94,9 @@ def _dimension(name: str, key: str, values: Any) -> Dimension:
         raise UserError(f"{name}={values!r}: expected a list, or a range with {one_of(RANGE[:2])}")
     choices = tuple(coerce(key, plain(value)) for value in plain(values))
     if len(choices) < 2:
-        raise UserError(f"{name}={list(values)}: a choice has at least two values; one belongs to "
-                        "the base")
+        raise UserError(
+            f"{name}={list(values)}: a choice has at least two values; one belongs to the base"
+        )
     return Dimension(key, choices)
 
 
@@ -113,8 +115,10 @@ def _range(name: str, key: str, values: Mapping[str, Any]) -> Dimension:
     if not isinstance(log, bool):
         raise UserError(f"{name}: log={log!r}: expected true or false")
     if not low < high or (log and low <= 0):
-        raise UserError(f"{name}: low={low}, high={high}: expected low < high"
-                        + (", both above 0 for log" if log else ""))
+        raise UserError(
+            f"{name}: low={low}, high={high}: expected low < high"
+            + (", both above 0 for log" if log else "")
+        )
     return Dimension(key, (), low, high, log, whole)
 
 

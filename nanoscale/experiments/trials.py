@@ -49,8 +49,13 @@ class Ladder:
         length = self.plan.rungs[rung]
         first = self.make({**values, "lr_schedule": "wsd", "max_iters": self.plan.rungs[0]})
         # one warmup in updates for all rungs: their pasts must be equal
-        row = {**values, "lr_schedule": "wsd", "max_iters": length, "warmup_frac": None,
-               "warmup_iters": first.spec.config.warmup_iters}
+        row = {
+            **values,
+            "lr_schedule": "wsd",
+            "max_iters": length,
+            "warmup_frac": None,
+            "warmup_iters": first.spec.config.warmup_iters,
+        }
         row["checkpoint_steps"] = [cooldown_start(self.make(row).spec.config)]
         if parent is not None:
             before = self.make(row | {"max_iters": self.plan.rungs[rung - 1]})
@@ -62,12 +67,17 @@ class Ladder:
         row = dict(values)
         if self.plan.rungs != (0,):
             last = self.cell(values, len(self.plan.rungs) - 1, None)
-            row = {key: value for key, value in last.values.items()
-                   if key != "checkpoint_steps" and key not in self.plan.proxy}
+            row = {
+                key: value
+                for key, value in last.values.items()
+                if key != "checkpoint_steps" and key not in self.plan.proxy
+            }
         cells = [self.make_target({**row, "seed": seed}) for seed in self.plan.seeds]
         sizes = flatten(cells[0].config) if cells else {}
-        return [replace(cell, values={key: sizes[key] for key in self.plan.proxy} | cell.values)
-                for cell in cells]
+        return [
+            replace(cell, values={key: sizes[key] for key in self.plan.proxy} | cell.values)
+            for cell in cells
+        ]
 
     def check(self, values: Mapping[str, Any]) -> list[int]:
         """Refuse values that make no run, and rungs whose pasts differ; FLOPs that each rung adds.
@@ -86,18 +96,25 @@ class Ladder:
         if self.plan.rungs != (0,):
             c = self.cell(values, 0, None).spec.config
             if c.warmup_iters >= c.max_iters - round(c.cooldown_frac * c.max_iters):
-                raise UserError(f"rungs={list(self.plan.rungs)}: the warmup of {c.warmup_iters} "
-                                f"updates leaves nothing of {c.max_iters}; set warmup_frac=0.05")
+                raise UserError(
+                    f"rungs={list(self.plan.rungs)}: the warmup of {c.warmup_iters} "
+                    f"updates leaves nothing of {c.max_iters}; set warmup_frac=0.05"
+                )
         for rung in range(len(self.plan.rungs)):
             cell = self.cell(values, rung, None)
             start = 0 if below is None else cooldown_start(below.spec.config)
             if below is not None:
                 why = past_difference(below.spec, cell.spec, start)
                 if why:
-                    raise UserError(f"rungs={list(self.plan.rungs)}: a longer run cannot go on "
-                                    f"from a shorter one: {why}")
-            costs.append(flops_per_iter(cell.spec.config) * (self.plan.rungs[rung] - start)
-                         if below else cell.flops)
+                    raise UserError(
+                        f"rungs={list(self.plan.rungs)}: a longer run cannot go on "
+                        f"from a shorter one: {why}"
+                    )
+            costs.append(
+                flops_per_iter(cell.spec.config) * (self.plan.rungs[rung] - start)
+                if below
+                else cell.flops
+            )
             below = cell
         return costs
 
@@ -114,8 +131,15 @@ class Underway:
 class Trials:
     """A search bound to the run folders of its study, and to what is known of its space."""
 
-    def __init__(self, study: Study, plan: Plan, ladder: Ladder, store: Store,
-                 folder_of: Callable[[Cell], RunFolder], budget: float | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        plan: Plan,
+        ladder: Ladder,
+        store: Store,
+        folder_of: Callable[[Cell], RunFolder],
+        budget: float | None,
+    ) -> None:
         self.study, self.plan, self.ladder = study, plan, ladder
         self.folder_of = folder_of
         any_values = Search(replace(plan, sampler="random")).draw(0)
@@ -126,9 +150,14 @@ class Trials:
         self.budget = None if budget is None else budget - self.targets_flops
         self.earlier = earlier_trials(study)
         own = {entry["folder"] for entry in self.earlier}
-        self.search = Search(plan, [
-            (values, loss) for folder, values, loss in known_results(store, self.last_rung, plan)
-            if folder not in own])
+        self.search = Search(
+            plan,
+            [
+                (values, loss)
+                for folder, values, loss in known_results(store, self.last_rung, plan)
+                if folder not in own
+            ],
+        )
         self.underway: list[Underway] = []
         self.last: dict[int, Path] = {}  # trial number -> the folder of its newest rung
         self.spent = 0
@@ -137,12 +166,17 @@ class Trials:
     def title(self) -> str:
         """What is asked, what it may cost, what is known."""
         plan = self.plan
-        then = (f", and {len(plan.seeds)} runs of the best, {self.targets_flops:.3g}"
-                if plan.seeds else "")
+        then = (
+            f", and {len(plan.seeds)} runs of the best, {self.targets_flops:.3g}"
+            if plan.seeds
+            else ""
+        )
         at = f" at {describe(plan.proxy)}" if plan.proxy else ""
-        return (f"{plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}{at}: about "
-                f"{self.expected[1]:.3g} FLOPs{then}; {len(self.search.known)} runs of other "
-                f"studies are known, {len(self.earlier)} of this one")
+        return (
+            f"{plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}{at}: about "
+            f"{self.expected[1]:.3g} FLOPs{then}; {len(self.search.known)} runs of other "
+            f"studies are known, {len(self.earlier)} of this one"
+        )
 
     def warnings(self) -> list[str]:
         """What keeps the proxy's best values from being the target's."""
@@ -150,8 +184,12 @@ class Trials:
         carried = {*HEADS, *CARRIED.get(rules.mode, CARRIED["CompleteP"])}
         carried.update(LENGTH_KEYS if rules.base_tokens is not None else ())
         carried.update(BATCH_KEYS if rules.base_batch_tokens is not None else ())
-        return [f"no rule of {rules.mode} carries the best values over {key}, in which the proxy "
-                "differs from the target" for key in self.plan.proxy if key not in carried]
+        return [
+            f"no rule of {rules.mode} carries the best values over {key}, in which the proxy "
+            "differs from the target"
+            for key in self.plan.proxy
+            if key not in carried
+        ]
 
     def replay(self) -> None:
         """Take up what an earlier call has tried, in its order."""
@@ -176,8 +214,10 @@ class Trials:
         if self.plan.sampler != "random":
             self.search.write_journal(self.study.folder / "optuna.journal", self.study.name)
         lines = self.summary()
-        self.study.record["found"] = {"trials": self.search.to_json(),
-                                      "importance": self.search.importance()}
+        self.study.record["found"] = {
+            "trials": self.search.to_json(),
+            "importance": self.search.importance(),
+        }
         self.study.save()
         return lines
 
@@ -195,8 +235,9 @@ class Trials:
         make_ready(one.folder, cell.spec, plan)
         self.last[trial.number] = one.folder.path
         self.study.plan.setdefault(cell.spec.id, plan)
-        self.study.record["runs"].append(entry_of(cell) | {"trial": trial.number, "rung": rung,
-            "trial_values": trial.values})
+        self.study.record["runs"].append(
+            entry_of(cell) | {"trial": trial.number, "rung": rung, "trial_values": trial.values}
+        )
         self.underway.append(one)
         self.spent += cell.flops
         return one
@@ -247,8 +288,11 @@ class Trials:
     def unfinished(self) -> bool:
         """Whether a run waits, or the plan asks for more."""
         search = self.search
-        return bool(self.underway) or len(search.trials) < search.plan.trials or bool(
-            search.promotable())
+        return (
+            bool(self.underway)
+            or len(search.trials) < search.plan.trials
+            or bool(search.promotable())
+        )
 
     def waiting(self) -> list[Job]:
         """Jobs of what an earlier call has left unfinished."""
@@ -257,21 +301,29 @@ class Trials:
     def summary(self) -> list[str]:
         """What the search has found, kept in the record too."""
         best, n = self.search.best(), len(self.search.trials)
-        lines = [f"{n} trials, {len(self.study.record['runs'])} runs, {self.spent:.3g} FLOPs"
-                 + ("; the budget pays for no more" if self.broke else "")]
+        lines = [
+            f"{n} trials, {len(self.study.record['runs'])} runs, {self.spent:.3g} FLOPs"
+            + ("; the budget pays for no more" if self.broke else "")
+        ]
         if best is None:
             return [*lines, "no trial has a loss"]
-        self.study.record["best"] = {"trial": best.number, "values": best.values,
-                                     "val_loss": best.losses[-1],
-                                     "folder": self.last[best.number].name}
-        return [*lines, f"best: trial {best.number}, {describe(best.values)}: "
-                        f"val_loss {best.losses[-1]:.4f}"]
+        self.study.record["best"] = {
+            "trial": best.number,
+            "values": best.values,
+            "val_loss": best.losses[-1],
+            "folder": self.last[best.number].name,
+        }
+        return [
+            *lines,
+            f"best: trial {best.number}, {describe(best.values)}: val_loss {best.losses[-1]:.4f}",
+        ]
 
 
 def job_of(one: Underway) -> Job:
     rung = f", rung {len(one.trial.losses)}" if one.cell.spec.config.branch_from else ""
-    return Job(one.folder, one.cell.flops,
-               f"trial {one.trial.number}{rung}: {describe(one.trial.values)}")
+    return Job(
+        one.folder, one.cell.flops, f"trial {one.trial.number}{rung}: {describe(one.trial.values)}"
+    )
 
 
 def loss_of(folder: RunFolder, state: str) -> float | None:
@@ -284,8 +336,10 @@ def earlier_trials(study: Study) -> list[dict[str, Any]]:
     """The runs of an earlier call of the same search, but for its trials' number and its seeds."""
     with suppress(UserError):
         before = Study.open(study.folder).record
-        ours, theirs = ({"proxy": {}} | (record["asked"].get("search") or {})
-                        for record in (study.record, before))
+        ours, theirs = (
+            {"proxy": {}} | (record["asked"].get("search") or {})
+            for record in (study.record, before)
+        )
         for key in ("trials", "seeds"):
             ours.pop(key), theirs.pop(key, None)
         base = study.record["asked"]["base_params"] == before["asked"].get("base_params")
@@ -294,8 +348,7 @@ def earlier_trials(study: Study) -> list[dict[str, Any]]:
     return []
 
 
-def known_results(store: Store, cell: Cell,
-                  plan: Plan) -> list[tuple[str, dict[str, Any], float]]:
+def known_results(store: Store, cell: Cell, plan: Plan) -> list[tuple[str, dict[str, Any], float]]:
     """(folder, values, loss) of the finished runs of any study that are trials of this space.
 
     `cell` is any trial's at the last rung.
@@ -303,8 +356,7 @@ def known_results(store: Store, cell: Cell,
     found = []
     for name, values in store.alike(cell.spec, {*plan.space, "warmup_iters", "branch_from"}):
         inside = {key: values[key] for key in plan.space}
-        if all(value is not None and plan.space[key].holds(value)
-               for key, value in inside.items()):
+        if all(value is not None and plan.space[key].holds(value) for key, value in inside.items()):
             folder = RunFolder(store.folder / name)
             with suppress(UserError):
                 loss = loss_of(folder, folder.state())

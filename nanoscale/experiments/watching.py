@@ -15,10 +15,14 @@ LOOK_SECONDS, IDLE_SECONDS = 0.5, 10.0
 
 def watch(study: Study) -> None:
     """Show the runs of a study as they start and end; until all have ended or nobody runs any."""
-    jobs = {entry["id"]: Job(folder, entry["flops"], describe(entry["values"]) or entry["folder"])
-            for entry, folder in study.runs() if not entry.get("left_out")}
-    waiting = {run: job for run, job in jobs.items()
-               if state_of(job.folder) not in (*FINISHED, FAILED)}
+    jobs = {
+        entry["id"]: Job(folder, entry["flops"], describe(entry["values"]) or entry["folder"])
+        for entry, folder in study.runs()
+        if not entry.get("left_out")
+    }
+    waiting = {
+        run: job for run, job in jobs.items() if state_of(job.folder) not in (*FINISHED, FAILED)
+    }
     print(f"[{study.name}] {len(jobs)} runs, {len(jobs) - len(waiting)} have ended")
     seen: set[str] = set()
     moved = time.monotonic()
@@ -37,5 +41,7 @@ def watch(study: Study) -> None:
             shown.tick()
             time.sleep(LOOK_SECONDS if waiting else 0)
     if waiting:
-        print(f"[{study.name}] {len(waiting)} runs wait and nobody runs them: "
-              f"{study.record.get('asked', {}).get('command') or 'nanoscale retry ' + study.name}")
+        print(
+            f"[{study.name}] {len(waiting)} runs wait and nobody runs them: "
+            f"{study.record.get('asked', {}).get('command') or 'nanoscale retry ' + study.name}"
+        )

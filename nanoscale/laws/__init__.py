@@ -18,7 +18,29 @@ from nanoscale.laws.profile import Profile, Profiles, profile_law
 from nanoscale.laws.result import Fit
 from nanoscale.laws.sweeps import SweepLaw, batch_law, lr_law, sweep_law
 
-__all__ = ["LAWS", "Curve", "CurveLaw", "Fit", "Influence", "LadderFit", "Law", "LawFit",
-           "Parameter", "Profile", "Profiles", "SweepLaw", "Term", "batch_law", "fit_curves",
-           "fit_law", "fit_power_law", "influence_of", "law_of", "lr_law", "profile_law",
-           "register", "sweep_law", "without_highest"]
+__all__ = [
+    "LAWS",
+    "Curve",
+    "CurveLaw",
+    "Fit",
+    "Influence",
+    "LadderFit",
+    "Law",
+    "LawFit",
+    "Parameter",
+    "Profile",
+    "Profiles",
+    "SweepLaw",
+    "Term",
+    "batch_law",
+    "fit_curves",
+    "fit_law",
+    "fit_power_law",
+    "influence_of",
+    "law_of",
+    "lr_law",
+    "profile_law",
+    "register",
+    "sweep_law",
+    "without_highest",
+]

@@ -76,7 +76,8 @@ def check_resamples(resamples: int) -> None:
     """`UserError` for too few of them."""
     if resamples < FEWEST:
         raise UserError(
-            f"{resamples} resamples are too few for a 95 % interval; use at least {FEWEST}")
+            f"{resamples} resamples are too few for a 95 % interval; use at least {FEWEST}"
+        )
 
 
 def interval(draws: np.ndarray) -> np.ndarray:
@@ -104,8 +105,9 @@ METHODS = ("pairs", "cluster", "stratified", "residual", "wild", "parametric")
 WEBB = np.sqrt([0.5, 1.0, 1.5])  # and their negatives: mean 0, variance 1 (Webb 2023)
 
 
-def point_weights(method: str, n: int, groups: np.ndarray | None, resamples: int,
-                  rng_seed: int) -> np.ndarray:
+def point_weights(
+    method: str, n: int, groups: np.ndarray | None, resamples: int, rng_seed: int
+) -> np.ndarray:
     """(resamples, n): how often every point is in every resample.
 
     pairs: n points with replacement. cluster: whole groups with replacement, for points of one
@@ -130,8 +132,15 @@ def _counts(rng: np.random.RandomState, n: int, resamples: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
 
 
-def residual_draws(method: str, fitted: np.ndarray, y: np.ndarray, n_params: int,
-                   groups: np.ndarray | None, resamples: int, rng_seed: int) -> np.ndarray:
+def residual_draws(
+    method: str,
+    fitted: np.ndarray,
+    y: np.ndarray,
+    n_params: int,
+    groups: np.ndarray | None,
+    resamples: int,
+    rng_seed: int,
+) -> np.ndarray:
     """(resamples, n): new y about `fitted` (n,) from the residuals of y (n,).
 
     residual: centred residuals with replacement. wild: every residual times a random number of

@@ -42,8 +42,12 @@ MOST_SHIFT = 1.5  # of ln timescale in a resample: there two derivatives still t
 ANNEALING = Law(
     name="annealing",
     predictors=("S1", "S2"),
-    parameters=(Parameter("L0", "floor"), Parameter("A", "coefficient"),
-                Parameter("C", "coefficient"), Parameter("alpha", "exponent")),
+    parameters=(
+        Parameter("L0", "floor"),
+        Parameter("A", "coefficient"),
+        Parameter("C", "coefficient"),
+        Parameter("alpha", "exponent"),
+    ),
     formula="{L0} + {A} / S1^{alpha} - {C} S2",
     function=lambda L0, A, C, alpha, S1, S2: L0 + A / S1**alpha - C * S2,
 )
@@ -53,11 +57,11 @@ ANNEALING = Law(
 SHIFTED = Law(
     name="annealing of a shifted timescale",
     predictors=("S1", "S2", "slope", "bend"),
-    parameters=(*ANNEALING.parameters, Parameter("shift", "real",
-                                                 range=(-MOST_SHIFT, MOST_SHIFT))),
+    parameters=(*ANNEALING.parameters, Parameter("shift", "real", range=(-MOST_SHIFT, MOST_SHIFT))),
     formula=ANNEALING.formula,
-    function=lambda L0, A, C, alpha, shift, S1, S2, slope, bend:
-        L0 + A / S1**alpha - C * (S2 + shift * slope + shift * shift * bend / 2),
+    function=lambda L0, A, C, alpha, shift, S1, S2, slope, bend: (
+        L0 + A / S1**alpha - C * (S2 + shift * slope + shift * shift * bend / 2)
+    ),
 )
 
 
@@ -71,8 +75,14 @@ class Curve:
     name: str = ""
 
     @classmethod
-    def of(cls, step: Iterable[int], loss: Iterable[float], lr: Iterable[float], name: str = "",
-           skip: int = 0) -> Curve:
+    def of(
+        cls,
+        step: Iterable[int],
+        loss: Iterable[float],
+        lr: Iterable[float],
+        name: str = "",
+        skip: int = 0,
+    ) -> Curve:
         """Check the columns; `skip`: completed updates before the first that is fitted."""
         step, loss, lr = (np.array(list(v), float) for v in (step, loss, lr))
         what = f"curve {name}: " if name else "curve: "
@@ -88,8 +98,7 @@ class Curve:
         return cls(step[keep].astype(int), loss[keep], lr, name)
 
     @classmethod
-    def of_run(cls, folder: str | Path, column: str = "val_loss",
-               skip: int | None = None) -> Curve:
+    def of_run(cls, folder: str | Path, column: str = "val_loss", skip: int | None = None) -> Curve:
         """A run folder's; by default from the end of its warmup."""
         run = RunFolder(folder)
         config = run.spec().config
@@ -98,8 +107,13 @@ class Curve:
             raise UserError(f"{folder}: no {column} in its metrics.jsonl")
         last = max(row["step"] for row in rows)
         lr = [config.learning_rate * lr_multiplier(config, i) for i in range(last)]
-        return cls.of([row["step"] for row in rows], [row[column] for row in rows], lr,
-                      Path(folder).name, config.warmup_iters if skip is None else skip)
+        return cls.of(
+            [row["step"] for row in rows],
+            [row[column] for row in rows],
+            lr,
+            Path(folder).name,
+            config.warmup_iters if skip is None else skip,
+        )
 
 
 def areas(lr: np.ndarray, decay: float) -> tuple[np.ndarray, np.ndarray]:
@@ -152,8 +166,10 @@ class CurveLaw:
         if len(self.draws):
             y = _curves(self.draws, lr, step)
             noise = self.noise * np.random.default_rng(0).standard_normal(y.shape)
-            record |= {"ci95": bootstrap.interval(y).T,
-                       "run_ci95": bootstrap.interval(y * np.exp(noise)).T}
+            record |= {
+                "ci95": bootstrap.interval(y).T,
+                "run_ci95": bootstrap.interval(y * np.exp(noise)).T,
+            }
         return plain({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in record.items()})
 
     def equation(self) -> str:
@@ -189,8 +205,10 @@ def fit_curves(
     if len(loss) < 2 * len(ANNEALING.names) + 2:
         raise UserError(f"{len(loss)} losses are too few for a law of 5 parameters; log more often")
     if not any((np.diff(c.lr[c.lr.argmax() : c.step.max()]) < 0).any() for c in curves):
-        raise UserError("no learning rate falls within these runs, so nothing says what annealing "
-                        "does; add a run with a decay")
+        raise UserError(
+            "no learning rate falls within these runs, so nothing says what annealing "
+            "does; add a run with a decay"
+        )
     scale = float(np.exp(np.log(loss).mean()))
     scaled, ones = loss[None] / scale, np.ones((1, len(loss)))
 
@@ -199,7 +217,8 @@ def fit_curves(
         return problem, solver.solve(problem, rule, losses, ones, starts)
 
     best = timescale or _timescale(
-        curves, lambda t: float(at(t, scaled, FEW_STARTS)[1].objective[0]))
+        curves, lambda t: float(at(t, scaled, FEW_STARTS)[1].objective[0])
+    )
     problem, found = at(best, scaled, STARTS)
     fitted = np.log(problem.at(found.theta).m[0])
     residual = np.log(scaled[0]) - fitted
@@ -208,26 +227,34 @@ def fit_curves(
     if resamples:
         bootstrap.check_resamples(resamples)
         groups = _groups(curves, by_run)
-        y = bootstrap.residual_draws("wild", fitted, np.log(scaled[0]), 5, groups, resamples,
-                                     rng_seed)
+        y = bootstrap.residual_draws(
+            "wild", fitted, np.log(scaled[0]), 5, groups, resamples, rng_seed
+        )
         count = len(np.unique(groups))  # what is independent, 5 of which the law has used
         y = fitted + (y - fitted) * math.sqrt(count / (count - 5))
         draws = _moved(curves, problem, rule, found.theta[0], best, np.exp(y), bool(timescale))
     return _law(curves, problem, found, best, residual, draws, delta, by_run, resamples)
 
 
-def _moved(curves, problem: Problem, rule: Objective, theta: np.ndarray, timescale: float,
-           losses: np.ndarray, fixed: bool) -> np.ndarray:
+def _moved(
+    curves,
+    problem: Problem,
+    rule: Objective,
+    theta: np.ndarray,
+    timescale: float,
+    losses: np.ndarray,
+    fixed: bool,
+) -> np.ndarray:
     """(R, 5): parameters and timescale of losses (R, n), those that converged."""
     ones = np.ones((1, losses.shape[1]))
     if fixed:
         found = solver.solve(problem, rule, losses, ones, theta[None, None])
         params = problem.params(found.theta)
         return np.column_stack([params, np.full(len(params), timescale)])[found.converged]
-    below, here, above = (_predictors(curves, timescale * math.exp(k * NUDGE))
-                          for k in (-1, 0, 1))
-    x = np.stack([*here, (above[1] - below[1]) / (2 * NUDGE),
-                  (above[1] - 2 * here[1] + below[1]) / NUDGE**2])
+    below, here, above = (_predictors(curves, timescale * math.exp(k * NUDGE)) for k in (-1, 0, 1))
+    x = np.stack(
+        [*here, (above[1] - below[1]) / (2 * NUDGE), (above[1] - 2 * here[1] + below[1]) / NUDGE**2]
+    )
     near = Problem(SHIFTED, x, problem.scale)
     found = solver.solve(near, rule, losses, ones, np.append(theta, 0.0)[None, None])
     params = near.params(found.theta)
@@ -242,24 +269,47 @@ def _law(curves, problem, found, timescale, residual, draws, delta, by_run, resa
     for curve, rows in zip(curves, ends, strict=True):
         error = curve.loss * (1 - np.exp(-residual[rows]))
         spread = ((curve.loss - curve.loss.mean()) ** 2).sum()
-        runs.append({"name": curve.name, "points": len(rows), "mae": float(np.abs(error).mean()),
-                     "r2": float(1 - error @ error / spread) if spread > 0 else None})
-    ci95 = {} if not len(draws) else dict(zip(
-        (*ANNEALING.names, "timescale"), bootstrap.interval(draws).T.tolist(), strict=True))
+        runs.append(
+            {
+                "name": curve.name,
+                "points": len(rows),
+                "mae": float(np.abs(error).mean()),
+                "r2": float(1 - error @ error / spread) if spread > 0 else None,
+            }
+        )
+    ci95 = (
+        {}
+        if not len(draws)
+        else dict(
+            zip((*ANNEALING.names, "timescale"), bootstrap.interval(draws).T.tolist(), strict=True)
+        )
+    )
     return CurveLaw(
-        params=params, timescale=float(timescale), objective=float(found.objective[0]), delta=delta,
-        status="converged" if found.converged[0] else "max_iter", n_points=len(residual),
-        runs=runs, noise=float(np.sqrt(residual @ residual / (len(residual) - 5))), ci95=ci95,
-        resampled="runs" if by_run else "stretches of runs", resamples=resamples,
-        warnings=_warnings(curves, ci95, timescale), draws=draws)
+        params=params,
+        timescale=float(timescale),
+        objective=float(found.objective[0]),
+        delta=delta,
+        status="converged" if found.converged[0] else "max_iter",
+        n_points=len(residual),
+        runs=runs,
+        noise=float(np.sqrt(residual @ residual / (len(residual) - 5))),
+        ci95=ci95,
+        resampled="runs" if by_run else "stretches of runs",
+        resamples=resamples,
+        warnings=_warnings(curves, ci95, timescale),
+        draws=draws,
+    )
 
 
-def _warnings(curves: Sequence[Curve], ci95: Mapping[str, list[float]],
-              timescale: float) -> list[str]:
+def _warnings(
+    curves: Sequence[Curve], ci95: Mapping[str, list[float]], timescale: float
+) -> list[str]:
     found = []
     if len(curves) == 1:
-        found.append("one run: its own schedule cannot tell annealing from the power law well; add "
-                     "one of another schedule")
+        found.append(
+            "one run: its own schedule cannot tell annealing from the power law well; add "
+            "one of another schedule"
+        )
     longest = max(c.step.max() for c in curves)
     if not 1.1 * SHORTEST < timescale < 0.9 * LONGEST * longest:
         found.append(f"the timescale, {timescale:.3g} updates, is at an end of what was searched")

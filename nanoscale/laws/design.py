@@ -60,11 +60,15 @@ class Design:
         object.__setattr__(self, "truths", truths)
         if not (np.isfinite(truths) & (truths > 0)).all():
             bad = self.form.names[int((~(truths > 0)).any(0).argmax())]
-            raise UserError(f"a true law needs positive numbers, and its {bad} is not: give one "
-                            "whose parameters are all identified")
+            raise UserError(
+                f"a true law needs positive numbers, and its {bad} is not: give one "
+                "whose parameters are all identified"
+            )
         if np.ndim(self.noise) == 0 and not 0 < self.noise < 1:
-            raise UserError(f"noise {self.noise:g}: expected the sd of ln L of a run, above 0 and "
-                            "below 1, as in 0.005")
+            raise UserError(
+                f"noise {self.noise:g}: expected the sd of ln L of a run, above 0 and "
+                "below 1, as in 0.005"
+            )
         check_points(self.form, self.form.predictors, self.x)
         bootstrap.check_resamples(self.resamples)
         Objective.of(self.objective, self.delta)
@@ -92,18 +96,26 @@ class Design:
         found, n, p = [], self.x.shape[1], len(self.form.names)
         for name, values in zip(self.form.predictors, self.x, strict=True):
             if levels(values) < LEVELS_WANTED:
-                found.append(f"{name} has only {levels(values)} values: intervals of its exponent "
-                             f"are too narrow below {LEVELS_WANTED}; plan one more")
+                found.append(
+                    f"{name} has only {levels(values)} values: intervals of its exponent "
+                    f"are too narrow below {LEVELS_WANTED}; plan one more"
+                )
         if len(self.x) == 2 and abs(np.corrcoef(np.log(self.x))[0, 1]) > TOGETHER:
-            found.append(f"{' and '.join(self.form.predictors)} rise together, so nothing tells "
-                         "their terms apart: plan several of one at the same other")
+            found.append(
+                f"{' and '.join(self.form.predictors)} rise together, so nothing tells "
+                "their terms apart: plan several of one at the same other"
+            )
         if self.resampling == "pairs" and n < POINTS_PER_PARAMETER * p:
-            found.append(f"pairs resamples of {n} points hardly pin {p} parameters down: plan "
-                         "seeds, and resample the noise they measure (parametric)")
+            found.append(
+                f"pairs resamples of {n} points hardly pin {p} parameters down: plan "
+                "seeds, and resample the noise they measure (parametric)"
+            )
         runs = n if self.groups is None else len(np.unique(self.groups))
         if runs < n and self.resampling != "cluster":
-            found.append(f"{n} points come from {runs} runs, and points of one run are not "
-                         "independent: resample runs (cluster)")
+            found.append(
+                f"{n} points come from {runs} runs, and points of one run are not "
+                "independent: resample runs (cluster)"
+            )
         return found
 
     def with_points(self, x: np.ndarray) -> Design:
@@ -140,16 +152,24 @@ class Answer:
 
 
 @np.errstate(all="ignore")
-def simulate(design: Design, questions: Sequence[Question], *, worlds: int = 200,
-             rng_seed: int = 0) -> list[Answer]:
+def simulate(
+    design: Design, questions: Sequence[Question], *, worlds: int = 200, rng_seed: int = 0
+) -> list[Answer]:
     """An answer per question, from `worlds` worlds. Worlds with more points of the same design
     share the noise of the others, so that two designs differ by their points alone."""
     truth = design.truths[np.arange(worlds) % len(design.truths)]
     problem = problem_of(design.form, design.x, design.form.loss(design.truths[0], *design.x))
     loss = draw_worlds(design, worlds, rng_seed) / problem.scale
     ones = np.ones((1, loss.shape[1]))
-    starts = np.concatenate([problem.theta(truth)[:, None], np.broadcast_to(
-        found := problem.starts(loss, ones, STARTS), (worlds, *found.shape[1:]))], axis=1)
+    starts = np.concatenate(
+        [
+            problem.theta(truth)[:, None],
+            np.broadcast_to(
+                found := problem.starts(loss, ones, STARTS), (worlds, *found.shape[1:])
+            ),
+        ],
+        axis=1,
+    )
     best = solver.solve(problem, design.rule, loss, ones, starts)
     ends = np.empty((2, worlds, len(questions)))
     step = max(1, CELLS // (design.resamples * loss.shape[1]))
@@ -161,17 +181,23 @@ def simulate(design: Design, questions: Sequence[Question], *, worlds: int = 200
         ends[:, some] = np.array([_interval(one) for one in values]).swapaxes(0, 1)
     estimates = problem.params(best.theta)
     hit = [bounds_hit(problem, theta, design.form.predictors) for theta in best.theta]
-    return [_answer(q, q.of(truth), q.of(estimates), ends[..., i],
-                    best.converged & np.array([not h.keys() & set(q.needs) for h in hit]))
-            for i, q in enumerate(questions)]
+    return [
+        _answer(
+            q,
+            q.of(truth),
+            q.of(estimates),
+            ends[..., i],
+            best.converged & np.array([not h.keys() & set(q.needs) for h in hit]),
+        )
+        for i, q in enumerate(questions)
+    ]
 
 
 def draw_worlds(design: Design, worlds: int, rng_seed: int = 0) -> np.ndarray:
     """(W, n): the losses of the planned runs in every world."""
     rng = np.random.default_rng([rng_seed, 0])
     truth, n = design.truths[np.arange(worlds) % len(design.truths)], design.x.shape[1]
-    of = np.arange(n) if design.groups is None else np.unique(
-        design.groups, return_inverse=True)[1]
+    of = np.arange(n) if design.groups is None else np.unique(design.groups, return_inverse=True)[1]
     if np.ndim(design.noise):
         drawn = design.noise[rng.integers(len(design.noise), size=(of.max() + 1, len(truth)))]
     else:
@@ -184,8 +210,14 @@ def seed_of(world: int, rng_seed: int = 0) -> int:
     return int(np.random.SeedSequence([rng_seed, int(world)]).generate_state(1)[0])
 
 
-def _refitted(design: Design, problem: Problem, theta: np.ndarray, loss: np.ndarray,
-              index: np.ndarray, rng_seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _refitted(
+    design: Design,
+    problem: Problem,
+    theta: np.ndarray,
+    loss: np.ndarray,
+    index: np.ndarray,
+    rng_seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Parameters (B, R, p) of every resample of worlds at theta (B, p), and which were found."""
     data = _resampled(design, problem, theta, loss, index, rng_seed)
     R, rule = design.resamples, design.rule
@@ -199,8 +231,11 @@ def _refitted(design: Design, problem: Problem, theta: np.ndarray, loss: np.ndar
         room = solver.AGREEMENT * found.objective[rows] + solver.ROUNDING * own[1].sum(1).max()
         lower = wider.objective < found.objective[rows] - room
         better = lower | (wider.converged & ~was)
-        for mine, theirs in ((found.theta, wider.theta), (found.objective, wider.objective),
-                             (found.converged, wider.converged)):
+        for mine, theirs in (
+            (found.theta, wider.theta),
+            (found.objective, wider.objective),
+            (found.converged, wider.converged),
+        ):
             mine[rows[better]] = theirs[better]
         return rows[lower & was]
 
@@ -208,8 +243,10 @@ def _refitted(design: Design, problem: Problem, theta: np.ndarray, loss: np.ndar
     moved = again(np.union1d(some.ravel(), np.flatnonzero(~found.converged)), STARTS)
     if len(moved):  # as `solver.resolve`, of these worlds
         again((np.unique(moved // R)[:, None] * R + np.arange(R)).ravel(), STARTS_KEPT)
-    return (problem.params(found.theta).reshape(len(theta), R, -1),
-            found.converged.reshape(len(theta), R))
+    return (
+        problem.params(found.theta).reshape(len(theta), R, -1),
+        found.converged.reshape(len(theta), R),
+    )
 
 
 def _resampled(design, problem, theta, loss, index, rng_seed) -> tuple[np.ndarray, np.ndarray]:
@@ -222,8 +259,10 @@ def _resampled(design, problem, theta, loss, index, rng_seed) -> tuple[np.ndarra
         return np.repeat(loss, R, axis=0), np.concatenate(drawn)
     fitted, y = np.log(problem.at(theta).m), np.log(loss)
     groups = labels if method == "parametric" else design.groups
-    drawn = [bootstrap.residual_draws(method, f, v, theta.shape[1], groups, R, seed)
-             for f, v, seed in zip(fitted, y, seeds, strict=True)]
+    drawn = [
+        bootstrap.residual_draws(method, f, v, theta.shape[1], groups, R, seed)
+        for f, v, seed in zip(fitted, y, seeds, strict=True)
+    ]
     return np.exp(np.concatenate(drawn)), np.ones((1, n))
 
 
@@ -233,8 +272,13 @@ def _interval(values: np.ndarray) -> np.ndarray:
     return bootstrap.interval(found) if len(found) else np.full((2, values.shape[1]), np.nan)
 
 
-def _answer(question: Question, truth: np.ndarray, estimates: np.ndarray, ends: np.ndarray,
-            there: np.ndarray) -> Answer:
+def _answer(
+    question: Question,
+    truth: np.ndarray,
+    estimates: np.ndarray,
+    ends: np.ndarray,
+    there: np.ndarray,
+) -> Answer:
     """Of one question: truth, estimates and `there` (fitted, off its bounds) (W,), ends (2, W)."""
     low, high = ends
     covered = (low <= truth) & (truth <= high)
@@ -245,13 +289,22 @@ def _answer(question: Question, truth: np.ndarray, estimates: np.ndarray, ends: 
     error = np.log(estimates / truth) if question.ratio else estimates - truth
     width = question.width(typical)
     level = bootstrap.LEVEL[1] - bootstrap.LEVEL[0]
-    verdict = ("conservative" if ci[0] > level else
-               "too narrow" if ci[1] < level else "nominal")
+    verdict = "conservative" if ci[0] > level else "too narrow" if ci[1] < level else "nominal"
     return Answer(
-        question.text, float(truth.mean()), float(np.median(width)),
-        float(np.log(width).std()), question.ratio, np.median(typical, axis=1).tolist(),
-        float(covered.mean()), ci, verdict, float(1 - known.mean()), float(error.mean()),
-        float(np.sqrt((error**2).mean())), len(covered))
+        question.text,
+        float(truth.mean()),
+        float(np.median(width)),
+        float(np.log(width).std()),
+        question.ratio,
+        np.median(typical, axis=1).tolist(),
+        float(covered.mean()),
+        ci,
+        verdict,
+        float(1 - known.mean()),
+        float(error.mean()),
+        float(np.sqrt((error**2).mean())),
+        len(covered),
+    )
 
 
 def wilson(k: int, n: int) -> list[float]:
@@ -281,8 +334,9 @@ def standard_error(design: Design, question: Question) -> float:
     return math.sqrt(_spent(design) * float((_whitened(slopes, gradient[None]) ** 2).sum()))
 
 
-def next_runs(design: Design, question: Question, candidates: np.ndarray,
-              cost: np.ndarray) -> list[NextRun]:
+def next_runs(
+    design: Design, question: Question, candidates: np.ndarray, cost: np.ndarray
+) -> list[NextRun]:
     """Candidates (P, m) by how much one more run there narrows the question, most first.
 
     cost (m,): FLOPs of each. By the rank-one update of the expected covariance (Sherman-Morrison).
@@ -292,8 +346,15 @@ def next_runs(design: Design, question: Question, candidates: np.ndarray,
     z, zs = _whitened(slopes, gradient[None]), _whitened(slopes, there)
     gain = (zs @ z[0]) ** 2 / (1 + (zs**2).sum(1)) / (z**2).sum()
     left = np.sqrt(np.maximum(1 - gain, 0))
-    return [NextRun(tuple(candidates[:, i].tolist()), float(cost[i]), float(left[i]),
-                    float(-np.log(max(left[i], 1e-300)) / cost[i])) for i in np.argsort(left)]
+    return [
+        NextRun(
+            tuple(candidates[:, i].tolist()),
+            float(cost[i]),
+            float(left[i]),
+            float(-np.log(max(left[i], 1e-300)) / cost[i]),
+        )
+        for i in np.argsort(left)
+    ]
 
 
 def _slopes(design: Design, question: Question) -> tuple[np.ndarray, np.ndarray]:

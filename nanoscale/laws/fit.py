@@ -92,10 +92,15 @@ class LawFit(Fit):
             lines.append(f"  {name:{width}}  {number(value, self.se.get(name))}{inside}{what}")
         dropped = f" ({self.dropped_worst} highest losses dropped)" if self.dropped_worst else ""
         delta = "" if self.delta is None else f", delta {self.delta:g}"
-        by = f"95 % intervals from {self.resamples:,} {self.resampling} resamples; " \
-            if self.ci95 else ""
-        lines.append(f"{self.n_points} points{dropped}; {self.objective_name}{delta}: objective "
-                     f"{self.objective:.6g}; {by}{self.status}, {self.starts_agreeing()}")
+        by = (
+            f"95 % intervals from {self.resamples:,} {self.resampling} resamples; "
+            if self.ci95
+            else ""
+        )
+        lines.append(
+            f"{self.n_points} points{dropped}; {self.objective_name}{delta}: objective "
+            f"{self.objective:.6g}; {by}{self.status}, {self.starts_agreeing()}"
+        )
         return lines
 
 
@@ -133,25 +138,39 @@ def fit_law(
     check_points(form, names, x)
     problem = problem_of(form, x, loss)
     scaled, ones = loss[None] / problem.scale, np.ones((1, len(loss)))
-    best = solver.solve(problem, rule, scaled, ones,
-                        STARTS if len(loss) < MANY_POINTS else FEWER_STARTS)
+    best = solver.solve(
+        problem, rule, scaled, ones, STARTS if len(loss) < MANY_POINTS else FEWER_STARTS
+    )
     draws = np.empty((0, len(form.names)))
     lost = 0
     if weights is not None:
         resampling, resamples = "given", len(weights)
     if resamples and best.converged[0]:
-        parts = _resampled(problem, rule, best.theta, scaled, resampling, resamples, labels,
-                           weights, rng_seed)
+        parts = _resampled(
+            problem, rule, best.theta, scaled, resampling, resamples, labels, weights, rng_seed
+        )
         refits = [solver.resolve(problem, rule, *part, best.theta[0]) for part in parts]
         draws = problem.params(np.concatenate([one.theta[one.converged] for one in refits]))
         lost = resamples - len(draws)
-    return _result(problem, rule, best, draws, names=names, x=x, loss=loss, lost=lost,
-                   resampling=resampling, resamples=resamples, dropped_worst=int(drop_worst),
-                   rng_seed=rng_seed)
+    return _result(
+        problem,
+        rule,
+        best,
+        draws,
+        names=names,
+        x=x,
+        loss=loss,
+        lost=lost,
+        resampling=resampling,
+        resamples=resamples,
+        dropped_worst=int(drop_worst),
+        rng_seed=rng_seed,
+    )
 
 
-def _resampled(problem, rule, theta, scaled, resampling, resamples, labels, weights,
-               rng_seed) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _resampled(
+    problem, rule, theta, scaled, resampling, resamples, labels, weights, rng_seed
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(losses (R or 1, n), weights (R or 1, n)) of all resamples, as many at once as there is room
     for; those after the first of these parts have seeds of their own.
     """
@@ -160,14 +179,18 @@ def _resampled(problem, rule, theta, scaled, resampling, resamples, labels, weig
     if weights is not None:
         weights = np.asarray(weights, float)
         if weights.ndim != 2 or weights.shape[1] != n or not (weights >= 0).all():
-            raise UserError(f"weights of shape {weights.shape}: expected (resamples, {n}), none "
-                            "below 0")
+            raise UserError(
+                f"weights of shape {weights.shape}: expected (resamples, {n}), none below 0"
+            )
     raw, y = rule.raw and resampling != "parametric", scaled[0]
     fitted = problem.at(theta).m[0]
     for first in range(0, resamples, at_once):
         some = min(at_once, resamples - first)
-        seed = int(np.random.SeedSequence([rng_seed, first]).generate_state(1)[0]) if first else (
-            rng_seed)
+        seed = (
+            int(np.random.SeedSequence([rng_seed, first]).generate_state(1)[0])
+            if first
+            else (rng_seed)
+        )
         if weights is not None:
             yield scaled, weights[first : first + some]
         elif resampling in ("pairs", *NEEDS_GROUPS):
@@ -178,8 +201,21 @@ def _resampled(problem, rule, theta, scaled, resampling, resamples, labels, weig
             yield (np.maximum(draws, 1e-9) if raw else np.exp(draws)), np.ones((1, n))
 
 
-def _result(problem: Problem, rule: Objective, best: solver.Solution, draws: np.ndarray, *, names,
-            x, loss, lost, resampling, resamples, dropped_worst, rng_seed) -> LawFit:
+def _result(
+    problem: Problem,
+    rule: Objective,
+    best: solver.Solution,
+    draws: np.ndarray,
+    *,
+    names,
+    x,
+    loss,
+    lost,
+    resampling,
+    resamples,
+    dropped_worst,
+    rng_seed,
+) -> LawFit:
     form, theta = problem.law, best.theta
     params = problem.params(theta[0])
     ones = np.ones((1, len(loss)))
@@ -193,17 +229,33 @@ def _result(problem: Problem, rule: Objective, best: solver.Solution, draws: np.
     residual = rule.residual(scaled if rule.raw else np.log(scaled), problem.at(theta).m)
     unit = problem.scale**2 if rule.raw else 1.0
     return LawFit(
-        law=form.name, form=form, x_names=names, predictors=list(names),
-        objective_name=rule.name, delta=rule.delta if rule.has_delta else None,
-        n_points=len(loss), params=named(form, params),
+        law=form.name,
+        form=form,
+        x_names=names,
+        predictors=list(names),
+        objective_name=rule.name,
+        delta=rule.delta if rule.has_delta else None,
+        n_points=len(loss),
+        params=named(form, params),
         objective=float(rule.reported(residual, ones)[0] * unit),
         status=status_of(best.converged[0] or flatness > FLAT, bounds, reasons),
         not_identified=reasons,
-        agreement_of_starts=float(best.agreeing[0] / best.starts), n_starts=best.starts,
-        se=se, ci95=ci95, exponents=exponents, condition_number=flatness,
-        resampling=resampling, resamples=resamples, lost=lost, rng_seed=rng_seed,
+        agreement_of_starts=float(best.agreeing[0] / best.starts),
+        n_starts=best.starts,
+        se=se,
+        ci95=ci95,
+        exponents=exponents,
+        condition_number=flatness,
+        resampling=resampling,
+        resamples=resamples,
+        lost=lost,
+        rng_seed=rng_seed,
         warnings=_warnings(form, names, x, loss, best, lost, resampling, resamples),
-        schema=SCHEMA, dropped_worst=dropped_worst, data=digest(x, loss), draws=draws)
+        schema=SCHEMA,
+        dropped_worst=dropped_worst,
+        data=digest(x, loss),
+        draws=draws,
+    )
 
 
 def _reasons(problem, best, ends, names, flatness, direction) -> dict[str, str]:
@@ -214,8 +266,9 @@ def _reasons(problem, best, ends, names, flatness, direction) -> dict[str, str]:
     elif flatness > FLAT:
         moving = [n for n, d in zip(problem.law.names, direction, strict=True) if abs(d) > 0.1]
         reason = f"the fit is flat along {', '.join(moving)} (condition number {flatness:.0e})"
-        reasons = {n: reasons.get(n, reason) for n in problem.law.names
-                   if n in moving or n in reasons}
+        reasons = {
+            n: reasons.get(n, reason) for n in problem.law.names if n in moving or n in reasons
+        }
     return reasons
 
 
@@ -224,47 +277,62 @@ def _doubt(form: Law, draws: np.ndarray) -> tuple[dict[str, float], dict[str, li
     if len(draws) < 2:
         return {}, {}
     columns = dict(zip(form.names, draws.T, strict=True)) | form.exponents(draws)
-    return ({k: float(v.std(ddof=1)) for k, v in columns.items()},
-            {k: bootstrap.interval(v).tolist() for k, v in columns.items()})
+    return (
+        {k: float(v.std(ddof=1)) for k, v in columns.items()},
+        {k: bootstrap.interval(v).tolist() for k, v in columns.items()},
+    )
 
 
 def _warnings(form, names, x, loss, best, lost, resampling, resamples) -> list[str]:
-    found = warnings_of(loss, best.agreeing[0], best.starts, lost, resamples,
-                        "give them at full precision")
+    found = warnings_of(
+        loss, best.agreeing[0], best.starts, lost, resamples, "give them at full precision"
+    )
     n, p = len(loss), len(form.names)
     if resamples and resampling == "pairs" and n < POINTS_PER_PARAMETER * p:
-        found.append(f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "
-                     "pinned down: resample noise as measured, with --resample=parametric")
+        found.append(
+            f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "
+            "pinned down: resample noise as measured, with --resample=parametric"
+        )
     for name, values in zip(names, x, strict=True):
         if levels(values) < LEVELS_WANTED and name not in form.constant:
-            found.append(f"{name} has only {levels(values)} values: intervals of its exponent are "
-                         f"too narrow below {LEVELS_WANTED}; add one")
+            found.append(
+                f"{name} has only {levels(values)} values: intervals of its exponent are "
+                f"too narrow below {LEVELS_WANTED}; add one"
+            )
     if len(x) == 2 and abs(np.corrcoef(np.log(x))[0, 1]) > TOGETHER:
-        found.append(f"{names[0]} and {names[1]} rise together, so nothing tells their terms "
-                     f"apart: vary {names[1]} at fixed {names[0]}, or fit --law=power")
+        found.append(
+            f"{names[0]} and {names[1]} rise together, so nothing tells their terms "
+            f"apart: vary {names[1]} at fixed {names[0]}, or fit --law=power"
+        )
     return found
 
 
 # -- the points ---------------------------------------------------------------------------------
-def predictors(form: Law, columns: Mapping[str, Iterable[float]],
-               n: int) -> tuple[tuple[str, ...], np.ndarray]:
+def predictors(
+    form: Law, columns: Mapping[str, Iterable[float]], n: int
+) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and values (P, n) of what `form` reads."""
     given = {name: numbers(values, name) for name, values in columns.items()}
     for name, values in given.items():
         if len(values) != n:
-            raise UserError(f"columns differ in length ({name} {len(values)}, loss {n}); give one "
-                            "value per run")
+            raise UserError(
+                f"columns differ in length ({name} {len(values)}, loss {n}); give one value per run"
+            )
     if len(form.predictors) == 1:
         if len(given) != 1:
-            raise UserError(f"law {form.name} is of one predictor, and {len(given)} columns are "
-                            f"given ({', '.join(given) or 'none'}); give one")
+            raise UserError(
+                f"law {form.name} is of one predictor, and {len(given)} columns are "
+                f"given ({', '.join(given) or 'none'}); give one"
+            )
         return tuple(given), np.array(list(given.values()))
     with np.errstate(over="ignore"):
         given = with_compute(given) if {"N", "D"} <= set(form.predictors) else given
     missing = [name for name in form.predictors if name not in given]
     if missing:
-        raise UserError(f"law {form.name} reads {', '.join(form.predictors)}, and there is no "
-                        f"{' and no '.join(missing)}")
+        raise UserError(
+            f"law {form.name} reads {', '.join(form.predictors)}, and there is no "
+            f"{' and no '.join(missing)}"
+        )
     return form.predictors, np.array([given[name] for name in form.predictors])
 
 
@@ -283,8 +351,10 @@ def with_compute(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def kept(loss: np.ndarray, drop_worst: int) -> np.ndarray:
     """Mask (n,) that leaves out the `drop_worst` highest losses."""
     if not 0 <= drop_worst < len(loss):
-        raise UserError(f"drop_worst = {drop_worst}: expected 0 to {len(loss) - 1}, as there are "
-                        f"{len(loss)} losses")
+        raise UserError(
+            f"drop_worst = {drop_worst}: expected 0 to {len(loss) - 1}, as there are "
+            f"{len(loss)} losses"
+        )
     keep = np.ones(len(loss), bool)
     keep[np.argsort(loss, kind="stable")[len(loss) - drop_worst :]] = False
     return keep
@@ -303,24 +373,30 @@ def check_points(form: Law, names: tuple[str, ...], x: np.ndarray) -> None:
     for name, values in zip(names, x, strict=True):
         there = levels(values)
         if there < LEVELS_NEEDED and name not in form.constant:
-            raise UserError(f"{name} has {there} value{'s' * (there > 1)}; a law with an exponent "
-                            f"of {name} needs at least {LEVELS_NEEDED}, better {LEVELS_WANTED}")
+            raise UserError(
+                f"{name} has {there} value{'s' * (there > 1)}; a law with an exponent "
+                f"of {name} needs at least {LEVELS_NEEDED}, better {LEVELS_WANTED}"
+            )
     distinct, needed = len(np.unique(x, axis=1).T), len(form.names) + 1
     if distinct < needed:
-        raise UserError(f"{distinct} different points are too few for a law of {needed - 1} "
-                        f"parameters; give at least {needed}")
+        raise UserError(
+            f"{distinct} different points are too few for a law of {needed - 1} "
+            f"parameters; give at least {needed}"
+        )
 
 
-def _check_resampling(method: str, resamples: int, labels: np.ndarray | None, n: int,
-                      rng_seed: int) -> None:
+def _check_resampling(
+    method: str, resamples: int, labels: np.ndarray | None, n: int, rng_seed: int
+) -> None:
     if method not in bootstrap.METHODS:
         hint = did_you_mean(method, bootstrap.METHODS) or f"; choose {one_of(bootstrap.METHODS)}"
         raise UserError(f"resampling {method!r}: no such way{hint}")
     if method in NEEDS_GROUPS and labels is None:
         raise UserError(f"resampling {method} needs groups: {NEEDS_GROUPS[method]}")
     if labels is not None and len(labels) != n:
-        raise UserError(f"columns differ in length (groups {len(labels)}, loss {n}); give one "
-                        "value per run")
+        raise UserError(
+            f"columns differ in length (groups {len(labels)}, loss {n}); give one value per run"
+        )
     if resamples:
         bootstrap.check_resamples(resamples)
     if not 0 <= rng_seed <= MOST_SEED:

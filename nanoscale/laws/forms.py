@@ -117,8 +117,9 @@ class Law:
     def __post_init__(self) -> None:
         bad = next((p for p in self.parameters if p.kind not in KINDS), None)
         if bad:
-            raise UserError(f"law {self.name}: parameter {bad.name} is a {bad.kind!r}; "
-                            f"choose {one_of(KINDS)}")
+            raise UserError(
+                f"law {self.name}: parameter {bad.name} is a {bad.kind!r}; choose {one_of(KINDS)}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,8 +157,10 @@ class Law:
         unknown = [name for name in values if name not in self.names]
         free = [p for p in self.parameters if p.name not in values]
         if unknown or not free:
-            raise UserError(f"law {self.name} has the parameters {', '.join(self.names)}: "
-                            + (f"no {unknown[0]} to hold" if unknown else "leave one to fit"))
+            raise UserError(
+                f"law {self.name} has the parameters {', '.join(self.names)}: "
+                + (f"no {unknown[0]} to hold" if unknown else "leave one to fit")
+            )
         kept = [p.name for p in free]
 
         def function(*given, **named):
@@ -175,17 +178,23 @@ class Law:
         for name, value in values.items():
             formula = formula.replace(f"{{{name}}}", number(value))
         return replace(
-            self, name=f"{self.name} of given {', '.join(values)}", parameters=tuple(free),
-            formula=formula, function=function, terms=(),
+            self,
+            name=f"{self.name} of given {', '.join(values)}",
+            parameters=tuple(free),
+            formula=formula,
+            function=function,
+            terms=(),
             starts=None if self.starts is None else starts,
-            balance=None if self.balance is None else lambda params: self.balance(full(params)))
+            balance=None if self.balance is None else lambda params: self.balance(full(params)),
+        )
 
 
 def kaplan_starts(loss: np.ndarray, x: np.ndarray) -> np.ndarray:
     """At each (aN, aD), Nc and Dc of the least squares of L^(1/aD) on N^-(aN/aD) and 1/D."""
     found = []
-    for aN, aD in np.stack(np.meshgrid(np.geomspace(0.02, 1, 12), np.geomspace(0.02, 1, 12)),
-                           axis=-1).reshape(-1, 2):
+    for aN, aD in np.stack(
+        np.meshgrid(np.geomspace(0.02, 1, 12), np.geomspace(0.02, 1, 12)), axis=-1
+    ).reshape(-1, 2):
         target = (loss / loss.max()) ** (1 / aD)  # over its largest value, which goes back below
         scale = x.min(1)
         basis = np.stack([(x[0] / scale[0]) ** (-aN / aD), scale[1] / x[1]]) / target
@@ -261,9 +270,13 @@ POWER = Law(
 CHINCHILLA = Law(
     name="chinchilla",  # Hoffmann et al. 2022, approach 3
     predictors=("N", "D"),
-    parameters=(Parameter("E", "floor"), Parameter("A", "coefficient"),
-                Parameter("B", "coefficient"), Parameter("alpha", "exponent"),
-                Parameter("beta", "exponent")),
+    parameters=(
+        Parameter("E", "floor"),
+        Parameter("A", "coefficient"),
+        Parameter("B", "coefficient"),
+        Parameter("alpha", "exponent"),
+        Parameter("beta", "exponent"),
+    ),
     formula="{E} + {A} / N^{alpha} + {B} / D^{beta}",
     function=lambda E, A, B, alpha, beta, N, D: E + A / N**alpha + B / D**beta,
     terms=(Term("A", {"N": "alpha"}), Term("B", {"D": "beta"})),
@@ -273,8 +286,12 @@ CHINCHILLA = Law(
 KAPLAN = Law(
     name="kaplan",  # Kaplan et al. 2020, equation 1.5
     predictors=("N", "D"),
-    parameters=(Parameter("Nc", "scale"), Parameter("Dc", "scale"),
-                Parameter("aN", "exponent"), Parameter("aD", "exponent")),
+    parameters=(
+        Parameter("Nc", "scale"),
+        Parameter("Dc", "scale"),
+        Parameter("aN", "exponent"),
+        Parameter("aD", "exponent"),
+    ),
     formula="(({Nc} / N)^({aN} / {aD}) + {Dc} / D)^{aD}",
     function=_kaplan,
     starts=kaplan_starts,
@@ -294,8 +311,7 @@ KAPLAN_FLOOR = Law(
 REPETITION = Law(
     name="repetition",  # Muennighoff et al. 2023, equation 6 without the decay of N
     predictors=("N", "D", "U"),  # U: unique tokens of the D that were seen
-    parameters=(*CHINCHILLA.parameters,
-                Parameter("R", "positive", DECAYS, ALL_OR_NOTHING)),
+    parameters=(*CHINCHILLA.parameters, Parameter("R", "positive", DECAYS, ALL_OR_NOTHING)),
     formula="{E} + {A} / N^{alpha} + {B} / (U (1 + {R} (1 - e^(-(D/U - 1) / {R}))))^{beta}",
     function=_repetition,
     constant=("U",),
@@ -304,18 +320,23 @@ REPETITION = Law(
 REPETITION_ND = Law(
     name="repetition-nd",  # Muennighoff et al. 2023, equation 6
     predictors=("N", "D", "U"),
-    parameters=(Parameter("E", "floor"), Parameter("A", "scale"), Parameter("B", "scale"),
-                *CHINCHILLA.parameters[3:],
-                Parameter("RD", "positive", DECAYS, ALL_OR_NOTHING),
-                Parameter("RN", "positive", DECAYS, ALL_OR_NOTHING)),
+    parameters=(
+        Parameter("E", "floor"),
+        Parameter("A", "scale"),
+        Parameter("B", "scale"),
+        *CHINCHILLA.parameters[3:],
+        Parameter("RD", "positive", DECAYS, ALL_OR_NOTHING),
+        Parameter("RN", "positive", DECAYS, ALL_OR_NOTHING),
+    ),
     formula="{E} + {A} / N'^{alpha} + {B} / D'^{beta}, N' of RN = {RN}, D' of RD = {RD}",
     function=_repetition_nd,
     starts=repetition_starts,
     constant=("U",),
 )
 
-LAWS: dict[str, Law] = {law.name: law for law in (
-    CHINCHILLA, KAPLAN, KAPLAN_FLOOR, POWER, REPETITION, REPETITION_ND)}
+LAWS: dict[str, Law] = {
+    law.name: law for law in (CHINCHILLA, KAPLAN, KAPLAN_FLOOR, POWER, REPETITION, REPETITION_ND)
+}
 
 
 def register(law: Law) -> Law:

@@ -67,13 +67,19 @@ class Influence:
             return f"{line}{needed}"
         if first.outside:
             many = sum(one.outside for one in self.single)
-            return (f"{line}: without {self._named(first)} alone it is {self._at(first)}, outside "
-                    f"{within}; {many} of {len(self.single)} alone do so{needed}")
+            return (
+                f"{line}: without {self._named(first)} alone it is {self._at(first)}, outside "
+                f"{within}; {many} of {len(self.single)} alone do so{needed}"
+            )
         together = "".join(
             f"; without the worst {len(last.units)} ({self._named(last)}) it is {self._at(last)}, "
-            f"{'outside' if last.outside else 'still inside'}" for last in self.worst[-1:])
-        return (f"{line}: no single one moves it out of {within} (most: {self._named(first)}, to "
-                f"{self._at(first)}){together}{needed}")
+            f"{'outside' if last.outside else 'still inside'}"
+            for last in self.worst[-1:]
+        )
+        return (
+            f"{line}: no single one moves it out of {within} (most: {self._named(first)}, to "
+            f"{self._at(first)}){together}{needed}"
+        )
 
     def _named(self, removal: Removal) -> str:
         plural = "s" * (len(removal.units) > 1)
@@ -108,8 +114,10 @@ def influence_of(
     labels = refits.rows.tolist() if groups is None else plain_labels(groups)
     if groups is not None:
         if len(labels) != len(refits.keep):
-            raise UserError(f"columns differ in length (groups {len(labels)}, loss "
-                            f"{len(refits.keep)}); give one value per run")
+            raise UserError(
+                f"columns differ in length (groups {len(labels)}, loss "
+                f"{len(refits.keep)}); give one value per run"
+            )
         labels = [labels[i] for i in refits.rows]
     units = list(dict.fromkeys(labels))
     index = np.array([units.index(label) for label in labels])
@@ -126,22 +134,39 @@ def influence_of(
             return Removal(list(of), None, None, None, False)
         now = {k: float(v[i]) for k, v in values.items()}
         change = {k: now[k] - float(before[k]) for k in now}
-        return Removal(list(of), now, change, change[key] / se if se else None,
-                       not ends[0] <= now[key] <= ends[1])
+        return Removal(
+            list(of),
+            now,
+            change,
+            change[key] / se if se else None,
+            not ends[0] <= now[key] <= ends[1],
+        )
 
-    single = sorted((removal(found, i, [unit]) for i, unit in enumerate(units)),
-                    key=lambda one: -abs(one.change[key]) if one.change else 1.0)
+    single = sorted(
+        (removal(found, i, [unit]) for i, unit in enumerate(units)),
+        key=lambda one: -abs(one.change[key]) if one.change else 1.0,
+    )
     paths = [_greedy(refits, absent, units, key, ends, sign, worst, removal) for sign in (1, -1)]
     paths = [path for path in paths if path] or [[]]
-    best = min(paths, key=lambda p: (not (p and p[-1].outside), len(p),
-                                     -abs(p[-1].change[key]) if p else 0.0))
-    return Influence(unit="row" if groups is None else "run", target=key, value=float(before[key]),
-                     bounds=[float(end) for end in ends], bounds_are=are, se=se, single=single,
-                     worst=best)
+    best = min(
+        paths,
+        key=lambda p: (not (p and p[-1].outside), len(p), -abs(p[-1].change[key]) if p else 0.0),
+    )
+    return Influence(
+        unit="row" if groups is None else "run",
+        target=key,
+        value=float(before[key]),
+        bounds=[float(end) for end in ends],
+        bounds_are=are,
+        se=se,
+        single=single,
+        worst=best,
+    )
 
 
-def without_highest(fit: LawFit, columns: Mapping[str, Iterable[float]], loss: Iterable[float],
-                    most: int = 10) -> list[dict[str, object]]:
+def without_highest(
+    fit: LawFit, columns: Mapping[str, Iterable[float]], loss: Iterable[float], most: int = 10
+) -> list[dict[str, object]]:
     """The fit without the 0, 1, ... `most` highest losses, which are its outlier rule.
 
     Each has `dropped`, the `row` that went last, and parameters and exponents (None: no fit).
@@ -154,8 +179,13 @@ def without_highest(fit: LawFit, columns: Mapping[str, Iterable[float]], loss: I
     for k, row in enumerate(order):
         weights[k + 1 :, row] = 0.0
     values = refits.values(weights)
-    return [plain({"dropped": k, "row": int(order[k - 1]) if k else None}
-                  | {name: float(v[k]) for name, v in values.items()}) for k in range(most + 1)]
+    return [
+        plain(
+            {"dropped": k, "row": int(order[k - 1]) if k else None}
+            | {name: float(v[k]) for name, v in values.items()}
+        )
+        for k in range(most + 1)
+    ]
 
 
 @dataclass(frozen=True)
@@ -171,15 +201,17 @@ class _Refits:
     at: list[np.ndarray] | None
 
     @classmethod
-    def of(cls, fit: LawFit, columns, loss, drop_worst: int,
-           at: Mapping[str, float] | None) -> _Refits:
+    def of(
+        cls, fit: LawFit, columns, loss, drop_worst: int, at: Mapping[str, float] | None
+    ) -> _Refits:
         loss = numbers(loss, "loss")
         names, x = predictors(fit.form, columns, len(loss))
         keep = kept(loss, drop_worst)
         missing = [name for name in fit.form.predictors if at is not None and name not in at]
         if missing:
-            raise UserError(f"a predicted loss needs {', '.join(fit.form.predictors)}: no "
-                            f"{missing[0]}")
+            raise UserError(
+                f"a predicted loss needs {', '.join(fit.form.predictors)}: no {missing[0]}"
+            )
         there = None if at is None else [np.array([float(at[k])]) for k in fit.form.predictors]
         return cls(fit, keep, np.flatnonzero(keep), names, x[:, keep], loss[keep], there)
 
@@ -243,8 +275,10 @@ def _bounds(fit, key, value, se, bounds, at) -> tuple[tuple[float, float], str]:
     if bounds is not None:
         low, high = bounds
         if not low <= value <= high:
-            raise UserError(f"bounds [{low:g}, {high:g}]: {key} = {value:g} is not within them, so "
-                            "there is no conclusion to change")
+            raise UserError(
+                f"bounds [{low:g}, {high:g}]: {key} = {value:g} is not within them, so "
+                "there is no conclusion to change"
+            )
         return (low, high), "the bounds given"
     ends = fit.ci95.get(key) or (fit.predict(**at).get("loss_ci95") if at else None)
     if ends is not None:

@@ -105,13 +105,22 @@ class Grid:
 
     def coefficients(self, loss: np.ndarray) -> list[np.ndarray]:
         """Least squares of loss (R, n) at every budget: (R, degree + 1), NaN for too few points."""
-        return [loss[:, rows] @ np.linalg.pinv(self.basis(rows)).T if self.enough(rows)
-                else np.full((len(loss), self.degree + 1), np.nan) for rows in self.rows]
+        return [
+            loss[:, rows] @ np.linalg.pinv(self.basis(rows)).T
+            if self.enough(rows)
+            else np.full((len(loss), self.degree + 1), np.nan)
+            for rows in self.rows
+        ]
 
     def vertices(self, loss: np.ndarray) -> np.ndarray:
         """log10 of the axis where each curve through loss (R, n) is least, (R, budgets), or NaN."""
-        return np.stack([self.x[rows].mean() + lowest(c) for rows, c in
-                         zip(self.rows, self.coefficients(loss), strict=True)], axis=1)
+        return np.stack(
+            [
+                self.x[rows].mean() + lowest(c)
+                for rows, c in zip(self.rows, self.coefficients(loss), strict=True)
+            ],
+            axis=1,
+        )
 
 
 def isoflop(
@@ -133,31 +142,49 @@ def isoflop(
     """
     grid, loss = grid_of(columns, loss, axis, degree)
     found = grid.vertices(loss[None])[0]
-    inside = np.array([grid.x[r].min() <= v <= grid.x[r].max() for r, v in
-                       zip(grid.rows, found, strict=True)])
+    inside = np.array(
+        [grid.x[r].min() <= v <= grid.x[r].max() for r, v in zip(grid.rows, found, strict=True)]
+    )
     used = np.isfinite(found) & (inside | extrapolated)
     if used.sum() < BUDGETS_NEEDED:
-        raise UserError(f"{used.sum()} of {len(used)} budgets have a minimum inside their grid; "
-                        f"Approach 2 needs {BUDGETS_NEEDED}, better {BUDGETS_WANTED}: add sizes on "
-                        "both sides of the lowest loss")
+        raise UserError(
+            f"{used.sum()} of {len(used)} budgets have a minimum inside their grid; "
+            f"Approach 2 needs {BUDGETS_NEEDED}, better {BUDGETS_WANTED}: add sizes on "
+            "both sides of the lowest loss"
+        )
     draws, noise = _resampled(grid, loss, resamples, rng_seed)
     vertices = grid.vertices(draws)
     lost = int((~np.isfinite(vertices[:, used])).any(1).sum())
     lines = line(grid.log_budget[used], vertices[:, used])
     lines = lines[np.isfinite(lines).all(1)]
     slope, intercept = line(grid.log_budget[used], found[None, used])[0]
-    valleys = [_valley(grid, loss, i, found[i], vertices[:, i], bool(used[i]), bool(inside[i]))
-               for i in range(len(used))]
+    valleys = [
+        _valley(grid, loss, i, found[i], vertices[:, i], bool(used[i]), bool(inside[i]))
+        for i in range(len(used))
+    ]
     return IsoFlop(
-        axis=axis, degree=degree, valleys=valleys, slope=float(slope), intercept=float(intercept),
-        exponents=exponents(axis, float(slope)), noise=noise, resamples=resamples, lost=lost,
+        axis=axis,
+        degree=degree,
+        valleys=valleys,
+        slope=float(slope),
+        intercept=float(intercept),
+        exponents=exponents(axis, float(slope)),
+        noise=noise,
+        resamples=resamples,
+        lost=lost,
         ci95={k: bootstrap.interval(v).tolist() for k, v in exponents(axis, lines[:, 0]).items()}
-        if len(lines) else {}, warnings=_warnings(axis, valleys, lost, resamples),
-        grid=grid, used=used, lines=lines)
+        if len(lines)
+        else {},
+        warnings=_warnings(axis, valleys, lost, resamples),
+        grid=grid,
+        used=used,
+        lines=lines,
+    )
 
 
-def grid_of(columns: Mapping[str, Iterable[float]], loss: Iterable[float], axis: str,
-            degree: int) -> tuple[Grid, np.ndarray]:
+def grid_of(
+    columns: Mapping[str, Iterable[float]], loss: Iterable[float], axis: str, degree: int
+) -> tuple[Grid, np.ndarray]:
     """The points by budget, and their losses (n,); `UserError` for what is no such grid."""
     if axis not in ("N", "D"):
         raise UserError(f"axis {axis!r}: choose 'N' or 'D'")
@@ -215,8 +242,9 @@ def _at(lines: np.ndarray, C: float) -> np.ndarray:
     return lines[..., 0] * np.log10(C) + lines[..., 1]
 
 
-def _resampled(grid: Grid, loss: np.ndarray, resamples: int,
-               rng_seed: int) -> tuple[np.ndarray, float]:
+def _resampled(
+    grid: Grid, loss: np.ndarray, resamples: int, rng_seed: int
+) -> tuple[np.ndarray, float]:
     """(R, n) losses about the curves, and the relative sd of a run about them."""
     fitted, dof = loss.copy(), 0
     for rows, c in zip(grid.rows, grid.coefficients(loss[None]), strict=True):
@@ -232,40 +260,59 @@ def _resampled(grid: Grid, loss: np.ndarray, resamples: int,
     return np.exp(bootstrap.resampled(fitted, noise, resamples, rng_seed)), sd
 
 
-def _valley(grid: Grid, loss: np.ndarray, i: int, vertex: float, draws: np.ndarray, used: bool,
-            inside: bool) -> Valley:
+def _valley(
+    grid: Grid, loss: np.ndarray, i: int, vertex: float, draws: np.ndarray, used: bool, inside: bool
+) -> Valley:
     rows, there = grid.rows[i], np.isfinite(vertex)
     x, sound = grid.x[rows], draws[np.isfinite(draws)]
     offset = float((x.min() + x.max()) / 2 - vertex) if there else None
-    flags = [flag for flag, raised in (
-        (TOO_FEW, not grid.enough(rows)), (UNBRACKETED, grid.enough(rows) and not inside),
-        (OFF, there and abs(offset) > OFF_CENTRE)) if raised]
+    flags = [
+        flag
+        for flag, raised in (
+            (TOO_FEW, not grid.enough(rows)),
+            (UNBRACKETED, grid.enough(rows) and not inside),
+            (OFF, there and abs(offset) > OFF_CENTRE),
+        )
+        if raised
+    ]
     known = there and len(sound) >= (1 - MOST_LOST) * max(len(draws), 1) and len(sound)
     at = np.vander([vertex - x.mean()], grid.degree + 1) if there else None
     return Valley(
-        C=float(10 ** grid.log_budget[i]), n_points=len(rows), flags=flags, used=used,
-        vertex=float(10**vertex) if there else None, offset=offset,
+        C=float(10 ** grid.log_budget[i]),
+        n_points=len(rows),
+        flags=flags,
+        used=used,
+        vertex=float(10**vertex) if there else None,
+        offset=offset,
         ci95=(10 ** bootstrap.interval(sound)).tolist() if known else None,
-        loss=float((at @ grid.coefficients(loss[None])[i][0])[0]) if there else None)
+        loss=float((at @ grid.coefficients(loss[None])[i][0])[0]) if there else None,
+    )
 
 
 def _warnings(axis: str, valleys: list[Valley], lost: int, resamples: int) -> list[str]:
     found = []
-    for flag, remedy in ((TOO_FEW, "add sizes there, or leave the budget out"),
-                         (UNBRACKETED, f"add runs beyond the end of the grid of {axis}"),
-                         (OFF, "centre the grid on the vertex, as the bias of Approach 2 grows "
-                               "with the offset")):
+    for flag, remedy in (
+        (TOO_FEW, "add sizes there, or leave the budget out"),
+        (UNBRACKETED, f"add runs beyond the end of the grid of {axis}"),
+        (OFF, "centre the grid on the vertex, as the bias of Approach 2 grows with the offset"),
+    ):
         at = [v for v in valleys if flag in v.flags]
         if at:
-            where = ", ".join(f"{v.C:.2g}" + (f" ({axis}* = {v.vertex:.3g}, {v.offset:+.2f} "
-                              "decades)" if flag == OFF else "") for v in at)
+            where = ", ".join(
+                f"{v.C:.2g}"
+                + (f" ({axis}* = {v.vertex:.3g}, {v.offset:+.2f} decades)" if flag == OFF else "")
+                for v in at
+            )
             found.append(f"{flag} at C = {where}: {remedy}")
     if sum(v.used for v in valleys) < BUDGETS_WANTED:
-        found.append(f"a line through {sum(v.used for v in valleys)} budgets has no residual: "
-                     f"add a budget")
+        found.append(
+            f"a line through {sum(v.used for v in valleys)} budgets has no residual: add a budget"
+        )
     if lost > MOST_LOST * resamples:
-        found.append(f"{lost} of {resamples} resamples have a budget without a minimum: the "
-                     "valleys are flat beside the noise: widen the grid, or fit the surface")
+        found.append(
+            f"{lost} of {resamples} resamples have a budget without a minimum: the "
+            "valleys are flat beside the noise: widen the grid, or fit the surface"
+        )
     return found
 
 
@@ -290,8 +337,11 @@ def bias(found: IsoFlop, surface: LawFit, C: float) -> Bias:
     params = np.array(list(surface.params.values()))
     error = {k: float(v[0]) for k, v in _errors(found, surface, params[None], C).items()}
     draws = _errors(found, surface, surface.draws, C) if len(surface.draws) else {}
-    ends = {k: bootstrap.interval(v[np.isfinite(v)]).tolist() for k, v in draws.items()
-            if np.isfinite(v).mean() >= 1 - MOST_LOST}
+    ends = {
+        k: bootstrap.interval(v[np.isfinite(v)]).tolist()
+        for k, v in draws.items()
+        if np.isfinite(v).mean() >= 1 - MOST_LOST
+    }
     optimum = found.optimum(C)
     corrected = {k: optimum[k] / (1 + error[k]) for k in "ND"}
     corrected |= {k: found.exponents[k] - error[k] for k in "ab"}
@@ -311,8 +361,7 @@ def _errors(found: IsoFlop, surface: LawFit, params: np.ndarray, C: float) -> di
     seen = named_pair(grid.axis, 10 ** _at(lines, C), C)
     true = dict(zip("ND", surface.form.optimum(params, C), strict=True))
     slopes, exact = exponents(grid.axis, lines[:, 0]), surface.form.exponents(params)
-    return ({k: seen[k] / true[k] - 1 for k in "ND"}
-            | {k: slopes[k] - exact[k] for k in "ab"})
+    return {k: seen[k] / true[k] - 1 for k in "ND"} | {k: slopes[k] - exact[k] for k in "ab"}
 
 
 # -- Approach 1 -----------------------------------------------------------------------------------
@@ -329,8 +378,10 @@ class Envelope:
 
     def optimum(self, C: float) -> dict[str, float]:
         """N* and D* at C FLOPs."""
-        n, d = (10 ** (self.exponents[e] * np.log10(C) + self.intercepts[k])
-                for k, e in (("N", "a"), ("D", "b")))
+        n, d = (
+            10 ** (self.exponents[e] * np.log10(C) + self.intercepts[k])
+            for k, e in (("N", "a"), ("D", "b"))
+        )
         return {"N": float(n), "D": float(d)}
 
     def to_json(self) -> dict[str, object]:
@@ -338,8 +389,13 @@ class Envelope:
         return plain(asdict(self))
 
 
-def envelope(columns: Mapping[str, Iterable[float]], loss: Iterable[float], *,
-             resamples: int = 400, rng_seed: int = 0) -> Envelope:
+def envelope(
+    columns: Mapping[str, Iterable[float]],
+    loss: Iterable[float],
+    *,
+    resamples: int = 400,
+    rng_seed: int = 0,
+) -> Envelope:
     """Approach 1: N* and D* by C through the lower convex hull of ln L over ln C.
 
     Intervals from runs drawn with replacement: rough, as an envelope rests on few runs. Raises
@@ -349,8 +405,10 @@ def envelope(columns: Mapping[str, Iterable[float]], loss: Iterable[float], *,
     x, y, n = np.log10(6 * grid.N * grid.D), np.log10(loss), grid.x
     at = hull(x, y)
     if len(at) < 3:
-        raise UserError(f"{len(at)} runs are on the envelope of loss over C; Approach 1 needs 3: "
-                        "add budgets, or fit the surface (Approach 3)")
+        raise UserError(
+            f"{len(at)} runs are on the envelope of loss over C; Approach 1 needs 3: "
+            "add budgets, or fit the surface (Approach 3)"
+        )
     slope, intercept = line(x[at], n[None, at])[0]
     rng, slopes = np.random.default_rng(rng_seed), []
     for _ in range(resamples):
@@ -361,10 +419,13 @@ def envelope(columns: Mapping[str, Iterable[float]], loss: Iterable[float], *,
     ends = exponents("N", np.array(slopes)) if slopes else {}
     few = len(at) < 2 * BUDGETS_WANTED
     return Envelope(
-        runs=at.tolist(), exponents=exponents("N", float(slope)), resamples=resamples,
+        runs=at.tolist(),
+        exponents=exponents("N", float(slope)),
+        resamples=resamples,
         intercepts={"N": float(intercept), "D": float(-np.log10(6) - intercept)},
         ci95={k: bootstrap.interval(v).tolist() for k, v in ends.items()},
-        warnings=[f"only {len(at)} runs are on the envelope"] * few)
+        warnings=[f"only {len(at)} runs are on the envelope"] * few,
+    )
 
 
 def hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -373,8 +434,10 @@ def hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     for i in np.lexsort((y, x)):
         if kept and x[i] == x[kept[-1]]:
             continue
-        while len(kept) > 1 and ((x[kept[-1]] - x[kept[-2]]) * (y[i] - y[kept[-2]])
-                                 <= (y[kept[-1]] - y[kept[-2]]) * (x[i] - x[kept[-2]])):
+        while len(kept) > 1 and (
+            (x[kept[-1]] - x[kept[-2]]) * (y[i] - y[kept[-2]])
+            <= (y[kept[-1]] - y[kept[-2]]) * (x[i] - x[kept[-2]])
+        ):
             kept.pop()
         kept.append(int(i))
     return np.array(kept)[: int(np.argmin(y[kept])) + 1]

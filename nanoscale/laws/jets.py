@@ -84,15 +84,18 @@ def multiply(a, b) -> Jet:
     if not isinstance(b, Jet):
         return Jet(a.value * b, a.d * b, a.dd * b)
     cross = a.d[:, None] * b.d[None]
-    return Jet(a.value * b.value, a.value * b.d + b.value * a.d,
-               a.value * b.dd + b.value * a.dd + cross + cross.swapaxes(0, 1))
+    return Jet(
+        a.value * b.value,
+        a.value * b.d + b.value * a.d,
+        a.value * b.dd + b.value * a.dd + cross + cross.swapaxes(0, 1),
+    )
 
 
 def reciprocal(a):
     if not isinstance(a, Jet):
         return 1 / a
     inverse = 1 / a.value
-    return a.through(inverse, -inverse**2, 2 * inverse**3)
+    return a.through(inverse, -(inverse**2), 2 * inverse**3)
 
 
 def exp(a: Jet) -> Jet:
@@ -107,7 +110,7 @@ def expm1(a: Jet) -> Jet:
 
 def log(a: Jet) -> Jet:
     inverse = 1 / a.value
-    return a.through(np.log(a.value), inverse, -inverse**2)
+    return a.through(np.log(a.value), inverse, -(inverse**2))
 
 
 def sqrt(a: Jet) -> Jet:

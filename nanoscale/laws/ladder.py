@@ -92,8 +92,11 @@ def fit_power_law(
 def _fit(runs: Runs, objective: Objective, resamples: int, rng_seed: int) -> LadderFit:
     problem, best = _solve(runs.x, runs.loss, objective)
     doubt = _Doubt.of(runs, problem, best, objective, resamples, rng_seed)
-    reasons = (not_identified(problem, best.theta[0], doubt.ends, (runs.x_name,))
-               if best.converged[0] else dict.fromkeys(POWER.names, NO_FIT))
+    reasons = (
+        not_identified(problem, best.theta[0], doubt.ends, (runs.x_name,))
+        if best.converged[0]
+        else dict.fromkeys(POWER.names, NO_FIT)
+    )
     bounds = bounds_hit(problem, best.theta[0], (runs.x_name,))
     params = problem.params(best.theta[0])
     return LadderFit(

@@ -44,31 +44,49 @@ def multiverse(
     unknown = [a for a in approaches if a not in APPROACHES]
     if unknown:
         raise UserError(f"approach {unknown[0]!r}: choose of {', '.join(APPROACHES)}")
-    rows = [_row(convention, dict(columns), loss, approach, objective, delta, k)
-            for (convention, columns), approach, k in itertools.product(
-                conventions.items(), approaches, dropped)
-            for objective, delta in _objectives(approach, objectives, deltas)]
+    rows = [
+        _row(convention, dict(columns), loss, approach, objective, delta, k)
+        for (convention, columns), approach, k in itertools.product(
+            conventions.items(), approaches, dropped
+        )
+        for objective, delta in _objectives(approach, objectives, deltas)
+    ]
     found = [row["a"] for row in rows if row["a"] is not None]
     if not found:
         raise UserError(f"no combination has a fit; the first says: {rows[0]['status']}")
-    return plain({
-        "rows": rows, "spread": {choice: _spread(rows, choice) for choice in CHOICES},
-        "a": dict(zip(("lowest", "median", "highest"),
-                      np.quantile(found, [0, 0.5, 1]).tolist(), strict=True))})
+    return plain(
+        {
+            "rows": rows,
+            "spread": {choice: _spread(rows, choice) for choice in CHOICES},
+            "a": dict(
+                zip(
+                    ("lowest", "median", "highest"),
+                    np.quantile(found, [0, 0.5, 1]).tolist(),
+                    strict=True,
+                )
+            ),
+        }
+    )
 
 
 def _objectives(approach, objectives, deltas) -> list[tuple[str | None, float | None]]:
     if approach != "3":
         return [(None, None)]
-    return [(name, delta) for name in objectives
-            for delta in (deltas if name in WITH_DELTA else [None])]
+    return [
+        (name, delta) for name in objectives for delta in (deltas if name in WITH_DELTA else [None])
+    ]
 
 
 def _row(convention, columns, loss, approach, objective, delta, k) -> dict[str, object]:
     keep = kept(loss, k)
     some = {name: np.asarray(values, float)[keep] for name, values in columns.items()}
-    row = {"convention": convention, "approach": approach, "objective": objective, "delta": delta,
-           "dropped": k}
+    row = {
+        "convention": convention,
+        "approach": approach,
+        "objective": objective,
+        "delta": delta,
+        "dropped": k,
+    }
     try:
         if approach == "3":
             fit = fit_law(some, loss[keep], objective=objective, delta=delta or 1e-3, resamples=0)
@@ -96,5 +114,7 @@ def _spread(rows: Sequence[Mapping[str, object]], choice: str) -> float | None:
 
 def _moving(choice: str) -> tuple[str, ...]:
     """What changes with a choice: an approach or objective brings its own objective and delta."""
-    return {"approach": ("approach", "objective", "delta"),
-            "objective": ("objective", "delta")}.get(choice, (choice,))
+    return {
+        "approach": ("approach", "objective", "delta"),
+        "objective": ("objective", "delta"),
+    }.get(choice, (choice,))

@@ -62,8 +62,8 @@ class Plan:
             f"  N*    {self.N:.4g}{_ends(self.N_ci95)} parameters",
             f"  D*    {self.D:.4g}{_ends(self.D_ci95)} tokens, {self.tokens_per_param:.3g} per "
             "parameter",
-            f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}" + (
-                f"; a new run {_ends(self.run_ci95, '.4f').strip()}" if self.run_ci95 else ""),
+            f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
+            + (f"; a new run {_ends(self.run_ci95, '.4f').strip()}" if self.run_ci95 else ""),
             "  run   " + " ".join(f"--{key}={value}" for key, value in run["config"].items()),
             f"        N = {run['N']:.4g} ({100 * run['N_off']:+.1f} %), D = {run['D']:.4g}: "
             f"{run['iterations']:,} updates of {run['batch_tokens']:,} tokens; loss "
@@ -103,12 +103,22 @@ def plan(
     run = _run(fit, C, best["N"], vocab_size, block_size, batch_tokens)
     run |= _expected(fit, noise, run) | _time(run, speed, unit)
     return Plan(
-        schema=SCHEMA, law=fit.law, status=fit.status, budget=float(C), N=best["N"], D=best["D"],
-        N_ci95=best.get("N_ci95"), D_ci95=best.get("D_ci95"),
-        tokens_per_param=best["D"] / best["N"], loss=expected["loss"],
-        loss_ci95=expected.get("loss_ci95"), run_ci95=expected.get("run_ci95"),
-        distance=None if basis is None else basis.distance(C), run=run,
-        warnings=_warnings(fit, best["N"], C, basis, run))
+        schema=SCHEMA,
+        law=fit.law,
+        status=fit.status,
+        budget=float(C),
+        N=best["N"],
+        D=best["D"],
+        N_ci95=best.get("N_ci95"),
+        D_ci95=best.get("D_ci95"),
+        tokens_per_param=best["D"] / best["N"],
+        loss=expected["loss"],
+        loss_ci95=expected.get("loss_ci95"),
+        run_ci95=expected.get("run_ci95"),
+        distance=None if basis is None else basis.distance(C),
+        run=run,
+        warnings=_warnings(fit, best["N"], C, basis, run),
+    )
 
 
 def fit_of(record: Mapping[str, object]) -> LawFit:
@@ -116,8 +126,15 @@ def fit_of(record: Mapping[str, object]) -> LawFit:
     form = law_of(record["law"])
     values = {f.name: record[f.name] for f in fields(LawFit) if f.name in record}
     draws = np.array(record.get("draws", []), float).reshape(-1, len(form.names))
-    return LawFit(**values | {"form": form, "x_names": tuple(record["predictors"]),
-                              "not_identified": record["reasons"], "draws": draws})
+    return LawFit(
+        **values
+        | {
+            "form": form,
+            "x_names": tuple(record["predictors"]),
+            "not_identified": record["reasons"],
+            "draws": draws,
+        }
+    )
 
 
 def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentConfig:
@@ -126,6 +143,7 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
     Widths in steps of whole heads (of 16, 32, 64, then 128 channels), each at its best depths; a
     shape away from 64 channels per block pays a little, as nothing else tells equal sizes apart.
     """
+
     def cost(candidate: tuple[int, int, int, float]) -> float:
         n_embd, n_layer, _, size = candidate
         shape = abs(math.log(n_embd / n_layer / ASPECT))
@@ -135,26 +153,35 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
     return _config(n_layer, n_embd, head, vocab_size, block_size)
 
 
-def _config(n_layer: int, n_embd: int, head: int, vocab_size: int,
-            block_size: int) -> ExperimentConfig:
-    return ExperimentConfig(n_layer=n_layer, n_embd=n_embd, n_head=n_embd // head,
-                            vocab_size=vocab_size, block_size=block_size, **LLAMA)
+def _config(
+    n_layer: int, n_embd: int, head: int, vocab_size: int, block_size: int
+) -> ExperimentConfig:
+    return ExperimentConfig(
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_embd // head,
+        vocab_size=vocab_size,
+        block_size=block_size,
+        **LLAMA,
+    )
 
 
-def _shapes(N: float, vocab_size: int,
-            block_size: int) -> Iterator[tuple[int, int, int, float]]:
+def _shapes(N: float, vocab_size: int, block_size: int) -> Iterator[tuple[int, int, int, float]]:
     """(n_embd, n_layer, head size, total parameters) of every width at its best depths."""
     for least, most, step, head in WIDTHS:
         for n_embd in range(least, most + 1, step):
-            one, two = (parameter_counts(_config(n, n_embd, head, vocab_size, block_size))["total"]
-                        for n in (1, 2))
+            one, two = (
+                parameter_counts(_config(n, n_embd, head, vocab_size, block_size))["total"]
+                for n in (1, 2)
+            )
             best = max((N - one) / (two - one) + 1, 2)  # N is linear in the depth
             for n_layer in {math.floor(best), math.ceil(best)}:
                 yield n_embd, n_layer, head, one + (n_layer - 1) * (two - one)
 
 
-def _run(fit: LawFit, C: float, N: float, vocab_size: int, block_size: int,
-         batch_tokens: float | None) -> dict[str, object]:
+def _run(
+    fit: LawFit, C: float, N: float, vocab_size: int, block_size: int, batch_tokens: float | None
+) -> dict[str, object]:
     """The nearest model, and the updates that the budget leaves it."""
     config = buildable(N, vocab_size, block_size)
     size = parameter_counts(config)["total"]
@@ -164,13 +191,21 @@ def _run(fit: LawFit, C: float, N: float, vocab_size: int, block_size: int,
     iterations = max(1, round(tokens / (sequences * block_size)))
     seen = iterations * sequences * block_size
     flops = flops_per_token(config)["exact"] * seen
-    shape = {key: getattr(config, key) for key in
-             ("n_layer", "n_embd", "n_head", *LLAMA, "vocab_size", "block_size")}
-    return {"config": shape | {"batch_size": sequences, "gradient_accumulation_steps": 1,
-                               "max_iters": iterations},
-            "N": size, "D": seen, "N_off": size / N - 1, "iterations": iterations,
-            "batch_tokens": sequences * block_size, "flops": flops,
-            "flops_ratio": flops / (6 * size * seen)}
+    shape = {
+        key: getattr(config, key)
+        for key in ("n_layer", "n_embd", "n_head", *LLAMA, "vocab_size", "block_size")
+    }
+    return {
+        "config": shape
+        | {"batch_size": sequences, "gradient_accumulation_steps": 1, "max_iters": iterations},
+        "N": size,
+        "D": seen,
+        "N_off": size / N - 1,
+        "iterations": iterations,
+        "batch_tokens": sequences * block_size,
+        "flops": flops,
+        "flops_ratio": flops / (6 * size * seen),
+    }
 
 
 def _expected(fit: LawFit, noise, run: Mapping[str, float]) -> dict[str, object]:
@@ -185,24 +220,33 @@ def _time(run: Mapping[str, float], speed: float | None, unit: str) -> dict[str,
     return {"hours": work / speed / 3600, "speed": float(speed), "unit": unit}
 
 
-def _warnings(fit: LawFit, N: float, C: float, basis: Basis | None,
-              run: Mapping[str, float]) -> list[str]:
+def _warnings(
+    fit: LawFit, N: float, C: float, basis: Basis | None, run: Mapping[str, float]
+) -> list[str]:
     found = [f"{name} is not identified: {reason}" for name, reason in fit.not_identified.items()]
     least, most = (C, C) if basis is None else basis.reach["C"]
     if least / C > FAR:
-        found.append(f"the budget is {least / C:.3g} times below the smallest fitted, more than "
-                     f"{FAR:g}: the law was not seen there")
+        found.append(
+            f"the budget is {least / C:.3g} times below the smallest fitted, more than "
+            f"{FAR:g}: the law was not seen there"
+        )
     if C / most > FAR:
         distance = C / most
-        found.append(f"the budget is {distance:.3g} times the largest fitted, beyond {FAR:g}: the "
-                     "intervals do not hold that the law itself may bend; hold out the largest "
-                     "budgets (nanoscale fit --holdout=FLOPS) to see how it did before")
+        found.append(
+            f"the budget is {distance:.3g} times the largest fitted, beyond {FAR:g}: the "
+            "intervals do not hold that the law itself may bend; hold out the largest "
+            "budgets (nanoscale fit --holdout=FLOPS) to see how it did before"
+        )
     if abs(run["N_off"]) > OFF_SIZE:
-        found.append(f"N* = {N:.3g} is far from any model with this vocabulary; the nearest has "
-                     f"{run['N']:.3g}")
+        found.append(
+            f"N* = {N:.3g} is far from any model with this vocabulary; the nearest has "
+            f"{run['N']:.3g}"
+        )
     if abs(run["flops_ratio"] - 1) > OFF_FLOPS:
-        found.append(f"the run's exact FLOPs are {run['flops_ratio']:.2f} of 6 N D (attention, "
-                     "embeddings): the budget is in the table's convention")
+        found.append(
+            f"the run's exact FLOPs are {run['flops_ratio']:.2f} of 6 N D (attention, "
+            "embeddings): the budget is in the table's convention"
+        )
     if run["iterations"] < 100:
         found.append(f"{run['iterations']} updates are few: give a smaller --batch-tokens")
     return found

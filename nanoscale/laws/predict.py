@@ -31,8 +31,13 @@ class Basis:
     reach: dict[str, list[float]]  # predictor, and C of N and D -> smallest and largest
 
     @classmethod
-    def of(cls, fit: LawFit, columns: Mapping[str, Iterable[float]], loss: Iterable[float],
-           drop_worst: int = 0) -> Basis:
+    def of(
+        cls,
+        fit: LawFit,
+        columns: Mapping[str, Iterable[float]],
+        loss: Iterable[float],
+        drop_worst: int = 0,
+    ) -> Basis:
         """Of the points that `fit` was made of; runs at the same predictors are seeds."""
         loss = numbers(loss, "loss")
         names, x = predictors(fit.form, columns, len(loss))
@@ -59,8 +64,9 @@ class Basis:
         return float(C / self.reach["C"][1]) if "C" in self.reach else None
 
 
-def predict(fit: LawFit, noise: bootstrap.Noise | None, *, rng_seed: int = 0,
-            **x: float) -> dict[str, float | list[float]]:
+def predict(
+    fit: LawFit, noise: bootstrap.Noise | None, *, rng_seed: int = 0, **x: float
+) -> dict[str, float | list[float]]:
     """The loss of one new run at e.g. N=1e9, D=2e10.
 
     `loss_ci95`: of the law there; `run_ci95`: of a run, the law's and the run's noise together.
@@ -102,30 +108,46 @@ def holdout(
     names, x = predictors(form, columns, len(loss))
     keep, C = kept(loss, drop_worst), compute(dict(zip(names, x, strict=True)))
     if C is None:
-        raise UserError("a hold-out by largest budgets needs C, or N and D; there is only "
-                        f"{names[0]}")
+        raise UserError(
+            f"a hold-out by largest budgets needs C, or N and D; there is only {names[0]}"
+        )
     below, above = keep & (threshold > C), keep & (threshold <= C)
     if not (below.any() and above.any()):
-        raise UserError(f"a hold-out at {threshold:g} FLOPs leaves {below.sum()} runs to fit and "
-                        f"{above.sum()} to predict; budgets reach from {C[keep].min():.3g} to "
-                        f"{C[keep].max():.3g}")
+        raise UserError(
+            f"a hold-out at {threshold:g} FLOPs leaves {below.sum()} runs to fit and "
+            f"{above.sum()} to predict; budgets reach from {C[keep].min():.3g} to "
+            f"{C[keep].max():.3g}"
+        )
     labels = None if groups is None else np.array(list(groups), dtype=object)
     try:
-        fit = fit_law(dict(zip(names, x[:, below], strict=True)), loss[below],
-                      resamples=resamples, groups=None if labels is None else labels[below],
-                      **options)
+        fit = fit_law(
+            dict(zip(names, x[:, below], strict=True)),
+            loss[below],
+            resamples=resamples,
+            groups=None if labels is None else labels[below],
+            **options,
+        )
     except UserError as e:
         raise UserError(f"the {below.sum()} runs below {threshold:g} FLOPs: {e}") from e
     error = fit(*x[:, keep]) / loss[keep] - 1
     held = above[keep]
-    return plain({
-        "threshold": float(threshold), "law": fit.law,
-        "n_fitted": int(below.sum()), "n_held_out": int(above.sum()), "status": fit.status,
-        "mean_abs_error": np.abs(error[held]).mean(), "max_abs_error": np.abs(error[held]).max(),
-        "bias": error[held].mean(), "in_sample_error": np.abs(error[~held]).mean(),
-        "distance": C[above].max() / C[below].max(),
-        "covered": _covered(fit, names, x, loss, below, above),
-        "exponents": fit.exponents, "params": fit.params})
+    return plain(
+        {
+            "threshold": float(threshold),
+            "law": fit.law,
+            "n_fitted": int(below.sum()),
+            "n_held_out": int(above.sum()),
+            "status": fit.status,
+            "mean_abs_error": np.abs(error[held]).mean(),
+            "max_abs_error": np.abs(error[held]).max(),
+            "bias": error[held].mean(),
+            "in_sample_error": np.abs(error[~held]).mean(),
+            "distance": C[above].max() / C[below].max(),
+            "covered": _covered(fit, names, x, loss, below, above),
+            "exponents": fit.exponents,
+            "params": fit.params,
+        }
+    )
 
 
 def compute(values: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -141,17 +163,23 @@ def _covered(fit: LawFit, names, x, loss, below, above) -> float | None:
         return None
     noise = Basis.of(fit, dict(zip(names, x[:, below], strict=True)), loss[below]).noise
     low, high = bootstrap.interval(
-        new_runs(fit.form.loss(fit.draws, *x[:, above]), noise, fit.rng_seed))
+        new_runs(fit.form.loss(fit.draws, *x[:, above]), noise, fit.rng_seed)
+    )
     return float(((low <= loss[above]) & (loss[above] <= high)).mean())
 
 
 def said(row: Mapping[str, object]) -> str:
     """A hold-out in one line."""
-    covered = "" if row["covered"] is None else (
-        f"; {100 * row['covered']:.0f} % within a run's 95 % interval")
+    covered = (
+        ""
+        if row["covered"] is None
+        else (f"; {100 * row['covered']:.0f} % within a run's 95 % interval")
+    )
     doubt = "" if row["status"] == "converged" else f" (the fit is {row['status']})"
-    return (f"hold-out: fitted to the {row['n_fitted']} runs below {row['threshold']:.3g} FLOPs"
-            f"{doubt}, the {row['n_held_out']} above, to {row['distance']:.3g} times the largest "
-            f"fitted, are off by {100 * row['mean_abs_error']:.2f} % (largest "
-            f"{100 * row['max_abs_error']:.2f} %, bias {100 * row['bias']:+.2f} %; "
-            f"{100 * row['in_sample_error']:.2f} % in sample){covered}")
+    return (
+        f"hold-out: fitted to the {row['n_fitted']} runs below {row['threshold']:.3g} FLOPs"
+        f"{doubt}, the {row['n_held_out']} above, to {row['distance']:.3g} times the largest "
+        f"fitted, are off by {100 * row['mean_abs_error']:.2f} % (largest "
+        f"{100 * row['max_abs_error']:.2f} %, bias {100 * row['bias']:+.2f} %; "
+        f"{100 * row['in_sample_error']:.2f} % in sample){covered}"
+    )

@@ -134,7 +134,8 @@ class Problem:
         """(p, B): what stays at its bound in a step downhill from theta (B, p)."""
         theta = theta.T
         return ((theta <= self.lower[:, None]) & (gradient > 0)) | (
-            (theta >= self.upper[:, None]) & (gradient < 0))
+            (theta >= self.upper[:, None]) & (gradient < 0)
+        )
 
     # -- starts --
     def starts(self, loss: np.ndarray, w: np.ndarray, count: int) -> np.ndarray:
@@ -149,8 +150,12 @@ class Problem:
         rows = max(1, 2_000_000 // len(loss))
         parts = [grid[i : i + rows] for i in range(0, len(grid), rows)]
         grid = np.concatenate([self.projected(p, weight[: len(p)], loss[None]) for p in parts])
-        rss = np.concatenate([((self.at(part).m - loss) ** 2 * weight[0]).sum(1)
-                              for part in np.array_split(grid, len(parts))])
+        rss = np.concatenate(
+            [
+                ((self.at(part).m - loss) ** 2 * weight[0]).sum(1)
+                for part in np.array_split(grid, len(parts))
+            ]
+        )
         order = np.argsort(np.where(np.isfinite(rss), rss, np.inf))
         return np.resize(grid[order[:count]], (1, count, grid.shape[1]))
 
@@ -181,9 +186,11 @@ class SumProblem(Problem):
             self.features.append(np.stack([np.ones(x.shape[1]), *slopes], axis=1))
             self.middles.append(np.array([middle[k] for k in term.powers]))
         self.floor = next((i for i in self.linear if law.parameters[i].kind == "floor"), None)
-        self.pairs = {(k, k + i): np.einsum("ni,nj->nij", f, g).reshape(len(f), -1)
-                      for k, f in enumerate(self.features)
-                      for i, g in enumerate(self.features[k:])}
+        self.pairs = {
+            (k, k + i): np.einsum("ni,nj->nij", f, g).reshape(len(f), -1)
+            for k, f in enumerate(self.features)
+            for i, g in enumerate(self.features[k:])
+        }
         for own in self.own if centred else []:
             self.lower[own[0]], self.upper[own[0]] = np.log(SHARES)
 
@@ -241,8 +248,10 @@ class SumProblem(Problem):
                 hessian[row, column] = hessian[column, row] = next(block)
 
     def basis(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
-        found = {own[0]: np.exp(theta[:, own[1:]] @ f[:, 1:].T)
-                 for own, f in zip(self.own, self.features, strict=True)}
+        found = {
+            own[0]: np.exp(theta[:, own[1:]] @ f[:, 1:].T)
+            for own, f in zip(self.own, self.features, strict=True)
+        }
         one = np.ones((len(theta), self.x.shape[1]))
         return np.array([found.get(i, one) for i in self.linear]), 0.0
 
@@ -255,12 +264,17 @@ class SumProblem(Problem):
         R, rows = max(len(w), len(loss)), max(1, MOST_CELLS // len(tried) ** axes)
         first = np.broadcast_to(w / loss, (R, w.shape[1]))
         second = np.broadcast_to(w / loss**2, first.shape)
-        return np.concatenate([self._tiled(tried, tiles, first[i : i + rows], second[i : i + rows])
-                               for i in range(0, R, rows)])
+        return np.concatenate(
+            [
+                self._tiled(tried, tiles, first[i : i + rows], second[i : i + rows])
+                for i in range(0, R, rows)
+            ]
+        )
 
     def _tiled(self, tried, tiles, first, second) -> np.ndarray:
-        grids = [np.array(list(itertools.product(tried, repeat=len(own) - 1))).T
-                 for own in self.own]
+        grids = [
+            np.array(list(itertools.product(tried, repeat=len(own) - 1))).T for own in self.own
+        ]
         phi = [np.exp(f[:, 1:] @ g) for f, g in zip(self.features, grids, strict=True)]  # (n, G)
         terms = [self._term_of(i) for i in self.linear]
         coefficients, rss = _projections(terms, phi, first, second)
@@ -341,10 +355,17 @@ def _projections(terms, phi, first, second) -> tuple[np.ndarray, np.ndarray]:
         k, other = min(k, other), max(k, other)
         return spread((phi[k].T * second[:, None]) @ phi[other], k, other)
 
-    h = np.stack([np.broadcast_to(spread(first.sum(1)) if k is None else spread(first @ phi[k], k),
-                                  (R, *sizes)) for k in terms]).reshape(len(terms), -1)
-    G = np.stack([[np.broadcast_to(gram(k, other), (R, *sizes)) for other in terms]
-                  for k in terms]).reshape(len(terms), len(terms), -1)
+    h = np.stack(
+        [
+            np.broadcast_to(
+                spread(first.sum(1)) if k is None else spread(first @ phi[k], k), (R, *sizes)
+            )
+            for k in terms
+        ]
+    ).reshape(len(terms), -1)
+    G = np.stack(
+        [[np.broadcast_to(gram(k, other), (R, *sizes)) for other in terms] for k in terms]
+    ).reshape(len(terms), len(terms), -1)
     found = solve_nonnegative(G, h)
     # the sum of w is the same in every cell and decides nothing
     rss = (found * ((G * found).sum(1) - 2 * h)).sum(0)

@@ -103,8 +103,10 @@ class Profiles:
         for name, one in self.profiles.items():
             low, high = ("open" if end is None else f"{end:.4g}" for end in one.ends)
             why = "; ".join(s.reason for s in (one.low, one.high) if s.reason)
-            lines.append(f"  {name:{width}}  {number(one.value)} [{low}, {high}]"
-                         f"{f'  ({why})' if why else ''}")
+            lines.append(
+                f"  {name:{width}}  {number(one.value)} [{low}, {high}]"
+                f"{f'  ({why})' if why else ''}"
+            )
         return lines
 
 
@@ -141,8 +143,11 @@ def profile_law(
         hint = did_you_mean(unknown, known) or f"; choose {one_of(known)}"
         raise UserError(f"parameter {unknown!r}: not of this fit{hint}")
     index = np.arange(len(loss)) if groups is None else _indices(groups, keep)
-    dof = min(len(loss) - len(fit.form.names), index.max()) if noise == "own" else (
-        len(loss) - len(fit.form.names))
+    dof = (
+        min(len(loss) - len(fit.form.names), index.max())
+        if noise == "own"
+        else (len(loss) - len(fit.form.names))
+    )
     threshold = t_quantile(level, dof) ** 2
     found, lost, factors = {}, 0, {}
     for name in dict.fromkeys("a" if name == "b" else name for name in wanted):
@@ -154,15 +159,25 @@ def profile_law(
         lost += one.lost
     if "b" in wanted:
         found["b"] = _mirrored(found["a"])
-    return Profiles(fit.law, fit.objective_name, level, threshold, len(loss), noise,
-                    {name: found[name] for name in wanted}, _warnings(noise, factors, lost))
+    return Profiles(
+        fit.law,
+        fit.objective_name,
+        level,
+        threshold,
+        len(loss),
+        noise,
+        {name: found[name] for name in wanted},
+        _warnings(noise, factors, lost),
+    )
 
 
 def _indices(groups: Iterable[object], keep: np.ndarray) -> np.ndarray:
     labels = np.array([str(g) for g in plain_labels(groups)])
     if len(labels) != len(keep):
-        raise UserError(f"columns differ in length (groups {len(labels)}, loss {len(keep)}); give "
-                        "one value per run")
+        raise UserError(
+            f"columns differ in length (groups {len(labels)}, loss {len(keep)}); give "
+            "one value per run"
+        )
     return np.unique(labels[keep], return_inverse=True)[1]
 
 
@@ -170,14 +185,18 @@ def _warnings(noise: str, factors: Mapping[str, float], lost: int) -> list[str]:
     found = [f"{lost} refits did not converge: an end may be too near"] if lost else []
     name = max(factors, key=factors.get, default=None)
     if noise == "equal" and name and factors[name] > UNEQUAL:
-        found.append(f"residuals are not of one size: with noise='own' the interval of {name} is "
-                     f"{factors[name]:.1f} times as wide")
+        found.append(
+            f"residuals are not of one size: with noise='own' the interval of {name} is "
+            f"{factors[name]:.1f} times as wide"
+        )
     return found
 
 
 def _mirrored(a: Profile) -> Profile:
-    ends = [Side(None if s.end is None else 1 - s.end, s.reason.replace("a =", "1 - b ="))
-            for s in (a.high, a.low)]
+    ends = [
+        Side(None if s.end is None else 1 - s.end, s.reason.replace("a =", "1 - b ="))
+        for s in (a.high, a.low)
+    ]
     return Profile("b", 1 - a.value, *ends, [1 - v for v in reversed(a.held)], a.ratio[::-1])
 
 
@@ -218,8 +237,16 @@ class _One:
             best = solver.solve(free, rule, scaled, ones, best[None]).theta
             r = rule.residual(y, free.at(best).m)[0]
         starts = free.starts(scaled, ones, MANY_STARTS)[0, :: MANY_STARTS // SOME_STARTS]
-        return cls(Held(problem(), index), free, rule, scaled, best[0], r,
-                   unit_of(rule, r, best.shape[1]), starts)
+        return cls(
+            Held(problem(), index),
+            free,
+            rule,
+            scaled,
+            best[0],
+            r,
+            unit_of(rule, r, best.shape[1]),
+            starts,
+        )
 
     @property
     def index(self) -> int:
@@ -279,20 +306,31 @@ class _One:
         """Both ends, where S first reaches the threshold on either side of the optimum."""
         step = self.local_error() * math.sqrt(threshold) / 2
         low, high = self._range()
-        near = np.concatenate([[self.middle], *[self.middle + sign * step * np.array(NEAR)
-                                                for sign in (-1, 1)]])
+        near = np.concatenate(
+            [[self.middle], *[self.middle + sign * step * np.array(NEAR) for sign in (-1, 1)]]
+        )
         at, ratio, theta = self._settled(np.unique(np.clip(near, low, high)))
-        further = [end for end, below in ((low, True), (high, False))
-                   if self._crossing(at, ratio, threshold, below) is None]
+        further = [
+            end
+            for end, below in ((low, True), (high, False))
+            if self._crossing(at, ratio, threshold, below) is None
+        ]
         if further:
             steps = step * np.array(REACH)
-            more = [np.append(self.middle + (steps if end == high else -steps), end)
-                    for end in further]
+            more = [
+                np.append(self.middle + (steps if end == high else -steps), end) for end in further
+            ]
             at, ratio, theta = self._settled(
-                np.unique(np.clip(np.concatenate([at, *more]), low, high)), theta)
+                np.unique(np.clip(np.concatenate([at, *more]), low, high)), theta
+            )
         sides = [self._side(at, ratio, theta, threshold, below) for below in (True, False)]
-        return Profile(self.name, self._value(self.middle), *sides,
-                       [self._value(v) for v in at], ratio.tolist())
+        return Profile(
+            self.name,
+            self._value(self.middle),
+            *sides,
+            [self._value(v) for v in at],
+            ratio.tolist(),
+        )
 
     def _range(self) -> tuple[float, float]:
         low, high = self.problem.lower[self.index], self.problem.upper[self.index]
@@ -334,8 +372,9 @@ class _One:
         self.lost += int((~converged).sum())
         return at, np.maximum(value - self.lowest, 0) / (self.unit * self.wide**2), theta
 
-    def _solved(self, at: np.ndarray, starts: np.ndarray,
-                project: bool = False) -> tuple[np.ndarray, ...]:
+    def _solved(
+        self, at: np.ndarray, starts: np.ndarray, project: bool = False
+    ) -> tuple[np.ndarray, ...]:
         """Solutions (K, p), objectives (K,) and whether converged, held at `at` (K,).
 
         starts: (s, p), or (K, s, p) each its own; projected: their linear coefficients anew.
@@ -389,5 +428,11 @@ def _by_balance(law: Law) -> Law:
     if law.starts is None:
         grid = (0.2, 0.35, 0.5, 0.65, 0.8)
         parameters = tuple(replace(p, grid=grid) if p is BALANCE else p for p in parameters)
-    return replace(law, parameters=parameters, function=function, terms=(), balance=None,
-                   starts=None if law.starts is None else starts)
+    return replace(
+        law,
+        parameters=parameters,
+        function=function,
+        terms=(),
+        balance=None,
+        starts=None if law.starts is None else starts,
+    )

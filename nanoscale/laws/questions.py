@@ -41,28 +41,45 @@ class Question:
         if text in kinds:
             i = form.names.index(text)
             judged = form.parameters[i].judged
-            return cls(text, lambda p: p[..., i], (text,), not judged,
-                       RATIO if judged else math.inf)
+            return cls(
+                text, lambda p: p[..., i], (text,), not judged, RATIO if judged else math.inf
+            )
         if text in ("a", "b") and form.balance is not None:
             needs = tuple(n for n, kind in kinds.items() if kind == "exponent")
             return cls(text, lambda p: form.exponents(p)[text], needs)
         what, at, where = text.replace("*", "").partition("@")
         values = _values(text, where) if at else []
         if what in ("N", "D") and form.balance is not None and len(values) == 1:
-            return cls(text, lambda p: form.optimum(p, values[0])["ND".index(what)],
-                       tuple(n for n, kind in kinds.items() if kind != "floor"), True, MAGNITUDE,
-                       values[0])
+            return cls(
+                text,
+                lambda p: form.optimum(p, values[0])["ND".index(what)],
+                tuple(n for n, kind in kinds.items() if kind != "floor"),
+                True,
+                MAGNITUDE,
+                values[0],
+            )
         if what == "L" and len(values) == len(form.predictors):
-            return cls(text, lambda p: form.function(*np.moveaxis(p, -1, 0), *values), form.names,
-                       at=float(flops(form, np.array(values))))
+            return cls(
+                text,
+                lambda p: form.function(*np.moveaxis(p, -1, 0), *values),
+                form.names,
+                at=float(flops(form, np.array(values))),
+            )
         if what == "L" and form.balance is not None and len(values) == 1:
-            return cls(text, lambda p: form.function(*np.moveaxis(p, -1, 0),
-                                                     *form.optimum(p, values[0])), form.names,
-                       at=values[0])
-        known = [*form.names, *(("a", "b", "N*@1e21", "D*@1e21", "L@1e21") if form.balance
-                                else ("L@1e21",))]
-        raise UserError(f"question {text!r}: the {form.name} law answers {', '.join(known)}"
-                        f"{did_you_mean(text, known)}")
+            return cls(
+                text,
+                lambda p: form.function(*np.moveaxis(p, -1, 0), *form.optimum(p, values[0])),
+                form.names,
+                at=values[0],
+            )
+        known = [
+            *form.names,
+            *(("a", "b", "N*@1e21", "D*@1e21", "L@1e21") if form.balance else ("L@1e21",)),
+        ]
+        raise UserError(
+            f"question {text!r}: the {form.name} law answers {', '.join(known)}"
+            f"{did_you_mean(text, known)}"
+        )
 
     def width(self, ends: np.ndarray) -> np.ndarray:
         """(...): of ends (2, ...)."""

@@ -52,8 +52,10 @@ class Fit:
     def equation(self, *, with_intervals: bool = False) -> str:
         """`L(C) = 1.23 + 45.6 / C^0.123`; a parameter that is not identified stays a letter."""
         kinds = {p.name: p.kind for p in self.form.parameters}
-        shown = {name: self.shown(name, with_intervals and kinds[name] != "coefficient")
-                 for name in self.params}
+        shown = {
+            name: self.shown(name, with_intervals and kinds[name] != "coefficient")
+            for name in self.params
+        }
         names = dict(zip(self.form.predictors, self.x_names, strict=True))
         return f"L({', '.join(self.x_names)}) = {self.form.formula.format(**shown, **names)}"
 
@@ -70,8 +72,7 @@ class Fit:
 
     def starts_agreeing(self) -> str:
         """`64 of 64 starts agree`."""
-        return (f"{round(self.agreement_of_starts * self.n_starts)} of {self.n_starts} starts "
-                "agree")
+        return f"{round(self.agreement_of_starts * self.n_starts)} of {self.n_starts} starts agree"
 
     def summary(self) -> list[str]:
         """The lines a user sees."""
@@ -105,18 +106,22 @@ def bounds_hit(problem: Problem, theta: np.ndarray, x_names: tuple[str, ...]) ->
             reason = f"the best fit has {p.name} = {theta[i]:g}, an end of the range searched"
             reasons |= dict.fromkeys([*_coefficients_of(law, p.name), p.name], reason)
         if p.range and p.kind != "exponent" and (low[i] or high[i]):
-            reasons[p.name] = (f"the best fit has {p.name} = {p.range[int(high[i])]:g}, an end of "
-                               "its range")
+            reasons[p.name] = (
+                f"the best fit has {p.name} = {p.range[int(high[i])]:g}, an end of its range"
+            )
     for term in law.terms:
         if low[law.names.index(term.coefficient)]:
             of = " and ".join(called[x] for x in term.powers)
-            reasons |= dict.fromkeys([term.coefficient, *term.powers.values()],
-                                     f"the loss does not fall with {of} beyond its smallest values")
+            reasons |= dict.fromkeys(
+                [term.coefficient, *term.powers.values()],
+                f"the loss does not fall with {of} beyond its smallest values",
+            )
     return reasons
 
 
-def not_identified(problem: Problem, theta: np.ndarray, ends: np.ndarray | None,
-                   x_names: tuple[str, ...]) -> dict[str, str]:
+def not_identified(
+    problem: Problem, theta: np.ndarray, ends: np.ndarray | None, x_names: tuple[str, ...]
+) -> dict[str, str]:
     """Parameter -> why the runs do not pin it down; ends (2, p) of the 95 % intervals."""
     law, reasons = problem.law, bounds_hit(problem, theta, x_names)
     for i, p in enumerate(law.parameters):
@@ -156,8 +161,9 @@ def rounded_to(loss: np.ndarray) -> int | None:
     return None
 
 
-def warnings_of(loss: np.ndarray, agreeing: int, starts: int, lost: int, resamples: int,
-                remedy: str) -> list[str]:
+def warnings_of(
+    loss: np.ndarray, agreeing: int, starts: int, lost: int, resamples: int, remedy: str
+) -> list[str]:
     """What is suspicious about any fit: rounded losses, starts that disagree, lost resamples."""
     found, decimals = [], rounded_to(loss)
     if decimals is not None:

@@ -58,13 +58,25 @@ class _Rows:
 
     def take(self, rows: np.ndarray) -> _Rows:
         data = [a if len(a) == 1 else a[rows] for a in (self.loss, self.w)]
-        return _Rows(self.theta[rows], self.state.take(rows), self.r[rows], self.f[rows],
-                     self.damping[rows], *data, self.index[rows])
+        return _Rows(
+            self.theta[rows],
+            self.state.take(rows),
+            self.r[rows],
+            self.f[rows],
+            self.damping[rows],
+            *data,
+            self.index[rows],
+        )
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
-def solve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarray,
-          starts: np.ndarray | int) -> Solution:
+def solve(
+    problem: Problem,
+    objective: Objective,
+    loss: np.ndarray,
+    w: np.ndarray,
+    starts: np.ndarray | int,
+) -> Solution:
     """Fit losses (R or 1, n), over the problem's scale, with weights w (R or 1, n).
 
     starts: how many to make, or (R or 1, S, p) of them.
@@ -87,8 +99,9 @@ def solve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarra
     return Solution(theta[pick], lowest, converged[pick], equal.sum(1), S)
 
 
-def resolve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarray,
-            best: np.ndarray) -> Solution:
+def resolve(
+    problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarray, best: np.ndarray
+) -> Solution:
     """Solve R resamples of the data whose optimum is `best` (p,), each from there.
 
     Some are solved from many starts as well; if that finds a lower objective in any, all are
@@ -105,8 +118,11 @@ def resolve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndar
         wider = solve(problem, objective, *data, lowest(problem, objective, *data, starts, few))
         lower = wider.objective < found.objective[rows] * (1 - AGREEMENT) - rounding
         lower |= wider.converged & ~found.converged[rows]
-        for mine, theirs in ((found.theta, wider.theta), (found.objective, wider.objective),
-                             (found.converged, wider.converged)):
+        for mine, theirs in (
+            (found.theta, wider.theta),
+            (found.objective, wider.objective),
+            (found.converged, wider.converged),
+        ):
             mine[rows[lower]] = theirs[lower]
         if not lower[np.isin(rows, some)].any():
             break
@@ -117,8 +133,10 @@ def resolve(problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndar
 def lowest(problem, objective, loss, w, starts, few):
     """The `few` of starts (R or 1, S, p) where the objective is lowest, (R or 1, few, p)."""
     y = loss if objective.raw else np.log(loss)
-    f = np.stack([objective.value(objective.residual(y, problem.at(s).m), w)
-                  for s in starts.swapaxes(0, 1)], axis=1)
+    f = np.stack(
+        [objective.value(objective.residual(y, problem.at(s).m), w) for s in starts.swapaxes(0, 1)],
+        axis=1,
+    )
     order = np.argsort(f, axis=1)[:, :few, None]
     return np.take_along_axis(np.broadcast_to(starts, (len(f), *starts.shape[1:])), order, axis=1)
 
@@ -160,8 +178,16 @@ def refine(problem: Problem, objective: Objective, y, w, theta):
     theta = np.clip(theta, problem.lower, problem.upper)
     state = problem.at(theta)
     r = objective.residual(y, state.m)
-    rows = _Rows(theta, state, r, objective.value(r, w), np.full(len(theta), START_DAMPING), y, w,
-                 np.arange(len(theta)))
+    rows = _Rows(
+        theta,
+        state,
+        r,
+        objective.value(r, w),
+        np.full(len(theta), START_DAMPING),
+        y,
+        w,
+        np.arange(len(theta)),
+    )
     found, lowest = theta.copy(), rows.f.copy()
     converged = np.zeros(len(theta), bool)
     for _ in range(MAX_ITER):

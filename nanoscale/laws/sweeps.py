@@ -69,8 +69,10 @@ class SweepLaw:
         if len(self.draws):
             y = self.draws @ row
             own = y + self.scatter * np.random.default_rng(0).standard_normal(len(y))
-            record |= {"ci95": np.exp(bootstrap.interval(y)).tolist(),
-                       "sweep_ci95": np.exp(bootstrap.interval(own)).tolist()}
+            record |= {
+                "ci95": np.exp(bootstrap.interval(y)).tolist(),
+                "sweep_ci95": np.exp(bootstrap.interval(own)).tolist(),
+            }
         return record
 
     def equation(self) -> str:
@@ -81,8 +83,9 @@ class SweepLaw:
     def to_json(self) -> dict[str, object]:
         """Plain types."""
         record = {k: v for k, v in vars(self).items() if k not in ("draws", "sweeps")}
-        return plain(record | {"sweeps": [asdict(s) for s in self.sweeps],
-                               "equation": self.equation()})
+        return plain(
+            record | {"sweeps": [asdict(s) for s in self.sweeps], "equation": self.equation()}
+        )
 
 
 def sweep_law(
@@ -104,8 +107,10 @@ def sweep_law(
     loss = numbers(loss, "loss")
     given = {name: numbers(values, name) for name, values in columns.items()}
     if swept not in given or len(given) < 2:
-        raise UserError(f"columns {', '.join(given) or 'none'}: give {swept!r} and what it depends "
-                        "on, such as N and D")
+        raise UserError(
+            f"columns {', '.join(given) or 'none'}: give {swept!r} and what it depends "
+            "on, such as N and D"
+        )
     if any(len(values) != len(loss) for values in given.values()):
         raise UserError("columns differ in length; give one value per run")
     names = [name for name in given if name != swept]
@@ -116,8 +121,10 @@ def sweep_law(
     noise, dof = _noise(curves)
     at = np.stack([x[:, rows].mean(1) for rows in cells])
     draws = _vertices(curves, noise, dof, resamples, rng_seed)
-    sweeps = [_sweep(dict(zip(names, np.exp(a).tolist(), strict=True)), curve, d)
-              for a, curve, d in zip(at, curves, draws.T, strict=True)]
+    sweeps = [
+        _sweep(dict(zip(names, np.exp(a).tolist(), strict=True)), curve, d)
+        for a, curve, d in zip(at, curves, draws.T, strict=True)
+    ]
     used = np.array([s.optimum is not None for s in sweeps])
     _check_enough(names, at[used], sweeps)
     return _fitted(swept, names, at, curves, sweeps, used, draws, noise, resamples, rng_seed)
@@ -125,14 +132,16 @@ def sweep_law(
 
 def lr_law(columns: Mapping[str, Iterable[float]], loss: Iterable[float], **options) -> SweepLaw:
     """LR* = c N^p D^q of the columns N, D and lr; `sweep_law`."""
-    return sweep_law({k: columns[k] for k in ("N", "D", "lr") if k in columns}, loss, "lr",
-                     **options)
+    return sweep_law(
+        {k: columns[k] for k in ("N", "D", "lr") if k in columns}, loss, "lr", **options
+    )
 
 
 def batch_law(columns: Mapping[str, Iterable[float]], loss: Iterable[float], **options) -> SweepLaw:
     """B* = c D^r of the columns D and batch (tokens or sequences); `sweep_law`."""
-    return sweep_law({k: columns[k] for k in ("D", "batch") if k in columns}, loss, "batch",
-                     **options)
+    return sweep_law(
+        {k: columns[k] for k in ("D", "batch") if k in columns}, loss, "batch", **options
+    )
 
 
 # -- one sweep ------------------------------------------------------------------------------------
@@ -182,8 +191,11 @@ class _Curve:
         """
         width = BEYOND * (self.values[-1] - self.values[0])
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = np.clip(self.centre - coef[..., 1] / (2 * coef[..., 2]),
-                            self.values[0] - width, self.values[-1] + width)
+            found = np.clip(
+                self.centre - coef[..., 1] / (2 * coef[..., 2]),
+                self.values[0] - width,
+                self.values[-1] + width,
+            )
             return np.where(coef[..., 2] > 0, found, np.nan)
 
 
@@ -199,8 +211,10 @@ def _check_twins(names, x, v, seed) -> None:
     rows = list(zip(*x.round(9).tolist(), v.round(9).tolist(), plain_labels(seed), strict=True))
     twice = next((i for i, row in enumerate(rows) if row in rows[:i]), None)
     if twice is not None:
-        raise UserError(f"row {twice} repeats an earlier one of equal {', '.join(names)}, value "
-                        "and seed; keep one of them")
+        raise UserError(
+            f"row {twice} repeats an earlier one of equal {', '.join(names)}, value "
+            "and seed; keep one of them"
+        )
 
 
 def _noise(curves: list[_Curve]) -> tuple[float, int]:
@@ -232,13 +246,30 @@ def _sweep(at: dict[str, float], curve: _Curve, draws: np.ndarray) -> Sweep:
     n, low, high = len(curve.values), curve.values[0], curve.values[-1]
     if curve.flag:
         below = curve.flag == EDGE_LOW or (curve.flag == OUTSIDE and curve.coef[1] > 0)
-        wanted = [low - math.log(4), low - math.log(2)] if below else [
-            high + math.log(2), high + math.log(4)]
-        return Sweep(at, n, None, None, None, curve.flag,
-                     [] if curve.flag in (TOO_FEW, FLAT) else np.exp(wanted).tolist())
+        wanted = (
+            [low - math.log(4), low - math.log(2)]
+            if below
+            else [high + math.log(2), high + math.log(4)]
+        )
+        return Sweep(
+            at,
+            n,
+            None,
+            None,
+            None,
+            curve.flag,
+            [] if curve.flag in (TOO_FEW, FLAT) else np.exp(wanted).tolist(),
+        )
     vertex = float(curve.vertex(curve.coef))
-    return Sweep(at, n, math.exp(vertex), np.exp(bootstrap.interval(known)).tolist() if sound
-                 else None, math.exp(np.polyval(curve.coef[::-1], vertex - curve.centre)), "", [])
+    return Sweep(
+        at,
+        n,
+        math.exp(vertex),
+        np.exp(bootstrap.interval(known)).tolist() if sound else None,
+        math.exp(np.polyval(curve.coef[::-1], vertex - curve.centre)),
+        "",
+        [],
+    )
 
 
 # -- the law --------------------------------------------------------------------------------------
@@ -246,21 +277,26 @@ def _check_enough(names, at: np.ndarray, sweeps: list[Sweep]) -> None:
     needed = len(names) + 2
     if len(at) < needed:
         flags = "; ".join(sorted({s.flag for s in sweeps if s.flag})) or "each point is one sweep"
-        raise UserError(f"{len(at)} of {len(sweeps)} sweeps have an optimum inside them ({flags}); "
-                        f"a law of {', '.join(names)} needs at least {needed}")
+        raise UserError(
+            f"{len(at)} of {len(sweeps)} sweeps have an optimum inside them ({flags}); "
+            f"a law of {', '.join(names)} needs at least {needed}"
+        )
     for name, values in zip(names, at.T, strict=True):
         if (there := levels(np.exp(values))) < LEVELS_NEEDED:
-            raise UserError(f"{name} has {there} value{'s' * (there > 1)} among the sweeps with an "
-                            f"optimum; an exponent needs {LEVELS_NEEDED}, better {LEVELS_WANTED}: "
-                            f"add some, or leave {name} out")
+            raise UserError(
+                f"{name} has {there} value{'s' * (there > 1)} among the sweeps with an "
+                f"optimum; an exponent needs {LEVELS_NEEDED}, better {LEVELS_WANTED}: "
+                f"add some, or leave {name} out"
+            )
 
 
 def _fitted(swept, names, at, curves, sweeps, used, draws, noise, resamples, rng_seed) -> SweepLaw:
     y = np.log([s.optimum for s in sweeps if s.optimum is not None])
     design = np.column_stack([np.ones(len(y)), at[used]])
     draws = draws[:, used]
-    variance = np.array([_variance(curve, noise) for curve, u in zip(curves, used, strict=True)
-                         if u])
+    variance = np.array(
+        [_variance(curve, noise) for curve, u in zip(curves, used, strict=True) if u]
+    )
     scatter = _scatter(design, y, variance)
     dof = len(y) - design.shape[1]
     solve = _solver(design, variance + scatter**2)
@@ -273,13 +309,27 @@ def _fitted(swept, names, at, curves, sweeps, used, draws, noise, resamples, rng
     lines = coef + moved @ solve.T
     ends = bootstrap.interval(lines) if len(lines) else None
     keys = ["c", *names]
-    ci95 = {} if ends is None else {
-        k: (np.exp(ends[:, i]) if k == "c" else ends[:, i]).tolist() for i, k in enumerate(keys)}
+    ci95 = (
+        {}
+        if ends is None
+        else {
+            k: (np.exp(ends[:, i]) if k == "c" else ends[:, i]).tolist() for i, k in enumerate(keys)
+        }
+    )
     return SweepLaw(
-        swept=swept, predictors=names, c=float(np.exp(coef[0])),
-        exponents=dict(zip(names, coef[1:].tolist(), strict=True)), ci95=ci95, scatter=scatter,
-        noise=noise, sweeps=sweeps, n_used=int(used.sum()), resamples=resamples,
-        warnings=_warnings(swept, names, at[used], sweeps), draws=lines)
+        swept=swept,
+        predictors=names,
+        c=float(np.exp(coef[0])),
+        exponents=dict(zip(names, coef[1:].tolist(), strict=True)),
+        ci95=ci95,
+        scatter=scatter,
+        noise=noise,
+        sweeps=sweeps,
+        n_used=int(used.sum()),
+        resamples=resamples,
+        warnings=_warnings(swept, names, at[used], sweeps),
+        draws=lines,
+    )
 
 
 def _variance(curve: _Curve, noise: float) -> float:
@@ -300,10 +350,12 @@ def _scatter(design: np.ndarray, y: np.ndarray, variance: np.ndarray) -> float:
 
     The scatter at which the weighted residuals' sum of squares is its degrees of freedom.
     """
+
     def excess(square: float) -> float:
         r = y - design @ (_solver(design, variance + square) @ y)
         return float((r**2 / np.maximum(variance + square, 1e-12)).sum()) - (
-            len(y) - design.shape[1])
+            len(y) - design.shape[1]
+        )
 
     low, high = 0.0, float(y.var()) + 1e-12
     if excess(low) <= 0:
@@ -317,17 +369,27 @@ def _scatter(design: np.ndarray, y: np.ndarray, variance: np.ndarray) -> float:
 def _warnings(swept: str, names: list[str], at: np.ndarray, sweeps: list[Sweep]) -> list[str]:
     found = []
     for flag in dict.fromkeys(s.flag for s in sweeps if s.flag):
-        where = ["(" + ", ".join(f"{k}={v:.3g}" for k, v in s.at.items()) + ")" for s in sweeps
-                 if s.flag == flag]
+        where = [
+            "(" + ", ".join(f"{k}={v:.3g}" for k, v in s.at.items()) + ")"
+            for s in sweeps
+            if s.flag == flag
+        ]
         wanted = next((s.wanted for s in sweeps if s.flag == flag), [])
-        remedy = (f"; at the first add {swept} = {', '.join(f'{w:.3g}' for w in wanted)}"
-                  if wanted else "")
+        remedy = (
+            f"; at the first add {swept} = {', '.join(f'{w:.3g}' for w in wanted)}"
+            if wanted
+            else ""
+        )
         found.append(f"{len(where)} sweeps left out, {flag}: {', '.join(where)}{remedy}")
     for name, values in zip(names, at.T, strict=True):
         if levels(np.exp(values)) < LEVELS_WANTED:
-            found.append(f"{name} has only {levels(np.exp(values))} values: its exponent is little "
-                         f"more than a ratio below {LEVELS_WANTED}; add one")
+            found.append(
+                f"{name} has only {levels(np.exp(values))} values: its exponent is little "
+                f"more than a ratio below {LEVELS_WANTED}; add one"
+            )
     if len(names) == 2 and abs(np.corrcoef(at.T)[0, 1]) > TOGETHER:
-        found.append(f"{names[0]} and {names[1]} rise together, so nothing tells their exponents "
-                     f"apart: vary {names[1]} at fixed {names[0]}, or leave one out")
+        found.append(
+            f"{names[0]} and {names[1]} rise together, so nothing tells their exponents "
+            f"apart: vary {names[1]} at fixed {names[0]}, or leave one out"
+        )
     return found

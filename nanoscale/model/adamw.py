@@ -21,7 +21,11 @@ class Update(ctypes.Structure):
     """One tensor of the update, as `kernels.cpp` reads it."""
 
     _fields_ = [(name, c_void_p) for name in ("p", "g", "m", "v", "step")] + [
-        ("n", c_int64), ("lr", c_float), ("decay", c_float), ("eps", c_float)]
+        ("n", c_int64),
+        ("lr", c_float),
+        ("decay", c_float),
+        ("eps", c_float),
+    ]
 
 
 def gradient(p: Tensor) -> Tensor:
@@ -50,9 +54,10 @@ class AdamW(torch.optim.AdamW):
             for p in group["params"]:
                 if p.grad is not None:
                     updates.append(self._update(p, group))
-        (beta1, beta2), = betas  # one pair for all groups
-        kernels.call("adamw", torch.float32, len(updates), (Update * len(updates))(*updates),
-                     beta1, beta2)
+        ((beta1, beta2),) = betas  # one pair for all groups
+        kernels.call(
+            "adamw", torch.float32, len(updates), (Update * len(updates))(*updates), beta1, beta2
+        )
         return None
 
     def _update(self, p: Tensor, group: dict[str, Any]) -> Update:
@@ -60,9 +65,17 @@ class AdamW(torch.optim.AdamW):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        return Update(p.data_ptr(), gradient(p).data_ptr(), state["exp_avg"].data_ptr(),
-                      state["exp_avg_sq"].data_ptr(), state["step"].data_ptr(), p.numel(),
-                      group["lr"], group["weight_decay"], group["eps"])
+        return Update(
+            p.data_ptr(),
+            gradient(p).data_ptr(),
+            state["exp_avg"].data_ptr(),
+            state["exp_avg_sq"].data_ptr(),
+            state["step"].data_ptr(),
+            p.numel(),
+            group["lr"],
+            group["weight_decay"],
+            group["eps"],
+        )
 
 
 @torch.no_grad()

@@ -69,8 +69,9 @@ def pick_device(config: ExperimentConfig, local: int = 0) -> torch.device:
             raise RuntimeError
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"device={config.device}: not available here; use device=auto or "
-                        "device=cpu") from e
+        raise UserError(
+            f"device={config.device}: not available here; use device=auto or device=cpu"
+        ) from e
     return device
 
 
@@ -80,8 +81,12 @@ def session(config: ExperimentConfig) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]),
-                  int(os.environ["LOCAL_RANK"]), config.sharding == "fsdp")
+    ranks = Ranks(
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        int(os.environ["LOCAL_RANK"]),
+        config.sharding == "fsdp",
+    )
     device = pick_device(config, ranks.local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -95,8 +100,9 @@ def session(config: ExperimentConfig) -> Iterator[Ranks]:
 
 
 # -- the model over ranks -----------------------------------------------------------------------
-def place(model: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks,
-          device: torch.device) -> None:
+def place(
+    model: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks, device: torch.device
+) -> None:
     """Move the model to its device, in shards where asked: `blocks` one by one, then the rest."""
     if not ranks.sharded:
         model.to(device)

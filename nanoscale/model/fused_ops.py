@@ -18,8 +18,9 @@ from nanoscale.model.ops import Norm, Ops, Rotary
 
 
 def norm_arguments(weight: Tensor, bias: Tensor | None, norm: Norm) -> NormArguments:
-    return NormArguments(weight.data_ptr(), None if bias is None else bias.data_ptr(), norm.eps,
-                         norm.rms)
+    return NormArguments(
+        weight.data_ptr(), None if bias is None else bias.data_ptr(), norm.eps, norm.rms
+    )
 
 
 def side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
@@ -44,46 +45,91 @@ def check_tokens(idx: Tensor, size: int) -> None:
     """Refuse tokens outside the vocabulary, as torch does: the kernels read where they point."""
     least, largest = torch.aminmax(idx)
     if least < 0 or largest >= size:
-        raise IndexError(f"token {int(largest if largest >= size else least)} is not in the "
-                         f"vocabulary of {size}")
+        raise IndexError(
+            f"token {int(largest if largest >= size else least)} is not in the vocabulary of {size}"
+        )
 
 
 # -- the parts, each with its gradient ------------------------------------------------------------
 class Embed(Function):
     @staticmethod
-    def forward(ctx: Any, idx: Tensor, tokens: Tensor, positions: Tensor | None,
-                multiplier: float) -> Tensor:
+    def forward(
+        ctx: Any, idx: Tensor, tokens: Tensor, positions: Tensor | None, multiplier: float
+    ) -> Tensor:
         idx = idx.contiguous()
         check_tokens(idx, tokens.size(0))
         ctx.idx, ctx.multiplier, ctx.tokens = idx, multiplier, tokens
         ctx.positions = positions
         x = tokens.new_empty(*idx.shape, tokens.size(1))
-        call("embed", torch.float32, idx.numel(), tokens.size(1), idx.size(1), idx, tokens,
-             positions, multiplier, x)
+        call(
+            "embed",
+            torch.float32,
+            idx.numel(),
+            tokens.size(1),
+            idx.size(1),
+            idx,
+            tokens,
+            positions,
+            multiplier,
+            x,
+        )
         return x
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         tokens, idx = torch.zeros_like(ctx.tokens), ctx.idx
         positions = None if ctx.positions is None else torch.zeros_like(ctx.positions)
-        call("embed_backward", torch.float32, idx.numel(), tokens.size(1), idx.size(1), idx,
-             g.contiguous(), ctx.multiplier, tokens, positions)
+        call(
+            "embed_backward",
+            torch.float32,
+            idx.numel(),
+            tokens.size(1),
+            idx.size(1),
+            idx,
+            g.contiguous(),
+            ctx.multiplier,
+            tokens,
+            positions,
+        )
         return None, tokens, positions, None
 
 
 class Join(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None,
-                norm: Norm, multiplier: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        branch: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm: Norm,
+        multiplier: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         d = x.size(-1)
         joined = x if branch is None else torch.empty_like(x)
         y, stats = torch.empty_like(x, dtype=dtype), x.new_empty(x.numel() // d, 2)
-        call("join_norm", dtype, x.numel() // d, d, x, branch, multiplier,
-             norm_arguments(weight, bias, norm), joined, y, stats)
+        call(
+            "join_norm",
+            dtype,
+            x.numel() // d,
+            d,
+            x,
+            branch,
+            multiplier,
+            norm_arguments(weight, bias, norm),
+            joined,
+            y,
+            stats,
+        )
         ctx.save_for_backward(joined, weight, bias, stats)
-        ctx.norm, ctx.multiplier, ctx.dtype, ctx.has_branch = norm, multiplier, dtype, \
-            branch is not None
+        ctx.norm, ctx.multiplier, ctx.dtype, ctx.has_branch = (
+            norm,
+            multiplier,
+            dtype,
+            branch is not None,
+        )
         return joined, y
 
     @staticmethod
@@ -93,16 +139,35 @@ class Join(Function):
         gx = torch.empty_like(x)
         gbranch = torch.empty_like(x, dtype=ctx.dtype) if ctx.has_branch else None
         gw, gb = torch.empty_like(weight), None if bias is None else torch.empty_like(bias)
-        call("join_norm_backward", ctx.dtype, x.numel() // d, d, gy.contiguous(),
-             None if gs is None else gs.contiguous(), x, ctx.multiplier,
-             norm_arguments(weight, bias, ctx.norm), stats, gx, gbranch, gw, gb)
+        call(
+            "join_norm_backward",
+            ctx.dtype,
+            x.numel() // d,
+            d,
+            gy.contiguous(),
+            None if gs is None else gs.contiguous(),
+            x,
+            ctx.multiplier,
+            norm_arguments(weight, bias, ctx.norm),
+            stats,
+            gx,
+            gbranch,
+            gw,
+            gb,
+        )
         return gx, gbranch, gw, gb, None, None, None
 
 
 class Linear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...],
-                *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        sizes: tuple[int, ...],
+        *parameters: Tensor,
+    ) -> tuple[Tensor, ...]:
         flat = x.flatten(0, -2)  # (rows, fan_in)
         y = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
         ctx.save_for_backward(flat, weight)
@@ -121,8 +186,14 @@ class Linear(Function):
 
 class Turn(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, cos: Tensor | None,
-                sin: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        eps: float,
+        cos: Tensor | None,
+        sin: Tensor | None,
+    ) -> Tensor:
         x = rows_apart(x)
         B, T, H, h = x.shape
         y = x.new_empty(B, T, H, h)
@@ -138,8 +209,24 @@ class Turn(Function):
         B, T, H, h = g.shape
         gw = None if weight is None else torch.empty_like(weight)
         # written where it is read: between attention and here nobody else holds this gradient
-        call("turn_backward", g.dtype, B * T, H, h, 0 if x is None else x.stride(1), g.stride(1), T,
-             x, weight, ctx.eps, cos, sin, g, g, gw)
+        call(
+            "turn_backward",
+            g.dtype,
+            B * T,
+            H,
+            h,
+            0 if x is None else x.stride(1),
+            g.stride(1),
+            T,
+            x,
+            weight,
+            ctx.eps,
+            cos,
+            sin,
+            g,
+            g,
+            gw,
+        )
         return g, gw, None, None, None
 
 
@@ -161,8 +248,9 @@ class Attend(Function):
         sizes = (a.H * a.h, a.K * a.h, a.K * a.h)
         g = q.new_empty(a.B, a.T, sum(sizes))
         gq, gk, gv = g.split(sizes, dim=2)
-        call("attend_backward", q.dtype, a, q, k, v, y, lse, gy.contiguous(), gq, gk, gv,
-             sum(sizes))
+        call(
+            "attend_backward", q.dtype, a, q, k, v, y, lse, gy.contiguous(), gq, gk, gv, sum(sizes)
+        )
         return *(part.view(a.B, a.T, -1, a.h) for part in (gq, gk, gv)), None
 
 
@@ -177,7 +265,7 @@ class Gelu(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         gx = torch.empty_like(x)
         call("gelu_backward", x.dtype, x.numel(), x, g.contiguous(), gx)
         return gx
@@ -200,8 +288,19 @@ class Swiglu(Function):
         gate, up = ctx.saved_tensors
         n = g.size(-1)
         ggate, gup = g.new_empty(*g.shape[:-1], 2 * n).split(n, dim=-1)
-        call("swiglu_backward", g.dtype, g.numel() // n, n, gate.stride(-2), 2 * n, gate, up,
-             g.contiguous(), ggate, gup)
+        call(
+            "swiglu_backward",
+            g.dtype,
+            g.numel() // n,
+            n,
+            gate.stride(-2),
+            2 * n,
+            gate,
+            up,
+            g.contiguous(),
+            ggate,
+            gup,
+        )
         return ggate, gup
 
 
@@ -213,14 +312,23 @@ class CrossEntropy(Function):
         check_tokens(targets, V)
         g = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         loss = torch.empty((), dtype=torch.float32)
-        call("cross_entropy", logits.dtype, logits.numel() // V, V, logits, targets.contiguous(),
-             z_loss, loss, g)
+        call(
+            "cross_entropy",
+            logits.dtype,
+            logits.numel() // V,
+            V,
+            logits,
+            targets.contiguous(),
+            z_loss,
+            loss,
+            g,
+        )
         ctx.save_for_backward(g)  # which goes once it is used; an attribute stays with the loss
         return loss
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
-        saved, = ctx.saved_tensors
+        (saved,) = ctx.saved_tensors
         return saved if g == 1 else saved * g, None, None
 
 
@@ -250,19 +358,22 @@ class FusedOps(Ops):
         version = (self.updates, *(p._version for p in parameters))
         held = self.casts.get(key)
         if held is None or held[0] != version:
-            made = parameters[0].new_empty(sum(map(len, parameters)), *parameters[0].shape[1:],
-                                           dtype=dtype)
+            made = parameters[0].new_empty(
+                sum(map(len, parameters)), *parameters[0].shape[1:], dtype=dtype
+            )
             sizes = [len(p) for p in parameters]
             torch._foreach_copy_(list(made.split(sizes)), [p.detach() for p in parameters])
             held = self.casts[key] = (version, made, parameters)  # whose ids stay theirs
         return held[1]
 
-    def embed(self, idx: Tensor, tokens: Tensor, positions: Tensor | None,
-              multiplier: float) -> Tensor:
+    def embed(
+        self, idx: Tensor, tokens: Tensor, positions: Tensor | None, multiplier: float
+    ) -> Tensor:
         return Embed.apply(idx, tokens, positions, multiplier)
 
-    def join(self, x: Tensor, branch: Tensor | None, multiplier: float,
-             norm: Norm) -> tuple[Tensor, Tensor]:
+    def join(
+        self, x: Tensor, branch: Tensor | None, multiplier: float, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
         return Join.apply(x, branch, norm.weight, norm.bias, norm, multiplier, self.dtype())
 
     def linear(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
@@ -271,9 +382,14 @@ class FusedOps(Ops):
         biases = tuple(layer.bias for layer in layers if getattr(layer, "bias", None) is not None)
         sizes = tuple(w.size(0) for w in weights)
         with torch.autocast("cpu", enabled=False):
-            return Linear.apply(x, self.cast(weights, dtype),
-                                self.cast(biases, dtype) if biases else None, sizes, *weights,
-                                *biases)
+            return Linear.apply(
+                x,
+                self.cast(weights, dtype),
+                self.cast(biases, dtype) if biases else None,
+                sizes,
+                *weights,
+                *biases,
+            )
 
     def turn(self, x: Tensor, norm: Norm | None, rotary: Rotary | None) -> Tensor:
         if norm is None and rotary is None:
@@ -282,8 +398,9 @@ class FusedOps(Ops):
         cos, sin = rotary or (None, None)
         return Turn.apply(x, weight, eps, cos, sin)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float,
-                  dropout: float = 0.0) -> Tensor:
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0
+    ) -> Tensor:
         if dropout or q.size(1) != k.size(1):
             return super().attention(q, k, v, scale, dropout)
         return Attend.apply(q, k, v, scale)
@@ -300,8 +417,9 @@ class FusedOps(Ops):
     def narrow(self, weight: Tensor) -> Tensor:
         return self.cast((weight,), self.dtype())
 
-    def loss_and_gradient(self, logits: Tensor, targets: Tensor,
-                          z_loss: float) -> tuple[Tensor, Tensor, float]:
+    def loss_and_gradient(
+        self, logits: Tensor, targets: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor, float]:
         (n, V), g = logits.shape, torch.empty_like(logits)
         check_tokens(targets, V)
         loss = torch.empty((), dtype=torch.float32)

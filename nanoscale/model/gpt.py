@@ -68,10 +68,18 @@ class Attention(nn.Module):
         self.scale = multipliers(config).attention
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, ops: Ops, rotary: Rotary | None, cache: KVCache | None = None,
-                probe: Probe | None = None) -> Tensor:
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim))  # (B, T, H or K, h)
-                   for y in ops.linear(x, self.c_q, self.c_k, self.c_v))
+    def forward(
+        self,
+        x: Tensor,
+        ops: Ops,
+        rotary: Rotary | None,
+        cache: KVCache | None = None,
+        probe: Probe | None = None,
+    ) -> Tensor:
+        q, k, v = (
+            y.unflatten(-1, (-1, self.head_dim))  # (B, T, H or K, h)
+            for y in ops.linear(x, self.c_q, self.c_k, self.c_v)
+        )
         q, k = ops.turn(q, self.q_norm, rotary), ops.turn(k, self.k_norm, rotary)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
@@ -126,9 +134,15 @@ class Block(nn.Module):
         self.layer, self.dropout = layer, config.dropout
         self.multiplier = multipliers(config).residual
 
-    def forward(self, x: Tensor, branch: Tensor | None, ops: Ops, rotary: Rotary | None,
-                cache: KVCache | None = None,
-                probe: Probe | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        ops: Ops,
+        rotary: Rotary | None,
+        cache: KVCache | None = None,
+        probe: Probe | None = None,
+    ) -> tuple[Tensor, Tensor]:
         x, y = ops.join(x, branch, self.multiplier, self.ln_1)  # (B, T, d) each
         if probe is not None and branch is not None:
             probe(f"h.{self.layer - 1}.out", x)
@@ -185,8 +199,9 @@ class GPT(nn.Module):
         """The unembedding: `weight` (V, d) and no bias."""
         return self.transformer.wte if self.lm_head is None else self.lm_head
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None,
-               probe: Probe | None = None) -> Tensor:
+    def hidden(
+        self, idx: Tensor, cache: KVCache | None = None, probe: Probe | None = None
+    ) -> Tensor:
         """The final normed states of tokens `idx` (B, T), scaled for the head, (B, T, d)."""
         T, start = idx.size(1), cache.length if cache is not None else 0
         positions = rotary = None
@@ -212,8 +227,14 @@ class GPT(nn.Module):
             probe(f"h.{self.config.n_layer - 1}.out", x)
         return y if self.multipliers.logits == 1 else y * self.multipliers.logits
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, *, cache: KVCache | None = None,
-                probe: Probe | None = None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        probe: Probe | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean loss in nats per token.
 
         In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
@@ -223,9 +244,10 @@ class GPT(nn.Module):
         """
         x, chunk = self.hidden(idx, cache, probe), self.config.loss_chunk if probe is None else None
         if chunk and targets is not None and self.training and torch.is_grad_enabled():
-            return None, self.ops.chunked_cross_entropy(x, self.head.weight, targets,
-                                                        self.config.z_loss, chunk)
-        logits, = self.ops.linear(x, self.head)  # (B, T, V)
+            return None, self.ops.chunked_cross_entropy(
+                x, self.head.weight, targets, self.config.z_loss, chunk
+            )
+        (logits,) = self.ops.linear(x, self.head)  # (B, T, V)
         if probe is not None:
             probe("logits", logits)
         if targets is None:

@@ -21,8 +21,17 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
-         "-fPIC", "-shared", "-w")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    "-w",
+)
 
 
 class NormArguments(ctypes.Structure):
@@ -31,7 +40,8 @@ class NormArguments(ctypes.Structure):
 
 class HeadsArguments(ctypes.Structure):
     _fields_ = [(name, c_int64) for name in ("B", "T", "H", "K", "h", "sq", "sk", "sv")] + [
-        ("scale", c_float)]
+        ("scale", c_float)
+    ]
 
 
 _N, _F, _P = c_int64, c_float, c_void_p
@@ -66,9 +76,13 @@ def library() -> dict[str, dict[torch.dtype, Any]] | None:
         path.unlink(missing_ok=True)
         return None
     table = (c_void_p * 2 * len(SIGNATURES)).in_dll(loaded, "nanoscale_kernels")
-    return {name: {dtype: ctypes.CFUNCTYPE(None, *signature)(address) for dtype, address in
-                   zip((torch.float32, torch.bfloat16), row, strict=True)}
-            for (name, signature), row in zip(SIGNATURES.items(), table, strict=True)}
+    return {
+        name: {
+            dtype: ctypes.CFUNCTYPE(None, *signature)(address)
+            for dtype, address in zip((torch.float32, torch.bfloat16), row, strict=True)
+        }
+        for (name, signature), row in zip(SIGNATURES.items(), table, strict=True)
+    }
 
 
 def built() -> Path | None:

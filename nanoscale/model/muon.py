@@ -42,8 +42,9 @@ def orthogonalize(G: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -
     return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
 
 
-def orthogonalize_dealt(whole: list[Tensor], steps: int, ranks: Ranks,
-                        dtype: torch.dtype | None = None) -> list[Tensor]:
+def orthogonalize_dealt(
+    whole: list[Tensor], steps: int, ranks: Ranks, dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """`orthogonalize` of equal shapes that every rank holds: each does its share, all get all."""
     share = -(-len(whole) // ranks.world)
     mine = whole[ranks.rank * share : (ranks.rank + 1) * share]
@@ -55,8 +56,9 @@ def orthogonalize_dealt(whole: list[Tensor], steps: int, ranks: Ranks,
     return [matrix for part in parts for matrix in part][: len(whole)]
 
 
-def orthogonalize_sharded(rows: list[Tensor], fan_out: int, steps: int, ranks: Ranks,
-                          dtype: torch.dtype | None = None) -> list[Tensor]:
+def orthogonalize_sharded(
+    rows: list[Tensor], fan_out: int, steps: int, ranks: Ranks, dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """`orthogonalize` of equal shapes of which every rank holds some rows, in FSDP2's partition.
 
     Each rank is sent all rows of its share, and sends back to each rank that one's of the result.
@@ -83,11 +85,27 @@ class Muon(torch.optim.Optimizer):
     W <- (1 - lr weight_decay) W - lr shape_factor orthogonalize(u).
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95,
-                 weight_decay: float = 0.0, ns_steps: int = 5, scale: str = "spectral",
-                 ranks: Ranks | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-                                  "ns_steps": ns_steps, "scale": scale})
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+        scale: str = "spectral",
+        ranks: Ranks | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "ns_steps": ns_steps,
+                "scale": scale,
+            },
+        )
         self.ranks, self.dtype = ranks or Ranks(), dtype
 
     @torch.no_grad()

@@ -49,15 +49,17 @@ class Ops:
     def weights_changed(self) -> None:
         """Called after every update of the parameters: what was derived from them is stale."""
 
-    def embed(self, idx: Tensor, tokens: Tensor, positions: Tensor | None,
-              multiplier: float) -> Tensor:
+    def embed(
+        self, idx: Tensor, tokens: Tensor, positions: Tensor | None, multiplier: float
+    ) -> Tensor:
         """Embeddings of idx (B, T), with positions (T, d) added, times `multiplier`: (B, T, d)."""
         x = F.embedding(idx, tokens)
         x = x if positions is None else x + positions
         return x if multiplier == 1 else x * multiplier
 
-    def join(self, x: Tensor, branch: Tensor | None, multiplier: float,
-             norm: Norm) -> tuple[Tensor, Tensor]:
+    def join(
+        self, x: Tensor, branch: Tensor | None, multiplier: float, norm: Norm
+    ) -> tuple[Tensor, Tensor]:
         """The residual stream with `multiplier` times a branch added, and its norm; (B, T, d)."""
         if branch is not None:
             x = x + (branch if multiplier == 1 else multiplier * branch)
@@ -72,16 +74,23 @@ class Ops:
         x = x if norm is None else norm(x)
         return x if rotary is None else rotate(x, *rotary)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, scale: float,
-                  dropout: float = 0.0) -> Tensor:
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0
+    ) -> Tensor:
         """Causal attention of q (B, T, H, h) over k and v (B, S, K, h), S >= T: (B, T, H h).
 
         With T = 1 the query sees all S; otherwise S = T.
         """
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T, h)
         y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, scale=scale, is_causal=q.size(2) > 1,
-            enable_gqa=q.size(1) != k.size(1))
+            q,
+            k,
+            v,
+            dropout_p=dropout,
+            scale=scale,
+            is_causal=q.size(2) > 1,
+            enable_gqa=q.size(1) != k.size(1),
+        )
         return y.transpose(1, 2).flatten(2)
 
     def gelu(self, x: Tensor) -> Tensor:
@@ -99,11 +108,13 @@ class Ops:
             loss = loss + z_loss * flat.logsumexp(dim=-1).square().mean()
         return loss
 
-    def chunked_cross_entropy(self, x: Tensor, weight: Tensor, targets: Tensor, z_loss: float,
-                              chunk: int) -> Tensor:
+    def chunked_cross_entropy(
+        self, x: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int
+    ) -> Tensor:
         """`cross_entropy` of x (B, T, d) times a head's weight (V, d), by `chunk` tokens."""
-        return ChunkedCrossEntropy.apply(x, weight, self.narrow(weight), targets, z_loss, chunk,
-                                         self.loss_and_gradient)
+        return ChunkedCrossEntropy.apply(
+            x, weight, self.narrow(weight), targets, z_loss, chunk, self.loss_and_gradient
+        )
 
     def narrow(self, weight: Tensor) -> Tensor:
         """A weight in the type of the products: autocast's, or its own."""
@@ -112,8 +123,9 @@ class Ops:
             return weight.detach()
         return weight.detach().to(torch.get_autocast_dtype(device))
 
-    def loss_and_gradient(self, logits: Tensor, targets: Tensor,
-                          z_loss: float) -> tuple[Tensor, Tensor, float]:
+    def loss_and_gradient(
+        self, logits: Tensor, targets: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor, float]:
         """Sum over tokens of the loss of logits (n, V); its gradient is the next two's product."""
         p = logits.float()  # overwritten step by step
         lse = p.logsumexp(dim=-1, keepdim=True)
@@ -134,15 +146,24 @@ class ChunkedCrossEntropy(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, narrow: Tensor, targets: Tensor, z_loss: float,
-                chunk: int, loss_and_gradient: Any) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        narrow: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        chunk: int,
+        loss_and_gradient: Any,
+    ) -> Tensor:
         flat, targets = x.flatten(0, -2), targets.flatten()
         gx = torch.empty_like(flat)
         gw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         total = weight.new_zeros(())
         with torch.autocast(weight.device.type, enabled=False):
-            for part, gpart, answers in zip(flat.split(chunk), gx.split(chunk),
-                                            targets.split(chunk), strict=True):
+            for part, gpart, answers in zip(
+                flat.split(chunk), gx.split(chunk), targets.split(chunk), strict=True
+            ):
                 part = part.to(narrow.dtype)
                 loss, g, factor = loss_and_gradient(part @ narrow.t(), answers, z_loss)
                 total += loss

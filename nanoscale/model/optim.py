@@ -27,19 +27,36 @@ class Optimizers:
     one writer of every learning rate.
     """
 
-    def __init__(self, model: nn.Module, config: ExperimentConfig, ranks: Ranks | None = None,
-                 numerics: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ExperimentConfig,
+        ranks: Ranks | None = None,
+        numerics: Mapping[str, Any] | None = None,
+    ) -> None:
         self.named, numerics = dict(model.named_parameters()), numerics or {}
         self.in_kernel = numerics.get("kernels") == "fused"
         groups = parameter_groups(self.named, config)
-        self.parts: list[torch.optim.Optimizer] = [AdamW(
-            groups["adamw"], betas=betas(config), in_kernel=self.in_kernel,
-            fused=next(iter(self.named.values())).device.type in ("cpu", "cuda"))]
+        self.parts: list[torch.optim.Optimizer] = [
+            AdamW(
+                groups["adamw"],
+                betas=betas(config),
+                in_kernel=self.in_kernel,
+                fused=next(iter(self.named.values())).device.type in ("cpu", "cuda"),
+            )
+        ]
         if groups["muon"]:
             narrow = torch.bfloat16 if numerics.get("dtype") == "bfloat16" else None
-            self.parts.append(Muon(groups["muon"], momentum=config.muon_momentum,
-                                   ns_steps=config.muon_ns_steps, scale=config.muon_scale,
-                                   ranks=ranks, dtype=narrow))
+            self.parts.append(
+                Muon(
+                    groups["muon"],
+                    momentum=config.muon_momentum,
+                    ns_steps=config.muon_ns_steps,
+                    scale=config.muon_scale,
+                    ranks=ranks,
+                    dtype=narrow,
+                )
+            )
         self.groups = [group for part in self.parts for group in part.param_groups]
 
     def set_lr(self, multiplier: float) -> None:
@@ -69,11 +86,13 @@ class Optimizers:
             on_mps = p.device.type == "mps"  # unfused AdamW counts its steps on the CPU
             owner[p].state[p] = {
                 key: held_as(v.to("cpu" if key == "step" and on_mps else p.device, copy=True), p)
-                for key, v in values.items()}
+                for key, v in values.items()
+            }
 
 
-def parameter_groups(named: dict[str, Tensor],
-                     config: ExperimentConfig) -> dict[str, list[dict[str, Any]]]:
+def parameter_groups(
+    named: dict[str, Tensor], config: ExperimentConfig
+) -> dict[str, list[dict[str, Any]]]:
     """Optimizer -> groups of equal role, LR, weight decay and eps; each parameter is in one."""
     groups: dict[str, dict[tuple, dict[str, Any]]] = {"adamw": {}, "muon": {}}
     for spec in tensors(config):
@@ -82,7 +101,8 @@ def parameter_groups(named: dict[str, Tensor],
         settings |= {"eps": r.eps} if r.optimizer == "adamw" else {}
         key = (spec.role, *settings.values())
         group = groups[r.optimizer].setdefault(
-            key, {"params": [], "names": [], "role": spec.role, **settings})
+            key, {"params": [], "names": [], "role": spec.role, **settings}
+        )
         group["params"].append(named[spec.name])
         group["names"].append(spec.name)
     return {kind: list(by_key.values()) for kind, by_key in groups.items()}

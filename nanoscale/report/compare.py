@@ -31,8 +31,12 @@ ARMS = {"a": SIZES[1], "b": SIZES[6]}
 VERDICTS = {"better": INK, "worse": ACCENT, "equal": INK, "inconclusive": MUTED}
 GAP = MARGIN + 26  # points between the panels: the right one's tick labels have a sign
 STEP, HALF = 2.6, 0.5  # from size to size, and from its middle to an arm
-NAMES = {"val_loss": "validation loss", "best_val_loss": "lowest validation loss",
-         "train_loss": "training loss", "val_bits_per_byte": "validation loss"}
+NAMES = {
+    "val_loss": "validation loss",
+    "best_val_loss": "lowest validation loss",
+    "train_loss": "training loss",
+    "val_bits_per_byte": "validation loss",
+}
 ABOVE = {"xycoords": "axes fraction", "annotation_clip": False, "textcoords": "offset points"}
 
 
@@ -49,8 +53,13 @@ def compare_figure(record: Mapping) -> Figure:
         ratios = [2.2 + 1.35 * (len(cells) - 1), 1.7 + 0.9 * (len(cells) - 1)]
         losses, differences = figure.subplots(1, 2, width_ratios=ratios)
         width, height = figure.get_size_inches() * 72
-        figure.subplots_adjust(MARGIN / width, 40 / height, 1 - 8 / width, 1 - 74 / height,
-                               wspace=2 * GAP / (width - MARGIN - 8 - GAP))
+        figure.subplots_adjust(
+            MARGIN / width,
+            40 / height,
+            1 - 8 / width,
+            1 - 74 / height,
+            wspace=2 * GAP / (width - MARGIN - 8 - GAP),
+        )
         for i, cell in enumerate(cells):
             _losses(losses, cell, STEP * i)
         _differences(differences, record)
@@ -81,17 +90,35 @@ def _losses(axes: Axes, cell: Mapping, middle: float) -> None:
     place = {"a": middle - HALF, "b": middle + HALF}
     for row in cell["seeds"]:
         if None not in (row["a"], row["b"]):
-            axes.plot([place["a"], place["b"]], [row["a"], row["b"]], color=MUTED, linewidth=0.9,
-                      alpha=0.55, zorder=2)
+            axes.plot(
+                [place["a"], place["b"]],
+                [row["a"], row["b"]],
+                color=MUTED,
+                linewidth=0.9,
+                alpha=0.55,
+                zorder=2,
+            )
     for side, x in place.items():
         runs = [row for row in cell["seeds"] if row[side] is not None]
         alone = [None in (row["a"], row["b"]) for row in runs]
-        axes.scatter([x] * len(runs), [row[side] for row in runs], s=22, linewidths=0.9, zorder=4,
-                     edgecolors=[ARMS[side] if one else PAPER for one in alone],
-                     facecolors=[PAPER if one else ARMS[side] for one in alone])
+        axes.scatter(
+            [x] * len(runs),
+            [row[side] for row in runs],
+            s=22,
+            linewidths=0.9,
+            zorder=4,
+            edgecolors=[ARMS[side] if one else PAPER for one in alone],
+            facecolors=[PAPER if one else ARMS[side] for one in alone],
+        )
         out = -1 if side == "a" else 1
-        axes.plot([x + 0.16 * out, x + 0.42 * out], [cell[side]["mean"]] * 2, color=ARMS[side],
-                  linewidth=2.4, solid_capstyle="butt", zorder=3)
+        axes.plot(
+            [x + 0.16 * out, x + 0.42 * out],
+            [cell[side]["mean"]] * 2,
+            color=ARMS[side],
+            linewidth=2.4,
+            solid_capstyle="butt",
+            zorder=3,
+        )
 
 
 def _differences(axes: Axes, record: Mapping) -> None:
@@ -103,22 +130,45 @@ def _differences(axes: Axes, record: Mapping) -> None:
     for i, cell in enumerate(cells):
         pairs = [row["b"] - row["a"] for row in cell["seeds"] if None not in (row["a"], row["b"])]
         if cell["difference"]["paired_by"]:
-            axes.scatter(i + _beside(pairs), pairs, s=11, color=MUTED, alpha=0.75, linewidths=0,
-                         zorder=3)
+            axes.scatter(
+                i + _beside(pairs), pairs, s=11, color=MUTED, alpha=0.75, linewidths=0, zorder=3
+            )
         if several:
             _estimate(axes, i, cell["difference"], "o", ARMS["b"])
     total = record["difference"]
-    _estimate(axes, len(cells) if several else 0, total, "D", VERDICTS[record["verdict"]],
-              dashed=total["interval"] == "windows")
+    _estimate(
+        axes,
+        len(cells) if several else 0,
+        total,
+        "D",
+        VERDICTS[record["verdict"]],
+        dashed=total["interval"] == "windows",
+    )
     axes.set_xlim(-0.7, len(cells) - (0.3 if not several else -0.6))
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1.6 * rope), max(high, 1.6 * rope))
-    axes.annotate(f"equal: ±{rope:g}", (1, rope), (-2, -1), textcoords="offset points", size=7.5,
-                  xycoords=("axes fraction", "data"), ha="right", va="top", color=MUTED)
+    axes.annotate(
+        f"equal: ±{rope:g}",
+        (1, rope),
+        (-2, -1),
+        textcoords="offset points",
+        size=7.5,
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="top",
+        color=MUTED,
+    )
     if total["interval"] == "windows":
-        axes.annotate("evaluation noise only:\none seed per arm", (0.5, 0), (0, 4), size=8,
-                      xycoords="axes fraction", textcoords="offset points", ha="center",
-                      color=MUTED)
+        axes.annotate(
+            "evaluation noise only:\none seed per arm",
+            (0.5, 0),
+            (0, 4),
+            size=8,
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            color=MUTED,
+        )
 
 
 def _beside(values: Sequence[float]) -> np.ndarray:
@@ -127,33 +177,74 @@ def _beside(values: Sequence[float]) -> np.ndarray:
     return -0.17 - 0.09 * (order % (2 if len(values) < 6 else 4))
 
 
-def _estimate(axes: Axes, x: float, difference: Mapping, marker: str, colour: str,
-              dashed: bool = False) -> None:
+def _estimate(
+    axes: Axes, x: float, difference: Mapping, marker: str, colour: str, dashed: bool = False
+) -> None:
     low, high = difference["ci95"]
     if low is not None:
-        axes.plot([x, x], [low, high], color=colour, linewidth=1.8, zorder=4,
-                  linestyle=(0, (1.5, 1)) if dashed else "-", solid_capstyle="butt")
-    axes.plot(x, difference["value"], marker, color=colour, markersize=7 if marker == "D" else 5.5,
-              markeredgecolor=PAPER, markeredgewidth=1.0, zorder=5)
+        axes.plot(
+            [x, x],
+            [low, high],
+            color=colour,
+            linewidth=1.8,
+            zorder=4,
+            linestyle=(0, (1.5, 1)) if dashed else "-",
+            solid_capstyle="butt",
+        )
+    axes.plot(
+        x,
+        difference["value"],
+        marker,
+        color=colour,
+        markersize=7 if marker == "D" else 5.5,
+        markeredgecolor=PAPER,
+        markeredgewidth=1.0,
+        zorder=5,
+    )
 
 
 def _heads(losses: Axes, differences: Axes, record: Mapping) -> None:
     """Who is compared and the verdict, its numbers, and the quantity on each y axis."""
     unit = {"nats": "nats per token", "bits": "bits per byte"}[record["unit"]]
     first, second = record["labels"]
-    start = losses.annotate(second, (0, 1), (-MARGIN, 52), color=ARMS["b"], size=10,
-                            weight="bold", **ABOVE)
+    start = losses.annotate(
+        second, (0, 1), (-MARGIN, 52), color=ARMS["b"], size=10, weight="bold", **ABOVE
+    )
     for text, colour, weight in (("  against  ", MUTED, "normal"), (first, ARMS["a"], "bold")):
-        start = losses.annotate(text, (1, 0), (0, 0), xycoords=start, textcoords="offset points",
-                                va="bottom", color=colour, size=10, weight=weight,
-                                annotation_clip=False)
-    differences.annotate(record["verdict"], (1, 1), (0, 52), color=VERDICTS[record["verdict"]],
-                         size=10, weight="bold", ha="right", **ABOVE)
+        start = losses.annotate(
+            text,
+            (1, 0),
+            (0, 0),
+            xycoords=start,
+            textcoords="offset points",
+            va="bottom",
+            color=colour,
+            size=10,
+            weight=weight,
+            annotation_clip=False,
+        )
+    differences.annotate(
+        record["verdict"],
+        (1, 1),
+        (0, 52),
+        color=VERDICTS[record["verdict"]],
+        size=10,
+        weight="bold",
+        ha="right",
+        **ABOVE,
+    )
     losses.annotate(_numbers(record), (0, 1), (-MARGIN, 35), color=MUTED, size=8.5, **ABOVE)
-    losses.annotate(f"{NAMES[record['loss']]} ({unit})", (0, 1), (-MARGIN, 9), color=MUTED,
-                    size=9, **ABOVE)
-    differences.annotate(f"{second} {MINUS} {first} ({record['unit']})", (0, 1), (-MARGIN - 8, 9),
-                         color=MUTED, size=9, **ABOVE)
+    losses.annotate(
+        f"{NAMES[record['loss']]} ({unit})", (0, 1), (-MARGIN, 9), color=MUTED, size=9, **ABOVE
+    )
+    differences.annotate(
+        f"{second} {MINUS} {first} ({record['unit']})",
+        (0, 1),
+        (-MARGIN - 8, 9),
+        color=MUTED,
+        size=9,
+        **ABOVE,
+    )
 
 
 def _numbers(record: Mapping) -> str:

@@ -31,12 +31,20 @@ from nanoscale.report.style import (
     ticks_on,
 )
 
-ROWS = (("size", ("embedding", "attn", "mlp", "last_block", "logits", "scores")),
-        ("change", ("embedding", "attn", "mlp", "last_block")))
-TITLES = {"size": "root mean square of the activations",
-          "change": "and of their change by one update, same tokens"}
-WORDS = {"attn": "attention out", "mlp": "MLP out", "last_block": "last block",
-         "scores": "attention scores"}
+ROWS = (
+    ("size", ("embedding", "attn", "mlp", "last_block", "logits", "scores")),
+    ("change", ("embedding", "attn", "mlp", "last_block")),
+)
+TITLES = {
+    "size": "root mean square of the activations",
+    "change": "and of their change by one update, same tokens",
+}
+WORDS = {
+    "attn": "attention out",
+    "mlp": "MLP out",
+    "last_block": "last block",
+    "scores": "attention scores",
+}
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 WIDTH, HEIGHT, ROW = 8.6, 5.55, 1.75  # inches: the figure, and a row's axes
 LEFT, GAP, COLUMNS = 0.42, 0.42, 6
@@ -46,8 +54,10 @@ LEAST_OCTAVES = 3.0  # so that noise does not fill a panel
 
 def coordinates_figure(record: Mapping[str, Any]) -> Figure:
     """`record`: the JSON of a coordinate check (sizes, values, findings, slopes)."""
-    panels = [[(family, name) for name in names if f"{family}: {name}" in record["values"]]
-              for family, names in ROWS]
+    panels = [
+        [(family, name) for name in names if f"{family}: {name}" in record["values"]]
+        for family, names in ROWS
+    ]
     if not any(panels):
         raise UserError("the check holds no activations: there is nothing to draw")
     steps = [t for t in STEPS if t < record["steps"]] + [record["steps"]]
@@ -56,8 +66,13 @@ def coordinates_figure(record: Mapping[str, Any]) -> Figure:
     with styled():
         figure = canvas(WIDTH, HEIGHT)
         for row, bottom, (family, _) in zip(panels, BOTTOMS, ROWS, strict=True):
-            figure.text((LEFT - 0.34) / WIDTH, (bottom + ROW + 0.45) / HEIGHT, TITLES[family],
-                        size=9.5, weight="bold")
+            figure.text(
+                (LEFT - 0.34) / WIDTH,
+                (bottom + ROW + 0.45) / HEIGHT,
+                TITLES[family],
+                size=9.5,
+                weight="bold",
+            )
             for j, panel in enumerate(row):
                 axes = _axes(figure, j, bottom)
                 _panel(axes, record, panel, steps, octaves)
@@ -69,8 +84,9 @@ def coordinates_figure(record: Mapping[str, Any]) -> Figure:
 
 def _axes(figure: Figure, column: int, bottom: float) -> Axes:
     wide = (WIDTH - LEFT - 0.1) / COLUMNS
-    return figure.add_axes(((LEFT + column * wide) / WIDTH, bottom / HEIGHT,
-                            (wide - GAP) / WIDTH, ROW / HEIGHT))
+    return figure.add_axes(
+        ((LEFT + column * wide) / WIDTH, bottom / HEIGHT, (wide - GAP) / WIDTH, ROW / HEIGHT)
+    )
 
 
 def _values(record: Mapping[str, Any], panel: tuple[str, str], steps: Sequence[int]) -> np.ndarray:
@@ -85,12 +101,26 @@ def _reach(values: np.ndarray) -> float:
     return math.log2(known.max() / known.min()) if len(known) else 0.0
 
 
-def _panel(axes: Axes, record: Mapping[str, Any], panel: tuple[str, str], steps: Sequence[int],
-           octaves: float) -> None:
+def _panel(
+    axes: Axes,
+    record: Mapping[str, Any],
+    panel: tuple[str, str],
+    steps: Sequence[int],
+    octaves: float,
+) -> None:
     values = _values(record, panel, steps)
     for line, colour in zip(values, size_colours(len(steps)), strict=True):
-        axes.plot(record["sizes"], line, "-o", color=colour, linewidth=1.3, markersize=4,
-                  markeredgecolor=PAPER, markeredgewidth=0.6, clip_on=False)
+        axes.plot(
+            record["sizes"],
+            line,
+            "-o",
+            color=colour,
+            linewidth=1.3,
+            markersize=4,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.6,
+            clip_on=False,
+        )
     known = values[np.isfinite(values)]
     middle = math.sqrt(known.max() * known.min()) if len(known) else 1.0
     _scales(axes, record, middle, octaves)
@@ -119,31 +149,60 @@ def _rose(axes: Axes, record: Mapping[str, Any], octaves: float) -> None:
     first, last = record["sizes"][0], record["sizes"][-1]
     doublings = math.log2(last / first)
     steepest = math.floor(2 * min(1.0, octaves / 2 / doublings)) / 2 or 0.25
-    axes.annotate("slopes to scale", (0, 1), (-4, 17), xycoords="axes fraction",
-                  textcoords="offset points", size=8.5, color=INK)
+    axes.annotate(
+        "slopes to scale",
+        (0, 1),
+        (-4, 17),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        size=8.5,
+        color=INK,
+    )
     for slope in (-steepest, -steepest / 2, 0, steepest / 2, steepest):
         end = 2 ** (slope * doublings)
         axes.plot((first, last), (1, end), color=MUTED, linewidth=1.6 if slope == 0 else 0.8)
-        axes.annotate(f"{slope:+.3g}".replace("-", MINUS) if slope else "0", (last, end),
-                      (4, 0), textcoords="offset points", size=7.5, color=MUTED, va="center",
-                      annotation_clip=False)
+        axes.annotate(
+            f"{slope:+.3g}".replace("-", MINUS) if slope else "0",
+            (last, end),
+            (4, 0),
+            textcoords="offset points",
+            size=7.5,
+            color=MUTED,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def _heading(axes: Axes, record: Mapping[str, Any], panel: tuple[str, str]) -> None:
     """The activation's name; under it the judged slope that lies farthest out."""
     judged = [f for f in record["findings"] if f["quantity"] == ": ".join(panel)]
-    axes.annotate(WORDS.get(panel[1], panel[1]), (0, 1), (-4, 17), xycoords="axes fraction",
-                  textcoords="offset points", size=8.5, color=INK)
+    axes.annotate(
+        WORDS.get(panel[1], panel[1]),
+        (0, 1),
+        (-4, 17),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        size=8.5,
+        color=INK,
+    )
     if not judged:
         return
-    worst = max(judged, key=lambda f: max(f["slope"] - f["allowed"][1],
-                                          f["allowed"][0] - f["slope"]))
+    worst = max(
+        judged, key=lambda f: max(f["slope"] - f["allowed"][1], f["allowed"][0] - f["slope"])
+    )
     failed = worst["verdict"] == "fail"
     half = (worst["ci95"][1] - worst["ci95"][0]) / 2
     text = f"{worst['slope']:+.2f} ± {half:.2f}".replace("-", MINUS)
-    axes.annotate(text, (0, 1), (-4, 6), xycoords="axes fraction", textcoords="offset points",
-                  size=7.5, color=ACCENT if failed else MUTED,
-                  weight="bold" if failed else "normal")
+    axes.annotate(
+        text,
+        (0, 1),
+        (-4, 6),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        size=7.5,
+        color=ACCENT if failed else MUTED,
+        weight="bold" if failed else "normal",
+    )
 
 
 def _step_labels(axes: Axes, values: np.ndarray, x: float, steps: Sequence[int]) -> None:
@@ -155,7 +214,14 @@ def _step_labels(axes: Axes, values: np.ndarray, x: float, steps: Sequence[int])
     places = axes.transAxes.inverted().transform(points)[:, 1].tolist()
     height = axes.bbox.height / axes.figure.dpi * 72
     for (t, y), at in zip(there, spread(places, 9.5 / height), strict=True):
-        axes.annotate(f"step {t}" if t == there[0][0] else str(t), (x, y), (1.05, at),
-                      textcoords="axes fraction", color=MUTED, size=7.5, va="center",
-                      annotation_clip=False, arrowprops={
-                          "arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": 4})
+        axes.annotate(
+            f"step {t}" if t == there[0][0] else str(t),
+            (x, y),
+            (1.05, at),
+            textcoords="axes fraction",
+            color=MUTED,
+            size=7.5,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": 4},
+        )

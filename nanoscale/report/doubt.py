@@ -40,14 +40,24 @@ IN_95 = math.sqrt(-2 * math.log(0.05))  # sd of the ellipse that holds 95 % of a
 SHOWN = (0.002, 0.998)  # quantiles of the resamples that a cloud's axes hold
 FAR = 4.0  # times the usual error, from which a rollout's error or interval leaves its axes
 FEW = 60  # analyses that have a dot with a rim each
-CHOICES = {"convention": "counting of N, D and C", "approach": "approach",
-           "objective": "objective", "delta": "delta", "dropped": "highest losses dropped"}
+CHOICES = {
+    "convention": "counting of N, D and C",
+    "approach": "approach",
+    "objective": "objective",
+    "delta": "delta",
+    "dropped": "highest losses dropped",
+}
 APPROACHES = {"1": SIZES[0], "2": SIZES[2], "2 cubic": SIZES[4], "3": SIZES[7]}
 
 
-def cloud_figure(draws: Columns, found: Mapping[str, float],
-                 pairs: Sequence[tuple[str, str]] = (("alpha", "beta"), ("a", "E")), *,
-                 names: Mapping[str, str] | None = None, title: str = "") -> Figure:
+def cloud_figure(
+    draws: Columns,
+    found: Mapping[str, float],
+    pairs: Sequence[tuple[str, str]] = (("alpha", "beta"), ("a", "E")),
+    *,
+    names: Mapping[str, str] | None = None,
+    title: str = "",
+) -> Figure:
     """The fits of all resamples, two parameters to a panel, about the fit itself.
 
     draws: name -> one value per resample; found: name -> the fit's. The ellipse holds 95 % of a
@@ -61,14 +71,20 @@ def cloud_figure(draws: Columns, found: Mapping[str, float],
         for i, (axes, (x, y)) in enumerate(zip(grid, pairs, strict=True)):
             u, v = checked(draws, x, y, positive=False)
             _cloud(axes, u, v)
-            axes.plot(found[x], found[y], "D", color=ACCENT, markersize=7, markeredgecolor=PAPER,
-                      zorder=6)
+            axes.plot(
+                found[x], found[y], "D", color=ACCENT, markersize=7, markeredgecolor=PAPER, zorder=6
+            )
             headed(axes, "" if i else title, names.get(y, y), left=MARGIN + 6)
             axes.set_xlabel(names.get(x, x), labelpad=6)
-        notes(grid[-1], [(f"{len(u):,} resamples".replace(",", THIN), SIZES[4]),
-                         ("the fit", ACCENT),
-                         ("dashed: a normal's 95 % ellipse; bars: 95 % intervals", MUTED)],
-              above=True)
+        notes(
+            grid[-1],
+            [
+                (f"{len(u):,} resamples".replace(",", THIN), SIZES[4]),
+                ("the fit", ACCENT),
+                ("dashed: a normal's 95 % ellipse; bars: 95 % intervals", MUTED),
+            ],
+            above=True,
+        )
     return figure
 
 
@@ -81,11 +97,23 @@ def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
         set_lim(low - room, high + room)
     spread, turn = np.linalg.eigh(np.cov(u, v))
     width, height = 2 * IN_95 * np.sqrt(np.maximum(spread, 0))
-    axes.add_patch(Ellipse((u.mean(), v.mean()), width, height, fill=False, edgecolor=INK,
-                           angle=math.degrees(math.atan2(turn[1, 0], turn[0, 0])), linewidth=1.1,
-                           linestyle=BEYOND, zorder=5))
-    wide, bar = np.quantile(u, (0.025, 0.975)), {"color": INK, "linewidth": 2.5, "zorder": 5,
-                                                 "solid_capstyle": "butt", "clip_on": False}
+    axes.add_patch(
+        Ellipse(
+            (u.mean(), v.mean()),
+            width,
+            height,
+            fill=False,
+            edgecolor=INK,
+            angle=math.degrees(math.atan2(turn[1, 0], turn[0, 0])),
+            linewidth=1.1,
+            linestyle=BEYOND,
+            zorder=5,
+        )
+    )
+    wide, bar = (
+        np.quantile(u, (0.025, 0.975)),
+        {"color": INK, "linewidth": 2.5, "zorder": 5, "solid_capstyle": "butt", "clip_on": False},
+    )
     axes.plot(wide, [0, 0], transform=axes.get_xaxis_transform(), **bar)
     axes.plot([0, 0], np.quantile(v, (0.025, 0.975)), transform=axes.get_yaxis_transform(), **bar)
     for axis in (axes.xaxis, axes.yaxis):
@@ -93,8 +121,9 @@ def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
     axes.grid(color=RULE, linewidth=0.6)
 
 
-def rollout_figure(rows: Sequence[Mapping[str, object]], *, labels: Mapping[str, str] = LABELS,
-                   title: str = "") -> Figure:
+def rollout_figure(
+    rows: Sequence[Mapping[str, object]], *, labels: Mapping[str, str] = LABELS, title: str = ""
+) -> Figure:
     """Fit below a budget, predict above it: the error, for one budget after another.
 
     rows: hold-outs (threshold, bias, bias_ci95 or None, mean_abs_error, in_sample_error, n_fitted,
@@ -112,15 +141,28 @@ def rollout_figure(rows: Sequence[Mapping[str, object]], *, labels: Mapping[str,
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
         for key, colour in (("mean_abs_error", SIZES[2]), ("in_sample_error", MUTED)):
-            axes.plot(c, [100 * row[key] for row in rows], "o-", color=colour, zorder=3,
-                      linewidth=1.0, markersize=3.5)
+            axes.plot(
+                c,
+                [100 * row[key] for row in rows],
+                "o-",
+                color=colour,
+                zorder=3,
+                linewidth=1.0,
+                markersize=3.5,
+            )
         limit = _limit(rows)
         for at, row in zip(c, rows, strict=True):
             _error(axes, at, row, limit)
         axes.set_ylim(-limit, 1.35 * limit)
         _counts(axes, c, rows)
-        notes(axes, [("mean error of held-out runs, with the fit's 95 % interval", ACCENT),
-                     ("their mean size of error", SIZES[2]), ("that of the fitted runs", MUTED)])
+        notes(
+            axes,
+            [
+                ("mean error of held-out runs, with the fit's 95 % interval", ACCENT),
+                ("their mean size of error", SIZES[2]),
+                ("that of the fitted runs", MUTED),
+            ],
+        )
         headed(axes, title, "law over run (%)")
         axes.set_xlabel(f"budget below which runs are fitted, {labels['C']}", labelpad=6)
     return figure
@@ -129,17 +171,37 @@ def rollout_figure(rows: Sequence[Mapping[str, object]], *, labels: Mapping[str,
 def _error(axes: Axes, at: float, row: Mapping, limit: float) -> None:
     """One mean error and its interval; what leaves the axes ends in an arrow, with its value."""
     ends, bias = [100 * e for e in row.get("bias_ci95") or ()], 100 * row["bias"]
-    axes.plot([at] * len(ends), np.clip(ends, -limit, limit), color=INK, linewidth=1.6,
-              solid_capstyle="butt", zorder=4)
+    axes.plot(
+        [at] * len(ends),
+        np.clip(ends, -limit, limit),
+        color=INK,
+        linewidth=1.6,
+        solid_capstyle="butt",
+        zorder=4,
+    )
     for end in ends:
         if abs(end) > limit:
-            axes.plot(at, math.copysign(0.97 * limit, end), "^" if end > 0 else "v", color=INK,
-                      markersize=5, zorder=5)
+            axes.plot(
+                at,
+                math.copysign(0.97 * limit, end),
+                "^" if end > 0 else "v",
+                color=INK,
+                markersize=5,
+                zorder=5,
+            )
     shown = float(np.clip(bias, -0.88 * limit, 0.88 * limit))
     axes.plot(at, shown, "D", color=ACCENT, markersize=6.5, zorder=6, markeredgecolor=PAPER)
     if shown != bias:
-        axes.annotate(f"{bias:+.3g} %".replace("-", MINUS), (at, shown), (8, 0), size=8,
-                      textcoords="offset points", va="center", color=ACCENT, path_effects=HALO)
+        axes.annotate(
+            f"{bias:+.3g} %".replace("-", MINUS),
+            (at, shown),
+            (8, 0),
+            size=8,
+            textcoords="offset points",
+            va="center",
+            color=ACCENT,
+            path_effects=HALO,
+        )
 
 
 def _limit(rows: Sequence[Mapping]) -> float:
@@ -154,8 +216,14 @@ def _counts(axes: Axes, c: np.ndarray, rows: Sequence[Mapping]) -> None:
     """Under each budget, the runs that it rests on."""
     lines = (("n_fitted", "fitted"), ("n_held_out", "held out"), ("distance", "reach"))
     for line, (key, label) in enumerate(lines):
-        at = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "size": 7.5,
-              "color": MUTED, "va": "top", "annotation_clip": False}
+        at = {
+            "xycoords": axes.get_xaxis_transform(),
+            "textcoords": "offset points",
+            "size": 7.5,
+            "color": MUTED,
+            "va": "top",
+            "annotation_clip": False,
+        }
         axes.annotate(label, (axes.get_xlim()[0], 0), (-4, -46 - 10 * line), ha="right", **at)
         for x, row in zip(c, rows, strict=True):
             number = quantities([float(f"{row[key]:.3g}")])[0] if key == "distance" else row[key]
@@ -163,8 +231,9 @@ def _counts(axes: Axes, c: np.ndarray, rows: Sequence[Mapping]) -> None:
             axes.annotate(text, (x, 0), (0, -46 - 10 * line), ha="center", **at)
 
 
-def multiverse_figure(record: Mapping[str, object], *, own: Mapping[str, object] | None = None,
-                      title: str = "") -> Figure:
+def multiverse_figure(
+    record: Mapping[str, object], *, own: Mapping[str, object] | None = None, title: str = ""
+) -> Figure:
     """The exponent a under every analysis, sorted, and below it which choices each one made.
 
     record: of the multiverse (rows, spread, a). At the right of each choice: by how much a moves
@@ -185,8 +254,17 @@ def multiverse_figure(record: Mapping[str, object], *, own: Mapping[str, object]
         headed(top, title, "a of N* ~ C^a, one mark per analysis, sorted", left=MARGIN)
         lost = len(record["rows"]) - len(rows)
         text = f"{len(rows)} analyses" + f"; {lost} have no fit" * bool(lost)
-        top.annotate(text, (1, 0), (0, 5), xycoords="axes fraction", ha="right", size=8.5,
-                     textcoords="offset points", color=MUTED, path_effects=HALO)
+        top.annotate(
+            text,
+            (1, 0),
+            (0, 5),
+            xycoords="axes fraction",
+            ha="right",
+            size=8.5,
+            textcoords="offset points",
+            color=MUTED,
+            path_effects=HALO,
+        )
     return figure
 
 
@@ -196,12 +274,27 @@ def _curve(axes: Axes, rows: Sequence[Mapping], own: Mapping | None) -> None:
         if own.get("ci95"):
             axes.axhspan(*own["ci95"], color=ACCENT, alpha=0.10, linewidth=0, zorder=0)
         axes.axhline(own["a"], color=ACCENT, linewidth=1.1, zorder=2)
-        axes.annotate("this fit" + "\nand its 95 % interval" * bool(own.get("ci95")),
-                      (1, own["a"]), (5, 0), xycoords=axes.get_yaxis_transform(), color=ACCENT,
-                      textcoords="offset points", size=8, va="center", annotation_clip=False)
+        axes.annotate(
+            "this fit" + "\nand its 95 % interval" * bool(own.get("ci95")),
+            (1, own["a"]),
+            (5, 0),
+            xycoords=axes.get_yaxis_transform(),
+            color=ACCENT,
+            textcoords="offset points",
+            size=8,
+            va="center",
+            annotation_clip=False,
+        )
     area, rim = (30, 0.6) if len(a) <= FEW else (10, 0)
-    axes.scatter(range(len(a)), a, s=area, c=[APPROACHES[row["approach"]] for row in rows],
-                 linewidths=rim, edgecolors=PAPER, zorder=3)
+    axes.scatter(
+        range(len(a)),
+        a,
+        s=area,
+        c=[APPROACHES[row["approach"]] for row in rows],
+        linewidths=rim,
+        edgecolors=PAPER,
+        zorder=3,
+    )
     axes.set_xlim(-0.02 * len(a) - 0.6, 1.02 * len(a) - 0.4)
     axes.margins(y=0.1)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -210,25 +303,54 @@ def _curve(axes: Axes, rows: Sequence[Mapping], own: Mapping | None) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _matrix(axes: Axes, rows: Sequence[Mapping], groups: Sequence[tuple[str, list]],
-            moved: Mapping[str, float | None]) -> None:
+def _matrix(
+    axes: Axes,
+    rows: Sequence[Mapping],
+    groups: Sequence[tuple[str, list]],
+    moved: Mapping[str, float | None],
+) -> None:
     """A line per option with a mark under every analysis that took it."""
     y, largest = 0.0, max([v for v in moved.values() if v] or [1.0])
     for key, options in groups:
         y += 1
         width = axes.bbox.width / axes.figure.dpi * 72
-        axes.annotate(CHOICES[key], (0, y - 0.9), (-6, 0), xycoords=axes.get_yaxis_transform(),
-                      textcoords="offset points", size=8, weight="bold", color=INK, va="center",
-                      ha="right", annotation_clip=False)
+        axes.annotate(
+            CHOICES[key],
+            (0, y - 0.9),
+            (-6, 0),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            size=8,
+            weight="bold",
+            color=INK,
+            va="center",
+            ha="right",
+            annotation_clip=False,
+        )
         first = y - 0.9
         for option, name in zip(options, _named(key, options), strict=True):
             at = [i for i, row in enumerate(rows) if row[key] == option]
-            axes.plot(at, [y] * len(at), "|", markersize=6.5, zorder=3,
-                      markeredgewidth=float(np.clip(0.5 * width / len(rows), 0.5, 3)),
-                      color=APPROACHES[option] if key == "approach" else MUTED)
-            axes.annotate(name, (0, y), (-6, 0), ha="right", va="center", size=8,
-                          xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-                          color=MUTED, annotation_clip=False)
+            axes.plot(
+                at,
+                [y] * len(at),
+                "|",
+                markersize=6.5,
+                zorder=3,
+                markeredgewidth=float(np.clip(0.5 * width / len(rows), 0.5, 3)),
+                color=APPROACHES[option] if key == "approach" else MUTED,
+            )
+            axes.annotate(
+                name,
+                (0, y),
+                (-6, 0),
+                ha="right",
+                va="center",
+                size=8,
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                color=MUTED,
+                annotation_clip=False,
+            )
             y += 1
         _worth(axes, first, moved.get(key), largest)
     axes.set_ylim(y, -0.6)
@@ -240,13 +362,28 @@ def _matrix(axes: Axes, rows: Sequence[Mapping], groups: Sequence[tuple[str, lis
 
 def _worth(axes: Axes, y: float, value: float | None, largest: float) -> None:
     text = "n/a" if value is None else f"moves a by {value:.3f}"
-    axes.annotate(text, (1, y), (5, 0), xycoords=axes.get_yaxis_transform(), size=8, color=INK,
-                  textcoords="offset points", va="center", annotation_clip=False)
+    axes.annotate(
+        text,
+        (1, y),
+        (5, 0),
+        xycoords=axes.get_yaxis_transform(),
+        size=8,
+        color=INK,
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
+    )
     if value is not None:
         width = axes.bbox.width / axes.figure.dpi * 72
-        axes.plot([1 + 5 / width, 1 + (5 + 95 * value / largest) / width], [y + 0.9] * 2,
-                  color=ACCENT, linewidth=4, solid_capstyle="butt", clip_on=False,
-                  transform=axes.get_yaxis_transform())
+        axes.plot(
+            [1 + 5 / width, 1 + (5 + 95 * value / largest) / width],
+            [y + 0.9] * 2,
+            color=ACCENT,
+            linewidth=4,
+            solid_capstyle="butt",
+            clip_on=False,
+            transform=axes.get_yaxis_transform(),
+        )
 
 
 def _options(rows: Sequence[Mapping], key: str) -> list:
@@ -255,6 +392,10 @@ def _options(rows: Sequence[Mapping], key: str) -> list:
 
 def _named(key: str, options: Sequence) -> list[str]:
     if key == "approach":
-        return [{"1": "1, envelope", "2": "2, parabola", "2 cubic": "2, cubic",
-                 "3": "3, surface"}[option] for option in options]
+        return [
+            {"1": "1, envelope", "2": "2, parabola", "2 cubic": "2, cubic", "3": "3, surface"}[
+                option
+            ]
+            for option in options
+        ]
     return quantities(options) if key == "delta" else [str(option) for option in options]

@@ -245,7 +245,7 @@ def _label_room(names: Iterable[object]) -> float:
 
 
 def _shortened(name: object) -> str:
-    return text if len(text := str(name)) <= MOST_LETTERS else f"{text[:MOST_LETTERS - 1]}…"
+    return text if len(text := str(name)) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
 
 
 def _end_labels(axes: Axes, ends: list[tuple[str, float, float]]) -> None:

@@ -34,8 +34,14 @@ from nanoscale.report.style import (
 MOST_NAMED = 9  # budgets that are named, of those drawn
 
 
-def valleys_figure(points: Columns, record: Mapping[str, object], path: Columns | None = None, *,
-                   labels: Mapping[str, str] = LABELS, title: str = "") -> Figure:
+def valleys_figure(
+    points: Columns,
+    record: Mapping[str, object],
+    path: Columns | None = None,
+    *,
+    labels: Mapping[str, str] = LABELS,
+    title: str = "",
+) -> Figure:
     """Loss over N at each budget with the fitted curves; beside it N* against C.
 
     points: `N`, `loss`. record: of Approach 2 along N (valleys with C, vertex, ci95, loss, used,
@@ -73,24 +79,54 @@ def _faint(valley: Mapping) -> bool:
     return valley["used"] and not valley["ci95"]
 
 
-def _valley(axes: Axes, valley: Mapping, n: np.ndarray, loss: np.ndarray, colour: str,
-            drawn: int) -> None:
+def _valley(
+    axes: Axes, valley: Mapping, n: np.ndarray, loss: np.ndarray, colour: str, drawn: int
+) -> None:
     rows, used = valley["rows"], valley["used"]
     area, rim, alpha = dots(drawn)
     alpha *= 0.4 if _faint(valley) else 1
-    axes.scatter(n[rows], loss[rows], s=area, color=colour if used else PAPER, alpha=alpha,
-                 edgecolors=PAPER if used else colour, linewidths=rim if used else 0.9, zorder=3)
+    axes.scatter(
+        n[rows],
+        loss[rows],
+        s=area,
+        color=colour if used else PAPER,
+        alpha=alpha,
+        edgecolors=PAPER if used else colour,
+        linewidths=rim if used else 0.9,
+        zorder=3,
+    )
     at = np.geomspace(n[rows].min(), n[rows].max(), 61)
-    axes.plot(at, _at(valley, at), color=colour, linewidth=1.3 if used else 0.9, zorder=2,
-              linestyle="-" if used else BEYOND, alpha=0.4 if _faint(valley) else 1)
+    axes.plot(
+        at,
+        _at(valley, at),
+        color=colour,
+        linewidth=1.3 if used else 0.9,
+        zorder=2,
+        linestyle="-" if used else BEYOND,
+        alpha=0.4 if _faint(valley) else 1,
+    )
     if not used:
         return
     if valley["ci95"]:
-        axes.plot(valley["ci95"], [valley["loss"]] * 2, color=INK, linewidth=1.2, zorder=4,
-                  solid_capstyle="butt")
-    axes.plot(valley["vertex"], valley["loss"], "D", color=colour, zorder=5,
-              markersize=5.5 if drawn <= MANY else 3.5, markeredgecolor=PAPER,
-              markeredgewidth=0.8 if drawn <= MANY else 0.4, alpha=0.4 if _faint(valley) else 1)
+        axes.plot(
+            valley["ci95"],
+            [valley["loss"]] * 2,
+            color=INK,
+            linewidth=1.2,
+            zorder=4,
+            solid_capstyle="butt",
+        )
+    axes.plot(
+        valley["vertex"],
+        valley["loss"],
+        "D",
+        color=colour,
+        zorder=5,
+        markersize=5.5 if drawn <= MANY else 3.5,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.8 if drawn <= MANY else 0.4,
+        alpha=0.4 if _faint(valley) else 1,
+    )
 
 
 def _at(valley: Mapping, n: np.ndarray | float) -> np.ndarray:
@@ -109,18 +145,35 @@ def _names(axes: Axes, fitted: Sequence[Mapping], n: np.ndarray) -> None:
     moved = spread(places[:, 1].tolist(), 11 / (axes.bbox.height / axes.figure.dpi * 72))
     labels = quantities([float(f"{v['C']:.1e}") for v, _ in chosen])
     for (_, colour), label, end, y in zip(chosen, labels, ends, moved, strict=True):
-        axes.annotate(label, end, (1.03, y), textcoords="axes fraction", va="center", size=8,
-                      color=colour, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": 4})
-    axes.annotate("C, FLOPs", (1.03, 1), (0, 9), xycoords="axes fraction", size=8, color=MUTED,
-                  textcoords="offset points", annotation_clip=False)
+        axes.annotate(
+            label,
+            end,
+            (1.03, y),
+            textcoords="axes fraction",
+            va="center",
+            size=8,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": 4},
+        )
+    axes.annotate(
+        "C, FLOPs",
+        (1.03, 1),
+        (0, 9),
+        xycoords="axes fraction",
+        size=8,
+        color=MUTED,
+        textcoords="offset points",
+        annotation_clip=False,
+    )
 
 
 def _vertices(axes: Axes, fitted: Sequence[Mapping], record: Mapping, path: Columns | None) -> None:
     there = [(v, c) for v, c in zip(fitted, size_colours(len(fitted)), strict=True) if v["vertex"]]
     c = [v["C"] for v, _ in there]
-    on = np.array([x for v, _ in there for x in (v["vertex"], *((v["ci95"] or ()) if v["used"]
-                                                                else ()))])
+    on = np.array(
+        [x for v, _ in there for x in (v["vertex"], *((v["ci95"] or ()) if v["used"] else ()))]
+    )
     low, high = np.quantile([v["vertex"] for v, _ in there], [0, 1])
     line = {k: np.array(v, float) for k, v in record["line"].items()}
     narrow_axis(axes, "x", min(c) / 1.6, line["C"][-1])
@@ -132,24 +185,42 @@ def _vertices(axes: Axes, fitted: Sequence[Mapping], record: Mapping, path: Colu
     beyond = ~inside
     beyond[max(int(inside.sum()) - 1, 0)] = True
     for part, dash in ((inside, "-"), (beyond, BEYOND)):
-        axes.plot(line["C"][part], line["N"][part], color=ACCENT, linewidth=1.4, linestyle=dash,
-                  zorder=3)
+        axes.plot(
+            line["C"][part], line["N"][part], color=ACCENT, linewidth=1.4, linestyle=dash, zorder=3
+        )
     if path:
         axes.plot(path["C"], path["N"], color=INK, linewidth=1.0, linestyle=(0, (1, 1.6)), zorder=3)
     for v, colour in there:
         if v["used"] and v["ci95"]:
             axes.plot([v["C"]] * 2, v["ci95"], color=colour, linewidth=1.1, zorder=4)
-        axes.plot(v["C"], v["vertex"], "D", color=colour if v["used"] else PAPER, markersize=5.5,
-                  markeredgecolor=PAPER if v["used"] else colour, markeredgewidth=0.8, zorder=5,
-                  alpha=0.4 if _faint(v) else 1)
+        axes.plot(
+            v["C"],
+            v["vertex"],
+            "D",
+            color=colour if v["used"] else PAPER,
+            markersize=5.5,
+            markeredgecolor=PAPER if v["used"] else colour,
+            markeredgewidth=0.8,
+            zorder=5,
+            alpha=0.4 if _faint(v) else 1,
+        )
     a, ends = record["exponents"]["a"], record["ci95"].get("a")
     interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
     said = [(f"N* ~ C^a, a = {a:.3f}{interval}", ACCENT)]
     said += [("dotted: the fitted surface's own", INK)] if path else []
     for row, (text, colour) in enumerate(said):
-        axes.annotate(text, (0, 1), (6, -3 - 13 * row), xycoords="axes fraction", va="top",
-                      textcoords="offset points", size=8.5, color=colour, path_effects=HALO,
-                      zorder=8)
+        axes.annotate(
+            text,
+            (0, 1),
+            (6, -3 - 13 * row),
+            xycoords="axes fraction",
+            va="top",
+            textcoords="offset points",
+            size=8.5,
+            color=colour,
+            path_effects=HALO,
+            zorder=8,
+        )
 
 
 def _left_out(axes: Axes, valleys: Sequence[Mapping]) -> None:
@@ -160,5 +231,13 @@ def _left_out(axes: Axes, valleys: Sequence[Mapping]) -> None:
     said = [f"hollow: no minimum on its grid ({hollow})"] * bool(hollow)
     said += [f"faint: minimum lost in the noise ({faint})"] * bool(faint)
     said += [f"not drawn: too few points ({few} of {len(valleys)} budgets)"] * bool(few)
-    axes.annotate("; ".join(said), (0, 0), (0, -50), xycoords="axes fraction", size=8, color=MUTED,
-                  textcoords="offset points", annotation_clip=False)
+    axes.annotate(
+        "; ".join(said),
+        (0, 0),
+        (0, -50),
+        xycoords="axes fraction",
+        size=8,
+        color=MUTED,
+        textcoords="offset points",
+        annotation_clip=False,
+    )

@@ -36,8 +36,12 @@ from nanoscale.report.style import (
     ticks_on,
 )
 
-LABELS = {"N": "N: parameters", "D": "D: training tokens", "C": "C: training FLOPs, 6 N D",
-          "loss": "loss (nats per token)"}
+LABELS = {
+    "N": "N: parameters",
+    "D": "D: training tokens",
+    "C": "C: training FLOPs, 6 N D",
+    "loss": "loss (nats per token)",
+}
 BEYOND = (0, (4, 3))  # the dash of what no run has reached
 MANY = 400  # points from which dots lose their rims
 BINNED = 32  # points from which residuals get a running median
@@ -45,9 +49,16 @@ HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 Columns = Mapping[str, Sequence[float]]
 
 
-def frontier_figure(points: Columns, path: Columns | None, fit: Mapping[str, object] | None = None,
-                    *, x: str = "C", hull: Sequence[int] = (),
-                    labels: Mapping[str, str] = LABELS, title: str = "") -> Figure:
+def frontier_figure(
+    points: Columns,
+    path: Columns | None,
+    fit: Mapping[str, object] | None = None,
+    *,
+    x: str = "C",
+    hull: Sequence[int] = (),
+    labels: Mapping[str, str] = LABELS,
+    title: str = "",
+) -> Figure:
     """Loss against compute, the runs on the lower envelope, and the law's least loss at each C.
 
     points: `x`, `loss` and, for colours, `N`. path: `x`, `loss`, `lo`, `hi` in order of x, dashed
@@ -63,8 +74,16 @@ def frontier_figure(points: Columns, path: Columns | None, fit: Mapping[str, obj
         runs(axes, at, loss, points.get("N"))
         if len(hull):
             axes.plot(at[list(hull)], loss[list(hull)], color=ACCENT, linewidth=0.9, zorder=5)
-            axes.plot(at[list(hull)], loss[list(hull)], "o", color="none", markersize=7,
-                      markeredgecolor=ACCENT, markeredgewidth=0.9, zorder=5)
+            axes.plot(
+                at[list(hull)],
+                loss[list(hull)],
+                "o",
+                color="none",
+                markersize=7,
+                markeredgecolor=ACCENT,
+                markeredgewidth=0.9,
+                zorder=5,
+            )
         low, high = loss.min(), float(np.quantile(loss, 0.995))
         if path:
             _path(axes, path, x, at.max())
@@ -75,8 +94,11 @@ def frontier_figure(points: Columns, path: Columns | None, fit: Mapping[str, obj
         said = [(raised(str(fit["equation"])), INK)] if path and fit else []
         what = "law: least loss at C" if "N" in points else "law"
         said += [(what + ", 95 % band" * _wide(path), MUTED)] if path else []
-        said += [(f"not identified: {', '.join(fit['not_identified'])}", MUTED)] \
-            if fit and fit["not_identified"] else []
+        said += (
+            [(f"not identified: {', '.join(fit['not_identified'])}", MUTED)]
+            if fit and fit["not_identified"]
+            else []
+        )
         said += [("envelope of the runs", ACCENT)] if len(hull) else []
         notes(axes, said)
         if "N" in points:
@@ -92,13 +114,23 @@ def _path(axes: Axes, path: Columns, x: str, reach: float) -> None:
     beyond = ~inside
     beyond[max(int(inside.sum()) - 1, 0)] = True
     for part, alpha, dash in ((inside, 0.18, "-"), (beyond, 0.09, BEYOND)):
-        axes.fill_between(at[part], low[part], high[part], color=INK, alpha=alpha, linewidth=0,
-                          zorder=1)
+        axes.fill_between(
+            at[part], low[part], high[part], color=INK, alpha=alpha, linewidth=0, zorder=1
+        )
         axes.plot(at[part], loss[part], color=INK, linewidth=1.5, linestyle=dash, zorder=6)
     if (~inside).any():
         middle = np.flatnonzero(beyond)[beyond.sum() // 2]
-        axes.annotate("extrapolated", (at[middle], high[middle]), (0, 5), ha="center", va="bottom",
-                      textcoords="offset points", color=MUTED, size=8, style="italic")
+        axes.annotate(
+            "extrapolated",
+            (at[middle], high[middle]),
+            (0, 5),
+            ha="center",
+            va="bottom",
+            textcoords="offset points",
+            color=MUTED,
+            size=8,
+            style="italic",
+        )
 
 
 def _wide(path: Columns) -> bool:
@@ -112,14 +144,27 @@ def _floor(axes: Axes, fit: Mapping | None) -> float:
     value, ends = fit["params"]["E"], fit["ci95"].get("E")
     interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
     axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=2)
-    axes.annotate(f"E = {value:.2f}{interval}", (0, value), (4, 4), size=8, color=MUTED,
-                  xycoords=axes.get_yaxis_transform(), textcoords="offset points")
+    axes.annotate(
+        f"E = {value:.2f}{interval}",
+        (0, value),
+        (4, 4),
+        size=8,
+        color=MUTED,
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+    )
     return value
 
 
-def surface_figure(points: Columns, surface: Mapping[str, Sequence], path: Columns | None = None,
-                   *, note: str = "", labels: Mapping[str, str] = LABELS,
-                   title: str = "") -> Figure:
+def surface_figure(
+    points: Columns,
+    surface: Mapping[str, Sequence],
+    path: Columns | None = None,
+    *,
+    note: str = "",
+    labels: Mapping[str, str] = LABELS,
+    title: str = "",
+) -> Figure:
     """The law's loss over N and D, the runs on it, lines of equal compute, the best path.
 
     points: `N`, `D`. surface: `N` (n,), `D` (d,) and `loss` (d, n) of the law, which also are the
@@ -137,8 +182,9 @@ def surface_figure(points: Columns, surface: Mapping[str, Sequence], path: Colum
         _bands(axes, surface)
         _budgets(axes, *ends)
         size, rim, alpha = dots(len(n))
-        axes.scatter(n, d, s=size, color=INK, edgecolors=PAPER, linewidths=rim, alpha=alpha,
-                     zorder=4)
+        axes.scatter(
+            n, d, s=size, color=INK, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=4
+        )
         if path:
             _optimum(axes, path, (6 * n * d).max())
         notes(axes, [(note, ACCENT)] * bool(note), above=True)
@@ -155,10 +201,17 @@ def _bands(axes: Axes, surface: Mapping[str, Sequence]) -> None:
         levels = sorted({float(f"{v:.{digits}g}") for v in wanted})
         if len(levels) == len(wanted):
             break
-    axes.contourf(surface["N"], surface["D"], loss, zorder=0, colors=shades[: len(levels) + 1],
-                  levels=[min(levels[0], loss.min()) - 1, *levels, max(levels[-1], loss.max()) + 1])
-    lines = axes.contour(surface["N"], surface["D"], loss, levels=levels, colors=PAPER,
-                         linewidths=0.8, zorder=1)
+    axes.contourf(
+        surface["N"],
+        surface["D"],
+        loss,
+        zorder=0,
+        colors=shades[: len(levels) + 1],
+        levels=[min(levels[0], loss.min()) - 1, *levels, max(levels[-1], loss.max()) + 1],
+    )
+    lines = axes.contour(
+        surface["N"], surface["D"], loss, levels=levels, colors=PAPER, linewidths=0.8, zorder=1
+    )
     decimals = max(len(f"{v:g}".partition(".")[2]) for v in levels)
     drawn = axes.clabel(lines, fmt=lambda v: f"{v:.{decimals}f}", fontsize=8, colors=INK)
     for text in drawn:
@@ -182,28 +235,45 @@ def _budgets(axes: Axes, n: tuple[float, float], d: tuple[float, float]) -> None
 def _optimum(axes: Axes, path: Columns, reach: float) -> None:
     c, best, low, high = (np.array(path[k], float) for k in ("C", "N", "N_lo", "N_hi"))
     ends = np.concatenate([low, high[::-1]])
-    axes.fill(ends, np.concatenate([c, c[::-1]]) / 6 / ends, color=PAPER, alpha=0.45, linewidth=0,
-              zorder=3)
+    axes.fill(
+        ends,
+        np.concatenate([c, c[::-1]]) / 6 / ends,
+        color=PAPER,
+        alpha=0.45,
+        linewidth=0,
+        zorder=3,
+    )
     for end in (low, high):
         axes.plot(end, c / 6 / end, color=ACCENT, linewidth=0.6, zorder=3)
     inside = c <= reach
     beyond = ~inside
     beyond[max(int(inside.sum()) - 1, 0)] = True
     for part, dash in ((inside, "-"), (beyond, BEYOND)):
-        axes.plot(best[part], c[part] / 6 / best[part], color=ACCENT, linewidth=1.8, linestyle=dash,
-                  zorder=5)
+        axes.plot(
+            best[part],
+            c[part] / 6 / best[part],
+            color=ACCENT,
+            linewidth=1.8,
+            linestyle=dash,
+            zorder=5,
+        )
     wide = ", 95 % band" if (low < high).any() else ""
     notes(axes, [(f"line: least loss at C{wide}", ACCENT)], above=True)
 
 
-def residuals_figure(points: Columns, predicted: Sequence[float], *,
-                     labels: Mapping[str, str] = LABELS, title: str = "") -> Figure:
+def residuals_figure(
+    points: Columns,
+    predicted: Sequence[float],
+    *,
+    labels: Mapping[str, str] = LABELS,
+    title: str = "",
+) -> Figure:
     """How far each run lies from the law, against C, N, D and the law's own loss.
 
     points: `loss` and any of `C`, `N`, `D`. The line is a running median, where there are enough
     points: a law that fits has it at 0 everywhere.
     """
-    loss, = checked(points, "loss")
+    (loss,) = checked(points, "loss")
     law = np.asarray(predicted, float)
     off = 100 * (loss / law - 1)
     panels = {labels[k]: np.asarray(points[k], float) for k in "CND" if k in points}
@@ -230,8 +300,12 @@ def residuals_figure(points: Columns, predicted: Sequence[float], *,
         grid[0, 0].yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
         headed(grid[0, 0], title, "run over law (%)")
         sd = float(np.sqrt(np.mean(off**2)))
-        notes(grid[0, 1], [(f"root mean square {sd:.2g} %", MUTED)]
-               + [("running median", ACCENT)] * (len(law) >= BINNED), above=True)
+        notes(
+            grid[0, 1],
+            [(f"root mean square {sd:.2g} %", MUTED)]
+            + [("running median", ACCENT)] * (len(law) >= BINNED),
+            above=True,
+        )
         if "N" in points:
             colour_key(grid[0, 0], points["N"], "N")
     return figure
@@ -242,8 +316,9 @@ def _median(axes: Axes, x: np.ndarray, off: np.ndarray) -> None:
         return
     bins = np.array_split(np.argsort(x, kind="stable"), min(12, len(x) // 10))
     at = [float(np.exp(np.log(x[rows]).mean())) for rows in bins]
-    axes.plot(at, [float(np.median(off[rows])) for rows in bins], color=ACCENT, linewidth=1.6,
-              zorder=5)
+    axes.plot(
+        at, [float(np.median(off[rows])) for rows in bins], color=ACCENT, linewidth=1.6, zorder=5
+    )
 
 
 # -- what the figures share ---------------------------------------------------------------------
@@ -276,18 +351,35 @@ def colours_of(values: Sequence[float] | None, n: int) -> list[str]:
 def runs(axes: Axes, x: np.ndarray, y: np.ndarray, sizes: Sequence[float] | None) -> None:
     """A dot per run, coloured by size."""
     area, rim, alpha = dots(len(x))
-    axes.scatter(x, y, s=area, c=colours_of(sizes, len(x)), edgecolors=PAPER, linewidths=rim,
-                 alpha=alpha, zorder=3)
+    axes.scatter(
+        x,
+        y,
+        s=area,
+        c=colours_of(sizes, len(x)),
+        edgecolors=PAPER,
+        linewidths=rim,
+        alpha=alpha,
+        zorder=3,
+    )
 
 
 def notes(axes: Axes, lines: Sequence[tuple[str, str]], above: bool = False) -> None:
     """(text, colour) lines in the upper right corner, or from the right end above the axes."""
     for row, (text, colour) in enumerate(lines):
-        axes.annotate(text, (1, 1), (0, 9 + 13 * row if above else -2 - 14 * row), ha="right",
-                      xycoords="axes fraction", va="baseline" if above else "top", color=colour,
-                      textcoords="offset points", size=10 if colour == INK and not row else 8.5,
-                      bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
-                      zorder=8, annotation_clip=False)
+        axes.annotate(
+            text,
+            (1, 1),
+            (0, 9 + 13 * row if above else -2 - 14 * row),
+            ha="right",
+            xycoords="axes fraction",
+            va="baseline" if above else "top",
+            color=colour,
+            textcoords="offset points",
+            size=10 if colour == INK and not row else 8.5,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
+            zorder=8,
+            annotation_clip=False,
+        )
 
 
 def narrow_axis(axes: Axes, which: str, low: float, high: float, most: int = 5) -> None:
@@ -316,9 +408,25 @@ def colour_key(axes: Axes, values: Sequence[float], label: str) -> None:
     first, last = quantities([low, high])
     width, height = (v / axes.figure.dpi * 72 for v in (axes.bbox.width, axes.bbox.height))
     end, up, step = 8 + 4.2 * len(last), 12, 8  # points
-    axes.scatter([1 - (end + step * (len(SIZES) - i)) / width for i in range(len(SIZES))],
-                 [1 + up / height] * len(SIZES), s=40, marker="s", c=SIZES, linewidths=0,
-                 transform=axes.transAxes, clip_on=False)
+    axes.scatter(
+        [1 - (end + step * (len(SIZES) - i)) / width for i in range(len(SIZES))],
+        [1 + up / height] * len(SIZES),
+        s=40,
+        marker="s",
+        c=SIZES,
+        linewidths=0,
+        transform=axes.transAxes,
+        clip_on=False,
+    )
     for text, left in ((last, 0), (f"{label}  {first}", end + step * len(SIZES) + 8)):
-        axes.annotate(text, (1, 1), (-left, 9), xycoords="axes fraction", ha="right", size=8.5,
-                      textcoords="offset points", color=MUTED, annotation_clip=False)
+        axes.annotate(
+            text,
+            (1, 1),
+            (-left, 9),
+            xycoords="axes fraction",
+            ha="right",
+            size=8.5,
+            textcoords="offset points",
+            color=MUTED,
+            annotation_clip=False,
+        )

@@ -37,8 +37,11 @@ SHOWN = 0.75  # share of the losses, from the best, that the loss axis holds
 LEVELS = len(HEAT)
 
 
-def search_figure(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any],
-                  importance: Mapping[str, float] | None = None) -> Figure:
+def search_figure(
+    trials: Sequence[Mapping[str, Any]],
+    space: Mapping[str, Any],
+    importance: Mapping[str, float] | None = None,
+) -> Figure:
     """A panel per key: loss of every trial against its value.
 
     trials: `{"values": {key: value}, "losses": [one per rung reached]}`; space: key -> list of
@@ -55,25 +58,38 @@ def search_figure(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any],
         figure = canvas(3.1 * across + 0.6, 2.7 * down + 0.3)
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         width, height = figure.get_size_inches() * 72
-        figure.subplots_adjust(MARGIN / width, 42 / height, 1 - 10 / width, 1 - 40 / height,
-                               wspace=0.08, hspace=0.62)
+        figure.subplots_adjust(
+            MARGIN / width, 42 / height, 1 - 10 / width, 1 - 40 / height, wspace=0.08, hspace=0.62
+        )
         for i, axes in enumerate(grid.flat):
             if i >= len(keys):
                 axes.set_visible(False)
                 continue
             _slice(axes, keys[i], space[keys[i]], done)
             axes.set_ylim(low - 0.06 * room, high + 0.10 * room)
-            share = f"   {100 * importance[keys[i]]:.0f} % of the difference" \
-                if importance and keys[i] in importance else ""
+            share = (
+                f"   {100 * importance[keys[i]]:.0f} % of the difference"
+                if importance and keys[i] in importance
+                else ""
+            )
             axes.set_title(keys[i], loc="left", size=9, color=INK, weight="bold", pad=6)
             axes.text(1, 1.04, share, transform=axes.transAxes, ha="right", color=MUTED, size=8)
-        grid[0, 0].text(0, 1.20, "validation loss (nats per token)", ha="left", color=MUTED,
-                        transform=grid[0, 0].transAxes)
+        grid[0, 0].text(
+            0,
+            1.20,
+            "validation loss (nats per token)",
+            ha="left",
+            color=MUTED,
+            transform=grid[0, 0].transAxes,
+        )
     return figure
 
 
-def contour_figure(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any],
-                   importance: Mapping[str, float] | None = None) -> Figure | None:
+def contour_figure(
+    trials: Sequence[Mapping[str, Any]],
+    space: Mapping[str, Any],
+    importance: Mapping[str, float] | None = None,
+) -> Figure | None:
     """The loss over the two most important ranges, from the trials that went furthest; None where
     there are fewer than two ranges or ten trials.
     """
@@ -92,8 +108,9 @@ def contour_figure(trials: Sequence[Mapping[str, Any]], space: Mapping[str, Any]
         surface = np.minimum(smooth(u, v, losses, mesh), top)
         levels = np.linspace(losses.min(), top, LEVELS + 1)
         gx, gy = (_value(mesh, space[key]) for key in keys)
-        axes.contourf(gx, gy, surface, levels=levels, cmap=ListedColormap(HEAT[::-1]),
-                      extend="both")
+        axes.contourf(
+            gx, gy, surface, levels=levels, cmap=ListedColormap(HEAT[::-1]), extend="both"
+        )
         axes.plot(x, y, "o", color=INK, markersize=3, markeredgecolor=PAPER, markeredgewidth=0.5)
         best = int(np.argmin([t["losses"][-1] - 10 * len(t["losses"]) for t in done]))
         axes.plot(x[best], y[best], "D", color=ACCENT, markersize=7, markeredgecolor=PAPER)
@@ -149,12 +166,25 @@ def _slice(axes: Axes, key: str, span: Any, done: Sequence[Mapping[str, Any]]) -
     for rung in range(1, most + 1):
         chosen = [i for i, t in enumerate(done) if len(t["losses"]) == rung]
         colour = SIZES[min(len(SIZES) - 1, 2 + 2 * rung)] if most > 1 else SIZES[4]
-        axes.plot([where[i] for i in chosen], [done[i]["losses"][-1] for i in chosen], "o",
-                  color=colour, markersize=3 + 1.2 * rung, markeredgecolor=PAPER,
-                  markeredgewidth=0.6, alpha=0.55 + 0.45 * rung / most)
+        axes.plot(
+            [where[i] for i in chosen],
+            [done[i]["losses"][-1] for i in chosen],
+            "o",
+            color=colour,
+            markersize=3 + 1.2 * rung,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.6,
+            alpha=0.55 + 0.45 * rung / most,
+        )
     best = min(range(len(done)), key=lambda i: (-len(done[i]["losses"]), done[i]["losses"][-1]))
-    axes.plot(where[best], done[best]["losses"][-1], "D", color=ACCENT, markersize=7,
-              markeredgecolor=PAPER)
+    axes.plot(
+        where[best],
+        done[best]["losses"][-1],
+        "D",
+        color=ACCENT,
+        markersize=7,
+        markeredgecolor=PAPER,
+    )
     if choices:
         axes.set_xticks(range(len(choices)), [str(c) for c in choices])
         axes.set_xlim(-0.5, len(choices) - 0.5)

@@ -40,8 +40,9 @@ LABEL_ROOM = 0.14  # of the curves' width, left of them
 Panel = tuple[str, Mapping, "pd.DataFrame | Sequence[Mapping]"]
 
 
-def transfer_figure(panels: Sequence[Panel], *,
-                    y_label: str = "validation loss (nats per token)") -> Figure:
+def transfer_figure(
+    panels: Sequence[Panel], *, y_label: str = "validation loss (nats per token)"
+) -> Figure:
     """A panel per (title, record of `checks.transfer`, its runs), in rows of three.
 
     The runs have the record's columns of size, LR and loss; those without a finite loss are left
@@ -56,8 +57,14 @@ def transfer_figure(panels: Sequence[Panel], *,
         figure = canvas(*((5.4, 4.0) if len(drawn) == 1 else (3.3 * across + 0.5, 3.6 * down)))
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         width, height = figure.get_size_inches() * 72
-        figure.subplots_adjust(MARGIN / width, 40 / height, 1 - 8 / width, 1 - 56 / height,
-                               wspace=0.07, hspace=104 / (height / down - 96))
+        figure.subplots_adjust(
+            MARGIN / width,
+            40 / height,
+            1 - 8 / width,
+            1 - 56 / height,
+            wspace=0.07,
+            hspace=104 / (height / down - 96),
+        )
         for i, axes in enumerate(grid.flat):
             if i >= len(drawn):
                 axes.set_visible(False)
@@ -124,11 +131,25 @@ def _panel(axes: Axes, record: Mapping, runs: pd.DataFrame, low: float, high: fl
         _curve(axes, size, runs[runs["size"] == size["size"]], colour, high)
     gone = [lr for size in record["sizes"] for lr in size["diverged_lrs"]]
     if gone:
-        axes.annotate("diverged", (max(gone), high), (4, 6), textcoords="offset points", size=8,
-                      ha="right", color=MUTED, annotation_clip=False)
+        axes.annotate(
+            "diverged",
+            (max(gone), high),
+            (4, 6),
+            textcoords="offset points",
+            size=8,
+            ha="right",
+            color=MUTED,
+            annotation_clip=False,
+        )
     known = [s for s in record["sizes"] if s["bracketed"]]
-    axes.plot([s["optimum_lr"] for s in known], [s["min_loss"] for s in known], color=INK,
-              linewidth=0.9, linestyle=(0, (1, 1.6)), zorder=5)
+    axes.plot(
+        [s["optimum_lr"] for s in known],
+        [s["min_loss"] for s in known],
+        color=INK,
+        linewidth=0.9,
+        linestyle=(0, (1, 1.6)),
+        zorder=5,
+    )
     _labels(axes, record, colours)
     axes.set_xlabel(LR_NAMES.get(record["lr"], record["lr"]), labelpad=6)
 
@@ -137,32 +158,72 @@ def _curve(axes: Axes, size: Mapping, runs: pd.DataFrame, colour: str, high: flo
     cells = size["cells"]
     lr, loss = [c["lr"] for c in cells], [c["loss"] for c in cells]
     axes.plot(lr, loss, color=colour, linewidth=0.9, alpha=0.45, zorder=2)
-    axes.plot(runs["lr"], runs["loss"], "o", color=colour, markersize=2.2, alpha=0.35,
-              markeredgewidth=0, zorder=2)
-    axes.errorbar(lr, loss, yerr=[c["se"] or 0 for c in cells], fmt="o", color=colour,
-                  markersize=3.4, markeredgecolor=PAPER, markeredgewidth=0.5, elinewidth=1.0,
-                  zorder=3)
+    axes.plot(
+        runs["lr"],
+        runs["loss"],
+        "o",
+        color=colour,
+        markersize=2.2,
+        alpha=0.35,
+        markeredgewidth=0,
+        zorder=2,
+    )
+    axes.errorbar(
+        lr,
+        loss,
+        yerr=[c["se"] or 0 for c in cells],
+        fmt="o",
+        color=colour,
+        markersize=3.4,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.5,
+        elinewidth=1.0,
+        zorder=3,
+    )
     axes.plot(*_parabola(size), color=colour, linewidth=2.0, zorder=4)
-    axes.plot(size["diverged_lrs"], [high] * len(size["diverged_lrs"]), "x", color=colour,
-              markersize=5, markeredgewidth=1.3, clip_on=False, zorder=6)
+    axes.plot(
+        size["diverged_lrs"],
+        [high] * len(size["diverged_lrs"]),
+        "x",
+        color=colour,
+        markersize=5,
+        markeredgewidth=1.3,
+        clip_on=False,
+        zorder=6,
+    )
     if not size["bracketed"]:
         return
     if size["ci95"][0] is not None:
-        axes.plot(size["ci95"], [size["min_loss"]] * 2, color=INK, linewidth=1.4, zorder=6,
-                  solid_capstyle="butt")
-    axes.plot(size["optimum_lr"], size["min_loss"], "D", color=colour, markersize=6,
-              markeredgecolor=PAPER, markeredgewidth=1.0, zorder=7)
+        axes.plot(
+            size["ci95"],
+            [size["min_loss"]] * 2,
+            color=INK,
+            linewidth=1.4,
+            zorder=6,
+            solid_capstyle="butt",
+        )
+    axes.plot(
+        size["optimum_lr"],
+        size["min_loss"],
+        "D",
+        color=colour,
+        markersize=6,
+        markeredgecolor=PAPER,
+        markeredgewidth=1.0,
+        zorder=7,
+    )
 
 
 def _labels(axes: Axes, record: Mapping, colours: Sequence[str]) -> None:
     """Each size at the left end of its curve, moved apart where two would touch."""
     low, high = axes.get_ylim()
     visible = high - 0.09 * (high - low)
-    ends = [next(((c["lr"], c["loss"]) for c in size["cells"] if c["loss"] < visible), None)
-            for size in record["sizes"]]
+    ends = [
+        next(((c["lr"], c["loss"]) for c in size["cells"] if c["loss"] < visible), None)
+        for size in record["sizes"]
+    ]
     shown = [i for i, end in enumerate(ends) if end]
-    places = axes.transAxes.inverted().transform(
-        axes.transData.transform([ends[i] for i in shown]))
+    places = axes.transAxes.inverted().transform(axes.transData.transform([ends[i] for i in shown]))
     gap = 10.5 / (axes.bbox.height / axes.figure.dpi * 72)
     moved = spread(places[:, 1].tolist(), gap)
     for i, (x, _), y in zip(shown, places, moved, strict=True):
@@ -176,14 +237,29 @@ def _labels(axes: Axes, record: Mapping, colours: Sequence[str]) -> None:
 def _head(axes: Axes, title: str, record: Mapping, y_label: str) -> None:
     """Title, drift and verdict, and the quantity on y, one above the other."""
     ends = record["drift"]["ci95"]
-    drift = "drift not known" if record["drift"]["value"] is None else (
-        f"drift {record['drift']['value']:+.2f}"
-        + ("" if ends[0] is None else f" [{ends[0]:+.2f}, {ends[1]:+.2f}]"))
+    drift = (
+        "drift not known"
+        if record["drift"]["value"] is None
+        else (
+            f"drift {record['drift']['value']:+.2f}"
+            + ("" if ends[0] is None else f" [{ends[0]:+.2f}, {ends[1]:+.2f}]")
+        )
+    )
     drift = f"{drift.replace('-', MINUS)} octaves per doubling"
-    verdict, above = record["verdict"], {"xycoords": "axes fraction", "annotation_clip": False,
-                                         "textcoords": "offset points"}
+    verdict, above = (
+        record["verdict"],
+        {"xycoords": "axes fraction", "annotation_clip": False, "textcoords": "offset points"},
+    )
     axes.annotate(y_label, (0, 1), (-MARGIN, 9), color=MUTED, size=9, **above)
     axes.annotate(drift, (0, 1), (0, 24), color=MUTED, size=8.5, **above)
     axes.annotate(title, (0, 1), (0, 39), color=INK, size=10, weight="bold", **above)
-    axes.annotate(verdict, (1, 1), (0, 39), color=VERDICTS[verdict], size=9, weight="bold",
-                  ha="right", **above)
+    axes.annotate(
+        verdict,
+        (1, 1),
+        (0, 39),
+        color=VERDICTS[verdict],
+        size=9,
+        weight="bold",
+        ha="right",
+        **above,
+    )

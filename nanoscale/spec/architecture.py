@@ -13,8 +13,17 @@ from typing import Literal
 
 from nanoscale.spec.config import ExperimentConfig
 
-Role = Literal["embedding", "position", "hidden", "residual_out", "block_norm", "qk_norm",
-               "final_norm", "bias", "readout"]
+Role = Literal[
+    "embedding",
+    "position",
+    "hidden",
+    "residual_out",
+    "block_norm",
+    "qk_norm",
+    "final_norm",
+    "bias",
+    "readout",
+]
 ROLES: tuple[Role, ...] = Role.__args__
 MATRIX_ROLES = ("hidden", "residual_out")  # the matrices inside blocks: what Muon updates
 
@@ -61,8 +70,11 @@ class Widths:
 
 def widths(config: ExperimentConfig) -> Widths:
     """The model's own widths."""
-    return Widths(config.n_embd, config.kv_heads * config.head_dim,
-                  ffn_width(config.n_embd, config.use_swiglu, config.multiple_of))
+    return Widths(
+        config.n_embd,
+        config.kv_heads * config.head_dim,
+        ffn_width(config.n_embd, config.use_swiglu, config.multiple_of),
+    )
 
 
 @dataclass(frozen=True)
@@ -117,16 +129,18 @@ def _block(config: ExperimentConfig, at: str, w: Widths, base: BaseWidths) -> It
 class _Linear:
     bias: bool
 
-    def __call__(self, name: str, role: Role, shape: tuple[int, int],
-                 base_fan_in: int) -> Iterator[TensorSpec]:
+    def __call__(
+        self, name: str, role: Role, shape: tuple[int, int], base_fan_in: int
+    ) -> Iterator[TensorSpec]:
         fan_out, fan_in = shape
         yield TensorSpec(f"{name}.weight", role, shape, fan_in, fan_out, base_fan_in)
         if self.bias:
             yield TensorSpec(f"{name}.bias", "bias", (fan_out,), fan_in, fan_out, base_fan_in)
 
 
-def _norm(config: ExperimentConfig, name: str, role: Role, w: Widths,
-          base: BaseWidths) -> Iterator[TensorSpec]:
+def _norm(
+    config: ExperimentConfig, name: str, role: Role, w: Widths, base: BaseWidths
+) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{name}.weight", role, (w.embd,), w.embd, w.embd, base.embd)
     if config.bias and not config.use_rmsnorm:
         yield TensorSpec(f"{name}.bias", "bias", (w.embd,), w.embd, w.embd, base.embd)

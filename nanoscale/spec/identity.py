@@ -27,8 +27,11 @@ def canonical_json(value: Any) -> str:
 def scientific(config: ExperimentConfig) -> dict[str, Any]:
     """What the run's result depends on: hashed keys that differ from their defaults."""
     values = flatten(config)
-    return {key: values[key] for key, f in all_fields().items()
-            if f.metadata["hashed"] and values[key] != f.default}
+    return {
+        key: values[key]
+        for key, f in all_fields().items()
+        if f.metadata["hashed"] and values[key] != f.default
+    }
 
 
 def identity(config: ExperimentConfig, data_fingerprint: str, parent: str | None = None) -> str:
@@ -36,8 +39,12 @@ def identity(config: ExperimentConfig, data_fingerprint: str, parent: str | None
 
     `config` is resolved; `parent` is `<id>@<step>` of the run it branches from.
     """
-    payload = {"schema": SCHEMA, "numerics_version": NUMERICS_VERSION, "data": data_fingerprint,
-               "config": scientific(config)}
+    payload = {
+        "schema": SCHEMA,
+        "numerics_version": NUMERICS_VERSION,
+        "data": data_fingerprint,
+        "config": scientific(config),
+    }
     if parent is not None:
         payload["branch_from"] = parent
     return hashlib.sha256(canonical_json(payload).encode()).hexdigest()[:10]
@@ -78,24 +85,36 @@ class RunSpec:
         return f"{label(self.config)}-{self.id}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "id": self.id, "label": label(self.config),
-                "config": self.config.to_dict(), "typed": dict(self.typed),
-                "data": {"name": self.data_name, "fingerprint": self.data_fingerprint},
-                "branch_from": self.parent}
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "label": label(self.config),
+            "config": self.config.to_dict(),
+            "typed": dict(self.typed),
+            "data": {"name": self.data_name, "fingerprint": self.data_fingerprint},
+            "branch_from": self.parent,
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], path: Path) -> RunSpec:
         """The spec in a `config.json`; a UserError if it is not one of ours."""
         try:
-            spec = cls(config_from_dict(record["config"]), record["typed"],
-                       record["data"]["name"], record["data"]["fingerprint"],
-                       record["branch_from"])
+            spec = cls(
+                config_from_dict(record["config"]),
+                record["typed"],
+                record["data"]["name"],
+                record["data"]["fingerprint"],
+                record["branch_from"],
+            )
         except (KeyError, TypeError) as e:
-            raise UserError(f"{path}: not a run's config ({type(e).__name__}: {e}); is this a run "
-                            "folder?") from e
+            raise UserError(
+                f"{path}: not a run's config ({type(e).__name__}: {e}); is this a run folder?"
+            ) from e
         if spec.id != record.get("id"):
-            raise UserError(f"{path}: the config does not hash to its id {record.get('id')!r}; it "
-                            "was edited, or written by another version: start the run anew")
+            raise UserError(
+                f"{path}: the config does not hash to its id {record.get('id')!r}; it "
+                "was edited, or written by another version: start the run anew"
+            )
         return spec
 
 

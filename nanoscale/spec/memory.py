@@ -60,20 +60,34 @@ def memory_estimate(config: ExperimentConfig, step: Step | None = None) -> dict[
     Of one process; the second update and later ones, as the optimizer's state exists from then on.
     """
     moments = Moments(config, step or assumed(config))
-    fullest = max((moments.loss(), moments.loss_backward(), moments.top(), moments.bottom(),
-                   moments.optimizer()), key=lambda moment: moment.total())
+    fullest = max(
+        (
+            moments.loss(),
+            moments.loss_backward(),
+            moments.top(),
+            moments.bottom(),
+            moments.optimizer(),
+        ),
+        key=lambda moment: moment.total(),
+    )
     return {part: fullest[part] for part in PARTS} | {"total": fullest.total()}
 
 
 def memory_table(config: ExperimentConfig) -> str:
     """The estimate in MB by part, and what it assumed where the config says auto."""
     step, found = assumed(config), memory_estimate(config)
-    auto = [f"{key}={getattr(step, key)}" for key in ("device", "kernels", "dtype")
-            if getattr(config, key) == "auto"]
-    lines = ["MB at the fullest moment of an update, uncompiled, one process"
-             + (f"; assumed {', '.join(auto)}" if auto else "")]
-    return "\n".join(lines + [f"MB {part:<20} {size / 1e6:>15,.1f}" for part, size in
-                              found.items()])
+    auto = [
+        f"{key}={getattr(step, key)}"
+        for key in ("device", "kernels", "dtype")
+        if getattr(config, key) == "auto"
+    ]
+    lines = [
+        "MB at the fullest moment of an update, uncompiled, one process"
+        + (f"; assumed {', '.join(auto)}" if auto else "")
+    ]
+    return "\n".join(
+        lines + [f"MB {part:<20} {size / 1e6:>15,.1f}" for part, size in found.items()]
+    )
 
 
 def kept_per_token(config: ExperimentConfig, step: Step) -> tuple[int, int]:
@@ -118,8 +132,9 @@ class Moments:
         self.earlier = self.parameters if sequences < config.sequences_per_iter else 0
         self.z = bool(config.z_loss)
         self.head = F4 * self.V * self.d
-        self.block_matrices = sum(s.numel for s in self.specs if s.role in MATRIX_ROLES
-                                  ) // config.n_layer
+        self.block_matrices = (
+            sum(s.numel for s in self.specs if s.role in MATRIX_ROLES) // config.n_layer
+        )
         self.block = self.tokens * sum(kept_per_token(config, step))
 
     def moment(self, **parts: int) -> Counter[str]:
@@ -127,8 +142,9 @@ class Moments:
         muon = {spec for spec in self.specs if self.by_muon(spec)}
         states = sum((1 if spec in muon else 2) * F4 * spec.numel for spec in self.specs)
         batch = 2 * 8 * self.config.tokens_per_iter  # token numbers and targets, int64
-        found = Counter(parts) + Counter(parameters=self.parameters, optimizer=states,
-                                         activations=batch)
+        found = Counter(parts) + Counter(
+            parameters=self.parameters, optimizer=states, activations=batch
+        )
         if self.step.fused:  # they stay
             found["casts"] = self.casts()
         return found
@@ -170,16 +186,24 @@ class Moments:
             # the kernels: logits and gradient. torch: logits, in float32, log-probabilities; z
             # takes one more
             each = 2 * s if self.step.fused else (2 + self.z) * F4 + narrow * s
-            return self.moment(activations=self.kept() + self.final(), gradients=self.earlier,
-                               casts=casts, logits=n * V * each)
+            return self.moment(
+                activations=self.kept() + self.final(),
+                gradients=self.earlier,
+                casts=casts,
+                logits=n * V * each,
+            )
         n = min(chunk, n)
         # logits and their gradient; torch: logits, in float32, and logsumexp's exponentials
         each = 2 * s if self.step.fused else 2 * F4 + narrow * s
         product = V * self.d * (s + (0 if self.step.cuda else F4)) if narrow else 0
         states = self.tokens * self.d * (s if self.step.fused else F4)  # their gradient
-        return self.moment(activations=self.kept() + self.final(), casts=casts, workspace=states,
-                           gradients=self.earlier + self.head,
-                           logits=max(n * V * each, n * V * s + product))
+        return self.moment(
+            activations=self.kept() + self.final(),
+            casts=casts,
+            workspace=states,
+            gradients=self.earlier + self.head,
+            logits=max(n * V * each, n * V * s + product),
+        )
 
     def loss_backward(self) -> Counter[str]:
         """Where the backward pass begins; with chunks its first step was made with the loss."""
@@ -188,15 +212,21 @@ class Moments:
             return Counter()
         activations += self.final()
         if self.step.fused:  # the gradients of the logits, the final states and the head
-            return self.moment(activations=activations, logits=n * self.V * s,
-                               gradients=self.earlier + self.head,
-                               workspace=n * s * self.d + narrow * self.head // 2)
+            return self.moment(
+                activations=activations,
+                logits=n * self.V * s,
+                gradients=self.earlier + self.head,
+                workspace=n * s * self.d + narrow * self.head // 2,
+            )
         # log-probabilities, their gradient and the logits'; for z_loss the logits, and a gradient
         # that waits for the other
         each = (3 + 2 * self.z) * F4
-        return self.moment(activations=activations, gradients=self.earlier,
-                           casts=self.graph_casts() + narrow * s * self.V * self.d,
-                           logits=n * self.V * each)
+        return self.moment(
+            activations=activations,
+            gradients=self.earlier,
+            casts=self.graph_casts() + narrow * s * self.V * self.d,
+            logits=n * self.V * each,
+        )
 
     def graph_casts(self) -> int:
         """Weights of blocks that torch's graph holds in the narrow type, backward."""
@@ -214,26 +244,34 @@ class Moments:
             activations += attention + mlp - (n * F4 * d if self.config.n_layer == 1 else 0)
         hidden, inputs = n * s * self.ffn, 2 if self.config.use_swiglu else 1
         branch = n * s * d if self.step.fused or narrow else 0  # torch: the stream's own
-        own = max(branch + hidden + matrix + narrow * matrix // 2,  # in c_proj
-                  hidden * inputs + matrix)  # in the nonlinearity
+        own = max(
+            branch + hidden + matrix + narrow * matrix // 2,  # in c_proj
+            hidden * inputs + matrix,
+        )  # in the nonlinearity
         if self.step.fused and narrow and self.config.bias:  # summed in float32
             own = max(own, n * self.ffn * (F4 * inputs - s) + branch + inputs * matrix)
         if self.config.dropout and not self.step.cuda:  # in attention, torch's own, MLP done
             square = n * F4 * self.config.n_head * self.config.block_size
             own = max(own, square + n * F4 * d - mlp)
-        return self.moment(activations=activations, gradients=self.earlier + self.head,
-                           casts=self.graph_casts(), workspace=n * F4 * d + own)
+        return self.moment(
+            activations=activations,
+            gradients=self.earlier + self.head,
+            casts=self.graph_casts(),
+            workspace=n * F4 * d + own,
+        )
 
     def bottom(self) -> Counter[str]:
         """At the embedding, backward: all gradients; a tied head's was made apart."""
         apart = 2 * self.config.tie_embeddings + bool(self.earlier)  # with the sum; and the new
-        return self.moment(gradients=self.parameters + apart * self.head,
-                           workspace=self.tokens * F4 * self.d)
+        return self.moment(
+            gradients=self.parameters + apart * self.head, workspace=self.tokens * F4 * self.d
+        )
 
     def optimizer(self) -> Counter[str]:
         """In the optimizer's step: Muon orthogonalises all matrices of a shape at once."""
         counts: Counter[tuple[str, tuple[int, ...]]] = Counter(
-            (spec.role, spec.shape) for spec in self.specs if self.by_muon(spec))
+            (spec.role, spec.shape) for spec in self.specs if self.by_muon(spec)
+        )
         size = 2 if self.step.cuda else F4
         most = 0
         for (_, (rows, columns)), count in counts.items():

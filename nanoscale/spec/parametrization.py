@@ -58,12 +58,25 @@ class Power:
             whole, times = f"{self.m_L:+g}", f"{self.m_L_alpha:+g}alpha".replace("1alpha", "alpha")
             depth = f"({(times + whole if times[0] == '+' else whole + times).lstrip('+')})"
         else:
-            depth = f"{self.m_L_alpha:g}alpha".replace("1alpha", "alpha") if self.m_L_alpha else (
-                f"{self.m_L:g}")
-        powers = {"m_in": f"{self.m_in:g}", "m_N": f"{self.m_N:g}", "m_h": f"{self.m_h:g}",
-                  "m_L": depth}
-        return " ".join(name if power == "1" else f"{name}^{power}"
-                        for name, power in powers.items() if power != "0") or "1"
+            depth = (
+                f"{self.m_L_alpha:g}alpha".replace("1alpha", "alpha")
+                if self.m_L_alpha
+                else (f"{self.m_L:g}")
+            )
+        powers = {
+            "m_in": f"{self.m_in:g}",
+            "m_N": f"{self.m_N:g}",
+            "m_h": f"{self.m_h:g}",
+            "m_L": depth,
+        }
+        return (
+            " ".join(
+                name if power == "1" else f"{name}^{power}"
+                for name, power in powers.items()
+                if power != "0"
+            )
+            or "1"
+        )
 
 
 Multiplier = Callable[[Ratios], float]  # a Power, or a user's own function
@@ -107,20 +120,37 @@ BLOCK_LR = Power(m_L=-1, m_L_alpha=1)  # m_L^(alpha-1)
 BLOCK_EPS = Power(m_N=-1, m_L_alpha=-1)
 _OUTER = {role: Row(eps=NARROW) for role in ("embedding", "position", "final_norm", "readout")}
 _MUP_MATRIX = Row(Power(m_in=-0.5), Power(m_in=-1), Power(m_in=1), NARROW)
-_COMPLETEP_MATRIX = Row(Power(m_in=-0.5), Power(m_in=-1, m_L=-1, m_L_alpha=1), Power(m_in=1),
-                        BLOCK_EPS)
+_COMPLETEP_MATRIX = Row(
+    Power(m_in=-0.5), Power(m_in=-1, m_L=-1, m_L_alpha=1), Power(m_in=1), BLOCK_EPS
+)
 _HEAD = {"attention": Power(m_h=-0.5), "logits": Power(m_N=-1)}
 
 SP = Scheme(own_depth=True, tunable=False)
-MUP = Scheme(_OUTER | {
-    "hidden": _MUP_MATRIX, "residual_out": _MUP_MATRIX,
-    "block_norm": Row(eps=NARROW), "bias": Row(eps=NARROW), "qk_norm": Row()}, **_HEAD)
+MUP = Scheme(
+    _OUTER
+    | {
+        "hidden": _MUP_MATRIX,
+        "residual_out": _MUP_MATRIX,
+        "block_norm": Row(eps=NARROW),
+        "bias": Row(eps=NARROW),
+        "qk_norm": Row(),
+    },
+    **_HEAD,
+)
 # m_L is 1 outside blocks, so a final bias takes no depth factor; Muon's LR x decay stays constant
-COMPLETEP = Scheme(_OUTER | {
-    "hidden": _COMPLETEP_MATRIX, "residual_out": _COMPLETEP_MATRIX,
-    "block_norm": Row(lr=BLOCK_LR, eps=BLOCK_EPS), "bias": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
-    "qk_norm": Row(lr=BLOCK_LR, eps=Power(m_L_alpha=-1))},  # shared over heads: no width factor
-    muon=Row(lr=BLOCK_LR, wd=Power(m_L=1, m_L_alpha=-1)), residual=Power(m_L_alpha=-1), **_HEAD)
+COMPLETEP = Scheme(
+    _OUTER
+    | {
+        "hidden": _COMPLETEP_MATRIX,
+        "residual_out": _COMPLETEP_MATRIX,
+        "block_norm": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
+        "bias": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
+        "qk_norm": Row(lr=BLOCK_LR, eps=Power(m_L_alpha=-1)),
+    },  # shared over heads: no width factor
+    muon=Row(lr=BLOCK_LR, wd=Power(m_L=1, m_L_alpha=-1)),
+    residual=Power(m_L_alpha=-1),
+    **_HEAD,
+)
 
 SCHEMES: dict[str, Scheme] = {"SP": SP, "muP": MUP, "CompleteP": COMPLETEP}
 BUILT_IN = tuple(SCHEMES)
@@ -143,8 +173,10 @@ def register(name: str, scheme: Scheme) -> None:
         raise UserError(f"register({name!r}): choose another name, of letters, digits and -_.")
     lacking = [role for role in ROLES if role not in scheme.rows]
     if lacking:
-        raise UserError(f"register({name!r}): no row for {one_of(lacking)}; begin from one of ours,"
-                        " as in replace(MUP, rows=MUP.rows | {...})")
+        raise UserError(
+            f"register({name!r}): no row for {one_of(lacking)}; begin from one of ours,"
+            " as in replace(MUP, rows=MUP.rows | {...})"
+        )
     SCHEMES[name] = scheme
 
 
@@ -158,8 +190,10 @@ def scheme_of(config: ExperimentConfig) -> Scheme:
     known = SCHEMES if p.rules is None else SCHEMES | registered_by(p.rules, p.rules_digest)
     if p.mode not in known:
         where = f"{p.rules} registers no such mode" if p.rules else "no such mode"
-        raise UserError(f"parametrization.mode={p.mode}: {where}"
-                        f"{did_you_mean(p.mode, known) or f'; choose {one_of(known)}'}")
+        raise UserError(
+            f"parametrization.mode={p.mode}: {where}"
+            f"{did_you_mean(p.mode, known) or f'; choose {one_of(known)}'}"
+        )
     return known[p.mode]
 
 
@@ -167,8 +201,10 @@ def scheme_of(config: ExperimentConfig) -> Scheme:
 def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
     """The schemes that a user's Python file registers."""
     if digest is not None and file_digest(file) != digest:
-        raise UserError(f"parametrization.rules={file}: changed since this run was made; put the "
-                        "old file back, or start a new run with the new one")
+        raise UserError(
+            f"parametrization.rules={file}: changed since this run was made; put the "
+            "old file back, or start a new run with the new one"
+        )
     try:
         runpy.run_path(file)
     except UserError as e:
@@ -177,8 +213,10 @@ def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
         raise UserError(f"parametrization.rules={file}: {type(e).__name__}: {e}") from e
     found = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN}
     if not found:
-        raise UserError(f"parametrization.rules={file}: registers no mode; call "
-                        "nanoscale.spec.parametrization.register(name, scheme) in it")
+        raise UserError(
+            f"parametrization.rules={file}: registers no mode; call "
+            "nanoscale.spec.parametrization.register(name, scheme) in it"
+        )
     return found
 
 
@@ -198,16 +236,22 @@ class Rule:
 def ratios(spec: TensorSpec, config: ExperimentConfig) -> Ratios:
     """The tensor's size relative to the base model's."""
     whole = model_ratios(config)
-    return Ratios(spec.fan_in / spec.base_fan_in, whole.m_N, whole.m_L if spec.in_block else 1.0,
-                  whole.m_h, whole.alpha)
+    return Ratios(
+        spec.fan_in / spec.base_fan_in,
+        whole.m_N,
+        whole.m_L if spec.in_block else 1.0,
+        whole.m_h,
+        whole.alpha,
+    )
 
 
 def model_ratios(config: ExperimentConfig) -> Ratios:
     """The model's size relative to the base's."""
     p = config.parametrization
     m_N = config.n_embd / p.base_n_embd
-    return Ratios(m_N, m_N, config.n_layer / p.base_n_layer, config.head_dim / p.base_head_dim,
-                  p.alpha)
+    return Ratios(
+        m_N, m_N, config.n_layer / p.base_n_layer, config.head_dim / p.base_head_dim, p.alpha
+    )
 
 
 def rule(spec: TensorSpec, config: ExperimentConfig) -> Rule:
@@ -222,17 +266,28 @@ def rule(spec: TensorSpec, config: ExperimentConfig) -> Rule:
         update, lr, decay = row, config.learning_rate, config.weight_decay
     long = run_length(config)
     decay = base_decay(config, decay, lr) * WD_RULES[config.parametrization.wd_rule](update.wd(r))
-    lr *= {"embedding": config.embedding_lr_mult, "position": config.embedding_lr_mult,
-           "readout": config.head_lr_mult}.get(spec.role, 1.0)
-    return Rule("muon" if muon else "adamw", std * row.init(r), mean,
-                lr * update.lr(r) * long**0.5, decay if spec.role in DECAYED else 0.0,
-                config.adam_eps * row.eps(r) / long**0.5)
+    lr *= {
+        "embedding": config.embedding_lr_mult,
+        "position": config.embedding_lr_mult,
+        "readout": config.head_lr_mult,
+    }.get(spec.role, 1.0)
+    return Rule(
+        "muon" if muon else "adamw",
+        std * row.init(r),
+        mean,
+        lr * update.lr(r) * long**0.5,
+        decay if spec.role in DECAYED else 0.0,
+        config.adam_eps * row.eps(r) / long**0.5,
+    )
 
 
 # What becomes of a row's factor on weight decay. independent: LR x decay is the same at every
 # width; coupled: the decay is, as in torch; sqrt: between (arXiv 2510.15262).
 WD_RULES: dict[str, Callable[[float], float]] = {
-    "independent": lambda factor: factor, "coupled": lambda factor: 1.0, "sqrt": math.sqrt}
+    "independent": lambda factor: factor,
+    "coupled": lambda factor: 1.0,
+    "sqrt": math.sqrt,
+}
 
 
 def base_decay(config: ExperimentConfig, decay: float, lr: float) -> float:
@@ -270,8 +325,10 @@ def betas(config: ExperimentConfig) -> tuple[float, float]:
         return config.beta1, config.beta2
     found = 1 - (1 - config.beta1) * long, 1 - (1 - config.beta2) * long
     if min(found) < 0:
-        raise UserError(f"base_batch_tokens and base_tokens make AdamW's betas {found[0]:.3g} and "
-                        f"{found[1]:.3g}; take a smaller batch, a longer run or larger betas")
+        raise UserError(
+            f"base_batch_tokens and base_tokens make AdamW's betas {found[0]:.3g} and "
+            f"{found[1]:.3g}; take a smaller batch, a longer run or larger betas"
+        )
     return found
 
 
@@ -301,8 +358,12 @@ def multipliers(config: ExperimentConfig) -> Multipliers:
     """The forward multipliers of the config's mode (SP: none but 1/sqrt(head size))."""
     scheme, p, r = scheme_of(config), config.parametrization, model_ratios(config)
     into, out = (p.input_mult, p.output_mult) if scheme.tunable else (1.0, 1.0)
-    return Multipliers(into, scheme.attention(r) / math.sqrt(config.head_dim), scheme.residual(r),
-                       out * scheme.logits(r))
+    return Multipliers(
+        into,
+        scheme.attention(r) / math.sqrt(config.head_dim),
+        scheme.residual(r),
+        out * scheme.logits(r),
+    )
 
 
 def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
@@ -325,17 +386,25 @@ def rules_table(names: Sequence[str] = BUILT_IN) -> str:
     schemes = [SCHEMES[name] for name in names]
     rows: dict[str, list[str]] = {}
     for role in ROLES:
-        for what, title in (("init", "init std"), ("lr", "LR"), ("wd", "weight decay"),
-                            ("eps", "eps")):
+        for what, title in (
+            ("init", "init std"),
+            ("lr", "LR"),
+            ("wd", "weight decay"),
+            ("eps", "eps"),
+        ):
             rows[f"{role}, {title}"] = [str(getattr(s.rows[role], what)) for s in schemes]
     for what, title in (("lr", "LR"), ("wd", "weight decay")):
         rows[f"Muon's matrices, {title}"] = [str(getattr(s.muon, what)) for s in schemes]
-    for what, title in (("attention", "attention scores / sqrt(head size)"),
-                        ("residual", "attention and MLP branches"), ("logits", "logits")):
+    for what, title in (
+        ("attention", "attention scores / sqrt(head size)"),
+        ("residual", "attention and MLP branches"),
+        ("logits", "logits"),
+    ):
         rows[f"forward: {title}"] = [str(getattr(s, what)) for s in schemes]
     rows["residual_out, base init std"] = [
         "init_std / sqrt(2 n_layer)" if s.own_depth else "init_std / sqrt(2 base_n_layer)"
-        for s in schemes]
+        for s in schemes
+    ]
     lines = [("multiplier", *names), ("---",) * (len(names) + 1)]
     lines += [(title, *cells) for title, cells in rows.items() if set(cells) != {"1"}]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -345,8 +414,21 @@ def parameter_table(config: ExperimentConfig) -> str:
     """Every tensor's role, shape and rule, then N and FLOPs per token under each convention."""
     m = multipliers(config)
     forward = {"embedding": m.embedding, "residual_out": m.residual, "readout": m.logits}
-    rows = [("tensor", "role", "shape", "init std", "optimizer", "LR", "update x", "weight decay",
-             "eps", "forward x", "count")]
+    rows = [
+        (
+            "tensor",
+            "role",
+            "shape",
+            "init std",
+            "optimizer",
+            "LR",
+            "update x",
+            "weight decay",
+            "eps",
+            "forward x",
+            "count",
+        )
+    ]
     for spec in tensors(config):
         r, factor, eps = rule(spec, config), "-", "-"
         if r.optimizer == "muon":
@@ -354,18 +436,40 @@ def parameter_table(config: ExperimentConfig) -> str:
         else:
             eps = f"{r.eps:.4g}"
         times = f"{forward[spec.role]:.4g}" if spec.role in forward else "-"
-        rows.append((spec.name, spec.role, "x".join(map(str, spec.shape)), f"{r.init_std:.4g}",
-                     r.optimizer, f"{r.lr:.4g}", factor, f"{r.weight_decay:.4g}", eps, times,
-                     f"{spec.numel:,}"))
+        rows.append(
+            (
+                spec.name,
+                spec.role,
+                "x".join(map(str, spec.shape)),
+                f"{r.init_std:.4g}",
+                r.optimizer,
+                f"{r.lr:.4g}",
+                factor,
+                f"{r.weight_decay:.4g}",
+                eps,
+                times,
+                f"{spec.numel:,}",
+            )
+        )
     wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if i > 2 else cell.ljust(w)
-                       for i, (cell, w) in enumerate(zip(row, wide, strict=True))) for row in rows]
+    lines = [
+        "  ".join(
+            cell.rjust(w) if i > 2 else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, wide, strict=True))
+        )
+        for row in rows
+    ]
     p = config.parametrization
-    lines += ["", f"{p.mode}, base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
-              f"base_head_dim={p.base_head_dim}; forward multipliers: embedding {m.embedding:.4g}, "
-              f"attention scores {m.attention:.4g}, residual branches {m.residual:.4g}, "
-              f"logits {m.logits:.4g}", ""]
+    lines += [
+        "",
+        f"{p.mode}, base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
+        f"base_head_dim={p.base_head_dim}; forward multipliers: embedding {m.embedding:.4g}, "
+        f"attention scores {m.attention:.4g}, residual branches {m.residual:.4g}, "
+        f"logits {m.logits:.4g}",
+        "",
+    ]
     lines += [f"N {name:<20} {n:>15,}" for name, n in parameter_counts(config).items()]
-    lines += [f"FLOPs per token {name:<16} {c:>12,.0f}" for name, c in
-              flops_per_token(config).items()]
+    lines += [
+        f"FLOPs per token {name:<16} {c:>12,.0f}" for name, c in flops_per_token(config).items()
+    ]
     return "\n".join(lines)

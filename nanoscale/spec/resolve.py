@@ -18,8 +18,10 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
         UserError: the config's vocabulary is smaller than the dataset's.
     """
     if config.vocab_size is not None and config.vocab_size < vocab_size:
-        raise UserError(f"vocab_size={config.vocab_size} is below the {vocab_size} symbols of "
-                        f"dataset {config.dataset!r}; leave it out or raise it")
+        raise UserError(
+            f"vocab_size={config.vocab_size} is below the {vocab_size} symbols of "
+            f"dataset {config.dataset!r}; leave it out or raise it"
+        )
     config = replace(config, vocab_size=config.vocab_size or vocab_size)
     if config.max_tokens is not None:
         iters = config.max_tokens / config.tokens_per_iter
@@ -30,13 +32,21 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
         iters = tokens / config.tokens_per_iter
     else:
         iters = config.max_iters
-    config = replace(config, max_iters=max(round(iters), 0 if config.max_iters == 0 else 1),
-                     max_tokens=None, max_flops=None, tokens_per_param=None)
+    config = replace(
+        config,
+        max_iters=max(round(iters), 0 if config.max_iters == 0 else 1),
+        max_tokens=None,
+        max_flops=None,
+        tokens_per_param=None,
+    )
     return resolve_relative(config)
 
 
-ACTS_UNDER = {"input_mult": ("muP", "CompleteP"), "output_mult": ("muP", "CompleteP"),
-              "alpha": ("CompleteP",)}
+ACTS_UNDER = {
+    "input_mult": ("muP", "CompleteP"),
+    "output_mult": ("muP", "CompleteP"),
+    "alpha": ("CompleteP",),
+}
 
 
 def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
@@ -56,10 +66,19 @@ def resolve_relative(config: ExperimentConfig) -> ExperimentConfig:
         beta2 = 0.5 ** (config.tokens_per_iter / config.beta2_halflife_tokens)
     seed_or = lambda value: config.seed if value is None else value  # noqa: E731
     return replace(
-        config, lr_decay_iters=decay_iters, warmup_iters=warmup, warmup_frac=None, min_lr=floor,
-        min_lr_frac=None, beta2=beta2, beta2_halflife_tokens=None, n_kv_head=config.kv_heads,
-        init_seed=seed_or(config.init_seed), data_seed=seed_or(config.data_seed),
-        parametrization=resolve_rules(config.parametrization))
+        config,
+        lr_decay_iters=decay_iters,
+        warmup_iters=warmup,
+        warmup_frac=None,
+        min_lr=floor,
+        min_lr_frac=None,
+        beta2=beta2,
+        beta2_halflife_tokens=None,
+        n_kv_head=config.kv_heads,
+        init_seed=seed_or(config.init_seed),
+        data_seed=seed_or(config.data_seed),
+        parametrization=resolve_rules(config.parametrization),
+    )
 
 
 def resolve_rules(p: ParametrizationConfig) -> ParametrizationConfig:
@@ -79,16 +98,23 @@ def file_digest(path: str) -> str:
 def warnings(config: ExperimentConfig) -> list[str]:
     """What a careful reader of a resolved config would ask about."""
     found, p = [], config.parametrization
-    found += [f"parametrization.{key}={getattr(p, key)} does nothing under {p.mode}; it acts "
-              f"under {one_of(modes)}" for key, modes in ACTS_UNDER.items()
-              if getattr(p, key) != 1 and p.mode not in modes and p.rules is None]
+    found += [
+        f"parametrization.{key}={getattr(p, key)} does nothing under {p.mode}; it acts "
+        f"under {one_of(modes)}"
+        for key, modes in ACTS_UNDER.items()
+        if getattr(p, key) != 1 and p.mode not in modes and p.rules is None
+    ]
     iters, decay = config.max_iters or 0, config.lr_decay_iters or 0
     if not config.decay_lr or iters == 0:
         return found
     if config.lr_schedule != "constant" and decay > iters:
-        found.append(f"the LR decay is unfinished: lr_decay_iters={decay} is beyond the run's "
-                     f"{iters} updates; set lr_decay_iters=None to end it with the run")
+        found.append(
+            f"the LR decay is unfinished: lr_decay_iters={decay} is beyond the run's "
+            f"{iters} updates; set lr_decay_iters=None to end it with the run"
+        )
     if (config.warmup_iters or 0) > 0.1 * iters and iters >= 10:
-        found.append(f"warmup takes {config.warmup_iters} of {iters} updates, over 10 % of the "
-                     "run; set warmup_frac=0.05")
+        found.append(
+            f"warmup takes {config.warmup_iters} of {iters} updates, over 10 % of the "
+            "run; set warmup_frac=0.05"
+        )
     return found

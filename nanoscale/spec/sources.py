@@ -104,8 +104,13 @@ def _text(key: str, value: Any) -> str:
 # -- files ----------------------------------------------------------------------------------
 def read_file(path: str, known: Mapping[str, Any]) -> Source:
     """A config file as a source; `known` are the values in scope of a `.py` file."""
-    readers = {".py": _read_python, ".toml": _read_toml, ".json": _read_json,
-               ".yaml": _read_yaml, ".yml": _read_yaml}
+    readers = {
+        ".py": _read_python,
+        ".toml": _read_toml,
+        ".json": _read_json,
+        ".yaml": _read_yaml,
+        ".yml": _read_yaml,
+    }
     file = Path(path)
     if file.suffix not in readers:
         raise UserError(f"{path}: config files end in {one_of(readers)}")
@@ -144,14 +149,20 @@ def _read_python(path: str, text: str, known: Mapping[str, Any]) -> dict[str, An
     except (Exception, SystemExit) as e:  # the user's own code: what it raises is theirs to read
         line = getattr(e, "lineno", None) or _last_line(e, path)
         raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
-    stored = [n for statement in tree.body for n in ast.walk(statement)
-              if isinstance(getattr(n, "ctx", None), ast.Store)
-              and not isinstance(statement, (ast.FunctionDef, ast.ClassDef))]
+    stored = [
+        n
+        for statement in tree.body
+        for n in ast.walk(statement)
+        if isinstance(getattr(n, "ctx", None), ast.Store)
+        and not isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+    ]
     names = {n.id for n in stored if isinstance(n, ast.Name) and not n.id.startswith("_")}
     values = {name: scope[name] for name in sorted(names) if name in scope}
-    values |= {f"parametrization.{n.attr}": getattr(scope["parametrization"], n.attr)
-               for n in stored if isinstance(n, ast.Attribute)
-               and getattr(n.value, "id", None) == "parametrization"}
+    values |= {
+        f"parametrization.{n.attr}": getattr(scope["parametrization"], n.attr)
+        for n in stored
+        if isinstance(n, ast.Attribute) and getattr(n.value, "id", None) == "parametrization"
+    }
     return values
 
 
@@ -210,8 +221,9 @@ def apply(values: dict[str, Any], source: Source) -> dict[str, Any]:
     for group in EXCLUSIVE:
         named = [key for key in group if new.get(key) is not None]
         if len(named) > 1:
-            raise UserError(f"{source.name} sets both {' and '.join(named)}, which say the same "
-                            "thing; keep one")
+            raise UserError(
+                f"{source.name} sets both {' and '.join(named)}, which say the same thing; keep one"
+            )
         if named:
             result |= {key: None for key in group if key != named[0]}
     return result
@@ -270,8 +282,10 @@ def typed(sources: Iterable[Source]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for source in sources:
         merged |= dict(source.values)
-    return {k: v if isinstance(v, (str, int, float, bool, list, type(None))) else repr(v)
-            for k, v in merged.items()}
+    return {
+        k: v if isinstance(v, (str, int, float, bool, list, type(None))) else repr(v)
+        for k, v in merged.items()
+    }
 
 
 def help_text(title: str) -> str:

@@ -61,8 +61,9 @@ def check_outputs(options: Mapping[str, str]) -> None:
         if path and Path(path).suffix.lower() not in endings:
             raise UserError(f"--{name}={path}: end the name in {one_of(endings)}")
         if path and not Path(path).parent.is_dir():
-            raise UserError(f"--{name}={path}: there is no folder {Path(path).parent}; make it "
-                            "first")
+            raise UserError(
+                f"--{name}={path}: there is no folder {Path(path).parent}; make it first"
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -109,8 +110,10 @@ def missing_folders(path: Path) -> list[Path]:
 def move_aside(path: Path) -> Path:
     """Rename a folder to the first free `<name>.old-<k>` and return the new path."""
     if Path.cwd().is_relative_to(path.resolve()):
-        raise UserError(f"{path} holds another run and cannot be moved aside while you are in it; "
-                        "choose another folder")
+        raise UserError(
+            f"{path} holds another run and cannot be moved aside while you are in it; "
+            "choose another folder"
+        )
     k = 1
     while (aside := path.with_name(f"{path.name}.old-{k}")).exists():
         k += 1

@@ -102,8 +102,14 @@ class RunFolder:
         if (self / STATUS).is_file():
             return read_json(self / STATUS)
         record = read_json(self / CONFIG)
-        return {"schema": SCHEMA, "id": record["id"], "state": WAITING, "step": 0,
-                "max_iters": record["config"]["max_iters"], "checkpoint_step": None}
+        return {
+            "schema": SCHEMA,
+            "id": record["id"],
+            "state": WAITING,
+            "step": 0,
+            "max_iters": record["config"]["max_iters"],
+            "checkpoint_step": None,
+        }
 
     def state(self) -> str:
         """The run's state; RUNNING while a live process holds the folder, only then."""
@@ -131,5 +137,3 @@ class RunFolder:
     def metrics(self) -> dict[str, Any] | None:
         """The results, or None while there are none."""
         return read_json(self / METRICS) if (self / METRICS).is_file() else None
-
-

@@ -116,8 +116,12 @@ def owner() -> dict[str, Any]:
     """Who we are: enough to tell later, from the same machine, whether this process still lives."""
     import psutil
 
-    return {"pid": os.getpid(), "host": socket.gethostname(), "machine": machine(),
-            "process_started": psutil.Process().create_time()}
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "machine": machine(),
+        "process_started": psutil.Process().create_time(),
+    }
 
 
 def machine() -> str:

@@ -23,16 +23,24 @@ def provenance() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    return {"git_commit": commit, "git_dirty": dirty, "python": sys.version.split()[0],
-            "packages": versions, "platform": platform.platform(), "host": platform.node()}
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "platform": platform.platform(),
+        "host": platform.node(),
+    }
 
 
 def commit_of(folder: Path) -> tuple[str | None, bool | None]:
     """(HEAD's hash, whether tracked files changed) of the checkout around `folder`."""
+
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True,
-                                  text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -20,8 +20,10 @@ from nanoscale.store.lease import Held
 def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
     """What makes the past of `new` differ from `old`'s first `step` updates, or None."""
     if old.data_fingerprint != new.data_fingerprint:
-        return (f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
-                f"{new.data_name} {new.data_fingerprint[:8]})")
+        return (
+            f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
+            f"{new.data_name} {new.data_fingerprint[:8]})"
+        )
     if new.config.max_iters < step:
         return f"it has made {step} updates already, more than max_iters={new.config.max_iters}"
     before, after = flatten(old.config), flatten(new.config)
@@ -30,11 +32,12 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
         if not free and before[key] != after[key]:
             return f"{key} was {before[key]}, now {after[key]}"
     p, lengths = new.config.parametrization, (old.config.max_iters, new.config.max_iters)
-    if step and lengths[0] != lengths[1] and (p.base_tokens or
-                                              p.wd_timescale == "fraction_of_run"):
+    if step and lengths[0] != lengths[1] and (p.base_tokens or p.wd_timescale == "fraction_of_run"):
         key = "base_tokens" if p.base_tokens else "wd_timescale"
-        return (f"parametrization.{key}={getattr(p, key)} makes every update depend on the length, "
-                f"which was {lengths[0]}, now {lengths[1]}")
+        return (
+            f"parametrization.{key}={getattr(p, key)} makes every update depend on the length, "
+            f"which was {lengths[0]}, now {lengths[1]}"
+        )
     for t in range(step):
         was, now = lr_multiplier(old.config, t), lr_multiplier(new.config, t)
         if was != now:
@@ -46,8 +49,10 @@ def check_past(old: RunSpec, new: RunSpec, step: int, where: object) -> None:
     """Refuse to continue the checkpoint at `where` as a run with another past."""
     difference = past_difference(old, new, step)
     if difference:
-        raise UserError(f"{where}: cannot continue as this run: {difference}; give it the same "
-                        "past, or another out_dir to start anew")
+        raise UserError(
+            f"{where}: cannot continue as this run: {difference}; give it the same "
+            "past, or another out_dir to start anew"
+        )
 
 
 def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
@@ -59,8 +64,10 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
     folder = RunFolder(path)
     if not folder.exists():
         if resume:
-            raise UserError(f"init_from=resume: {path} holds no run; train one there first, or "
-                            "leave init_from out")
+            raise UserError(
+                f"init_from=resume: {path} holds no run; train one there first, or "
+                "leave init_from out"
+            )
         with disk_errors(path):
             foreign = path.exists() and (not path.is_dir() or any(path.iterdir()))
         if foreign:

@@ -27,15 +27,19 @@ DEGREES = {"parabola": 2, "cubic": 3}
 THRESHOLDS, ROLLOUT_RESAMPLES = 6, 400
 APART = np.log(2)  # of a threshold that was asked for, others are
 POINTS_PER_PARAMETER = 2  # of the runs below a threshold of a rollout
-MULTIVERSE = {"objectives": ("log-huber", "lad", "mse"), "deltas": (1e-4, 1e-3, 1e-2),
-              "dropped": (0, 1, 2, 5)}
+MULTIVERSE = {
+    "objectives": ("log-huber", "lad", "mse"),
+    "deltas": (1e-4, 1e-3, 1e-2),
+    "dropped": (0, 1, 2, 5),
+}
 CURVE = 61  # points of a line that is drawn
 Columns = Mapping[str, Sequence[float]]
 
 
 # -- Approaches 1 and 2 ---------------------------------------------------------------------------
-def isoflop_record(fit: LawFit, columns: Columns, loss: Sequence[float],
-                   drop_worst: int = 0) -> dict[str, Any]:
+def isoflop_record(
+    fit: LawFit, columns: Columns, loss: Sequence[float], drop_worst: int = 0
+) -> dict[str, Any]:
     """Approaches 1 (`envelope`) and 2 (`parabola`, `cubic`) beside `fit`, Approach 3.
 
     Each has `exponents` and `ci95`, or the `error` for which it has none. Those of Approach 2 also
@@ -49,8 +53,9 @@ def isoflop_record(fit: LawFit, columns: Columns, loss: Sequence[float],
     record = {"envelope": _tried(lambda: isoflop.envelope(columns, loss).to_json())}
     for name, degree in DEGREES.items():
         record[name] = _tried(lambda degree=degree: _approach_2(fit, columns, loss, degree))
-    return plain(record | {"surface": {"exponents": fit.exponents, "ci95": fit.ci95,
-                                       "status": fit.status}})
+    return plain(
+        record | {"surface": {"exponents": fit.exponents, "ci95": fit.ci95, "status": fit.status}}
+    )
 
 
 def _tried(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -66,14 +71,22 @@ def _approach_2(fit: LawFit, columns: Columns, loss: np.ndarray, degree: int) ->
     curves = grid.coefficients(loss[None])
     for valley, rows, curve in zip(record["valleys"], grid.rows, curves, strict=True):
         known = np.isfinite(curve).all()
-        valley |= {"rows": rows.tolist(), "curve": None if not known else {
-            "centre": float(grid.x[rows].mean()), "coefficients": curve[0].tolist()}}
+        valley |= {
+            "rows": rows.tolist(),
+            "curve": None
+            if not known
+            else {"centre": float(grid.x[rows].mean()), "coefficients": curve[0].tolist()},
+        }
     used = [v["C"] for v in record["valleys"] if v["used"]]
     c = np.geomspace(min(used) / 1.5, predict.FAR * max(used), CURVE)
     at = [found.optimum(value) for value in c]
     ends = [best.get("N_ci95", [best["N"]] * 2) for best in at]
-    record["line"] = {"C": c.tolist(), "N": [best["N"] for best in at],
-                      "lo": [low for low, _ in ends], "hi": [high for _, high in ends]}
+    record["line"] = {
+        "C": c.tolist(),
+        "N": [best["N"] for best in at],
+        "lo": [low for low, _ in ends],
+        "hi": [high for _, high in ends],
+    }
     if fit.exponents:
         largest = float((6 * grid.N * grid.D).max())
         record["bias"] = isoflop.bias(found, fit, predict.FAR * largest).to_json()
@@ -82,8 +95,13 @@ def _approach_2(fit: LawFit, columns: Columns, loss: np.ndarray, degree: int) ->
 
 def isoflop_lines(record: Mapping[str, Any]) -> list[str]:
     """What it says, for a terminal."""
-    found = ["Approach 1: " + (record["envelope"].get("error") or
-             f"{_a(record['envelope'])}, {len(record['envelope']['runs'])} runs on the envelope")]
+    found = [
+        "Approach 1: "
+        + (
+            record["envelope"].get("error")
+            or f"{_a(record['envelope'])}, {len(record['envelope']['runs'])} runs on the envelope"
+        )
+    ]
     for name in DEGREES:
         one = record[name]
         if "error" in one:
@@ -91,12 +109,16 @@ def isoflop_lines(record: Mapping[str, Any]) -> list[str]:
             continue
         flags = [flag for v in one["valleys"] for flag in v["flags"]]
         counted = ", ".join(f"{flags.count(flag)} {flag}" for flag in dict.fromkeys(flags))
-        found.append(f"Approach 2, {name}: {_a(one)}, {sum(v['used'] for v in one['valleys'])} of "
-                     f"{len(one['valleys'])} budgets{f' ({counted})' if counted else ''}")
+        found.append(
+            f"Approach 2, {name}: {_a(one)}, {sum(v['used'] for v in one['valleys'])} of "
+            f"{len(one['valleys'])} budgets{f' ({counted})' if counted else ''}"
+        )
         lost = one["lost"]
         if lost > isoflop.MOST_LOST * one["resamples"]:
-            found.append(f"  {lost} of {one['resamples']} resamples have a budget without a minimum"
-                         ": flat valleys beside the noise")
+            found.append(
+                f"  {lost} of {one['resamples']} resamples have a budget without a minimum"
+                ": flat valleys beside the noise"
+            )
         found += _bias_lines(one.get("bias"))
     status = record["surface"]["status"]
     doubt = "" if status == "converged" else f" (the surface is {status})"
@@ -105,12 +127,17 @@ def isoflop_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _bias_lines(bias: Mapping[str, Any] | None) -> list[str]:
     if bias is None or bias["bias"]["N"] is None:
-        return ["  its bias is not known: " + "; ".join(
-            (bias or {}).get("warnings") or ["the law has no optimum"])]
+        return [
+            "  its bias is not known: "
+            + "; ".join((bias or {}).get("warnings") or ["the law has no optimum"])
+        ]
     a, n = (round(v, 3) + 0.0 for v in (bias["bias"]["a"], bias["bias"]["N"]))
-    return [f"  on the fitted surface this grid errs by {a:+.3f} in a and {100 * n:+.1f} % in N* "
-            f"at {bias['C']:.2g} FLOPs; corrected: a {bias['corrected']['a']:.3f}, N* "
-            f"{bias['corrected']['N']:.3g}", *(f"  {warning}" for warning in bias["warnings"])]
+    return [
+        f"  on the fitted surface this grid errs by {a:+.3f} in a and {100 * n:+.1f} % in N* "
+        f"at {bias['C']:.2g} FLOPs; corrected: a {bias['corrected']['a']:.3f}, N* "
+        f"{bias['corrected']['N']:.3g}",
+        *(f"  {warning}" for warning in bias["warnings"]),
+    ]
 
 
 def _a(record: Mapping[str, Any]) -> str:
@@ -118,33 +145,60 @@ def _a(record: Mapping[str, Any]) -> str:
         return "no exponent a"
     ends = record["ci95"].get("a")
     return f"a {record['exponents']['a']:.3f}" + (
-        f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+        f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+    )
 
 
 # -- what one parameter, and one run, may do ------------------------------------------------------
-def profile(fit: LawFit, columns: Columns, loss: Sequence[float], *, drop_worst: int = 0,
-            groups: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+def profile(
+    fit: LawFit,
+    columns: Columns,
+    loss: Sequence[float],
+    *,
+    drop_worst: int = 0,
+    groups: Sequence[str] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
     """Profile intervals as a record, and its lines; every point's (or group's) noise its own."""
     found = profile_law(fit, columns, loss, drop_worst=drop_worst, groups=groups, noise="own")
-    return found.to_json(), ["profile intervals, 95 %:", *found.text(),
-                             *(f"  {warning}" for warning in found.warnings)]
+    return found.to_json(), [
+        "profile intervals, 95 %:",
+        *found.text(),
+        *(f"  {warning}" for warning in found.warnings),
+    ]
 
 
-def influence(fit: LawFit, columns: Columns, loss: Sequence[float], *, drop_worst: int = 0,
-              groups: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+def influence(
+    fit: LawFit,
+    columns: Columns,
+    loss: Sequence[float],
+    *,
+    drop_worst: int = 0,
+    groups: Sequence[str] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
     """What leaving out each point (or group) does as a record, and its line."""
     found = influence_of(fit, columns, loss, drop_worst=drop_worst, groups=groups)
     return found.to_json(), [f"influence: {found.text()}"]
 
 
 # -- the multiverse -------------------------------------------------------------------------------
-def multiverse_record(conventions: Mapping[str, Columns], loss: Sequence[float], *,
-                      delta: float = 1e-3, drop_worst: int = 0) -> dict[str, Any]:
+def multiverse_record(
+    conventions: Mapping[str, Columns],
+    loss: Sequence[float],
+    *,
+    delta: float = 1e-3,
+    drop_worst: int = 0,
+) -> dict[str, Any]:
     """The exponent a under every choice, the fit's own delta and outliers among them."""
-    choices = {key: sorted({*values}) if key != "objectives" else values
-               for key, values in (MULTIVERSE | {
-                   "deltas": (*MULTIVERSE["deltas"], delta),
-                   "dropped": (*MULTIVERSE["dropped"], int(drop_worst))}).items()}
+    choices = {
+        key: sorted({*values}) if key != "objectives" else values
+        for key, values in (
+            MULTIVERSE
+            | {
+                "deltas": (*MULTIVERSE["deltas"], delta),
+                "dropped": (*MULTIVERSE["dropped"], int(drop_worst)),
+            }
+        ).items()
+    }
     choices["dropped"] = [k for k in choices["dropped"] if k < len(loss)]
     return multiverse(conventions, loss, **choices) | {"conventions": list(conventions)}
 
@@ -153,18 +207,27 @@ def multiverse_lines(record: Mapping[str, Any]) -> list[str]:
     """What it says, for a terminal."""
     without = sum(row["a"] is None for row in record["rows"])
     a = record["a"]
-    moved = sorted(((value, key) for key, value in record["spread"].items() if value is not None),
-                   reverse=True)
-    return [f"multiverse: {len(record['rows'])} analyses"
-            f"{f', {without} without a fit' if without else ''}: a from {a['lowest']:.3f} to "
-            f"{a['highest']:.3f}, median {a['median']:.3f}",
-            "  all else equal a moves by " + ", ".join(f"{v:.3f} with {k}" for v, k in moved)]
+    moved = sorted(
+        ((value, key) for key, value in record["spread"].items() if value is not None), reverse=True
+    )
+    return [
+        f"multiverse: {len(record['rows'])} analyses"
+        f"{f', {without} without a fit' if without else ''}: a from {a['lowest']:.3f} to "
+        f"{a['highest']:.3f}, median {a['median']:.3f}",
+        "  all else equal a moves by " + ", ".join(f"{v:.3f} with {k}" for v, k in moved),
+    ]
 
 
 # -- hold-outs one after another ------------------------------------------------------------------
-def rollout(columns: Columns, loss: Sequence[float], *, drop_worst: int = 0,
-            also: Sequence[float] = (), groups: Sequence[str] | None = None,
-            **options: Any) -> list[dict[str, Any]]:
+def rollout(
+    columns: Columns,
+    loss: Sequence[float],
+    *,
+    drop_worst: int = 0,
+    also: Sequence[float] = (),
+    groups: Sequence[str] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
     """Hold-outs at up to six budgets and those in `also`, in order.
 
     `bias_ci95`: 95 % interval of the mean error over resamples of the fitted runs. Budgets that
@@ -181,17 +244,26 @@ def rollout(columns: Columns, loss: Sequence[float], *, drop_worst: int = 0,
     for threshold in thresholds(c[keep], POINTS_PER_PARAMETER * len(form.names), also):
         below, above = keep & (c < threshold), keep & (c >= threshold)
         try:
-            row = predict.holdout(columns, loss, threshold, drop_worst=drop_worst,
-                                  groups=groups, **options | {"resamples": 0})
-            fit = fit_law(dict(zip(names, x[:, below], strict=True)), loss[below],
-                          groups=None if groups is None else np.array(groups)[below],
-                          **options | {"resamples": min(ROLLOUT_RESAMPLES,
-                                                        options.get("resamples", np.inf))})
+            row = predict.holdout(
+                columns,
+                loss,
+                threshold,
+                drop_worst=drop_worst,
+                groups=groups,
+                **options | {"resamples": 0},
+            )
+            fit = fit_law(
+                dict(zip(names, x[:, below], strict=True)),
+                loss[below],
+                groups=None if groups is None else np.array(groups)[below],
+                **options | {"resamples": min(ROLLOUT_RESAMPLES, options.get("resamples", np.inf))},
+            )
         except UserError:
             continue
         errors = (fit.form.loss(fit.draws, *x[:, above]) / loss[above] - 1).mean(1)
-        rows.append(row | {"bias_ci95": bootstrap.interval(errors).tolist()
-                           if len(errors) else None})
+        rows.append(
+            row | {"bias_ci95": bootstrap.interval(errors).tolist() if len(errors) else None}
+        )
     return rows
 
 
@@ -201,8 +273,9 @@ def thresholds(c: np.ndarray, least: int, also: Sequence[float] = ()) -> list[fl
     Those of `also` as they are, and none but them within a factor 2 of one.
     """
     groups = isoflop.budgets(c)
-    edges = [float(np.sqrt(c[low].max() * c[high].min()))
-             for low, high in itertools.pairwise(groups)]
+    edges = [
+        float(np.sqrt(c[low].max() * c[high].min())) for low, high in itertools.pairwise(groups)
+    ]
     allowed = [edge for edge in edges if (c < edge).sum() >= least]
     if not allowed:
         return sorted(also)

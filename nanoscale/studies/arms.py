@@ -23,14 +23,29 @@ from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 SEEDS = ("seed", "init_seed", "data_seed")
 TOKENS = "tokens"  # in place of max_iters, so that batch sizes meet at equal data
 FIRST = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
-TUNED = {key for key, f in all_fields().items()
-         if f.metadata["group"] in ("optimizer", "schedule") and f.type != "bool"
-         and not f.metadata["choices"]} | {"dropout", "z_loss", "init_std"} | {
-             f"parametrization.{key}" for key in ("alpha", "input_mult", "output_mult")}
-KEYS = sorted({TOKENS} | {  # what makes runs replicates: the identity but for seeds and evaluation
-    key for key, f in all_fields().items() if f.metadata["hashed"] and key not in SEEDS
-    and key != "max_iters" and f.metadata["group"] != "evaluation"},
-              key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key))
+TUNED = (
+    {
+        key
+        for key, f in all_fields().items()
+        if f.metadata["group"] in ("optimizer", "schedule")
+        and f.type != "bool"
+        and not f.metadata["choices"]
+    }
+    | {"dropout", "z_loss", "init_std"}
+    | {f"parametrization.{key}" for key in ("alpha", "input_mult", "output_mult")}
+)
+KEYS = sorted(
+    {TOKENS}
+    | {  # what makes runs replicates: the identity but for seeds and evaluation
+        key
+        for key, f in all_fields().items()
+        if f.metadata["hashed"]
+        and key not in SEEDS
+        and key != "max_iters"
+        and f.metadata["group"] != "evaluation"
+    },
+    key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key),
+)
 Setting = tuple[Any, ...]
 
 
@@ -73,22 +88,29 @@ def read_arm(which: str, text: str, output_root: Path, loss: str) -> Arm:
         folders = [({}, RunFolder(part)) for part in names]
         missing = next((f for _, f in folders if not f.exists()), None)
         if missing:
-            raise UserError(f"{missing.path}: no run folder (it has no {CONFIG}); an arm is run "
-                            "folders, a study, or STUDY:key=value")
+            raise UserError(
+                f"{missing.path}: no run folder (it has no {CONFIG}); an arm is run "
+                "folders, a study, or STUDY:key=value"
+            )
     else:
         path = Path(name)
         study = Study.open(path if (path / STUDY).is_file() else output_root / path)
         folders = [(entry["values"], folder) for entry, folder in study.runs()]
-    all_runs = [(full, _run(full, folder, loss)) for values, folder in folders
-                for full in [_config(values, folder)]]
+    all_runs = [
+        (full, _run(full, folder, loss))
+        for values, folder in folders
+        for full in [_config(values, folder)]
+    ]
     runs = [run for full, run in all_runs if _has(full, filters)]
     if not runs:
         raise UserError(f"{text}: {_no_match(filters, [full for full, _ in all_runs])}")
     done = [run for run in runs if math.isfinite(run.loss)]
     if not done:
         states = ", ".join(sorted({run.state for run in runs}))
-        raise UserError(f"{text}: none of its {len(runs)} runs has a {loss} ({states}); there is "
-                        "nothing to compare")
+        raise UserError(
+            f"{text}: none of its {len(runs)} runs has a {loss} ({states}); there is "
+            "nothing to compare"
+        )
     return Arm(which, text, done, [run for run in runs if not math.isfinite(run.loss)])
 
 
@@ -97,8 +119,11 @@ def _config(values: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     if not folder.exists():
         return dict(values)
     spec = folder.spec()
-    return {**flatten(spec.config), TOKENS: spec.config.max_iters * spec.config.tokens_per_iter,
-            "data": spec.data_fingerprint}
+    return {
+        **flatten(spec.config),
+        TOKENS: spec.config.max_iters * spec.config.tokens_per_iter,
+        "data": spec.data_fingerprint,
+    }
 
 
 def _run(full: Mapping[str, Any], folder: RunFolder, loss: str) -> Run:
@@ -106,10 +131,20 @@ def _run(full: Mapping[str, Any], folder: RunFolder, loss: str) -> Run:
     metrics = (folder.metrics() if state == COMPLETE else None) or {}
     seed = str(seeds[0]) if len({*seeds} - {None}) < 2 else "/".join(map(str, seeds))
     values = {key: full[key] for key in KEYS if key in full}
-    number = {key: math.nan if metrics.get(key) is None else float(metrics[key])
-              for key in (loss, "flops")}
-    return Run(folder, values, seed, state, number[loss], number["flops"], full.get("data", ""),
-               metrics.get("numerics"))
+    number = {
+        key: math.nan if metrics.get(key) is None else float(metrics[key])
+        for key in (loss, "flops")
+    }
+    return Run(
+        folder,
+        values,
+        seed,
+        state,
+        number[loss],
+        number["flops"],
+        full.get("data", ""),
+        metrics.get("numerics"),
+    )
 
 
 def _filters(text: str, tail: str) -> dict[str, list[str]]:
@@ -125,8 +160,10 @@ def _filters(text: str, tail: str) -> dict[str, list[str]]:
 
 
 def _has(full: Mapping[str, Any], filters: Mapping[str, Sequence[str]]) -> bool:
-    return all(key not in full or any(_same(full[key], text) for text in texts)
-               for key, texts in filters.items())
+    return all(
+        key not in full or any(_same(full[key], text) for text in texts)
+        for key, texts in filters.items()
+    )
 
 
 def _same(value: Any, text: str) -> bool:
@@ -141,8 +178,10 @@ def _same(value: Any, text: str) -> bool:
 def _no_match(filters: Mapping[str, Sequence[str]], configs: Sequence[Mapping[str, Any]]) -> str:
     for key, texts in filters.items():
         if not any(_has(full, {key: texts}) for full in configs):
-            there = sorted({full[key] for full in configs if key in full}, key=lambda v: (str(
-                type(v)), v if v is not None else 0))
+            there = sorted(
+                {full[key] for full in configs if key in full},
+                key=lambda v: (str(type(v)), v if v is not None else 0),
+            )
             return f"no run has {key}={' or '.join(texts)}; there are {', '.join(map(str, there))}"
     return "no run has all of these values" if filters else "the study has no runs"
 
@@ -154,9 +193,14 @@ def naming(groups: Sequence[Sequence[Run]], keys: Iterable[str]) -> list[str]:
     for key in keys:
         if not any(len({run.values.get(key) for run in runs}) > 1 for runs in groups):
             continue
-        settled = any(all(len({run.setting((k, key)) for run in runs})
-                          == len({run.values.get(k) for run in runs}) for runs in groups)
-                      for k in found)
+        settled = any(
+            all(
+                len({run.setting((k, key)) for run in runs})
+                == len({run.values.get(k) for run in runs})
+                for runs in groups
+            )
+            for k in found
+        )
         found += [] if settled else [key]
     return found
 
@@ -166,8 +210,12 @@ def by(runs: Iterable[Run], keys: Sequence[str]) -> dict[Setting, list[Run]]:
     table: dict[Setting, list[Run]] = {}
     for run in runs:
         table.setdefault(run.setting(keys), []).append(run)
-    return dict(sorted(table.items(), key=lambda item: [
-        (str(type(v)), v if v is not None else 0) for v in item[0]]))
+    return dict(
+        sorted(
+            table.items(),
+            key=lambda item: [(str(type(v)), v if v is not None else 0) for v in item[0]],
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -195,24 +243,38 @@ def cells_of(arm: Arm, keys: Sequence[str]) -> dict[Setting, Cell]:
         for run in runs:
             own = settings.setdefault(run.setting(tuned), {})
             if run.seed in own:
-                raise UserError(f"{arm.name}: seed {run.seed} is there twice, "
-                                f"{own[run.seed].folder.path.name} and {run.folder.path.name}, "
-                                "and nothing that matters tells them apart; name one of them")
+                raise UserError(
+                    f"{arm.name}: seed {run.seed} is there twice, "
+                    f"{own[run.seed].folder.path.name} and {run.folder.path.name}, "
+                    "and nothing that matters tells them apart; name one of them"
+                )
             own[run.seed] = run
-        choice = choose({s: {seed: run.loss for seed, run in own.items()}
-                         for s, own in settings.items()})
-        values = {key: sorted(v) for key, v in zip(tuned, map(set, zip(*settings, strict=True)),
-                                                   strict=True) if None not in v}
+        choice = choose(
+            {s: {seed: run.loss for seed, run in own.items()} for s, own in settings.items()}
+        )
+        values = {
+            key: sorted(v)
+            for key, v in zip(tuned, map(set, zip(*settings, strict=True)), strict=True)
+            if None not in v
+        }
         best = dict(zip(tuned, choice.setting, strict=True))
         edges = [key for key, v in values.items() if len(v) > 1 and best[key] in (v[0], v[-1])]
-        lost = [run for run in arm.lost if run.setting(keys) == cell
-                and run.setting(tuned) == choice.setting]
+        lost = [
+            run
+            for run in arm.lost
+            if run.setting(keys) == cell and run.setting(tuned) == choice.setting
+        ]
         cells[cell] = Cell(settings[choice.setting], best, lost, choice, edges)
     return cells
 
 
 def said(setting: Mapping[str, Any]) -> str:
     """`n_embd 64, learning_rate 0.002`, for people."""
-    return ", ".join(f"{key} {value:,}" if key == TOKENS else f"{key} {value:g}"
-                     if isinstance(value, float) else f"{key} {value}"
-                     for key, value in setting.items())
+    return ", ".join(
+        f"{key} {value:,}"
+        if key == TOKENS
+        else f"{key} {value:g}"
+        if isinstance(value, float)
+        else f"{key} {value}"
+        for key, value in setting.items()
+    )

@@ -44,10 +44,23 @@ MODEL = {"dataset": "shakespeare_char", "n_layer": 2, "n_embd": 64, "n_head": 4}
 # differs so much by seed that three of them decide nothing. No clipping, as that depends on the
 # gauge: a rule may move a factor between a weight and its multiplier, and with it the norm.
 PROTOCOL = {
-    "learning_rate": 2e-4, "muon_lr": 1e-2, "decay_lr": False, "min_lr_frac": 0.1, "grad_clip": 0.0,
-    "batch_size": 4, "gradient_accumulation_steps": 1, "block_size": 64, "dropout": 0.0, "seed": 1,
-    "dtype": "float32", "threads": 1, "compile": False, "eval_interval": 0, "eval_iters": 1,
-    "final_eval_tokens": 1024}
+    "learning_rate": 2e-4,
+    "muon_lr": 1e-2,
+    "decay_lr": False,
+    "min_lr_frac": 0.1,
+    "grad_clip": 0.0,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "block_size": 64,
+    "dropout": 0.0,
+    "seed": 1,
+    "dtype": "float32",
+    "threads": 1,
+    "compile": False,
+    "eval_interval": 0,
+    "eval_iters": 1,
+    "final_eval_tokens": 1024,
+}
 
 
 # -- what was asked -------------------------------------------------------------------------------
@@ -92,11 +105,14 @@ def sizes_of(options: Mapping[str, str]) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         sizes = (0,)
     if sizes[0] < 1:
-        raise UserError(f"--{named[0]}={text}: expected whole numbers, as in --{named[0]} "
-                        f"{example}")
+        raise UserError(
+            f"--{named[0]}={text}: expected whole numbers, as in --{named[0]} {example}"
+        )
     if len(sizes) < LEAST_SIZES:
-        raise UserError(f"--{named[0]}={text}: a slope needs at least {LEAST_SIZES} sizes, as in "
-                        f"--{named[0]} {example}")
+        raise UserError(
+            f"--{named[0]}={text}: a slope needs at least {LEAST_SIZES} sizes, as in "
+            f"--{named[0]} {example}"
+        )
     return named[0].removesuffix("s"), sizes
 
 
@@ -105,8 +121,12 @@ def sources_of(arguments: Sequence[str], steps: int) -> tuple[dict[str, Any], li
     given = parse_arguments(arguments)
     flags = [source for source in given if source.name == COMMAND_LINE]
     typed = {key for source in flags for key in source.values}
-    for key, instead in {**dict.fromkeys(LENGTH_KEYS, "--steps"), "stats_interval": "--steps",
-                         "init_seed": "--seed", "data_seed": "--seed"}.items():
+    for key, instead in {
+        **dict.fromkeys(LENGTH_KEYS, "--steps"),
+        "stats_interval": "--steps",
+        "init_seed": "--seed",
+        "data_seed": "--seed",
+    }.items():
         if key in typed:
             raise UserError(f"--{key}: the check sets it; use {instead}")
     own = {"max_iters": steps, "stats_interval": 1, "init_seed": None, "data_seed": None}
@@ -115,8 +135,13 @@ def sources_of(arguments: Sequence[str], steps: int) -> tuple[dict[str, Any], li
     return {} if files else MODEL, [*files, settings, *flags, Source("the check", own)]
 
 
-def rows_of(kind: str, sizes: Sequence[int], seeds: int, defaults: Mapping[str, Any],
-            sources: Sequence[Source]) -> list[dict[str, Any]]:
+def rows_of(
+    kind: str,
+    sizes: Sequence[int],
+    seeds: int,
+    defaults: Mapping[str, Any],
+    sources: Sequence[Source],
+) -> list[dict[str, Any]]:
     """The cells' keys: every size with every seed."""
     values = flatten(ExperimentConfig())
     for source in (Source("defaults", defaults), *sources):
@@ -130,10 +155,15 @@ def rows_of(kind: str, sizes: Sequence[int], seeds: int, defaults: Mapping[str, 
     head, group = config.head_dim, config.n_head // config.kv_heads
     for row in rows:
         if row["n_embd"] % (head * group):
-            what = f"{head}, the head size" if group == 1 else (
-                f"{head * group}, as {group} heads of size {head} share their keys")
-            raise UserError(f"--widths: {row['n_embd']} is not a multiple of {what}; choose "
-                            f"multiples, or keep the number of heads with --n_head={config.n_head}")
+            what = (
+                f"{head}, the head size"
+                if group == 1
+                else (f"{head * group}, as {group} heads of size {head} share their keys")
+            )
+            raise UserError(
+                f"--widths: {row['n_embd']} is not a multiple of {what}; choose "
+                f"multiples, or keep the number of heads with --n_head={config.n_head}"
+            )
         row["n_head"] = row["n_embd"] // head
         if values["n_kv_head"] is not None:
             row["n_kv_head"] = row["n_head"] // group
@@ -157,13 +187,18 @@ def facts_of(kind: str, configs: Sequence[ExperimentConfig]) -> checks.Facts:
     """What the diagnosis needs to know of the sweep's configs."""
     one, varies = configs[0], lambda read: len({read(config) for config in configs}) > 1
     return checks.Facts(
-        kind, heads_grow=varies(lambda c: c.head_dim), tied=one.tie_embeddings,
+        kind,
+        heads_grow=varies(lambda c: c.head_dim),
+        tied=one.tie_embeddings,
         muon_scale=one.muon_scale if one.optimizer == "muon" else None,
-        residual_varies=varies(lambda c: multipliers(c).residual), qk_norm=one.use_qk_norm)
+        residual_varies=varies(lambda c: multipliers(c).residual),
+        qk_norm=one.use_qk_norm,
+    )
 
 
-def record_of(kind: str, sizes: Sequence[int], runs: Sequence[checks.Run], facts: checks.Facts,
-              steps: int) -> dict[str, Any]:
+def record_of(
+    kind: str, sizes: Sequence[int], runs: Sequence[checks.Run], facts: checks.Facts, steps: int
+) -> dict[str, Any]:
     """Everything that the check found, as JSON; what is printed and drawn is made from it."""
     seeds = sorted({run.seed for run in runs})
     logs = checks.measurements(runs, sizes, seeds, steps)
@@ -177,13 +212,22 @@ def record_of(kind: str, sizes: Sequence[int], runs: Sequence[checks.Run], facts
         verdict = checks.UNSURE if short == list(sizes) else checks.FAIL
         says = f"training diverged at {kind} {', '.join(map(str, short))}; lower the learning rates"
     return {
-        "schema": 1, "check": "coordinates", "verdict": verdict, "says": says,
-        "module": at_fault and " of ".join(at_fault.quantity), "rule": rule_named, "sweep": kind,
-        "sizes": list(sizes), "seeds": seeds, "steps": steps, "facts": asdict(facts),
+        "schema": 1,
+        "check": "coordinates",
+        "verdict": verdict,
+        "says": says,
+        "module": at_fault and " of ".join(at_fault.quantity),
+        "rule": rule_named,
+        "sweep": kind,
+        "sizes": list(sizes),
+        "seeds": seeds,
+        "steps": steps,
+        "facts": asdict(facts),
         "findings": [finding_json(f) for f in findings],
         "slopes": {name_of(q): slopes_json(sizes, values) for q, values in logs.items()},
         "values": {name_of(q): values_json(values) for q, values in logs.items()},
-        "losses": losses_json(runs, sizes)}
+        "losses": losses_json(runs, sizes),
+    }
 
 
 def name_of(quantity: checks.Quantity) -> str:
@@ -191,9 +235,15 @@ def name_of(quantity: checks.Quantity) -> str:
 
 
 def finding_json(f: checks.Finding) -> dict[str, Any]:
-    return {"quantity": name_of(f.quantity), "window": f.band.window, "verdict": f.verdict,
-            "slope": f.slope.mean, "ci95": [f.slope.low, f.slope.high],
-            "allowed": [f.band.low, f.band.high], "why": f.band.why}
+    return {
+        "quantity": name_of(f.quantity),
+        "window": f.band.window,
+        "verdict": f.verdict,
+        "slope": f.slope.mean,
+        "ci95": [f.slope.low, f.slope.high],
+        "allowed": [f.band.low, f.band.high],
+        "why": f.band.why,
+    }
 
 
 def slopes_json(sizes: Sequence[int], values: Any) -> dict[str, Any]:
@@ -222,13 +272,18 @@ def losses_json(runs: Sequence[checks.Run], sizes: Sequence[int]) -> list[float 
 def sentence(f: checks.Finding, kind: str, rule_named: str) -> str:
     """`rms of mlp grows as width^+1.04 [+1.02, +1.06] at step 1 (allowed ...): the init ...`"""
     family, name = f.quantity
-    what = {checks.SIZE: f"rms of {name}", checks.CHANGE: f"change of {name} by one update",
-            checks.UPDATE: f"update of {name}",
-            checks.PACE: f"update of {name} over its LR"}[family]
+    what = {
+        checks.SIZE: f"rms of {name}",
+        checks.CHANGE: f"change of {name} by one update",
+        checks.UPDATE: f"update of {name}",
+        checks.PACE: f"update of {name} over its LR",
+    }[family]
     s, b = f.slope, f.band
     goes = "grows" if s.mean > 0.1 else "shrinks" if s.mean < -0.1 else "goes"
-    return (f"{what} {goes} as {kind}^{s.mean:+.2f} [{s.low:+.2f}, {s.high:+.2f}] at {b.window} "
-            f"(allowed {b.low:+.2f} to {b.high:+.2f}): {rule_named}")
+    return (
+        f"{what} {goes} as {kind}^{s.mean:+.2f} [{s.low:+.2f}, {s.high:+.2f}] at {b.window} "
+        f"(allowed {b.low:+.2f} to {b.high:+.2f}): {rule_named}"
+    )
 
 
 # -- what is printed ------------------------------------------------------------------------------
@@ -236,22 +291,31 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     """The table of slopes and the verdict."""
     shown = [t for t in SHOWN if t < record["steps"]] + [record["steps"]]
     sizes, seeds = ", ".join(map(str, record["sizes"])), ", ".join(map(str, record["seeds"]))
-    table = ["", f"octaves of rms per doubling of {record['sweep']} ({sizes}); seeds {seeds}",
-             f"{'':26}" + "".join(f"{f'step {t}' if t == 1 else t:>6}" for t in shown)
-             + "  judged         slope  95 % interval   allowed"]
+    table = [
+        "",
+        f"octaves of rms per doubling of {record['sweep']} ({sizes}); seeds {seeds}",
+        f"{'':26}"
+        + "".join(f"{f'step {t}' if t == 1 else t:>6}" for t in shown)
+        + "  judged         slope  95 % interval   allowed",
+    ]
     for name, by_step in record["slopes"].items():
         start = f"{name:<26}" + "".join(
-            f"{by_step[str(t)]['slope']:+6.2f}" if str(t) in by_step else f"{'-':>6}"
-            for t in shown)
+            f"{by_step[str(t)]['slope']:+6.2f}" if str(t) in by_step else f"{'-':>6}" for t in shown
+        )
         judged = [f for f in record["findings"] if f["quantity"] == name]
         for f in judged:
-            table.append(f"{start}  {f['window']:<13} {f['slope']:+.2f}  {interval(f['ci95'])}  "
-                         f"{interval(f['allowed'])}  {f['verdict']}")
+            table.append(
+                f"{start}  {f['window']:<13} {f['slope']:+.2f}  {interval(f['ci95'])}  "
+                f"{interval(f['allowed'])}  {f['verdict']}"
+            )
             start = " " * len(start)
         if not judged:
             table.append(start)
-    losses = ", ".join(f"{loss:.3f} at {size}" for size, loss in
-                       zip(record["sizes"], record["losses"], strict=True) if loss is not None)
+    losses = ", ".join(
+        f"{loss:.3f} at {size}"
+        for size, loss in zip(record["sizes"], record["losses"], strict=True)
+        if loss is not None
+    )
     return [*table, f"train loss of the last step: {losses}", "", verdict_line(record)]
 
 
@@ -298,9 +362,16 @@ class Plan:
     def record(self, found: Iterable[tuple[ExperimentConfig, Rows]]) -> dict[str, Any]:
         """The record of the finished runs, each its config and rows."""
         found = list(found)
-        runs = [checks.Run(getattr(config, SIZE_KEYS[self.kind]), config.seed,
-                           [row for row in rows if "statistics" in row], learning_rates(config),
-                           config.learning_rate) for config, rows in found]
+        runs = [
+            checks.Run(
+                getattr(config, SIZE_KEYS[self.kind]),
+                config.seed,
+                [row for row in rows if "statistics" in row],
+                learning_rates(config),
+                config.learning_rate,
+            )
+            for config, rows in found
+        ]
         facts = facts_of(self.kind, [config for config, _ in found])
         return record_of(self.kind, self.sizes, runs, facts, self.steps)
 
@@ -312,12 +383,16 @@ def main(arguments: Sequence[str]) -> int:
         return DONE
     plan, options = Plan.of(arguments)
     config = plan.cells[0].spec.config
-    runner = ExperimentRunner(output_root=options.get("output_root", "experiments_out"),
-                              workers=whole(options, "workers", None))
+    runner = ExperimentRunner(
+        output_root=options.get("output_root", "experiments_out"),
+        workers=whole(options, "workers", None),
+    )
     study = runner.run_specs(
-        f"coord-check-{plan.kind}-{config.parametrization.mode}-{config.optimizer}", plan.cells,
+        f"coord-check-{plan.kind}-{config.parametrization.mode}-{config.optimizer}",
+        plan.cells,
         warn=questions(plan.cells, len(plan.cells)),
-        asked={"command": shlex.join(["nanoscale", "coord-check", *arguments])})
+        asked={"command": shlex.join(["nanoscale", "coord-check", *arguments])},
+    )
     if not study.ok:
         print("no verdict: some runs have failed")
         return FAILED

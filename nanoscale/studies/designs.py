@@ -28,8 +28,25 @@ if TYPE_CHECKING:
     from nanoscale.laws.questions import Question
 
 SCHEMA = 1
-OPTIONS = ("n", "d", "c", "noise", "seeds", "truth", "question", "worlds", "bootstrap", "seed",
-           "extra", "law", "objective", "delta", "resample", "group", "json")
+OPTIONS = (
+    "n",
+    "d",
+    "c",
+    "noise",
+    "seeds",
+    "truth",
+    "question",
+    "worlds",
+    "bootstrap",
+    "seed",
+    "extra",
+    "law",
+    "objective",
+    "delta",
+    "resample",
+    "group",
+    "json",
+)
 NOISE, WORLDS, RESAMPLES, DELTA = 0.005, 200, 300, 1e-3
 FEWEST_WORLDS = 50
 TRUTH_FROM = 4e6  # a tenth of the smallest model that the default truth was fitted to
@@ -60,8 +77,10 @@ def judged(design: Design, options: Mapping[str, str], runs: Planned) -> dict[st
     from nanoscale.laws.design import simulate
 
     questions, candidates = _questions(design, options), _candidates(design, options)
-    how = {"worlds": _whole("worlds", options, WORLDS, FEWEST_WORLDS),
-           "rng_seed": _whole("seed", options, 0, 0)}
+    how = {
+        "worlds": _whole("worlds", options, WORLDS, FEWEST_WORLDS),
+        "rng_seed": _whole("seed", options, 0, 0),
+    }
     answers = simulate(design, questions, **how)
     first, asked = questions[0], answers if "question" in options else answers[:1]
     best, cheapest, then = _next(design, first, candidates, how)
@@ -71,16 +90,24 @@ def judged(design: Design, options: Mapping[str, str], runs: Planned) -> dict[st
     known = all(answer.identified for answer in asked)
     warnings = [*design.warnings(), *_doubts(design, answers, questions)]
     record = {
-        "status": "identified" if known else "not_identified", "law": design.form.name,
+        "status": "identified" if known else "not_identified",
+        "law": design.form.name,
         "truth": dict(zip(design.form.names, design.truths[0].tolist(), strict=True)),
-        "noise": design.noise, "points": design.x.shape[1], "cells": int(design.cells.max()) + 1,
-        "flops": float(runs.cost.sum()), **how, "resamples": design.resamples,
-        "resampling": design.resampling, "objective": design.objective, "delta": design.delta,
+        "noise": design.noise,
+        "points": design.x.shape[1],
+        "cells": int(design.cells.max()) + 1,
+        "flops": float(runs.cost.sum()),
+        **how,
+        "resamples": design.resamples,
+        "resampling": design.resampling,
+        "objective": design.objective,
+        "delta": design.delta,
         "answers": {a.question: asdict(a) for a in answers},
         "next_run": _named(design, best) | {"then": asdict(then)},
         "next_run_per_flop": _named(design, cheapest),
         "tied_delta": tied and {"delta": design.tied_delta, "then": asdict(tied)},
-        "warnings": warnings}
+        "warnings": warnings,
+    }
     return record | {"summary": _said(record, runs, answers)}
 
 
@@ -101,8 +128,9 @@ def _planned(name: str, options: Mapping[str, str]) -> Planned:
     if path.suffix == ".toml":
         given = [f"--{key}" for key in ("n", "d", "c", "group") if key in options]
         if given:
-            raise UserError(f"{name} is a study file, whose N and D are known; {given[0]} is of a "
-                            "table")
+            raise UserError(
+                f"{name} is a study file, whose N and D are known; {given[0]} is of a table"
+            )
         return _of_study(path, options)
     frame = read_rows([name], Path("experiments_out"))
     return _of_table(frame, options)
@@ -121,11 +149,14 @@ def _of_table(frame: DataFrame, options: Mapping[str, str]) -> Planned:
             usual = next((c for c in (OURS[key], key.upper()) if c in frame), None)
             named |= {} if usual is None else {key: usual}
     if len(named) < 2:
-        raise UserError("which columns are N and D? give two of --n, --d and --c (C = 6 N D), as "
-                        f"in --n=total_params; the table has {', '.join(map(str, frame.columns))}")
+        raise UserError(
+            "which columns are N and D? give two of --n, --d and --c (C = 6 N D), as "
+            f"in --n=total_params; the table has {', '.join(map(str, frame.columns))}"
+        )
     K = _whole("seeds", options, 1, 1)
-    values = with_compute({key.upper(): np.repeat(numbers_of(frame, name), K)
-                           for key, name in named.items()})
+    values = with_compute(
+        {key.upper(): np.repeat(numbers_of(frame, name), K) for key, name in named.items()}
+    )
     group = column("group", options["group"], frame) if "group" in options else "run"
     groups = None
     if group in frame and frame[group].nunique() < len(frame):
@@ -147,25 +178,34 @@ def _of_study(path: Path, options: Mapping[str, str]) -> Planned:
 
     asked = read_study(path)
     if not asked.rows:
-        raise UserError(f"{path}: a {asked.recipe} has no rows before it runs; give a grid or a "
-                        "ladder, or a table of planned runs")
+        raise UserError(
+            f"{path}: a {asked.recipe} has no rows before it runs; give a grid or a "
+            "ladder, or a table of planned runs"
+        )
     cells = make_cells(DEFAULTS, [Source(f"{path}, [base]", asked.base)], asked.rows, asked.where)
     points: dict[tuple[int, int, int], set[Any]] = {}
     for cell in cells:
         config = cell.spec.config
-        key = (parameter_counts(config)["total"], config.max_iters * config.tokens_per_iter,
-               cell.flops)
+        key = (
+            parameter_counts(config)["total"],
+            config.max_iters * config.tokens_per_iter,
+            cell.flops,
+        )
         points.setdefault(key, set()).add(config.seed)
     seeds = {key: _whole("seeds", options, len(own), 1) for key, own in points.items()}
     rows = np.array([key for key, K in seeds.items() for _ in range(K)], float).T
     notes = []
     if sum(map(len, points.values())) < len(cells):
-        notes.append(f"{len(cells)} cells are {sum(map(len, points.values()))} runs of different "
-                     "N, D and seed: the others count as tuning, of which the best remains")
+        notes.append(
+            f"{len(cells)} cells are {sum(map(len, points.values()))} runs of different "
+            "N, D and seed: the others count as tuning, of which the best remains"
+        )
     ladder = asked.recipe == "ladder"
     if ladder:
-        notes.append("the study's own interval also takes in its refits without the smallest "
-                     "sizes, and so may be wider")
+        notes.append(
+            "the study's own interval also takes in its refits without the smallest "
+            "sizes, and so may be wider"
+        )
     return Planned(dict(zip("NDC", rows, strict=True)), None, rows[2], notes, ladder)
 
 
@@ -180,27 +220,43 @@ def _design(runs: Planned, options: Mapping[str, str]) -> tuple[Design, list[str
     from nanoscale.laws.ladder import HUBER
 
     stored = [_stored(name) for name in options["truth"].split(",")] if "truth" in options else []
-    form = law_of(options.get("law", stored[0]["law"] if stored else
-                                  "power" if runs.ladder else "chinchilla"))
+    form = law_of(
+        options.get("law", stored[0]["law"] if stored else "power" if runs.ladder else "chinchilla")
+    )
     if any(record["law"] != form.name for record in stored):
         raise UserError(f"--truth={options['truth']}: not all of the {form.name} law")
     x = np.array([runs.values[name] for name in _read(form)])
     check_points(form, _read(form), x)
     method = options.get("resample", "parametric" if runs.ladder else "pairs")
     if method not in METHODS:
-        raise UserError(f"--resample={method}: no such way"
-                        f"{did_you_mean(method, METHODS) or f'; choose {one_of(METHODS)}'}")
+        raise UserError(
+            f"--resample={method}: no such way"
+            f"{did_you_mean(method, METHODS) or f'; choose {one_of(METHODS)}'}"
+        )
     if method == "cluster" and runs.groups is None:
-        raise UserError("--resample=cluster: every planned point is a run of its own; name the run "
-                        "that each is of, as in --group=run")
+        raise UserError(
+            "--resample=cluster: every planned point is a run of its own; name the run "
+            "that each is of, as in --group=run"
+        )
     noises = [r["noise"]["used"] for r in stored if "noise" in r]
-    noise = float(number("noise", options["noise"])) if "noise" in options else (
-        noises[0] if noises else NOISE)
+    noise = (
+        float(number("noise", options["noise"]))
+        if "noise" in options
+        else (noises[0] if noises else NOISE)
+    )
     delta = max(DELTA, HUBER * noise) if runs.ladder else DELTA
     truths, notes = _truths(form, x, runs, stored)
-    return Design(form, x, truths, noise, runs.groups, options.get("objective", "log-huber"),
-                  float(number("delta", options.get("delta", str(delta)))), method,
-                  _whole("bootstrap", options, RESAMPLES, 1)), notes
+    return Design(
+        form,
+        x,
+        truths,
+        noise,
+        runs.groups,
+        options.get("objective", "log-huber"),
+        float(number("delta", options.get("delta", str(delta)))),
+        method,
+        _whole("bootstrap", options, RESAMPLES, 1),
+    ), notes
 
 
 def _read(form: Law) -> tuple[str, ...]:
@@ -213,8 +269,9 @@ def _read(form: Law) -> tuple[str, ...]:
     return form.predictors
 
 
-def _truths(form: Law, x: np.ndarray, runs: Planned,
-            stored: Sequence[Mapping[str, Any]]) -> tuple[list[Sequence[float]], list[str]]:
+def _truths(
+    form: Law, x: np.ndarray, runs: Planned, stored: Sequence[Mapping[str, Any]]
+) -> tuple[list[Sequence[float]], list[str]]:
     """What worlds are drawn from: stored fits, else the law of Hoffmann et al.'s points, or the law
     nearest to that one at the planned runs."""
     from nanoscale.laws import LAWS, fit_law
@@ -222,9 +279,14 @@ def _truths(form: Law, x: np.ndarray, runs: Planned,
 
     if stored:
         return [[float(r["params"].get(n) or 0) for n in form.names] for r in stored], []
-    notes = [] if runs.values["N"].min() >= TRUTH_FROM else [
-        f"the default truth is of models from 4e+07 parameters, and the plan's smallest has "
-        f"{runs.values['N'].min():.3g}: give a fit of your own runs, as in --truth=fit.json"]
+    notes = (
+        []
+        if runs.values["N"].min() >= TRUTH_FROM
+        else [
+            f"the default truth is of models from 4e+07 parameters, and the plan's smallest has "
+            f"{runs.values['N'].min():.3g}: give a fit of your own runs, as in --truth=fit.json"
+        ]
+    )
     if form.name == "chinchilla":
         return [CHINCHILLA_TRUTH], notes
     import numpy as np
@@ -237,12 +299,14 @@ def _truths(form: Law, x: np.ndarray, runs: Planned,
 def _stored(name: str) -> dict[str, Any]:
     """The record of a stored fit."""
     if not Path(name).is_file():
-        raise UserError(f"--truth={name}: no such file; write one with nanoscale fit TABLE "
-                        f"--json={name}")
+        raise UserError(
+            f"--truth={name}: no such file; write one with nanoscale fit TABLE --json={name}"
+        )
     record = read_json(Path(name))
     if not (isinstance(record, dict) and {"law", "params"} <= record.keys()):
-        raise UserError(f"--truth={name}: no fit of a law; write one with nanoscale fit TABLE "
-                        f"--json={name}")
+        raise UserError(
+            f"--truth={name}: no fit of a law; write one with nanoscale fit TABLE --json={name}"
+        )
     return record
 
 
@@ -277,13 +341,19 @@ def _candidates(design: Design, options: Mapping[str, str]) -> tuple[np.ndarray,
     most = float(number("extra", options.get("extra", str(cost.max()))))
     x, found = lattice(design, most)
     if not len(found):
-        raise UserError(f"--extra={options['extra']}: no run is that cheap; the cheapest planned "
-                        f"takes {cost.min():.3g} FLOPs")
+        raise UserError(
+            f"--extra={options['extra']}: no run is that cheap; the cheapest planned "
+            f"takes {cost.min():.3g} FLOPs"
+        )
     return x, found
 
 
-def _next(design: Design, question: Question, candidates: tuple[np.ndarray, np.ndarray],
-          how: Mapping[str, int]) -> tuple[NextRun, NextRun, Answer]:
+def _next(
+    design: Design,
+    question: Question,
+    candidates: tuple[np.ndarray, np.ndarray],
+    how: Mapping[str, int],
+) -> tuple[NextRun, NextRun, Answer]:
     """The run that narrows most, the one that does most per FLOP, and the first confirmed."""
     import numpy as np
 
@@ -297,7 +367,10 @@ def _next(design: Design, question: Question, candidates: tuple[np.ndarray, np.n
 
 def _named(design: Design, run: NextRun) -> dict[str, Any]:
     return dict(zip(_read(design.form), run.x, strict=True)) | {
-        "flops": run.cost, "left": run.left, "per_flop": run.per_flop}
+        "flops": run.cost,
+        "left": run.left,
+        "per_flop": run.per_flop,
+    }
 
 
 def _whole(key: str, options: Mapping[str, str], default: int, least: int) -> int:
@@ -312,14 +385,19 @@ def _doubts(design: Design, answers: Sequence[Answer], questions: Sequence[Quest
     from nanoscale.laws.questions import flops
 
     narrow = [a for a in answers if a.verdict == "too narrow"]
-    found = [f"95 % intervals of {a.question} hold the truth in {_share(a)} of worlds: too narrow "
-             f"with {design.resampling} resamples; try "
-             f"--resample={'parametric' if design.resampling != 'parametric' else 'pairs'}"
-             for a in narrow]
+    found = [
+        f"95 % intervals of {a.question} hold the truth in {_share(a)} of worlds: too narrow "
+        f"with {design.resampling} resamples; try "
+        f"--resample={'parametric' if design.resampling != 'parametric' else 'pairs'}"
+        for a in narrow
+    ]
     most = flops(design.form, design.x).max()
     far = [q.text for q in questions if (q.at or 0) > FAR * most]
-    return found + [f"{text} is beyond {FAR:g} times the largest budget, {most:.3g}: the "
-                    "intervals do not hold that the law itself may bend" for text in far]
+    return found + [
+        f"{text} is beyond {FAR:g} times the largest budget, {most:.3g}: the "
+        "intervals do not hold that the law itself may bend"
+        for text in far
+    ]
 
 
 def _share(answer: Answer) -> str:
@@ -328,37 +406,47 @@ def _share(answer: Answer) -> str:
 
 
 def _wide(answer: Answer) -> str:
-    return (f"a factor {answer.width:.3g} wide" if answer.ratio else f"{answer.width:.2g} wide")
+    return f"a factor {answer.width:.3g} wide" if answer.ratio else f"{answer.width:.2g} wide"
 
 
 def _said(record: Mapping[str, Any], runs: Planned, answers: Sequence[Answer]) -> list[str]:
     """The lines a user sees."""
-    lines = [f"{record['points']} runs at {record['cells']} sizes and lengths, "
-             f"{record['flops']:.3g} FLOPs; noise {100 * record['noise']:.2g} % of the loss; "
-             f"{record['worlds']} worlds of {record['law']} x {record['resamples']} "
-             f"{record['resampling']} resamples"]
+    lines = [
+        f"{record['points']} runs at {record['cells']} sizes and lengths, "
+        f"{record['flops']:.3g} FLOPs; noise {100 * record['noise']:.2g} % of the loss; "
+        f"{record['worlds']} worlds of {record['law']} x {record['resamples']} "
+        f"{record['resampling']} resamples"
+    ]
     for a in answers:
         if not a.identified:
-            lines.append(f"  {a.question}: not identified in {100 * a.not_identified:.0f} % of "
-                         f"worlds; its interval is typically {_wide(a)}")
+            lines.append(
+                f"  {a.question}: not identified in {100 * a.not_identified:.0f} % of "
+                f"worlds; its interval is typically {_wide(a)}"
+            )
             continue
         low, high = a.ends
-        lines.append(f"  {a.question}: {_wide(a)} (95 %), coverage {_share(a)}"
-                     f"{'' if a.verdict == 'nominal' else f' ({a.verdict})'}; cannot tell "
-                     f"{low:.3g} from {high:.3g}")
+        lines.append(
+            f"  {a.question}: {_wide(a)} (95 %), coverage {_share(a)}"
+            f"{'' if a.verdict == 'nominal' else f' ({a.verdict})'}; cannot tell "
+            f"{low:.3g} from {high:.3g}"
+        )
     first, run, cheap = answers[0].question, record["next_run"], record["next_run_per_flop"]
     then = run["then"]
     wide = f"a factor {then['width']:.3g}" if then["ratio"] else f"{then['width']:.2g}"
-    lines.append(f"the run that narrows {first} most: {_at(run)}; then {wide} (simulated; expected "
-                 f"information: {100 * (1 - run['left']):.2g} % narrower)")
+    lines.append(
+        f"the run that narrows {first} most: {_at(run)}; then {wide} (simulated; expected "
+        f"information: {100 * (1 - run['left']):.2g} % narrower)"
+    )
     if _at(cheap) != _at(run):
         lines.append(f"most per FLOP: {_at(cheap)}; {100 * (1 - cheap['left']):.2g} % narrower")
     tied = record["tied_delta"]
     if tied:
         wide = tied["then"]["width"]
-        lines.append(f"without any run: --delta={tied['delta']:g} (1.345 times the noise) leaves "
-                     f"{'a factor ' if tied['then']['ratio'] else ''}"
-                     f"{wide:.3g}, coverage {tied['then']['coverage']:.2f}")
+        lines.append(
+            f"without any run: --delta={tied['delta']:g} (1.345 times the noise) leaves "
+            f"{'a factor ' if tied['then']['ratio'] else ''}"
+            f"{wide:.3g}, coverage {tied['then']['coverage']:.2f}"
+        )
     return lines
 
 

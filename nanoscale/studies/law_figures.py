@@ -24,16 +24,29 @@ if TYPE_CHECKING:
     from nanoscale.laws import LawFit
 
 MESH, CURVE = 121, 97  # points of a surface's side, of a line
-COUNTED = {"total_params": "total parameters", "non_embedding_params": "parameters without "
-           "embeddings and head", "non_position_params": "parameters without positions",
-           "matrices_and_head_params": "parameters of matrices and head"}
+COUNTED = {
+    "total_params": "total parameters",
+    "non_embedding_params": "parameters without embeddings and head",
+    "non_position_params": "parameters without positions",
+    "matrices_and_head_params": "parameters of matrices and head",
+}
 NATS = {"val_loss": "validation loss (nats per token)"}
-NAMES = {"alpha": "alpha, exponent of N", "beta": "beta, exponent of D", "E": "E, loss (floor)",
-         "a": "a of N* ~ C^a", "g": "exponent g"}
+NAMES = {
+    "alpha": "alpha, exponent of N",
+    "beta": "beta, exponent of D",
+    "E": "E, loss (floor)",
+    "a": "a of N* ~ C^a",
+    "g": "exponent g",
+}
 
 
-def figures_of(fit: LawFit, columns: Mapping[str, Sequence[float]], loss: Sequence[float],
-               record: Mapping[str, Any], drop_worst: int = 0) -> dict[str, Figure]:
+def figures_of(
+    fit: LawFit,
+    columns: Mapping[str, Sequence[float]],
+    loss: Sequence[float],
+    record: Mapping[str, Any],
+    drop_worst: int = 0,
+) -> dict[str, Figure]:
     """Name -> figure, of those that the fit and its record allow.
 
     columns: as `fit_law` takes them; record: the fit's, with `columns` (option -> column) and, if
@@ -76,8 +89,12 @@ def _of_surface(report, fit: LawFit, points, record, labels) -> dict[str, Figure
         surface = {"N": ends[0], "D": ends[1], "loss": fit(n, d)}
         known = fit.status == "converged"
         found["surface"] = report.surface_figure(
-            points, surface, path if known else None, labels=labels,
-            note="" if known else f"the law is {fit.status.replace('_', ' ')}: no N* is drawn")
+            points,
+            surface,
+            path if known else None,
+            labels=labels,
+            note="" if known else f"the law is {fit.status.replace('_', ' ')}: no N* is drawn",
+        )
     for name in ("parabola", "cubic"):
         one = record.get("isoflop", {}).get(name, {})
         if one and "error" not in one:
@@ -87,8 +104,9 @@ def _of_surface(report, fit: LawFit, points, record, labels) -> dict[str, Figure
 
 def _of_resamples(report, fit: LawFit) -> dict[str, Figure]:
     draws = dict(zip(fit.form.names, fit.draws.T, strict=True)) | fit.form.exponents(fit.draws)
-    pairs = [p for p in (("alpha", "beta"), ("a", "E"), ("g", "E"), ("aN", "aD"))
-             if {*p} <= draws.keys()]
+    pairs = [
+        p for p in (("alpha", "beta"), ("a", "E"), ("g", "E"), ("aN", "aD")) if {*p} <= draws.keys()
+    ]
     if len(fit.draws) < bootstrap.FEWEST or not pairs:
         return {}
     return {"resamples": report.cloud_figure(draws, fit.params | fit.exponents, pairs, names=NAMES)}
@@ -106,13 +124,25 @@ def frontier(fit: LawFit, C: np.ndarray) -> dict[str, np.ndarray] | None:
     draws = np.vstack([list(fit.params.values()), fit.draws])  # the fit itself comes first
     with np.errstate(all="ignore"):
         n = np.stack([fit.form.optimum(draws, c)[0] for c in at], axis=1)  # (1 + R, n)
-        losses = np.stack([fit.form.loss(draws, v[:, None], (c / 6 / v)[:, None])[:, 0]
-                           for c, v in zip(at, n.T, strict=True)], axis=1)
+        losses = np.stack(
+            [
+                fit.form.loss(draws, v[:, None], (c / 6 / v)[:, None])[:, 0]
+                for c, v in zip(at, n.T, strict=True)
+            ],
+            axis=1,
+        )
     if not (np.isfinite(n[0]).all() and np.isfinite(losses[0]).all()):
         return None
     n_ends, ends = (_ends(values) for values in (n, losses))
-    return {"C": at, "N": n[0], "N_lo": n_ends[0], "N_hi": n_ends[1], "loss": losses[0],
-            "lo": ends[0], "hi": ends[1]}
+    return {
+        "C": at,
+        "N": n[0],
+        "N_lo": n_ends[0],
+        "N_hi": n_ends[1],
+        "loss": losses[0],
+        "lo": ends[0],
+        "hi": ends[1],
+    }
 
 
 def _line(fit: LawFit, name: str, x: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 SPEEDS = {"tokens-per-second": "tokens/s", "flops-per-second": "FLOP/s"}
 SHAPE = {"vocab_size": 50304, "block_size": 1024}  # GPT-2's vocabulary, padded, as nanoGPT
-OPTIONS = ("budget", *SPEEDS, *SHAPE, "batch-tokens",
-           *(o for o in FIT_OPTIONS if o != "holdout"))
+OPTIONS = ("budget", *SPEEDS, *SHAPE, "batch-tokens", *(o for o in FIT_OPTIONS if o != "holdout"))
 
 
 def main(names: Sequence[str], options: Mapping[str, str]) -> int:
@@ -45,9 +44,14 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     from nanoscale.laws.plan import plan
     from nanoscale.laws.predict import Basis
 
-    made = plan(fit, budget, Basis.read(record) if "noise" in record else None,
-                batch_tokens=batch, **{k: shape[k] or known.get(k) or SHAPE[k] for k in SHAPE},
-                **speed)
+    made = plan(
+        fit,
+        budget,
+        Basis.read(record) if "noise" in record else None,
+        batch_tokens=batch,
+        **{k: shape[k] or known.get(k) or SHAPE[k] for k in SHAPE},
+        **speed,
+    )
     out = made.to_json() | {"from": names[0], "params": fit.params, "data": fit.data}
     out["warnings"] = [*notes, *out["warnings"]]
     print("\n".join([*made.summary(), *(f"warning: {w}" for w in out["warnings"])]))
@@ -56,8 +60,9 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     return DONE if fit.status == "converged" else INCONCLUSIVE
 
 
-def _fit(name: str, options: Mapping[str, str]
-         ) -> tuple[LawFit, dict[str, Any], dict[str, int], list[str]]:
+def _fit(
+    name: str, options: Mapping[str, str]
+) -> tuple[LawFit, dict[str, Any], dict[str, int], list[str]]:
     """The fit, its record, the models' shape where the table says it, and what to warn of."""
     stored = _stored(name)
     if stored is not None:
@@ -65,19 +70,30 @@ def _fit(name: str, options: Mapping[str, str]
 
         given = [f"--{key}" for key in options if key in FIT_OPTIONS and key != "json"]
         if given:
-            raise UserError(f"{name} is a stored fit; {given[0]} is of a table, so give "
-                            f"{stored.get('table', 'the table')} in its place")
+            raise UserError(
+                f"{name} is a stored fit; {given[0]} is of a table, so give "
+                f"{stored.get('table', 'the table')} in its place"
+            )
         fit = fit_of(stored)
-        notes = [] if len(fit.draws) else [
-            f"{name} holds no draws, so there are no intervals: give the table "
-            f"({stored.get('table', 'that it was fitted to')}) in its place"]
+        notes = (
+            []
+            if len(fit.draws)
+            else [
+                f"{name} holds no draws, so there are no intervals: give the table "
+                f"({stored.get('table', 'that it was fitted to')}) in its place"
+            ]
+        )
         return fit, stored, {}, notes
-    settings = {key: fit_number(key, options.get(key, default))
-                for key, default in DEFAULTS.items()}
+    settings = {
+        key: fit_number(key, options.get(key, default)) for key, default in DEFAULTS.items()
+    }
     frame = read_rows([name], Path(options.get("output_root", "experiments_out")))
     fit, record = fitted(frame, options, settings)
-    known = {key: int(float(frame[key].iloc[0])) for key in SHAPE
-             if key in frame and frame[key].nunique() == 1 and frame[key].notna().all()}
+    known = {
+        key: int(float(frame[key].iloc[0]))
+        for key in SHAPE
+        if key in frame and frame[key].nunique() == 1 and frame[key].notna().all()
+    }
     return fit, record, known, record["warnings"]
 
 
@@ -93,8 +109,10 @@ def _stored(name: str) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         return None
     if not {"law", "params", "predictors", "reasons"} <= record.keys():
-        raise UserError(f"{name}: no fit of a law; write one with nanoscale fit TABLE --json={name}"
-                        ", or give a table")
+        raise UserError(
+            f"{name}: no fit of a law; write one with nanoscale fit TABLE --json={name}"
+            ", or give a table"
+        )
     return record
 
 

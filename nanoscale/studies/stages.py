@@ -32,15 +32,21 @@ if TYPE_CHECKING:
     from nanoscale.laws import Fit
 
 OUTPUT_ROOT = "experiments_out"
-DEFAULTS = {"data_order": "epoch", "min_lr_frac": 0.1, "warmup_frac": 0.05, "lr_decay_iters": None,
-            "compile": False}
+DEFAULTS = {
+    "data_order": "epoch",
+    "min_lr_frac": 0.1,
+    "warmup_frac": 0.05,
+    "lr_decay_iters": None,
+    "compile": False,
+}
 MOST_REFINEMENTS = 8
 C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
 
 
 # -- stages -------------------------------------------------------------------------------------
-def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_run: bool = False,
-              **how: Any) -> Study:
+def run_study(
+    path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_run: bool = False, **how: Any
+) -> Study:
     """Every stage of a study file: data, runs, table, fit, report.
 
     `how` it runs: the arguments of `ExperimentRunner` (workers, budget, backend, ...), before those
@@ -54,20 +60,41 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_ru
         threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
     runner = ExperimentRunner(output_root=output_root, **{**design.how, **how})
     root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
-    asked = {"recipe": design.recipe, "question": design.question, "min_sizes": design.min_sizes,
-             "command": f"nanoscale study {shlex.quote(str(path))}{root}",
-             "file": path.read_text(encoding="utf-8")}
+    asked = {
+        "recipe": design.recipe,
+        "question": design.question,
+        "min_sizes": design.min_sizes,
+        "command": f"nanoscale study {shlex.quote(str(path))}{root}",
+        "file": path.read_text(encoding="utf-8"),
+    }
     if design.arms:
-        asked |= {"size": design.size, "arms": [
-            {"name": arm.name, "lr": arm.lr, "values": dict(arm.values)} for arm in design.arms]}
+        asked |= {
+            "size": design.size,
+            "arms": [
+                {"name": arm.name, "lr": arm.lr, "values": dict(arm.values)} for arm in design.arms
+            ],
+        }
 
     def run(rows: Sequence[Mapping[str, Any]]) -> Study:
         if design.search:
-            return runner.run_search(design.name, Source(f"{path}, [base]", design.base),
-                                     design.search, design.where, defaults=DEFAULTS,
-                                     dry_run=dry_run, asked=asked)
-        return runner.run_rows(design.name, Source(f"{path}, [base]", design.base), rows,
-                               design.where, defaults=DEFAULTS, dry_run=dry_run, asked=asked)
+            return runner.run_search(
+                design.name,
+                Source(f"{path}, [base]", design.base),
+                design.search,
+                design.where,
+                defaults=DEFAULTS,
+                dry_run=dry_run,
+                asked=asked,
+            )
+        return runner.run_rows(
+            design.name,
+            Source(f"{path}, [base]", design.base),
+            rows,
+            design.where,
+            defaults=DEFAULTS,
+            dry_run=dry_run,
+            asked=asked,
+        )
 
     study = run(design.rows)
     if not dry_run:
@@ -77,8 +104,9 @@ def run_study(path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_ru
     return study
 
 
-def refined(study: Study, design: StudyFile,
-            run: Callable[[Sequence[Mapping[str, Any]]], Study]) -> Study:
+def refined(
+    study: Study, design: StudyFile, run: Callable[[Sequence[Mapping[str, Any]]], Study]
+) -> Study:
     """Add LRs around each size's optimum until none is new (see `recipes.Arm`)."""
     rows = list(design.rows)
     for _ in range(MOST_REFINEMENTS):
@@ -134,8 +162,10 @@ def conclude(study: Study) -> list[str]:
 
 def size_labels(frame: DataFrame, study: Study) -> list[str]:
     """How each run's size is called: its total N, or its shape where two shapes share that."""
-    shapes = [describe({k: v for k, v in entry["values"].items() if k != "seed"})
-              for entry, _ in study.runs()]
+    shapes = [
+        describe({k: v for k, v in entry["values"].items() if k != "seed"})
+        for entry, _ in study.runs()
+    ]
     counts = [short(n) for n in frame["total_params"]]
     unique = len(set(counts)) == len(set(shapes))
     return counts if unique else shapes
@@ -151,13 +181,17 @@ def fit_ladder(study: Study, frame: DataFrame) -> tuple[Fit | None, list[str]]:
         return None, [f"no law: {there} sizes have finished, {least} are needed"]
     fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])
     ratio = study.record["asked"]["base_params"]["tokens_per_param"]
-    conventions = [C_CONVENTION, f"one ladder at {ratio:g} training tokens per parameter, N: all "
-                   "parameters (total)"]
+    conventions = [
+        C_CONVENTION,
+        f"one ladder at {ratio:g} training tokens per parameter, N: all parameters (total)",
+    ]
     folder = study.folder / "fits"
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
-    write_json(folder / "power.json",
-               fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()})
+    write_json(
+        folder / "power.json",
+        fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()},
+    )
     return fit, [*fit.summary(), *conventions]
 
 
@@ -168,8 +202,9 @@ def judge_arms(study: Study) -> tuple[list[Judged], list[str]]:
     except UserError as e:
         return [], [f"no verdict: {e}"]
     write_json(study.folder / "transfer.json", joint_record(verdicts))
-    return verdicts, [f"{name}: {record['verdict']}: {record['reason']}"
-                      for name, record, _ in verdicts]
+    return verdicts, [
+        f"{name}: {record['verdict']}: {record['reason']}" for name, record, _ in verdicts
+    ]
 
 
 def best_line(study: Study) -> list[str]:
@@ -185,8 +220,12 @@ def best_line(study: Study) -> list[str]:
 def next_command(frame: DataFrame) -> list[str]:
     """Sampling from the best run, with the Python that made it, where a run kept its weights."""
     done = frame[frame["val_loss"].notna()]
-    done = done[[any((Path(folder) / name).is_file() for name in (BEST, CHECKPOINT))
-                 for folder in done["folder"]]]
+    done = done[
+        [
+            any((Path(folder) / name).is_file() for name in (BEST, CHECKPOINT))
+            for folder in done["folder"]
+        ]
+    ]
     if done.empty:
         return []
     here = os.path.relpath(sys.executable)
@@ -201,28 +240,38 @@ def short(n: float) -> str:
 
 
 # -- the report ---------------------------------------------------------------------------------
-def write_study_report(study: Study, frame: DataFrame, fit: Fit | None, answer: Sequence[str],
-                       verdicts: Sequence[Judged] = ()) -> Path:
+def write_study_report(
+    study: Study,
+    frame: DataFrame,
+    fit: Fit | None,
+    answer: Sequence[str],
+    verdicts: Sequence[Judged] = (),
+) -> Path:
     """report.html and figures/*.png from the run folders."""
     from nanoscale.report import save, write_report
 
     asked = study.record["asked"]
-    figures = (verdict_figures(verdicts) or search_figures(study)
-               or figures_of(study, frame, fit))
+    figures = verdict_figures(verdicts) or search_figures(study) or figures_of(study, frame, fit)
     with disk_errors(study.folder / "figures"):
         (study.folder / "figures").mkdir(exist_ok=True)
     for name, _, figure in figures:
         save(figure, study.folder / "figures" / f"{name}.png")
-    left_out = [f"{describe(entry['values']) or entry['folder']} is {state} and in no figure"
-                for (entry, _), state in zip(study.runs(), frame["state"], strict=True)
-                if state != COMPLETE]
+    left_out = [
+        f"{describe(entry['values']) or entry['folder']} is {state} and in no figure"
+        for (entry, _), state in zip(study.runs(), frame["state"], strict=True)
+        if state != COMPLETE
+    ]
     return write_report(
-        study.folder / "report.html", title=study.name, question=asked.get("question", ""),
-        summary_lines=answer, figures=[(caption, figure) for _, caption, figure in figures],
+        study.folder / "report.html",
+        title=study.name,
+        question=asked.get("question", ""),
+        summary_lines=answer,
+        figures=[(caption, figure) for _, caption, figure in figures],
         tables=[("The runs.", runs_table(study, frame))],
         settings=settings_of(study),
         command=asked.get("command") or f"nanoscale report {study.name}",
-        warnings=[*study.warnings, *left_out, *(fit.warnings if fit else ())])
+        warnings=[*study.warnings, *left_out, *(fit.warnings if fit else ())],
+    )
 
 
 def settings_of(study: Study) -> dict[str, Any]:
@@ -245,9 +294,18 @@ def verdict_figures(verdicts: Sequence[Judged]) -> list[tuple[str, str, Any]]:
     """(name, caption, figure) of a transfer study."""
     from nanoscale.report import transfer_figure
 
-    return [("transfer", "Final validation loss against the learning rate, a curve per size; the "
-             "broken line is the smallest size's best.", transfer_figure(verdicts))
-            ] if verdicts else []
+    return (
+        [
+            (
+                "transfer",
+                "Final validation loss against the learning rate, a curve per size; the "
+                "broken line is the smallest size's best.",
+                transfer_figure(verdicts),
+            )
+        ]
+        if verdicts
+        else []
+    )
 
 
 def search_figures(study: Study) -> list[tuple[str, str, Any]]:
@@ -258,12 +316,28 @@ def search_figures(study: Study) -> list[tuple[str, str, Any]]:
     if not any(t["losses"][-1] is not None for t in found.get("trials", ())):
         return []
     data = found["trials"], study.record["asked"]["search"]["space"], found["importance"]
-    figures = [("search", "Validation loss of every trial against each key, the most important "
-                "first; the diamond is the best trial.", search_figure(*data))]
+    figures = [
+        (
+            "search",
+            "Validation loss of every trial against each key, the most important "
+            "first; the diamond is the best trial.",
+            search_figure(*data),
+        )
+    ]
     contour = contour_figure(*data)
-    return figures if contour is None else [*figures, (
-        "contour", "Validation loss over the two most important ranges, smoothed, at the first "
-        "length; points are trials.", contour)]
+    return (
+        figures
+        if contour is None
+        else [
+            *figures,
+            (
+                "contour",
+                "Validation loss over the two most important ranges, smoothed, at the first "
+                "length; points are trials.",
+                contour,
+            ),
+        ]
+    )
 
 
 def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[str, str, Any]]:
@@ -277,19 +351,39 @@ def figures_of(study: Study, frame: DataFrame, fit: Fit | None) -> list[tuple[st
     knobs = [k for k in varied(study) if k != "seed" and numeric(frame[k])]
     if "size" in frame:
         points = done.rename(columns={"flops": "x", "val_loss": "loss"})
-        figures.append(("law", "Final validation loss of every run against its training compute, "
-                        "and below it the distance from the law.",
-                        law_figure(points, fit.to_json() if fit else None)))
+        figures.append(
+            (
+                "law",
+                "Final validation loss of every run against its training compute, "
+                "and below it the distance from the law.",
+                law_figure(points, fit.to_json() if fit else None),
+            )
+        )
     elif len(knobs) == 1 and (frame[knobs[0]] > 0).all():
-        figures.append(("grid", f"Final validation loss against {knobs[0]}.",
-                        lines_figure(done, x=knobs[0], y={"val_loss": "validation loss"})))
+        figures.append(
+            (
+                "grid",
+                f"Final validation loss against {knobs[0]}.",
+                lines_figure(done, x=knobs[0], y={"val_loss": "validation loss"}),
+            )
+        )
     elif len(knobs) == 2:
-        figures.append(("grid", f"Final validation loss over {knobs[0]} and {knobs[1]}.",
-                        heatmap_figure(frame, knobs[0], knobs[1], "val_loss")))
+        figures.append(
+            (
+                "grid",
+                f"Final validation loss over {knobs[0]} and {knobs[1]}.",
+                heatmap_figure(frame, knobs[0], knobs[1], "val_loss"),
+            )
+        )
     curves = curve_rows(study, done)
     if len(curves) > len({row["run"] for row in curves}):  # a point alone is no curve
-        figures.append(("curves", "Validation loss of every run while it trained.",
-                        loss_curves_figure(curves, y_label="validation loss (nats per token)")))
+        figures.append(
+            (
+                "curves",
+                "Validation loss of every run while it trained.",
+                loss_curves_figure(curves, y_label="validation loss (nats per token)"),
+            )
+        )
     return figures
 
 
@@ -300,17 +394,31 @@ def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Any]]:
     for entry, folder in study.runs():
         if entry["id"] in finished:
             size = finished[entry["id"]] if "size" in done else describe(entry["values"])
-            rows += [{"run": entry["id"], "size": size, "tokens_seen": row["tokens_seen"],
-                      "val_loss": row["val_loss"]} for row in folder.rows()
-                     if row.get("val_loss") is not None]
+            rows += [
+                {
+                    "run": entry["id"],
+                    "size": size,
+                    "tokens_seen": row["tokens_seen"],
+                    "val_loss": row["val_loss"],
+                }
+                for row in folder.rows()
+                if row.get("val_loss") is not None
+            ]
     return rows
 
 
 def runs_table(study: Study, frame: DataFrame) -> DataFrame:
     """The columns that a reader wants, under readable names."""
-    names = {"state": "state", "total_params": "N (total)", "flops": "C (FLOPs)",
-             "tokens_seen": "D (tokens)", "val_loss": "val loss",
-             "val_bits_per_byte": "bits per byte", "tokens_per_second": "tokens/s", "run": "run"}
+    names = {
+        "state": "state",
+        "total_params": "N (total)",
+        "flops": "C (FLOPs)",
+        "tokens_seen": "D (tokens)",
+        "val_loss": "val loss",
+        "val_bits_per_byte": "bits per byte",
+        "tokens_per_second": "tokens/s",
+        "run": "run",
+    }
     return frame[[*varied(study), *names]].rename(columns=names)
 
 

@@ -32,8 +32,12 @@ def _beta(x: float, y: float, a: float, b: float) -> float:
         return float(y <= 0)
     if x > (a + 1) / (a + b + 2):  # where the fraction is slow
         return 1 - _beta(y, x, b, a)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-                     + a * math.log(x) + b * math.log(y)) / a
+    front = (
+        math.exp(
+            math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(y)
+        )
+        / a
+    )
     d = 1 / _nonzero(1 - (a + b) * x / (a + 1))
     c, value = 1.0, d
     for m in range(1, 10_000):  # DLMF 8.17.22, by Lentz's method; some sqrt(max(a, b)) terms

@@ -23,8 +23,24 @@ if TYPE_CHECKING:
 
     from nanoscale.laws import LawFit
 
-OPTIONS = ("n", "d", "c", "u", "loss", "law", "objective", "delta", "drop-worst", "bootstrap",
-           "seed", "resample", "group", "holdout", "json", "output_root")
+OPTIONS = (
+    "n",
+    "d",
+    "c",
+    "u",
+    "loss",
+    "law",
+    "objective",
+    "delta",
+    "drop-worst",
+    "bootstrap",
+    "seed",
+    "resample",
+    "group",
+    "holdout",
+    "json",
+    "output_root",
+)
 FIGURES = "figures"  # of this command alone, as these are
 SWITCHES = ("isoflop", "multiverse", "profile", "influence")
 OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss"}
@@ -48,8 +64,17 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     fit, record = fitted(frame, options, settings)
     record |= {"table": names[0]}
     lines, figures = beyond(fit, frame, options, settings, record)
-    print("\n".join([*record["summary"], said(record["columns"]), *held_out(record), *lines,
-                     *(f"warning: {w}" for w in record["warnings"])]))
+    print(
+        "\n".join(
+            [
+                *record["summary"],
+                said(record["columns"]),
+                *held_out(record),
+                *lines,
+                *(f"warning: {w}" for w in record["warnings"]),
+            ]
+        )
+    )
     if "json" in options:
         write_json(Path(options["json"]), record)
     if figures:
@@ -60,8 +85,9 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     return DONE if fit.status == "converged" else INCONCLUSIVE
 
 
-def fitted(frame: DataFrame, options: Mapping[str, str],
-           settings: Mapping[str, float]) -> tuple[LawFit, dict[str, Any]]:
+def fitted(
+    frame: DataFrame, options: Mapping[str, str], settings: Mapping[str, float]
+) -> tuple[LawFit, dict[str, Any]]:
     """The fit of a table's rows, and its record."""
     from nanoscale.laws import fit_law, law_of, predict
 
@@ -84,18 +110,28 @@ def settings_of(options: Mapping[str, str]) -> dict[str, float]:
     from nanoscale.laws import law_of
 
     few = {} if law_of(options.get("law", "chinchilla")).terms else {"bootstrap": FEWER}
-    return {key: number_of(key, options.get(key, default))
-            for key, default in (DEFAULTS | few).items()}
+    return {
+        key: number_of(key, options.get(key, default)) for key, default in (DEFAULTS | few).items()
+    }
 
 
-def how_of(kept: DataFrame, columns: Mapping[str, str], options: Mapping[str, str],
-           settings: Mapping[str, float]) -> dict[str, Any]:
+def how_of(
+    kept: DataFrame,
+    columns: Mapping[str, str],
+    options: Mapping[str, str],
+    settings: Mapping[str, float],
+) -> dict[str, Any]:
     """The options of `fit_law`, but for the law."""
     groups = [str(g) for g in kept[columns["group"]]] if "group" in columns else None
-    return {"objective": options.get("objective", "log-huber"), "delta": settings["delta"],
-            "drop_worst": settings["drop-worst"], "resamples": settings["bootstrap"],
-            "resampling": options.get("resample", "pairs"), "groups": groups,
-            "rng_seed": settings["seed"]}
+    return {
+        "objective": options.get("objective", "log-huber"),
+        "delta": settings["delta"],
+        "drop_worst": settings["drop-worst"],
+        "resamples": settings["bootstrap"],
+        "resampling": options.get("resample", "pairs"),
+        "groups": groups,
+        "rng_seed": settings["seed"],
+    }
 
 
 # -- beyond the fit -----------------------------------------------------------------------------
@@ -106,9 +142,11 @@ def check_beyond(options: Mapping[str, str]) -> None:
 
         form = law_of(options.get("law", "chinchilla"))
         if {*form.predictors} != {"N", "D"}:
-            raise UserError("--isoflop and --multiverse ask for the best N and D at a budget, and "
-                            f"law {form.name} reads {', '.join(form.predictors)}: leave them out, "
-                            "or take --law=chinchilla")
+            raise UserError(
+                "--isoflop and --multiverse ask for the best N and D at a budget, and "
+                f"law {form.name} reads {', '.join(form.predictors)}: leave them out, "
+                "or take --law=chinchilla"
+            )
         if "multiverse" in options and form.name != "chinchilla":
             raise UserError(f"--multiverse refits law chinchilla, not {form.name}: leave --law out")
     folder = Path(options.get(FIGURES, "."))
@@ -118,9 +156,13 @@ def check_beyond(options: Mapping[str, str]) -> None:
         raise UserError(f"--figures={folder}: there is no folder {folder.parent}; make it first")
 
 
-def beyond(fit: LawFit, frame: DataFrame, options: Mapping[str, str],
-           settings: Mapping[str, float], record: dict[str, Any]
-           ) -> tuple[list[str], Mapping[str, Any]]:
+def beyond(
+    fit: LawFit,
+    frame: DataFrame,
+    options: Mapping[str, str],
+    settings: Mapping[str, float],
+    record: dict[str, Any],
+) -> tuple[list[str], Mapping[str, Any]]:
     """What was asked for beside the fit: its lines and figures; its records go into `record`."""
     asked = {*SWITCHES, FIGURES} & options.keys()
     if not asked:
@@ -135,7 +177,8 @@ def beyond(fit: LawFit, frame: DataFrame, options: Mapping[str, str],
         lines += approaches.isoflop_lines(record["isoflop"])
     if "multiverse" in asked:
         record["multiverse"] = approaches.multiverse_record(
-            conventions_of(kept, columns), loss, delta=settings["delta"], drop_worst=drop)
+            conventions_of(kept, columns), loss, delta=settings["delta"], drop_worst=drop
+        )
         lines += approaches.multiverse_lines(record["multiverse"])
     units = {"drop_worst": drop, "groups": how_of(kept, columns, options, settings)["groups"]}
     for name in ("profile", "influence"):
@@ -148,14 +191,18 @@ def beyond(fit: LawFit, frame: DataFrame, options: Mapping[str, str],
 
     held = [record["holdout"]["threshold"]] if "holdout" in record else []
     record["rollout"] = approaches.rollout(
-        values, loss, also=held, **how_of(kept, columns, options, settings) | {"law": fit.form})
+        values, loss, also=held, **how_of(kept, columns, options, settings) | {"law": fit.form}
+    )
     return lines, figures_of(fit, values, loss, record, drop)
 
 
 def points_of(kept: DataFrame, columns: Mapping[str, str]) -> tuple[dict[str, list], list[float]]:
     """N, D, C and U, those of them that were given, and the loss."""
-    values = {key.upper(): numbers_of(kept, name) for key, name in columns.items()
-              if key in ("n", "d", "c", "u")}
+    values = {
+        key.upper(): numbers_of(kept, name)
+        for key, name in columns.items()
+        if key in ("n", "d", "c", "u")
+    }
     return values, numbers_of(kept, columns["loss"])
 
 
@@ -165,8 +212,9 @@ def conventions_of(kept: DataFrame, columns: Mapping[str, str]) -> dict[str, dic
     Two of the three are given each time: N and D have C = 6 N D, N and C have D = C / 6 N, D and C
     have N = C / 6 D.
     """
-    there = [name for name in (*OUR_N, OURS["d"], OURS["c"]) if name in kept
-             and kept[name].notna().all()]
+    there = [
+        name for name in (*OUR_N, OURS["d"], OURS["c"]) if name in kept and kept[name].notna().all()
+    ]
     n = dict.fromkeys([columns["n"]] * ("n" in columns) + [k for k in OUR_N if k in there])
     d, c = (columns.get(key) or (OURS[key] if OURS[key] in there else None) for key in "dc")
     pairs = [("N", name, "D", d) for name in n] * bool(d)
@@ -174,8 +222,9 @@ def conventions_of(kept: DataFrame, columns: Mapping[str, str]) -> dict[str, dic
     found: dict[tuple, tuple[str, dict[str, list]]] = {}
     for first, name, second, other in pairs:
         one = {first: numbers_of(kept, name), second: numbers_of(kept, other)}
-        found.setdefault(tuple(map(tuple, one.values())),
-                         (f"{first} = {name}, {second} = {other}", one))
+        found.setdefault(
+            tuple(map(tuple, one.values())), (f"{first} = {name}, {second} = {other}", one)
+        )
     return dict(found.values())
 
 
@@ -184,9 +233,16 @@ def said(columns: Mapping[str, str]) -> str:
     names = {"loss": "L", "group": "group"}
     read = ", ".join(f"{names.get(key, key.upper())} = {name}" for key, name in columns.items())
     missing = {"n": "N = C / 6D", "d": "D = C / 6N"}
-    return "; ".join([read, *(rule for key, rule in missing.items()
-                              if "c" in columns and len({"n", "d"} & columns.keys()) == 1
-                              and key not in columns)])
+    return "; ".join(
+        [
+            read,
+            *(
+                rule
+                for key, rule in missing.items()
+                if "c" in columns and len({"n", "d"} & columns.keys()) == 1 and key not in columns
+            ),
+        ]
+    )
 
 
 def held_out(record: Mapping[str, Any]) -> list[str]:
@@ -210,17 +266,26 @@ def number_of(key: str, text: str | float, kind: type | None = None) -> float:
 
 
 # -- columns and rows ---------------------------------------------------------------------------
-def columns_of(frame: DataFrame, options: Mapping[str, str],
-               predictors: Sequence[str]) -> dict[str, str]:
+def columns_of(
+    frame: DataFrame, options: Mapping[str, str], predictors: Sequence[str]
+) -> dict[str, str]:
     """Option -> column: as named, else those of our own tables."""
     if frame.empty:
         raise UserError("the table has no rows; it needs one per run")
-    named = {key: column(key, options[key], frame)
-             for key in ("n", "d", "c", "u", "loss", "group") if key in options}
+    named = {
+        key: column(key, options[key], frame)
+        for key in ("n", "d", "c", "u", "loss", "group")
+        if key in options
+    }
     if ("U" in predictors) != ("u" in named):
-        raise UserError("--u names the column of unique tokens, which laws of repeated data read: "
-                        + ("give it, as in --u=unique_tokens" if "U" in predictors else
-                           "leave it out, or take --law=repetition"))
+        raise UserError(
+            "--u names the column of unique tokens, which laws of repeated data read: "
+            + (
+                "give it, as in --u=unique_tokens"
+                if "U" in predictors
+                else "leave it out, or take --law=repetition"
+            )
+        )
     usual = ("c",) if len(predictors) == 1 else ("n", "d")
     if not {"n", "d", "c"} & named.keys() and all(OURS[key] in frame for key in usual):
         named |= {key: OURS[key] for key in usual}
@@ -230,13 +295,17 @@ def columns_of(frame: DataFrame, options: Mapping[str, str],
         raise UserError(f"which column is the loss? say it, as in --loss={_guess(frame, 'loss')}")
     there = [f"--{key}" for key in ("n", "d", "c") if key in named]
     if len(predictors) == 1 and len(there) != 1:
-        raise UserError("a law of one predictor needs one of --n, --d and --c, "
-                        f"{f'not {chr(32).join(there)}' if there else 'as in --c=flops'}")
+        raise UserError(
+            "a law of one predictor needs one of --n, --d and --c, "
+            f"{f'not {chr(32).join(there)}' if there else 'as in --c=flops'}"
+        )
     if len(predictors) > 1 and len(there) != 2:
-        raise UserError("which columns are N, D and C? give two of --n, --d and --c (C = 6 N D), "
-                        f"{'not all three' if len(there) == 3 else 'as in --n=total_params'}"
-                        f"{'' if len(there) == 3 else ' --d=tokens_seen'}; the table has "
-                        f"{', '.join(map(str, frame.columns))}")
+        raise UserError(
+            "which columns are N, D and C? give two of --n, --d and --c (C = 6 N D), "
+            f"{'not all three' if len(there) == 3 else 'as in --n=total_params'}"
+            f"{'' if len(there) == 3 else ' --d=tokens_seen'}; the table has "
+            f"{', '.join(map(str, frame.columns))}"
+        )
     return named
 
 
@@ -261,8 +330,10 @@ def numbers_of(frame: DataFrame, name: str) -> list[float]:
     for row, value in zip(frame.index, frame[name], strict=True):
         number = number_at(row, name, value)
         if not 0 < number < math.inf:
-            raise UserError(f"row {row + 1}: {name}={value}: expected a number above 0; leave "
-                            "diverged and unfinished runs out")
+            raise UserError(
+                f"row {row + 1}: {name}={value}: expected a number above 0; leave "
+                "diverged and unfinished runs out"
+            )
         values.append(number)
     return values
 
@@ -271,5 +342,7 @@ def _same_run(frame: DataFrame, columns: Mapping[str, str]) -> list[str]:
     """A warning about points of one run that are resampled as if each were its own."""
     if "group" in columns or "run" not in frame or frame["run"].nunique() == len(frame):
         return []
-    return [f"{len(frame)} points come from {frame['run'].nunique()} runs, and points of one run "
-            "are not independent: resample runs, with --resample=cluster --group=run"]
+    return [
+        f"{len(frame)} points come from {frame['run'].nunique()} runs, and points of one run "
+        "are not independent: resample runs, with --resample=cluster --group=run"
+    ]

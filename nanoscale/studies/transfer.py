@@ -25,8 +25,12 @@ from nanoscale.store.folder import FAILED as RUN_FAILED
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LIMITS = {"tolerance": "tolerance", "max-shift": "max_shift", "max-regret": "max_regret",
-          "base": "base"}
+LIMITS = {
+    "tolerance": "tolerance",
+    "max-shift": "max_shift",
+    "max-regret": "max_regret",
+    "base": "base",
+}
 OPTIONS = ("size", "lr", "loss", "seed", "by", "only", *LIMITS, "json", "figure", "output_root")
 SIZE_KEYS, LR_KEYS = ("n_embd", "n_layer"), ("muon_lr", "learning_rate")
 STATES = {*FINISHED, RUNNING, WAITING, RUN_FAILED}
@@ -45,11 +49,14 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     if not names:
         raise UserError(f"usage: {main.__doc__}")
     check_outputs(options)
-    limits = {LIMITS[key]: float(number(key, value)) for key, value in options.items()
-              if key in LIMITS}
+    limits = {
+        LIMITS[key]: float(number(key, value)) for key, value in options.items() if key in LIMITS
+    }
     frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
-    found = [(name, *verdict_of(rows, options, limits))
-             for name, rows in settings(frame, options.get("by"), options.get("only"))]
+    found = [
+        (name, *verdict_of(rows, options, limits))
+        for name, rows in settings(frame, options.get("by"), options.get("only"))
+    ]
     for name, record, _ in found:
         print("\n".join([f"== {name}"] * bool(name) + lines(record)))
     records = {name: record for name, record, _ in found}
@@ -71,16 +78,21 @@ def study_verdicts(study: Study) -> list[Judged]:
     """
     asked, rows = study.record["asked"], _study_rows(study)
     lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
-    return [(name, *verdict_of(own, {"size": asked["size"], "lr": lrs[name]}, {}))
-            for name, own in settings(rows, ARM, None)]
+    return [
+        (name, *verdict_of(own, {"size": asked["size"], "lr": lrs[name]}, {}))
+        for name, own in settings(rows, ARM, None)
+    ]
 
 
 def joint_record(found: Sequence[Judged]) -> dict[str, Any]:
     """What `--json` holds: a record, or several by the names of their settings."""
     records = {name: record for name, record, _ in found}
     one = found[0][1]
-    return one if len(records) == 1 else {
-        "schema": one["schema"], "check": "transfer", "verdicts": records}
+    return (
+        one
+        if len(records) == 1
+        else {"schema": one["schema"], "check": "transfer", "verdicts": records}
+    )
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -100,8 +112,10 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     from nanoscale.spec.config import flatten
 
     if not folder.exists():
-        raise UserError(f"{folder.path}: no run folder (it has no {CONFIG}); name one table, one "
-                        "study, or run folders")
+        raise UserError(
+            f"{folder.path}: no run folder (it has no {CONFIG}); name one table, one "
+            "study, or run folders"
+        )
     spec = folder.spec()
     return row_of({"values": flatten(spec.config), "flops": None, "id": spec.id}, folder)
 
@@ -134,8 +148,9 @@ def _read_file(path: Path) -> DataFrame:
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
         return rows.astype(object).where(rows != "", None)
     except pd.errors.EmptyDataError:
-        raise UserError(f"{path}: empty; a table has a line of column names and a row per "
-                        "run") from None
+        raise UserError(
+            f"{path}: empty; a table has a line of column names and a row per run"
+        ) from None
     except (ValueError, ImportError, AttributeError, OSError) as e:
         raise UserError(f"{path}: cannot be read as a table: {str(e).splitlines()[0]}") from e
 
@@ -146,12 +161,12 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
     if not all(isinstance(row, Mapping) for row in rows):
         raise UserError("every line of the table must be a JSON object, a row per run")
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    return pd.DataFrame([[row.get(key) for key in keys] for row in rows], columns=keys,
-                        dtype=object)
+    return pd.DataFrame(
+        [[row.get(key) for key in keys] for row in rows], columns=keys, dtype=object
+    )
 
 
-def settings(frame: DataFrame, by: str | None,
-             only: str | None) -> Iterator[tuple[str, DataFrame]]:
+def settings(frame: DataFrame, by: str | None, only: str | None) -> Iterator[tuple[str, DataFrame]]:
     """(name, its rows) of every setting that is judged by itself: all rows unless there is `by`."""
     by = by or (ARM if ARM in frame else None)
     if frame.empty:
@@ -176,7 +191,8 @@ def column(option: str, name: str, frame: DataFrame) -> str:
     """`name`, a column of the table; `UserError` with the nearest for another."""
     if name not in frame:
         hint = did_you_mean(name, map(str, frame.columns)) or (
-            f"; there are {', '.join(map(str, frame.columns))}")
+            f"; there are {', '.join(map(str, frame.columns))}"
+        )
         raise UserError(f"--{option}={name}: the table has no such column{hint}")
     return name
 
@@ -191,8 +207,11 @@ def number_at(row: int, name: str, value: object) -> float:
 
 def columns_of(frame: DataFrame, options: Mapping[str, str]) -> dict[str, str | None]:
     """The columns of size, LR, loss and seed: as named, else those of our own tables that vary."""
-    named = {key: column(key, options[key], frame) for key in ("size", "lr", "loss", "seed")
-             if key in options}
+    named = {
+        key: column(key, options[key], frame)
+        for key in ("size", "lr", "loss", "seed")
+        if key in options
+    }
     if "size" not in named:
         sizes = [key for key in SIZE_KEYS if _varies(frame, key)]
         if len(sizes) != 1:
@@ -202,19 +221,27 @@ def columns_of(frame: DataFrame, options: Mapping[str, str]) -> dict[str, str | 
     if "lr" not in named:
         named["lr"] = next((key for key in LR_KEYS if _varies(frame, key)), None)
         if named["lr"] and frame[named["lr"]].isna().any():
-            words = [key for key in frame.columns if key in FIELDS and frame[key].nunique() > 1
-                     and not _varies(frame, key)]
-            raise UserError(f"some runs have no {named['lr']}, so they are of several settings: "
-                            f"judge each by itself, as in --by={','.join(words) or 'optimizer'}")
+            words = [
+                key
+                for key in frame.columns
+                if key in FIELDS and frame[key].nunique() > 1 and not _varies(frame, key)
+            ]
+            raise UserError(
+                f"some runs have no {named['lr']}, so they are of several settings: "
+                f"judge each by itself, as in --by={','.join(words) or 'optimizer'}"
+            )
         if named["lr"] is None:
-            raise UserError(f"which column is the LR? no {one_of(LR_KEYS)} varies; say it, as in "
-                            "--lr=learning_rate")
+            raise UserError(
+                f"which column is the LR? no {one_of(LR_KEYS)} varies; say it, as in "
+                "--lr=learning_rate"
+            )
     for key, usual in (("loss", "val_loss"), ("seed", "seed")):
         if key not in named and usual in frame:
             named[key] = usual
     if "loss" not in named:
-        raise UserError("which column is the loss? there is no 'val_loss'; say it, as in "
-                        "--loss=final_loss")
+        raise UserError(
+            "which column is the loss? there is no 'val_loss'; say it, as in --loss=final_loss"
+        )
     return {key: named.get(key) for key in ("size", "lr", "loss", "seed")}
 
 
@@ -241,12 +268,15 @@ def _losses(frame: DataFrame, name: str) -> list[float]:
     if "state" not in frame or not set(frame["state"]) <= STATES:
         return losses
     other = {COMPLETE: None, DIVERGED: math.inf}
-    return [loss if state == COMPLETE else other.get(state, math.nan)
-            for loss, state in zip(losses, frame["state"], strict=True)]
+    return [
+        loss if state == COMPLETE else other.get(state, math.nan)
+        for loss, state in zip(losses, frame["state"], strict=True)
+    ]
 
 
-def verdict_of(frame: DataFrame, options: Mapping[str, str],
-               limits: Mapping[str, float]) -> tuple[dict[str, Any], DataFrame]:
+def verdict_of(
+    frame: DataFrame, options: Mapping[str, str], limits: Mapping[str, float]
+) -> tuple[dict[str, Any], DataFrame]:
     """The record of one setting's rows, and the table of its runs that a figure needs."""
     import pandas as pd
 
@@ -255,8 +285,9 @@ def verdict_of(frame: DataFrame, options: Mapping[str, str],
     table[columns["loss"]] = _losses(frame, columns["loss"])
     seed = None if columns["seed"] is None else list(frame[columns["seed"]])
     _check_one_setting(frame, table, columns)
-    record = transfer_verdict(*(table[columns[key]] for key in ("size", "lr", "loss")), seed,
-                              names=columns, **limits)
+    record = transfer_verdict(
+        *(table[columns[key]] for key in ("size", "lr", "loss")), seed, names=columns, **limits
+    )
     record["warnings"] += _short(frame)
     return record, table
 
@@ -266,13 +297,19 @@ def _check_one_setting(frame: DataFrame, table: DataFrame, columns: Mapping[str,
     keys = table[[columns["size"], columns["lr"]]].astype(str).agg("|".join, axis=1)
     keys = keys + "|" + ("" if columns["seed"] is None else frame[columns["seed"]].map(str).values)
     chosen = {*columns.values(), *RESULTS, *SEEDS, "state", "run", "folder"}
-    differ = [key for key in frame.columns if key not in chosen
-              and (key in FIELDS or 1 < frame[key].nunique() <= len(frame) / 2)
-              and (frame[key].map(str).groupby(keys.values).nunique() > 1).any()]
+    differ = [
+        key
+        for key in frame.columns
+        if key not in chosen
+        and (key in FIELDS or 1 < frame[key].nunique() <= len(frame) / 2)
+        and (frame[key].map(str).groupby(keys.values).nunique() > 1).any()
+    ]
     differ = [key for key in differ if key in FIELDS] or differ
     if differ:
-        raise UserError(f"runs of one {columns['size']}, {columns['lr']} and seed differ in "
-                        f"{', '.join(differ)}: judge each by itself, as in --by={','.join(differ)}")
+        raise UserError(
+            f"runs of one {columns['size']}, {columns['lr']} and seed differ in "
+            f"{', '.join(differ)}: judge each by itself, as in --by={','.join(differ)}"
+        )
 
 
 def _short(frame: DataFrame) -> list[str]:
@@ -280,12 +317,16 @@ def _short(frame: DataFrame) -> list[str]:
     import pandas as pd
 
     found = []
-    for key, enough, what in (("iter_num", ENOUGH_STEPS, "updates"),
-                              ("tokens_seen", ENOUGH_TOKENS, "tokens")):
+    for key, enough, what in (
+        ("iter_num", ENOUGH_STEPS, "updates"),
+        ("tokens_seen", ENOUGH_TOKENS, "tokens"),
+    ):
         most = pd.to_numeric(frame[key], errors="coerce").max() if key in frame else math.nan
         if most < enough:
-            found.append(f"the runs have {most:,.0f} {what}; the optima of runs with fewer than "
-                         f"{enough:,} move by themselves")
+            found.append(
+                f"the runs have {most:,.0f} {what}; the optima of runs with fewer than "
+                f"{enough:,} move by themselves"
+            )
     return found
 
 
@@ -299,11 +340,14 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     worse = {True: "yes, within 2 standard errors", False: "no", None: "not known"}
-    return [f"size {record['size']}, LR {record['lr']}, loss {record['loss']}{seed}", *table,
-            *(says(key, record[key]) for key in ("drift", "largest_shift", "max_regret")),
-            f"larger is never worse at {base_lr}: {worse[record['larger_is_never_worse']]}",
-            *(f"warning: {warning}" for warning in record["warnings"]),
-            f"{record['verdict']}: {record['reason']}"]
+    return [
+        f"size {record['size']}, LR {record['lr']}, loss {record['loss']}{seed}",
+        *table,
+        *(says(key, record[key]) for key in ("drift", "largest_shift", "max_regret")),
+        f"larger is never worse at {base_lr}: {worse[record['larger_is_never_worse']]}",
+        *(f"warning: {warning}" for warning in record["warnings"]),
+        f"{record['verdict']}: {record['reason']}",
+    ]
 
 
 def _cells(size: Mapping[str, Any]) -> list[str]:
@@ -313,7 +357,11 @@ def _cells(size: Mapping[str, Any]) -> list[str]:
     moved = text(size["transferred_loss"], ".4f")
     if size["transferred_se"] is not None:
         moved += f" ± {size['transferred_se']:.4f}"
-    return [f"{size['size']:g}", text(size["optimum_lr"], ".3g"),
-            f"[{', '.join(text(end, '.3g') for end in size['ci95'])}]",
-            text(size["min_loss"], ".4f"), "diverges" if size["transferred_diverges"] else moved,
-            text(size["regret"], ".4f")]
+    return [
+        f"{size['size']:g}",
+        text(size["optimum_lr"], ".3g"),
+        f"[{', '.join(text(end, '.3g') for end in size['ci95'])}]",
+        text(size["min_loss"], ".4f"),
+        "diverges" if size["transferred_diverges"] else moved,
+        text(size["regret"], ".4f"),
+    ]

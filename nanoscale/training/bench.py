@@ -45,8 +45,15 @@ OWN: dict[str, tuple[Any, Any, str]] = {
 }
 WORKER = Path(__file__).with_name("bench_peer.py")
 # The keys that change our step and not the peer's, with the values at which the two are alike.
-PEER_LACKS = {"use_rmsnorm": False, "use_rope": False, "use_swiglu": False, "use_qk_norm": False,
-              "tie_embeddings": True, "z_loss": 0.0, "optimizer": "adamw"}
+PEER_LACKS = {
+    "use_rmsnorm": False,
+    "use_rope": False,
+    "use_swiglu": False,
+    "use_qk_norm": False,
+    "tie_embeddings": True,
+    "z_loss": 0.0,
+    "optimizer": "adamw",
+}
 
 Step = Callable[[], float]  # makes one update and returns its seconds
 
@@ -79,8 +86,9 @@ def requested(arguments: Sequence[str]) -> Request:
         elif key in OWN:
             raise UserError(f"{argument}: flags are written --key=value")
         else:
-            raise UserError(f"--{key}: unknown key"
-                            f"{did_you_mean(key, [*OWN, *FIELDS]) or '; --help lists all'}")
+            raise UserError(
+                f"--{key}: unknown key{did_you_mean(key, [*OWN, *FIELDS]) or '; --help lists all'}"
+            )
     if own["profile"] and own["peer"]:
         raise UserError("--profile=True and --peer exclude each other; leave one out")
     peer = own["peer"] and checked_clone(own["peer"])
@@ -111,8 +119,15 @@ def random_dataset(config: ExperimentConfig) -> Dataset:
 
     size, shape = config.vocab_size or GPT2_VOCAB_SIZE, 2**20 + config.block_size
     tokens = np.random.default_rng(config.seed).integers(size, size=shape)
-    return Dataset("random", Path(), size, "random", {"train": tokens, "val": tokens},
-                   {"train": None, "val": None}, {"kind": "ids", "vocab_size": size})
+    return Dataset(
+        "random",
+        Path(),
+        size,
+        "random",
+        {"train": tokens, "val": tokens},
+        {"train": None, "val": None},
+        {"kind": "ids", "vocab_size": size},
+    )
 
 
 # -- the two steps --------------------------------------------------------------------------------
@@ -142,19 +157,30 @@ def job_of(what: Request, run: Run) -> dict[str, Any]:
     shape = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     same = ("batch_size", "learning_rate", "weight_decay", "grad_clip", "seed")
     return {
-        "path": str(what.peer), "model": {key: getattr(config, key) for key in shape},
-        **{key: getattr(config, key) for key in same}, "betas": [config.beta1, config.beta2],
-        "accumulation": config.gradient_accumulation_steps, "device": str(run.device),
+        "path": str(what.peer),
+        "model": {key: getattr(config, key) for key in shape},
+        **{key: getattr(config, key) for key in same},
+        "betas": [config.beta1, config.beta2],
+        "accumulation": config.gradient_accumulation_steps,
+        "device": str(run.device),
         **{key: run.numerics[key] for key in ("dtype", "compile", "threads")},
-        "train_bin": str((what.dataset.folder / "train.bin").resolve()) if what.real_data else None}
+        "train_bin": str((what.dataset.folder / "train.bin").resolve()) if what.real_data else None,
+    }
 
 
 @contextmanager
 def peer_step(job: Mapping[str, Any]) -> Iterator[Step]:
     """The clone's step, in a process that works only while it is waited for."""
-    with tempfile.TemporaryFile() as errors, subprocess.Popen(
-            [sys.executable, "-P", str(WORKER)], bufsize=0, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=errors) as process:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
 
         def ask(line: str) -> str:
             with suppress(BrokenPipeError):
@@ -213,8 +239,11 @@ def write_trace(step: Step) -> None:
     with disk_errors(TRACE_FOLDER):
         TRACE_FOLDER.mkdir(exist_ok=True)
         when = schedule(wait=PROFILE_STEPS, warmup=PROFILE_STEPS, active=PROFILE_STEPS, repeat=1)
-        with profile(schedule=when, with_flops=True,
-                     on_trace_ready=tensorboard_trace_handler(str(TRACE_FOLDER))) as profiler:
+        with profile(
+            schedule=when,
+            with_flops=True,
+            on_trace_ready=tensorboard_trace_handler(str(TRACE_FOLDER)),
+        ) as profiler:
             for _ in range(3 * PROFILE_STEPS):
                 step()
                 profiler.step()
@@ -223,11 +252,14 @@ def write_trace(step: Step) -> None:
 def introduce(run: Run) -> None:
     """What is timed, in one line."""
     config, numerics = run.config, run.numerics
-    print(f"{parameter_counts(config)['non_position'] / 1e6:.2f}M parameters, "
-          f"{config.sequences_per_iter} x {config.block_size} tokens per iteration, "
-          f"{'compiled' if numerics['compile'] else 'eager'}, {numerics['dtype']} on "
-          f"{numerics['device_name']}"
-          + (f", {numerics['threads']} threads" if numerics["threads"] else ""), flush=True)
+    print(
+        f"{parameter_counts(config)['non_position'] / 1e6:.2f}M parameters, "
+        f"{config.sequences_per_iter} x {config.block_size} tokens per iteration, "
+        f"{'compiled' if numerics['compile'] else 'eager'}, {numerics['dtype']} on "
+        f"{numerics['device_name']}"
+        + (f", {numerics['threads']} threads" if numerics["threads"] else ""),
+        flush=True,
+    )
 
 
 def compare(run: Run, medians: Mapping[str, float]) -> None:
@@ -235,17 +267,24 @@ def compare(run: Run, medians: Mapping[str, float]) -> None:
     ours, peers = medians["nanoscale"], medians["peer"]
     if differences(run):
         print(f"note: the peer has no {', '.join(differences(run))}: not the same work")
-    print(f"nanoscale {ours * 1000:.4f}ms, peer {peers * 1000:.4f}ms, "
-          f"ratio {ours / peers:.3f} (below 1: nanoscale is faster)")
+    print(
+        f"nanoscale {ours * 1000:.4f}ms, peer {peers * 1000:.4f}ms, "
+        f"ratio {ours / peers:.3f} (below 1: nanoscale is faster)"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Time what the arguments describe; nanoGPT's line comes last."""
     if any(a in ("--help", "-h") for a in arguments):
-        own = "\n".join(f"  --{key}={default}".ljust(38) + f" {doc}"
-                        for key, (default, _, doc) in OWN.items())
-        print(help_text("usage: bench [config.py ...] [--key=value ...], left to right; "
-                        f"gradient_accumulation_steps is 1 unless given\n\n{own}"))
+        own = "\n".join(
+            f"  --{key}={default}".ljust(38) + f" {doc}" for key, (default, _, doc) in OWN.items()
+        )
+        print(
+            help_text(
+                "usage: bench [config.py ...] [--key=value ...], left to right; "
+                f"gradient_accumulation_steps is 1 unless given\n\n{own}"
+            )
+        )
         return DONE
     what = requested(arguments)
     run = build_run(what)
@@ -262,6 +301,8 @@ def main(arguments: Sequence[str]) -> int:
     if what.peer:
         compare(run, medians)
     mfu = run.meter.rates(medians["nanoscale"], 1)["mfu"]
-    print(f"time per iteration: {medians['nanoscale'] * 1000:.4f}ms, "
-          f"MFU: {'n/a' if mfu is None else f'{mfu:.2%}'}")
+    print(
+        f"time per iteration: {medians['nanoscale'] * 1000:.4f}ms, "
+        f"MFU: {'n/a' if mfu is None else f'{mfu:.2%}'}"
+    )
     return DONE

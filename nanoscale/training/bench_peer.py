@@ -31,8 +31,15 @@ def batches(job: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:
     def cut() -> tuple[Any, Any]:
         tokens = np.memmap(job["train_bin"], np.uint16, "r")  # anew each time, as nanoGPT does
         starts = torch.randint(len(tokens) - T, (B,)).tolist()
-        X, Y = (torch.stack([torch.from_numpy(tokens[s + shift : s + shift + T].astype(np.int64))
-                             for s in starts]) for shift in (0, 1))
+        X, Y = (
+            torch.stack(
+                [
+                    torch.from_numpy(tokens[s + shift : s + shift + T].astype(np.int64))
+                    for s in starts
+                ]
+            )
+            for shift in (0, 1)
+        )
         if job["device"].startswith("cuda"):
             return tuple(t.pin_memory().to(job["device"], non_blocking=True) for t in (X, Y))
         return X.to(job["device"]), Y.to(job["device"])
@@ -51,12 +58,16 @@ def stepper(job: dict[str, Any]) -> Callable[[], float]:
         torch.set_num_threads(job["threads"])
     device_type = "cuda" if job["device"].startswith("cuda") else "cpu"  # it knows two types
     bare = GPT(GPTConfig(**job["model"])).to(job["device"])
-    optimizer = bare.configure_optimizers(job["weight_decay"], job["learning_rate"],
-                                          tuple(job["betas"]), device_type)
+    optimizer = bare.configure_optimizers(
+        job["weight_decay"], job["learning_rate"], tuple(job["betas"]), device_type
+    )
     scaler = torch.amp.GradScaler(device_type, enabled=job["dtype"] == "float16")
     model = torch.compile(bare) if job["compile"] else bare
-    autocast = nullcontext() if device_type == "cpu" else torch.autocast(
-        device_type, getattr(torch, job["dtype"]))
+    autocast = (
+        nullcontext()
+        if device_type == "cpu"
+        else torch.autocast(device_type, getattr(torch, job["dtype"]))
+    )
     get_batch = batches(job)
     following = [get_batch()]
 

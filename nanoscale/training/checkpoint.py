@@ -76,22 +76,26 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
     except Exception as e:  # whatever a stranger's bytes provoke in the reader
         holds_code = isinstance(e, pickle.UnpicklingError)
         code = " (it may hold code: none was run)" if holds_code else ""
-        raise UserError(f"{path}: not a readable checkpoint, truncated or foreign{code}; delete it "
-                        "to start from the beginning") from e
+        raise UserError(
+            f"{path}: not a readable checkpoint, truncated or foreign{code}; delete it "
+            "to start from the beginning"
+        ) from e
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         keys = sorted(map(str, payload))[:6] if isinstance(payload, dict) else []
         kind = "a nanoGPT checkpoint" if "model_args" in keys else "a checkpoint of another program"
         raise UserError(f"{path}: {kind}; nanoscale continues only its own")
     if payload.get("schema") != SCHEMA:
-        raise UserError(f"{path}: checkpoint schema {payload.get('schema')}, this version reads "
-                        f"{SCHEMA}")
+        raise UserError(
+            f"{path}: checkpoint schema {payload.get('schema')}, this version reads {SCHEMA}"
+        )
     checksum = payload.pop("checksum", None)
     try:
         intact = digest(payload) == checksum
     except (TypeError, ValueError, RuntimeError):  # a stranger's odd keys or tensors
         intact = False
     if not intact:
-        raise UserError(f"{path}: damaged (its checksum does not match); delete it to start from "
-                        "the beginning")
+        raise UserError(
+            f"{path}: damaged (its checksum does not match); delete it to start from the beginning"
+        )
     payload["spec"] = RunSpec.from_json(payload.get("spec"), path)
     return payload

@@ -53,8 +53,11 @@ def evaluate(run: Run) -> dict[str, Any]:
     val = window_losses(run, "val", limit)
     train = window_losses(run, "train", min(limit, len(val)))
     loss = float(val.mean())
-    return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(run, loss),
-            "eval_train_loss": float(train.mean())}
+    return {
+        "val_loss": loss,
+        "val_bits_per_byte": bits_per_byte(run, loss),
+        "eval_train_loss": float(train.mean()),
+    }
 
 
 def final_losses(run: Run) -> np.ndarray:

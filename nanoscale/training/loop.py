@@ -125,9 +125,13 @@ class Statistics:
         change = {name: now[name] - self.before[name] for name in now}
         with self.run.autocast():
             changes = telemetry.activation_changes(model, self.X, self.kept)
-        return {"grad_rms": self.grad_rms, "weight_rms": telemetry.rms_by_role(model, now),
-                "update_rms": telemetry.rms_by_role(model, change), **self.activations,
-                "activation_change_rms": changes}
+        return {
+            "grad_rms": self.grad_rms,
+            "weight_rms": telemetry.rms_by_role(model, now),
+            "update_rms": telemetry.rms_by_role(model, change),
+            **self.activations,
+            "activation_change_rms": changes,
+        }
 
 
 # -- the loop -----------------------------------------------------------------------------------
@@ -148,9 +152,17 @@ class Recorder:
     def row(self, values: dict[str, Any]) -> dict[str, Any]:
         """Complete a row and append it."""
         run = self.run
-        row = {"step": run.step, "tokens_seen": run.step * run.config.tokens_per_iter,
-               "flops": run.step * flops_per_iter(run.config), "lr": None, "train_loss": None,
-               "val_loss": None, "grad_norm": None, **values, **run.meter.columns()}
+        row = {
+            "step": run.step,
+            "tokens_seen": run.step * run.config.tokens_per_iter,
+            "flops": run.step * flops_per_iter(run.config),
+            "lr": None,
+            "train_loss": None,
+            "val_loss": None,
+            "grad_norm": None,
+            **values,
+            **run.meter.columns(),
+        }
         if self.writes():
             self.rows.write(row)
         return row
@@ -164,16 +176,19 @@ class Recorder:
     def evaluation(self) -> tuple[dict[str, Any], bool]:
         """An evaluation's part of a row, and whether it is the best so far (then it is kept)."""
         run, found = self.run, evaluate(self.run)
-        self.say(f"step {run.step}: train loss {found['eval_train_loss']:.4f}, "
-                 f"val loss {found['val_loss']:.4f}")
+        self.say(
+            f"step {run.step}: train loss {found['eval_train_loss']:.4f}, "
+            f"val loss {found['val_loss']:.4f}"
+        )
         improved = found["val_loss"] < run.best_val_loss
         if improved:
             run.best_val_loss = found["val_loss"]
         if improved and run.step > 0 and run.config.keep != "none":
             best = gathered({"model": run.model.state_dict()}, run.ranks)
             if self.writes():
-                checkpoint.save(self.folder / BEST, run.spec, step=run.step,
-                                val_loss=found["val_loss"], **best)
+                checkpoint.save(
+                    self.folder / BEST, run.spec, step=run.step, val_loss=found["val_loss"], **best
+                )
         return found, improved
 
     def late(self) -> bool:
@@ -225,8 +240,11 @@ def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
             row = recorder.row(row)
         if line_due:
             recorder.say(progress_line(run, row))
-        stopping, late = (agreed(run, not last and asked.is_set(), recorder.late())
-                          if row_due or run.ranks.world == 1 else (False, False))
+        stopping, late = (
+            agreed(run, not last and asked.is_set(), recorder.late())
+            if row_due or run.ranks.world == 1
+            else (False, False)
+        )
         recorder.keep(save_due or stopping or late)
         if stopping:
             return WAITING
@@ -252,10 +270,15 @@ def progress_line(run: Run, row: dict[str, Any]) -> str:
     """nanoGPT's line, with tokens and the time left."""
     mfu = "" if row["mfu"] is None else f", mfu {100 * row['mfu']:.2f}%"
     left = (run.config.max_iters - run.step) * row["time_ms"] / 1000
-    eta = next(f"{left / unit:.{digits}f}{name}" for unit, name, digits in
-               ((3600, "h", 1), (60, "m", 1), (1, "s", 0)) if left > 1.5 * unit or unit == 1)
-    return (f"iter {run.step}: loss {row['train_loss']:.4f}, time {row['time_ms']:.2f}ms{mfu}, "
-            f"tokens {row['tokens_seen']:,}, eta {eta}")
+    eta = next(
+        f"{left / unit:.{digits}f}{name}"
+        for unit, name, digits in ((3600, "h", 1), (60, "m", 1), (1, "s", 0))
+        if left > 1.5 * unit or unit == 1
+    )
+    return (
+        f"iter {run.step}: loss {row['train_loss']:.4f}, time {row['time_ms']:.2f}ms{mfu}, "
+        f"tokens {row['tokens_seen']:,}, eta {eta}"
+    )
 
 
 # -- from folder to result ------------------------------------------------------------------------
@@ -264,20 +287,29 @@ def introduce(run: Run, say: Say) -> None:
     config, n, p = run.config, parameter_counts(run.config), run.config.parametrization
     say(f"tokens per iteration will be: {config.tokens_per_iter:,}")
     say(f"found vocab_size = {run.dataset.vocab_size} (inside {run.dataset.folder})")
-    say(f"number of parameters: {n['non_position'] / 1e6:.2f}M "
-        f"({n['total']:,} in total, {n['non_embedding']:,} without embeddings)")
+    say(
+        f"number of parameters: {n['non_position'] / 1e6:.2f}M "
+        f"({n['total']:,} in total, {n['non_embedding']:,} without embeddings)"
+    )
     if p.mode != "SP":
-        say(f"{p.mode} relative to base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
-            f"base_head_dim={p.base_head_dim}")
+        say(
+            f"{p.mode} relative to base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
+            f"base_head_dim={p.base_head_dim}"
+        )
     if run.device.type == "cpu" and config.kernels == "auto" and kernels.library() is None:
         say("our kernels need Linux and g++: on torch's operations, about half as fast")
     for warning in warnings(config):
         say(f"warning: {warning}")
-    say(f"{label(config)} on {run.numerics['device_name']} in {run.numerics['dtype']}, "
+    say(
+        f"{label(config)} on {run.numerics['device_name']} in {run.numerics['dtype']}, "
         f"{'compiled' if run.numerics['compile'] else run.numerics['kernels'] + ' kernels'}"
-        + (f", {run.numerics['sharding']} over {run.ranks.world} processes"
-           if run.ranks.world > 1 else "")
-        + (f", continuing after step {run.step}" if run.step else ""))
+        + (
+            f", {run.numerics['sharding']} over {run.ranks.world} processes"
+            if run.ranks.world > 1
+            else ""
+        )
+        + (f", continuing after step {run.step}" if run.step else "")
+    )
 
 
 def results(run: Run, state: str) -> dict[str, Any]:
@@ -286,15 +318,25 @@ def results(run: Run, state: str) -> dict[str, Any]:
     data = {"name": run.spec.data_name, "fingerprint": run.spec.data_fingerprint}
     best = run.best_val_loss
     return {
-        "schema": SCHEMA, "status": state, "id": run.spec.id, "best_val_loss": best,
-        "val_loss": None, "val_bits_per_byte": None, "train_loss": None, "iter_num": run.step,
-        "tokens_seen": run.step * config.tokens_per_iter, "total_params": counts["total"],
+        "schema": SCHEMA,
+        "status": state,
+        "id": run.spec.id,
+        "best_val_loss": best,
+        "val_loss": None,
+        "val_bits_per_byte": None,
+        "train_loss": None,
+        "iter_num": run.step,
+        "tokens_seen": run.step * config.tokens_per_iter,
+        "total_params": counts["total"],
         "params": {"by_role": parameters_by_role(config), "by_convention": counts},
-        "flops": run.step * flops_per_iter(config), "flops_per_token": flops_per_token(config),
+        "flops": run.step * flops_per_iter(config),
+        "flops_per_token": flops_per_token(config),
         **{k: v for k, v in meter.totals().items() if k != "time_ms"},
-        "config": config.to_dict(), "numerics": run.numerics,
-        "provenance": provenance() | {"device": run.numerics["device_name"], "data": data,
-                                      "world_size": run.ranks.world}}
+        "config": config.to_dict(),
+        "numerics": run.numerics,
+        "provenance": provenance()
+        | {"device": run.numerics["device_name"], "data": data, "world_size": run.ranks.world},
+    }
 
 
 def finish(run: Run, recorder: Recorder, state: str) -> None:
@@ -307,8 +349,11 @@ def finish(run: Run, recorder: Recorder, state: str) -> None:
         found |= {"val_loss": loss, "val_bits_per_byte": bpb}
         if not math.isfinite(run.best_val_loss):  # max_iters=0: no other evaluation was made
             found["best_val_loss"] = loss
-        recorder.say(f"final: val loss {loss:.4f}" + (f", {bpb:.4f} bits per byte" if bpb else "")
-                     + f" over {len(losses) * run.config.block_size:,} tokens")
+        recorder.say(
+            f"final: val loss {loss:.4f}"
+            + (f", {bpb:.4f} bits per byte" if bpb else "")
+            + f" over {len(losses) * run.config.block_size:,} tokens"
+        )
     if not recorder.writes():
         return
     if state == COMPLETE:
@@ -352,9 +397,11 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
         with session(spec.config) as ranks:
             return train(folder, ranks)
     if spec.config.sequences_per_iter % ranks.world:
-        raise UserError(f"{spec.config.sequences_per_iter} sequences per update do not divide over "
-                        f"{ranks.world} processes; change batch_size or "
-                        "gradient_accumulation_steps")
+        raise UserError(
+            f"{spec.config.sequences_per_iter} sequences per update do not divide over "
+            f"{ranks.world} processes; change batch_size or "
+            "gradient_accumulation_steps"
+        )
     with stop_requests() as asked, owned(folder, ranks) as lease:
         if is_finished(folder):  # by another process, while this one was starting
             return folder.state()
@@ -364,8 +411,9 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
             introduce(run, recorder.say)
             state = loop(run, recorder, asked)
             if state == WAITING:
-                recorder.say(f"interrupted: saved after step {run.step}; "
-                             "the same command continues")
+                recorder.say(
+                    f"interrupted: saved after step {run.step}; the same command continues"
+                )
                 if recorder.active:
                     folder.set_status(state=WAITING, step=run.step)
             else:
@@ -375,8 +423,9 @@ def train(folder: RunFolder, ranks: Ranks | None = None) -> str:
             refused = isinstance(e, (UserError, KeyboardInterrupt))
             if recorder.active and not isinstance(e, Held):
                 with suppress(UserError, OSError):
-                    folder.set_status(state=WAITING if refused else FAILED,
-                                      reason=f"{type(e).__name__}: {e}")
+                    folder.set_status(
+                        state=WAITING if refused else FAILED, reason=f"{type(e).__name__}: {e}"
+                    )
             raise
         finally:
             recorder.close()

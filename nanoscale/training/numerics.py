@@ -32,8 +32,13 @@ EAGER_BLOCK_SECONDS = 1e-3  # what launching one block's operations costs, forwa
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def decide(config: ExperimentConfig, device: torch.device, saved: dict[str, Any] | None = None,
-           asked: frozenset[str] = frozenset(), ranks: Ranks | None = None) -> dict[str, Any]:
+def decide(
+    config: ExperimentConfig,
+    device: torch.device,
+    saved: dict[str, Any] | None = None,
+    asked: frozenset[str] = frozenset(),
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
     """What bit equality depends on beside the config, put into effect for this process.
 
     `saved` is what a resumed run began with, `asked` the keys that the user typed.
@@ -53,12 +58,17 @@ def decide(config: ExperimentConfig, device: torch.device, saved: dict[str, Any]
     compiles = decide_compile(config, device, kernel, saved, asked)
     if not compiles:
         leave_out_dynamo()
-    return {"device": device.type, "device_name": device_name(device), "dtype": dtype,
-            "threads": torch.get_num_threads() if device.type == "cpu" else None,
-            "kernels": kernel, "matmul_precision": precision,
-            "compile": compiles,
-            "torch": str(torch.__version__),
-            **({"sharding": "fsdp" if ranks.sharded else "ddp"} if ranks.world > 1 else {})}
+    return {
+        "device": device.type,
+        "device_name": device_name(device),
+        "dtype": dtype,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "kernels": kernel,
+        "matmul_precision": precision,
+        "compile": compiles,
+        "torch": str(torch.__version__),
+        **({"sharding": "fsdp" if ranks.sharded else "ddp"} if ranks.world > 1 else {}),
+    }
 
 
 def ops(numerics: dict[str, Any]) -> Ops:
@@ -66,8 +76,13 @@ def ops(numerics: dict[str, Any]) -> Ops:
     return FusedOps() if numerics["kernels"] == "fused" else Ops()
 
 
-def decide_kernels(config: ExperimentConfig, device: torch.device, saved: dict[str, Any],
-                   asked: frozenset[str], sharded: bool = False) -> str:
+def decide_kernels(
+    config: ExperimentConfig,
+    device: torch.device,
+    saved: dict[str, Any],
+    asked: frozenset[str],
+    sharded: bool = False,
+) -> str:
     """Our own where they exist, unless a compiled model was asked for by name.
 
     They hold on to whole weights between passes, so a sharded run does without.
@@ -76,17 +91,23 @@ def decide_kernels(config: ExperimentConfig, device: torch.device, saved: dict[s
         UserError: `kernels=fused` where they cannot be built.
     """
     if sharded and config.kernels == "fused":
-        raise UserError("kernels=fused: they keep whole weights, which sharding=fsdp avoids; use "
-                        "kernels=auto")
-    if sharded or config.kernels == "torch" or (
-            saved and saved.get("kernels", "torch") == "torch"):
+        raise UserError(
+            "kernels=fused: they keep whole weights, which sharding=fsdp avoids; use kernels=auto"
+        )
+    if sharded or config.kernels == "torch" or (saved and saved.get("kernels", "torch") == "torch"):
         return "torch"
     compiled = "compile" in asked and config.compile and config.kernels == "auto"
-    there = (device.type == "cpu" and config.dtype != "float16" and not compiled
-             and kernels.library() is not None)
+    there = (
+        device.type == "cpu"
+        and config.dtype != "float16"
+        and not compiled
+        and kernels.library() is not None
+    )
     if config.kernels == "fused" and not there:
-        raise UserError("kernels=fused: they need a CPU under Linux, g++, and float32 or bfloat16; "
-                        "use kernels=auto")
+        raise UserError(
+            "kernels=fused: they need a CPU under Linux, g++, and float32 or bfloat16; "
+            "use kernels=auto"
+        )
     return "fused" if there else "torch"
 
 
@@ -117,8 +138,13 @@ def matmul_precision(config: ExperimentConfig, device: torch.device, kernel: str
     return "medium" if error < 1e-6 else "highest"
 
 
-def decide_compile(config: ExperimentConfig, device: torch.device, kernel: str,
-                   saved: dict[str, Any], asked: frozenset[str]) -> bool:
+def decide_compile(
+    config: ExperimentConfig,
+    device: torch.device,
+    kernel: str,
+    saved: dict[str, Any],
+    asked: frozenset[str],
+) -> bool:
     """Whether torch.compile is allowed, possible, and pays for itself within the run."""
     compiles = saved.get("compile", config.compile) and kernel == "torch"
     if compiles and device.type == "cpu":

@@ -70,14 +70,17 @@ def dataset_of(spec: RunSpec) -> Dataset:
     name = spec.config.dataset
     dataset = open_dataset(name, spec.config.data_root)
     if dataset.fingerprint != spec.data_fingerprint:
-        raise UserError(f"dataset {name!r} has changed since this run was made "
-                        f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}); restore it "
-                        "or start a new run")
+        raise UserError(
+            f"dataset {name!r} has changed since this run was made "
+            f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}); restore it "
+            "or start a new run"
+        )
     return dataset
 
 
-def build(spec: RunSpec, dataset: Dataset, ranks: Ranks,
-          saved: dict[str, Any] | None = None) -> Run:
+def build(
+    spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: dict[str, Any] | None = None
+) -> Run:
     """The run at its beginning, or where the checkpoint `saved` left it.
 
     Raises:
@@ -86,19 +89,24 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks,
     config = spec.config
     device = pick_device(config, ranks.local)
     how = numerics.decide(config, device, saved and saved["numerics"], frozenset(spec.typed), ranks)
-    sampler = Sampler(dataset.tokens["train"], config.block_size, config.data_seed,
-                      config.data_order)
+    sampler = Sampler(
+        dataset.tokens["train"], config.block_size, config.data_seed, config.data_order
+    )
     model = GPT(config, numerics.ops(how))
     place(model, model.transformer.h, ranks, device)
     optimizers = Optimizers(model, config, ranks, how)
     graphs = config.cuda_graphs and device.type == "cuda"
-    trained = wrap(torch.compile(model, mode="reduce-overhead" if graphs else None)
-                   if how["compile"] else model, ranks, device)
+    trained = wrap(
+        torch.compile(model, mode="reduce-overhead" if graphs else None)
+        if how["compile"]
+        else model,
+        ranks,
+        device,
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=how["dtype"] == "float16")
     best = peak(device, DTYPES[how["dtype"]])
     meter = Meter(spec, best and best * ranks.world, saved["seconds"] if saved else 0.0)
-    run = Run(spec, ranks, device, how, dataset, sampler, model, trained, optimizers, scaler,
-              meter)
+    run = Run(spec, ranks, device, how, dataset, sampler, model, trained, optimizers, scaler, meter)
     if saved:
         restore(run, saved)
     return run
@@ -124,8 +132,9 @@ def restore(run: Run, saved: dict[str, Any]) -> None:
         run.model.load_state_dict({n: held_as(v, now[n]) for n, v in saved["model"].items()})
         run.optimizers.load_state(saved["optimizer"])
     except (RuntimeError, KeyError) as e:
-        raise UserError("the checkpoint's tensors do not fit this model; delete it to start from "
-                        "the beginning") from e
+        raise UserError(
+            "the checkpoint's tensors do not fit this model; delete it to start from the beginning"
+        ) from e
     run.scaler.load_state_dict(saved["scaler"])
     run.step = saved["step"]
     run.best_val_loss = math.inf if saved["best_val_loss"] is None else saved["best_val_loss"]
@@ -136,14 +145,22 @@ def save(run: Run, folder: RunFolder, name: str = CHECKPOINT) -> None:
 
     Every rank calls it, the master writes.
     """
-    state = gathered({"model": run.model.state_dict(), "optimizer": run.optimizers.state()},
-                     run.ranks)
+    state = gathered(
+        {"model": run.model.state_dict(), "optimizer": run.optimizers.state()}, run.ranks
+    )
     if not run.ranks.is_master:
         return
     best = run.best_val_loss if math.isfinite(run.best_val_loss) else None
     checkpoint.save(
-        folder / name, run.spec, step=run.step, best_val_loss=best, numerics=run.numerics,
-        seconds=run.meter.wall_seconds(), scaler=run.scaler.state_dict(), **state)
+        folder / name,
+        run.spec,
+        step=run.step,
+        best_val_loss=best,
+        numerics=run.numerics,
+        seconds=run.meter.wall_seconds(),
+        scaler=run.scaler.state_dict(),
+        **state,
+    )
     if name == CHECKPOINT:
         folder.set_status(checkpoint_step=run.step, step=run.step)
         run.saved_at = time.perf_counter()

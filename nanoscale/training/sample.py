@@ -46,8 +46,11 @@ class SampleOptions:
     top_k: int | None = option(200, "draw among the k likeliest only; None: all", least=1)
     seed: int = option(1337, "of the draws", least=0, below=2**63)
     device: str = option("auto", "auto: cuda, mps or cpu")
-    dtype: str = option("auto", "of the products: bfloat16 or float16 on CUDA, else float32",
-                        choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option(
+        "auto",
+        "of the products: bfloat16 or float16 on CUDA, else float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     compile: bool = option(False, "torch.compile the step")
     use_cache: bool = option(True, "keep keys and values; the tokens are the same without")
 
@@ -63,8 +66,10 @@ def parse(arguments: Sequence[str]) -> SampleOptions:
             key, equals, value = argument.lstrip("-").partition("=")
             check_key(key, f"--{key}")
             if not (argument.startswith("--") and equals):
-                raise UserError(f"{argument}: flags are written --key=value, as in --{key}="
-                                f"{FIELDS[key].default!r}")
+                raise UserError(
+                    f"{argument}: flags are written --key=value, as in --{key}="
+                    f"{FIELDS[key].default!r}"
+                )
             typed, place = {key: unquoted(value) if key == "start" else value}, "--"
         else:
             typed, place = read_file(argument, values).values, f"{argument}: "
@@ -95,8 +100,9 @@ def unquoted(text: str) -> str:
 
 def help_text() -> str:
     """Every key with its default and one line of meaning."""
-    lines = [f"  --{key}={f.default!r}".ljust(28) + f" {f.metadata['doc']}"
-             for key, f in FIELDS.items()]
+    lines = [
+        f"  --{key}={f.default!r}".ljust(28) + f" {f.metadata['doc']}" for key, f in FIELDS.items()
+    ]
     return "\n".join(["usage: sample [config.py ...] [--key=value ...], left to right", "", *lines])
 
 
@@ -122,21 +128,27 @@ def open_run(out_dir: str) -> tuple[Path, ExperimentConfig, Dataset]:
     """The weights to load (the best, else the newest), the run's config, and its dataset."""
     folder = RunFolder(out_dir)
     if not folder.exists():
-        raise UserError(f"out_dir={out_dir}: no run there; train one first with "
-                        f"`python train.py --out_dir={out_dir}`, or name its folder")
+        raise UserError(
+            f"out_dir={out_dir}: no run there; train one first with "
+            f"`python train.py --out_dir={out_dir}`, or name its folder"
+        )
     spec = folder.spec()
     found = [folder / name for name in (BEST, CHECKPOINT) if (folder / name).is_file()]
     if not found:
-        raise UserError(f"out_dir={out_dir}: the run has saved no weights yet (it is "
-                        f"{folder.state()}); train it further")
+        raise UserError(
+            f"out_dir={out_dir}: the run has saved no weights yet (it is "
+            f"{folder.state()}); train it further"
+        )
     try:
         dataset = open_dataset(spec.config.dataset, spec.config.data_root)
     except UserError as e:
         raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}") from e
     if dataset.fingerprint != spec.data_fingerprint:
-        raise UserError(f"out_dir={out_dir}: dataset {spec.config.dataset!r} has changed since "
-                        f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
-                        "may mean other text; restore it")
+        raise UserError(
+            f"out_dir={out_dir}: dataset {spec.config.dataset!r} has changed since "
+            f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
+            "may mean other text; restore it"
+        )
     return found[0], spec.config, dataset
 
 
@@ -157,13 +169,15 @@ def load_model(path: Path, config: ExperimentConfig, device: torch.device) -> GP
 # -- generation -----------------------------------------------------------------------------------
 def uniforms(seed: int, samples: int, t: int, symbols: int) -> np.ndarray:
     """One number in (0, 1) per sample and symbol for step t, (samples, symbols) float64."""
-    words = np.stack([philox_words(seed, SAMPLING, s, t * symbols, symbols)
-                      for s in range(samples)])
+    words = np.stack(
+        [philox_words(seed, SAMPLING, s, t * symbols, symbols) for s in range(samples)]
+    )
     return ((words >> np.uint64(12)) + 0.5) * 2.0**-52  # the ends excluded, exactly
 
 
-def choose(logits: np.ndarray, temperature: float, top_k: int | None, seed: int,
-           t: int) -> np.ndarray:
+def choose(
+    logits: np.ndarray, temperature: float, top_k: int | None, seed: int, t: int
+) -> np.ndarray:
     """The next token of each sample, (B,), from its logits (B, V) float64.
 
     argmax(logits / temperature + Gumbel noise) has the softmax distribution (Gumbel 1954; Maddison
@@ -187,9 +201,18 @@ def last_logits(model: GPT, idx: Tensor, cache: KVCache | None) -> Tensor:
     return model.hidden(idx, cache)[:, -1] @ head.weight.T
 
 
-def generate(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float = 1.0,
-             top_k: int | None = None, use_cache: bool = True, seed: int = 1337, *,
-             symbols: int | None = None, compile: bool = False) -> Tensor:
+def generate(
+    model: GPT,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    use_cache: bool = True,
+    seed: int = 1337,
+    *,
+    symbols: int | None = None,
+    compile: bool = False,
+) -> Tensor:
     """Tokens `idx` (B, T) continued, (B, T + max_new_tokens); row s is sample s.
 
     The model sees the last block_size tokens. Once there are more, every position shifts with each
@@ -203,8 +226,9 @@ def generate(model: GPT, idx: Tensor, max_new_tokens: int, temperature: float = 
     block_size, kind = model.config.block_size, idx.device.type
     logits_of = torch.compile(last_logits) if compile else last_logits
     half = torch.is_autocast_enabled(kind)
-    like = torch.empty(0, device=idx.device,
-                       dtype=torch.get_autocast_dtype(kind) if half else torch.float32)
+    like = torch.empty(
+        0, device=idx.device, dtype=torch.get_autocast_dtype(kind) if half else torch.float32
+    )
     cache = KVCache(model.config, idx.size(0), like) if use_cache else None
     with torch.no_grad():
         for t in range(max_new_tokens):
@@ -238,8 +262,13 @@ def main(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def draw(path: Path, config: ExperimentConfig, dataset: Dataset, ids: Sequence[int],
-         options: SampleOptions) -> list[list[int]]:
+def draw(
+    path: Path,
+    config: ExperimentConfig,
+    dataset: Dataset,
+    ids: Sequence[int],
+    options: SampleOptions,
+) -> list[list[int]]:
     """The samples, each the prompt's tokens `ids` and what follows, drawn in one batch."""
     import torch
 
@@ -248,8 +277,9 @@ def draw(path: Path, config: ExperimentConfig, dataset: Dataset, ids: Sequence[i
 
     # torch's operations: one token at a time is no work for the kernels, and a CPU then samples
     # in float32, what the weights say
-    config = replace(config, device=options.device, dtype=options.dtype, compile=options.compile,
-                     kernels="torch")
+    config = replace(
+        config, device=options.device, dtype=options.dtype, compile=options.compile, kernels="torch"
+    )
     device = pick_device(config)
     numerics = decide(config, device, asked=frozenset(["compile"]))
     dtype = DTYPES[numerics["dtype"]]
@@ -257,7 +287,15 @@ def draw(path: Path, config: ExperimentConfig, dataset: Dataset, ids: Sequence[i
     idx = torch.tensor([list(ids)] * options.num_samples, device=device)
     full = dtype == torch.float32
     with nullcontext() if full else torch.autocast(device.type, dtype=dtype):
-        found = generate(model, idx, options.max_new_tokens, options.temperature, options.top_k,
-                         options.use_cache, options.seed, symbols=dataset.vocab_size,
-                         compile=numerics["compile"])
+        found = generate(
+            model,
+            idx,
+            options.max_new_tokens,
+            options.temperature,
+            options.top_k,
+            options.use_cache,
+            options.seed,
+            symbols=dataset.vocab_size,
+            compile=numerics["compile"],
+        )
     return found.tolist()

@@ -57,9 +57,14 @@ class Rows:
         self.path = folder / ROWS
         with disk_errors(self.path):
             self.file = self.path.open("a", encoding="utf-8")
-        self.mirrors = [mirror(folder, spec) for wanted, mirror in (
-            (spec.config.tensorboard_log, TensorBoardMirror), (spec.config.wandb_log, WandbMirror))
-            if wanted]
+        self.mirrors = [
+            mirror(folder, spec)
+            for wanted, mirror in (
+                (spec.config.tensorboard_log, TensorBoardMirror),
+                (spec.config.wandb_log, WandbMirror),
+            )
+            if wanted
+        ]
 
     def write(self, row: Mapping[str, Any]) -> None:
         with disk_errors(self.path):
@@ -108,9 +113,14 @@ class WandbMirror:
         import wandb
 
         config = spec.config
-        self.run = wandb.init(project=config.wandb_project, name=config.wandb_run_name,
-                              id=spec.id, resume="allow", dir=str(folder.path),
-                              config=config.to_dict())
+        self.run = wandb.init(
+            project=config.wandb_project,
+            name=config.wandb_run_name,
+            id=spec.id,
+            resume="allow",
+            dir=str(folder.path),
+            config=config.to_dict(),
+        )
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self.run.log(dict(numbers), step=step)
@@ -182,9 +192,12 @@ class Meter:
         per_step = seconds / steps if steps else None
         rate = steps / seconds if seconds else None
         mfu = self.flops * rate / self.peak if rate and self.peak else None
-        return {"time_ms": per_step and per_step * 1000, "mfu": mfu,
-                "tokens_per_second": rate and self.tokens * rate,
-                "wall_seconds": self.wall_seconds()}
+        return {
+            "time_ms": per_step and per_step * 1000,
+            "mfu": mfu,
+            "tokens_per_second": rate and self.tokens * rate,
+            "wall_seconds": self.wall_seconds(),
+        }
 
 
 # -- statistics ---------------------------------------------------------------------------------
@@ -225,8 +238,9 @@ def rms(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def activation_statistics(model: GPT, idx: Tensor,
-                          kept: dict[str, Tensor] | None = None) -> dict[str, Any]:
+def activation_statistics(
+    model: GPT, idx: Tensor, kept: dict[str, Tensor] | None = None
+) -> dict[str, Any]:
     """Sizes of the activations on tokens `idx` (B, T), dropout off.
 
     activation_rms by kind (`attn` and `mlp` branch outputs averaged over blocks, `last_block`),
@@ -250,10 +264,17 @@ def activation_statistics(model: GPT, idx: Tensor,
 
     probe_forward(model, idx, probe)
     mean = {kind: sum(v) / len(v) for kind, v in seen.items()}
-    return {"activation_rms": {"embedding": mean["embedding"], "attn": mean["attn"],
-                               "mlp": mean["mlp"], "last_block": seen["out"][-1]},
-            "logit_rms": mean["logits"], "attention_logit_rms": mean["scores"],
-            "max_attention_logit": max(seen["largest"])}
+    return {
+        "activation_rms": {
+            "embedding": mean["embedding"],
+            "attn": mean["attn"],
+            "mlp": mean["mlp"],
+            "last_block": seen["out"][-1],
+        },
+        "logit_rms": mean["logits"],
+        "attention_logit_rms": mean["scores"],
+        "max_attention_logit": max(seen["largest"]),
+    }
 
 
 @torch.no_grad()

@@ -20,8 +20,10 @@ from nanoscale.experiments.machine import Slot
 
 
 def has_slurm() -> bool:
-    return shutil.which("sinfo") is not None and subprocess.run(
-        ["sinfo"], capture_output=True).returncode == 0
+    return (
+        shutil.which("sinfo") is not None
+        and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+    )
 
 
 def a_ray() -> Ray:
@@ -36,8 +38,12 @@ def a_slurm() -> Slurm:
     return Slurm(FAKE, {"partition": "low"}, home="experiments_out/slurm", most=2)
 
 
-BACKENDS = {"fork": lambda: ForkServer(FAKE), "subprocess": lambda: Subprocess(FAKE),
-            "ray": a_ray, "slurm": a_slurm}
+BACKENDS = {
+    "fork": lambda: ForkServer(FAKE),
+    "subprocess": lambda: Subprocess(FAKE),
+    "ray": a_ray,
+    "slurm": a_slurm,
+}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -53,7 +59,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
 def test_every_kind_of_end_has_its_state(backend):
     study = a_runner(backend=backend, retries=0).run_grid(
-        "g", TINY, {"beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]})
+        "g", TINY, {"beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]}
+    )
     assert study.frame()["state"].tolist() == ["COMPLETE", "FAILED", "FAILED", "DIVERGED", "FAILED"]
     kinds = [folder.status().get("kind") for _, folder in study.runs()]
     assert (kinds[1], kinds[2], kinds[4]) == ("crash", "crash", "refused")
@@ -110,7 +117,8 @@ def test_a_task_that_ray_loses_is_tried_again(tmp_path):
     killer = threading.Thread(target=murder)
     killer.start()
     study = a_runner(backend=backend, workers=1).run_grid(
-        "g", TINY | {"max_iters": 30}, {"n_layer": [1], "beta1": [SLOW]})
+        "g", TINY | {"max_iters": 30}, {"n_layer": [1], "beta1": [SLOW]}
+    )
     killer.join()
     assert study.ok
     assert len(starts(next(study.runs())[1])) == 2
@@ -123,9 +131,16 @@ def test_what_sbatch_is_given(tmp_path):
     slots = slurm.slots("cuda", 3, 5)
     assert len(slots) == 5
     text = slurm.script("x", 7, Slot({"OMP_NUM_THREADS": "3"}))
-    for line in ("#SBATCH --array=0-6", "#SBATCH --requeue", "#SBATCH --signal=B:TERM@90",
-                 "#SBATCH --partition=gpu", "#SBATCH --time=4:00:00", "#SBATCH --cpus-per-task=3",
-                 "export OMP_NUM_THREADS=3", "trap 'asked=1; kill -TERM $run' TERM"):
+    for line in (
+        "#SBATCH --array=0-6",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=B:TERM@90",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --time=4:00:00",
+        "#SBATCH --cpus-per-task=3",
+        "export OMP_NUM_THREADS=3",
+        "trap 'asked=1; kill -TERM $run' TERM",
+    ):
         assert line in text.splitlines()
     assert subprocess.run(["sh", "-n"], input=text, text=True, check=True).returncode == 0
 
@@ -137,8 +152,9 @@ def test_the_job_script_runs_its_folder_and_writes_the_code_down(tmp_path):
     slurm = Slurm(FAKE, home=tmp_path)
     (tmp_path / "x.folders").write_text(f"{folder}\n")
     (tmp_path / "x.sh").write_text(slurm.script("x", 1, Slot({})))
-    process = subprocess.Popen(["sh", str(tmp_path / "x.sh")],
-                               env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"})
+    process = subprocess.Popen(
+        ["sh", str(tmp_path / "x.sh")], env=os.environ | {"SLURM_ARRAY_TASK_ID": "0"}
+    )
     running(tmp_path / "experiments_out", 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 130
@@ -153,13 +169,24 @@ def test_a_preempted_run_saves_and_slurm_brings_it_back(tmp_path):
 
     def preempt() -> None:
         running(tmp_path / "experiments_out", 1)
-        subprocess.run(["sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null",
-                        "--wrap", "sleep 2"], check=True, capture_output=True)
+        subprocess.run(
+            [
+                "sbatch",
+                "--partition=high",
+                "--cpus-per-task=2",
+                "--output=/dev/null",
+                "--wrap",
+                "sleep 2",
+            ],
+            check=True,
+            capture_output=True,
+        )
 
     intruder = threading.Thread(target=preempt)
     intruder.start()
     study = a_runner(backend=backend, workers=1).run_grid(
-        "g", TINY | {"max_iters": 100}, {"n_layer": [1], "beta1": [SLOW]})
+        "g", TINY | {"max_iters": 100}, {"n_layer": [1], "beta1": [SLOW]}
+    )
     intruder.join()
     assert study.ok
     folder = next(study.runs())[1]
@@ -192,8 +219,13 @@ def test_a_backend_that_is_not_here_is_refused_in_a_line(monkeypatch, tmp_path):
 def test_a_missed_look_at_the_queue_is_no_end(monkeypatch, tmp_path):
     slurm = Slurm(FAKE, home=tmp_path)
     slurm._running["7", "x", 0] = tmp_path
-    answers = iter([UserError("squeue: Unable to contact slurm controller"), "7 0 RUNNING\n",
-                    "7 0 COMPLETED\n"])
+    answers = iter(
+        [
+            UserError("squeue: Unable to contact slurm controller"),
+            "7 0 RUNNING\n",
+            "7 0 COMPLETED\n",
+        ]
+    )
 
     def command(*words: str) -> str:
         answer = next(answers)

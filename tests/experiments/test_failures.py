@@ -24,13 +24,14 @@ from nanoscale.experiments.failures import CRASH as CRASHED
 from nanoscale.experiments.failures import MEMORY, Failure
 from nanoscale.store.folder import FAILED, TIMING_COLUMNS, RunFolder
 
-BACKENDS = pytest.mark.parametrize("backend", [lambda: ForkServer(FAKE), lambda: Subprocess(FAKE)],
-                                   ids=["fork", "subprocess"])
+BACKENDS = pytest.mark.parametrize(
+    "backend", [lambda: ForkServer(FAKE), lambda: Subprocess(FAKE)], ids=["fork", "subprocess"]
+)
 
 
 def only(study) -> RunFolder:
     """The folder of a study's one run."""
-    (_, folder), = study.runs()
+    ((_, folder),) = study.runs()
     return folder
 
 
@@ -45,8 +46,9 @@ def test_a_crash_is_tried_again_from_its_checkpoint_and_its_log_is_shown(capsys)
     assert only(study).status()["reason"] is None
 
 
-@pytest.mark.parametrize(("beta1", "retries", "tries"), [(CRASH, 0, 1), (CRASH, 2, 3), (DIE, 1, 2),
-                                                         (REFUSE, 5, 1)])
+@pytest.mark.parametrize(
+    ("beta1", "retries", "tries"), [(CRASH, 0, 1), (CRASH, 2, 3), (DIE, 1, 2), (REFUSE, 5, 1)]
+)
 def test_tries_are_counted_and_a_refusal_has_one(beta1, retries, tries):
     study = a_runner(retries=retries).run_grid("g", TINY, {"beta1": [beta1]})
     assert len(starts(only(study))) == tries
@@ -83,18 +85,26 @@ def test_a_run_that_others_interrupt_goes_on_in_the_same_call(backend, tmp_path)
     interrupter = threading.Thread(target=interrupt)
     interrupter.start()
     study = a_runner(backend=backend(), retries=0).run_grid(
-        "g", TINY | {"max_iters": 20}, {"n_layer": [1], "beta1": [SLOW]})
+        "g", TINY | {"max_iters": 20}, {"n_layer": [1], "beta1": [SLOW]}
+    )
     interrupter.join()
     assert study.ok
     assert [first > 0 for _, first in starts(only(study))] == [False, True]
 
 
-@pytest.mark.parametrize(("text", "kind"), [
-    ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", MEMORY),
-    ("RuntimeError: [enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory",
-     MEMORY),
-    ("_ArrayMemoryError: Unable to allocate 8. TiB for an array", MEMORY),
-    ("RuntimeError: CUDA error: an illegal memory access was encountered", CRASHED)])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", MEMORY),
+        (
+            "RuntimeError: [enforce fail at alloc_cpu.cpp:124] "
+            "DefaultCPUAllocator: can't allocate memory",
+            MEMORY,
+        ),
+        ("_ArrayMemoryError: Unable to allocate 8. TiB for an array", MEMORY),
+        ("RuntimeError: CUDA error: an illegal memory access was encountered", CRASHED),
+    ],
+)
 def test_memory_failures_are_known_by_their_words(tmp_path, text, kind):
     folder = RunFolder(tmp_path)
     (tmp_path / "status.json").write_text('{"state": "FAILED", "reason": null}')
@@ -112,12 +122,15 @@ def test_a_kill_is_for_memory_if_the_kernel_counted_one(starved, kind, tmp_path)
 # -- a study that makes no sense any more ---------------------------------------------------------
 def test_three_runs_in_a_row_that_fail_alike_stop_the_study(capsys):
     layers = list(range(1, 9))
-    study = a_runner(workers=1, retries=0).run_grid("g", TINY | {"beta1": REFUSE},
-                                                    {"n_layer": layers})
+    study = a_runner(workers=1, retries=0).run_grid(
+        "g", TINY | {"beta1": REFUSE}, {"n_layer": layers}
+    )
     assert study.states() == {"FAILED": 3, "WAITING": 5}
     out = capsys.readouterr().out
-    assert ("stopped: 3 runs in a row failed alike: the data are gone; prepare them again; mend "
-            "that first; the same command goes on") in out
+    assert (
+        "stopped: 3 runs in a row failed alike: the data are gone; prepare them again; mend "
+        "that first; the same command goes on"
+    ) in out
 
 
 def test_other_failures_and_a_success_between_do_not_stop_it():
@@ -128,8 +141,10 @@ def test_other_failures_and_a_success_between_do_not_stop_it():
 
 def test_likeness_leaves_names_and_numbers_out(tmp_path):
     one, two = RunFolder(tmp_path / "a-1"), RunFolder(tmp_path / "b-2")
-    full = [Failure("refused", f"cannot write {f.path}/ckpt.pt: no space left: 12 of {f.path.name}")
-            for f in (one, two)]
+    full = [
+        Failure("refused", f"cannot write {f.path}/ckpt.pt: no space left: 12 of {f.path.name}")
+        for f in (one, two)
+    ]
     assert full[0].likeness(one) != full[1].likeness(one)
     assert Failure("crash", "x 12").likeness(one) == Failure("crash", "x 7").likeness(two)
     assert Failure("crash", "x").likeness(one) != Failure("memory", "x").likeness(one)
@@ -184,8 +199,10 @@ def test_two_runners_started_together_train_every_run_once(tmp_path):
         study = runner.run_grid("s", TINY | dict(beta1=SLOW), dict(n_layer=list(range(1, 9))))
         sys.exit(0 if study.ok else 1)
         """)
-    runners = [subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-               for _ in range(2)]
+    runners = [
+        subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     said = [runner.communicate(timeout=60)[0] for runner in runners]
     assert [runner.returncode for runner in runners] == [0, 0]
     folders = [RunFolder(p) for p in sorted((tmp_path / "experiments_out/runs").iterdir())]
@@ -214,7 +231,8 @@ def test_a_runner_takes_over_what_a_killed_one_left(tmp_path):
     first.wait()
     grid = {"n_layer": [1]}
     study = a_runner(backend=ForkServer(FAKE), time_limit=0.5).run_grid(
-        "s", TINY | {"beta1": SLOW, "max_iters": 1000}, grid)
+        "s", TINY | {"beta1": SLOW, "max_iters": 1000}, grid
+    )
     assert only(study).path.name == found[0].name
     assert len(starts(only(study))) == 2
 
@@ -243,8 +261,9 @@ def test_a_grid_under_sigkills_ends_with_the_undisturbed_grids_bits(tmp_path):
     (tmp_path / "grid.py").write_text(REAL.format(root=str(ROOT)))
 
     def start(root: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "grid.py", root], stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "grid.py", root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     assert start("b").wait(200) == 0
     process, kills, dice = start("a"), 0, random.Random(0)
@@ -265,8 +284,10 @@ def test_a_grid_under_sigkills_ends_with_the_undisturbed_grids_bits(tmp_path):
     assert kills >= 3
     for twin in sorted((tmp_path / "b" / "runs").iterdir()):
         folder = RunFolder(tmp_path / "a" / "runs" / twin.name)
-        rows = [[{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in one.rows()]
-                for one in (folder, RunFolder(twin))]
+        rows = [
+            [{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in one.rows()]
+            for one in (folder, RunFolder(twin))
+        ]
         assert rows[0] == rows[1]
         assert (folder / "windows.npy").read_bytes() == (twin / "windows.npy").read_bytes()
         assert not [p for p in folder.path.iterdir() if p.name.startswith((".", "lease"))]

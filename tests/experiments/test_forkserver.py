@@ -39,19 +39,23 @@ def test_compiled_runs_of_a_shape_share_a_process_and_others_share_none():
 @pytest.mark.parametrize(("beta1", "stays"), [(DIVERGE, True), (CRASH, False), (DIE, False)])
 def test_a_process_outlives_a_result_and_no_failure(beta1, stays):
     study = a_runner(workers=1, retries=0).run_grid(
-        "g", COMPILED, {"beta1": [0.9, beta1, 0.91, 0.92]})
+        "g", COMPILED, {"beta1": [0.9, beta1, 0.91, 0.92]}
+    )
     first, failed, second, third = pids(study)
     assert failed == first
     assert (second == first) == stays
     assert third == second
-    assert [str(pid) in (folder / "log.txt").read_text() for pid, (_, folder) in
-            zip(pids(study), study.runs(), strict=True)] == [True] * 4
+    assert [
+        str(pid) in (folder / "log.txt").read_text()
+        for pid, (_, folder) in zip(pids(study), study.runs(), strict=True)
+    ] == [True] * 4
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A fork server whose runs print their pid; those called slow go on until they are stopped."""
-    (tmp_path / "look.py").write_text(textwrap.dedent("""
+    (tmp_path / "look.py").write_text(
+        textwrap.dedent("""
         import os, signal, sys, time
         sys.modules["__main__"].MOST_RUNS = 3
         def main(arguments):
@@ -62,7 +66,8 @@ def server(tmp_path, monkeypatch):
             while "slow" in arguments[1] and not stopped:
                 time.sleep(0.01)
             return 130 if stopped else 0
-        """))
+        """)
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(backends, "shape_of", lambda folder: folder.path.name.split("-")[0])
     backend = ForkServer(Worker(entry="look:main", preload=()))
@@ -125,12 +130,24 @@ def test_what_a_run_computes_is_the_same_in_a_process_that_has_run_another(monke
     def rows(name: str, shape: str) -> list[list[dict]]:
         monkeypatch.setattr(backends, "shape_of", lambda folder: shape)
         study = ExperimentRunner(output_root=name, workers=1).run_grid(
-            "g", TINY | {"dropout": 0.1, "eval_interval": 2, "eval_iters": 1, "warmup_iters": 0},
-            {"learning_rate": [1e-2, 1e30, 2e-2], "optimizer": ["muon", "adamw"]})
-        assert len({line for _, folder in study.runs()
-                    for line in (folder / "log.txt").read_text().splitlines()[:1]}) == 1
-        return [[{k: v for k, v in row.items() if k not in TIMING_COLUMNS}
-                 for row in folder.rows()] for _, folder in study.runs()]
+            "g",
+            TINY | {"dropout": 0.1, "eval_interval": 2, "eval_iters": 1, "warmup_iters": 0},
+            {"learning_rate": [1e-2, 1e30, 2e-2], "optimizer": ["muon", "adamw"]},
+        )
+        assert (
+            len(
+                {
+                    line
+                    for _, folder in study.runs()
+                    for line in (folder / "log.txt").read_text().splitlines()[:1]
+                }
+            )
+            == 1
+        )
+        return [
+            [{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in folder.rows()]
+            for _, folder in study.runs()
+        ]
 
     apart = rows("apart", "")
     assert rows("together", "one") == apart

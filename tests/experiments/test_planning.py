@@ -18,8 +18,9 @@ from nanoscale.store.folder import RunFolder
 
 def lines(capsys, *words: str) -> list[str]:
     """What was printed since the last call, the lines with all of `words`."""
-    return [line for line in capsys.readouterr().out.splitlines()
-            if all(word in line for word in words)]
+    return [
+        line for line in capsys.readouterr().out.splitlines() if all(word in line for word in words)
+    ]
 
 
 # -- why ------------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ def test_a_dry_run_says_of_every_cell_what_and_why(capsys):
     capsys.readouterr()
     runner.run_grid("g", TINY, {"n_layer": [1, 2, 5], "beta1": [0.9, CRASH]}, dry_run=True)
     said = lines(capsys, "FLOPs", "GiB")
-    whys = [line[line.rindex("(") + 1:-1] for line in said]
+    whys = [line[line.rindex("(") + 1 : -1] for line in said]
     assert [line.split()[1] for line in said] == ["cached", "retry", "new", "new", "resume", "new"]
     assert whys[0].startswith("COMPLETE, val_loss ")
     assert whys[1] == "failed: RuntimeError: this run crashes"
@@ -111,16 +112,28 @@ def test_a_budget_of_time_starts_with_the_cheapest_and_the_last_ones_save(capsys
     assert states[0] == "WAITING"
     assert not study.ok
     assert lines(capsys, "stopped: the budget of 3 seconds is spent; the same command goes on")
-    half = next(RunFolder(folder) for folder, state in zip(study.frame()["folder"], states,
-                                                           strict=True) if state == "WAITING")
+    half = next(
+        RunFolder(folder)
+        for folder, state in zip(study.frame()["folder"], states, strict=True)
+        if state == "WAITING"
+    )
     assert half.state() == "WAITING"
     monkeypatch.setenv("SLOW_SECONDS", "0")
     assert a_runner(budget="1 h").run_grid("g", TINY | {"max_iters": 8}, grid).ok
 
 
-@pytest.mark.parametrize(("budget", "read"), [
-    (1e15, (1e15, None)), ("1e15", (1e15, None)), ("90min", (None, 5400.0)), (None, (None, None)),
-    ("1.5 h", (None, 5400.0)), ("2d", (None, 172800.0)), (" 30 s ", (None, 30.0))])
+@pytest.mark.parametrize(
+    ("budget", "read"),
+    [
+        (1e15, (1e15, None)),
+        ("1e15", (1e15, None)),
+        ("90min", (None, 5400.0)),
+        (None, (None, None)),
+        ("1.5 h", (None, 5400.0)),
+        ("2d", (None, 172800.0)),
+        (" 30 s ", (None, 30.0)),
+    ],
+)
 def test_budgets_are_flops_or_times(budget, read):
     assert read_budget(budget) == read
 

@@ -28,11 +28,15 @@ from nanoscale.store.folder import COMPLETE, RUNNING, WAITING, RunFolder
 
 
 # -- grids --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("backend", [ForkServer(FAKE), ForkServer(FAKE, fork=False),
-                                     Subprocess(FAKE)], ids=["fork", "spawn", "subprocess"])
+@pytest.mark.parametrize(
+    "backend",
+    [ForkServer(FAKE), ForkServer(FAKE, fork=False), Subprocess(FAKE)],
+    ids=["fork", "spawn", "subprocess"],
+)
 def test_a_grid_gives_a_row_per_run_and_isolates_failures(backend, capsys):
     study = a_runner(backend=backend, threads=1).run_grid(
-        "g", TINY, {"n_layer": [1, 2], "beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]})
+        "g", TINY, {"n_layer": [1, 2], "beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]}
+    )
     frame = study.frame()
     assert list(frame.columns[:4]) == ["n_layer", "beta1", "plan", "state"]
     assert frame["n_layer"].tolist() == [1] * 5 + [2] * 5
@@ -44,8 +48,7 @@ def test_a_grid_gives_a_row_per_run_and_isolates_failures(backend, capsys):
     assert len(study.failed) == 6
     assert not study.ok
     reasons = [RunFolder(f).status().get("reason") for f in frame["folder"][:5]]
-    assert reasons[1:3] == ["RuntimeError: this run crashes",
-                            "its process was killed by SIGKILL"]
+    assert reasons[1:3] == ["RuntimeError: this run crashes", "its process was killed by SIGKILL"]
     assert reasons[4] == "the data are gone; prepare them again"
     out = capsys.readouterr().out
     assert "RuntimeError: this run crashes" in out
@@ -90,13 +93,15 @@ def test_numpy_values_and_nested_tables_are_config_values():
     import numpy as np
 
     base = TINY | {"parametrization": {"mode": "muP"}}
-    study = a_runner().run_grid("g", base, {"learning_rate": np.geomspace(1e-4, 1e-3, 2),
-                                            "n_layer": [np.int64(2)]})
+    study = a_runner().run_grid(
+        "g", base, {"learning_rate": np.geomspace(1e-4, 1e-3, 2), "n_layer": [np.int64(2)]}
+    )
     assert study.frame()["learning_rate"].tolist() == [1e-4, 1e-3]
     config = next(study.runs())[1].spec().config
     assert (config.parametrization.mode, config.n_layer) == ("muP", 2)
     assert json.loads((study.folder / "study.json").read_text())["asked"]["grid_params"][
-        "n_layer"] == [2]
+        "n_layer"
+    ] == [2]
 
 
 def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
@@ -114,18 +119,21 @@ def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
 
 
 # -- refusals -----------------------------------------------------------------------------------
-@pytest.mark.parametrize(("base", "grid", "words"), [
-    ({"n_layr": 2}, {}, ["base_params: n_layr", "did you mean 'n_layer'"]),
-    ({}, {"n_layr": [2]}, ["grid_params: n_layr", "did you mean 'n_layer'"]),
-    ({}, {"n_layer": [2, "two"]}, ["grid_params: n_layer=two", "a whole number"]),
-    ({}, {"n_layer": 2}, ["grid_params: n_layer=2", "a list of values, as in [2]"]),
-    ({}, {"n_layer": []}, ["grid_params: n_layer=[]", "at least one"]),
-    ({}, {"n_layer": [1], "n_head": [2, 3]}, ["n_layer=1, n_head=3", "not divisible", "try"]),
-    ({}, {"max_iters": [5], "max_tokens": [80]}, ["grid_params sets both max_iters and"]),
-    ({}, {"dataset": ["toy", "tou"]}, ["dataset=tou", "did you mean 'toy'"]),
-    ({}, {"block_size": [8, 10**6]}, ["block_size=1000000", "tokens, but", "lower block_size"]),
-    ("n_layer=2", {}, ["base_params='n_layer=2'", "a dict"]),
-])
+@pytest.mark.parametrize(
+    ("base", "grid", "words"),
+    [
+        ({"n_layr": 2}, {}, ["base_params: n_layr", "did you mean 'n_layer'"]),
+        ({}, {"n_layr": [2]}, ["grid_params: n_layr", "did you mean 'n_layer'"]),
+        ({}, {"n_layer": [2, "two"]}, ["grid_params: n_layer=two", "a whole number"]),
+        ({}, {"n_layer": 2}, ["grid_params: n_layer=2", "a list of values, as in [2]"]),
+        ({}, {"n_layer": []}, ["grid_params: n_layer=[]", "at least one"]),
+        ({}, {"n_layer": [1], "n_head": [2, 3]}, ["n_layer=1, n_head=3", "not divisible", "try"]),
+        ({}, {"max_iters": [5], "max_tokens": [80]}, ["grid_params sets both max_iters and"]),
+        ({}, {"dataset": ["toy", "tou"]}, ["dataset=tou", "did you mean 'toy'"]),
+        ({}, {"block_size": [8, 10**6]}, ["block_size=1000000", "tokens, but", "lower block_size"]),
+        ("n_layer=2", {}, ["base_params='n_layer=2'", "a dict"]),
+    ],
+)
 def test_a_bad_cell_is_refused_before_any_run_starts(base, grid, words):
     if isinstance(base, dict):
         base = TINY | base
@@ -142,8 +150,9 @@ def test_a_number_of_seeds_is_no_list_of_seeds():
         a_runner().run_grid("g", TINY, {}, seeds=3)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "runs", "", " x", "a\nb", "a:b", 3,
-                                  "x" * 101])
+@pytest.mark.parametrize(
+    "name", ["a/b", "..", ".hidden", "runs", "", " x", "a\nb", "a:b", 3, "x" * 101]
+)
 def test_a_study_name_that_is_no_folder_name_is_refused(name):
     with pytest.raises(UserError, match="study name"):
         a_runner().run_grid(name, TINY, {})
@@ -168,8 +177,10 @@ def test_the_base_config_lies_here_or_in_the_clone(monkeypatch):
     Path("tiny.toml").write_text('dataset = "toy"\nn_layer = 1\nn_embd = 16\nn_head = 2\n')
     assert a_runner(base_config_path="tiny.toml").base[0].values["n_embd"] == 16
     assert a_runner(base_config_path="").base == []
-    monkeypatch.setattr("nanoscale.experiments.runner.__file__",
-                        str(Path.cwd() / "nanoscale" / "experiments" / "runner.py"))
+    monkeypatch.setattr(
+        "nanoscale.experiments.runner.__file__",
+        str(Path.cwd() / "nanoscale" / "experiments" / "runner.py"),
+    )
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert a_runner(base_config_path="tiny.toml").base[0].values["n_embd"] == 16
@@ -181,24 +192,34 @@ def test_threads_and_compile_are_the_studys_unless_the_config_says_otherwise():
     runner = a_runner(threads=2)
     config = next(runner.run_grid("g", TINY, {}).runs())[1].spec().config
     assert (config.threads, config.compile) == (2, False)
-    spec = next(runner.run_grid("h", TINY | {"threads": 3, "compile": True, "seed": 1}, {})
-                .runs())[1].spec()
+    spec = next(runner.run_grid("h", TINY | {"threads": 3, "compile": True, "seed": 1}, {}).runs())[
+        1
+    ].spec()
     assert (spec.config.threads, spec.config.compile) == (3, True)
     assert "n_layer" in spec.typed
 
 
-@pytest.mark.parametrize(("base", "grid", "warned"), [
-    ({}, {"learning_rate": [1e-3, 2e-3]}, "set min_lr_frac=0.1"),
-    ({"min_lr_frac": 0.1}, {"learning_rate": [1e-3, 2e-3]}, None),
-    ({"min_lr": 0}, {"learning_rate": [1e-3, 2e-3]}, None),
-    ({"warmup_iters": 1}, {"max_iters": [20, 40]}, "set warmup_frac=0.05"),
-    ({"warmup_frac": 0.05}, {"max_iters": [20, 40]}, None),
-    ({"warmup_frac": 0.05, "lr_decay_iters": 20}, {"max_tokens": [320, 640]},
-     "set lr_decay_iters=None"),
-    ({"warmup_iters": 1, "max_iters": None, "tokens_per_param": 1}, {"n_layer": [1, 2]},
-     "set warmup_frac=0.05"),
-    ({"decay_lr": False, "warmup_iters": 1}, {"max_iters": [20, 40]}, None),
-])
+@pytest.mark.parametrize(
+    ("base", "grid", "warned"),
+    [
+        ({}, {"learning_rate": [1e-3, 2e-3]}, "set min_lr_frac=0.1"),
+        ({"min_lr_frac": 0.1}, {"learning_rate": [1e-3, 2e-3]}, None),
+        ({"min_lr": 0}, {"learning_rate": [1e-3, 2e-3]}, None),
+        ({"warmup_iters": 1}, {"max_iters": [20, 40]}, "set warmup_frac=0.05"),
+        ({"warmup_frac": 0.05}, {"max_iters": [20, 40]}, None),
+        (
+            {"warmup_frac": 0.05, "lr_decay_iters": 20},
+            {"max_tokens": [320, 640]},
+            "set lr_decay_iters=None",
+        ),
+        (
+            {"warmup_iters": 1, "max_iters": None, "tokens_per_param": 1},
+            {"n_layer": [1, 2]},
+            "set warmup_frac=0.05",
+        ),
+        ({"decay_lr": False, "warmup_iters": 1}, {"max_iters": [20, 40]}, None),
+    ],
+)
 def test_an_absolute_schedule_under_a_varying_length_or_lr_is_warned_about(base, grid, warned):
     study = a_runner().run_grid("g", TINY | base, grid, dry_run=True)
     fixed = [text for text in study.warnings if "does not" in text]
@@ -249,16 +270,23 @@ def test_mixed_numerics_are_warned_about():
 
 # -- death and resurrection -------------------------------------------------------------------
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "fork"), [
-    ("SIGKILL", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", True)])
-def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(number, fork, tmp_path,
-                                                                 monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "fork"), [("SIGKILL", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", True)]
+)
+def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(
+    number, fork, tmp_path, monkeypatch
+):
     text = script(f"""
         runner = ExperimentRunner(workers=2, backend=ForkServer(FAKE, fork={fork}))
         runner.run_grid("s", TINY | dict(max_iters=40, beta1=SLOW), dict(n_layer=[1, 2]))
         """)
-    process = subprocess.Popen([sys.executable, "-"], stdin=subprocess.PIPE, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-"],
+        stdin=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     process.stdin.write(text)
     process.stdin.close()
     children = running(tmp_path / "experiments_out", 2)
@@ -288,7 +316,8 @@ def test_runs_save_when_their_server_is_killed_and_are_tried_again(tmp_path, mon
     killer = threading.Thread(target=kill_server)
     killer.start()
     study = a_runner(backend=backend, workers=1).run_grid(
-        "s", TINY | {"max_iters": 40}, {"n_layer": [1, 2], "beta1": [SLOW]})
+        "s", TINY | {"max_iters": 40}, {"n_layer": [1, 2], "beta1": [SLOW]}
+    )
     killer.join()
     assert study.ok
     hit = next(folder for _, folder in study.runs() if len(starts(folder)) == 2)
@@ -331,24 +360,32 @@ def toy_clone(tmp_path: Path, real: bool = False) -> None:
     fake_worker.make_dataset(tmp_path, "shakespeare_char")
     if real:
         return
-    (tmp_path / "experiments.py").write_text(textwrap.dedent("""
+    (tmp_path / "experiments.py").write_text(
+        textwrap.dedent("""
         from functools import partial
         from nanoscale.experiments import ExperimentRunner
         from nanoscale.experiments.backends import ForkServer, Worker
         fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
         ExperimentRunner = partial(ExperimentRunner, backend=fake)
-        """))
+        """)
+    )
 
 
 @pytest.mark.parametrize("how", ["script", "stdin"])
-def test_the_original_snippet_runs_as_a_bare_script_and_from_standard_input(how, tmp_path,
-                                                                            monkeypatch):
+def test_the_original_snippet_runs_as_a_bare_script_and_from_standard_input(
+    how, tmp_path, monkeypatch
+):
     toy_clone(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(TESTS)]))
     (tmp_path / "snippet.py").write_text(SNIPPET)
     arguments, text = (["snippet.py"], None) if how == "script" else (["-"], SNIPPET)
-    done = subprocess.run([sys.executable, "-W", "error", *arguments], input=text, text=True,
-                          capture_output=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        input=text,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "[depth_study] 3 COMPLETE" in done.stdout
     assert Study.open(tmp_path / "experiments_out" / "depth_study").ok
@@ -358,10 +395,15 @@ def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     toy_clone(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(TESTS)]))
-    notebook = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell(SNIPPET),
-        nbformat.v4.new_code_cell("runner.run_grid('depth', {'dataset': 'shakespeare_char', "
-                                  "'max_iters': 1000}, {'n_layer': [2]})")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(SNIPPET),
+            nbformat.v4.new_code_cell(
+                "runner.run_grid('depth', {'dataset': 'shakespeare_char', "
+                "'max_iters': 1000}, {'n_layer': [2]})"
+            ),
+        ]
+    )
     nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     first, second = (cell.outputs for cell in notebook.cells)
     assert "[depth_study] 3 COMPLETE" in "".join(o.get("text", "") for o in first)
@@ -371,8 +413,13 @@ def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
 def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monkeypatch):
     toy_clone(tmp_path, real=True)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    done = subprocess.run([sys.executable, "-"], input=SNIPPET.replace("1000", "10"), text=True,
-                          capture_output=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=SNIPPET.replace("1000", "10"),
+        text=True,
+        capture_output=True,
+        timeout=100,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     metrics = ExperimentRunner().load_metrics("depth_study")
     assert [m["config"]["n_layer"] for m in metrics] == [2, 4, 8]
@@ -382,10 +429,18 @@ def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monk
 
 def test_nothing_here_imports_torch_or_multiprocessing():
     found = subprocess.run(
-        [sys.executable, "-c", "import sys, nanoscale.experiments.runner, "
-         "nanoscale.experiments.forkserver as f\n"
-         "print({'torch', 'multiprocessing', 'pandas', 'rich', 'psutil'} & set(sys.modules))"],
-        cwd=ROOT, capture_output=True, text=True, check=True)
+        [
+            sys.executable,
+            "-c",
+            "import sys, nanoscale.experiments.runner, "
+            "nanoscale.experiments.forkserver as f\n"
+            "print({'torch', 'multiprocessing', 'pandas', 'rich', 'psutil'} & set(sys.modules))",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert found.stdout.strip() == "set()"
 
 
@@ -401,7 +456,8 @@ def test_the_door_is_the_packages_runner():
 # -- the fork server ----------------------------------------------------------------------------
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
 def test_with_torch_imported_the_server_has_one_thread_and_no_child(tmp_path, monkeypatch):
-    (tmp_path / "look.py").write_text(textwrap.dedent("""
+    (tmp_path / "look.py").write_text(
+        textwrap.dedent("""
         import os, sys
         server = os.getpid()
         def main(arguments):
@@ -409,7 +465,8 @@ def test_with_torch_imported_the_server_has_one_thread_and_no_child(tmp_path, mo
             parent = psutil.Process(server)
             print("torch" in sys.modules, "torch._dynamo" in sys.modules, os.getppid() == server,
                   parent.num_threads(), len(parent.children()))
-        """))
+        """)
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run_one(ForkServer(Worker(entry="look:main")), tmp_path, Slot({"OMP_NUM_THREADS": "2"}))
     assert (tmp_path / "log.txt").read_text() == "True False True 1 1\n"
@@ -432,12 +489,16 @@ def test_a_run_has_its_slots_cpus_and_environment(tmp_path, monkeypatch):
     (tmp_path / "look.py").write_text(
         "import os\ndef main(arguments):\n"
         "    print(os.environ['COLOUR'], sorted(os.sched_getaffinity(0)), os.getpgrp() == "
-        "os.getpid(), os.read(0, 1))\n    return 7\n")
+        "os.getpid(), os.read(0, 1))\n    return 7\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    for backend in (ForkServer(Worker(entry="look:main", preload=())),
-                    ForkServer(Worker(command=(
-                        sys.executable, "-c", "import sys, look; sys.exit(look.main([]))")),
-                        fork=False)):
+    for backend in (
+        ForkServer(Worker(entry="look:main", preload=())),
+        ForkServer(
+            Worker(command=(sys.executable, "-c", "import sys, look; sys.exit(look.main([]))")),
+            fork=False,
+        ),
+    ):
         exits = run_one(backend, folder, Slot({"COLOUR": "red"}, tuple(one)))
         assert [(e.folder, e.code) for e in exits] == [(folder, 7)]
         assert (folder / "log.txt").read_text().splitlines()[-1] == f"red {one} True b''"
@@ -460,7 +521,9 @@ def test_gpus_are_slots_and_leave_threads_alone(monkeypatch):
     monkeypatch.setattr(machine.metadata, "version", lambda name: "2.13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert [dict(s.env) for s in machine.slots("auto", 1, None)] == [
-        {"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+        {"CUDA_VISIBLE_DEVICES": "3"},
+        {"CUDA_VISIBLE_DEVICES": "5"},
+    ]
     assert [s.env["CUDA_VISIBLE_DEVICES"] for s in machine.slots("cuda", 1, 3)] == ["3", "5", "3"]
     assert machine.slots("cuda:1", 1, None) == [Slot({})]
     assert "OMP_NUM_THREADS" in machine.slots("cpu", 1, None)[0].env
@@ -488,7 +551,8 @@ def a_job() -> Job:
     entry, folder = next(study.runs())
     folder.set_status(state=RUNNING, step=3)
     (folder / "metrics.jsonl").write_text(
-        '{"step": 3, "train_loss": 2.5, "tokens_per_second": 9, "tokens_seen": 54}\n')
+        '{"step": 3, "train_loss": 2.5, "tokens_per_second": 9, "tokens_seen": 54}\n'
+    )
     return Job(folder, entry["flops"], "n_layer=1")
 
 
@@ -505,8 +569,10 @@ def test_plain_progress_is_a_line_per_event_and_one_at_most_every_30_seconds(mon
         shown.tick()
     lines = capsys.readouterr().out.splitlines()
     spent = f"{0.6 * job.flops:.3g} of {job.flops:.3g} FLOPs"
-    assert lines == [f"[p] 0/1 done, {spent}, {left} left: n_layer=1 step 3/5 loss 2.5000"
-                     for left in ("20.7 s", "41.3 s")]
+    assert lines == [
+        f"[p] 0/1 done, {spent}, {left} left: n_layer=1 step 3/5 loss 2.5000"
+        for left in ("20.7 s", "41.3 s")
+    ]
     job.folder.set_status(state=COMPLETE)
     shown.ended(job)
     assert "1/1, 1 min 02 s in all" in capsys.readouterr().out
@@ -525,11 +591,22 @@ def test_a_terminal_gets_a_live_table(monkeypatch):
         console = Console(width=100, record=True, file=nowhere)
         console.print(shown.table())
         text = console.export_text()
-    for word in ("p: 0/1 done, 0 waiting", "n_layer=1", "RUNNING", "3/5", "2.5000", "9", "4.0 s",
-                 f"of {job.flops * 0.4:.3g} FLOPs"):
+    for word in (
+        "p: 0/1 done, 0 waiting",
+        "n_layer=1",
+        "RUNNING",
+        "3/5",
+        "2.5000",
+        "9",
+        "4.0 s",
+        f"of {job.flops * 0.4:.3g} FLOPs",
+    ):
         assert word in text
 
 
 def test_durations_are_readable():
-    assert [progress.duration(s) for s in (8.25, 260, 7500)] == ["8.2 s", "4 min 20 s",
-                                                                 "2 h 05 min"]
+    assert [progress.duration(s) for s in (8.25, 260, 7500)] == [
+        "8.2 s",
+        "4 min 20 s",
+        "2 h 05 min",
+    ]

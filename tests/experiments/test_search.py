@@ -37,8 +37,15 @@ def values(study) -> list[dict]:
 
 # -- spaces ---------------------------------------------------------------------------------------
 def test_a_space_draws_from_its_measure():
-    space = read_space(LR | {"n_layer": {"low": 1, "high": 3}, "optimizer": ["adamw", "muon"],
-                             "parametrization": {"alpha": {"low": 0.5, "high": 1}}}, "space")
+    space = read_space(
+        LR
+        | {
+            "n_layer": {"low": 1, "high": 3},
+            "optimizer": ["adamw", "muon"],
+            "parametrization": {"alpha": {"low": 0.5, "high": 1}},
+        },
+        "space",
+    )
     assert list(space) == ["learning_rate", "n_layer", "optimizer", "parametrization.alpha"]
     drawn = [{k: d.at(uniform(7, i, k)) for k, d in space.items()} for i in range(3000)]
     lrs = sorted(math.log10(d["learning_rate"]) for d in drawn)
@@ -53,21 +60,24 @@ def test_a_space_draws_from_its_measure():
     assert (ends.at(0.0), ends.at(1 - 1e-12)) == (1, 8)
 
 
-@pytest.mark.parametrize(("space", "words"), [
-    ({}, ["space: give at least one key"]),
-    ({"learning_rte": [1, 2]}, ["learning_rte", "did you mean 'learning_rate'"]),
-    ({"learning_rate": 1e-3}, ["learning_rate=0.001", "a list, or a range"]),
-    ({"learning_rate": [1e-3]}, ["at least two"]),
-    ({"learning_rate": {"low": 1e-3}}, ["a range needs 'high'"]),
-    ({"learning_rate": {"low": 1, "high": 1}}, ["low < high"]),
-    ({"learning_rate": {"low": 0, "high": 1, "log": True}}, ["both above 0 for log"]),
-    ({"learning_rate": {"low": 1, "high": 2, "lgo": True}}, ["unknown 'lgo'"]),
-    ({"learning_rate": {"low": 1, "high": 2, "log": "yes"}}, ["log='yes'"]),
-    ({"learning_rate": {"low": "x", "high": 2}}, ["learning_rate=x", "a number"]),
-    ({"use_rope": {"low": 0, "high": 1}}, ["no numbers; give a list"]),
-    ({"out_dir": ["a", "b"]}, ["says where or how"]),
-    ({"n_head": [2, 3]}, ["n_head=3", "not divisible"]),
-])
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({}, ["space: give at least one key"]),
+        ({"learning_rte": [1, 2]}, ["learning_rte", "did you mean 'learning_rate'"]),
+        ({"learning_rate": 1e-3}, ["learning_rate=0.001", "a list, or a range"]),
+        ({"learning_rate": [1e-3]}, ["at least two"]),
+        ({"learning_rate": {"low": 1e-3}}, ["a range needs 'high'"]),
+        ({"learning_rate": {"low": 1, "high": 1}}, ["low < high"]),
+        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, ["both above 0 for log"]),
+        ({"learning_rate": {"low": 1, "high": 2, "lgo": True}}, ["unknown 'lgo'"]),
+        ({"learning_rate": {"low": 1, "high": 2, "log": "yes"}}, ["log='yes'"]),
+        ({"learning_rate": {"low": "x", "high": 2}}, ["learning_rate=x", "a number"]),
+        ({"use_rope": {"low": 0, "high": 1}}, ["no numbers; give a list"]),
+        ({"out_dir": ["a", "b"]}, ["says where or how"]),
+        ({"n_head": [2, 3]}, ["n_head=3", "not divisible"]),
+    ],
+)
 def test_a_bad_space_is_refused_before_anything_is_written(space, words):
     with pytest.raises(UserError) as refusal:
         a_runner().run_random("s", BASE, space, trials=2)
@@ -88,10 +98,16 @@ def test_a_combination_that_makes_no_run_is_said_and_counts_as_failed(capsys):
     assert all(len(starts(folder)) == 1 for _, folder in again.runs())
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"sampler": "tpee"}, "choose 'random', 'tpe'"), ({"trials": 0}, "at least 1"),
-    ({"rungs": [5, 5]}, "growing numbers"), ({"promote": 1.5}, "between 0 and 1"),
-    ({"sampler": "gp", "rungs": [5, 10]}, "whole trials only")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": "tpee"}, "choose 'random', 'tpe'"),
+        ({"trials": 0}, "at least 1"),
+        ({"rungs": [5, 5]}, "growing numbers"),
+        ({"promote": 1.5}, "between 0 and 1"),
+        ({"sampler": "gp", "rungs": [5, 10]}, "whole trials only"),
+    ],
+)
 def test_a_bad_search_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         a_runner().run_hpo("s", BASE, LR, **options)
@@ -167,7 +183,8 @@ def test_a_killed_search_goes_on_with_the_trials_it_had(monkeypatch):
     whole = a_runner(workers=1).run_hpo("whole", BASE, SPACE, trials=14)
     cost = next(whole.runs())[0]["flops"]
     part = a_runner(workers=1, budget=11 * cost, output_root="other").run_hpo(
-        "whole", BASE, SPACE, trials=14)
+        "whole", BASE, SPACE, trials=14
+    )
     assert len(part) == 11
     rest = a_runner(workers=1, output_root="other").run_hpo("whole", BASE, SPACE, trials=14)
     assert values(rest) == values(whole)
@@ -190,13 +207,15 @@ def test_what_other_studies_found_is_told_first(capsys):
 @needs_optuna
 def test_diverged_and_failed_trials_are_told_as_such(optuna):
     study = a_runner(retries=0, workers=1).run_hpo(
-        "s", TINY, LR | {"beta1": [VALLEY, DIVERGE, CRASH]}, trials=14)
+        "s", TINY, LR | {"beta1": [VALLEY, DIVERGE, CRASH]}, trials=14
+    )
     states = study.states()
     assert states["DIVERGED"] > 0
     assert states["FAILED"] > 0
     assert study.best["values"]["beta1"] == VALLEY
-    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(
-        str(study.folder / "optuna.journal")))
+    journal = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(study.folder / "optuna.journal"))
+    )
     told = optuna.load_study(study_name="s", storage=journal).trials
     assert len(told) == 14 - states["FAILED"]
     worst = max(t.value for t in told if t.params["beta1"] == VALLEY)
@@ -230,8 +249,9 @@ def test_a_diverged_or_failed_trial_is_never_promoted():
 
 
 def test_rungs_are_branches_off_the_trunk(capsys):
-    study = a_runner(workers=1).run_hpo("s", BASE | {"warmup_iters": 1}, LR, trials=9,
-                                        sampler="random", rungs=[10, 20, 40])
+    study = a_runner(workers=1).run_hpo(
+        "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
+    )
     entries = study.record["runs"]
     assert [sum(e["rung"] == r for e in entries) for r in range(3)] == [9, 3, 1]
     by_folder = {e["folder"]: e for e in entries}
@@ -241,7 +261,10 @@ def test_rungs_are_branches_off_the_trunk(capsys):
         rung = entry["rung"]
         length = (10, 20, 40)[rung]
         assert (config.lr_schedule, config.max_iters, config.lr_decay_iters) == (
-            "wsd", length, length)
+            "wsd",
+            length,
+            length,
+        )
         start = length - round(config.cooldown_frac * length)
         assert config.checkpoint_steps == (start,)
         if rung:
@@ -253,21 +276,31 @@ def test_rungs_are_branches_off_the_trunk(capsys):
         else:
             assert entry["flops"] == per_step * 10
     assert f"{sum(e['flops'] for e in entries):.3g} FLOPs" in capsys.readouterr().out
-    again = a_runner().run_hpo("s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random",
-                               rungs=[10, 20, 40])
+    again = a_runner().run_hpo(
+        "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
+    )
     assert len(again) == 13
     assert all(len(starts(folder)) == 1 for _, folder in again.runs())
 
 
 def test_rungs_share_one_warmup_and_refuse_pasts_that_differ():
-    study = a_runner().run_hpo("s", BASE | {"warmup_frac": 0.5}, LR, trials=3, sampler="random",
-                               rungs=[10, 30])
+    study = a_runner().run_hpo(
+        "s", BASE | {"warmup_frac": 0.5}, LR, trials=3, sampler="random", rungs=[10, 30]
+    )
     assert {folder.spec().config.warmup_iters for _, folder in study.runs()} == {5}
-    for base, words in (({"parametrization.wd_timescale": "fraction_of_run"}, "wd_timescale"),
-                        ({"warmup_iters": 8}, "the warmup of 8 updates leaves nothing of 10")):
+    for base, words in (
+        ({"parametrization.wd_timescale": "fraction_of_run"}, "wd_timescale"),
+        ({"warmup_iters": 8}, "the warmup of 8 updates leaves nothing of 10"),
+    ):
         with pytest.raises(UserError, match=r"rungs=\[10, 30\]: .*" + words):
-            a_runner().run_hpo("t", BASE | {"warmup_iters": 1} | base, LR, trials=3,
-                               sampler="random", rungs=[10, 30])
+            a_runner().run_hpo(
+                "t",
+                BASE | {"warmup_iters": 1} | base,
+                LR,
+                trials=3,
+                sampler="random",
+                rungs=[10, 30],
+            )
 
 
 def test_nothing_here_needs_optuna_for_random(monkeypatch):
@@ -295,16 +328,20 @@ def test_a_surface_and_slices_are_drawn_from_the_trials():
 
     space = SPACE | {"optimizer": ["adamw", "muon"]}
     dimensions = read_space(space, "s")
-    trials = [{"values": {k: d.at(uniform(0, i, k)) for k, d in dimensions.items()}}
-              for i in range(30)]
+    trials = [
+        {"values": {k: d.at(uniform(0, i, k)) for k, d in dimensions.items()}} for i in range(30)
+    ]
     for trial in trials:
         trial["losses"] = [octaves(trial["values"]["learning_rate"])]
     trials[3]["losses"] = [math.inf]
     plain = Plan(dimensions, 30, "random").to_json()["space"]
     shares = {"optimizer": 0.1, "learning_rate": 0.6, "weight_decay": 0.3}
     panels = search_figure(trials, plain, shares).axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["learning_rate", "weight_decay",
-                                                              "optimizer"]
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        "learning_rate",
+        "weight_decay",
+        "optimizer",
+    ]
     assert sum(len(line.get_xdata()) for line in panels[0].lines) == 29 + 1  # and the best again
     figure = contour_figure(trials, plain, shares)
     assert figure.axes[0].get_xlabel() == "learning_rate"
@@ -322,13 +359,16 @@ SMALL = {"n_embd": 16, "n_head": 2}
 
 
 def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsys):
-    study = a_runner().run_hpo("s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL,
-                               seeds=[7, 8])
+    study = a_runner().run_hpo(
+        "s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL, seeds=[7, 8]
+    )
     trials = [(e, f) for e, f in study.runs() if not e.get("target")]
     targets = [(e, f) for e, f in study.runs() if e.get("target")]
     assert {f.spec().config.n_embd for _, f in trials} == {16}
     assert [(f.spec().config.n_embd, f.spec().config.seed) for _, f in targets] == [
-        (64, 7), (64, 8)]
+        (64, 7),
+        (64, 8),
+    ]
     best = study.best["values"]["learning_rate"]
     assert best == min((e["trial_values"]["learning_rate"] for e, _ in trials), key=octaves)
     assert {f.spec().config.learning_rate for _, f in targets} == {best}
@@ -338,14 +378,22 @@ def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsy
     said = capsys.readouterr().out
     assert "warning" not in said
     assert f"target: val_loss {frame['val_loss'][6:].mean():.4f} +- " in said
-    again = a_runner().run_hpo("s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL,
-                               seeds=[7, 8, 9])
+    again = a_runner().run_hpo(
+        "s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL, seeds=[7, 8, 9]
+    )
     assert [len(starts(folder)) for _, folder in again.runs()] == [1] * 9
 
 
 def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
-    study = a_runner().run_hpo("s", BASE | {"warmup_frac": 0.2}, LR, trials=3, sampler="random",
-                               rungs=[10, 20], seeds=[1, 5])
+    study = a_runner().run_hpo(
+        "s",
+        BASE | {"warmup_frac": 0.2},
+        LR,
+        trials=3,
+        sampler="random",
+        rungs=[10, 20],
+        seeds=[1, 5],
+    )
     (_, first), (_, second) = [(e, f) for e, f in study.runs() if e.get("target")]
     for folder in (first, second):
         c = folder.spec().config
@@ -364,22 +412,29 @@ def test_a_trial_that_is_a_target_too_stays_a_trial():
     assert [len(starts(folder)) for _, folder in again.runs()] == [1] * len(again)
 
 
-@pytest.mark.parametrize(("base", "proxy", "key"), [
-    ({"parametrization.mode": "SP"}, SMALL, "n_embd"),
-    ({}, SMALL | {"max_iters": 3}, "max_iters"), ({}, {"n_layer": 2}, "n_layer"),
-    ({"parametrization.mode": "CompleteP"}, {"n_layer": 2}, ""),
-    ({"parametrization.base_tokens": 80}, {"max_iters": 3}, "")])
+@pytest.mark.parametrize(
+    ("base", "proxy", "key"),
+    [
+        ({"parametrization.mode": "SP"}, SMALL, "n_embd"),
+        ({}, SMALL | {"max_iters": 3}, "max_iters"),
+        ({}, {"n_layer": 2}, "n_layer"),
+        ({"parametrization.mode": "CompleteP"}, {"n_layer": 2}, ""),
+        ({"parametrization.base_tokens": 80}, {"max_iters": 3}, ""),
+    ],
+)
 def test_what_no_rule_carries_from_proxy_to_target_is_said(base, proxy, key, capsys):
-    a_runner().run_random("s", PROXY_BASE | base, LR, trials=2, proxy=proxy, seeds=[1],
-                          dry_run=True)
+    a_runner().run_random(
+        "s", PROXY_BASE | base, LR, trials=2, proxy=proxy, seeds=[1], dry_run=True
+    )
     said = [line for line in capsys.readouterr().out.splitlines() if "no rule of" in line]
     assert [f"carries the best values over {key}," in line for line in said] == [True] * bool(key)
 
 
 def test_a_budget_keeps_what_the_target_costs():
     def spent(budget: float | None) -> list[int]:
-        study = a_runner(budget=budget).run_random(f"s{budget}", PROXY_BASE, LR, trials=5,
-                                                   proxy=SMALL, seeds=[1])
+        study = a_runner(budget=budget).run_random(
+            f"s{budget}", PROXY_BASE, LR, trials=5, proxy=SMALL, seeds=[1]
+        )
         return [e["flops"] for e in study.record["runs"]]
 
     *trials, target = spent(None)
@@ -388,12 +443,17 @@ def test_a_budget_keeps_what_the_target_costs():
     assert fewer == trials[:2]
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"proxy": SMALL}, "give the seeds"), ({"seeds": ["x"]}, "a list of whole numbers"),
-    ({"seeds": 3}, "expected a list"),
-    ({"proxy": {"learning_rate": 1}, "seeds": [1]}, "of the proxy and of the space"),
-    ({"proxy": {"n_embed": 1}, "seeds": [1]}, "did you mean 'n_embd'"),
-    ({"proxy": {"n_embd": 17}, "seeds": [1]}, "not divisible")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"proxy": SMALL}, "give the seeds"),
+        ({"seeds": ["x"]}, "a list of whole numbers"),
+        ({"seeds": 3}, "expected a list"),
+        ({"proxy": {"learning_rate": 1}, "seeds": [1]}, "of the proxy and of the space"),
+        ({"proxy": {"n_embed": 1}, "seeds": [1]}, "did you mean 'n_embd'"),
+        ({"proxy": {"n_embd": 17}, "seeds": [1]}, "not divisible"),
+    ],
+)
 def test_a_bad_proxy_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         a_runner().run_random("s", PROXY_BASE, LR, trials=2, **options)

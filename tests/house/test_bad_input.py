@@ -18,17 +18,14 @@ from nanoscale.commands.main import main
 from nanoscale.store.files import read_json
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
-    "dataset": "tiny", "final_eval_tokens": 160, "threads": 1}
-
-
-
-
+    "dataset": "tiny",
+    "final_eval_tokens": 160,
+    "threads": 1,
+}
 
 
 def train(*arguments: str) -> int:
     return main(["train", *[f"--{k}={v}" for k, v in BASE.items()], *arguments])
-
-
 
 
 TYPED = {
@@ -78,8 +75,13 @@ def test_typed_nonsense(desk, capsys, case):
 def test_a_missing_package(desk, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for package in ("wandb", "tensorboard"):
-        assert_refused(desk, capsys, lambda package=package: train(f"--{package}_log=True"),
-                       f"{package}_log=True", f"nanoscale[{package}]")
+        assert_refused(
+            desk,
+            capsys,
+            lambda package=package: train(f"--{package}_log=True"),
+            f"{package}_log=True",
+            f"nanoscale[{package}]",
+        )
 
 
 FILES = {
@@ -88,7 +90,7 @@ FILES = {
     "unknown name": ("c.py", "n_layers = 2\n", "n_layers", "'n_layer'"),
     "wrong type": ("c.py", "n_layer = 'two'\n", "n_layer=two", "whole number"),
     "broken TOML": ("c.toml", "n_layer = \n", "not valid TOML"),
-    "broken JSON": ("c.json", "{\"n_layer\": }", "not valid JSON"),
+    "broken JSON": ("c.json", '{"n_layer": }', "not valid JSON"),
     "broken YAML": ("c.yaml", "n_layer: [1\n", "not valid YAML"),
     "a list of keys": ("c.json", "[1, 2]", "expected keys and values"),
     "unknown nested key": ("c.toml", "[parametrization]\nmodes = 'SP'\n", "parametrization.modes"),
@@ -181,10 +183,15 @@ def test_checkpoints(desk, begun, capsys, case):
 
 
 def test_resuming_another_past(desk, begun, capsys):
-    for flag, word in (("--n_layer=1", "n_layer was 2, now 1"), ("--seed=5", "seed was"),
-                       ("--max_iters=4", "max_iters=4"), ("--batch_size=3", "batch_size was 2")):
-        assert_refused(desk, capsys,
-                       lambda flag=flag: train("--out_dir=run", "--init_from=resume", flag), word)
+    for flag, word in (
+        ("--n_layer=1", "n_layer was 2, now 1"),
+        ("--seed=5", "seed was"),
+        ("--max_iters=4", "max_iters=4"),
+        ("--batch_size=3", "batch_size was 2"),
+    ):
+        assert_refused(
+            desk, capsys, lambda flag=flag: train("--out_dir=run", "--init_from=resume", flag), word
+        )
 
 
 def test_run_folders(desk, begun, capsys):

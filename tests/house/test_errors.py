@@ -27,6 +27,7 @@ from nanoscale.errors import (
 def raising(error: BaseException):
     def main() -> int:
         raise error
+
     return main
 
 
@@ -48,13 +49,24 @@ def test_an_interruption_is_130_and_a_defect_is_not_hidden():
         exit_code_of(raising(ZeroDivisionError()))
 
 
-@pytest.mark.parametrize(("code", "remedy"), [
-    (errno.ENOSPC, "free some space"), (errno.EROFS, "may write"), (errno.EACCES, "may write"),
-    (errno.EPERM, "may write"), (errno.ENOTDIR, "a file stands"), (errno.EEXIST, "a file stands"),
-    (errno.EISDIR, "a folder stands"), (errno.ENAMETOOLONG, "shorter name")])
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EROFS, "may write"),
+        (errno.EACCES, "may write"),
+        (errno.EPERM, "may write"),
+        (errno.ENOTDIR, "a file stands"),
+        (errno.EEXIST, "a file stands"),
+        (errno.EISDIR, "a folder stands"),
+        (errno.ENAMETOOLONG, "shorter name"),
+    ],
+)
 def test_the_disks_refusals_become_ours_with_a_remedy(code, remedy):
-    with pytest.raises(UserError, match=rf"^cannot write out/x: .*; .*{remedy}"), \
-            disk_errors("out/x"):
+    with (
+        pytest.raises(UserError, match=rf"^cannot write out/x: .*; .*{remedy}"),
+        disk_errors("out/x"),
+    ):
         raise OSError(code, os.strerror(code))
 
 
@@ -75,19 +87,27 @@ def test_words_are_suggested_only_when_near():
 # --- as a command ------------------------------------------------------------------------------
 
 ANSWERED_WITHOUT_TORCH = [
-    (["--help"], DONE), (["train", "--help"], DONE), (["trian"], BAD_INPUT), ([], BAD_INPUT),
-    (["train", "--n_layers=4"], BAD_INPUT), (["train", "--n_layer=four"], BAD_INPUT),
-    (["train", "--n_embd=7", "--n_head=2"], BAD_INPUT), (["train", "nowhere.py"], BAD_INPUT),
-    (["train", "--dataset=nowhere"], BAD_INPUT), (["params", "--vocab_size=65"], DONE),
+    (["--help"], DONE),
+    (["train", "--help"], DONE),
+    (["trian"], BAD_INPUT),
+    ([], BAD_INPUT),
+    (["train", "--n_layers=4"], BAD_INPUT),
+    (["train", "--n_layer=four"], BAD_INPUT),
+    (["train", "--n_embd=7", "--n_head=2"], BAD_INPUT),
+    (["train", "nowhere.py"], BAD_INPUT),
+    (["train", "--dataset=nowhere"], BAD_INPUT),
+    (["params", "--vocab_size=65"], DONE),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "code"), ANSWERED_WITHOUT_TORCH)
 def test_what_needs_no_torch_never_imports_it(tmp_path, arguments, code):
-    script = ("import sys\nfrom nanoscale.commands.main import main\n"
-              f"code = main({arguments!r})\n"
-              "slow = {'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-              "sys.exit(f'imported {slow}' if slow else code)")
+    script = (
+        "import sys\nfrom nanoscale.commands.main import main\n"
+        f"code = main({arguments!r})\n"
+        "slow = {'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else code)"
+    )
     done = run_python("-c", script, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     if code == BAD_INPUT and arguments:
@@ -105,8 +125,14 @@ def test_the_module_is_the_command():
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_a_reader_that_goes_away_is_no_error(arguments):
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    process = subprocess.Popen([sys.executable, "-m", "nanoscale", *arguments], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanoscale", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=buffered,
+    )
     process.stdout.close()  # as `| head -0` would
     with process.stderr:
         assert process.stderr.read() == ""

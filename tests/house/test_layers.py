@@ -11,53 +11,28 @@ from pathlib import Path
 import pytest
 from tiny import PACKAGE, ROOT, run_python
 
-# From the bottom up: a module imports its own layer and those above it in this list.
-LAYERS = [
-    ["errors", "signals", "student"],
-    ["options"],
-    ["lease"],
-    ["config"],
-    ["sources", "architecture", "schedule", "provenance"],
-    ["counting"],
-    ["records"],
-    ["resume"],
-    ["parametrization", "memory"],
-    ["data", "documents", "synthetic", "prepare"],
-    # from here on torch
-    ["ops", "distributed"],
-    ["kernels"],
-    ["fused"],
-    ["model", "muon", "adamw"],
-    ["optim"],
-    ["checkpoint", "telemetry"],
-    ["numerics"],
-    ["runtime"],
-    ["evaluation"],
-    ["training"],
-    ["sampling", "benchmark", "peer", "export"],
-    # many runs, and what they say: torch-free again
-    ["experiments", "laws", "checks", "report"],
-    ["recipes"],
-    ["transfer", "coord_check", "arms", "compare"],
-    ["approaches", "law_figures"],
-    ["fit"],
-    ["plan"],
-    ["study"],
-    ["design"],
-    ["commands"],
-    ["cli"],
-    ["__main__"],
+# From the bottom up: a folder imports the rows before its own, and within its row itself alone.
+ROWS = [
+    {"errors", "signals"},
+    {"spec", "data", "store", "model"},
+    {"training", "experiments", "laws", "checks"},
+    {"report"},
+    {"studies"},
+    {"commands"},
 ]
-LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-USES_TORCH = {"ops", "kernels", "fused", "adamw", "numerics", "model", "muon", "optim",
-              "checkpoint", "distributed", "telemetry", "runtime", "evaluation", "training",
-              "sampling", "benchmark", "peer", "export"}
-CONTRACTS = ["errors", "signals", "lease", "config", "sources", "architecture", "counting",
-             "schedule", "provenance", "records", "resume"]
-SIBLINGS = {"experiments", "laws", "checks", "report"}  # none imports another
+# What is allowed within a row: a run folder and a model are made from a config and its data.
+WITHIN = {("store", "spec"), ("store", "data"), ("model", "spec"), ("model", "data")}
+# Above the row of a run, only the verbs start one, and `report` draws what `laws` and `checks` say.
+NEVER = {("report", "training"), ("studies", "training"), ("studies", "model")}
+ROW = {folder: number for number, row in enumerate(ROWS) for folder in row}
+TORCH = {"model", "training"}
+ROOT_MODULES = {"__init__", "__main__", "errors", "signals"}
 FILES = sorted(PACKAGE.rglob("*.py"))
-MODULES = {".".join(f.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): f
-           for f in FILES if f != PACKAGE / "__init__.py"}
+MODULES = {
+    ".".join(f.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): f
+    for f in FILES
+    if f != PACKAGE / "__init__.py"
+}
 
 
 def imports(file: Path) -> set[str]:
@@ -84,16 +59,22 @@ def top(module: str) -> str:
 # --- who imports whom --------------------------------------------------------------------------
 
 
-def test_every_module_has_a_place():
-    missing = {top(module) for module in MODULES} - LEVEL.keys()
-    assert not missing, f"give {missing} a place in LAYERS"
+def test_the_package_has_eleven_folders_and_four_modules():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert folders == set().union(*ROWS) - {"errors", "signals"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT_MODULES
+    assert all(file.parent in (PACKAGE, PACKAGE / file.parent.name) for file in FILES)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_module_imports_from_a_layer_above_its_own(module):
-    ours = LEVEL.get(top(module), len(LAYERS))
-    higher = {name for name in IMPORTS[module] - {"torch"} if LEVEL[top(name)] > ours}
-    assert not higher
+def test_a_folder_imports_the_rows_below_its_own(module):
+    ours = top(module)
+    if ours in ("__init__", "__main__"):
+        return
+    for theirs in {top(name) for name in IMPORTS[module]} - {ours, "torch"}:
+        below = ROW[theirs] < ROW[ours] or (ours, theirs) in WITHIN
+        assert below, f"{module} imports {theirs}"
+        assert (ours, theirs) not in NEVER, f"{module} imports {theirs}"
 
 
 def test_the_import_graph_has_no_cycle():
@@ -101,35 +82,32 @@ def test_the_import_graph_has_no_cycle():
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if top(m) in SIBLINGS])
-def test_experiments_laws_checks_and_report_do_not_know_each_other(module):
-    assert not {top(name) for name in IMPORTS[module]} & (SIBLINGS - {top(module)})
-
-
 # --- torch -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_torch_is_imported_where_it_is_needed_alone(module):
-    """Not even inside a function: what is above a run reads run folders; `cli` starts runs."""
-    above = top(module) not in USES_TORCH and top(module) not in ("cli", "__main__")
-    assert ("torch" in IMPORTS[module]) <= (top(module) in USES_TORCH)
-    assert not (above and {top(name) for name in IMPORTS[module]} & USES_TORCH)
+def test_torch_is_a_rule_per_folder(module):
+    """Not even inside a function: what is above a run reads run folders."""
+    assert "torch" not in IMPORTS[module] or top(module) in TORCH
 
 
 def test_importing_everything_torch_free_never_loads_torch():
-    names = [f"nanoscale.{m}" for m in MODULES if top(m) not in USES_TORCH | {"__main__"}]
-    script = ("import importlib, sys\n"
-              f"for name in {sorted(names)!r}:\n"
-              "    importlib.import_module(name)\n"
-              "    assert 'torch' not in sys.modules, name\n")
+    names = [f"nanoscale.{m}" for m in MODULES if top(m) not in TORCH | {"__main__"}]
+    script = (
+        "import importlib, sys\n"
+        f"for name in {sorted(names)!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
     done = run_python("-c", script)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_contracts_load_nothing_heavy():
-    script = ("import sys\n" + "".join(f"import nanoscale.{m}\n" for m in CONTRACTS)
-              + "print({'torch', 'numpy', 'pandas', 'yaml', 'psutil'} & set(sys.modules))")
+    """What says what a run is, and reads what it left, is the standard library alone."""
+    modules = [m for m in MODULES if top(m) in ("spec", "store", "errors", "signals")]
+    script = "import sys\n" + "".join(f"import nanoscale.{m}\n" for m in modules)
+    script += "print({'torch', 'numpy', 'pandas', 'yaml', 'psutil', 'scipy'} & set(sys.modules))"
     assert run_python("-c", script).stdout == "set()\n"
 
 
@@ -146,9 +124,29 @@ def test_modules_and_functions_can_be_read_in_one_go(module):
 
 
 def test_no_drawer_for_odds_and_ends_and_no_module_named_after_a_dependency():
-    taken = {"utils", "util", "helpers", "misc", "common", "torch", "numpy", "pandas", "yaml",
-             "matplotlib", "rich", "psutil", "optuna", "ray", "submitit", "slurm", "wandb",
-             "tensorboard", "transformers", "tiktoken", "scipy"}
+    taken = {
+        "utils",
+        "util",
+        "helpers",
+        "misc",
+        "common",
+        "torch",
+        "numpy",
+        "pandas",
+        "yaml",
+        "matplotlib",
+        "rich",
+        "psutil",
+        "optuna",
+        "ray",
+        "submitit",
+        "slurm",
+        "wandb",
+        "tensorboard",
+        "transformers",
+        "tiktoken",
+        "scipy",
+    }
     assert not {part for module in MODULES for part in module.split(".")} & taken
     assert all(f.parent in (PACKAGE, PACKAGE / f.parent.name) for f in FILES)  # one folder deep
 
@@ -163,8 +161,11 @@ def code_lines(file: Path) -> int:
     tree = ast.parse(text)
     docstring = tree.body[0] if ast.get_docstring(tree) else None
     inside = range(docstring.lineno, docstring.end_lineno + 1) if docstring else ()
-    return sum(1 for number, line in enumerate(text.splitlines(), 1)
-               if line.strip() and not line.strip().startswith("#") and number not in inside)
+    return sum(
+        1
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#") and number not in inside
+    )
 
 
 DOORS = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*/prepare.py")])
@@ -180,17 +181,29 @@ def test_a_door_is_a_docstring_and_a_dozen_lines(door):
 
 
 def repository_files() -> list[Path]:
-    done = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip("not a git checkout")
     return [ROOT / name for name in done.stdout.split("\0") if name]
 
 
 def test_no_file_names_a_machine_or_a_registry():
-    forbidden = re.compile("|".join((
-        r"(?<![\w.])/(?:work|tm" r"p|home|root)/", r"py" r"pi\.org", r"python" r"hosted\.org",
-        r"index" r"-url", r"conda\.anaconda")))
+    forbidden = re.compile(
+        "|".join(
+            (
+                r"(?<![\w.])/(?:work|tm" r"p|home|root)/",
+                r"py" r"pi\.org",
+                r"python" r"hosted\.org",
+                r"index" r"-url",
+                r"conda\.anaconda",
+            )
+        )
+    )
     found = []
     for file in repository_files():
         if file.is_file():

@@ -13,8 +13,12 @@ from nanoscale.data.prepare import prepare
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery itself
 def test_scaling_studies_notebook(tmp_path, monkeypatch):
     data = prepare("synthetic", out=tmp_path / "synthetic")
-    for name, value in {"NANOSCALE_TOY": "1", "NANOSCALE_DATASET": str(data),
-                        "NANOSCALE_OUTPUT": str(tmp_path / "out"), "PYTHONPATH": str(ROOT)}.items():
+    for name, value in {
+        "NANOSCALE_TOY": "1",
+        "NANOSCALE_DATASET": str(data),
+        "NANOSCALE_OUTPUT": str(tmp_path / "out"),
+        "PYTHONPATH": str(ROOT),
+    }.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "scaling_studies.ipynb", as_version=4)
     notebook.metadata.kernelspec.name = "python3"

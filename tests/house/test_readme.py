@@ -14,9 +14,20 @@ from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import build, parse_arguments
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["--max_iters=2", "--lr_decay_iters=None", "--device=cpu", "--compile=False",
-         "--batch_size=2", "--block_size=16", "--n_layer=1", "--n_head=2", "--n_embd=16",
-         "--eval_iters=1", "--final_eval_tokens=64", "--threads=1"]
+SMALL = [
+    "--max_iters=2",
+    "--lr_decay_iters=None",
+    "--device=cpu",
+    "--compile=False",
+    "--batch_size=2",
+    "--block_size=16",
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=16",
+    "--eval_iters=1",
+    "--final_eval_tokens=64",
+    "--threads=1",
+]
 SHORTER = {"train.py": SMALL, "sample.py": ["--num_samples=1", "--max_new_tokens=5"]}
 
 

@@ -23,9 +23,12 @@ TRUTH = np.array([2.0, 0.6, 3.0, 0.5])  # L0, A, C, alpha, and a timescale of 80
 def schedule(kind, updates=2000, warmup=100):
     i = np.arange(updates)
     p = np.clip((i - warmup) / (updates - warmup), 0, 1)
-    shape = {"constant": np.ones(updates), "cosine": 0.1 + 0.45 * (1 + np.cos(np.pi * p)),
-             "linear": 1 - 0.9 * p,
-             "wsd": np.where(p < 0.75, 1, 1 - 3.6 * np.maximum(p - 0.75, 0))}[kind]
+    shape = {
+        "constant": np.ones(updates),
+        "cosine": 0.1 + 0.45 * (1 + np.cos(np.pi * p)),
+        "linear": 1 - 0.9 * p,
+        "wsd": np.where(p < 0.75, 1, 1 - 3.6 * np.maximum(p - 0.75, 0)),
+    }[kind]
     return 1e-3 * np.minimum((i + 1) / warmup, 1) * shape
 
 
@@ -66,13 +69,24 @@ def test_a_planted_law_is_recovered_and_predicts_other_schedules():
 def test_intervals_hold_the_truth_and_a_run_not_seen():
     held = np.zeros(4)
     for seed in range(8):
-        curves = [planted(kind, 0.003, 10 * seed + i) for i, kind in
-                  enumerate(("constant", "cosine", "wsd"))]
+        curves = [
+            planted(kind, 0.003, 10 * seed + i)
+            for i, kind in enumerate(("constant", "cosine", "wsd"))
+        ]
         found = fit_curves(curves, rng_seed=seed, delta=0.01)
         other = planted("linear", updates=3000)
         low, high = found.predict(other.lr)["ci95"][0]
-        held += [low <= other.loss[-1] <= high, *(a <= value <= b for value, (a, b) in zip(
-            (*TRUTH[2:], 80), (found.ci95[k] for k in ("C", "alpha", "timescale")), strict=True))]
+        held += [
+            low <= other.loss[-1] <= high,
+            *(
+                a <= value <= b
+                for value, (a, b) in zip(
+                    (*TRUTH[2:], 80),
+                    (found.ci95[k] for k in ("C", "alpha", "timescale")),
+                    strict=True,
+                )
+            ),
+        ]
     assert (held >= 6).all(), held
     run = found.predict(other.lr)["run_ci95"][0]
     assert run[0] < low < high < run[1]
@@ -89,8 +103,9 @@ def test_resamples_move_the_timescale_by_its_derivatives():
     S1, S2 = _predictors(curves, 88)
     loss = ANNEALING.loss(TRUTH, S1, S2)
     problem = Problem(ANNEALING, _predictors(curves, 80), 2.0)
-    found = _moved(curves, problem, Objective("log-huber"), problem.theta(TRUTH), 80.0,
-                   loss[None] / 2, False)
+    found = _moved(
+        curves, problem, Objective("log-huber"), problem.theta(TRUTH), 80.0, loss[None] / 2, False
+    )
     assert found[0] == pytest.approx([*TRUTH, 88], rel=2e-3)
 
 
@@ -98,8 +113,10 @@ def test_a_run_folder_is_read_with_its_own_schedule(tmp_path):
     spec = tiny_spec(max_iters=40, warmup_iters=4, lr_schedule="cosine", learning_rate=1e-2)
     run = RunFolder(tmp_path / "run")
     run.create(spec)
-    rows = [{"step": s, "train_loss": 3.0, "val_loss": None if s % 4 else 3 - s / 50}
-            for s in range(0, 41, 2)]
+    rows = [
+        {"step": s, "train_loss": 3.0, "val_loss": None if s % 4 else 3 - s / 50}
+        for s in range(0, 41, 2)
+    ]
     (run / "metrics.jsonl").write_text("".join(row_line(r) for r in rows))
     curve = Curve.of_run(run.path)
     assert curve.step.tolist() == list(range(8, 41, 4))

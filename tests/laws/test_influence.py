@@ -18,7 +18,18 @@ def test_the_published_row_of_dropped_outliers(epoch):
     fit = fit_law({"N": N, "C": C}, L, resamples=0)
     rows = without_highest(fit, {"N": N, "C": C}, L)
     assert [round(row["a"], 4) for row in rows] == [
-        0.5646, 0.5441, 0.5380, 0.5241, 0.5164, 0.5139, 0.5150, 0.5117, 0.5089, 0.5085, 0.5086]
+        0.5646,
+        0.5441,
+        0.5380,
+        0.5241,
+        0.5164,
+        0.5139,
+        0.5150,
+        0.5117,
+        0.5089,
+        0.5085,
+        0.5086,
+    ]
     assert [L[row["row"]] for row in rows[1:]] == np.sort(L)[::-1][:10].tolist()
     with pytest.raises(UserError, match="most = 245: expected 0 to 244"):
         without_highest(fit, {"N": N, "C": C}, L, most=245)
@@ -31,11 +42,13 @@ def test_each_change_is_that_of_a_fit_without_it(by):
     highest, run = loss.argmax(), np.array([f"run {i // 3}" for i in range(45)])
     fit = fit_law({"N": N, "D": D}, loss, drop_worst=1, resamples=0, objective="mse")
     groups, at = (run if by == "run" else None), {"N": 1e9, "D": 2e10}
-    found = influence_of(fit, {"N": N, "D": D}, loss, drop_worst=1, groups=groups, target="a",
-                         at=at)
+    found = influence_of(
+        fit, {"N": N, "D": D}, loss, drop_worst=1, groups=groups, target="a", at=at
+    )
     units = [one.units[0] for one in found.single]
-    assert sorted(units) == (sorted(set(run)) if by == "run" else
-                             [i for i in range(45) if i != highest])
+    assert sorted(units) == (
+        sorted(set(run)) if by == "run" else [i for i in range(45) if i != highest]
+    )
     assert units[0] == ("run 14" if by == "run" else 44)
     for one in found.single[::5]:
         keep = (run != one.units[0]) if by == "run" else np.arange(45) != one.units[0]
@@ -76,7 +89,8 @@ def test_the_run_that_carries_a_conclusion_is_named():
     assert found.text() == (
         f"a = {fit.exponents['a']:.4g}: without run 18 alone it is "
         f"{found.single[0].values['a']:.4g}, outside [0.502, inf], the bounds given; 1 of 23 alone "
-        "do so")
+        "do so"
+    )
     record = json.loads(json.dumps(found.to_json()))
     assert (record["text"], record["worst"][0]["units"]) == (found.text(), [18])
 

@@ -81,8 +81,10 @@ def test_a_cubic_is_found_exactly_and_bends_as_the_surface_does():
     loss = 3 + 0.3 * u**2 - 0.1 * u**3
     found = isoflop.isoflop({"N": N, "D": D}, loss, degree=3, resamples=0, extrapolated=True)
     assert (found.slope, found.intercept) == pytest.approx((0.45, 1.2), abs=1e-9)
-    errors = [abs(isoflop.bias(*approach2("asymmetric", "centred", 16, degree=degree),
-                               1e24).bias["D"]) for degree in (2, 3)]
+    errors = [
+        abs(isoflop.bias(*approach2("asymmetric", "centred", 16, degree=degree), 1e24).bias["D"])
+        for degree in (2, 3)
+    ]
     assert errors[1] < errors[0] / 3
 
 
@@ -92,10 +94,17 @@ def test_intervals_hold_the_planted_line_and_shrink_with_the_noise():
     for world in range(120):
         loss = losses("symmetric", N, D, 0.002, seed=1000 + world)
         found = isoflop.isoflop({"N": N, "D": D}, loss, resamples=200)
-        ends = [found.ci95["a"], found.optimum(1e22)["N_ci95"],
-                *(np.array(v.ci95) / np.sqrt(v.C / 6) for v in found.valleys)]
-        held.append([low < value < high for (low, high), value in
-                     zip(ends, (0.5, truth, *[1] * 5), strict=True)])
+        ends = [
+            found.ci95["a"],
+            found.optimum(1e22)["N_ci95"],
+            *(np.array(v.ci95) / np.sqrt(v.C / 6) for v in found.valleys),
+        ]
+        held.append(
+            [
+                low < value < high
+                for (low, high), value in zip(ends, (0.5, truth, *[1] * 5), strict=True)
+            ]
+        )
         widths.append(np.ptp(found.ci95["a"]))
     assert (np.mean(held, axis=0) > 0.9).all()
     assert (np.mean(held, axis=0) < 0.99).all()
@@ -124,18 +133,27 @@ def test_what_is_wrong_with_a_grid_is_flagged_and_a_sound_one_is_silent():
     loss = losses("symmetric", N, D, 1e-4)
     found = isoflop.isoflop({"N": N[keep], "D": D[keep]}, loss[keep])
     assert [v.flags for v in found.valleys] == [
-        [], ["off-centre"], ["unbracketed", "off-centre"], [], ["too few points"]]
+        [],
+        ["off-centre"],
+        ["unbracketed", "off-centre"],
+        [],
+        ["too few points"],
+    ]
     assert [v.used for v in found.valleys] == [True, True, False, True, False]
     assert found.valleys[1].offset == pytest.approx(-np.log10(2), abs=0.02)  # too small N
     assert [w.split(":")[0].split(" (")[0] for w in found.warnings] == [
-        "too few points at C = 1e+21", "unbracketed at C = 1e+19", "off-centre at C = 1e+18"]
+        "too few points at C = 1e+21",
+        "unbracketed at C = 1e+19",
+        "off-centre at C = 1e+18",
+    ]
     assert found.exponents["a"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_flat_valleys_say_that_their_intervals_have_no_end():
     N, D = cells("symmetric", 2, points=6)
-    found = isoflop.isoflop({"N": N, "D": D}, losses("symmetric", N, D, 0.003, 3),
-                            extrapolated=True)
+    found = isoflop.isoflop(
+        {"N": N, "D": D}, losses("symmetric", N, D, 0.003, 3), extrapolated=True
+    )
     assert any("flat beside the noise" in w for w in found.warnings)
     assert all(v.vertex for v in found.valleys)
     assert [v.ci95 is None for v in found.valleys] == [False, True, False, True, True]
@@ -150,9 +168,15 @@ def test_the_envelope_is_that_of_brute_force_and_its_line_is_the_planted_one():
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0, 4, 60), rng.uniform(0, 1, 60)
     y += -0.5 * x
-    below = [i for i in range(60) if not any(
-        x[j] < x[i] < x[k] and y[j] + (y[k] - y[j]) * (x[i] - x[j]) / (x[k] - x[j]) <= y[i]
-        for j in range(60) for k in range(60))]
+    below = [
+        i
+        for i in range(60)
+        if not any(
+            x[j] < x[i] < x[k] and y[j] + (y[k] - y[j]) * (x[i] - x[j]) / (x[k] - x[j]) <= y[i]
+            for j in range(60)
+            for k in range(60)
+        )
+    ]
     below = sorted((i for i in below if x[i] <= x[y.argmin()]), key=lambda i: x[i])
     assert isoflop.hull(x, y).tolist() == below
     N, D = cells("chinchilla", 4, points=31)
@@ -161,7 +185,8 @@ def test_the_envelope_is_that_of_brute_force_and_its_line_is_the_planted_one():
     exact = LAW.exponents(np.array(SURFACES["chinchilla"]))
     assert found.exponents == pytest.approx(exact, abs=1e-9)
     assert found.optimum(1e24)["D"] == pytest.approx(
-        LAW.optimum(np.array(SURFACES["chinchilla"]), 1e24)[1], rel=1e-6)
+        LAW.optimum(np.array(SURFACES["chinchilla"]), 1e24)[1], rel=1e-6
+    )
     assert found.ci95["a"][0] < exact["a"] < found.ci95["a"][1]
 
 

@@ -55,15 +55,27 @@ def test_the_certified_optimum_of_the_240_points(epoch):
 
 
 ROWS = {  # objective, delta, dropped, unit of N and D -> sum, E, A, B, alpha, beta
-    "245 points": (("log-huber", 1e-3, 0, 1, 1), 0.0018260105230693,
-                   [1.89133850, 495.726009, 12845.6133, 0.34931289, 0.45304930]),
+    "245 points": (
+        ("log-huber", 1e-3, 0, 1, 1),
+        0.0018260105230693,
+        [1.89133850, 495.726009, 12845.6133, 0.34931289, 0.45304930],
+    ),
     "lad": (("lad", 1e-3, 5, 1, 1), 1.129494654, [1.81686, 482.006, 2085.436, 0.347813, 0.365854]),
-    "delta 1e-2": (("log-huber", 1e-2, 5, 1, 1), 0.00469622488,
-                   [1.83808, 538.752, 2905.60, 0.354416, 0.381538]),
-    "delta 1e-4": (("log-huber", 1e-4, 5, 1, 1), 0.00011177875,
-                   [1.81582, 478.689, 2065.41, 0.347409, 0.365385]),
-    "mse": (("mse", 1e-3, 5, 1e6, 1e9), 0.08320380769,
-            [1.88281362, 4.05984, 1.07446, 0.35761509, 0.42762062]),
+    "delta 1e-2": (
+        ("log-huber", 1e-2, 5, 1, 1),
+        0.00469622488,
+        [1.83808, 538.752, 2905.60, 0.354416, 0.381538],
+    ),
+    "delta 1e-4": (
+        ("log-huber", 1e-4, 5, 1, 1),
+        0.00011177875,
+        [1.81582, 478.689, 2065.41, 0.347409, 0.365385],
+    ),
+    "mse": (
+        ("mse", 1e-3, 5, 1e6, 1e9),
+        0.08320380769,
+        [1.88281362, 4.05984, 1.07446, 0.35761509, 0.42762062],
+    ),
 }
 
 
@@ -71,8 +83,14 @@ ROWS = {  # objective, delta, dropped, unit of N and D -> sum, E, A, B, alpha, b
 def test_the_optima_of_other_objectives(epoch, row):
     (objective, delta, dropped, n_unit, d_unit), lowest, expected = ROWS[row]
     N, C, L = epoch
-    found = fit_law({"N": N / n_unit, "D": C / (6 * N) / d_unit}, L, objective=objective,
-                    delta=delta, drop_worst=dropped, resamples=0)
+    found = fit_law(
+        {"N": N / n_unit, "D": C / (6 * N) / d_unit},
+        L,
+        objective=objective,
+        delta=delta,
+        drop_worst=dropped,
+        resamples=0,
+    )
     assert found.objective == pytest.approx(lowest, rel=2e-8)
     assert list(found.params.values()) == pytest.approx(expected, rel=3e-6)
     assert found.agreement_of_starts > 0.9
@@ -84,17 +102,34 @@ def test_the_217_points_of_vpnls_and_scalefit(inliers):
     squares = fit_law(x, L, objective="mse", resamples=0)
     assert squares.objective == pytest.approx(0.06241429288, rel=1e-9)
     assert list(squares.params.values()) == pytest.approx(
-        [1.90509227, 4.00052235, 1.05094769, 0.35105820, 0.45874179], rel=2e-8)
+        [1.90509227, 4.00052235, 1.05094769, 0.35105820, 0.45874179], rel=2e-8
+    )
     assert list(fit_law(x, L, resamples=0).params.values()) == pytest.approx(
-        [1.82053672, 3.73498722, 1.04063404, 0.32712785, 0.39608595], rel=2e-8)
+        [1.82053672, 3.73498722, 1.04063404, 0.32712785, 0.39608595], rel=2e-8
+    )
 
 
 def test_outliers_and_rounding_move_the_exponent_as_published(epoch, inliers):
     a = [fit(*epoch, drop_worst=k).exponents["a"] for k in range(11)]
     assert np.round(a, 4).tolist() == [
-        0.5646, 0.5441, 0.5380, 0.5241, 0.5164, 0.5139, 0.5150, 0.5117, 0.5089, 0.5085, 0.5086]
-    rows = {4: (0.34728, 0.36713), 3: (0.34748, 0.36660), 2: (0.34807, 0.36474),
-            1: (0.36856, 0.31927)}
+        0.5646,
+        0.5441,
+        0.5380,
+        0.5241,
+        0.5164,
+        0.5139,
+        0.5150,
+        0.5117,
+        0.5089,
+        0.5085,
+        0.5086,
+    ]
+    rows = {
+        4: (0.34728, 0.36713),
+        3: (0.34748, 0.36660),
+        2: (0.34807, 0.36474),
+        1: (0.36856, 0.31927),
+    }
     for decimals, expected in rows.items():
         found = fit(*inliers[:2], np.round(inliers[2], decimals))
         assert (round(found.params["alpha"], 5), round(found.params["beta"], 5)) == expected
@@ -111,7 +146,10 @@ def test_larger_budgets_are_predicted_as_published(inliers, cut, n, error, large
     off = 100 * (found(N, D) / L - 1)[cut <= C]
     assert (found.n_points, len(off)) == (n, 240 - n)
     assert np.round([np.abs(off).mean(), np.abs(off).max(), off.mean()], 2).tolist() == [
-        error, largest, bias]
+        error,
+        largest,
+        bias,
+    ]
 
 
 def test_the_plan_for_chinchillas_budget_and_nanogpts_riddle(inliers):
@@ -131,10 +169,21 @@ def test_epochs_resamples_give_epochs_intervals(inliers):
     weights = np.array([np.bincount(i, minlength=240) for i in drawn])
     assert (bootstrap.point_weights("pairs", 240, None, 4000, 42) == weights).all()
     found = fit(*inliers, weights=weights)
-    se = {"E": 0.025657, "A": 124.494, "B": 1293.169, "alpha": 0.015397, "beta": 0.020594,
-          "a": 0.019971}
-    ends = {"E": (1.76935, 1.87123), "A": (286.085, 743.610), "B": (1042.366, 5810.359),
-            "alpha": (0.316823, 0.373283), "beta": (0.331261, 0.415375)}
+    se = {
+        "E": 0.025657,
+        "A": 124.494,
+        "B": 1293.169,
+        "alpha": 0.015397,
+        "beta": 0.020594,
+        "a": 0.019971,
+    }
+    ends = {
+        "E": (1.76935, 1.87123),
+        "A": (286.085, 743.610),
+        "B": (1042.366, 5810.359),
+        "alpha": (0.316823, 0.373283),
+        "beta": (0.331261, 0.415375),
+    }
     assert {k: found.se[k] for k in se} == pytest.approx(se, rel=3e-4)
     for name, expected in ends.items():
         assert found.ci95[name] == pytest.approx(expected, rel=1e-5)
@@ -152,11 +201,22 @@ def test_every_resample_is_at_scipys_minimum_or_below(inliers):
     for counts, theta, lowest in zip(weights, found.theta, found.objective, strict=True):
         at = np.repeat(np.arange(240), counts.astype(int))
         result = optimize.least_squares(
-            lambda t, at=at: np.log(L[at] / (np.exp(t[0] - t[3] * np.log(N[at] / 1e9))
-                                             + np.exp(t[1] - t[4] * np.log(D[at] / 1e10))
-                                             + np.exp(t[2]))),
-            [-1.0, -0.8, 0.6, 0.34, 0.37], loss="huber", f_scale=1e-3, x_scale="jac",
-            xtol=1e-15, ftol=1e-15, gtol=1e-15)
+            lambda t, at=at: np.log(
+                L[at]
+                / (
+                    np.exp(t[0] - t[3] * np.log(N[at] / 1e9))
+                    + np.exp(t[1] - t[4] * np.log(D[at] / 1e10))
+                    + np.exp(t[2])
+                )
+            ),
+            [-1.0, -0.8, 0.6, 0.34, 0.37],
+            loss="huber",
+            f_scale=1e-3,
+            x_scale="jac",
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+        )
         assert lowest <= result.cost * (1 + 1e-10)
         assert problem.params(theta)[3:] == pytest.approx(result.x[3:], rel=1e-4)
 
@@ -187,9 +247,14 @@ def test_small_systems_are_solved_side_by_side():
     assert x[:, keep] == pytest.approx(expected[:, keep], rel=1e-9)
     G, h = A[:2, :2, keep], b[:2, keep]
     found = solve_nonnegative(G, h)
-    corners = np.stack([found * 0, np.stack([h[0] / G[0, 0], 0 * h[0]]),
-                        np.stack([0 * h[0], h[1] / G[1, 1]]), np.linalg.solve(
-                            np.moveaxis(G, 2, 0), h.T[..., None])[..., 0].T])
+    corners = np.stack(
+        [
+            found * 0,
+            np.stack([h[0] / G[0, 0], 0 * h[0]]),
+            np.stack([0 * h[0], h[1] / G[1, 1]]),
+            np.linalg.solve(np.moveaxis(G, 2, 0), h.T[..., None])[..., 0].T,
+        ]
+    )
     cost = (corners * ((G * corners[:, None]).sum(2) / 2 - h)).sum(1)
     cost[(corners < 0).any(1)] = np.inf
     assert (found * ((G * found).sum(1) / 2 - h)).sum(0) == pytest.approx(cost.min(0), abs=1e-12)
@@ -198,7 +263,8 @@ def test_small_systems_are_solved_side_by_side():
 def test_points_runs_and_seeds_are_resampled_whole():
     groups = np.array(["a", "a", "b", "b", "b", "c"])
     pairs, cluster, stratified = (
-        bootstrap.point_weights(m, 6, groups, 300, 0) for m in ("pairs", "cluster", "stratified"))
+        bootstrap.point_weights(m, 6, groups, 300, 0) for m in ("pairs", "cluster", "stratified")
+    )
     assert (pairs.sum(1) == 6).all()
     assert len(np.unique(pairs[:, 0])) > 2
     assert (cluster[:, 0] == cluster[:, 1]).all()
@@ -327,8 +393,9 @@ def test_the_objectives_are_the_sums_they_say(inliers):
 def test_kaplans_law_is_recovered_and_its_optimum_is_the_least():
     truth = np.array([8.8e13, 5.4e13, 0.076, 0.095])
     n, d = budgets()
-    found = fit_law({"N": n / 1e6, "D": d / 1e9}, KAPLAN.loss(truth, n, d), law="kaplan",
-                    resamples=0)
+    found = fit_law(
+        {"N": n / 1e6, "D": d / 1e9}, KAPLAN.loss(truth, n, d), law="kaplan", resamples=0
+    )
     expected = truth / [1e6, 1e9, 1, 1]
     assert list(found.params.values()) == pytest.approx(expected, rel=1e-6)
     assert found.exponents["a"] == pytest.approx(0.095 / 0.171)
@@ -344,8 +411,11 @@ def test_the_law_of_the_docstring_can_be_registered_and_is_recovered(monkeypatch
     truth = [1.7, 400.0, 900.0, 0.34, 0.3, 8.0]
     example = textwrap.dedent(forms.__doc__.split(":\n\n", 1)[1])
     seen = 1 - np.exp(-(d / unique - 1) / truth[5])
-    losses = (truth[0] + truth[1] / n ** truth[3]
-              + truth[2] / (unique * (1 + truth[5] * seen)) ** truth[4])
+    losses = (
+        truth[0]
+        + truth[1] / n ** truth[3]
+        + truth[2] / (unique * (1 + truth[5] * seen)) ** truth[4]
+    )
     names = {"np": np, "n": n, "d": d, "unique": unique, "losses": losses}
     exec(example.replace('"repeated")', '"repeated", resamples=0)'), names)
     found = names["fit"]

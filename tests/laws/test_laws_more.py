@@ -21,8 +21,11 @@ def repeated():
     return N, D, D / np.tile([1.0, 6.0, 30.0], 25)
 
 
-TRUTHS = {"repetition": [*BASE, 7.0], "repetition-nd": [*BASE, 7.0, 3.0],
-          "kaplan-floor": [1.2, 8.8e13, 5.4e13, 0.176, 0.195]}
+TRUTHS = {
+    "repetition": [*BASE, 7.0],
+    "repetition-nd": [*BASE, 7.0, 3.0],
+    "kaplan-floor": [1.2, 8.8e13, 5.4e13, 0.176, 0.195],
+}
 
 
 @pytest.mark.parametrize("name", TRUTHS)
@@ -48,7 +51,8 @@ def test_a_base_law_can_be_held_and_the_rest_is_the_same_as_among_all():
     assert found(N, D, U) == pytest.approx(loss)
     chinchilla = LAWS["chinchilla"].hold(E=1.69, alpha=0.34)
     assert chinchilla.optimum(BASE[[1, 2, 4]], 1e20) == pytest.approx(
-        LAWS["chinchilla"].optimum(BASE, 1e20))
+        LAWS["chinchilla"].optimum(BASE, 1e20)
+    )
     with pytest.raises(UserError, match="no R to hold"):
         LAWS["chinchilla"].hold(R=1.0)
     with pytest.raises(UserError, match="leave one to fit"):
@@ -101,4 +105,5 @@ def test_derivatives_of_the_new_rules_by_differences():
             up, down = f(*(values + step)[0]), f(*(values - step)[0])
             assert jet.d[i, 0, 0] == pytest.approx((up - down) / (2 * h), rel=1e-6)
             assert jet.dd[i, i, 0, 0] == pytest.approx(
-                (up - 2 * f(*values[0]) + down) / h**2, rel=1e-4)
+                (up - 2 * f(*values[0]) + down) / h**2, rel=1e-4
+            )

@@ -53,8 +53,16 @@ def test_the_interval_of_a_new_run_covers_it_and_that_of_the_law_the_law():
         fit = fit_law({"N": N, "D": D}, loss, resamples=120, rng_seed=world)
         found = predict.predict(fit, predict.Basis.of(fit, {"N": N, "D": D}, loss).noise, **at)
         new = truth * np.exp(sd * np.random.default_rng(10_000 + world).standard_normal())
-        held.append([low < value < high for (low, high), value in (
-            (found["run_ci95"], new), (found["loss_ci95"], truth), (found["loss_ci95"], new))])
+        held.append(
+            [
+                low < value < high
+                for (low, high), value in (
+                    (found["run_ci95"], new),
+                    (found["loss_ci95"], truth),
+                    (found["loss_ci95"], new),
+                )
+            ]
+        )
     run, law, wrong = np.mean(held, axis=0)
     assert (run >= 0.9, law >= 0.9) == (True, True)
     assert wrong < run - 0.3  # the law's interval does not hold a run
@@ -74,7 +82,8 @@ def test_noise_is_of_seeds_or_residuals_whichever_is_larger():
     laws = np.full((50_000, 1), 2.5)
     draws = predict.new_runs(laws, noise, 0)
     assert np.log(draws / 2.5).std() == pytest.approx(
-        noise.used * np.sqrt(noise.dof / (noise.dof - 2)), rel=0.02)
+        noise.used * np.sqrt(noise.dof / (noise.dof - 2)), rel=0.02
+    )
     bent = loss * np.repeat(np.exp(np.where(np.arange(24) % 2, 0.02, -0.02)), 3)
     fit = fit_law({"N": N, "D": D}, bent, resamples=0)
     noise = predict.Basis.of(fit, {"N": N, "D": D}, bent).noise

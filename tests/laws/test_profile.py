@@ -88,7 +88,8 @@ def test_at_an_end_the_law_fitted_anew_is_refuted_to_the_level(objective):
         for end in found.ci()[name]:
             held = fit_law({"N": N, "D": D}, loss, law=LAW.hold(**{name: end}), **how)
             assert (held.objective - fit.objective) / unit == pytest.approx(
-                found.threshold, rel=2e-3), name
+                found.threshold, rel=2e-3
+            ), name
     low, high = found.ci()["a"]
     assert low < fit.exponents["a"] < high
     assert found.ci()["b"] == pytest.approx([1 - high, 1 - low])
@@ -102,8 +103,15 @@ def test_a_is_profiled_as_the_two_exponents_on_their_line():
     fit = fit_law({"N": N, "D": D}, loss, **how)
     found = profile_law(fit, {"N": N, "D": D}, loss, names=["a"])
     end = found.ci()["a"][1]
-    rise = min(fit_law({"N": N, "D": D}, loss, law=LAW.hold(alpha=g, beta=g * end / (1 - end)),
-                       **how).objective for g in np.linspace(0.2, 0.45, 251)) - fit.objective
+    rise = (
+        min(
+            fit_law(
+                {"N": N, "D": D}, loss, law=LAW.hold(alpha=g, beta=g * end / (1 - end)), **how
+            ).objective
+            for g in np.linspace(0.2, 0.45, 251)
+        )
+        - fit.objective
+    )
     assert rise / (fit.objective / 19) == pytest.approx(found.threshold, rel=2e-3)
 
 

@@ -23,8 +23,14 @@ def world(sd=0.0, scatter=0.0, rng_seed=0, values=7, cells=(4, 4), shift=0.0):
             best = law * np.exp(scatter * rng.standard_normal())
             middle = 2.0 ** np.round(np.log2(law) + shift)
             for lr in middle * 2.0 ** (np.arange(values) - values // 2):
-                rows.append((N, D, lr, 2.5 * np.exp(0.01 * np.log(lr / best) ** 2
-                                                    + sd * rng.standard_normal())))
+                rows.append(
+                    (
+                        N,
+                        D,
+                        lr,
+                        2.5 * np.exp(0.01 * np.log(lr / best) ** 2 + sd * rng.standard_normal()),
+                    )
+                )
     *columns, loss = np.array(rows).T
     return dict(zip(("N", "D", "lr"), columns, strict=True)), loss
 
@@ -40,8 +46,9 @@ def test_planted_laws_are_recovered_exactly():
     assert found.equation() == "lr* = 1.790 N^-0.7130 D^0.3070"
     batch = {"D": columns["D"], "batch": 10 * columns["D"] ** 0.571}
     spread = np.tile(2.0 ** np.arange(-3, 4), 16)
-    found = batch_law({"D": batch["D"], "batch": batch["batch"] * spread},
-                      2 * np.exp(0.02 * np.log(spread) ** 2))
+    found = batch_law(
+        {"D": batch["D"], "batch": batch["batch"] * spread}, 2 * np.exp(0.02 * np.log(spread) ** 2)
+    )
     assert (found.c, found.exponents) == (pytest.approx(10), {"D": pytest.approx(0.571)})
     json.dumps(found.to_json(), allow_nan=False)
 
@@ -50,8 +57,9 @@ def test_the_vertex_is_numpys_and_its_interval_that_of_the_noise():
     columns, loss = world(0.001, rng_seed=4)
     found = lr_law(columns, loss, resamples=4000)
     one = found.sweeps[5]
-    rows = (np.isclose(columns["N"], one.at["N"], rtol=1e-6)
-            & np.isclose(columns["D"], one.at["D"], rtol=1e-6))
+    rows = np.isclose(columns["N"], one.at["N"], rtol=1e-6) & np.isclose(
+        columns["D"], one.at["D"], rtol=1e-6
+    )
     v, y = np.log(columns["lr"][rows]), np.log(loss[rows])
     near = np.abs(v - v[y.argmin()]) < np.log(4.05)
     (second, first, _), covariance = np.polyfit(v[near], y[near], 2, cov="unscaled")
@@ -69,8 +77,9 @@ def test_the_law_is_the_least_squares_weighted_by_each_optimums_variance():
     for at in set(zip(columns["N"], columns["D"], strict=True)):
         rows = (columns["N"] == at[0]) & (columns["D"] == at[1])
         middle[at] = np.median(columns["lr"][rows])
-    near = np.array([abs(np.log2(lr / middle[N, D])) < 2.5 for N, D, lr in
-                     zip(*columns.values(), strict=True)])
+    near = np.array(
+        [abs(np.log2(lr / middle[N, D])) < 2.5 for N, D, lr in zip(*columns.values(), strict=True)]
+    )
     columns, loss = {k: v[near | ~narrow] for k, v in columns.items()}, loss[near | ~narrow]
     found = lr_law(columns, loss)
     rows, y, weight = [], [], []
@@ -97,8 +106,12 @@ def test_intervals_cover_with_and_without_scatter(scatter):
     held = np.zeros(2)
     for seed in range(60):
         found = lr_law(*world(0.001, scatter, seed, cells=(4, 3)), resamples=200, rng_seed=seed)
-        held += [low <= value <= high for value, (low, high) in
-                 zip(STEP_LAW[1:], (found.ci95["N"], found.ci95["D"]), strict=True)]
+        held += [
+            low <= value <= high
+            for value, (low, high) in zip(
+                STEP_LAW[1:], (found.ci95["N"], found.ci95["D"]), strict=True
+            )
+        ]
     assert (held >= 0.88 * 60).all(), held
     assert found.scatter == pytest.approx(scatter, abs=0.08)
 
@@ -108,9 +121,10 @@ def test_a_sweep_at_its_edge_is_flagged_left_out_and_told_where_to_go():
     last = (columns["N"] == columns["N"].max()) & (columns["D"] == columns["D"].max())
     low, high = columns["lr"][last][0], columns["lr"][last][-1]
     for kept, flag, wanted in (
-            (~last | (columns["lr"] >= low * 16), EDGE_LOW, (4 * low, 8 * low)),
-            (~last | (columns["lr"] <= high / 16), EDGE_HIGH, (high / 8, high / 4)),
-            (~last | (np.abs(np.log(columns["lr"] / low / 8)) < 1), TOO_FEW, ())):
+        (~last | (columns["lr"] >= low * 16), EDGE_LOW, (4 * low, 8 * low)),
+        (~last | (columns["lr"] <= high / 16), EDGE_HIGH, (high / 8, high / 4)),
+        (~last | (np.abs(np.log(columns["lr"] / low / 8)) < 1), TOO_FEW, ()),
+    ):
         found = lr_law({k: v[kept] for k, v in columns.items()}, loss[kept])
         at = [s for s in found.sweeps if s.flag]
         assert [s.flag for s in at] == [flag]
@@ -126,9 +140,12 @@ def test_a_sweep_at_its_edge_is_flagged_left_out_and_told_where_to_go():
 def test_few_scales_are_warned_about_and_fewer_refused():
     found = lr_law(*world(cells=(3, 4)))
     assert found.warnings == [
-        "N has only 3 values: its exponent is little more than a ratio below 4; add one"]
-    for cells, message in (((2, 4), "N has 2 values among the sweeps"),
-                           ((1, 3), "3 of 3 sweeps have an optimum inside them")):
+        "N has only 3 values: its exponent is little more than a ratio below 4; add one"
+    ]
+    for cells, message in (
+        ((2, 4), "N has 2 values among the sweeps"),
+        ((1, 3), "3 of 3 sweeps have an optimum inside them"),
+    ):
         with pytest.raises(UserError, match=message):
             lr_law(*world(cells=cells))
     columns, loss = world()

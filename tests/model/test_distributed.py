@@ -34,10 +34,23 @@ from nanoscale.training.numerics import decide_kernels
 # evaluation windows that leave a rank without any. adam_eps is far above the rounding errors of
 # gradients that are zero (a bias of keys).
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
-    "dataset": "tiny", "learning_rate": 1e-2, "threads": 1, "dtype": "float32", "kernels": "torch",
-    "optimizer": "muon", "batch_size": 3, "gradient_accumulation_steps": 2, "micro_batch_size": 2,
-    "use_swiglu": True, "bias": True, "lr_schedule": "constant", "eval_iters": 1,
-    "stats_interval": 5, "final_eval_tokens": 40, "adam_eps": 1e-6}
+    "dataset": "tiny",
+    "learning_rate": 1e-2,
+    "threads": 1,
+    "dtype": "float32",
+    "kernels": "torch",
+    "optimizer": "muon",
+    "batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "micro_batch_size": 2,
+    "use_swiglu": True,
+    "bias": True,
+    "lr_schedule": "constant",
+    "eval_iters": 1,
+    "stats_interval": 5,
+    "final_eval_tokens": 40,
+    "adam_eps": 1e-6,
+}
 
 
 @pytest.fixture
@@ -68,8 +81,17 @@ def over_ranks(world: int, work: Callable[[], object], seconds: float = 30) -> N
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    left = {forked(work, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
-                   MASTER_PORT=port) for rank in range(world)}
+    left = {
+        forked(
+            work,
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=world,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(world)
+    }
     failed, end = False, time.monotonic() + seconds
     while left:
         failed |= time.monotonic() > end
@@ -138,10 +160,20 @@ def test_a_sharded_run_equals_one_process(spec_of, tmp_path):
     """As a user starts it: losses, norms, statistics, evaluations and both files."""
     spec = spec_of()
     one = trained(spec, tmp_path / "one")
-    flags = BASE | {"data_root": spec.config.data_root, "out_dir": tmp_path / "two",
-                    "sharding": "fsdp", "kernels": "auto"}
-    done = run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                      str(ROOT / "train.py"), *(f"--{k}={v}" for k, v in flags.items()))
+    flags = BASE | {
+        "data_root": spec.config.data_root,
+        "out_dir": tmp_path / "two",
+        "sharding": "fsdp",
+        "kernels": "auto",
+    }
+    done = run_python(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "train.py"),
+        *(f"--{k}={v}" for k, v in flags.items()),
+    )
     assert done.returncode == 0, done.stderr
     assert "torch kernels, fsdp over 2 processes" in done.stdout
     two = RunFolder(tmp_path / "two")
@@ -154,8 +186,12 @@ def test_a_sharded_run_equals_one_process(spec_of, tmp_path):
 def test_a_run_goes_on_over_other_ranks_as_its_twin(spec_of, tmp_path):
     """Sharded, alone, DDP, sharded over more: each continues the one before it."""
     twin = trained(spec_of(max_iters=20), tmp_path / "twin")
-    for iters, world, sharding in ((5, 2, "fsdp"), (10, 1, "fsdp"), (15, 2, "ddp"),
-                                   (20, 3, "fsdp")):
+    for iters, world, sharding in (
+        (5, 2, "fsdp"),
+        (10, 1, "fsdp"),
+        (15, 2, "ddp"),
+        (20, 3, "fsdp"),
+    ):
         run = trained(spec_of(max_iters=iters, sharding=sharding), tmp_path / "run", world)
     assert_same_run(twin, run)
 
@@ -172,8 +208,10 @@ def test_the_masters_clock_alone_makes_a_checkpoint_late(spec_of, tmp_path):
         with session(spec.config) as ranks:
             for folder, shown, expected in cases:
                 saved: list[int] = []
-                training.save = lambda run, *rest, saved=saved: (saved.append(run.step),
-                                                                 original(run, *rest))
+                training.save = lambda run, *rest, saved=saved: (
+                    saved.append(run.step),
+                    original(run, *rest),
+                )
                 if not ranks.is_master:
                     training.time = SimpleNamespace(perf_counter=lambda shown=shown: shown)
                 training.train(folder, ranks)

@@ -29,11 +29,25 @@ MODELS = {  # widths, heads and lengths around and off the multiples of 16 that 
     "gpt2 with biases": {"n_embd": 40, "n_head": 2, "block_size": 19, "bias": True},
     "llama": LLAMA | {"n_embd": 64, "n_head": 4, "n_kv_head": 2, "block_size": 33},
     "one head, long": {"n_embd": 24, "n_head": 1, "block_size": 150, "use_rope": True},
-    "odd": LLAMA | {"n_embd": 36, "n_head": 6, "n_kv_head": 1, "block_size": 83, "z_loss": 0.01,
-                    "multiple_of": 1, "tie_embeddings": False},
-    "scaled": {"n_embd": 32, "n_head": 2, "block_size": 16, "use_swiglu": True,
-               "parametrization.mode": "CompleteP", "parametrization.base_n_embd": 64,
-               "parametrization.input_mult": 2.0},
+    "odd": LLAMA
+    | {
+        "n_embd": 36,
+        "n_head": 6,
+        "n_kv_head": 1,
+        "block_size": 83,
+        "z_loss": 0.01,
+        "multiple_of": 1,
+        "tie_embeddings": False,
+    },
+    "scaled": {
+        "n_embd": 32,
+        "n_head": 2,
+        "block_size": 16,
+        "use_swiglu": True,
+        "parametrization.mode": "CompleteP",
+        "parametrization.base_n_embd": 64,
+        "parametrization.input_mult": 2.0,
+    },
 }
 
 
@@ -60,7 +74,8 @@ def gradients(model: GPT, narrow: bool = False) -> dict[str, Tensor]:
         loss = 0.3 * model(*batch(model))[1]
     loss.backward()
     return {"loss": loss.detach()} | {
-        name: p.grad for name, p in model.named_parameters() if not name.endswith("c_k.bias")}
+        name: p.grad for name, p in model.named_parameters() if not name.endswith("c_k.bias")
+    }
     # (softmax does not see a key's bias: its gradient is rounding alone)
 
 
@@ -71,8 +86,9 @@ def error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float
 @pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
 def test_a_model_and_its_gradients_equal_torchs(values):
     reference, fused = twins(**values)
-    torch.testing.assert_close(fused(batch(fused)[0])[0], reference(batch(fused)[0])[0],
-                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fused(batch(fused)[0])[0], reference(batch(fused)[0])[0], rtol=1e-4, atol=1e-5
+    )
     errors = error(gradients(fused), gradients(reference))
     assert max(errors.values()) < 1e-5, errors
 
@@ -98,8 +114,9 @@ def test_activations_over_their_whole_range(name, dtype):
         y = getattr(ops, name)(*leaves)
         y.sum().backward()
         found.append([y, *(leaf.grad for leaf in leaves)])
-    tolerance = {"rtol": 2e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02,
-                                                                             "atol": 1e-3}
+    tolerance = (
+        {"rtol": 2e-6, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-3}
+    )
     for ours, torchs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, torchs, **tolerance)
 
@@ -117,8 +134,9 @@ def test_large_logits_and_large_means_lose_nothing():
     norm = Norm(40, 1e-5, rms=False, bias=False)
     torch.nn.init.ones_(norm.weight)
     x = 1000 + torch.randn(1, 7, 40)
-    torch.testing.assert_close(FusedOps().join(x, None, 1.0, norm)[1], norm(x), rtol=1e-3,
-                               atol=1e-3)
+    torch.testing.assert_close(
+        FusedOps().join(x, None, 1.0, norm)[1], norm(x), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_token_outside_the_vocabulary_is_refused():
@@ -155,8 +173,13 @@ def test_threads_and_repetition_change_no_bit_beyond_the_sums():
 def test_weights_are_cast_once_per_update(monkeypatch):
     _, fused = twins(**MODELS["gpt2"])
     made = []
-    monkeypatch.setattr(torch, "_foreach_copy_", lambda to, parts, _copy=torch._foreach_copy_: (
-        made.append(len(parts)), _copy(to, parts))[1])
+    monkeypatch.setattr(
+        torch,
+        "_foreach_copy_",
+        lambda to, parts, _copy=torch._foreach_copy_: (made.append(len(parts)), _copy(to, parts))[
+            1
+        ],
+    )
     gradients(fused, True)
     gradients(fused, True)
     assert sorted(made) == [1] * 7 + [3] * 2  # head; projections and MLPs; q, k and v together
@@ -183,12 +206,16 @@ def test_side_by_side_copies_only_what_lies_apart():
 # -- the update ---------------------------------------------------------------------------------
 def test_adamw_and_clipping_equal_torchs():
     def parameters() -> list[torch.nn.Parameter]:
-        return [torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(i)))
-                for i, shape in enumerate([(65, 131), (7,), (), (30, 20, 3)])]
+        return [
+            torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(i)))
+            for i, shape in enumerate([(65, 131), (7,), (), (30, 20, 3)])
+        ]
 
     def groups(p):
-        return [{"params": p[:2], "lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8},
-                {"params": p[2:], "lr": 3e-2, "weight_decay": 0.0, "eps": 1e-3}]
+        return [
+            {"params": p[:2], "lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8},
+            {"params": p[2:], "lr": 3e-2, "weight_decay": 0.0, "eps": 1e-3},
+        ]
 
     ours, torchs = parameters(), parameters()
     mine = AdamW(groups(ours), betas=(0.9, 0.95), in_kernel=True)
@@ -213,8 +240,12 @@ REPORT = "from nanoscale.model import kernels; print(kernels.built())"
 
 
 def built_in(home: Path, code: str = REPORT, **environment: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home), **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home), **environment},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

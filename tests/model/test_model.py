@@ -19,8 +19,11 @@ from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.parametrization import rule
 
-ALL_FLAGS = pytest.mark.parametrize("flags", flag_combinations(), ids=lambda f: "".join(
-    "01"[value not in (None, False)] for value in f.values()))
+ALL_FLAGS = pytest.mark.parametrize(
+    "flags",
+    flag_combinations(),
+    ids=lambda f: "".join("01"[value not in (None, False)] for value in f.values()),
+)
 # eps, theta and sizes at which a mistake in any of them shows in the logits
 TELLING = {"norm_eps": 0.05, "rope_theta": 50.0}
 
@@ -128,9 +131,21 @@ def test_the_logits_equal_a_plain_float64_model(flags):
 @pytest.mark.parametrize("mode", ["muP", "CompleteP"])
 @pytest.mark.parametrize("llama", [False, True])
 def test_the_forward_multipliers_equal_a_plain_float64_model(mode, llama):
-    check_against_plain(tiny_config(
-        mode=mode, base_n_embd=64, base_n_layer=5, base_head_dim=9, alpha=0.7, input_mult=1.7,
-        output_mult=0.6, use_rope=llama, use_rmsnorm=llama, use_swiglu=llama, **TELLING))
+    check_against_plain(
+        tiny_config(
+            mode=mode,
+            base_n_embd=64,
+            base_n_layer=5,
+            base_head_dim=9,
+            alpha=0.7,
+            input_mult=1.7,
+            output_mult=0.6,
+            use_rope=llama,
+            use_rmsnorm=llama,
+            use_swiglu=llama,
+            **TELLING,
+        )
+    )
 
 
 # --- Hugging Face's ----------------------------------------------------------------------------
@@ -143,7 +158,8 @@ def state_for_gpt2(model: GPT) -> dict[str, Tensor]:
         at = f"transformer.h.{i}.attn"
         for kind in ("weight", "bias"):
             ours[f"{at}.c_attn.{kind}"] = torch.cat(
-                [ours.pop(f"{at}.c_{part}.{kind}") for part in "qkv"])
+                [ours.pop(f"{at}.c_{part}.{kind}") for part in "qkv"]
+            )
     matrices = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     ours = {name: v.T.contiguous() if name.endswith(matrices) else v for name, v in ours.items()}
     return ours | {"lm_head.weight": ours["transformer.wte.weight"]}
@@ -151,12 +167,20 @@ def state_for_gpt2(model: GPT) -> dict[str, Tensor]:
 
 def state_for_llama(model: GPT) -> dict[str, Tensor]:
     """Our weights under LLaMA's names."""
-    names = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm",
-             "transformer.h": "model.layers", "ln_1": "input_layernorm",
-             "ln_2": "post_attention_layernorm", "attn.c_proj": "self_attn.o_proj",
-             "attn.c_q": "self_attn.q_proj", "attn.c_k": "self_attn.k_proj",
-             "attn.c_v": "self_attn.v_proj", "mlp.c_gate": "mlp.gate_proj",
-             "mlp.c_up": "mlp.up_proj", "mlp.c_proj": "mlp.down_proj"}
+    names = {
+        "transformer.wte": "model.embed_tokens",
+        "transformer.ln_f": "model.norm",
+        "transformer.h": "model.layers",
+        "ln_1": "input_layernorm",
+        "ln_2": "post_attention_layernorm",
+        "attn.c_proj": "self_attn.o_proj",
+        "attn.c_q": "self_attn.q_proj",
+        "attn.c_k": "self_attn.k_proj",
+        "attn.c_v": "self_attn.v_proj",
+        "mlp.c_gate": "mlp.gate_proj",
+        "mlp.c_up": "mlp.up_proj",
+        "mlp.c_proj": "mlp.down_proj",
+    }
     theirs = {}
     for name, value in model.state_dict().items():
         for mine, other in names.items():
@@ -169,9 +193,17 @@ def state_for_llama(model: GPT) -> dict[str, Tensor]:
 def test_the_logits_equal_hugging_faces_gpt2():
     hf = pytest.importorskip("transformers")
     model = shaken(tiny_config(bias=True, norm_eps=1e-3))
-    theirs = hf.GPT2LMHeadModel(hf.GPT2Config(
-        vocab_size=VOCAB, n_positions=8, n_embd=16, n_layer=2, n_head=4, layer_norm_epsilon=1e-3,
-        activation_function="gelu")).eval()
+    theirs = hf.GPT2LMHeadModel(
+        hf.GPT2Config(
+            vocab_size=VOCAB,
+            n_positions=8,
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            layer_norm_epsilon=1e-3,
+            activation_function="gelu",
+        )
+    ).eval()
     theirs.load_state_dict(state_for_gpt2(model))
     torch.testing.assert_close(model(tokens())[0], theirs(tokens()).logits, rtol=1e-5, atol=1e-5)
 
@@ -179,12 +211,28 @@ def test_the_logits_equal_hugging_faces_gpt2():
 @pytest.mark.filterwarnings("ignore")
 def test_the_logits_equal_hugging_faces_llama():
     hf = pytest.importorskip("transformers")
-    model = shaken(tiny_config(use_rmsnorm=True, use_rope=True, use_swiglu=True, n_kv_head=2,
-                               tie_embeddings=False, norm_eps=1e-3))
-    theirs = hf.LlamaForCausalLM(hf.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-3,
-        max_position_embeddings=8)).eval()
+    model = shaken(
+        tiny_config(
+            use_rmsnorm=True,
+            use_rope=True,
+            use_swiglu=True,
+            n_kv_head=2,
+            tie_embeddings=False,
+            norm_eps=1e-3,
+        )
+    )
+    theirs = hf.LlamaForCausalLM(
+        hf.LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=16,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-3,
+            max_position_embeddings=8,
+        )
+    ).eval()
     theirs.load_state_dict(state_for_llama(model))
     torch.testing.assert_close(model(tokens())[0], theirs(tokens()).logits, rtol=1e-5, atol=1e-5)
 
@@ -256,7 +304,8 @@ def test_parameters_are_the_architectures_in_its_order(flags):
     config = tiny_config(**flags)
     model = GPT(config)
     assert [(name, tuple(p.shape)) for name, p in model.named_parameters()] == [
-        (s.name, s.shape) for s in tensors(config)]
+        (s.name, s.shape) for s in tensors(config)
+    ]
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
 
 
@@ -292,8 +341,18 @@ def test_learned_positions_break_the_symmetry_that_rope_keeps():
 
 def test_a_tensors_initial_values_depend_on_seed_and_name_alone():
     state = GPT(tiny_config(tie_embeddings=False)).state_dict()
-    deeper = GPT(tiny_config(tie_embeddings=False, n_layer=4, use_rmsnorm=True, dropout=0.5,
-                             n_kv_head=2, batch_size=1, data_seed=5, seed=1337)).state_dict()
+    deeper = GPT(
+        tiny_config(
+            tie_embeddings=False,
+            n_layer=4,
+            use_rmsnorm=True,
+            dropout=0.5,
+            n_kv_head=2,
+            batch_size=1,
+            data_seed=5,
+            seed=1337,
+        )
+    ).state_dict()
     for name, value in state.items():
         if "c_proj" not in name and value.shape == deeper[name].shape:
             assert torch.equal(value, deeper[name])
@@ -327,8 +386,16 @@ def test_the_normal_values_are_philoxs_with_the_whole_key():
 
 @pytest.mark.parametrize("mode", ["SP", "muP", "CompleteP"])
 def test_initial_values_have_their_rules_mean_and_spread(mode):
-    config = tiny_config(mode=mode, n_layer=3, n_embd=64, bias=True, use_swiglu=True,
-                         tie_embeddings=False, use_qk_norm=True, base_n_embd=16)
+    config = tiny_config(
+        mode=mode,
+        n_layer=3,
+        n_embd=64,
+        bias=True,
+        use_swiglu=True,
+        tie_embeddings=False,
+        use_qk_norm=True,
+        base_n_embd=16,
+    )
     state = GPT(config).state_dict()
     for spec in tensors(config):
         values, target = state[spec.name].double(), rule(spec, config).init_std
@@ -348,10 +415,19 @@ def test_dropout_acts_at_its_four_places_in_training_alone(monkeypatch):
     idx = tokens(8, 256)
     rates: list[float] = []
     attention, dropout = F.scaled_dot_product_attention, F.dropout
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, dropout_p, **k: (
-        rates.append(dropout_p), attention(*a, dropout_p=dropout_p, **k))[1])
-    monkeypatch.setattr(F, "dropout", lambda x, p, training: (
-        rates.append(p if training else 0.0), dropout(x, p, training))[1])
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda *a, dropout_p, **k: (
+            rates.append(dropout_p),
+            attention(*a, dropout_p=dropout_p, **k),
+        )[1],
+    )
+    monkeypatch.setattr(
+        F,
+        "dropout",
+        lambda x, p, training: (rates.append(p if training else 0.0), dropout(x, p, training))[1],
+    )
     with torch.no_grad():
         assert torch.equal(model(idx)[0], without(idx)[0])
         assert not any(rates)

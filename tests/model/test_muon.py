@@ -75,10 +75,20 @@ def test_the_type_asked_for_computes_and_the_gradients_comes_back():
     assert orthogonalize(G.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("scale", "shape", "expected"), [
-    ("spectral", (64, 16), 2.0), ("spectral", (16, 64), 0.5), ("spectral", (9, 9), 1.0),
-    ("original", (64, 16), 2.0), ("original", (16, 64), 1.0), ("original", (9, 9), 1.0),
-    ("match_rms", (64, 16), 1.6), ("match_rms", (16, 64), 1.6), ("match_rms", (25, 25), 1.0)])
+@pytest.mark.parametrize(
+    ("scale", "shape", "expected"),
+    [
+        ("spectral", (64, 16), 2.0),
+        ("spectral", (16, 64), 0.5),
+        ("spectral", (9, 9), 1.0),
+        ("original", (64, 16), 2.0),
+        ("original", (16, 64), 1.0),
+        ("original", (9, 9), 1.0),
+        ("match_rms", (64, 16), 1.6),
+        ("match_rms", (16, 64), 1.6),
+        ("match_rms", (25, 25), 1.0),
+    ],
+)
 def test_shape_factors(scale, shape, expected):
     assert shape_factor(scale, *shape) == pytest.approx(expected)
 
@@ -97,8 +107,9 @@ def updated(steps: int, shapes: list[tuple[int, int]], make, zero: bool = False)
     return [p.detach() for p in params]
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    ("original", "original"), ("match_rms", "match_rms_adamw")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("original", "original"), ("match_rms", "match_rms_adamw")]
+)
 def test_twenty_updates_equal_torchs(ours, theirs):
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this torch has no Muon")

@@ -42,8 +42,9 @@ def check_partition(named: dict[str, Tensor], config: ExperimentConfig) -> None:
     groups = parameter_groups(named, config)
     every = [g for kind in groups.values() for g in kind]
     assert sorted(name for g in every for name in g["names"]) == sorted(named)
-    assert all(named[name] is p for g in every
-               for name, p in zip(g["names"], g["params"], strict=True))
+    assert all(
+        named[name] is p for g in every for name, p in zip(g["names"], g["params"], strict=True)
+    )
     matrices = {n for n in named if ".h." in n and named[n].dim() == 2}
     muons = {name for g in groups["muon"] for name in g["names"]}
     assert muons == (matrices if config.optimizer == "muon" else set())
@@ -57,18 +58,28 @@ def test_groups_are_a_partition_for_all_modes_and_optimizers(flags):
             check_partition(named, tiny_config(mode=mode, optimizer=optimizer, **flags))
 
 
-@pytest.mark.parametrize("overrides", [
-    {}, {"bias": True, "learning_rate": 0.03, "beta1": 0.7, "beta2": 0.8, "weight_decay": 0.5},
-    {"use_swiglu": True, "use_rmsnorm": True, "use_rope": True, "tie_embeddings": False}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"bias": True, "learning_rate": 0.03, "beta1": 0.7, "beta2": 0.8, "weight_decay": 0.5},
+        {"use_swiglu": True, "use_rmsnorm": True, "use_rope": True, "tie_embeddings": False},
+    ],
+)
 def test_adamw_under_sp_is_nanogpts(overrides):
     config = tiny_config(**overrides)
     ours, theirs = GPT(config), GPT(config)
     decay = [p for p in theirs.parameters() if p.dim() >= 2]
     rest = [p for p in theirs.parameters() if p.dim() < 2]
     plain = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": config.weight_decay},
-         {"params": rest, "weight_decay": 0.0}],
-        lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-10)
+        [
+            {"params": decay, "weight_decay": config.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=1e-10,
+    )
     optimizers = Optimizers(ours, config)
     for step in range(10):
         optimizers.set_lr(lr_multiplier(config, step))
@@ -84,9 +95,17 @@ def test_adamw_under_sp_is_nanogpts(overrides):
 
 
 def test_the_schedule_multiplies_every_groups_own_base_lr():
-    config = tiny_config(optimizer="muon", mode="CompleteP", base_n_embd=4, base_n_layer=1,
-                         alpha=0.5, embedding_lr_mult=3.0, head_lr_mult=0.25,
-                         tie_embeddings=False, bias=True)
+    config = tiny_config(
+        optimizer="muon",
+        mode="CompleteP",
+        base_n_embd=4,
+        base_n_layer=1,
+        alpha=0.5,
+        embedding_lr_mult=3.0,
+        head_lr_mult=0.25,
+        tie_embeddings=False,
+        bias=True,
+    )
     optimizers = Optimizers(GPT(config), config)
     base = [group["lr"] for group in optimizers.groups]
     assert len(set(base)) >= 5
@@ -112,13 +131,23 @@ def test_the_multipliers_survive_scheduler_steps_saving_and_loading():
 
 
 def test_muon_and_adamw_have_their_own_base_lr_and_decay():
-    config = tiny_config(optimizer="muon", learning_rate=1e-3, muon_lr=0.5, weight_decay=0.2,
-                         muon_weight_decay=0.7, muon_momentum=0.6, muon_ns_steps=7,
-                         muon_scale="original", beta1=0.8, adam_eps=1e-9)
+    config = tiny_config(
+        optimizer="muon",
+        learning_rate=1e-3,
+        muon_lr=0.5,
+        weight_decay=0.2,
+        muon_weight_decay=0.7,
+        muon_momentum=0.6,
+        muon_ns_steps=7,
+        muon_scale="original",
+        beta1=0.8,
+        adam_eps=1e-9,
+    )
     adamw, muon = Optimizers(GPT(config), config).parts
     assert {(g["lr"], g["weight_decay"]) for g in muon.param_groups} == {(0.5, 0.7)}
     assert {(g["momentum"], g["ns_steps"], g["scale"]) for g in muon.param_groups} == {
-        (0.6, 7, "original")}
+        (0.6, 7, "original")
+    }
     assert {(g["lr"], g["weight_decay"]) for g in adamw.param_groups} == {(1e-3, 0.2), (1e-3, 0.0)}
     assert {(g["betas"], g["eps"]) for g in adamw.param_groups} == {((0.8, 0.95), 1e-9)}
     assert len(Optimizers(GPT(tiny_config()), tiny_config()).parts) == 1
@@ -127,8 +156,15 @@ def test_muon_and_adamw_have_their_own_base_lr_and_decay():
 def test_embeddings_and_an_untied_head_have_their_lr_multipliers():
     config = tiny_config(embedding_lr_mult=3.0, head_lr_mult=0.5, tie_embeddings=False)
     rates = {g["role"]: g["lr"] / 6e-4 for g in Optimizers(GPT(config), config).groups}
-    assert rates == {"embedding": pytest.approx(3), "position": pytest.approx(3), "hidden": 1,
-                     "residual_out": 1, "block_norm": 1, "final_norm": 1, "readout": 0.5}
+    assert rates == {
+        "embedding": pytest.approx(3),
+        "position": pytest.approx(3),
+        "hidden": 1,
+        "residual_out": 1,
+        "block_norm": 1,
+        "final_norm": 1,
+        "readout": 0.5,
+    }
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -138,8 +174,10 @@ def test_state_put_back_continues_bit_for_bit(optimizer, mode):
     model = GPT(config)
     optimizers = Optimizers(model, config)
     trained(config, range(4), model, optimizers)
-    state = {name: {key: v.clone() for key, v in values.items()}
-             for name, values in optimizers.state().items()}
+    state = {
+        name: {key: v.clone() for key, v in values.items()}
+        for name, values in optimizers.state().items()
+    }
     assert state.keys() == dict(model.named_parameters()).keys()
     other = GPT(config)
     other.load_state_dict({name: v.clone() for name, v in model.state_dict().items()})

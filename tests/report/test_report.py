@@ -162,8 +162,16 @@ def test_loss_curves_are_labelled_once_per_size_at_their_ends():
 
 
 def test_long_names_and_many_runs_leave_room_for_the_curves():
-    rows = [{"run": str(i), "size": f"{'a key of some length=1, ' * 5}{i}", "tokens_seen": t,
-             "val_loss": 3 - 0.1 * t + 0.01 * i} for i in range(40) for t in (1, 2)]
+    rows = [
+        {
+            "run": str(i),
+            "size": f"{'a key of some length=1, ' * 5}{i}",
+            "tokens_seen": t,
+            "val_loss": 3 - 0.1 * t + 0.01 * i,
+        }
+        for i in range(40)
+        for t in (1, 2)
+    ]
     figure = loss_curves_figure(rows)
     figure.canvas.draw()
     labels = [text for text in texts(figure) if text.startswith("a key")]

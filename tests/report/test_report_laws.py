@@ -25,8 +25,12 @@ from nanoscale.report.laws import BEYOND, dots, narrow_axis
 from nanoscale.report.style import ACCENT, INK, LIGHT, PAPER, canvas
 
 G, A = 0.1, 0.5  # N* = G C^A of the planted law
-LABELS = {"N": "N: total parameters", "D": "D: training tokens", "C": "C: training FLOPs, 6 N D",
-          "loss": "validation loss (nats per token)"}
+LABELS = {
+    "N": "N: total parameters",
+    "D": "D: training tokens",
+    "C": "C: training FLOPs, 6 N D",
+    "loss": "validation loss (nats per token)",
+}
 
 
 def law(n, d):
@@ -46,13 +50,25 @@ def path():
     c = np.geomspace(1e16, 1e20, 41)
     n = np.sqrt(c / 6)
     loss = law(n, n)
-    return {"C": c, "N": n, "N_lo": n / 1.5, "N_hi": n * 1.5, "loss": loss, "lo": 0.99 * loss,
-            "hi": 1.01 * loss}
+    return {
+        "C": c,
+        "N": n,
+        "N_lo": n / 1.5,
+        "N_hi": n * 1.5,
+        "loss": loss,
+        "lo": 0.99 * loss,
+        "hi": 1.01 * loss,
+    }
 
 
 def fit(**changes):
-    return {"equation": "L(N, D) = 1.50 + 300 / N^0.300 + 300 / D^0.300", "params": {"E": 1.5},
-            "ci95": {"E": [1.4, 1.6]}, "not_identified": [], **changes}
+    return {
+        "equation": "L(N, D) = 1.50 + 300 / N^0.300 + 300 / D^0.300",
+        "params": {"E": 1.5},
+        "ci95": {"E": [1.4, 1.6]},
+        "not_identified": [],
+        **changes,
+    }
 
 
 def valleys(given, hollow=1, few=1):
@@ -63,42 +79,99 @@ def valleys(given, hollow=1, few=1):
         x = np.log10(given["N"][rows])
         coefficients = np.polyfit(x - x.mean(), given["loss"][rows], 2)
         vertex = 10 ** (x.mean() - coefficients[1] / (2 * coefficients[0]))
-        found.append({
-            "C": c, "n_points": len(rows), "vertex": vertex, "ci95": [vertex / 1.3, vertex * 1.3],
-            "loss": given["loss"][rows].min(), "used": i != hollow, "flags": [], "rows": rows,
-            "curve": {"centre": x.mean(), "coefficients": coefficients}})
-    found += [{"C": 3e18, "n_points": 2, "vertex": None, "ci95": None, "loss": None, "used": False,
-               "flags": ["too few points"], "rows": [0, 1], "curve": None}] * few
+        found.append(
+            {
+                "C": c,
+                "n_points": len(rows),
+                "vertex": vertex,
+                "ci95": [vertex / 1.3, vertex * 1.3],
+                "loss": given["loss"][rows].min(),
+                "used": i != hollow,
+                "flags": [],
+                "rows": rows,
+                "curve": {"centre": x.mean(), "coefficients": coefficients},
+            }
+        )
+    found += [
+        {
+            "C": 3e18,
+            "n_points": 2,
+            "vertex": None,
+            "ci95": None,
+            "loss": None,
+            "used": False,
+            "flags": ["too few points"],
+            "rows": [0, 1],
+            "curve": None,
+        }
+    ] * few
     c = np.geomspace(1e16, 1e20, 21)
     n = np.sqrt(c / 6)
-    return {"axis": "N", "valleys": found, "exponents": {"a": A, "b": 1 - A},
-            "ci95": {"a": [0.48, 0.53]}, "line": {"C": c, "N": n, "lo": n / 1.2, "hi": n * 1.2}}
+    return {
+        "axis": "N",
+        "valleys": found,
+        "exponents": {"a": A, "b": 1 - A},
+        "ci95": {"a": [0.48, 0.53]},
+        "line": {"C": c, "N": n, "lo": n / 1.2, "hi": n * 1.2},
+    }
 
 
 def holdouts(**last):
-    rows = [{"threshold": t, "bias": b, "bias_ci95": [b - 0.01, b + 0.01], "mean_abs_error": 0.012,
-             "in_sample_error": 0.004, "n_fitted": n, "n_held_out": 30 - n, "distance": 10.0}
-            for t, b, n in ((1e17, -0.008, 7), (1e18, 0.006, 14), (1e19, 0.004, 21))]
+    rows = [
+        {
+            "threshold": t,
+            "bias": b,
+            "bias_ci95": [b - 0.01, b + 0.01],
+            "mean_abs_error": 0.012,
+            "in_sample_error": 0.004,
+            "n_fitted": n,
+            "n_held_out": 30 - n,
+            "distance": 10.0,
+        }
+        for t, b, n in ((1e17, -0.008, 7), (1e18, 0.006, 14), (1e19, 0.004, 21))
+    ]
     rows[-1] |= last
     return rows
 
 
 def analyses():
     """Eight fits and one without: a is 0.5 + 0.1 for the convention `bent`, + 0.01 per outlier."""
-    rows = [{"convention": c, "approach": approach, "objective": o, "delta": delta, "dropped": k,
-             "a": 0.5 + 0.1 * (c == "bent") + 0.01 * k, "status": "converged"}
-            for c in ("total", "bent") for k in (0, 1)
-            for approach, o, delta in (("1", None, None), ("3", "log-huber", 1e-3))]
+    rows = [
+        {
+            "convention": c,
+            "approach": approach,
+            "objective": o,
+            "delta": delta,
+            "dropped": k,
+            "a": 0.5 + 0.1 * (c == "bent") + 0.01 * k,
+            "status": "converged",
+        }
+        for c in ("total", "bent")
+        for k in (0, 1)
+        for approach, o, delta in (("1", None, None), ("3", "log-huber", 1e-3))
+    ]
     rows.append(rows[0] | {"approach": "2", "a": None, "status": "no budgets"})
-    return {"rows": rows, "a": {"lowest": 0.5, "median": 0.555, "highest": 0.61},
-            "spread": {"convention": 0.1, "approach": 0.0, "objective": None, "delta": None,
-                       "dropped": 0.01}}
+    return {
+        "rows": rows,
+        "a": {"lowest": 0.5, "median": 0.555, "highest": 0.61},
+        "spread": {
+            "convention": 0.1,
+            "approach": 0.0,
+            "objective": None,
+            "delta": None,
+            "dropped": 0.01,
+        },
+    }
 
 
 def draws(n=4000):
     u, v = np.random.default_rng(0).multivariate_normal([0, 0], [[1, 0.6], [0.6, 1]], n).T
-    return {"alpha": 0.34 + 0.01 * u, "beta": 0.36 + 0.02 * v, "a": 0.51 + 0.01 * v,
-            "E": 1.8 + 0.02 * u}
+    return {
+        "alpha": 0.34 + 0.01 * u,
+        "beta": 0.36 + 0.02 * v,
+        "a": 0.51 + 0.01 * v,
+        "E": 1.8 + 0.02 * u,
+    }
 
 
 FOUND = {"alpha": 0.34, "beta": 0.36, "a": 0.51, "E": 1.8}
@@ -110,12 +183,14 @@ def surface():
 
 
 FIGURES = {
-    "frontier": lambda: frontier_figure(points(), path(), fit(), hull=[3, 10, 17, 24],
-                                        labels=LABELS),
+    "frontier": lambda: frontier_figure(
+        points(), path(), fit(), hull=[3, 10, 17, 24], labels=LABELS
+    ),
     "bare": lambda: frontier_figure({"C": [1e16, 1e17], "loss": [3.0, 2.5]}, None, labels=LABELS),
     "surface": lambda: surface_figure(points(), surface(), path(), labels=LABELS),
-    "residuals": lambda: residuals_figure(points(), law(points()["N"], points()["D"]),
-                                          labels=LABELS),
+    "residuals": lambda: residuals_figure(
+        points(), law(points()["N"], points()["D"]), labels=LABELS
+    ),
     "cloud": lambda: cloud_figure(draws(300), FOUND),
     "rollout": lambda: rollout_figure(holdouts(), labels=LABELS),
     "valleys": lambda: valleys_figure(points(), valleys(points()), path(), labels=LABELS),
@@ -128,15 +203,26 @@ def texts(figure):
 
 
 def lines(axes, colour, style=None):
-    return [line for line in axes.lines if line.get_color() == colour
-            and (style is None or line.get_linestyle() == style) and len(line.get_xdata()) > 1]
+    return [
+        line
+        for line in axes.lines
+        if line.get_color() == colour
+        and (style is None or line.get_linestyle() == style)
+        and len(line.get_xdata()) > 1
+    ]
 
 
 def scattered(axes):
     """(x, y) of every dot inside the axes' data."""
-    return np.concatenate([np.asarray(c.get_offsets()) for c in axes.collections
-                           if len(c.get_offsets()) and c.get_transform() is not None
-                           and c.get_offset_transform() == axes.transData])
+    return np.concatenate(
+        [
+            np.asarray(c.get_offsets())
+            for c in axes.collections
+            if len(c.get_offsets())
+            and c.get_transform() is not None
+            and c.get_offset_transform() == axes.transData
+        ]
+    )
 
 
 # -- what holds for every figure ----------------------------------------------------------------
@@ -148,17 +234,24 @@ def test_no_label_hides_another(name):
     for axes in figure.axes:
         if not axes.get_visible():
             continue
-        ticks = [t for i, (axis, ends) in enumerate(((axes.xaxis, axes.get_xlim()),
-                                                     (axes.yaxis, axes.get_ylim())))
-                 for t in axis.get_majorticklabels()
-                 if min(ends) <= t.get_position()[i] <= max(ends)]
+        ticks = [
+            t
+            for i, (axis, ends) in enumerate(
+                ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim()))
+            )
+            for t in axis.get_majorticklabels()
+            if min(ends) <= t.get_position()[i] <= max(ends)
+        ]
         for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label, *ticks):
             if text.get_text().strip() and text.get_visible():
                 boxes[text] = text.get_window_extent()
     found = list(boxes.items())
-    hidden = [(a.get_text(), b.get_text()) for i, (a, first) in enumerate(found)
-              for b, second in found[i + 1:] if first.shrunk(0.9, 0.7).overlaps(second.shrunk(
-                  0.9, 0.7))]
+    hidden = [
+        (a.get_text(), b.get_text())
+        for i, (a, first) in enumerate(found)
+        for b, second in found[i + 1 :]
+        if first.shrunk(0.9, 0.7).overlaps(second.shrunk(0.9, 0.7))
+    ]
     assert not hidden
 
 
@@ -182,8 +275,13 @@ def test_every_label_is_in_the_file_and_every_colour_has_a_dark_twin(name, tmp_p
 def test_axes_say_their_convention(name):
     figure = FIGURES[name]()
     said = [*texts(figure), *(axes.get_xlabel() for axes in figure.axes)]
-    wanted = {"surface": ["N", "D"], "valleys": ["N", "C", "loss"], "bare": ["C", "loss"],
-              "residuals": ["C", "N", "D"], "rollout": ["C"]}.get(name, ["C", "N", "loss"])
+    wanted = {
+        "surface": ["N", "D"],
+        "valleys": ["N", "C", "loss"],
+        "bare": ["C", "loss"],
+        "residuals": ["C", "N", "D"],
+        "rollout": ["C"],
+    }.get(name, ["C", "N", "loss"])
     assert all(any(LABELS[key] in text for text in said) for key in wanted)
 
 
@@ -199,8 +297,12 @@ def test_the_frontier_has_every_run_the_envelope_and_a_law_that_is_dashed_beyond
     assert list(solid.get_ydata()) == list(best["loss"][: len(solid.get_ydata())])
     envelope = lines(axes, ACCENT)[0]
     assert list(envelope.get_xdata()) == list(given["C"][[3, 10, 17, 24]])
-    assert {"E = 1.50 [1.40, 1.60]", "extrapolated", "envelope of the runs",
-            "law: least loss at C, 95 % band"} <= set(texts(axes.figure))
+    assert {
+        "E = 1.50 [1.40, 1.60]",
+        "extrapolated",
+        "envelope of the runs",
+        "law: least loss at C, 95 % band",
+    } <= set(texts(axes.figure))
 
 
 def test_the_frontier_says_what_is_not_identified_and_draws_no_floor_then():
@@ -259,8 +361,8 @@ def test_the_ellipse_holds_95_per_cent_of_a_normal_and_bars_are_the_intervals():
     for axes, (x, y) in zip(figure.axes, (("alpha", "beta"), ("a", "E")), strict=True):
         ellipse = next(p for p in axes.patches if isinstance(p, Ellipse))
         inside = ellipse.get_path().contains_points(
-            np.stack([draws()[x], draws()[y]], 1),
-            ellipse.get_patch_transform())
+            np.stack([draws()[x], draws()[y]], 1), ellipse.get_patch_transform()
+        )
         assert inside.mean() == pytest.approx(0.95, abs=0.01)
         bar = next(line for line in lines(axes, INK) if list(line.get_ydata()) == [0, 0])
         assert list(bar.get_xdata()) == list(np.quantile(draws()[x], [0.025, 0.975]))
@@ -282,8 +384,9 @@ def test_the_rollout_has_every_error_its_interval_and_what_it_rests_on():
 
 
 def test_one_wild_budget_of_a_rollout_leaves_the_others_legible_and_says_its_value():
-    figure = rollout_figure(holdouts(bias=-0.9, bias_ci95=[-3.0, 2.0], mean_abs_error=0.9),
-                            labels=LABELS)
+    figure = rollout_figure(
+        holdouts(bias=-0.9, bias_ci95=[-3.0, 2.0], mean_abs_error=0.9), labels=LABELS
+    )
     low, high = figure.axes[0].get_ylim()
     assert -8 < low < high < 10
     assert "\u221290 %" in texts(figure)
@@ -297,19 +400,28 @@ def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
     assert [line.get_linestyle() for line in curves] == ["-", "--", "-", "-"]
     for curve, valley in zip(curves, record["valleys"], strict=False):
         x, y = curve.get_data()
-        expected = np.polyval(valley["curve"]["coefficients"],
-                              np.log10(x) - valley["curve"]["centre"])
+        expected = np.polyval(
+            valley["curve"]["coefficients"], np.log10(x) - valley["curve"]["centre"]
+        )
         assert y == pytest.approx(expected)
     faces = [to_hex(c.get_facecolor()[0]) for c in left.collections]
     assert [face == PAPER for face in faces] == [False, True, False, False]
-    marks = {line.get_xdata()[0]: to_hex(line.get_markerfacecolor()) for line in right.lines
-             if line.get_marker() == "D"}
+    marks = {
+        line.get_xdata()[0]: to_hex(line.get_markerfacecolor())
+        for line in right.lines
+        if line.get_marker() == "D"
+    }
     assert [marks[v["C"]] == PAPER for v in record["valleys"][:4]] == [False, True, False, False]
-    bars = [list(line.get_ydata()) for line in right.lines if len(line.get_xdata()) == 2
-            and line.get_xdata()[0] == line.get_xdata()[1]]
+    bars = [
+        list(line.get_ydata())
+        for line in right.lines
+        if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
+    ]
     assert bars == [v["ci95"] for v in record["valleys"] if v["used"]]
-    assert ("hollow: no minimum on its grid (1); not drawn: too few points (1 of 5 budgets)"
-            in texts(left.figure))
+    assert (
+        "hollow: no minimum on its grid (1); not drawn: too few points (1 of 5 budgets)"
+        in texts(left.figure)
+    )
     assert "N* ~ C^a, a = 0.500 [0.480, 0.530]" in texts(left.figure)
 
 
@@ -318,7 +430,11 @@ def test_a_minimum_lost_in_the_noise_is_faint_and_no_valley_at_all_is_an_error()
     record["valleys"][2]["ci95"] = None
     left = valleys_figure(points(), record, labels=LABELS).axes[0]
     assert [line.get_alpha() for line in left.lines if len(line.get_xdata()) == 61] == [
-        1, 1, 0.4, 1]
+        1,
+        1,
+        0.4,
+        1,
+    ]
     assert "faint: minimum lost in the noise (1)" in texts(left.figure)
     with pytest.raises(UserError, match="there is no valley"):
         valleys_figure(points(), record | {"valleys": []})
@@ -330,11 +446,24 @@ def test_the_multiverse_marks_the_choices_of_every_exponent_in_order():
     drawn = scattered(top)
     assert drawn[:, 1] == pytest.approx([0.5, 0.5, 0.51, 0.51, 0.6, 0.6, 0.61, 0.61])
     marks = [list(line.get_xdata()) for line in below.lines if line.get_marker() == "|"]
-    assert marks == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 2, 4, 6], [1, 3, 5, 7], [], [0, 1, 4, 5],
-                     [2, 3, 6, 7]]  # total, bent; approaches 1, 3 and, without fits, 2; dropped
+    assert marks == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [0, 2, 4, 6],
+        [1, 3, 5, 7],
+        [],
+        [0, 1, 4, 5],
+        [2, 3, 6, 7],
+    ]  # total, bent; approaches 1, 3 and, without fits, 2; dropped
     said = texts(figure)
-    assert {"8 analyses; 1 have no fit", "moves a by 0.100", "moves a by 0.010",
-            "1, envelope", "2, parabola", "3, surface"} <= set(said)
+    assert {
+        "8 analyses; 1 have no fit",
+        "moves a by 0.100",
+        "moves a by 0.010",
+        "1, envelope",
+        "2, parabola",
+        "3, surface",
+    } <= set(said)
     assert "objective" not in said  # it never varies
     bars = [line for line in below.lines if line.get_linewidth() == 4]
     widths = [np.ptp(line.get_xdata()) for line in bars]
@@ -368,12 +497,15 @@ def test_ticks_of_a_narrow_axis_are_few():
         assert low <= ticks[0] < ticks[-1] <= high
 
 
-@pytest.mark.parametrize(("columns", "message"), [
-    ({"C": [], "loss": []}, "nothing to draw"),
-    ({"C": [1.0, 2.0], "loss": [1.0]}, "nothing to draw"),
-    ({"C": [1.0, -2.0], "loss": [1.0, 2.0]}, "not a positive finite number"),
-    ({"C": [1.0, 2.0], "loss": [1.0, float("nan")]}, "not a positive finite number"),
-])
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"C": [], "loss": []}, "nothing to draw"),
+        ({"C": [1.0, 2.0], "loss": [1.0]}, "nothing to draw"),
+        ({"C": [1.0, -2.0], "loss": [1.0, 2.0]}, "not a positive finite number"),
+        ({"C": [1.0, 2.0], "loss": [1.0, float("nan")]}, "not a positive finite number"),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(columns, message):
     with pytest.raises(UserError, match=message):
         frontier_figure(columns, None)

@@ -46,10 +46,23 @@ transformer.ln_f.weight final_norm 16
 lm_head.weight readout 11x16"""
 
 
-@pytest.mark.parametrize(("expected", "overrides"), [
-    (GPT2, {"bias": True}),
-    (LLAMA, {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True, "n_kv_head": 2,
-             "use_qk_norm": True, "tie_embeddings": False})])
+@pytest.mark.parametrize(
+    ("expected", "overrides"),
+    [
+        (GPT2, {"bias": True}),
+        (
+            LLAMA,
+            {
+                "use_rmsnorm": True,
+                "use_rope": True,
+                "use_swiglu": True,
+                "n_kv_head": 2,
+                "use_qk_norm": True,
+                "tie_embeddings": False,
+            },
+        ),
+    ],
+)
 def test_two_models_tensor_by_tensor(expected, overrides):
     specs = tensors(tiny_config(n_layer=1, **overrides))
     found = [f"{s.name} {s.role} {'x'.join(map(str, s.shape))}" for s in specs]
@@ -75,26 +88,56 @@ def test_every_tensor_is_named_once_and_matrices_are_fan_out_by_fan_in(flags):
     assert all(s.in_block != (s.role in outer or "ln_f" in s.name) for s in specs)
 
 
-@pytest.mark.parametrize(("width", "multiple", "expected"), [
-    (128, 8, 344), (192, 8, 512), (384, 8, 1024), (512, 8, 1368), (768, 8, 2048), (16, 1, 42),
-    (64, 256, 256), (128, 256, 512), (256, 256, 768), (512, 256, 1536), (4096, 256, 11008)])
+@pytest.mark.parametrize(
+    ("width", "multiple", "expected"),
+    [
+        (128, 8, 344),
+        (192, 8, 512),
+        (384, 8, 1024),
+        (512, 8, 1368),
+        (768, 8, 2048),
+        (16, 1, 42),
+        (64, 256, 256),
+        (128, 256, 512),
+        (256, 256, 768),
+        (512, 256, 1536),
+        (4096, 256, 11008),
+    ],
+)
 def test_the_swiglu_width_is_eight_thirds_rounded_up(width, multiple, expected):
     assert ffn_width(width, True, multiple) == expected
     assert ffn_width(width, False, multiple) == 4 * width
 
 
 def test_the_base_of_each_tensor_is_the_base_models():
-    config = tiny_config(n_embd=40, n_head=4, n_kv_head=2, use_swiglu=True, base_n_embd=16,
-                         base_head_dim=8, use_qk_norm=True, tie_embeddings=False)
+    config = tiny_config(
+        n_embd=40,
+        n_head=4,
+        n_kv_head=2,
+        use_swiglu=True,
+        base_n_embd=16,
+        base_head_dim=8,
+        use_qk_norm=True,
+        tie_embeddings=False,
+    )
     specs = {s.name.removeprefix("transformer.h.0."): s for s in tensors(config)}
-    found = {name: (s.fan_in, s.base_fan_in, s.fan_out)
-             for name, s in specs.items() if ".h." not in name}
+    found = {
+        name: (s.fan_in, s.base_fan_in, s.fan_out) for name, s in specs.items() if ".h." not in name
+    }
     assert found == {
-        "transformer.wte.weight": (11, 11, 40), "transformer.wpe.weight": (8, 8, 40),
-        "ln_1.weight": (40, 16, 40), "attn.c_q.weight": (40, 16, 40),
-        "attn.c_k.weight": (40, 16, 20), "attn.c_v.weight": (40, 16, 20),
-        "attn.q_norm.weight": (10, 8, 10), "attn.k_norm.weight": (10, 8, 10),
-        "attn.c_proj.weight": (40, 16, 40), "ln_2.weight": (40, 16, 40),
-        "mlp.c_gate.weight": (40, 16, 112), "mlp.c_up.weight": (40, 16, 112),
-        "mlp.c_proj.weight": (112, 48, 40), "transformer.ln_f.weight": (40, 16, 40),
-        "lm_head.weight": (40, 16, 11)}
+        "transformer.wte.weight": (11, 11, 40),
+        "transformer.wpe.weight": (8, 8, 40),
+        "ln_1.weight": (40, 16, 40),
+        "attn.c_q.weight": (40, 16, 40),
+        "attn.c_k.weight": (40, 16, 20),
+        "attn.c_v.weight": (40, 16, 20),
+        "attn.q_norm.weight": (10, 8, 10),
+        "attn.k_norm.weight": (10, 8, 10),
+        "attn.c_proj.weight": (40, 16, 40),
+        "ln_2.weight": (40, 16, 40),
+        "mlp.c_gate.weight": (40, 16, 112),
+        "mlp.c_up.weight": (40, 16, 112),
+        "mlp.c_proj.weight": (112, 48, 40),
+        "transformer.ln_f.weight": (40, 16, 40),
+        "lm_head.weight": (40, 16, 11),
+    }

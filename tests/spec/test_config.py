@@ -30,44 +30,128 @@ from nanoscale.spec.sources import Source, build, parse_arguments
 
 # Changing a default changes what every hash that elides it means: better defaults go into presets.
 FROZEN_DEFAULTS = {
-    "dataset": "openwebtext", "data_root": "data", "data_order": "random",
-    "gradient_accumulation_steps": 40, "batch_size": 12, "block_size": 1024,
-    "seed": 1337, "init_seed": None, "data_seed": None,
-    "n_layer": 12, "n_head": 12, "n_kv_head": None, "n_embd": 768, "vocab_size": None,
-    "dropout": 0.0, "bias": False, "use_rmsnorm": False, "use_rope": False, "use_swiglu": False,
-    "multiple_of": 8, "use_qk_norm": False, "tie_embeddings": True, "rope_theta": 10000.0,
-    "norm_eps": 1e-05, "init_std": 0.02, "z_loss": 0.0,
-    "parametrization.mode": "SP", "parametrization.rules": None,
-    "parametrization.rules_digest": None, "parametrization.base_n_embd": 256,
-    "parametrization.base_n_layer": 4, "parametrization.base_head_dim": 64,
-    "parametrization.alpha": 1.0, "parametrization.input_mult": 1.0,
-    "parametrization.output_mult": 1.0, "parametrization.wd_rule": "independent",
-    "parametrization.wd_timescale": "steps", "parametrization.base_batch_tokens": None,
+    "dataset": "openwebtext",
+    "data_root": "data",
+    "data_order": "random",
+    "gradient_accumulation_steps": 40,
+    "batch_size": 12,
+    "block_size": 1024,
+    "seed": 1337,
+    "init_seed": None,
+    "data_seed": None,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_kv_head": None,
+    "n_embd": 768,
+    "vocab_size": None,
+    "dropout": 0.0,
+    "bias": False,
+    "use_rmsnorm": False,
+    "use_rope": False,
+    "use_swiglu": False,
+    "multiple_of": 8,
+    "use_qk_norm": False,
+    "tie_embeddings": True,
+    "rope_theta": 10000.0,
+    "norm_eps": 1e-05,
+    "init_std": 0.02,
+    "z_loss": 0.0,
+    "parametrization.mode": "SP",
+    "parametrization.rules": None,
+    "parametrization.rules_digest": None,
+    "parametrization.base_n_embd": 256,
+    "parametrization.base_n_layer": 4,
+    "parametrization.base_head_dim": 64,
+    "parametrization.alpha": 1.0,
+    "parametrization.input_mult": 1.0,
+    "parametrization.output_mult": 1.0,
+    "parametrization.wd_rule": "independent",
+    "parametrization.wd_timescale": "steps",
+    "parametrization.base_batch_tokens": None,
     "parametrization.base_tokens": None,
-    "optimizer": "adamw", "learning_rate": 0.0006, "weight_decay": 0.1, "beta1": 0.9,
-    "beta2": 0.95, "beta2_halflife_tokens": None, "adam_eps": 1e-10, "embedding_lr_mult": 1.0,
-    "head_lr_mult": 1.0, "muon_lr": 0.02, "muon_weight_decay": 0.1, "muon_momentum": 0.95,
-    "muon_ns_steps": 5, "muon_scale": "spectral", "grad_clip": 1.0,
-    "lr_schedule": "cosine", "decay_lr": True, "warmup_iters": 2000, "warmup_frac": None,
-    "lr_decay_iters": None, "min_lr": 6e-05, "min_lr_frac": None, "cooldown_frac": 0.2,
+    "optimizer": "adamw",
+    "learning_rate": 0.0006,
+    "weight_decay": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "beta2_halflife_tokens": None,
+    "adam_eps": 1e-10,
+    "embedding_lr_mult": 1.0,
+    "head_lr_mult": 1.0,
+    "muon_lr": 0.02,
+    "muon_weight_decay": 0.1,
+    "muon_momentum": 0.95,
+    "muon_ns_steps": 5,
+    "muon_scale": "spectral",
+    "grad_clip": 1.0,
+    "lr_schedule": "cosine",
+    "decay_lr": True,
+    "warmup_iters": 2000,
+    "warmup_frac": None,
+    "lr_decay_iters": None,
+    "min_lr": 6e-05,
+    "min_lr_frac": None,
+    "cooldown_frac": 0.2,
     "cooldown_shape": "linear",
-    "max_iters": 600000, "max_tokens": None, "max_flops": None, "tokens_per_param": None,
-    "eval_interval": 2000, "eval_iters": 200, "final_eval_tokens": 1000000, "stats_interval": 0,
+    "max_iters": 600000,
+    "max_tokens": None,
+    "max_flops": None,
+    "tokens_per_param": None,
+    "eval_interval": 2000,
+    "eval_iters": 200,
+    "final_eval_tokens": 1000000,
+    "stats_interval": 0,
     "eval_only": False,
-    "out_dir": "out", "init_from": "scratch", "branch_from": None, "log_interval": 1,
-    "always_save_checkpoint": True, "checkpoint_seconds": 300.0, "checkpoint_steps": (),
-    "keep": "all", "tensorboard_log": False, "wandb_log": False, "wandb_project": "owt",
+    "out_dir": "out",
+    "init_from": "scratch",
+    "branch_from": None,
+    "log_interval": 1,
+    "always_save_checkpoint": True,
+    "checkpoint_seconds": 300.0,
+    "checkpoint_steps": (),
+    "keep": "all",
+    "tensorboard_log": False,
+    "wandb_log": False,
+    "wandb_project": "owt",
     "wandb_run_name": "gpt2",
-    "device": "auto", "dtype": "auto", "compile": True, "cuda_graphs": False,
+    "device": "auto",
+    "dtype": "auto",
+    "compile": True,
+    "cuda_graphs": False,
     "kernels": "auto",
-    "micro_batch_size": None, "recompute": False, "loss_chunk": None, "threads": None,
-    "backend": "nccl", "sharding": "ddp",
+    "micro_batch_size": None,
+    "recompute": False,
+    "loss_chunk": None,
+    "threads": None,
+    "backend": "nccl",
+    "sharding": "ddp",
 }
 UNHASHED = {
-    "dataset", "data_root", "eval_only", "out_dir", "init_from", "branch_from", "log_interval",
-    "always_save_checkpoint", "checkpoint_seconds", "checkpoint_steps", "keep", "tensorboard_log",
-    "wandb_log", "wandb_project", "wandb_run_name", "device", "kernels", "compile", "cuda_graphs",
-    "micro_batch_size", "recompute", "loss_chunk", "threads", "backend", "sharding",
+    "dataset",
+    "data_root",
+    "eval_only",
+    "out_dir",
+    "init_from",
+    "branch_from",
+    "log_interval",
+    "always_save_checkpoint",
+    "checkpoint_seconds",
+    "checkpoint_steps",
+    "keep",
+    "tensorboard_log",
+    "wandb_log",
+    "wandb_project",
+    "wandb_run_name",
+    "device",
+    "kernels",
+    "compile",
+    "cuda_graphs",
+    "micro_batch_size",
+    "recompute",
+    "loss_chunk",
+    "threads",
+    "backend",
+    "sharding",
     "parametrization.rules",
 }
 
@@ -101,42 +185,66 @@ def test_a_config_cannot_be_changed():
 
 
 FROZEN_IDENTITIES = [
-    ("", 50304, None, "754307cf7e",
-     '{"data_seed":1337,"init_seed":1337,"lr_decay_iters":600000,"n_kv_head":12,'
-     '"vocab_size":50304}'),
-    ("--batch_size=64 --gradient_accumulation_steps=1 --block_size=256 --n_layer=6 --n_head=6 "
-     "--n_embd=384 --dropout=0.2 --learning_rate=1e-3 --max_iters=5000 --min_lr=1e-4 --beta2=0.99 "
-     "--warmup_iters=100 --eval_interval=250", 65, None, "806d7cdcdf",
-     '{"batch_size":64,"beta2":0.99,"block_size":256,"data_seed":1337,"dropout":0.2,'
-     '"eval_interval":250,"gradient_accumulation_steps":1,"init_seed":1337,"learning_rate":0.001,'
-     '"lr_decay_iters":5000,"max_iters":5000,"min_lr":0.0001,"n_embd":384,"n_head":6,'
-     '"n_kv_head":6,"n_layer":6,"vocab_size":65,"warmup_iters":100}'),
-    ("--n_layer=8 --n_head=8 --n_kv_head=2 --n_embd=512 --use_rmsnorm=True --use_rope=True "
-     "--use_swiglu=True --use_qk_norm=True --tie_embeddings=False --head_lr_mult=0.5 "
-     "--optimizer=muon --parametrization.mode=CompleteP --parametrization.alpha=0.5 "
-     "--max_tokens=1e8 --warmup_frac=0.02 --min_lr_frac=0 --data_order=epoch", 256, None,
-     "1b72971481",
-     '{"data_order":"epoch","data_seed":1337,"head_lr_mult":0.5,"init_seed":1337,'
-     '"lr_decay_iters":203,"max_iters":203,"min_lr":0.0,"n_embd":512,"n_head":8,"n_kv_head":2,'
-     '"n_layer":8,"optimizer":"muon","parametrization.alpha":0.5,'
-     '"parametrization.mode":"CompleteP","tie_embeddings":false,"use_qk_norm":true,'
-     '"use_rmsnorm":true,"use_rope":true,"use_swiglu":true,"vocab_size":256,"warmup_iters":4}'),
-    ("--n_layer=3 --n_head=3 --n_embd=96 --block_size=128 --batch_size=16 "
-     "--gradient_accumulation_steps=2 --tokens_per_param=20 --lr_schedule=wsd "
-     "--cooldown_shape=1-sqrt --cooldown_frac=0.4 --warmup_frac=0.1 --min_lr_frac=0.1 "
-     "--beta2_halflife_tokens=1e6 --seed=7 --parametrization.mode=MuP", 256, None, "c599cce331",
-     '{"batch_size":16,"beta2":0.9971648956689151,"block_size":128,"cooldown_frac":0.4,'
-     '"cooldown_shape":"1-sqrt","data_seed":7,"gradient_accumulation_steps":2,"init_seed":7,'
-     '"lr_decay_iters":1803,"lr_schedule":"wsd","max_iters":1803,"n_embd":96,"n_head":3,'
-     '"n_kv_head":3,"n_layer":3,"parametrization.mode":"muP","seed":7,"vocab_size":256,'
-     '"warmup_iters":180}'),
-    ("--max_flops=1e12 --n_layer=1 --n_head=1 --n_embd=64 --block_size=32 --batch_size=4 "
-     "--gradient_accumulation_steps=1 --dtype=bfloat16 --init_seed=1 --data_seed=2 "
-     "--warmup_iters=0 --lr_schedule=constant", 32, "0123456789@100", "3df5bf0f9f",
-     '{"batch_size":4,"block_size":32,"data_seed":2,"dtype":"bfloat16",'
-     '"gradient_accumulation_steps":1,"init_seed":1,"lr_decay_iters":23548,'
-     '"lr_schedule":"constant","max_iters":23548,"n_embd":64,"n_head":1,"n_kv_head":1,'
-     '"n_layer":1,"vocab_size":32,"warmup_iters":0}'),
+    (
+        "",
+        50304,
+        None,
+        "754307cf7e",
+        '{"data_seed":1337,"init_seed":1337,"lr_decay_iters":600000,"n_kv_head":12,'
+        '"vocab_size":50304}',
+    ),
+    (
+        "--batch_size=64 --gradient_accumulation_steps=1 --block_size=256 --n_layer=6 --n_head=6 "
+        "--n_embd=384 --dropout=0.2 --learning_rate=1e-3 --max_iters=5000 --min_lr=1e-4 "
+        "--beta2=0.99 --warmup_iters=100 --eval_interval=250",
+        65,
+        None,
+        "806d7cdcdf",
+        '{"batch_size":64,"beta2":0.99,"block_size":256,"data_seed":1337,"dropout":0.2,'
+        '"eval_interval":250,"gradient_accumulation_steps":1,"init_seed":1337,"learning_rate":0.001,'
+        '"lr_decay_iters":5000,"max_iters":5000,"min_lr":0.0001,"n_embd":384,"n_head":6,'
+        '"n_kv_head":6,"n_layer":6,"vocab_size":65,"warmup_iters":100}',
+    ),
+    (
+        "--n_layer=8 --n_head=8 --n_kv_head=2 --n_embd=512 --use_rmsnorm=True --use_rope=True "
+        "--use_swiglu=True --use_qk_norm=True --tie_embeddings=False --head_lr_mult=0.5 "
+        "--optimizer=muon --parametrization.mode=CompleteP --parametrization.alpha=0.5 "
+        "--max_tokens=1e8 --warmup_frac=0.02 --min_lr_frac=0 --data_order=epoch",
+        256,
+        None,
+        "1b72971481",
+        '{"data_order":"epoch","data_seed":1337,"head_lr_mult":0.5,"init_seed":1337,'
+        '"lr_decay_iters":203,"max_iters":203,"min_lr":0.0,"n_embd":512,"n_head":8,"n_kv_head":2,'
+        '"n_layer":8,"optimizer":"muon","parametrization.alpha":0.5,'
+        '"parametrization.mode":"CompleteP","tie_embeddings":false,"use_qk_norm":true,'
+        '"use_rmsnorm":true,"use_rope":true,"use_swiglu":true,"vocab_size":256,"warmup_iters":4}',
+    ),
+    (
+        "--n_layer=3 --n_head=3 --n_embd=96 --block_size=128 --batch_size=16 "
+        "--gradient_accumulation_steps=2 --tokens_per_param=20 --lr_schedule=wsd "
+        "--cooldown_shape=1-sqrt --cooldown_frac=0.4 --warmup_frac=0.1 --min_lr_frac=0.1 "
+        "--beta2_halflife_tokens=1e6 --seed=7 --parametrization.mode=MuP",
+        256,
+        None,
+        "c599cce331",
+        '{"batch_size":16,"beta2":0.9971648956689151,"block_size":128,"cooldown_frac":0.4,'
+        '"cooldown_shape":"1-sqrt","data_seed":7,"gradient_accumulation_steps":2,"init_seed":7,'
+        '"lr_decay_iters":1803,"lr_schedule":"wsd","max_iters":1803,"n_embd":96,"n_head":3,'
+        '"n_kv_head":3,"n_layer":3,"parametrization.mode":"muP","seed":7,"vocab_size":256,'
+        '"warmup_iters":180}',
+    ),
+    (
+        "--max_flops=1e12 --n_layer=1 --n_head=1 --n_embd=64 --block_size=32 --batch_size=4 "
+        "--gradient_accumulation_steps=1 --dtype=bfloat16 --init_seed=1 --data_seed=2 "
+        "--warmup_iters=0 --lr_schedule=constant",
+        32,
+        "0123456789@100",
+        "3df5bf0f9f",
+        '{"batch_size":4,"block_size":32,"data_seed":2,"dtype":"bfloat16",'
+        '"gradient_accumulation_steps":1,"init_seed":1,"lr_decay_iters":23548,'
+        '"lr_schedule":"constant","max_iters":23548,"n_embd":64,"n_head":1,"n_kv_head":1,'
+        '"n_layer":1,"vocab_size":32,"warmup_iters":0}',
+    ),
 ]
 
 
@@ -156,8 +264,10 @@ def test_a_field_added_later_changes_no_identity(monkeypatch):
     class Later(ExperimentConfig):
         new_knob: float = option(0.5, "a knob of next year")
 
-    before = [identity(typed(line, vocab), "0" * 64, parent)
-              for line, vocab, parent, *_ in FROZEN_IDENTITIES]
+    before = [
+        identity(typed(line, vocab), "0" * 64, parent)
+        for line, vocab, parent, *_ in FROZEN_IDENTITIES
+    ]
     old = [vars(typed(line, vocab)) for line, vocab, *_ in FROZEN_IDENTITIES]
     monkeypatch.setattr(module, "ExperimentConfig", Later)
     monkeypatch.setattr(module, "all_fields", module.all_fields.__wrapped__)  # not what was kept
@@ -185,8 +295,12 @@ def test_a_key_changes_the_identity_exactly_when_it_is_hashed(key):
 
 def test_data_parent_and_versions_change_the_identity(monkeypatch):
     config = tiny_config()
-    names = {identity(config, "d"), identity(config, "e"), identity(config, "d", "a@1"),
-             identity(config, "d", "a@2")}
+    names = {
+        identity(config, "d"),
+        identity(config, "e"),
+        identity(config, "d", "a@1"),
+        identity(config, "d", "a@2"),
+    }
     monkeypatch.setattr(module, "NUMERICS_VERSION", 0)
     names.add(identity(config, "d"))
     monkeypatch.setattr(module, "SCHEMA", 0)
@@ -197,30 +311,40 @@ def test_data_parent_and_versions_change_the_identity(monkeypatch):
 SHORT = "--max_iters=1000 --warmup_iters=100 "
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    (SHORT + "--learning_rate=6e-4 --min_lr=6e-5", SHORT + "--min_lr_frac=0.1"),
-    (SHORT + "--learning_rate=3e-4 --min_lr=3e-5",
-     SHORT + "--learning_rate=3e-4 --min_lr_frac=0.1"),
-    (SHORT, "--max_tokens=491520000 --warmup_iters=100"),
-    (SHORT, "--max_iters=1000 --warmup_frac=0.1"),
-    (SHORT, SHORT + "--lr_decay_iters=1000"),
-    (SHORT, SHORT + "--n_kv_head=12"),
-    (SHORT + "--seed=5", SHORT + "--seed=5 --init_seed=5 --data_seed=5"),
-    (SHORT + "--init_seed=1337", SHORT + "--data_seed=1337"),
-    (SHORT + "--beta2=0.5", SHORT + "--beta2_halflife_tokens=491520"),
-    (SHORT + "--learning_rate=1 --min_lr=1", SHORT + "--learning_rate=1.0 --min_lr_frac=1"),
-    (SHORT, SHORT + "--vocab_size=65"),
-    (SHORT + "--parametrization.mode=muP", SHORT + "--parametrization.mode=MuP"),
-    (SHORT, "--max_iters=1e3 --warmup_iters=1e2"),
-    (SHORT, SHORT + "--dtype=auto --out_dir=elsewhere --compile=False --wandb_log=True"),
-])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (SHORT + "--learning_rate=6e-4 --min_lr=6e-5", SHORT + "--min_lr_frac=0.1"),
+        (
+            SHORT + "--learning_rate=3e-4 --min_lr=3e-5",
+            SHORT + "--learning_rate=3e-4 --min_lr_frac=0.1",
+        ),
+        (SHORT, "--max_tokens=491520000 --warmup_iters=100"),
+        (SHORT, "--max_iters=1000 --warmup_frac=0.1"),
+        (SHORT, SHORT + "--lr_decay_iters=1000"),
+        (SHORT, SHORT + "--n_kv_head=12"),
+        (SHORT + "--seed=5", SHORT + "--seed=5 --init_seed=5 --data_seed=5"),
+        (SHORT + "--init_seed=1337", SHORT + "--data_seed=1337"),
+        (SHORT + "--beta2=0.5", SHORT + "--beta2_halflife_tokens=491520"),
+        (SHORT + "--learning_rate=1 --min_lr=1", SHORT + "--learning_rate=1.0 --min_lr_frac=1"),
+        (SHORT, SHORT + "--vocab_size=65"),
+        (SHORT + "--parametrization.mode=muP", SHORT + "--parametrization.mode=MuP"),
+        (SHORT, "--max_iters=1e3 --warmup_iters=1e2"),
+        (SHORT, SHORT + "--dtype=auto --out_dir=elsewhere --compile=False --wandb_log=True"),
+    ],
+)
 def test_equal_runs_typed_differently_have_one_identity(one, other):
     assert identity(typed(one), "d") == identity(typed(other), "d")
 
 
-@pytest.mark.parametrize(("key", "per_iter"), [
-    ("max_tokens", lambda c: c.tokens_per_iter), ("max_flops", flops_per_iter),
-    ("tokens_per_param", lambda c: c.tokens_per_iter / parameter_counts(c)["total"])])
+@pytest.mark.parametrize(
+    ("key", "per_iter"),
+    [
+        ("max_tokens", lambda c: c.tokens_per_iter),
+        ("max_flops", flops_per_iter),
+        ("tokens_per_param", lambda c: c.tokens_per_iter / parameter_counts(c)["total"]),
+    ],
+)
 def test_every_way_to_give_a_length_becomes_iterations(key, per_iter):
     config = tiny_config(**{key: 7 * per_iter(tiny_config())})
     assert config.max_iters == config.lr_decay_iters == 7
@@ -232,10 +356,17 @@ def test_a_length_of_less_than_one_update_is_one_and_zero_updates_stay_zero():
     assert tiny_config(max_iters=0).max_iters == 0
 
 
-@pytest.mark.parametrize("overrides", [
-    {}, {"max_iters": 0}, {"tokens_per_param": 3.0, "warmup_frac": 0.1, "lr_schedule": "wsd"},
-    {"beta2_halflife_tokens": 1e5, "n_kv_head": 2, "init_seed": 4}, {"min_lr_frac": 1 / 3},
-    {"max_flops": 1e9, "lr_decay_iters": 3, "seed": 9}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"max_iters": 0},
+        {"tokens_per_param": 3.0, "warmup_frac": 0.1, "lr_schedule": "wsd"},
+        {"beta2_halflife_tokens": 1e5, "n_kv_head": 2, "init_seed": 4},
+        {"min_lr_frac": 1 / 3},
+        {"max_flops": 1e9, "lr_decay_iters": 3, "seed": 9},
+    ],
+)
 def test_resolving_twice_is_resolving_once(overrides):
     config = tiny_config(**overrides)
     assert resolve(config, config.vocab_size) == config
@@ -278,8 +409,13 @@ def test_a_label_is_a_safe_file_name_and_a_function_of_the_config():
 def test_a_later_source_replaces_the_other_ways_to_say_a_quantity(group):
     for key in group:
         for other in set(group) - {key}:
-            config = build([Source("tiny", TINY), Source("a", {key: OTHER[key]}),
-                            Source("b", {other: OTHER[other]})])
+            config = build(
+                [
+                    Source("tiny", TINY),
+                    Source("a", {key: OTHER[key]}),
+                    Source("b", {other: OTHER[other]}),
+                ]
+            )
             assert [k for k in group if getattr(config, k) is not None] == [other]
 
 
@@ -297,10 +433,18 @@ def test_two_ways_in_one_source_and_none_at_all_are_refused(group):
 
 def bounded_fields() -> list[tuple[str, object]]:
     """Every key with a bound, with the values just outside."""
-    outside = {"least": lambda b: b - 1, "above": lambda b: b, "most": lambda b: b + 1,
-               "below": lambda b: b}
-    return [(key, step(f.metadata[name])) for key, f in all_fields().items()
-            for name, step in outside.items() if f.metadata[name] is not None]
+    outside = {
+        "least": lambda b: b - 1,
+        "above": lambda b: b,
+        "most": lambda b: b + 1,
+        "below": lambda b: b,
+    }
+    return [
+        (key, step(f.metadata[name]))
+        for key, f in all_fields().items()
+        for name, step in outside.items()
+        if f.metadata[name] is not None
+    ]
 
 
 def test_most_keys_have_bounds():
@@ -320,9 +464,15 @@ def test_choices_are_quoted():
     assert "'adamw' or 'muon'" in refusal("--optimizer=sgd")
 
 
-@pytest.mark.parametrize(("line", "key"), [
-    ("--n_embd=100 --n_head=12", "n_head"), ("--n_embd=97 --n_head=2", "n_head"),
-    ("--n_head=12 --n_kv_head=5", "n_kv_head"), ("--n_head=6 --n_kv_head=12", "n_kv_head")])
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("--n_embd=100 --n_head=12", "n_head"),
+        ("--n_embd=97 --n_head=2", "n_head"),
+        ("--n_head=12 --n_kv_head=5", "n_kv_head"),
+        ("--n_head=6 --n_kv_head=12", "n_kv_head"),
+    ],
+)
 def test_the_remedy_for_an_impossible_shape_works(line, key):
     message = refusal(line)
     assert line.split()[0][2:] in message
@@ -358,18 +508,27 @@ def test_kept_checkpoints_count_from_one():
 # --- warnings ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("--max_iters=1000 --lr_decay_iters=1001 --warmup_iters=10", ["unfinished"]),
-    ("--max_iters=1000 --lr_decay_iters=2000 --lr_schedule=wsd --warmup_iters=0", ["unfinished"]),
-    ("--max_iters=1000 --warmup_iters=101", ["warmup takes 101 of 1000"]),
-    ("--max_iters=20", ["warmup takes 2000 of 20"]),
-    ("--max_iters=100 --lr_decay_iters=200 --warmup_frac=0.15", ["unfinished", "warmup"]),
-    ("--max_iters=1000 --warmup_iters=100", []),
-    ("--max_iters=1000 --lr_decay_iters=1000 --warmup_iters=0", []),
-    ("--max_iters=1000 --lr_decay_iters=900 --warmup_iters=0", []),
-    ("--max_iters=1000 --lr_decay_iters=2000 --warmup_iters=0 --lr_schedule=constant", []),
-    ("--max_iters=20 --lr_decay_iters=40 --decay_lr=False", []),
-    ("--max_iters=0", []), ("--max_iters=1000 --warmup_frac=0.05", []), ("", [])])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--max_iters=1000 --lr_decay_iters=1001 --warmup_iters=10", ["unfinished"]),
+        (
+            "--max_iters=1000 --lr_decay_iters=2000 --lr_schedule=wsd --warmup_iters=0",
+            ["unfinished"],
+        ),
+        ("--max_iters=1000 --warmup_iters=101", ["warmup takes 101 of 1000"]),
+        ("--max_iters=20", ["warmup takes 2000 of 20"]),
+        ("--max_iters=100 --lr_decay_iters=200 --warmup_frac=0.15", ["unfinished", "warmup"]),
+        ("--max_iters=1000 --warmup_iters=100", []),
+        ("--max_iters=1000 --lr_decay_iters=1000 --warmup_iters=0", []),
+        ("--max_iters=1000 --lr_decay_iters=900 --warmup_iters=0", []),
+        ("--max_iters=1000 --lr_decay_iters=2000 --warmup_iters=0 --lr_schedule=constant", []),
+        ("--max_iters=20 --lr_decay_iters=40 --decay_lr=False", []),
+        ("--max_iters=0", []),
+        ("--max_iters=1000 --warmup_frac=0.05", []),
+        ("", []),
+    ],
+)
 def test_warnings_speak_when_they_should_and_not_otherwise(line, words):
     found = warnings(typed(line))
     assert len(found) == len(words)
@@ -420,11 +579,19 @@ def test_a_record_of_a_newer_version_is_refused_and_of_an_older_one_completed():
     assert tiny_config().parametrization == ParametrizationConfig()
 
 
-@pytest.mark.parametrize(("mode", "silent"), [
-    ("SP", set()), ("muP", {"input_mult", "output_mult"}),
-    ("CompleteP", {"input_mult", "output_mult", "alpha"})])
+@pytest.mark.parametrize(
+    ("mode", "silent"),
+    [
+        ("SP", set()),
+        ("muP", {"input_mult", "output_mult"}),
+        ("CompleteP", {"input_mult", "output_mult", "alpha"}),
+    ],
+)
 def test_a_multiplier_that_does_nothing_is_warned_about(mode, silent):
     config = tiny_config(mode=mode, alpha=0.5, input_mult=2.0, output_mult=2.0)
-    told = {key for key in ("alpha", "input_mult", "output_mult")
-            if any(f"parametrization.{key}=" in line for line in warnings(config))}
+    told = {
+        key
+        for key in ("alpha", "input_mult", "output_mult")
+        if any(f"parametrization.{key}=" in line for line in warnings(config))
+    }
     assert told == {"alpha", "input_mult", "output_mult"} - silent

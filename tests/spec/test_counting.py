@@ -41,8 +41,11 @@ def counted(config: ExperimentConfig) -> tuple[int, int, FlopCounterMode]:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"d{s['n_embd']}")
-@pytest.mark.parametrize("flags", flag_combinations(), ids=lambda f: "".join(
-    "01"[value not in (None, False)] for value in f.values()))
+@pytest.mark.parametrize(
+    "flags",
+    flag_combinations(),
+    ids=lambda f: "".join("01"[value not in (None, False)] for value in f.values()),
+)
 def test_flops_and_parameters_equal_torchs_for_every_combination_of_flags(flags, size):
     config = tiny_config(**flags, **size)
     ours = sum(forward_flops(config).values())
@@ -52,10 +55,23 @@ def test_flops_and_parameters_equal_torchs_for_every_combination_of_flags(flags,
     assert flops_per_iter(config) == 3 * ours * config.sequences_per_iter
 
 
-ROLE_OF_NAME = {"wte": "embedding", "wpe": "position", "ln_1": "block_norm", "ln_2": "block_norm",
-                "ln_f": "final_norm", "q_norm": "qk_norm", "k_norm": "qk_norm", "c_q": "hidden",
-                "c_k": "hidden", "c_v": "hidden", "c_fc": "hidden", "c_gate": "hidden",
-                "c_up": "hidden", "c_proj": "residual_out", "lm_head": "readout"}
+ROLE_OF_NAME = {
+    "wte": "embedding",
+    "wpe": "position",
+    "ln_1": "block_norm",
+    "ln_2": "block_norm",
+    "ln_f": "final_norm",
+    "q_norm": "qk_norm",
+    "k_norm": "qk_norm",
+    "c_q": "hidden",
+    "c_k": "hidden",
+    "c_v": "hidden",
+    "c_fc": "hidden",
+    "c_gate": "hidden",
+    "c_up": "hidden",
+    "c_proj": "residual_out",
+    "lm_head": "readout",
+}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"d{s['n_embd']}")
@@ -84,8 +100,10 @@ def test_flops_per_module_equal_torchs():
 
     def found(part: str, batched: bool) -> int:
         blocks = [by_module[f"GPT.transformer.h.{i}.{part}"] for i in range(2)]
-        return sum(n for counts in blocks for op, n in counts.items()
-                   if ("bmm" in str(op)) == batched) // 3
+        return (
+            sum(n for counts in blocks for op, n in counts.items() if ("bmm" in str(op)) == batched)
+            // 3
+        )
 
     ours = forward_flops(config)
     assert ours["attention_projections"] == found("attn", batched=False)
@@ -106,21 +124,38 @@ def test_flops_of_another_length():
 
 BABY = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "vocab_size": 65}
 CPU_RECIPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab_size": 65}
-LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True, "tie_embeddings": False,
-         "multiple_of": 256, "vocab_size": 32000, "block_size": 2048}
+LLAMA = {
+    "use_rmsnorm": True,
+    "use_rope": True,
+    "use_swiglu": True,
+    "tie_embeddings": False,
+    "multiple_of": 256,
+    "vocab_size": 32000,
+    "block_size": 2048,
+}
 
 
-@pytest.mark.parametrize(("overrides", "convention", "expected"), [
-    (BABY, "non_position", 10_646_784), (BABY, "total", 10_745_088),
-    (CPU_RECIPE, "non_position", 795_904),
-    ({"vocab_size": 50304}, "non_position", 123_587_328),  # nanoGPT's GPT-2
-    ({"vocab_size": 50257, "bias": True}, "total", 124_439_808),  # OpenAI's
-    ({"vocab_size": 50257, "bias": True, "n_layer": 24, "n_head": 16, "n_embd": 1024}, "total",
-     354_823_168),
-    ({**LLAMA, "n_layer": 32, "n_head": 32, "n_embd": 4096}, "total", 6_738_415_616),  # 7B
-    ({**LLAMA, "n_layer": 22, "n_head": 32, "n_kv_head": 4, "n_embd": 2048}, "total",
-     1_100_048_384),  # TinyLlama
-])
+@pytest.mark.parametrize(
+    ("overrides", "convention", "expected"),
+    [
+        (BABY, "non_position", 10_646_784),
+        (BABY, "total", 10_745_088),
+        (CPU_RECIPE, "non_position", 795_904),
+        ({"vocab_size": 50304}, "non_position", 123_587_328),  # nanoGPT's GPT-2
+        ({"vocab_size": 50257, "bias": True}, "total", 124_439_808),  # OpenAI's
+        (
+            {"vocab_size": 50257, "bias": True, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+            "total",
+            354_823_168,
+        ),
+        ({**LLAMA, "n_layer": 32, "n_head": 32, "n_embd": 4096}, "total", 6_738_415_616),  # 7B
+        (
+            {**LLAMA, "n_layer": 22, "n_head": 32, "n_kv_head": 4, "n_embd": 2048},
+            "total",
+            1_100_048_384,
+        ),  # TinyLlama
+    ],
+)
 def test_published_parameter_counts(overrides, convention, expected):
     config = resolve(build([Source("test", overrides)]), overrides["vocab_size"])
     assert parameter_counts(config)[convention] == expected
@@ -143,20 +178,42 @@ def test_flops_per_token_of_the_baby_gpt_by_hand():
 # --- peaks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12),
-    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
-    ("NVIDIA H200", 989e12), ("NVIDIA GH200 480GB", 989e12), ("NVIDIA B200", 2250e12),
-    ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA L40", 181e12),
-    ("NVIDIA A10", 125e12), ("NVIDIA A10G", 70e12), ("NVIDIA A40", 149.7e12),
-    ("Tesla T4", 65e12), ("Tesla V100-SXM2-16GB", 125e12),
-    ("NVIDIA GeForce RTX 4090", 165.2e12), ("NVIDIA GeForce RTX 3090", 71e12),
-    ("NVIDIA RTX 6000 Ada Generation", 364e12), ("NVIDIA RTX A6000", 155e12),
-    ("AMD Instinct MI300X", 1307e12),
-    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 3080 Ti", None),
-    ("NVIDIA GeForce RTX 4080 SUPER", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
-    ("NVIDIA GeForce GTX 1080", None), ("Quadro RTX 6000", None), ("Apple M3 Max", None),
-    ("Intel(R) Xeon(R) CPU @ 2.20GHz", None), ("", None), ("L4-like", 121e12)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A40", 149.7e12),
+        ("Tesla T4", 65e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364e12),
+        ("NVIDIA RTX A6000", 155e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3080 Ti", None),
+        ("NVIDIA GeForce RTX 4080 SUPER", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce GTX 1080", None),
+        ("Quadro RTX 6000", None),
+        ("Apple M3 Max", None),
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", None),
+        ("", None),
+        ("L4-like", 121e12),
+    ],
+)
 def test_a_peak_is_the_named_devices_or_unknown(name, expected):
     assert peak_flops(name) == expected
 

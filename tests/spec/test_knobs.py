@@ -14,13 +14,22 @@ from nanoscale.spec.config import ExperimentConfig, all_fields
 from nanoscale.spec.schedule import lr_multiplier
 
 # Parts of config.py that act on a value; the rest of it and sources.py only carry values around.
-ACTING = {"head_dim", "kv_heads", "sequences_per_iter", "tokens_per_iter", "resolve_relative",
-          "label"}
+ACTING = {
+    "head_dim",
+    "kv_heads",
+    "sequences_per_iter",
+    "tokens_per_iter",
+    "resolve_relative",
+    "label",
+}
 
 
 def attributes_read(tree: ast.AST) -> set[str]:
-    return {node.attr for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
 
 
 def readers() -> set[str]:
@@ -49,8 +58,16 @@ def test_every_key_is_read_outside_the_config(key):
 
 # every switch is on, so that every knob behind a switch is in play
 ALL_ON = {
-    "optimizer": "muon", "mode": "CompleteP", "alpha": 0.75, "bias": True, "use_rope": True,
-    "use_swiglu": True, "use_qk_norm": True, "z_loss": 1e-3, "dropout": 0.2, "learning_rate": 1e-2,
+    "optimizer": "muon",
+    "mode": "CompleteP",
+    "alpha": 0.75,
+    "bias": True,
+    "use_rope": True,
+    "use_swiglu": True,
+    "use_qk_norm": True,
+    "z_loss": 1e-3,
+    "dropout": 0.2,
+    "learning_rate": 1e-2,
     "min_lr_frac": 0.5,
 }
 
@@ -77,13 +94,19 @@ def two_updates(config: ExperimentConfig) -> tuple[list[float], dict[str, torch.
 
 def equal(one: ExperimentConfig, other: ExperimentConfig) -> bool:
     (losses, state), (other_losses, other_state) = two_updates(one), two_updates(other)
-    return (losses == other_losses and state.keys() == other_state.keys()
-            and all(torch.equal(v, other_state[name]) for name, v in state.items()))
+    return (
+        losses == other_losses
+        and state.keys() == other_state.keys()
+        and all(torch.equal(v, other_state[name]) for name, v in state.items())
+    )
 
 
-SCIENCE = [key for key, f in all_fields().items()
-           if ("." in key and not key.startswith("parametrization.rules"))  # see their own tests
-           or f.metadata["group"] in ("model", "optimizer")]
+SCIENCE = [
+    key
+    for key, f in all_fields().items()
+    if ("." in key and not key.startswith("parametrization.rules"))  # see their own tests
+    or f.metadata["group"] in ("model", "optimizer")
+]
 
 
 def test_two_updates_are_a_function_of_the_config():
@@ -97,13 +120,15 @@ def test_flipping_a_key_of_the_science_changes_a_run(key, optimizer):
     assert equal(*pair(key, **ALL_ON | {"optimizer": optimizer})) != acts
 
 
-@pytest.mark.parametrize("key", ["lr_schedule", "decay_lr", "warmup_iters", "lr_decay_iters",
-                                 "min_lr_frac"])
+@pytest.mark.parametrize(
+    "key", ["lr_schedule", "decay_lr", "warmup_iters", "lr_decay_iters", "min_lr_frac"]
+)
 def test_flipping_a_key_of_the_schedule_changes_a_run(key):
     assert not equal(*pair(key, **ALL_ON))
 
 
-@pytest.mark.parametrize("key", ["log_interval", "out_dir", "wandb_log", "micro_batch_size",
-                                 "data_seed", "eval_iters"])
+@pytest.mark.parametrize(
+    "key", ["log_interval", "out_dir", "wandb_log", "micro_batch_size", "data_seed", "eval_iters"]
+)
 def test_keys_outside_the_science_change_nothing(key):
     assert equal(*pair(key, **ALL_ON))

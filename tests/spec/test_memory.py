@@ -28,14 +28,30 @@ from nanoscale.spec.sources import build as build_config
 from nanoscale.training import loop as training
 from nanoscale.training.run import build, dataset_of
 
-OPS = pytest.mark.parametrize("ops", [Ops, pytest.param(FusedOps, marks=pytest.mark.skipif(
-    kernels.library() is None, reason="no compiler for the kernels"))])
-LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True, "use_qk_norm": True,
-         "n_kv_head": 2}
+OPS = pytest.mark.parametrize(
+    "ops",
+    [
+        Ops,
+        pytest.param(
+            FusedOps,
+            marks=pytest.mark.skipif(
+                kernels.library() is None, reason="no compiler for the kernels"
+            ),
+        ),
+    ],
+)
+LLAMA = {
+    "use_rmsnorm": True,
+    "use_rope": True,
+    "use_swiglu": True,
+    "use_qk_norm": True,
+    "n_kv_head": 2,
+}
 
 
-def step(config: ExperimentConfig, ops: Ops, narrow: bool = False,
-         compiled: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def step(
+    config: ExperimentConfig, ops: Ops, narrow: bool = False, compiled: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one batch whose weight in the mean is 0.3."""
     model = GPT(config, ops)
     run = torch.compile(model, backend="aot_eager") if compiled else model
@@ -57,10 +73,13 @@ def step(config: ExperimentConfig, ops: Ops, narrow: bool = False,
 def test_recomputed_activations_change_no_bit(ops, narrow, flags, monkeypatch):
     calls = []
     forward = GPT(tiny_config()).transformer.h[0].__class__.forward
-    monkeypatch.setattr("nanoscale.model.gpt.Block.forward",
-                        lambda *a, **k: calls.append(1) or forward(*a, **k))
-    one, other = (step(tiny_config(dropout=0.2, recompute=recompute, **flags), ops(), narrow)
-                  for recompute in (False, True))
+    monkeypatch.setattr(
+        "nanoscale.model.gpt.Block.forward", lambda *a, **k: calls.append(1) or forward(*a, **k)
+    )
+    one, other = (
+        step(tiny_config(dropout=0.2, recompute=recompute, **flags), ops(), narrow)
+        for recompute in (False, True)
+    )
     assert len(calls) == 2 + 2 * 2  # blocks, run once and twice
     assert torch.equal(one[0], other[0])
     assert all(torch.equal(g, other[1][name]) for name, g in one[1].items())
@@ -78,16 +97,18 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) ->
 @pytest.mark.parametrize("chunk", [7, 24, 1000])
 def test_a_chunked_loss_and_its_gradients_are_the_whole_ones(ops, tied, chunk):
     flags = {"z_loss": 0.01, "tie_embeddings": tied, "init_std": 0.3}
-    (loss, grads), (chunked, others) = (step(tiny_config(loss_chunk=size, **flags), ops())
-                                        for size in (None, chunk))  # of 24 tokens
+    (loss, grads), (chunked, others) = (
+        step(tiny_config(loss_chunk=size, **flags), ops()) for size in (None, chunk)
+    )  # of 24 tokens
     assert float(chunked) == pytest.approx(float(loss), rel=1e-6)
     assert close(grads, others, 1e-6)
 
 
 @OPS
 def test_a_chunked_loss_in_bfloat16_differs_by_its_rounding(ops):
-    (loss, grads), (chunked, others) = (step(tiny_config(loss_chunk=size, z_loss=0.01), ops(), True)
-                                        for size in (None, 7))
+    (loss, grads), (chunked, others) = (
+        step(tiny_config(loss_chunk=size, z_loss=0.01), ops(), True) for size in (None, 7)
+    )
     assert float(chunked) == pytest.approx(float(loss), rel=1e-5)
     assert close(grads, others, 1e-2)
 
@@ -99,8 +120,10 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **kwargs or {})
-        self.bytes = max([self.bytes] + [t.untyped_storage().nbytes() for t in tree_leaves(made)
-                                         if isinstance(t, Tensor)])
+        self.bytes = max(
+            [self.bytes]
+            + [t.untyped_storage().nbytes() for t in tree_leaves(made) if isinstance(t, Tensor)]
+        )
         return made
 
 
@@ -110,8 +133,9 @@ def test_with_chunks_no_tensor_is_as_large_as_all_logits(ops, narrow):
     V, size = 2000, 4 - 2 * narrow
     sizes = []
     for chunk in (None, 7):
-        config = tiny_config(vocab_size=V, loss_chunk=chunk, block_size=40, n_layer=1, n_embd=4,
-                             n_head=1)
+        config = tiny_config(
+            vocab_size=V, loss_chunk=chunk, block_size=40, n_layer=1, n_embd=4, n_head=1
+        )
         with Largest() as seen:
             step(config, ops(), narrow)
         sizes.append(seen.bytes)
@@ -141,8 +165,15 @@ def test_they_compile(flag):
 
 # --- the estimate ------------------------------------------------------------------------------
 
-BASE = {"dataset": "tiny", "n_embd": 64, "n_layer": 4, "block_size": 64, "batch_size": 8,
-        "vocab_size": 200, "threads": 1}
+BASE = {
+    "dataset": "tiny",
+    "n_embd": 64,
+    "n_layer": 4,
+    "block_size": 64,
+    "batch_size": 8,
+    "vocab_size": 200,
+    "threads": 1,
+}
 MODELS = {
     "gpt2": {},
     "deep and narrow": {"n_layer": 10, "n_embd": 32, "bias": True},
@@ -155,8 +186,14 @@ MODELS = {
     "muon": {"optimizer": "muon", "n_embd": 128, "batch_size": 1},
     "recompute": {"recompute": True, "n_layer": 8},
     "loss_chunk": {"vocab_size": 4000, "loss_chunk": 64},
-    "all": LLAMA | {"recompute": True, "loss_chunk": 50, "vocab_size": 4000, "n_layer": 6,
-                    "micro_batch_size": 3},
+    "all": LLAMA
+    | {
+        "recompute": True,
+        "loss_chunk": 50,
+        "vocab_size": 4000,
+        "n_layer": 6,
+        "micro_batch_size": 3,
+    },
 }
 
 
@@ -171,9 +208,11 @@ def measured(spec: RunSpec) -> int:
         run = build(spec, dataset_of(spec), Ranks())
         for _ in range(2):
             training.update(run)
-    changes = sorted((event.start_ns(), event.nbytes())
-                     for event in seen.profiler.kineto_results.events()
-                     if event.name() == "[memory]")
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in seen.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
     live = peak = 0
     for _, change in changes:
         live += change
@@ -190,8 +229,10 @@ def kept(config: ExperimentConfig, ops: Ops, narrow: bool) -> int:
         return x
 
     idx = torch.zeros(2, config.block_size, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), \
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow),
+    ):
         loss = model(idx, idx)[1]
     casts = [held[1] for held in getattr(ops, "casts", {}).values()]
     for x in (*model.parameters(), *model.buffers(), *casts, loss):
@@ -201,8 +242,15 @@ def kept(config: ExperimentConfig, ops: Ops, narrow: bool) -> int:
 
 @OPS
 @pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("flags", [{}, {"bias": True, "use_rope": True, "dropout": 0.1},
-                                   {"use_swiglu": True, "n_kv_head": 1}, LLAMA])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"bias": True, "use_rope": True, "dropout": 0.1},
+        {"use_swiglu": True, "n_kv_head": 1},
+        LLAMA,
+    ],
+)
 def test_what_a_block_keeps(ops, narrow, flags):
     sizes = {"n_embd": 64, "block_size": 64}
     one, two = (kept(tiny_config(n_layer=n, **sizes, **flags), ops(), narrow) for n in (1, 2))
@@ -214,8 +262,18 @@ def test_what_a_block_keeps(ops, narrow, flags):
     assert found == pytest.approx(two - one, rel=0.02)
 
 
-@pytest.mark.parametrize("ops", ["torch", pytest.param("fused", marks=pytest.mark.skipif(
-    kernels.library() is None, reason="no compiler for the kernels"))])
+@pytest.mark.parametrize(
+    "ops",
+    [
+        "torch",
+        pytest.param(
+            "fused",
+            marks=pytest.mark.skipif(
+                kernels.library() is None, reason="no compiler for the kernels"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_estimate_is_within_a_tenth_of_a_real_step(spec_of, name, ops):
     dtype = "float32" if list(MODELS).index(name) % 3 == 0 else "bfloat16"
@@ -229,8 +287,17 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(spec_of, name, ops):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("flags", [{}, LLAMA, {"recompute": True, "loss_chunk": 2048}])
 def test_the_estimate_holds_on_a_gpu(spec_of, flags):
-    spec = spec_of(device="cuda", dtype="bfloat16", n_layer=8, n_head=8, n_embd=512,
-                   block_size=1024, batch_size=16, vocab_size=32000, **flags)
+    spec = spec_of(
+        device="cuda",
+        dtype="bfloat16",
+        n_layer=8,
+        n_head=8,
+        n_embd=512,
+        block_size=1024,
+        batch_size=16,
+        vocab_size=32000,
+        **flags,
+    )
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run = build(spec, dataset_of(spec), Ranks())
@@ -243,8 +310,14 @@ def test_the_estimate_holds_on_a_gpu(spec_of, flags):
 def test_params_shows_the_estimate_and_what_it_assumed():
     flags = ["--vocab_size=65", "--n_layer=2", "--n_embd=64", "--n_head=2", "--block_size=32"]
     done = run_nanoscale("params", *flags, "--dtype=bfloat16")
-    config = build_config([Source("test", {"vocab_size": 65, "n_layer": 2, "n_embd": 64,
-                                           "n_head": 2, "block_size": 32})])
+    config = build_config(
+        [
+            Source(
+                "test",
+                {"vocab_size": 65, "n_layer": 2, "n_embd": 64, "n_head": 2, "block_size": 32},
+            )
+        ]
+    )
     total = memory_estimate(resolve(config, 65), Step("fused", "cpu", "bfloat16"))["total"]
     assert f"{total / 1e6:,.1f}" in done.stdout.splitlines()[-1]
     assert "assumed device=cpu, kernels=fused\n" in done.stdout

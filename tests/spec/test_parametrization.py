@@ -49,13 +49,18 @@ def rules(**overrides: object) -> dict[str, Rule]:
 
 
 NAMES = {
-    "embedding": "transformer.wte.weight", "position": "transformer.wpe.weight",
-    "hidden": "transformer.h.1.attn.c_k.weight", "up": "transformer.h.1.mlp.c_fc.weight",
+    "embedding": "transformer.wte.weight",
+    "position": "transformer.wpe.weight",
+    "hidden": "transformer.h.1.attn.c_k.weight",
+    "up": "transformer.h.1.mlp.c_fc.weight",
     "residual_out": "transformer.h.0.attn.c_proj.weight",
     "down": "transformer.h.1.mlp.c_proj.weight",
-    "block_norm": "transformer.h.0.ln_2.weight", "norm_bias": "transformer.h.0.ln_2.bias",
-    "bias": "transformer.h.1.mlp.c_fc.bias", "qk_norm": "transformer.h.0.attn.q_norm.weight",
-    "final_norm": "transformer.ln_f.weight", "final_bias": "transformer.ln_f.bias",
+    "block_norm": "transformer.h.0.ln_2.weight",
+    "norm_bias": "transformer.h.0.ln_2.bias",
+    "bias": "transformer.h.1.mlp.c_fc.bias",
+    "qk_norm": "transformer.h.0.attn.q_norm.weight",
+    "final_norm": "transformer.ln_f.weight",
+    "final_bias": "transformer.ln_f.bias",
     "readout": "lm_head.weight",
 }
 
@@ -67,47 +72,86 @@ ODD = {"n_embd": 32, "base_n_embd": 16, "n_layer": 6, "base_n_layer": 2, "alpha"
 # what -> (init std, LR, weight decay, eps), each over its base value
 EXPECTED = {
     ("muP", "BIG"): {
-        "hidden": (0.5, 0.25, 4, 0.25), "residual_out": (0.3535533905932738, 0.25, 4, 0.25),
-        "vector": (0, 1, 0, 0.25), "qk_norm": (0, 1, 0, 1), "table": (1, 1, 1, 0.25),
-        "final": (0, 1, 0, 0.25)},
+        "hidden": (0.5, 0.25, 4, 0.25),
+        "residual_out": (0.3535533905932738, 0.25, 4, 0.25),
+        "vector": (0, 1, 0, 0.25),
+        "qk_norm": (0, 1, 0, 1),
+        "table": (1, 1, 1, 0.25),
+        "final": (0, 1, 0, 0.25),
+    },
     ("CompleteP", "BIG"): {
         "hidden": (0.5, 0.08838834764831845, 4, 0.08838834764831845),
         "residual_out": (0.3535533905932738, 0.08838834764831845, 4, 0.08838834764831845),
         "vector": (0, 0.35355339059327373, 0, 0.08838834764831845),
         "qk_norm": (0, 0.35355339059327373, 0, 0.35355339059327373),
-        "table": (1, 1, 1, 0.25), "final": (0, 1, 0, 0.25)},
+        "table": (1, 1, 1, 0.25),
+        "final": (0, 1, 0, 0.25),
+    },
     ("muP", "SMALL"): {
-        "hidden": (1.4142135623730951, 2, 0.5, 2), "residual_out": (0.5, 2, 0.5, 2),
-        "vector": (0, 1, 0, 2), "qk_norm": (0, 1, 0, 1), "table": (1, 1, 1, 2),
-        "final": (0, 1, 0, 2)},
+        "hidden": (1.4142135623730951, 2, 0.5, 2),
+        "residual_out": (0.5, 2, 0.5, 2),
+        "vector": (0, 1, 0, 2),
+        "qk_norm": (0, 1, 0, 1),
+        "table": (1, 1, 1, 2),
+        "final": (0, 1, 0, 2),
+    },
     ("CompleteP", "SMALL"): {
-        "hidden": (1.4142135623730951, 2, 0.5, 4), "residual_out": (0.5, 2, 0.5, 4),
-        "vector": (0, 1, 0, 4), "qk_norm": (0, 1, 0, 2), "table": (1, 1, 1, 2),
-        "final": (0, 1, 0, 2)},
+        "hidden": (1.4142135623730951, 2, 0.5, 4),
+        "residual_out": (0.5, 2, 0.5, 4),
+        "vector": (0, 1, 0, 4),
+        "qk_norm": (0, 1, 0, 2),
+        "table": (1, 1, 1, 2),
+        "final": (0, 1, 0, 2),
+    },
     ("muP", "ODD"): {
         "hidden": (0.7071067811865476, 0.5, 2, 0.5),
         "residual_out": (0.3535533905932738, 0.5, 2, 0.5),
-        "vector": (0, 1, 0, 0.5), "qk_norm": (0, 1, 0, 1), "table": (1, 1, 1, 0.5),
-        "final": (0, 1, 0, 0.5)},
+        "vector": (0, 1, 0, 0.5),
+        "qk_norm": (0, 1, 0, 1),
+        "table": (1, 1, 1, 0.5),
+        "final": (0, 1, 0, 0.5),
+    },
     ("CompleteP", "ODD"): {
         "hidden": (0.7071067811865476, 0.3799178428257963, 2, 0.21934566882541543),
         "residual_out": (0.3535533905932738, 0.3799178428257963, 2, 0.21934566882541543),
         "vector": (0, 0.7598356856515925, 0, 0.21934566882541543),
         "qk_norm": (0, 0.7598356856515925, 0, 0.43869133765083085),
-        "table": (1, 1, 1, 0.5), "final": (0, 1, 0, 0.5)},
+        "table": (1, 1, 1, 0.5),
+        "final": (0, 1, 0, 0.5),
+    },
     ("SP", "BIG"): {
-        "hidden": (1, 1, 1, 1), "residual_out": (0.25, 1, 1, 1), "vector": (0, 1, 0, 1),
-        "qk_norm": (0, 1, 0, 1), "table": (1, 1, 1, 1), "final": (0, 1, 0, 1)},
+        "hidden": (1, 1, 1, 1),
+        "residual_out": (0.25, 1, 1, 1),
+        "vector": (0, 1, 0, 1),
+        "qk_norm": (0, 1, 0, 1),
+        "table": (1, 1, 1, 1),
+        "final": (0, 1, 0, 1),
+    },
     ("SP", "ODD"): {
-        "hidden": (1, 1, 1, 1), "residual_out": (0.28867513459481287, 1, 1, 1),
-        "vector": (0, 1, 0, 1), "qk_norm": (0, 1, 0, 1), "table": (1, 1, 1, 1),
-        "final": (0, 1, 0, 1)},
+        "hidden": (1, 1, 1, 1),
+        "residual_out": (0.28867513459481287, 1, 1, 1),
+        "vector": (0, 1, 0, 1),
+        "qk_norm": (0, 1, 0, 1),
+        "table": (1, 1, 1, 1),
+        "final": (0, 1, 0, 1),
+    },
 }
 SIZES = {"BIG": BIG, "SMALL": SMALL, "ODD": ODD}
-ROW_OF = {"hidden": "hidden", "up": "hidden", "residual_out": "residual_out",
-          "down": "residual_out", "embedding": "table", "position": "table", "readout": "table",
-          "final_norm": "final", "final_bias": "final", "block_norm": "vector",
-          "norm_bias": "vector", "bias": "vector", "qk_norm": "qk_norm"}
+ROW_OF = {
+    "hidden": "hidden",
+    "up": "hidden",
+    "residual_out": "residual_out",
+    "down": "residual_out",
+    "embedding": "table",
+    "position": "table",
+    "readout": "table",
+    "final_norm": "final",
+    "final_bias": "final",
+    "block_norm": "vector",
+    "norm_bias": "vector",
+    "bias": "vector",
+    "qk_norm": "qk_norm",
+}
 
 
 def over_base(r: Rule) -> tuple[float, float, float, float]:
@@ -127,17 +171,21 @@ def test_the_rules_of_adamw_as_numbers(mode, size):
         assert found[name].init_mean == (1 if "norm" in what and "bias" not in what else 0)
 
 
-@pytest.mark.parametrize(("size", "depth_lr"), [
-    ("BIG", 0.35355339059327373), ("SMALL", 1.0), ("ODD", 0.7598356856515925)])
+@pytest.mark.parametrize(
+    ("size", "depth_lr"),
+    [("BIG", 0.35355339059327373), ("SMALL", 1.0), ("ODD", 0.7598356856515925)],
+)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_rules_of_muon_have_no_width_factor(mode, size, depth_lr):
     plain = rules(mode=mode, **SIZES[size], **BASE)
-    found = rules(mode=mode, **SIZES[size], **BASE, optimizer="muon", muon_lr=0.05,
-                  muon_weight_decay=0.3)
+    found = rules(
+        mode=mode, **SIZES[size], **BASE, optimizer="muon", muon_lr=0.05, muon_weight_decay=0.3
+    )
     factor = depth_lr if mode == "CompleteP" else 1.0
     for name, r in found.items():
-        if ".h." in name and name.endswith(("c_k.weight", "c_fc.weight", "c_proj.weight",
-                                            "c_q.weight", "c_v.weight")):
+        if ".h." in name and name.endswith(
+            ("c_k.weight", "c_fc.weight", "c_proj.weight", "c_q.weight", "c_v.weight")
+        ):
             assert r.optimizer == "muon"
             assert (r.lr, r.weight_decay) == pytest.approx((0.05 * factor, 0.3 / factor))
             assert r.init_std == plain[name].init_std
@@ -167,8 +215,14 @@ def test_the_shrink_of_hidden_matrices_does_not_depend_on_the_size(mode, optimiz
     products = set()
     for width in (8, 16, 48, 128):
         for depth in (1, 2, 5):
-            found = rules(mode=mode, optimizer=optimizer, n_embd=width, n_layer=depth,
-                          base_n_embd=16, base_n_layer=2)
+            found = rules(
+                mode=mode,
+                optimizer=optimizer,
+                n_embd=width,
+                n_layer=depth,
+                base_n_embd=16,
+                base_n_layer=2,
+            )
             r = found["transformer.h.0.mlp.c_proj.weight"]
             products.add(round(r.lr * r.weight_decay, 15))
     assert products == {6e-5 if optimizer == "adamw" else 2e-3}
@@ -182,9 +236,18 @@ def test_alpha_moves_the_shrink_of_adamws_matrices_by_the_depth_factor_alone():
 def test_grouped_heads_and_swiglu_scale_by_their_own_fan_in():
     found = rules(mode="muP", n_embd=40, n_kv_head=2, use_swiglu=True, base_n_embd=16)
     at = "transformer.h.0."
-    lr = {name: found[f"{at}{name}.weight"].lr / 6e-4
-          for name in ("attn.c_q", "attn.c_k", "attn.c_v", "attn.c_proj", "mlp.c_gate", "mlp.c_up",
-                       "mlp.c_proj")}
+    lr = {
+        name: found[f"{at}{name}.weight"].lr / 6e-4
+        for name in (
+            "attn.c_q",
+            "attn.c_k",
+            "attn.c_v",
+            "attn.c_proj",
+            "mlp.c_gate",
+            "mlp.c_up",
+            "mlp.c_proj",
+        )
+    }
     down = lr.pop("mlp.c_proj")
     assert list(lr.values()) == [pytest.approx(16 / 40)] * 6
     assert down == pytest.approx(48 / 112)  # 8/3 d rounded up to 8: 42.7 and 106.7
@@ -192,13 +255,18 @@ def test_grouped_heads_and_swiglu_scale_by_their_own_fan_in():
     assert std == pytest.approx(0.02 / math.sqrt(2 * 4) * math.sqrt(48 / 112))
 
 
-@pytest.mark.parametrize(("mode", "overrides", "expected"), [
-    ("SP", {**BIG, "input_mult": 3, "output_mult": 5}, (1, 0.25, 1, 1)),
-    ("muP", BIG, (1, 0.25, 1, 0.25)), ("muP", {**BIG, "base_head_dim": 64}, (1, 0.5, 1, 0.25)),
-    ("muP", {**BIG, "input_mult": 3, "output_mult": 5}, (3, 0.25, 1, 1.25)),
-    ("CompleteP", BIG, (1, 0.25, 0.35355339059327373, 0.25)),
-    ("CompleteP", {**BIG, "alpha": 1.0}, (1, 0.25, 0.125, 0.25)),
-    ("CompleteP", {**SMALL, "base_head_dim": 4}, (1, 0.5, 2, 2))])
+@pytest.mark.parametrize(
+    ("mode", "overrides", "expected"),
+    [
+        ("SP", {**BIG, "input_mult": 3, "output_mult": 5}, (1, 0.25, 1, 1)),
+        ("muP", BIG, (1, 0.25, 1, 0.25)),
+        ("muP", {**BIG, "base_head_dim": 64}, (1, 0.5, 1, 0.25)),
+        ("muP", {**BIG, "input_mult": 3, "output_mult": 5}, (3, 0.25, 1, 1.25)),
+        ("CompleteP", BIG, (1, 0.25, 0.35355339059327373, 0.25)),
+        ("CompleteP", {**BIG, "alpha": 1.0}, (1, 0.25, 0.125, 0.25)),
+        ("CompleteP", {**SMALL, "base_head_dim": 4}, (1, 0.5, 2, 2)),
+    ],
+)
 def test_forward_multipliers_as_numbers(mode, overrides, expected):
     config = tiny_config(mode=mode, **{"base_head_dim": 16} | overrides)
     found = multipliers(config)
@@ -207,8 +275,14 @@ def test_forward_multipliers_as_numbers(mode, overrides, expected):
 
 # --- sizes at which modes are one model ----------------------------------------------------------
 
-LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True, "n_kv_head": 2,
-         "use_qk_norm": True, "tie_embeddings": False}
+LLAMA = {
+    "use_rmsnorm": True,
+    "use_rope": True,
+    "use_swiglu": True,
+    "n_kv_head": 2,
+    "use_qk_norm": True,
+    "tie_embeddings": False,
+}
 AT_BASE = {"base_n_embd": 16, "base_n_layer": 2, "base_head_dim": 4}
 
 
@@ -246,8 +320,14 @@ def test_the_modes_are_one_model_at_the_base_size_bit_for_bit(flags, optimizer):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("flags", [{"bias": True}, LLAMA], ids=["gpt2", "llama"])
 def test_completep_is_mup_at_the_base_depth_bit_for_bit(flags, optimizer):
-    settings = {**flags, "base_n_embd": 4, "base_n_layer": 2, "base_head_dim": 8,
-                "optimizer": optimizer, "alpha": 0.5}
+    settings = {
+        **flags,
+        "base_n_embd": 4,
+        "base_n_layer": 2,
+        "base_head_dim": 8,
+        "optimizer": optimizer,
+        "alpha": 0.5,
+    }
     mup = after_five_updates(tiny_config(mode="muP", **settings))
     assert same(mup, after_five_updates(tiny_config(mode="CompleteP", **settings)))
     deeper = tiny_config(mode="CompleteP", **settings | {"base_n_layer": 1})
@@ -263,12 +343,16 @@ def test_logits_with_and_without_targets_are_scaled_alike(mode):
 
 # --- one head, written in two ways ---------------------------------------------------------------
 
-FORM_B = replace(MUP, logits=ONE, rows=MUP.rows | {
-    "readout": Row(init=Power(m_N=-1), lr=Power(m_N=-1), wd=Power(m_N=1))})
+FORM_B = replace(
+    MUP,
+    logits=ONE,
+    rows=MUP.rows | {"readout": Row(init=Power(m_N=-1), lr=Power(m_N=-1), wd=Power(m_N=1))},
+)
 
 
-def ten_losses(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch,
-                   scheme: Scheme) -> list[float]:
+def ten_losses(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, scheme: Scheme
+) -> list[float]:
     """Ten updates of AdamW under `scheme` in muP's place, nothing clipped."""
     monkeypatch.setitem(SCHEMES, "muP", scheme)
     model = GPT(config)
@@ -286,12 +370,23 @@ def ten_losses(config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("width", [16, 48])  # m_N = 4 and 12
 def test_a_multiplied_head_is_a_small_head_with_its_own_lr_decay_and_eps(width, monkeypatch):
-    config = tiny_config(mode="muP", n_embd=width, base_n_embd=4, tie_embeddings=False,
-                         learning_rate=1e-2, adam_eps=1e-3, weight_decay=0.5, use_rmsnorm=True)
+    config = tiny_config(
+        mode="muP",
+        n_embd=width,
+        base_n_embd=4,
+        tie_embeddings=False,
+        learning_rate=1e-2,
+        adam_eps=1e-3,
+        weight_decay=0.5,
+        use_rmsnorm=True,
+    )
     losses = ten_losses(config, monkeypatch, MUP)
     assert ten_losses(config, monkeypatch, FORM_B) == pytest.approx(losses, rel=1e-6)
-    for wrong in (Row(Power(m_N=-1), Power(m_N=-1), Power(m_N=1), Power(m_N=-1)),
-                  Row(Power(m_N=-1), Power(m_N=-1)), Row(Power(m_N=-1), ONE, Power(m_N=1))):
+    for wrong in (
+        Row(Power(m_N=-1), Power(m_N=-1), Power(m_N=1), Power(m_N=-1)),
+        Row(Power(m_N=-1), Power(m_N=-1)),
+        Row(Power(m_N=-1), ONE, Power(m_N=1)),
+    ):
         other = replace(FORM_B, rows=MUP.rows | {"readout": wrong})
         assert ten_losses(config, monkeypatch, other) != pytest.approx(losses, rel=1e-4)
 
@@ -299,25 +394,40 @@ def test_a_multiplied_head_is_a_small_head_with_its_own_lr_decay_and_eps(width, 
 # --- weight decay, batch and horizon -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wd_rule", "hidden", "muon"), [
-    ("independent", 4, 8**0.5), ("coupled", 1, 1), ("sqrt", 2, 8**0.25)])
+@pytest.mark.parametrize(
+    ("wd_rule", "hidden", "muon"),
+    [("independent", 4, 8**0.5), ("coupled", 1, 1), ("sqrt", 2, 8**0.25)],
+)
 def test_the_rules_of_weight_decay(wd_rule, hidden, muon):
     at = "transformer.h.1.attn.c_k.weight"
     found = rules(mode="CompleteP", **BIG, wd_rule=wd_rule)
     assert found[at].weight_decay == pytest.approx(0.1 * hidden)
     assert found["transformer.wte.weight"].weight_decay == 0.1
     assert rules(mode="CompleteP", **BIG, wd_rule=wd_rule, optimizer="muon")[at].weight_decay == (
-        pytest.approx(0.1 * muon))
+        pytest.approx(0.1 * muon)
+    )
     assert rules(mode="SP", **BIG, wd_rule=wd_rule)[at].weight_decay == 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_decay_by_fraction_of_run_is_so_many_e_foldings_at_any_lr_length_and_size(optimizer):
-    for more in ({}, {"max_iters": 70}, {"learning_rate": 0.02, "muon_lr": 0.3}, BIG,
-                 {"base_batch_tokens": 4, "base_tokens": 7}):
-        config = tiny_config(**{"mode": "muP", "wd_timescale": "fraction_of_run",
-                                "weight_decay": 3.0, "muon_weight_decay": 3.0,
-                                "optimizer": optimizer} | more)
+    for more in (
+        {},
+        {"max_iters": 70},
+        {"learning_rate": 0.02, "muon_lr": 0.3},
+        BIG,
+        {"base_batch_tokens": 4, "base_tokens": 7},
+    ):
+        config = tiny_config(
+            **{
+                "mode": "muP",
+                "wd_timescale": "fraction_of_run",
+                "weight_decay": 3.0,
+                "muon_weight_decay": 3.0,
+                "optimizer": optimizer,
+            }
+            | more
+        )
         for spec in tensors(config):
             r = rule(spec, config)
             shrink = 3.0 if spec.role in DECAYED else 0.0
@@ -330,7 +440,8 @@ def test_batch_and_horizon_as_numbers():
     one, other = rules(**BASE), rules(**BASE, **more)
     for name, r in one.items():
         assert (other[name].lr, other[name].weight_decay, other[name].eps) == pytest.approx(
-            (r.lr / 2, r.weight_decay / 2, r.eps * 2))
+            (r.lr / 2, r.weight_decay / 2, r.eps * 2)
+        )
         assert other[name].init_std == r.init_std
     assert betas(tiny_config(**more)) == pytest.approx((0.95, 0.99))
     assert betas(tiny_config(beta1=0.8)) == (0.8, 0.95)
@@ -376,14 +487,35 @@ def test_a_file_of_rules_is_part_of_a_runs_identity_by_what_it_says(tmp_path):
         scheme_of(spelled[1])
 
 
-@pytest.mark.parametrize(("text", "mode", "says"), [
-    (None, "mine", "cannot be read"), ("1 / 0", "mine", "ZeroDivisionError"),
-    ("x = 1", "mine", "registers no mode; call"),
-    ("from nanoscale.spec.parametrization import *\nregister('mine', MUP)", "mien", "mean 'mine'"),
-    ("from nanoscale.spec.parametrization import *\nregister('muP', MUP)", "muP", "another name"),
-    ("from nanoscale.spec.parametrization import *\nregister('a b', MUP)", "a b", "another name"),
-    ("from nanoscale.spec.parametrization import *\nregister('mine', Scheme({'hidden': Row()}))",
-     "mine", "no row for 'embedding'")])
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        (None, "mine", "cannot be read"),
+        ("1 / 0", "mine", "ZeroDivisionError"),
+        ("x = 1", "mine", "registers no mode; call"),
+        (
+            "from nanoscale.spec.parametrization import *\nregister('mine', MUP)",
+            "mien",
+            "mean 'mine'",
+        ),
+        (
+            "from nanoscale.spec.parametrization import *\nregister('muP', MUP)",
+            "muP",
+            "another name",
+        ),
+        (
+            "from nanoscale.spec.parametrization import *\nregister('a b', MUP)",
+            "a b",
+            "another name",
+        ),
+        (
+            "from nanoscale.spec.parametrization import *\n"
+            "register('mine', Scheme({'hidden': Row()}))",
+            "mine",
+            "no row for 'embedding'",
+        ),
+    ],
+)
 def test_a_bad_file_of_rules_is_refused_in_one_line(text, mode, says, tmp_path):
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
@@ -408,11 +540,18 @@ def test_the_table_of_the_docs_is_the_codes():
         assert rules_table() in page.read_text(encoding="utf-8"), "paste rules_table() there"
 
 
-@pytest.mark.parametrize(("power", "text"), [
-    (ONE, "1"), (Power(m_in=-0.5), "m_in^-0.5"), (Power(m_N=-1, m_L_alpha=-1), "m_N^-1 m_L^-alpha"),
-    (Power(m_L=-1, m_L_alpha=1), "m_L^(alpha-1)"), (Power(m_L=1, m_L_alpha=-1), "m_L^(1-alpha)"),
-    (Power(m_in=1, m_L_alpha=0.5), "m_in m_L^0.5alpha"),
-    (Power(m_h=-0.5, m_L=2), "m_h^-0.5 m_L^2")])
+@pytest.mark.parametrize(
+    ("power", "text"),
+    [
+        (ONE, "1"),
+        (Power(m_in=-0.5), "m_in^-0.5"),
+        (Power(m_N=-1, m_L_alpha=-1), "m_N^-1 m_L^-alpha"),
+        (Power(m_L=-1, m_L_alpha=1), "m_L^(alpha-1)"),
+        (Power(m_L=1, m_L_alpha=-1), "m_L^(1-alpha)"),
+        (Power(m_in=1, m_L_alpha=0.5), "m_in m_L^0.5alpha"),
+        (Power(m_h=-0.5, m_L=2), "m_h^-0.5 m_L^2"),
+    ],
+)
 def test_a_power_reads_as_in_a_paper(power, text):
     assert str(power) == text
 

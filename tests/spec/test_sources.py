@@ -36,26 +36,52 @@ def written(folder: Path, name: str, text: str) -> Path:
 # --- values ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "text", "expected"), [
-    ("learning_rate", "1e-3", 0.001), ("learning_rate", "1", 1.0), ("learning_rate", "-0.0", None),
-    ("n_layer", "1e1", 10), ("n_layer", "4.0", 4), ("n_layer", "1_0", 10), ("max_iters", "0", 0),
-    ("seed", str(2**63 - 1), 2**63 - 1), ("final_eval_tokens", "1e6", 1_000_000),
-    ("bias", "True", True), ("bias", "true", True), ("bias", "FALSE", False), ("bias", "1", True),
-    ("bias", "0", False),
-    ("n_kv_head", "None", None), ("n_kv_head", "null", None), ("n_kv_head", "4", 4),
-    ("branch_from", "none", None), ("branch_from", "runs/a@100", "runs/a@100"),
-    ("checkpoint_steps", "[10, 20]", (10, 20)), ("checkpoint_steps", "(10,20)", (10, 20)),
-    ("checkpoint_steps", "10,20", (10, 20)), ("checkpoint_steps", "10", (10,)),
-    ("checkpoint_steps", "[1e2]", (100,)), ("checkpoint_steps", "[]", ()),
-    ("wandb_run_name", "a=b=c", "a=b=c"), ("wandb_run_name", "lr=1e-3", "lr=1e-3"),
-    ("wandb_run_name", "", ""), ("wandb_run_name", "'quoted'", "quoted"),
-    ("wandb_run_name", '"quoted"', "quoted"), ("wandb_run_name", "it's", "it's"),
-    ("wandb_run_name", "'", "'"), ("wandb_run_name", "'tis", "'tis"),
-    ("wandb_run_name", "None", "None"),
-    ("dataset", "1234", "1234"), ("out_dir", "a b", "a b"), ("out_dir", "--x", "--x"),
-    ("parametrization.mode", "MuP", "muP"), ("parametrization.mode", "sp", "SP"),
-    ("parametrization.mode", "completep", "CompleteP"), ("parametrization.alpha", "1", 1.0),
-])
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        ("learning_rate", "1e-3", 0.001),
+        ("learning_rate", "1", 1.0),
+        ("learning_rate", "-0.0", None),
+        ("n_layer", "1e1", 10),
+        ("n_layer", "4.0", 4),
+        ("n_layer", "1_0", 10),
+        ("max_iters", "0", 0),
+        ("seed", str(2**63 - 1), 2**63 - 1),
+        ("final_eval_tokens", "1e6", 1_000_000),
+        ("bias", "True", True),
+        ("bias", "true", True),
+        ("bias", "FALSE", False),
+        ("bias", "1", True),
+        ("bias", "0", False),
+        ("n_kv_head", "None", None),
+        ("n_kv_head", "null", None),
+        ("n_kv_head", "4", 4),
+        ("branch_from", "none", None),
+        ("branch_from", "runs/a@100", "runs/a@100"),
+        ("checkpoint_steps", "[10, 20]", (10, 20)),
+        ("checkpoint_steps", "(10,20)", (10, 20)),
+        ("checkpoint_steps", "10,20", (10, 20)),
+        ("checkpoint_steps", "10", (10,)),
+        ("checkpoint_steps", "[1e2]", (100,)),
+        ("checkpoint_steps", "[]", ()),
+        ("wandb_run_name", "a=b=c", "a=b=c"),
+        ("wandb_run_name", "lr=1e-3", "lr=1e-3"),
+        ("wandb_run_name", "", ""),
+        ("wandb_run_name", "'quoted'", "quoted"),
+        ("wandb_run_name", '"quoted"', "quoted"),
+        ("wandb_run_name", "it's", "it's"),
+        ("wandb_run_name", "'", "'"),
+        ("wandb_run_name", "'tis", "'tis"),
+        ("wandb_run_name", "None", "None"),
+        ("dataset", "1234", "1234"),
+        ("out_dir", "a b", "a b"),
+        ("out_dir", "--x", "--x"),
+        ("parametrization.mode", "MuP", "muP"),
+        ("parametrization.mode", "sp", "SP"),
+        ("parametrization.mode", "completep", "CompleteP"),
+        ("parametrization.alpha", "1", 1.0),
+    ],
+)
 def test_a_flag_is_coerced_by_its_field(key, text, expected):
     if expected is None and text == "-0.0":
         assert "above 0" in refusal(f"--{key}={text}")
@@ -65,23 +91,41 @@ def test_a_flag_is_coerced_by_its_field(key, text, expected):
     assert type(found) is type(expected)
 
 
-@pytest.mark.parametrize(("argument", "words"), [
-    ("--learning_rate=nan", "a number"), ("--learning_rate=inf", "a number"),
-    ("--learning_rate=1e999", "a number"), ("--learning_rate=True", "a number"),
-    ("--learning_rate=", "a number"), ("--learning_rate=1e-3x", "a number"),
-    ("--learning_rate=[1]", "a number"), ("--learning_rate=None", "a number"),
-    ("--learning_rate=" + "9" * 400, "a number"), ("--learning_rate=1j", "a number"),
-    ("--learning_rate=__import__('os')", "a number"),
-    ("--n_layer=1.5", "a whole number"), ("--n_layer=four", "a whole number"),
-    ("--n_layer=True", "a whole number"), ("--n_layer=" + "9" * 400, "a whole number"),
-    ("--n_layer={[]: 1}", "a whole number"), ("--n_layer=" + "(" * 999, "a whole number"),
-    ("--n_layer=nan", "a whole number"), ("--max_iters=-1e999", "a whole number"),
-    ("--bias=yes", "True or False"), ("--bias=2", "True or False"), ("--bias=1.0", "True or False"),
-    ("--bias=None", "True or False"), ("--bias=", "True or False"), ("--bias=[]", "True or False"),
-    ("--checkpoint_steps=[1, x]", "a whole number"), ("--checkpoint_steps=[1.5]", "a whole number"),
-    ("--checkpoint_steps=None", "a whole number"),
-    ("--parametrization.alpha=big", "a number"), ("--n_layer=-1", "at least 1"),
-])
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--learning_rate=nan", "a number"),
+        ("--learning_rate=inf", "a number"),
+        ("--learning_rate=1e999", "a number"),
+        ("--learning_rate=True", "a number"),
+        ("--learning_rate=", "a number"),
+        ("--learning_rate=1e-3x", "a number"),
+        ("--learning_rate=[1]", "a number"),
+        ("--learning_rate=None", "a number"),
+        ("--learning_rate=" + "9" * 400, "a number"),
+        ("--learning_rate=1j", "a number"),
+        ("--learning_rate=__import__('os')", "a number"),
+        ("--n_layer=1.5", "a whole number"),
+        ("--n_layer=four", "a whole number"),
+        ("--n_layer=True", "a whole number"),
+        ("--n_layer=" + "9" * 400, "a whole number"),
+        ("--n_layer={[]: 1}", "a whole number"),
+        ("--n_layer=" + "(" * 999, "a whole number"),
+        ("--n_layer=nan", "a whole number"),
+        ("--max_iters=-1e999", "a whole number"),
+        ("--bias=yes", "True or False"),
+        ("--bias=2", "True or False"),
+        ("--bias=1.0", "True or False"),
+        ("--bias=None", "True or False"),
+        ("--bias=", "True or False"),
+        ("--bias=[]", "True or False"),
+        ("--checkpoint_steps=[1, x]", "a whole number"),
+        ("--checkpoint_steps=[1.5]", "a whole number"),
+        ("--checkpoint_steps=None", "a whole number"),
+        ("--parametrization.alpha=big", "a number"),
+        ("--n_layer=-1", "at least 1"),
+    ],
+)
 def test_a_wrong_value_is_refused_with_what_was_typed_and_what_would_do(argument, words):
     message = refusal(argument)
     key, _, text = argument.partition("=")
@@ -93,12 +137,20 @@ def test_a_wrong_value_is_refused_with_what_was_typed_and_what_would_do(argument
 # --- keys --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("argument", "near"), [
-    ("--use_rop=True", "use_rope"), ("--batch-size=4", "batch_size"), ("--n_layers=4", "n_layer"),
-    ("--learningrate=1", "learning_rate"), ("--mode=muP", "parametrization.mode"),
-    ("--alpha=1", "parametrization.alpha"), ("--Seed=1", "seed"),
-    ("--parametrisation.mode=SP", "parametrization.mode"),
-    ("--parametrization.mod=SP", "parametrization.mode")])
+@pytest.mark.parametrize(
+    ("argument", "near"),
+    [
+        ("--use_rop=True", "use_rope"),
+        ("--batch-size=4", "batch_size"),
+        ("--n_layers=4", "n_layer"),
+        ("--learningrate=1", "learning_rate"),
+        ("--mode=muP", "parametrization.mode"),
+        ("--alpha=1", "parametrization.alpha"),
+        ("--Seed=1", "seed"),
+        ("--parametrisation.mode=SP", "parametrization.mode"),
+        ("--parametrization.mod=SP", "parametrization.mode"),
+    ],
+)
 def test_a_misspelt_key_names_its_nearest(argument, near):
     message = refusal(argument)
     assert message.startswith(argument.split("=")[0])
@@ -111,10 +163,19 @@ def test_a_key_like_no_other_gets_no_suggestion(argument):
     assert "did you mean" not in refusal(argument)
 
 
-@pytest.mark.parametrize(("argument", "words"), [
-    ("--compile", "write --compile=True"), ("--n_layer", "write --n_layer=VALUE"),
-    ("--compil", "did you mean 'compile'"), ("--", "needs a value"), ("-n_layer=4", "--key=value"),
-    ("-h", "--key=value"), ("n_layer=4", "config files end in"), ("train", "config files end in")])
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--compile", "write --compile=True"),
+        ("--n_layer", "write --n_layer=VALUE"),
+        ("--compil", "did you mean 'compile'"),
+        ("--", "needs a value"),
+        ("-n_layer=4", "--key=value"),
+        ("-h", "--key=value"),
+        ("n_layer=4", "config files end in"),
+        ("train", "config files end in"),
+    ],
+)
 def test_a_malformed_argument_is_refused_with_the_remedy(argument, words):
     assert words in refusal(argument)
 
@@ -123,36 +184,53 @@ def test_a_malformed_argument_is_refused_with_the_remedy(argument, words):
 
 SAME = {
     "a.py": 'n_layer = 4\nlearning_rate = 1\nbias = True\nn_kv_head = None\nout_dir = "x=y"\n'
-            'checkpoint_steps = [5, 9]\nparametrization.mode = "MuP"\n'
-            "parametrization.base_n_embd = 64\n",
+    'checkpoint_steps = [5, 9]\nparametrization.mode = "MuP"\n'
+    "parametrization.base_n_embd = 64\n",
     "b.py": 'n_layer, bias = 4, 1\nlearning_rate = 1\nn_kv_head = None\nout_dir: str = "x=y"\n'
-            'checkpoint_steps = (5, 9)\nparametrization = dict(mode="muP", base_n_embd=64)\n',
+    'checkpoint_steps = (5, 9)\nparametrization = dict(mode="muP", base_n_embd=64)\n',
     "a.toml": 'n_layer = 4\nlearning_rate = 1\nbias = true\nout_dir = "x=y"\n'
-              'checkpoint_steps = [5, 9]\n[parametrization]\nmode = "MuP"\nbase_n_embd = 64\n',
+    'checkpoint_steps = [5, 9]\n[parametrization]\nmode = "MuP"\nbase_n_embd = 64\n',
     "b.toml": 'n_layer = 4\nlearning_rate = 1e0\nbias = true\nout_dir = "x=y"\n'
-              'checkpoint_steps = [5, 9]\nparametrization.mode = "mup"\n'
-              '"parametrization.base_n_embd" = 64\n',
+    'checkpoint_steps = [5, 9]\nparametrization.mode = "mup"\n'
+    '"parametrization.base_n_embd" = 64\n',
     "a.yaml": "n_layer: 4\nlearning_rate: 1\nbias: yes\nn_kv_head: null\nout_dir: x=y\n"
-              "checkpoint_steps: [5, 9]\nparametrization:\n  mode: MuP\n  base_n_embd: 64\n",
+    "checkpoint_steps: [5, 9]\nparametrization:\n  mode: MuP\n  base_n_embd: 64\n",
     "b.yml": "n_layer: 4e0\nlearning_rate: 1e0\nbias: true\nn_kv_head:\nout_dir: 'x=y'\n"
-             "checkpoint_steps:\n- 5\n- 9\nparametrization.mode: muP\n"
-             "parametrization.base_n_embd: 64\n",
-    "a.json": json.dumps({"n_layer": 4, "learning_rate": 1, "bias": True, "n_kv_head": None,
-                          "out_dir": "x=y", "checkpoint_steps": [5, 9],
-                          "parametrization": {"mode": "MuP", "base_n_embd": 64}}),
+    "checkpoint_steps:\n- 5\n- 9\nparametrization.mode: muP\n"
+    "parametrization.base_n_embd: 64\n",
+    "a.json": json.dumps(
+        {
+            "n_layer": 4,
+            "learning_rate": 1,
+            "bias": True,
+            "n_kv_head": None,
+            "out_dir": "x=y",
+            "checkpoint_steps": [5, 9],
+            "parametrization": {"mode": "MuP", "base_n_embd": 64},
+        }
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_every_format_says_the_same(tmp_path, name):
-    flags = ["--n_layer=4", "--learning_rate=1", "--bias=True", "--n_kv_head=None",
-             "--out_dir=x=y", "--checkpoint_steps=[5,9]", "--parametrization.mode=muP",
-             "--parametrization.base_n_embd=64"]
+    flags = [
+        "--n_layer=4",
+        "--learning_rate=1",
+        "--bias=True",
+        "--n_kv_head=None",
+        "--out_dir=x=y",
+        "--checkpoint_steps=[5,9]",
+        "--parametrization.mode=muP",
+        "--parametrization.base_n_embd=64",
+    ]
     assert config(written(tmp_path, name, SAME[name])) == config(*flags) != ExperimentConfig()
 
 
-@pytest.mark.parametrize(("name", "text"), [("a.yaml", ""), ("a.yaml", "# nothing\n"),
-                                            ("a.toml", ""), ("a.json", "{}"), ("a.py", "")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.yaml", ""), ("a.yaml", "# nothing\n"), ("a.toml", ""), ("a.json", "{}"), ("a.py", "")],
+)
 def test_an_empty_file_changes_nothing(tmp_path, name, text):
     assert config(written(tmp_path, name, text)) == ExperimentConfig()
 
@@ -168,15 +246,18 @@ def test_a_later_source_wins_over_an_earlier_one(tmp_path):
 
 def test_a_python_file_sees_the_values_before_it(tmp_path):
     first = written(tmp_path, "first.py", "batch_size = 6\nparametrization.base_n_layer = 3\n")
-    second = written(tmp_path, "second.py",
-                     "batch_size *= 2\nn_layer = parametrization.base_n_layer * 2\n"
-                     "max_iters = max_iters // 1000\nwandb_run_name = wandb_run_name + '-b'\n")
+    second = written(
+        tmp_path,
+        "second.py",
+        "batch_size *= 2\nn_layer = parametrization.base_n_layer * 2\n"
+        "max_iters = max_iters // 1000\nwandb_run_name = wandb_run_name + '-b'\n",
+    )
     found = config(first, "--batch_size=7", second)
     assert (found.batch_size, found.n_layer, found.max_iters) == (14, 6, 600)
     assert found.wandb_run_name == "gpt2-b"
 
 
-BABY = '''# small, for quick looks
+BABY = """# small, for quick looks
 import time
 from math import sqrt as _root
 
@@ -208,7 +289,7 @@ class Notes:
     anything = 1
 device = 'cpu'
 compile = False
-'''
+"""
 
 
 def test_nanogpt_style_files_work_as_they_stand(tmp_path):
@@ -233,32 +314,40 @@ def test_a_comprehensions_variable_is_not_an_assignment(tmp_path):
     assert config(file).checkpoint_steps == (10, 20, 30)
 
 
-@pytest.mark.parametrize(("name", "text", "words"), [
-    ("a.py", "n_layers = 4\n", "a.py: n_layers: unknown key; did you mean 'n_layer'?"),
-    ("a.py", "for i in range(3):\n    n_layer = 1 + i\n", "a.py: i: unknown key"),
-    ("a.py", "parametrization.mod = 'SP'\n", "did you mean 'parametrization.mode'"),
-    ("a.py", "parametrization = 'muP'\n", "parametrization: unknown key"),
-    ("a.py", "\nn_layer = 1 / 0\n", "a.py, line 2: ZeroDivisionError: division by zero"),
-    ("a.py", "def f():\n    return {}['k']\n\nn_layer = f()\n", "a.py, line 2: KeyError: 'k'"),
-    ("a.py", "import no_such_module\n", "a.py, line 1: ModuleNotFoundError"),
-    ("a.py", "n_layer = 4\nexit(3)\n", "a.py, line 2: SystemExit: 3"),
-    ("a.py", "n_layer = 4\nn_head =\n", "a.py, line 2: SyntaxError"),
-    ("a.py", "n_layer = 'four'\n", "a.py: n_layer=four: expected a whole number"),
-    ("a.py", "dataset = 5\n", "a.py: dataset=5: expected text"),
-    ("a.py", "dropout = 2\n", "a.py: dropout=2.0: must be below 1"),
-    ("a.toml", "n_layer = \n", "not valid TOML"), ("a.toml", "n_layer = 2\nn_layer = 3\n", "TOML"),
-    ("a.toml", "learning_rate = nan\n", "a.toml: learning_rate=nan"),
-    ("a.toml", "out_dir = 2020-01-01\n", "expected text"),
-    ("a.json", "{", "not valid JSON"), ("a.json", "[1]", "found list"),
-    ("a.json", "3", "found int"),
-    ("a.json", '{"learning_rate": Infinity}', "learning_rate=inf"),
-    ("a.json", "[" * 100_000, "nested too deeply"),
-    ("a.yaml", "n_layer: [1,\n", "not valid YAML"), ("a.yaml", "- 1\n", "found list"),
-    ("a.yaml", "out_dir: 2024-13-45\n", "not valid YAML"), ("a.yaml", "1: 2\n", "1: unknown key"),
-    ("a.yaml", "&x\nparametrization: *x\n", "nested too deeply"),
-    ("a.yaml", "a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
-    ("a.txt", "", "config files end in '.py'"), ("config", "", "config files end in"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.py", "n_layers = 4\n", "a.py: n_layers: unknown key; did you mean 'n_layer'?"),
+        ("a.py", "for i in range(3):\n    n_layer = 1 + i\n", "a.py: i: unknown key"),
+        ("a.py", "parametrization.mod = 'SP'\n", "did you mean 'parametrization.mode'"),
+        ("a.py", "parametrization = 'muP'\n", "parametrization: unknown key"),
+        ("a.py", "\nn_layer = 1 / 0\n", "a.py, line 2: ZeroDivisionError: division by zero"),
+        ("a.py", "def f():\n    return {}['k']\n\nn_layer = f()\n", "a.py, line 2: KeyError: 'k'"),
+        ("a.py", "import no_such_module\n", "a.py, line 1: ModuleNotFoundError"),
+        ("a.py", "n_layer = 4\nexit(3)\n", "a.py, line 2: SystemExit: 3"),
+        ("a.py", "n_layer = 4\nn_head =\n", "a.py, line 2: SyntaxError"),
+        ("a.py", "n_layer = 'four'\n", "a.py: n_layer=four: expected a whole number"),
+        ("a.py", "dataset = 5\n", "a.py: dataset=5: expected text"),
+        ("a.py", "dropout = 2\n", "a.py: dropout=2.0: must be below 1"),
+        ("a.toml", "n_layer = \n", "not valid TOML"),
+        ("a.toml", "n_layer = 2\nn_layer = 3\n", "TOML"),
+        ("a.toml", "learning_rate = nan\n", "a.toml: learning_rate=nan"),
+        ("a.toml", "out_dir = 2020-01-01\n", "expected text"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.json", "[1]", "found list"),
+        ("a.json", "3", "found int"),
+        ("a.json", '{"learning_rate": Infinity}', "learning_rate=inf"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.yaml", "n_layer: [1,\n", "not valid YAML"),
+        ("a.yaml", "- 1\n", "found list"),
+        ("a.yaml", "out_dir: 2024-13-45\n", "not valid YAML"),
+        ("a.yaml", "1: 2\n", "1: unknown key"),
+        ("a.yaml", "&x\nparametrization: *x\n", "nested too deeply"),
+        ("a.yaml", "a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("a.txt", "", "config files end in '.py'"),
+        ("config", "", "config files end in"),
+    ],
+)
 def test_a_bad_file_is_refused_by_name(tmp_path, monkeypatch, name, text, words):
     monkeypatch.chdir(tmp_path)
     written(tmp_path, name, text)
@@ -281,7 +370,8 @@ def test_flags_around_a_file_are_two_sources(tmp_path):
     file = written(tmp_path, "a.py", "n_layer = 1\n")
     assert config("--max_iters=5", file, "--max_tokens=10").max_tokens == 10
     assert "the command line sets both max_iters and max_tokens" in refusal(
-        file, "--max_iters=5", "--max_tokens=10")
+        file, "--max_iters=5", "--max_tokens=10"
+    )
     assert "a.py sets both" in refusal(written(tmp_path, "a.py", "min_lr = 0\nmin_lr_frac = 0\n"))
 
 

@@ -45,6 +45,7 @@ def names(folder: Path) -> list[str]:
 def failing(error: BaseException):
     def call(*_: object, **__: object) -> None:
         raise error
+
     return call
 
 
@@ -79,9 +80,11 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
 @pytest.mark.parametrize("point", ["replace", "fsync"])
 def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path, point):
     write_json(tmp_path / "a.json", {"old": 1})
-    script = (f"import os\nos.{point} = lambda *a: os._exit(9)\n"
-              "from pathlib import Path\nfrom nanoscale.store.folder import write_json\n"
-              "write_json(Path('a.json'), {'new': 2})")
+    script = (
+        f"import os\nos.{point} = lambda *a: os._exit(9)\n"
+        "from pathlib import Path\nfrom nanoscale.store.folder import write_json\n"
+        "write_json(Path('a.json'), {'new': 2})"
+    )
     assert run_python("-c", script, cwd=tmp_path).returncode == 9
     assert read_json(tmp_path / "a.json") == {"old": 1}
 
@@ -100,7 +103,9 @@ def test_json_is_exact_and_what_is_no_number_is_null(tmp_path):
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
     assert plain({"x": math.inf, 3: (math.nan, [-math.inf, 1.0])}) == {
-        "x": None, "3": [None, [None, 1.0]]}
+        "x": None,
+        "3": [None, [None, 1.0]],
+    }
     assert json.loads(row_line({"loss": math.nan, "step": 1})) == {"loss": None, "step": 1}
 
 
@@ -188,7 +193,11 @@ def test_a_new_folder_holds_the_run_and_waits(tmp_path):
     assert folder.state() == WAITING
     status = folder.status()
     assert (status["id"], status["step"], status["max_iters"], status["checkpoint_step"]) == (
-        spec.id, 0, 10, None)
+        spec.id,
+        0,
+        10,
+        None,
+    )
     assert folder.rows() == []
     assert folder.metrics() is None
 
@@ -226,12 +235,22 @@ def test_the_record_of_a_run_is_what_design_says(tmp_path):
     assert folder.spec() == spec
 
 
-@pytest.mark.parametrize("change", [
-    lambda r: r["config"].update(n_layer=3), lambda r: r["data"].update(fingerprint="g"),
-    lambda r: r.update(id="0" * 10), lambda r: r.pop("id"), lambda r: r.pop("config"),
-    lambda r: r.update(config=None), lambda r: r["config"].update(n_layer="2"),
-    lambda r: r["config"].update(new_knob=1), lambda r: r.update(branch_from="abc@7"),
-    lambda r: r["config"].update(parametrization={"mod": "SP"}), lambda r: r.pop("typed")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["config"].update(n_layer=3),
+        lambda r: r["data"].update(fingerprint="g"),
+        lambda r: r.update(id="0" * 10),
+        lambda r: r.pop("id"),
+        lambda r: r.pop("config"),
+        lambda r: r.update(config=None),
+        lambda r: r["config"].update(n_layer="2"),
+        lambda r: r["config"].update(new_knob=1),
+        lambda r: r.update(branch_from="abc@7"),
+        lambda r: r["config"].update(parametrization={"mod": "SP"}),
+        lambda r: r.pop("typed"),
+    ],
+)
 def test_an_edited_record_is_refused(tmp_path, change):
     folder = RunFolder(tmp_path)
     folder.create(tiny_spec())
@@ -316,8 +335,11 @@ def test_reading_a_folder_needs_no_write_access(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     folder.create(tiny_spec())
     opened, really = [], builtins.open
-    monkeypatch.setattr(builtins, "open", lambda p, mode="r", *a, **k: (
-        opened.append(mode), really(p, mode, *a, **k))[1])
+    monkeypatch.setattr(
+        builtins,
+        "open",
+        lambda p, mode="r", *a, **k: (opened.append(mode), really(p, mode, *a, **k))[1],
+    )
     monkeypatch.setattr(os, "replace", failing(DISK_FULL))
     assert (folder.state(), folder.rows(), folder.metrics()) == (WAITING, [], None)
     folder.spec()
@@ -327,9 +349,17 @@ def test_reading_a_folder_needs_no_write_access(tmp_path, monkeypatch):
 # --- branches ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "folder", "step"), [
-    ("runs/a", "runs/a", None), ("runs/a@100", "runs/a", 100), ("a@b", "a@b", None),
-    ("a@b@7", "a@b", 7), ("a@", "a@", None), ("a@-1", "a@-1", None)])
+@pytest.mark.parametrize(
+    ("text", "folder", "step"),
+    [
+        ("runs/a", "runs/a", None),
+        ("runs/a@100", "runs/a", 100),
+        ("a@b", "a@b", None),
+        ("a@b@7", "a@b", 7),
+        ("a@", "a@", None),
+        ("a@-1", "a@-1", None),
+    ],
+)
 def test_a_branch_is_a_folder_and_maybe_a_step(text, folder, step):
     assert parse_branch(text) == (Path(folder), step)
 

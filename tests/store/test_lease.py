@@ -86,8 +86,10 @@ def test_a_recycled_process_number_and_a_zombie_are_dead():
     assert process_lives(owner())
     assert not process_lives(owner() | {"process_started": 0.0})
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    record = owner() | {"pid": process.pid,
-                        "process_started": psutil.Process(process.pid).create_time()}
+    record = owner() | {
+        "pid": process.pid,
+        "process_started": psutil.Process(process.pid).create_time(),
+    }
     deadline = time.monotonic() + 30
     while process_lives(record) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -145,7 +147,7 @@ def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
         sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
         from nanoscale.lease import Held, take
-        folder, inside = Path({str(tmp_path)!r}), Path({str(tmp_path / 'inside')!r})
+        folder, inside = Path({str(tmp_path)!r}), Path({str(tmp_path / "inside")!r})
         done = 0
         while done < 12:
             try:
@@ -164,8 +166,9 @@ def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
             except Held:
                 time.sleep(random.uniform(0, 0.003))
         """)
-    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-                 for _ in range(8)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(8)
+    ]
     for process in processes:
         assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
     with take(tmp_path):

@@ -17,9 +17,21 @@ from nanoscale.store.files import write_text
 from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, PRUNED, RUNNING, WAITING, RunFolder
 from nanoscale.store.resume import check_past, is_finished, open_folder, past_difference
 
-SCHEDULE_OR_LENGTH = {"lr_schedule", "decay_lr", "warmup_iters", "warmup_frac", "lr_decay_iters",
-                      "min_lr", "min_lr_frac", "cooldown_frac", "cooldown_shape", "max_iters",
-                      "max_tokens", "max_flops", "tokens_per_param"}
+SCHEDULE_OR_LENGTH = {
+    "lr_schedule",
+    "decay_lr",
+    "warmup_iters",
+    "warmup_frac",
+    "lr_decay_iters",
+    "min_lr",
+    "min_lr_frac",
+    "cooldown_frac",
+    "cooldown_shape",
+    "max_iters",
+    "max_tokens",
+    "max_flops",
+    "tokens_per_param",
+}
 
 
 HASHED = {key for key, f in all_fields().items() if f.metadata["hashed"]}
@@ -50,25 +62,36 @@ def test_other_data_are_another_past():
     assert "data differs" in past_difference(tiny_spec(), tiny_spec(data="e" * 64), 0)
 
 
-@pytest.mark.parametrize(("old", "new", "step", "update"), [
-    ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "max_iters": 20}, 10, None),
-    ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 0, None),
-    ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 1, None),
-    ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 2, 2),
-    ({"lr_schedule": "linear", "warmup_iters": 4},
-     {"lr_schedule": "linear", "warmup_iters": 4, "max_iters": 20}, 5, None),
-    ({"lr_schedule": "linear", "warmup_iters": 4},
-     {"lr_schedule": "linear", "warmup_iters": 4, "max_iters": 20}, 9, 6),
-    ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "max_iters": 20}, 9, None),
-    ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "max_iters": 20}, 10, 10),
-    ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "cooldown_shape": "1-sqrt"}, 8, None),
-    ({"lr_schedule": "constant"}, {"lr_schedule": "wsd", "cooldown_frac": 0.5}, 6, None),
-    ({"lr_schedule": "constant"}, {"lr_schedule": "wsd", "cooldown_frac": 0.5}, 7, 7),
-    ({"lr_schedule": "constant"}, {"decay_lr": False}, 10, None),
-    ({"warmup_iters": 3}, {"warmup_iters": 4}, 1, 1),
-    ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "min_lr_frac": 0.5}, 10, None),
-    ({}, {"max_tokens": 160.0}, 10, None),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "step", "update"),
+    [
+        ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "max_iters": 20}, 10, None),
+        ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 0, None),
+        ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 1, None),
+        ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "max_iters": 20}, 2, 2),
+        (
+            {"lr_schedule": "linear", "warmup_iters": 4},
+            {"lr_schedule": "linear", "warmup_iters": 4, "max_iters": 20},
+            5,
+            None,
+        ),
+        (
+            {"lr_schedule": "linear", "warmup_iters": 4},
+            {"lr_schedule": "linear", "warmup_iters": 4, "max_iters": 20},
+            9,
+            6,
+        ),
+        ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "max_iters": 20}, 9, None),
+        ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "max_iters": 20}, 10, 10),
+        ({"lr_schedule": "wsd"}, {"lr_schedule": "wsd", "cooldown_shape": "1-sqrt"}, 8, None),
+        ({"lr_schedule": "constant"}, {"lr_schedule": "wsd", "cooldown_frac": 0.5}, 6, None),
+        ({"lr_schedule": "constant"}, {"lr_schedule": "wsd", "cooldown_frac": 0.5}, 7, 7),
+        ({"lr_schedule": "constant"}, {"decay_lr": False}, 10, None),
+        ({"warmup_iters": 3}, {"warmup_iters": 4}, 1, 1),
+        ({"lr_schedule": "constant"}, {"lr_schedule": "constant", "min_lr_frac": 0.5}, 10, None),
+        ({}, {"max_tokens": 160.0}, 10, None),
+    ],
+)
 def test_schedules_may_differ_in_the_future_alone(old, new, step, update):
     difference = past_difference(tiny_spec(**old), tiny_spec(**new), step)
     if update is None:
@@ -209,10 +232,15 @@ def test_resume_makes_a_run_longer_where_the_past_is_equal(tmp_path, schedule):
     assert (folder / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("new", "words"), [
-    ({"max_iters": 25}, "update 2 was"), ({"learning_rate": 1e-2}, "learning_rate was 0.0006"),
-    ({"n_layer": 3}, "n_layer was 2, now 3"),
-    ({"max_iters": 5, "lr_decay_iters": 10}, "more than")])
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        ({"max_iters": 25}, "update 2 was"),
+        ({"learning_rate": 1e-2}, "learning_rate was 0.0006"),
+        ({"n_layer": 3}, "n_layer was 2, now 3"),
+        ({"max_iters": 5, "lr_decay_iters": 10}, "more than"),
+    ],
+)
 def test_resume_refuses_another_past_naming_the_difference(tmp_path, new, words):
     trained_folder(tmp_path / "out", 10, COMPLETE)
     before = snapshot(tmp_path)
@@ -240,12 +268,19 @@ def test_a_kill_while_becoming_longer_never_leaves_results_missing(tmp_path, mon
                 raise KeyboardInterrupt
             done.append(1)
             really(*arguments)
+
         return call
 
     monkeypatch.setattr(os, "replace", counted(os.replace))
-    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False, unlink=Path.unlink: (
-        counted(unlink)(self, missing_ok) if not self.name.endswith(".tmp")
-        else unlink(self, missing_ok)))
+    monkeypatch.setattr(
+        Path,
+        "unlink",
+        lambda self, missing_ok=False, unlink=Path.unlink: (
+            counted(unlink)(self, missing_ok)
+            if not self.name.endswith(".tmp")
+            else unlink(self, missing_ok)
+        ),
+    )
     with pytest.raises(KeyboardInterrupt):
         open_folder(tmp_path / "out", longer, resume=True)
     monkeypatch.undo()

@@ -21,9 +21,18 @@ from nanoscale.studies.compare import OPTIONS, lines, main
 
 
 # -- Student's t --------------------------------------------------------------------------------
-@pytest.mark.parametrize(("level", "dof", "t"), [  # Fisher and Yates, Table III, to more digits
-    (0.95, 1, 12.70620474), (0.95, 2, 4.30265273), (0.95, 4, 2.77644511), (0.99, 7, 3.49948330),
-    (0.95, 30, 2.04227246), (0.5, 1, 1.0), (0.95, 1e7, 1.95996399)])
+@pytest.mark.parametrize(
+    ("level", "dof", "t"),
+    [  # Fisher and Yates, Table III, to more digits
+        (0.95, 1, 12.70620474),
+        (0.95, 2, 4.30265273),
+        (0.95, 4, 2.77644511),
+        (0.99, 7, 3.49948330),
+        (0.95, 30, 2.04227246),
+        (0.5, 1, 1.0),
+        (0.95, 1e7, 1.95996399),
+    ],
+)
 def test_quantiles_of_t_are_the_tables(level, dof, t):
     assert paired.t_quantile(level, dof) == pytest.approx(t, rel=2e-7)
     assert paired.p_value(-t, dof) == pytest.approx(1 - level, rel=1e-6)
@@ -51,8 +60,10 @@ def arms(rng, seeds, *, gap=-0.01, cells=1, shared=0.01, own=0.004, both=0.003):
     shift, mine = shared * rng.standard_normal(seeds), both * rng.standard_normal(seeds)
     rest = own * rng.standard_normal((2, cells, seeds))
     a = {k: {str(s): 2 - k + shift[s] + rest[0, k, s] for s in range(seeds)} for k in range(cells)}
-    b = {k: {str(s): 2 - k + gap + shift[s] + mine[s] + rest[1, k, s] for s in range(seeds)}
-         for k in range(cells)}
+    b = {
+        k: {str(s): 2 - k + gap + shift[s] + mine[s] + rest[1, k, s] for s in range(seeds)}
+        for k in range(cells)
+    }
     return a, b
 
 
@@ -116,10 +127,18 @@ def test_one_pair_says_nothing_of_the_seeds_and_equal_pairs_everything():
     assert (same.ci95, same.p, judge(same.ci95, 0.0)) == ((0, 0), 1, "equal")
 
 
-@pytest.mark.parametrize(("ends", "verdict"), [
-    ((-0.03, -0.001), "better"), ((0.001, 0.03), "worse"), ((-0.01, 0.01), "equal"),
-    ((-0.009, -0.001), "equal"), ((-0.011, 0.001), "inconclusive"), ((0.0, 0.02), "inconclusive"),
-    ((math.nan, math.nan), "inconclusive")])
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ((-0.03, -0.001), "better"),
+        ((0.001, 0.03), "worse"),
+        ((-0.01, 0.01), "equal"),
+        ((-0.009, -0.001), "equal"),
+        ((-0.011, 0.001), "inconclusive"),
+        ((0.0, 0.02), "inconclusive"),
+        ((math.nan, math.nan), "inconclusive"),
+    ],
+)
 def test_the_verdict_is_the_intervals(ends, verdict):
     assert judge(ends, 0.01) == verdict
 
@@ -153,8 +172,12 @@ def test_the_noise_of_windows_knows_that_neighbours_are_alike(near):
 
 # -- tuned settings -----------------------------------------------------------------------------
 def test_the_lowest_mean_of_the_fullest_is_chosen_and_its_luck_is_measured():
-    settings = {0.1: {"1": 2.0, "2": 2.3, "3": 2.0}, 0.2: {"1": 2.1, "2": 2.0, "3": 2.1},
-                0.3: {"1": 1.5}, 0.4: {"1": 2.5}}
+    settings = {
+        0.1: {"1": 2.0, "2": 2.3, "3": 2.0},
+        0.2: {"1": 2.1, "2": 2.0, "3": 2.1},
+        0.3: {"1": 1.5},
+        0.4: {"1": 2.5},
+    }
     found = choose(settings)
     assert (found.setting, found.of, found.doubts) == (0.2, 2, (0.3,))
     # without seed 1 or 3, 0.2 is the lower; without 2, 0.1 is, whose loss at 2 is 2.3
@@ -165,8 +188,10 @@ def test_the_lowest_mean_of_the_fullest_is_chosen_and_its_luck_is_measured():
 def levels(flops, speed=1.0, seeds=3, noise=None):
     """Levels of the law 3 (speed C / 1e9)^-0.05, a seed's relative shift on each."""
     noise = np.zeros((len(flops), seeds)) if noise is None else noise
-    return [(c, {str(s): 3 * (speed * c / 1e9) ** -0.05 * (1 + noise[i, s]) for s in range(seeds)})
-            for i, c in enumerate(flops)]
+    return [
+        (c, {str(s): 3 * (speed * c / 1e9) ** -0.05 * (1 + noise[i, s]) for s in range(seeds)})
+        for i, c in enumerate(flops)
+    ]
 
 
 def test_the_multiplier_of_a_planted_law_is_exact():
@@ -176,7 +201,11 @@ def test_the_multiplier_of_a_planted_law_is_exact():
     assert found["ci95"] == pytest.approx([1.5, 1.5], rel=1e-6)
     # A's 5e9 lies between B's 3e9 and 12e9, and all of B's between A's 1e9 and 2e10
     assert [(k["level_of"], round(k["flops"] / 1e9)) for k in found["at"]] == [
-        ("A", 5), ("B", 2), ("B", 4), ("B", 8)]
+        ("A", 5),
+        ("B", 2),
+        ("B", 4),
+        ("B", 8),
+    ]
     assert multiplier(b, a, True)["value"] == pytest.approx(1 / 1.5, rel=1e-9)
     one = multiplier(levels([8e9]), levels([2e9, 8e9], speed=1.5), True)
     assert one["value"] == pytest.approx(1.5, rel=1e-9)
@@ -190,18 +219,26 @@ def test_the_multipliers_interval_covers():
     for _ in range(400):
         seed = 0.004 * rng.standard_normal(4)
         noise = seed + 0.002 * rng.standard_normal((2, 3, 4))
-        low, high = multiplier(levels(flops, 1, 4, noise[0]), levels(flops, 1.4, 4, noise[1]),
-                               True)["ci95"]
+        low, high = multiplier(
+            levels(flops, 1, 4, noise[0]), levels(flops, 1.4, 4, noise[1]), True
+        )["ci95"]
         hits.append(low <= 1.4 <= high)
     assert 0.92 <= np.mean(hits) <= 0.98
 
 
-@pytest.mark.parametrize(("a", "b", "why"), [
-    (levels([1e9]), levels([1e9], 2), "one compute budget per arm gives no multiplier: run both"),
-    (levels([1e9, 2e9]), levels([1e9, 2e9], 9), "every loss of B lies below those of A: run A"),
-    (levels([1e9, 2e9], 9), levels([1e9, 2e9]), "every loss of A lies below those of B: run B"),
-    ([(1e9, {"0": 2.0}), (2e9, {"0": 2.1})], levels([1e9]), "the loss of A does not fall"),
-])
+@pytest.mark.parametrize(
+    ("a", "b", "why"),
+    [
+        (
+            levels([1e9]),
+            levels([1e9], 2),
+            "one compute budget per arm gives no multiplier: run both",
+        ),
+        (levels([1e9, 2e9]), levels([1e9, 2e9], 9), "every loss of B lies below those of A: run A"),
+        (levels([1e9, 2e9], 9), levels([1e9, 2e9]), "every loss of A lies below those of B: run B"),
+        ([(1e9, {"0": 2.0}), (2e9, {"0": 2.1})], levels([1e9]), "the loss of A does not fall"),
+    ],
+)
 def test_no_multiplier_is_said_with_its_reason(a, b, why):
     found = multiplier(a, b, True)
     assert (found["value"], found["ci95"]) == (None, [None, None])
@@ -220,17 +257,33 @@ def run_at(root, loss, *, state=COMPLETE, windows=None, flops=1e9, device="cpu",
     folder.create(spec)
     folder.set_status(state=state)
     if state != WAITING:
-        write_json(folder / METRICS, {"val_loss": loss, "flops": flops, "val_bits_per_byte": loss,
-                                      "numerics": {"device": device}})
+        write_json(
+            folder / METRICS,
+            {
+                "val_loss": loss,
+                "flops": flops,
+                "val_bits_per_byte": loss,
+                "numerics": {"device": device},
+            },
+        )
         if windows is not None:
             np.save(folder / WINDOWS, windows - windows.mean() + loss)
     return spec
 
 
 def study(root, name, specs, keys):
-    entries = [{"id": s.id, "folder": s.name, "flops": 1, "values": {
-        key: s.config.parametrization.mode if "." in key else getattr(s.config, key)
-        for key in keys}} for s in specs]
+    entries = [
+        {
+            "id": s.id,
+            "folder": s.name,
+            "flops": 1,
+            "values": {
+                key: s.config.parametrization.mode if "." in key else getattr(s.config, key)
+                for key in keys
+            },
+        }
+        for s in specs
+    ]
     (root / name).mkdir()
     write_json(root / name / "study.json", {"name": name, "runs": entries})
 
@@ -239,9 +292,18 @@ def modes(root, gap, *, scatter=FLAT, seeds=(1, 2, 3), **keys):
     """A study `s` of SP and muP runs that differ by gap + scatter[seed]."""
     rng = np.random.default_rng(0)
     text = rng.standard_normal(64)
-    specs = [run_at(root, 2 + 0.1 * s + (gap + scatter[i] if mode == "muP" else 0), mode=mode,
-                    seed=s, windows=text + 0.01 * rng.standard_normal(64), **keys)
-             for mode in ("SP", "muP") for i, s in enumerate(seeds)]
+    specs = [
+        run_at(
+            root,
+            2 + 0.1 * s + (gap + scatter[i] if mode == "muP" else 0),
+            mode=mode,
+            seed=s,
+            windows=text + 0.01 * rng.standard_normal(64),
+            **keys,
+        )
+        for mode in ("SP", "muP")
+        for i, s in enumerate(seeds)
+    ]
     study(root, "s", specs, ["parametrization.mode", "seed"])
     return specs
 
@@ -251,16 +313,24 @@ SP, MUP = "s:parametrization.mode=SP", "s:parametrization.mode=muP"
 
 def run(root, *arguments):
     """Exit code and record."""
-    names, options = parse([*arguments, f"--output_root={root}", f"--json={root / 'c.json'}"],
-                           main, OPTIONS)
+    names, options = parse(
+        [*arguments, f"--output_root={root}", f"--json={root / 'c.json'}"], main, OPTIONS
+    )
     return main(names, options), json.loads((root / "c.json").read_text())
 
 
-@pytest.mark.parametrize(("gap", "scatter", "verdict", "code"), [
-    (-0.05, FLAT, "better", DONE), (0.05, FLAT, "worse", DONE), (0.001, FLAT, "equal", DONE),
-    (-0.03, (0.02, -0.02, 0.0), "inconclusive", INCONCLUSIVE)])
+@pytest.mark.parametrize(
+    ("gap", "scatter", "verdict", "code"),
+    [
+        (-0.05, FLAT, "better", DONE),
+        (0.05, FLAT, "worse", DONE),
+        (0.001, FLAT, "equal", DONE),
+        (-0.03, (0.02, -0.02, 0.0), "inconclusive", INCONCLUSIVE),
+    ],
+)
 def test_exit_codes_are_the_verdicts_and_what_is_printed_is_the_record(
-        tmp_path, capsys, gap, scatter, verdict, code):
+    tmp_path, capsys, gap, scatter, verdict, code
+):
     modes(tmp_path, gap, scatter=scatter)
     found, record = run(tmp_path, SP, MUP)
     assert (found, record["verdict"]) == (code, verdict)
@@ -297,7 +367,10 @@ def test_one_seed_per_arm_is_evaluation_noise_and_decides_nothing(tmp_path, caps
     modes(tmp_path, -0.5)
     code, record = run(tmp_path, f"{SP},seed=2", f"{MUP},seed=2")
     assert (code, record["verdict"], record["difference"]["interval"]) == (
-        INCONCLUSIVE, "inconclusive", "windows")
+        INCONCLUSIVE,
+        "inconclusive",
+        "windows",
+    )
     assert record["difference"]["ci95"] == record["windows"]["ci95"]
     assert record["difference"]["ci95"][1] < -0.49  # so sure of the text, and yet
     assert record["difference"]["p_value"] is None
@@ -312,8 +385,10 @@ def test_windows_are_paired_and_reported_beside_the_seeds(tmp_path, capsys):
     assert windows["ci95"] == pytest.approx([-0.05 - half, -0.05 + half], abs=1e-9)
     assert f"give or take: {half:.4f} nats, 64 windows\n" in capsys.readouterr().out
     alone = run_at(tmp_path, 2, mode="SP", seed=9, windows=np.arange(64.0))
-    folders = [",".join(str(tmp_path / "runs" / s.name) for s in side)
-               for side in ([*specs[:3], alone], specs[3:])]
+    folders = [
+        ",".join(str(tmp_path / "runs" / s.name) for s in side)
+        for side in ([*specs[:3], alone], specs[3:])
+    ]
     assert run(tmp_path, *folders)[1]["windows"] == windows  # a run without a pair has no part
     assert (windows["n"], windows["block"]) == (64, 4)
     # their text is the same but for 0.01 of noise in each of 6 runs: the text's sd 1 has cancelled
@@ -327,14 +402,26 @@ def test_windows_are_paired_and_reported_beside_the_seeds(tmp_path, capsys):
 
 
 def test_diverged_and_missing_runs_are_named_and_their_pairs_counted(tmp_path, capsys):
-    specs = [run_at(tmp_path, 2 + 0.1 * s - 0.05 * (mode == "muP"), mode=mode, seed=s,
-                    state={("muP", 2): DIVERGED, ("SP", 5): WAITING}.get((mode, s), COMPLETE))
-             for mode in ("SP", "muP") for s in range(1, 6)]
+    specs = [
+        run_at(
+            tmp_path,
+            2 + 0.1 * s - 0.05 * (mode == "muP"),
+            mode=mode,
+            seed=s,
+            state={("muP", 2): DIVERGED, ("SP", 5): WAITING}.get((mode, s), COMPLETE),
+        )
+        for mode in ("SP", "muP")
+        for s in range(1, 6)
+    ]
     study(tmp_path, "s", specs, ["parametrization.mode", "seed"])
     code, record = run(tmp_path, SP, MUP)
     assert (code, record["difference"]["n_pairs"]) == (DONE, 3)
     assert {(r["arm"], r["seed"], r["why"]) for r in record["left_out"]} == {
-        ("B", "2", "diverged"), ("A", "2", "no pair"), ("A", "5", "waiting"), ("B", "5", "no pair")}
+        ("B", "2", "diverged"),
+        ("A", "2", "no pair"),
+        ("A", "5", "waiting"),
+        ("B", "5", "no pair"),
+    }
     assert record["reason"].endswith("; 1 diverged run of B not counted")
     a, b = record["arms"]
     assert (a["seeds"], a["n_runs"], b["n_diverged"]) == (["1", "3", "4"], 3, 1)
@@ -351,7 +438,10 @@ def test_arms_without_common_seeds_are_two_samples_and_say_so(tmp_path, capsys):
     sides = [",".join(str(f) for f in folders if f"-{mode}-" in f.name) for mode in ("SP", "muP")]
     code, record = run(tmp_path, *sides)
     assert (code, record["difference"]["paired_by"], record["difference"]["n_pairs"]) == (
-        DONE, None, 0)
+        DONE,
+        None,
+        0,
+    )
     assert record["difference"]["value"] == pytest.approx(0.03)
     assert record["difference"]["dof"] == pytest.approx(4)
     assert "too few seeds to pair: the interval is Welch's" in capsys.readouterr().out
@@ -366,9 +456,18 @@ def ladder(root, gap=-0.05):
                 best = k % 2 if mode == "SP" else 1
                 for s in (1, 2):
                     loss = 3 * 1.5 ** (-0.05 * (mode == "muP")) * 4 ** (-0.05 * k)
-                    specs.append(run_at(root, loss + 0.03 * (x != best) + 0.001 * s, mode=mode,
-                                        n_embd=width, n_head=2 * 2**k, seed=s,
-                                        learning_rate=2.0 ** (x - 9), flops=1e9 * 4**k))
+                    specs.append(
+                        run_at(
+                            root,
+                            loss + 0.03 * (x != best) + 0.001 * s,
+                            mode=mode,
+                            n_embd=width,
+                            n_head=2 * 2**k,
+                            seed=s,
+                            learning_rate=2.0 ** (x - 9),
+                            flops=1e9 * 4**k,
+                        )
+                    )
     study(root, "s", specs, ["parametrization.mode", "n_embd", "n_head", "learning_rate", "seed"])
 
 
@@ -377,8 +476,9 @@ def test_each_arm_is_tuned_at_each_size_and_sizes_are_paired(tmp_path, capsys):
     _, record = run(tmp_path, SP, MUP)
     assert record["keys"] == ["n_embd"]  # n_head follows it
     assert [cell["cell"] for cell in record["cells"]] == [{"n_embd": w} for w in (16, 32, 64)]
-    chosen = [[cell[side]["setting"]["learning_rate"] * 512 for cell in record["cells"]]
-              for side in "ab"]
+    chosen = [
+        [cell[side]["setting"]["learning_rate"] * 512 for cell in record["cells"]] for side in "ab"
+    ]
     assert chosen == [[1, 2, 1], [2, 2, 2]]
     assert all(cell["a"]["chosen_of"] == 3 for cell in record["cells"])
     gaps = [cell["difference"]["value"] for cell in record["cells"]]
@@ -406,25 +506,46 @@ def test_a_careful_reader_is_warned(tmp_path, capsys):
             for s in (1, 2)[: 1 if width == 64 else 2]:
                 for x in (0, 1, 2)[: 3 if s == 1 else 2]:
                     loss = 2 + 0.01 * s * width - 0.01 * x - 0.1 * (mode == "muP" and width > 16)
-                    specs.append(run_at(
-                        tmp_path, loss, mode=mode, n_embd=width, seed=s, flops=width,
-                        learning_rate=2.0 ** (x - 9), device="cpu" if mode == "SP" else "cuda"))
+                    specs.append(
+                        run_at(
+                            tmp_path,
+                            loss,
+                            mode=mode,
+                            n_embd=width,
+                            seed=s,
+                            flops=width,
+                            learning_rate=2.0 ** (x - 9),
+                            device="cpu" if mode == "SP" else "cuda",
+                        )
+                    )
     study(tmp_path, "s", specs, ["parametrization.mode", "n_embd", "learning_rate", "seed"])
     _, record = run(tmp_path, SP, MUP)
     warnings = "\n".join(record["warnings"])
     assert [cell["pooled"] for cell in record["cells"]] == [True, True, False]
     assert record["difference"]["value"] == pytest.approx(-0.05)
-    for text in ("sizes with one seed are not in the pooled difference",
-                 "equal to the digit at n_embd 16: what differs does nothing there",
-                 "different numerics, device cpu against cuda",
-                 "A at learning_rate 0.00390625 may lose to a setting with fewer seeds"):
+    for text in (
+        "sizes with one seed are not in the pooled difference",
+        "equal to the digit at n_embd 16: what differs does nothing there",
+        "different numerics, device cpu against cuda",
+        "A at learning_rate 0.00390625 may lose to a setting with fewer seeds",
+    ):
         assert text in warnings
 
 
 def test_batch_sizes_meet_at_equal_tokens(tmp_path, capsys):
-    specs = [run_at(tmp_path, 2 - 0.1 * (tokens == 320) - 0.02 * (batch == 4) + 0.001 * s * batch,
-                    batch_size=batch, max_iters=tokens // (8 * batch), seed=s, flops=tokens)
-             for batch in (2, 4) for tokens in (160, 320) for s in (1, 2)]
+    specs = [
+        run_at(
+            tmp_path,
+            2 - 0.1 * (tokens == 320) - 0.02 * (batch == 4) + 0.001 * s * batch,
+            batch_size=batch,
+            max_iters=tokens // (8 * batch),
+            seed=s,
+            flops=tokens,
+        )
+        for batch in (2, 4)
+        for tokens in (160, 320)
+        for s in (1, 2)
+    ]
     study(tmp_path, "s", specs, ["batch_size", "max_iters", "seed"])
     _, record = run(tmp_path, "s:batch_size=2", "s:batch_size=4")
     assert [cell["cell"] for cell in record["cells"]] == [{"tokens": 160}, {"tokens": 320}]
@@ -438,9 +559,19 @@ def test_batch_sizes_meet_at_equal_tokens(tmp_path, capsys):
 
 
 def test_seeds_of_weights_and_data_are_told_apart(tmp_path):
-    specs = [run_at(tmp_path, 2 + 0.001 * i * j - 0.1 * (mode == "muP"), mode=mode, seed=1,
-                    init_seed=i, data_seed=j) for mode in ("SP", "muP") for i in (1, 2)
-             for j in (1, 2)]
+    specs = [
+        run_at(
+            tmp_path,
+            2 + 0.001 * i * j - 0.1 * (mode == "muP"),
+            mode=mode,
+            seed=1,
+            init_seed=i,
+            data_seed=j,
+        )
+        for mode in ("SP", "muP")
+        for i in (1, 2)
+        for j in (1, 2)
+    ]
     study(tmp_path, "s", specs, ["parametrization.mode", "init_seed", "data_seed"])
     assert run(tmp_path, SP, MUP)[1]["arms"][0]["seeds"] == ["1", "1/1/2", "1/2/1", "1/2/2"]
 
@@ -483,8 +614,10 @@ def test_the_verb_is_there_and_loads_nothing_heavy(tmp_path):
     done = run_nanoscale("compare", "a", "b", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no study 'a' in experiments_out\n"
-    script = ("import sys, nanoscale.studies.compare\n"
-              "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))")
+    script = (
+        "import sys, nanoscale.studies.compare\n"
+        "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
+    )
     assert run_python("-c", script).stdout == "set()\n"
 
 

@@ -35,6 +35,7 @@ def planted(sweep: str, steps: int = 4, noise: float = 0.0, **exponents: float) 
     rng, runs = np.random.default_rng(0), []
     for seed in (1, 2, 3):
         for size in SIZES[sweep]:
+
             def power(name: str, size: int = size) -> float:
                 return 0.3 * size ** exponents.get(name, 0.0) * 2 ** rng.normal(0, noise)
 
@@ -42,14 +43,28 @@ def planted(sweep: str, steps: int = 4, noise: float = 0.0, **exponents: float) 
             for t in range(1, steps + 1):
                 sizes = {k: power(f"size_{k}") for k in checks.SPREAD}
                 moved = {k: power(f"change_{k}") for k in checks.SPREAD}
-                roles = {"hidden": 1e-3 / size * power("pace_hidden"),
-                         "embedding": power("update_embedding")}
-                rows.append({"step": t, "lr": 0.5, "train_loss": 3.0, "statistics": {
-                    "activation_rms": sizes, "activation_change_rms": moved, "update_rms": roles,
-                    "logit_rms": power("size_logits"), "attention_logit_rms":
-                        power("size_scores")}})
-            lr = {"hidden": 2e-3 / size, "embedding": 2e-3 * size ** exponents.get(
-                "update_embedding", 0.0)}
+                roles = {
+                    "hidden": 1e-3 / size * power("pace_hidden"),
+                    "embedding": power("update_embedding"),
+                }
+                rows.append(
+                    {
+                        "step": t,
+                        "lr": 0.5,
+                        "train_loss": 3.0,
+                        "statistics": {
+                            "activation_rms": sizes,
+                            "activation_change_rms": moved,
+                            "update_rms": roles,
+                            "logit_rms": power("size_logits"),
+                            "attention_logit_rms": power("size_scores"),
+                        },
+                    }
+                )
+            lr = {
+                "hidden": 2e-3 / size,
+                "embedding": 2e-3 * size ** exponents.get("update_embedding", 0.0),
+            }
             runs.append(Run(size, seed, rows, lr, 1.0))
     return runs
 
@@ -74,7 +89,10 @@ def test_windows_are_means_over_the_steps_that_every_run_has():
     logs = np.tile(np.arange(1.0, 9.0), (2, 3, 1))
     means = {w: checks.window_mean(logs, w) for w in (checks.START, checks.LATER, checks.FIRST)}
     assert {w: set(m.ravel()) for w, m in means.items()} == {
-        checks.START: {1.0}, checks.LATER: {5.0}, checks.FIRST: {3.0}}
+        checks.START: {1.0},
+        checks.LATER: {5.0},
+        checks.FIRST: {3.0},
+    }
     logs[1, 2, 2] = math.nan
     assert set(checks.window_mean(logs, checks.FIRST).ravel()) == {3.0}  # of 1, 2, 4, 5
     assert checks.window_mean(logs, checks.LATER) == pytest.approx(np.full((2, 3), 32 / 6))
@@ -85,8 +103,9 @@ def test_windows_are_means_over_the_steps_that_every_run_has():
 def test_the_interval_is_that_of_a_regression_with_an_intercept_per_seed(seeds):
     rng, sizes = np.random.default_rng(5), (32, 64, 256, 512)
     logs = rng.normal(size=(seeds, 4))
-    X = np.hstack([np.kron(np.eye(seeds), np.ones((4, 1))),
-                   np.tile(np.log2(sizes), seeds)[:, None]])
+    X = np.hstack(
+        [np.kron(np.eye(seeds), np.ones((4, 1))), np.tile(np.log2(sizes), seeds)[:, None]]
+    )
     b, ss = np.linalg.lstsq(X, logs.ravel(), rcond=None)[:2]
     dof = X.shape[0] - X.shape[1]
     half = stats.t.ppf(0.975, dof) * math.sqrt(ss[0] / dof * np.linalg.inv(X.T @ X)[-1, -1])
@@ -94,9 +113,18 @@ def test_the_interval_is_that_of_a_regression_with_an_intercept_per_seed(seeds):
     assert (found.mean, found.low, found.high) == pytest.approx((b[-1], b[-1] - half, b[-1] + half))
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [
-    (-0.1, 0.2, PASS), (-0.3, 0.3, PASS), (0.31, 0.9, FAIL), (-0.9, -0.31, FAIL),
-    (0.2, 0.4, UNSURE), (-0.4, 0.4, UNSURE), (0.3, 0.5, UNSURE)])
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.1, 0.2, PASS),
+        (-0.3, 0.3, PASS),
+        (0.31, 0.9, FAIL),
+        (-0.9, -0.31, FAIL),
+        (0.2, 0.4, UNSURE),
+        (-0.4, 0.4, UNSURE),
+        (0.3, 0.5, UNSURE),
+    ],
+)
 def test_a_verdict_comes_from_the_whole_interval(low, high, verdict):
     band = checks.Band(WIDTH, checks.SIZE, ("mlp",), checks.START, -0.3, 0.3, "")
     slope = checks.Slope((low + high) / 2, low, high)
@@ -108,23 +136,38 @@ PLANTED = {  # what is wrong -> (facts, exponents, what is named)
     "nothing, heads grow": (Facts(WIDTH, heads_grow=True), {"size_scores": -0.5}, None),
     "nothing, untied": (Facts(WIDTH, tied=False), {"size_logits": -0.5}, None),
     "nothing, depth": (Facts(DEPTH), {"size_last_block": -0.4}, None),
-    "init of hidden": (Facts(WIDTH), {"size_scores": 1, "size_attn": 0.5, "size_mlp": 0.5,
-                                      "change_mlp": 0.9}, "the init rule of hidden"),
-    "init of the last": (Facts(WIDTH), {"size_attn": 0.5, "size_mlp": 0.5},
-                         "the init rule of residual_out"),
-    "both": (Facts(WIDTH), {"size_scores": 1, "size_attn": 1, "size_mlp": 1, "size_logits": 1},
-             "the init rule of hidden and residual_out"),
+    "init of hidden": (
+        Facts(WIDTH),
+        {"size_scores": 1, "size_attn": 0.5, "size_mlp": 0.5, "change_mlp": 0.9},
+        "the init rule of hidden",
+    ),
+    "init of the last": (
+        Facts(WIDTH),
+        {"size_attn": 0.5, "size_mlp": 0.5},
+        "the init rule of residual_out",
+    ),
+    "both": (
+        Facts(WIDTH),
+        {"size_scores": 1, "size_attn": 1, "size_mlp": 1, "size_logits": 1},
+        "the init rule of hidden and residual_out",
+    ),
     "embedding's": (Facts(WIDTH), {"size_embedding": -0.5}, "the init rule of embedding"),
     "attention": (Facts(WIDTH, heads_grow=True), {}, "the attention scale"),
     "LR": (Facts(WIDTH), {"change_mlp": 1, "size_logits": 1}, "the LR rule of hidden and residual"),
     "Muon": (Facts(WIDTH, muon_scale="match_rms"), {"change_mlp": 0.5}, "muon_scale=match_rms"),
     "eps": (Facts(WIDTH), {"pace_hidden": -0.3, "change_mlp": -0.4}, "the eps rule of hidden"),
-    "a vector's LR": (Facts(WIDTH), {"update_embedding": 0.5, "change_embedding": 0.5},
-                      "the LR rule of embedding"),
+    "a vector's LR": (
+        Facts(WIDTH),
+        {"update_embedding": 0.5, "change_embedding": 0.5},
+        "the LR rule of embedding",
+    ),
     "output": (Facts(WIDTH), {"size_logits": 0.6}, "the output multiplier"),
     "no residual multiplier": (Facts(DEPTH), {"size_last_block": 0.5}, "the residual multiplier"),
-    "depth factor": (Facts(DEPTH, residual_varies=True), {"change_last_block": 0.5},
-                     "the depth factor of the LR"),
+    "depth factor": (
+        Facts(DEPTH, residual_varies=True),
+        {"change_last_block": 0.5},
+        "the depth factor of the LR",
+    ),
 }
 
 
@@ -154,11 +197,14 @@ def test_a_zero_activation_is_not_judged_and_a_diverged_size_fails():
     record = record_of(WIDTH, SIZES[WIDTH], runs, Facts(WIDTH), 4)
     assert record["verdict"] == PASS
     assert ("size: logits", checks.START) not in [
-        (f["quantity"], f["window"]) for f in record["findings"]]
+        (f["quantity"], f["window"]) for f in record["findings"]
+    ]
     cut = [Run(r.size, r.seed, r.rows[:2] if r.size == 256 else r.rows, r.lr, 1.0) for r in runs]
     record = record_of(WIDTH, SIZES[WIDTH], cut, Facts(WIDTH), 4)
     assert (record["verdict"], record["says"].split(";")[0]) == (
-        FAIL, "training diverged at width 256")
+        FAIL,
+        "training diverged at width 256",
+    )
     short = [Run(r.size, r.seed, r.rows[:2], r.lr, 1.0) for r in runs]
     assert record_of(WIDTH, SIZES[WIDTH], short, Facts(WIDTH), 4)["verdict"] == UNSURE
 
@@ -177,8 +223,9 @@ def test_changes_and_scores_against_a_model_probed_by_hand(data_root):
     assert changes.keys() == found["activation_rms"].keys()
     mlps = [size(after[f"h.{i}.mlp"] - before[f"h.{i}.mlp"]) for i in range(2)]
     assert changes["mlp"] == pytest.approx(sum(mlps) / 2, rel=1e-4)
-    assert changes["last_block"] == pytest.approx(size(after["h.1.out"] - before["h.1.out"]),
-                                                  rel=1e-4)
+    assert changes["last_block"] == pytest.approx(
+        size(after["h.1.out"] - before["h.1.out"]), rel=1e-4
+    )
     scores = [before[f"h.{i}.attn.scores"] for i in range(2)]
     shown = [size(s[torch.isfinite(s)]) for s in scores]
     assert found["attention_logit_rms"] == pytest.approx(sum(shown) / 2, rel=1e-6)
@@ -192,8 +239,9 @@ def test_changes_are_measured_on_few_tokens(data_root, monkeypatch):
     kept: dict[str, torch.Tensor] = {}
     telemetry.activation_statistics(run.model, torch.zeros(4, 64, dtype=torch.long), kept)
     assert {tuple(x.shape[:2]) for x in kept.values()} == {(1, 64)}
-    assert set(telemetry.activation_changes(run.model, torch.zeros(4, 64, dtype=torch.long),
-                                            kept).values()) == {0.0}
+    assert set(
+        telemetry.activation_changes(run.model, torch.zeros(4, 64, dtype=torch.long), kept).values()
+    ) == {0.0}
 
 
 # -- the real thing, small and in this process ----------------------------------------------------
@@ -227,14 +275,29 @@ WRONG = {
 def small(data_root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
     """The check's record, without run folders: five steps on short sequences."""
     monkeypatch.setattr("nanoscale.training.run.peak", lambda *_: None)
-    plan, _ = Plan.of([f"--data_root={data_root}", "--dataset=tiny", "--block_size=32",
-                       "--steps=5", "--seeds=3", *arguments])
+    plan, _ = Plan.of(
+        [
+            f"--data_root={data_root}",
+            "--dataset=tiny",
+            "--block_size=32",
+            "--steps=5",
+            "--seeds=3",
+            *arguments,
+        ]
+    )
     found = []
     for cell in plan.cells:
         run = build(cell.spec, dataset_of(cell.spec), training.Ranks())
         rows = [training.update(run, with_statistics=True) for _ in range(plan.steps)]
-        found.append((cell.spec.config, [row | {"step": t, "train_loss": float(row["train_loss"])}
-                                         for t, row in enumerate(rows, 1)]))
+        found.append(
+            (
+                cell.spec.config,
+                [
+                    row | {"step": t, "train_loss": float(row["train_loss"])}
+                    for t, row in enumerate(rows, 1)
+                ],
+            )
+        )
     return plan.record(found)
 
 
@@ -279,19 +342,25 @@ TYPED = {
 @pytest.mark.parametrize("case", TYPED)
 def test_typed_nonsense(desk, capsys, case):
     arguments, *words = TYPED[case]
-    assert_refused(desk, capsys, lambda: main(["coord-check", "--dataset=tiny", *arguments]),
-                   *words)
+    assert_refused(
+        desk, capsys, lambda: main(["coord-check", "--dataset=tiny", *arguments]), *words
+    )
 
 
 def test_files_lie_under_the_checks_settings_and_flags_over_them(desk):
-    Path("c.py").write_text("n_embd = 48\nn_head = 3\nlearning_rate = 1e-5\nbatch_size = 64\n"
-                            "dataset = 'tiny'\nmax_iters = 7\nmin_lr = 0.0\ninit_seed = 9\n")
+    Path("c.py").write_text(
+        "n_embd = 48\nn_head = 3\nlearning_rate = 1e-5\nbatch_size = 64\n"
+        "dataset = 'tiny'\nmax_iters = 7\nmin_lr = 0.0\ninit_seed = 9\n"
+    )
     plan, _ = Plan.of(["c.py", "--batch_size=2", "--widths=32,64,128", "--seed=4", "--seeds=2"])
     configs = [cell.spec.config for cell in plan.cells]
     assert [(c.n_embd, c.n_head, c.seed) for c in configs] == [
-        (d, d // 16, s) for d in (32, 64, 128) for s in (4, 5)]
-    assert {(c.learning_rate, c.batch_size, c.max_iters, c.n_layer, c.init_seed == c.seed)
-            for c in configs} == {(coord_check.PROTOCOL["learning_rate"], 2, 10, 12, True)}
+        (d, d // 16, s) for d in (32, 64, 128) for s in (4, 5)
+    ]
+    assert {
+        (c.learning_rate, c.batch_size, c.max_iters, c.n_layer, c.init_seed == c.seed)
+        for c in configs
+    } == {(coord_check.PROTOCOL["learning_rate"], 2, 10, 12, True)}
     plan, _ = Plan.of(["--dataset=tiny", "--widths", "32,64,128", "--n_head=4"])
     assert {cell.spec.config.n_head for cell in plan.cells} == {4}
     plan, _ = Plan.of(["--dataset=tiny", "--depths", "2,4,8", "--n_head=2"])
@@ -299,21 +368,29 @@ def test_files_lie_under_the_checks_settings_and_flags_over_them(desk):
 
 
 def test_the_command_from_end_to_end(desk):
-    common = ["coord-check", "--dataset=tiny", "--block_size=16", "--steps=3", "--json=out.json",
-              "--n_embd=16", "--n_head=2"]
-    failed = run_nanoscale(*common, "--widths", "16,32,64", "--seeds=2", "--figure", "out.png",
-                           cwd=desk)
+    common = [
+        "coord-check",
+        "--dataset=tiny",
+        "--block_size=16",
+        "--steps=3",
+        "--json=out.json",
+        "--n_embd=16",
+        "--n_head=2",
+    ]
+    failed = run_nanoscale(
+        *common, "--widths", "16,32,64", "--seeds=2", "--figure", "out.png", cwd=desk
+    )
     assert failed.returncode == 1, failed.stderr
     record = json.loads((desk / "out.json").read_text())
     printed = failed.stdout.splitlines()
-    assert printed[-len(lines(record)):] == lines(record)
+    assert printed[-len(lines(record)) :] == lines(record)
     assert printed[-1].startswith("fail: ")
     assert (desk / "out.png").stat().st_size > 10_000
     drawn = [text.get_text() for axes in coordinates_figure(record).axes for text in axes.texts]
     assert {"embedding", "MLP out", "last block", "step 1", "slopes to scale"} <= set(drawn)
     again = run_nanoscale(*common, "--widths=16,32,64", "--seeds=2", cwd=desk)
     assert again.stdout.splitlines()[0].endswith("6 runs: 6 cached")
-    assert again.stdout.splitlines()[-len(lines(record)):] == lines(record)
+    assert again.stdout.splitlines()[-len(lines(record)) :] == lines(record)
     right = [*common, "--parametrization.mode=CompleteP", "--depths=2,4,8"]
     passed = run_nanoscale(*right, cwd=desk)
     assert passed.returncode == 0, passed.stdout

@@ -30,8 +30,14 @@ LAW, TRUTH = LAWS["chinchilla"], np.array(CHINCHILLA_TRUTH)
 ASKED = [Question.parse(q, LAW) for q in ("alpha", "beta", "a", "E", "N*@1e24", "L@1e24")]
 A = ASKED[2]
 # widths of a's interval in 100 worlds of an independent prototype
-WIDTHS = {(4, 6, 0.002): 0.018, (4, 6, 0.01): 0.116, (6, 6, 0.002): 0.014, (6, 6, 0.01): 0.087,
-          (6, 10, 0.002): 0.011, (6, 10, 0.01): 0.066}
+WIDTHS = {
+    (4, 6, 0.002): 0.018,
+    (4, 6, 0.01): 0.116,
+    (6, 6, 0.002): 0.014,
+    (6, 6, 0.01): 0.087,
+    (6, 10, 0.002): 0.011,
+    (6, 10, 0.01): 0.066,
+}
 
 
 def isoflop(budgets=4, sizes=6, noise=0.01, **how) -> Design:
@@ -67,8 +73,7 @@ def test_intervals_of_the_240_points_hold_the_truth(epoch):
     fit = fit_law({"N": N, "C": C}, loss, drop_worst=5, resamples=0)
     keep = np.argsort(loss)[:-5]
     x = np.array([N[keep], C[keep] / (6 * N[keep])])
-    design = Design(LAW, x, list(fit.params.values()), np.log(loss[keep] / fit(*x)),
-                    resamples=200)
+    design = Design(LAW, x, list(fit.params.values()), np.log(loss[keep] / fit(*x)), resamples=200)
     assert all(a.coverage >= 0.93 for a in simulate(design, ASKED, worlds=200))
 
 
@@ -77,16 +82,23 @@ def test_a_world_is_fitted_and_resampled_as_fit_law_does(method):
     design = isoflop(noise=0.004, resampling=method)
     loss = draw_worlds(design, 1, 7)
     answers = simulate(design, ASKED, worlds=1, rng_seed=7)
-    fit = fit_law(dict(zip("ND", design.x, strict=True)), loss[0], resamples=200,
-                  resampling=method, rng_seed=seed_of(0, 7))
+    fit = fit_law(
+        dict(zip("ND", design.x, strict=True)),
+        loss[0],
+        resamples=200,
+        resampling=method,
+        rng_seed=seed_of(0, 7),
+    )
     expected = fit.ci95 | {"N*@1e24": fit.optimum(1e24)["N_ci95"]}
     for answer in answers[:-1]:
         assert answer.ends == pytest.approx(expected[answer.question], rel=1e-5)
 
 
 def test_intervals_that_are_too_narrow_are_called_so():
-    wild, parametric = (simulate(isoflop(resampling=method), [A], worlds=100)[0]
-                        for method in ("wild", "parametric"))
+    wild, parametric = (
+        simulate(isoflop(resampling=method), [A], worlds=100)[0]
+        for method in ("wild", "parametric")
+    )
     assert (wild.verdict, parametric.verdict) == ("too narrow", "nominal")
     assert wild.coverage < 0.9 < parametric.coverage
 
@@ -112,10 +124,17 @@ def test_the_rank_one_update_is_the_design_with_that_run_and_worlds_agree():
         for run in found[:: len(found) // 5]:
             more = design.with_points(np.array(run.x)[:, None])
             assert run.left == pytest.approx(
-                standard_error(more, question) / standard_error(design, question), rel=1e-6)
+                standard_error(more, question) / standard_error(design, question), rel=1e-6
+            )
     assert found[0].left < 0.97 < found[-1].left <= 1
-    best, worst = (simulate(design.with_points(np.repeat(np.array(run.x)[:, None], 4, axis=1)),
-                            [question], worlds=100)[0].rmse for run in (found[0], found[-1]))
+    best, worst = (
+        simulate(
+            design.with_points(np.repeat(np.array(run.x)[:, None], 4, axis=1)),
+            [question],
+            worlds=100,
+        )[0].rmse
+        for run in (found[0], found[-1])
+    )
     assert best < 0.95 * worst
 
 
@@ -207,8 +226,10 @@ def test_a_question_without_an_answer_exits_with_3(table, capsys):
 def test_a_stored_fit_is_the_truth_and_its_noise_that_of_a_run(table, tmp_path):
     loss = draw_worlds(isoflop(noise=0.003), 1)[0]
     write(tmp_path / "runs.csv", isoflop(), L=loss)
-    assert main(["fit", "runs.csv", "--n=N", "--d=D", "--loss=L", "--bootstrap=0",
-                 "--json=fit.json"]) == 0
+    assert (
+        main(["fit", "runs.csv", "--n=N", "--d=D", "--loss=L", "--bootstrap=0", "--json=fit.json"])
+        == 0
+    )
     _, record = design(table, "--truth=fit.json", "--question=E")
     with open("fit.json", encoding="utf-8") as file:
         fit = json.load(file)
@@ -238,14 +259,16 @@ n_head = 2
 """
 GRID = "[grid]\nn_embd = [8, 16, 32, 64]\nmax_iters = [10, 30, 90, 270]\n"
 LADDER = "tokens_per_param = 20\n[ladder]\nseeds = [1, 2]\n" + "".join(
-    f"[[ladder.sizes]]\nn_embd = {n}\nn_layer = 2\n" for n in (8, 16, 32, 64, 128))
+    f"[[ladder.sizes]]\nn_embd = {n}\nn_layer = 2\n" for n in (8, 16, 32, 64, 128)
+)
 
 
 def test_a_study_file_is_a_plan_and_nothing_is_run(tmp_path, data_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = {"data": data_root, "recipe": "grid"}
-    (tmp_path / "grid.toml").write_text(STUDY.format(**base, more=GRID + "seed = [1, 2]\n"
-                                                     "learning_rate = [1e-3, 2e-3]\n"))
+    (tmp_path / "grid.toml").write_text(
+        STUDY.format(**base, more=GRID + "seed = [1, 2]\nlearning_rate = [1e-3, 2e-3]\n")
+    )
     _, record = design("grid.toml", "--question=a")
     assert (record["law"], record["points"], record["cells"]) == ("chinchilla", 32, 16)
     assert any("64 cells are 32 runs of different N, D and seed" in w for w in record["warnings"])
@@ -253,14 +276,19 @@ def test_a_study_file_is_a_plan_and_nothing_is_run(tmp_path, data_root, monkeypa
     base["recipe"] = "ladder"
     (tmp_path / "ladder.toml").write_text(STUDY.format(**base, more=LADDER))
     (tmp_path / "power.json").write_text(
-        (ROOT / "docs" / "results" / "shakespeare" / "power.json").read_text())
+        (ROOT / "docs" / "results" / "shakespeare" / "power.json").read_text()
+    )
     _, record = design("ladder.toml", "--truth=power.json", "--question=g")
     assert (record["law"], record["points"], record["cells"]) == ("power", 10, 5)
     assert record["resampling"] == "parametric"
     assert record["noise"] == pytest.approx(0.0059, abs=1e-4)
     assert record["next_run"]["flops"] == record["next_run"]["C"]
-    assert {p.name for p in tmp_path.iterdir()} == {"grid.toml", "ladder.toml", "power.json",
-                                                    "out.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "grid.toml",
+        "ladder.toml",
+        "power.json",
+        "out.json",
+    }
 
 
 @pytest.mark.parametrize(("message", "arguments"), [

@@ -13,12 +13,20 @@ from nanoscale.commands.main import main
 from nanoscale.laws import LAWS
 from nanoscale.studies.table_fit import settings_of
 
-KEYS = {"law", "objective_name", "delta", "n_points", "params", "objective", "status",
-        "agreement_of_starts", "se", "ci95", "exponents", "warnings"}
-
-
-
-
+KEYS = {
+    "law",
+    "objective_name",
+    "delta",
+    "n_points",
+    "params",
+    "objective",
+    "status",
+    "agreement_of_starts",
+    "se",
+    "ci95",
+    "exponents",
+    "warnings",
+}
 
 
 @pytest.fixture
@@ -38,8 +46,15 @@ def fit(*arguments):
 
 
 def test_a_planted_law_is_found_and_recorded(table, capsys):
-    code, record = fit(table, "--n=total_params", "--d", "tokens_seen", "--loss=val_loss",
-                       "--bootstrap=300", "--json=out.json")
+    code, record = fit(
+        table,
+        "--n=total_params",
+        "--d",
+        "tokens_seen",
+        "--loss=val_loss",
+        "--bootstrap=300",
+        "--json=out.json",
+    )
     assert code == 0
     assert record.keys() >= KEYS
     assert (record["law"], record["status"], record["n_points"]) == ("chinchilla", "converged", 24)
@@ -83,15 +98,18 @@ def test_what_is_not_identified_exits_with_3(table, tmp_path, capsys):
     assert record["status"] in ("not_identified", "bound_hit")
     assert "not identified (" in capsys.readouterr().out
     assert any("24 points come from 12 runs" in w for w in record["warnings"])
-    _, grouped = fit("noise.csv", "--bootstrap=200", "--resample=cluster", "--group=run",
-                     "--json=out.json")
+    _, grouped = fit(
+        "noise.csv", "--bootstrap=200", "--resample=cluster", "--group=run", "--json=out.json"
+    )
     assert grouped["resampling"] == "cluster"
     assert not any("come from" in w for w in grouped["warnings"])
 
 
 def test_runs_without_a_result_are_left_out_and_said(table, tmp_path):
-    columns = rows() | {"run": [f"r{i}" for i in range(24)],
-                        "state": ["DIVERGED"] + ["COMPLETE"] * 23}
+    columns = rows() | {
+        "run": [f"r{i}" for i in range(24)],
+        "state": ["DIVERGED"] + ["COMPLETE"] * 23,
+    }
     write(tmp_path / "runs.csv", columns, blank=(3, 7))
     _, record = fit("runs.csv", "--bootstrap=0", "--json=out.json")
     assert record["n_points"] == 21
@@ -110,13 +128,27 @@ def test_json_lines_give_the_same_fit(table, tmp_path):
 
 def test_epochs_points_by_the_command_of_the_docs(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, record = fit(str(epoch_table), "--n", "Model Size", "--c", "Training FLOP", "--loss",
-                       "loss", "--drop-worst", "5", "--seed", "42", "--json", "out.json")
+    code, record = fit(
+        str(epoch_table),
+        "--n",
+        "Model Size",
+        "--c",
+        "Training FLOP",
+        "--loss",
+        "loss",
+        "--drop-worst",
+        "5",
+        "--seed",
+        "42",
+        "--json",
+        "out.json",
+    )
     assert code == 0
     assert record["objective"] == pytest.approx(0.0010182740178006, rel=1e-9)
     assert record["se"]["beta"] == pytest.approx(0.020594, rel=1e-3)
     assert capsys.readouterr().out.splitlines()[0] == (
-        "L(N, D) = 1.817 + 478 / N^0.347 + 2143 / D^0.367")
+        "L(N, D) = 1.817 + 478 / N^0.347 + 2143 / D^0.367"
+    )
 
 
 @pytest.mark.parametrize(("message", "arguments"), [
@@ -167,8 +199,16 @@ def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, messa
 
 def test_the_published_hold_out_is_printed_and_stored(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, record = fit(str(epoch_table), "--n=Model Size", "--c=Training FLOP", "--loss=loss",
-                    "--drop-worst=5", "--bootstrap=0", "--holdout=3e20", "--json=out.json")
+    _, record = fit(
+        str(epoch_table),
+        "--n=Model Size",
+        "--c=Training FLOP",
+        "--loss=loss",
+        "--drop-worst=5",
+        "--bootstrap=0",
+        "--holdout=3e20",
+        "--json=out.json",
+    )
     row = record["holdout"]
     assert (row["n_fitted"], row["n_held_out"]) == (177, 63)
     assert row["mean_abs_error"] == pytest.approx(0.0100, abs=5e-5)
@@ -181,13 +221,16 @@ QUICK = ("--bootstrap=200", "--json=out.json")
 
 
 def test_the_approaches_stand_beside_the_surface_and_a_known_bias_is_taken_out(
-        tmp_path, monkeypatch, capsys):
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     law, C = LAWS["chinchilla"], np.repeat(np.geomspace(1e17, 1e20, 4), 9)
     n = law.optimum(TRUTH, C)[0] * np.tile(np.geomspace(0.3, 30, 9), 4)  # off centre: biased
     d = C / (6 * n)
-    write(tmp_path / "runs.csv", {"total_params": n, "tokens_seen": d,
-                                  "val_loss": law.loss(TRUTH, n, d)})
+    write(
+        tmp_path / "runs.csv",
+        {"total_params": n, "tokens_seen": d, "val_loss": law.loss(TRUTH, n, d)},
+    )
     code, record = fit("runs.csv", "--isoflop", *QUICK)
     found, true_n = record["isoflop"], float(law.optimum(TRUTH, 1e21)[0])
     assert code == 0
@@ -202,10 +245,12 @@ def test_the_approaches_stand_beside_the_surface_and_a_known_bias_is_taken_out(
     for valley in one["valleys"]:  # its rows and its curve are those that its vertex is of
         curve = valley["curve"]
         assert np.allclose(C[valley["rows"]], valley["C"])
-        assert np.polyval(curve["coefficients"], np.log10(valley["vertex"]) - curve["centre"]) \
-            == pytest.approx(valley["loss"])
+        assert np.polyval(
+            curve["coefficients"], np.log10(valley["vertex"]) - curve["centre"]
+        ) == pytest.approx(valley["loss"])
     assert one["line"]["N"][-1] == pytest.approx(
-        10 ** (one["slope"] * 21 + one["intercept"]), rel=1e-6)
+        10 ** (one["slope"] * 21 + one["intercept"]), rel=1e-6
+    )
     said = capsys.readouterr().out
     assert f"Approach 2, parabola: a {one['exponents']['a']:.3f} [" in said
     assert "4 of 4 budgets (4 off-centre)" in said
@@ -214,15 +259,17 @@ def test_the_approaches_stand_beside_the_surface_and_a_known_bias_is_taken_out(
     assert "Approach 3: a 0.452 [0.452, 0.452]" in said
 
 
-def test_an_approach_that_the_table_does_not_allow_says_why_and_the_fit_goes_on(table, tmp_path,
-                                                                               capsys):
+def test_an_approach_that_the_table_does_not_allow_says_why_and_the_fit_goes_on(
+    table, tmp_path, capsys
+):
     n = np.geomspace(1e6, 1e9, 24)
     d = 20 * n * np.tile([0.5, 2], 12)
     loss = LAWS["chinchilla"].loss(TRUTH, n, d)
     write_to = {"total_params": n, "tokens_seen": d, "val_loss": loss}
     write(tmp_path / "ladder.csv", write_to)
-    _, record = fit("ladder.csv", "--isoflop", "--figures=figures", "--bootstrap=0",
-                    "--json=out.json")
+    _, record = fit(
+        "ladder.csv", "--isoflop", "--figures=figures", "--bootstrap=0", "--json=out.json"
+    )
     assert "better 3: add sizes" in record["isoflop"]["parabola"]["error"]
     said = capsys.readouterr().out
     assert "Approach 2, cubic: 0 of 24 budgets" in said
@@ -234,39 +281,60 @@ def counted():
     """Our own table: positions are not counted apart, and N without embeddings bends alpha."""
     columns = rows(sd=0.0)
     n, d = columns["total_params"], columns["tokens_seen"]
-    return columns | {"non_position_params": n, "non_embedding_params": n**1.25 * 1e-2,
-                      "flops": 6 * n * d * (1 + (1e8 / n) ** 0.3)}
+    return columns | {
+        "non_position_params": n,
+        "non_embedding_params": n**1.25 * 1e-2,
+        "flops": 6 * n * d * (1 + (1e8 / n) ** 0.3),
+    }
 
 
-def test_the_multiverse_counts_in_every_way_that_the_table_allows_and_none_twice(table, tmp_path,
-                                                                                 capsys):
+def test_the_multiverse_counts_in_every_way_that_the_table_allows_and_none_twice(
+    table, tmp_path, capsys
+):
     write(tmp_path / "runs.csv", counted())
     _, record = fit("runs.csv", "--multiverse", *QUICK)
     found = record["multiverse"]
     assert found["conventions"] == [
-        "N = total_params, D = tokens_seen", "N = non_embedding_params, D = tokens_seen",
-        "N = total_params, C = flops", "N = non_embedding_params, C = flops",
-        "D = tokens_seen, C = flops"]
-    lad = {row["convention"]: row["a"] for row in found["rows"]
-           if (row["approach"], row["objective"], row["dropped"]) == ("3", "lad", 0)}
+        "N = total_params, D = tokens_seen",
+        "N = non_embedding_params, D = tokens_seen",
+        "N = total_params, C = flops",
+        "N = non_embedding_params, C = flops",
+        "D = tokens_seen, C = flops",
+    ]
+    lad = {
+        row["convention"]: row["a"]
+        for row in found["rows"]
+        if (row["approach"], row["objective"], row["dropped"]) == ("3", "lad", 0)
+    }
     assert lad["N = total_params, D = tokens_seen"] == pytest.approx(0.28 / 0.62, abs=1e-5)
     bent = 0.34 / 1.25  # alpha of N^1.25
     assert lad["N = non_embedding_params, D = tokens_seen"] == pytest.approx(
-        0.28 / (0.28 + bent), abs=1e-5)
+        0.28 / (0.28 + bent), abs=1e-5
+    )
     assert found["spread"]["convention"] > 0.04
     text = capsys.readouterr().out
     assert f"multiverse: {len(found['rows'])} analyses" in text
     assert f"a from {found['a']['lowest']:.3f} to {found['a']['highest']:.3f}" in text
-    first = text[text.index("a moves by "):]
+    first = text[text.index("a moves by ") :]
     assert first.startswith(f"a moves by {max(v for v in found['spread'].values() if v):.3f}")
 
 
 def test_a_foreign_table_has_the_convention_it_was_given_and_the_fits_own_choices(table, tmp_path):
     columns = rows()
-    write(tmp_path / "runs.csv", {"size": columns["total_params"], "work": columns["flops"],
-                                  "loss": columns["val_loss"]})
-    _, record = fit("runs.csv", "--n=size", "--c=work", "--loss=loss", "--multiverse",
-                    "--delta=0.02", "--drop-worst=3", *QUICK)
+    write(
+        tmp_path / "runs.csv",
+        {"size": columns["total_params"], "work": columns["flops"], "loss": columns["val_loss"]},
+    )
+    _, record = fit(
+        "runs.csv",
+        "--n=size",
+        "--c=work",
+        "--loss=loss",
+        "--multiverse",
+        "--delta=0.02",
+        "--drop-worst=3",
+        *QUICK,
+    )
     assert record["multiverse"]["conventions"] == ["N = size, C = work"]
     choices = record["multiverse"]["rows"]
     assert {row["delta"] for row in choices} == {None, 1e-4, 1e-3, 1e-2, 0.02}
@@ -276,16 +344,30 @@ def test_a_foreign_table_has_the_convention_it_was_given_and_the_fits_own_choice
 PNG = b"\x89PNG"
 
 
-@pytest.mark.parametrize(("options", "names"), [
-    ((), {"frontier", "surface", "residuals", "resamples", "rollout"}),
-    (("--isoflop",), {"frontier", "surface", "residuals", "resamples", "rollout",
-                      "isoflop_parabola", "isoflop_cubic"}),
-    (("--law=power", "--c=flops"), {"law", "residuals", "resamples"}),  # 3 budgets fit no law
-    (("--law=power", "--n=total_params", "--bootstrap=0"), {"law", "residuals"}),
-    (("--law=kaplan", "--bootstrap=0"), {"frontier", "surface", "residuals", "rollout"}),
-])
-def test_a_fit_draws_what_its_table_allows_and_leaves_no_scraps(table, tmp_path, capsys, options,
-                                                                names):
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ((), {"frontier", "surface", "residuals", "resamples", "rollout"}),
+        (
+            ("--isoflop",),
+            {
+                "frontier",
+                "surface",
+                "residuals",
+                "resamples",
+                "rollout",
+                "isoflop_parabola",
+                "isoflop_cubic",
+            },
+        ),
+        (("--law=power", "--c=flops"), {"law", "residuals", "resamples"}),  # 3 budgets fit no law
+        (("--law=power", "--n=total_params", "--bootstrap=0"), {"law", "residuals"}),
+        (("--law=kaplan", "--bootstrap=0"), {"frontier", "surface", "residuals", "rollout"}),
+    ],
+)
+def test_a_fit_draws_what_its_table_allows_and_leaves_no_scraps(
+    table, tmp_path, capsys, options, names
+):
     arguments = ("--bootstrap=200", *options, "--figures=figures")
     for _ in range(1 if options else 2):  # into a folder that is made, and one that is there
         assert main(["fit", table, *arguments]) in (0, 3)
@@ -315,17 +397,30 @@ def test_plan_knows_no_figures(table, capsys):
 
 def test_epochs_points_beyond_the_fit(epoch_table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _, record = fit(str(epoch_table), "--n=Model Size", "--c=Training FLOP", "--loss=loss",
-                    "--drop-worst=5", "--seed=42", "--bootstrap=200", "--isoflop", "--multiverse",
-                    "--json=out.json")
+    _, record = fit(
+        str(epoch_table),
+        "--n=Model Size",
+        "--c=Training FLOP",
+        "--loss=loss",
+        "--drop-worst=5",
+        "--seed=42",
+        "--bootstrap=200",
+        "--isoflop",
+        "--multiverse",
+        "--json=out.json",
+    )
     assert len(record["isoflop"]["parabola"]["valleys"]) == 57
     assert sum(v["used"] for v in record["isoflop"]["parabola"]["valleys"]) == 20
-    by_approach = {row["approach"]: row["a"] for row in record["multiverse"]["rows"]
-                   if row["dropped"] == 5}  # both leave out the same
+    by_approach = {
+        row["approach"]: row["a"] for row in record["multiverse"]["rows"] if row["dropped"] == 5
+    }  # both leave out the same
     assert record["isoflop"]["parabola"]["exponents"]["a"] == by_approach["2"]
     assert record["isoflop"]["cubic"]["exponents"]["a"] == by_approach["2 cubic"]
-    a = {row["dropped"]: round(row["a"], 4) for row in record["multiverse"]["rows"]
-         if (row["objective"], row["delta"]) == ("log-huber", 1e-3)}
+    a = {
+        row["dropped"]: round(row["a"], 4)
+        for row in record["multiverse"]["rows"]
+        if (row["objective"], row["delta"]) == ("log-huber", 1e-3)
+    }
     assert a == {0: 0.5646, 1: 0.5441, 2: 0.5380, 5: 0.5139}  # published
 
 
@@ -334,8 +429,11 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
     from nanoscale.studies.law_figures import frontier
 
     columns = rows()
-    law = fit_law({"N": columns["total_params"], "D": columns["tokens_seen"]}, columns["val_loss"],
-                  resamples=200)
+    law = fit_law(
+        {"N": columns["total_params"], "D": columns["tokens_seen"]},
+        columns["val_loss"],
+        resamples=200,
+    )
     path = frontier(law, np.array(columns["flops"]))
     assert path["C"][[0, -1]] == pytest.approx([0.7e17, 1e21])
     for i in (0, 50, 96):
@@ -348,16 +446,32 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
         assert path["hi"][i] <= at["loss_ci95"][1] * 1.001  # each law's own least is no higher
 
 
-@pytest.mark.parametrize(("columns", "names", "wanted"), [
-    ({"n": "total_params", "d": "tokens_seen", "loss": "val_loss"}, "ND", {
-        "N": "N: total parameters (total_params)", "D": "D: training tokens (tokens_seen)",
-        "C": "C: training FLOPs, 6 N D", "loss": "validation loss (nats per token)"}),
-    ({"n": "non_embedding_params", "c": "flops", "loss": "final"}, "ND", {
-        "N": "N: parameters without embeddings and head (non_embedding_params)",
-        "D": "D: training tokens, C / 6 N", "C": "C: training FLOPs (flops), 6 N D",
-        "loss": "L: final"}),
-    ({"c": "C", "loss": "loss"}, "C", {"C": "C: training FLOPs", "loss": "L: loss"}),
-])
+@pytest.mark.parametrize(
+    ("columns", "names", "wanted"),
+    [
+        (
+            {"n": "total_params", "d": "tokens_seen", "loss": "val_loss"},
+            "ND",
+            {
+                "N": "N: total parameters (total_params)",
+                "D": "D: training tokens (tokens_seen)",
+                "C": "C: training FLOPs, 6 N D",
+                "loss": "validation loss (nats per token)",
+            },
+        ),
+        (
+            {"n": "non_embedding_params", "c": "flops", "loss": "final"},
+            "ND",
+            {
+                "N": "N: parameters without embeddings and head (non_embedding_params)",
+                "D": "D: training tokens, C / 6 N",
+                "C": "C: training FLOPs (flops), 6 N D",
+                "loss": "L: final",
+            },
+        ),
+        ({"c": "C", "loss": "loss"}, "C", {"C": "C: training FLOPs", "loss": "L: loss"}),
+    ],
+)
 def test_axes_name_the_columns_and_what_follows_from_them(columns, names, wanted):
     from nanoscale.studies.law_figures import labels_of
 
@@ -366,9 +480,17 @@ def test_axes_name_the_columns_and_what_follows_from_them(columns, names, wanted
 
 def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    _, record = fit(str(epoch_table), "--n=Model Size", "--c=Training FLOP", "--loss=loss",
-                    "--drop-worst=5", "--bootstrap=200", "--profile", "--influence",
-                    "--json=out.json")
+    _, record = fit(
+        str(epoch_table),
+        "--n=Model Size",
+        "--c=Training FLOP",
+        "--loss=loss",
+        "--drop-worst=5",
+        "--bootstrap=200",
+        "--profile",
+        "--influence",
+        "--json=out.json",
+    )
     assert record["profile"]["ci"]["beta"] == pytest.approx([0.336, 0.401], abs=1e-3)
     assert record["profile"]["noise"] == "own"
     assert record["influence"]["single"][0]["units"] == [59]
@@ -379,8 +501,12 @@ def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monk
 
 def test_a_law_of_repeated_tokens_reads_their_column(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    n, d, u = (np.array(v) for v in zip(*itertools.product(
-        (1e7, 1e8, 1e9), (1e9, 4e9, 1.6e10, 6.4e10), (1e9, 4e9)), strict=True))
+    n, d, u = (
+        np.array(v)
+        for v in zip(
+            *itertools.product((1e7, 1e8, 1e9), (1e9, 4e9, 1.6e10, 6.4e10), (1e9, 4e9)), strict=True
+        )
+    )
     keep = d >= u
     seen = u * (1 + 15.4 * (1 - np.exp(-(d / u - 1) / 15.4)))
     table = {"n": n, "d": d, "unique": u, "loss": 1.8 + 480 / n**0.35 + 2100 / seen**0.37}
@@ -388,13 +514,18 @@ def test_a_law_of_repeated_tokens_reads_their_column(tmp_path, monkeypatch, caps
     options = "t.csv", "--n=n", "--d=d", "--loss=loss", "--bootstrap=0", "--json=out.json"
     _, record = fit(*options, "--u=unique", "--law=repetition")
     assert record["params"]["R"] == pytest.approx(15.4, rel=1e-3)
-    for more, words in (("--law=repetition", "give it, as in --u="),
-                        ("--u=unique", "leave it out, or take --law=repetition")):
+    for more, words in (
+        ("--law=repetition", "give it, as in --u="),
+        ("--u=unique", "leave it out, or take --law=repetition"),
+    ):
         assert main(["fit", *options, more]) == 2
         assert words in capsys.readouterr().err
 
 
 def test_slow_laws_have_fewer_resamples_unless_told():
-    for law, told, wanted in (("chinchilla", {}, 4000), ("kaplan", {}, 400),
-                              ("kaplan", {"bootstrap": "7"}, 7)):
+    for law, told, wanted in (
+        ("chinchilla", {}, 4000),
+        ("kaplan", {}, 400),
+        ("kaplan", {"bootstrap": "7"}, 7),
+    ):
         assert settings_of({"law": law} | told)["bootstrap"] == wanted

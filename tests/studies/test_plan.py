@@ -21,8 +21,10 @@ LAW = LAWS["chinchilla"]
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "runs.csv", rows() | {"run": [f"r{i}" for i in range(24)],
-                                           "vocab_size": ["256"] * 24})
+    write(
+        tmp_path / "runs.csv",
+        rows() | {"run": [f"r{i}" for i in range(24)], "vocab_size": ["256"] * 24},
+    )
     return "runs.csv"
 
 
@@ -48,8 +50,14 @@ def test_the_published_plan_of_chinchillas_budget(epoch_table, tmp_path, monkeyp
 
 
 def test_the_run_is_what_its_config_says_at_the_budget(table):
-    code, record = plan(table, "--bootstrap=200", "--budget=1e20", "--tokens-per-second=1e6",
-                        "--batch-tokens=65536", "--block_size=256")
+    code, record = plan(
+        table,
+        "--bootstrap=200",
+        "--budget=1e20",
+        "--tokens-per-second=1e6",
+        "--batch-tokens=65536",
+        "--block_size=256",
+    )
     n, d = LAW.optimum(TRUTH, 1e20)
     assert code == 0
     assert record["N_ci95"][0] < n < record["N_ci95"][1]
@@ -72,9 +80,11 @@ def test_models_of_every_size_are_near_and_of_a_sensible_shape():
         config = buildable(N, vocab_size=256, block_size=256)
         assert parameter_counts(config)["total"] == pytest.approx(N, rel=0.05 if N < 1e8 else 0.02)
         assert 16 <= config.n_embd / config.n_layer <= 128
-        assert config.head_dim == next(head for width, head in
-                                        ((256, 16), (512, 32), (2048, 64), (10**6, 128))
-                                        if config.n_embd <= width)
+        assert config.head_dim == next(
+            head
+            for width, head in ((256, 16), (512, 32), (2048, 64), (10**6, 128))
+            if config.n_embd <= width
+        )
         assert config.n_layer >= 2
     assert buildable(3e5, 256, 256).n_layer == 2  # no model of one wide block
     config = buildable(124e6, 50304)
@@ -97,8 +107,11 @@ def test_a_stored_fit_gives_the_point_and_says_so_or_its_draws(table, capsys):
     from nanoscale.laws import fit_law
 
     columns = rows()
-    fit = fit_law({"N": columns["total_params"], "D": columns["tokens_seen"]},
-                  columns["val_loss"], resamples=200)
+    fit = fit_law(
+        {"N": columns["total_params"], "D": columns["tokens_seen"]},
+        columns["val_loss"],
+        resamples=200,
+    )
     with open("fit.json", "w", encoding="utf-8") as file:
         json.dump(stored | {"draws": fit.draws.tolist()}, file)
     _, drawn = plan("fit.json", "--budget=1e22")
@@ -116,7 +129,9 @@ def test_a_law_that_is_not_identified_exits_with_3(table, tmp_path):
 
 def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
     _, record = plan(table, "--bootstrap=0", "--budget=1e15")
-    assert record["run"]["batch_tokens"] == pytest.approx(0.58 * record["run"]["D"]**0.571, rel=0.3)
+    assert record["run"]["batch_tokens"] == pytest.approx(
+        0.58 * record["run"]["D"] ** 0.571, rel=0.3
+    )
     assert any("100 times below the smallest fitted" in w for w in record["warnings"])
 
 
@@ -140,8 +155,10 @@ def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, message, arguments):
     (tmp_path / "odd.json").write_text('{"a": 1}', encoding="utf-8")
-    (tmp_path / "fit.json").write_text(json.dumps(
-        {key: [] for key in ("law", "params", "predictors", "reasons")}), encoding="utf-8")
+    (tmp_path / "fit.json").write_text(
+        json.dumps({key: [] for key in ("law", "params", "predictors", "reasons")}),
+        encoding="utf-8",
+    )
     before = sorted(p.name for p in tmp_path.iterdir())
     assert main(["plan", *arguments, "--json=out.json"]) == 2
     said = capsys.readouterr()

@@ -134,7 +134,16 @@ def attempts(study: Study) -> int:
 def test_a_ladder_has_a_row_per_size_and_seed():
     study = read_study(write(LADDER))
     assert [(row["n_embd"], row["seed"]) for row in study.rows] == [
-        (16, 1), (16, 2), (16, 3), (24, 1), (32, 1), (32, 2), (32, 3), (48, 1), (64, 1)]
+        (16, 1),
+        (16, 2),
+        (16, 3),
+        (24, 1),
+        (32, 1),
+        (32, 2),
+        (32, 3),
+        (48, 1),
+        (64, 1),
+    ]
     assert (study.name, study.recipe, study.base["tokens_per_param"]) == ("toy", "ladder", 0.1)
 
 
@@ -149,8 +158,14 @@ def test_a_transfer_study_begins_with_every_arms_lrs_at_every_size():
     study = read_study(write(TRANSFER))
     assert len(study.rows) == 2 * 3 * 5
     assert study.rows[0] == {"n_embd": 16, "n_head": 1, "learning_rate": 1e-3, "seed": 1}
-    assert study.rows[-1] == {"optimizer": "muon", "parametrization.mode": "muP", "n_embd": 64,
-                              "n_head": 4, "muon_lr": 0.16, "seed": 1}
+    assert study.rows[-1] == {
+        "optimizer": "muon",
+        "parametrization.mode": "muP",
+        "n_embd": 64,
+        "n_head": 4,
+        "muon_lr": 0.16,
+        "seed": 1,
+    }
 
 
 def test_an_arm_searches_the_lr_of_the_optimizer_it_has():
@@ -166,8 +181,12 @@ def test_an_arm_refines_until_the_octave_around_the_best_is_there(optimum):
     size, losses = arm.sizes[0], {}
     rows = [row for row in arm.first_rows() if row["n_embd"] == 16]
     for _ in range(20):
-        losses |= {row["learning_rate"]: math.log2(row["learning_rate"] / optimum)**2
-                   if row["learning_rate"] < 0.1 else math.inf for row in rows}
+        losses |= {
+            row["learning_rate"]: math.log2(row["learning_rate"] / optimum) ** 2
+            if row["learning_rate"] < 0.1
+            else math.inf
+            for row in rows
+        }
         more = [row for row in arm.finer_rows(size, losses) if row not in rows]
         if not more:
             break
@@ -175,43 +194,63 @@ def test_an_arm_refines_until_the_octave_around_the_best_is_there(optimum):
     best = min(losses, key=losses.get)
     assert abs(math.log2(best / optimum)) <= 0.25
     for k in range(-2, 3):
-        at = [row for row in rows
-              if abs(row["learning_rate"] / (best * 2 ** (k / 2)) - 1) < 1e-3]
+        at = [row for row in rows if abs(row["learning_rate"] / (best * 2 ** (k / 2)) - 1) < 1e-3]
         assert [row["seed"] for row in sorted(at, key=lambda row: row["seed"])] == [1, 2]
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (LADDER.replace("[study]", "[studdy]"), ["no table [studdy]", "'study'"]),
-    (LADDER.replace("question", "qestion"), ["[study]: unknown key 'qestion'", "'question'"]),
-    (LADDER.replace("[ladder]", "[ladder]\nseed = 1"), ["[ladder]: unknown key", "'seeds'"]),
-    (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'transfer' or 'search'"]),
-    (LADDER.replace('"ladder"', '"grid"'), ["[ladder] belongs to recipe"]),
-    (LADDER.replace("tokens_per_param", "max_iters"), ["[base]", "tokens_per_param = 20"]),
-    (LADDER.replace("n_embd = 24", "n_embd = 24\nmax_iters = 3"), ["max_iters", "all sizes share"]),
-    (LADDER.split("[[ladder.sizes]]\nn_embd = 48")[0], ["3 sizes are too few", "at least 4"]),
-    (LADDER.replace("[ladder]", "[ladder]\nmin_sizes = 2"), ["min_sizes=2", "at least 4"]),
-    (LADDER.replace("[ladder]", "[ladder]\nmin_sizes = 9"), ["5 sizes are too few", "at least 9"]),
-    (LADDER.replace("seeds = [1]", "seeds = 3"), ["seeds=3", "a list"]),
-    (LADDER.split("[[ladder")[0] + "sizes = [16]", ["write each as [[ladder.sizes]]"]),
-    (LADDER.replace("n_layer = 1", "n_layr = 1"), ["s.toml, [base]: n_layr", "'n_layer'"]),
-    (LADDER.replace("n_embd = 24", "n_embd = 25"),
-     ["[[ladder.sizes]], cell n_embd=25, seed=1", "not divisible"]),
-    (LADDER.replace("n_embd = 24", "width = 24"), ["[[ladder.sizes]]: width: unknown key"]),
-    (GRID.split("[grid]")[0], ["[grid]: give at least one key"]),
-    (GRID.replace("[1e-3, 2e-3]", "1e-3"), ["[grid]: learning_rate=0.001", "as in [0.001]"]),
-    (GRID.replace("[study]", '[study]\nname = "a/b"'), ["study name 'a/b'"]),
-    (GRID.replace("[study]", "study = 3\n[x]"), ["study is a table"]),
-    (GRID + "]", ["s.toml: not valid TOML"]),
-    (TRANSFER.replace('size = "n_embd"', 'size = "n_layer"'),
-     ["size='n_layer'", "size = 'n_embd'"]),
-    (TRANSFER.replace("[[transfer.sizes]]\nn_embd = 64\nn_head = 4\n", ""), ["2 sizes show no"]),
-    (TRANSFER.replace('name = "SP"', 'name = "muP, Muon"'), ["each with a name of its own"]),
-    (TRANSFER.replace('name = "SP"', ""), ["every arm has a name"]),
-    (TRANSFER.replace("[1e-3, 2e-3, 4e-3, 8e-3, 16e-3]", "[1e-3]"),
-     ["SP: lrs=[0.001]", "at least 5"]),
-    (TRANSFER.replace("[0.01,", "[-1,"), ["muP, Muon: lrs=[-1"]),
-    (TRANSFER.replace("[transfer]", "[transfer]\nlrs = [1]"), ["[transfer]: unknown key 'lrs'"]),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LADDER.replace("[study]", "[studdy]"), ["no table [studdy]", "'study'"]),
+        (LADDER.replace("question", "qestion"), ["[study]: unknown key 'qestion'", "'question'"]),
+        (LADDER.replace("[ladder]", "[ladder]\nseed = 1"), ["[ladder]: unknown key", "'seeds'"]),
+        (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'transfer' or 'search'"]),
+        (LADDER.replace('"ladder"', '"grid"'), ["[ladder] belongs to recipe"]),
+        (LADDER.replace("tokens_per_param", "max_iters"), ["[base]", "tokens_per_param = 20"]),
+        (
+            LADDER.replace("n_embd = 24", "n_embd = 24\nmax_iters = 3"),
+            ["max_iters", "all sizes share"],
+        ),
+        (LADDER.split("[[ladder.sizes]]\nn_embd = 48")[0], ["3 sizes are too few", "at least 4"]),
+        (LADDER.replace("[ladder]", "[ladder]\nmin_sizes = 2"), ["min_sizes=2", "at least 4"]),
+        (
+            LADDER.replace("[ladder]", "[ladder]\nmin_sizes = 9"),
+            ["5 sizes are too few", "at least 9"],
+        ),
+        (LADDER.replace("seeds = [1]", "seeds = 3"), ["seeds=3", "a list"]),
+        (LADDER.split("[[ladder")[0] + "sizes = [16]", ["write each as [[ladder.sizes]]"]),
+        (LADDER.replace("n_layer = 1", "n_layr = 1"), ["s.toml, [base]: n_layr", "'n_layer'"]),
+        (
+            LADDER.replace("n_embd = 24", "n_embd = 25"),
+            ["[[ladder.sizes]], cell n_embd=25, seed=1", "not divisible"],
+        ),
+        (LADDER.replace("n_embd = 24", "width = 24"), ["[[ladder.sizes]]: width: unknown key"]),
+        (GRID.split("[grid]")[0], ["[grid]: give at least one key"]),
+        (GRID.replace("[1e-3, 2e-3]", "1e-3"), ["[grid]: learning_rate=0.001", "as in [0.001]"]),
+        (GRID.replace("[study]", '[study]\nname = "a/b"'), ["study name 'a/b'"]),
+        (GRID.replace("[study]", "study = 3\n[x]"), ["study is a table"]),
+        (GRID + "]", ["s.toml: not valid TOML"]),
+        (
+            TRANSFER.replace('size = "n_embd"', 'size = "n_layer"'),
+            ["size='n_layer'", "size = 'n_embd'"],
+        ),
+        (
+            TRANSFER.replace("[[transfer.sizes]]\nn_embd = 64\nn_head = 4\n", ""),
+            ["2 sizes show no"],
+        ),
+        (TRANSFER.replace('name = "SP"', 'name = "muP, Muon"'), ["each with a name of its own"]),
+        (TRANSFER.replace('name = "SP"', ""), ["every arm has a name"]),
+        (
+            TRANSFER.replace("[1e-3, 2e-3, 4e-3, 8e-3, 16e-3]", "[1e-3]"),
+            ["SP: lrs=[0.001]", "at least 5"],
+        ),
+        (TRANSFER.replace("[0.01,", "[-1,"), ["muP, Muon: lrs=[-1"]),
+        (
+            TRANSFER.replace("[transfer]", "[transfer]\nlrs = [1]"),
+            ["[transfer]: unknown key 'lrs'"],
+        ),
+    ],
+)
 def test_a_bad_file_is_one_line_with_the_place_and_the_remedy(text, words):
     with pytest.raises(UserError) as refusal:
         run_study(write(text))
@@ -287,8 +326,10 @@ def test_relative_schedules_are_the_default_and_the_file_has_the_last_word():
     assert (config.data_order, config.lr_decay_iters, config.compile) == ("epoch", 5, False)
     assert config.min_lr == pytest.approx(0.1 * config.learning_rate)
     assert (config.warmup_iters, config.threads) == (0, 1)
-    text = GRID.replace("max_iters = 5", "max_iters = 5\nmin_lr = 1e-5\ndata_order = 'random'\n"
-                        "threads = 2\nlr_decay_iters = 4")
+    text = GRID.replace(
+        "max_iters = 5",
+        "max_iters = 5\nmin_lr = 1e-5\ndata_order = 'random'\nthreads = 2\nlr_decay_iters = 4",
+    )
     study = run_study(write(text, "two.toml"))
     config = next(study.runs())[1].spec().config
     assert (config.min_lr, config.data_order, config.threads) == (1e-5, "random", 2)
@@ -326,9 +367,15 @@ def test_sizes_of_equal_n_keep_apart():
 
 
 # -- grids --------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("axes", "figures"), [
-    ("", 1), ("weight_decay = [0.1, 0.2]", 1), ("optimizer = ['adamw', 'muon']", 1),
-    ("weight_decay = [0.1, 0.2]\nn_layer = [1, 2]", 0)])
+@pytest.mark.parametrize(
+    ("axes", "figures"),
+    [
+        ("", 1),
+        ("weight_decay = [0.1, 0.2]", 1),
+        ("optimizer = ['adamw', 'muon']", 1),
+        ("weight_decay = [0.1, 0.2]\nn_layer = [1, 2]", 0),
+    ],
+)
 def test_a_grid_reports_its_best_run_and_draws_one_or_two_knobs(axes, figures, capsys):
     assert main([str(write(GRID + axes))]) == 0
     assert "lowest val_loss" in capsys.readouterr().out
@@ -361,22 +408,26 @@ def test_status_table_and_report_read_the_folders(capsys):
     assert "lowest val_loss" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("command", "arguments", "words"), [
-    (main, [], "usage: nanoscale study FILE"),
-    (main, ["a.toml", "--dry-rnu"], "did you mean 'dry-run'"),
-    (main, ["a.toml", "--workers=two"], "--workers=two: expected"),
-    (main, ["a.toml", "--output_root"], "--output_root: unknown option"),
-    (table_main, [], "usage: nanoscale table STUDY"),
-    (report_main, ["toi"], "no study 'toi' in experiments_out"),
-    (status_main, ["--root=x"], "unknown option"),
-])
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        (main, [], "usage: nanoscale study FILE"),
+        (main, ["a.toml", "--dry-rnu"], "did you mean 'dry-run'"),
+        (main, ["a.toml", "--workers=two"], "--workers=two: expected"),
+        (main, ["a.toml", "--output_root"], "--output_root: unknown option"),
+        (table_main, [], "usage: nanoscale table STUDY"),
+        (report_main, ["toi"], "no study 'toi' in experiments_out"),
+        (status_main, ["--root=x"], "unknown option"),
+    ],
+)
 def test_bad_arguments_are_refused(command, arguments, words):
     with pytest.raises(UserError, match=words):
         command(arguments)
 
 
-@pytest.mark.parametrize("command", [main, status_main, table_main, report_main, retry,
-                                     watch_study])
+@pytest.mark.parametrize(
+    "command", [main, status_main, table_main, report_main, retry, watch_study]
+)
 def test_help_is_the_usage(command, capsys):
     assert command(["--help"]) == 0
     assert capsys.readouterr().out == f"usage: {usage_of(command)}\n"
@@ -391,8 +442,9 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
         (Path.cwd() / "x/data/toy").rename(out)
 
     monkeypatch.setattr("nanoscale.data.prepare.prepare", prepare)
-    monkeypatch.setattr("nanoscale.data.dataset.__file__",
-                        str(Path("nanoscale/data/dataset.py").absolute()))
+    monkeypatch.setattr(
+        "nanoscale.data.dataset.__file__", str(Path("nanoscale/data/dataset.py").absolute())
+    )
     text = GRID.replace('dataset = "toy"', 'dataset = "pysource"')
     with pytest.raises(UserError, match="nanoscale data prepare pysource"):
         run_study(write(text), dry_run=True)
@@ -404,14 +456,19 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
 
 
 def test_neither_torch_nor_drawing_is_imported_to_refuse():
-    code = ("import sys; from nanoscale.commands.studies import study as main\n"
-            "try: main(['no.toml'])\n"
-            "except Exception as e: print(e)\n"
-            "print({'torch', 'matplotlib', 'pandas', 'rich'} & set(sys.modules))")
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                           check=True)
+    code = (
+        "import sys; from nanoscale.commands.studies import study as main\n"
+        "try: main(['no.toml'])\n"
+        "except Exception as e: print(e)\n"
+        "print({'torch', 'matplotlib', 'pandas', 'rich'} & set(sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert found.stdout.splitlines() == [
-        "no.toml: no such study file; studies/quick.toml is one", "set()"]
+        "no.toml: no such study file; studies/quick.toml is one",
+        "set()",
+    ]
 
 
 # -- the study that is shipped ------------------------------------------------------------------
@@ -440,8 +497,13 @@ def test_a_small_ladder_for_real(tmp_path):
     text = LADDER.replace("n_embd = 64\n", "n_embd = 40\n").replace("seeds = [1, 2, 3]\n", "")
     write(text)
     command = [sys.executable, "-m", "nanoscale", "study", "s.toml"]
-    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, text=True,
-                          capture_output=True, timeout=100)
+    done = subprocess.run(
+        command,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        text=True,
+        capture_output=True,
+        timeout=100,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "[toy] 5 COMPLETE" in done.stdout
     assert "[toy] report: experiments_out/toy/report.html" in done.stdout
@@ -474,14 +536,17 @@ SEARCH = GRID.split("[grid]")[0].replace('"grid"', '"search"').replace("= 5", "=
 
 
 def test_a_search_is_a_study_file_too(capsys):
-    Path("s.toml").write_text(SEARCH + """
+    Path("s.toml").write_text(
+        SEARCH
+        + """
         [search]
         trials = 4
         sampler = "random"
         [search.space]
         learning_rate = {low = 1e-4, high = 1e-1, log = true}
         parametrization.alpha = [0.5, 1]
-        """)
+        """
+    )
     assert main(["s.toml"]) == 0
     study = Study.open(Path("experiments_out/s"))
     assert len(study) == 4
@@ -491,7 +556,9 @@ def test_a_search_is_a_study_file_too(capsys):
     said = f"lowest val_loss {study.best['val_loss']:.4f} at learning_rate="
     assert said in capsys.readouterr().out
     assert main(["s.toml", "--dry-run"]) == 0
-    Path("s.toml").write_text(SEARCH.replace("= 5", "= 5\nparametrization.mode = 'muP'") + """
+    Path("s.toml").write_text(
+        SEARCH.replace("= 5", "= 5\nparametrization.mode = 'muP'")
+        + """
         [search]
         trials = 4
         sampler = "random"
@@ -499,13 +566,19 @@ def test_a_search_is_a_study_file_too(capsys):
         proxy = {n_embd = 32}
         [search.space]
         learning_rate = {low = 1e-4, high = 1e-1, log = true}
-        """)
+        """
+    )
     assert main(["s.toml"]) == 0
     assert Study.open(Path("experiments_out/s")).frame()["n_embd"].tolist() == [32] * 4 + [16] * 2
     assert "target: val_loss" in (study.folder / "report.html").read_text()
-    for bad, words in (("trials = 0", "at least 1"), ("rungs = 5", "expected a list"),
-                       ("triels = 5", "did you mean 'trials'"), ("seeds = 5", "expected a list"),
-                       ("proxy = {n_embd = 8}", "give the seeds"), ('sampler = "x"', "choose")):
+    for bad, words in (
+        ("trials = 0", "at least 1"),
+        ("rungs = 5", "expected a list"),
+        ("triels = 5", "did you mean 'trials'"),
+        ("seeds = 5", "expected a list"),
+        ("proxy = {n_embd = 8}", "give the seeds"),
+        ('sampler = "x"', "choose"),
+    ):
         Path("s.toml").write_text(SEARCH + f"[search]\n{bad}\n[search.space]\nseed = [1, 2]")
         with pytest.raises(UserError, match=words):
             main(["s.toml"])

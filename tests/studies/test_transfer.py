@@ -53,8 +53,9 @@ def judge(table, **kwargs):
 
 
 # -- what is measured ---------------------------------------------------------------------------
-@pytest.mark.parametrize("lrs", [OCTAVES, np.arange(-4, 5), np.arange(-4, 4.5, 0.5),
-                                 np.arange(-3, 3, 1 / 3)])
+@pytest.mark.parametrize(
+    "lrs", [OCTAVES, np.arange(-4, 5), np.arange(-4, 4.5, 0.5), np.arange(-3, 3, 1 / 3)]
+)
 def test_a_parabola_without_noise_is_recovered_exactly(lrs):
     optima = np.array([0.1, 0.05, 0.0, -0.05])
     record = judge(grid(optima, lrs=lrs))
@@ -146,8 +147,9 @@ def test_sizes_that_scatter_widen_the_drift_to_students_t():
     assert "scatter" in " ".join(record["warnings"])
 
 
-@pytest.mark.parametrize(("seeds", "drift", "widest"), [(3, -0.2, 0.10), (3, -0.7, 0.10),
-                                                        (1, 0.0, 0.30)])
+@pytest.mark.parametrize(
+    ("seeds", "drift", "widest"), [(3, -0.2, 0.10), (3, -0.7, 0.10), (1, 0.0, 0.30)]
+)
 def test_the_95_percent_interval_of_the_drift_covers(seeds, drift, widest):
     rng, worlds, held, halves = np.random.default_rng(1), 200, 0, []
     for _ in range(worlds):
@@ -161,11 +163,16 @@ def test_the_95_percent_interval_of_the_drift_covers(seeds, drift, widest):
     assert np.median(halves) < widest
 
 
-@pytest.mark.parametrize(("mean", "taken"), [
-    (lambda x: 0.1 * x**2, (-1, 1)), (lambda x: 0.01 * x**2, (-2, 2)),
-    (lambda x: 0.02 * x**2, (-1.5, 1.5)),
-    (lambda x: np.where(x > 0, 0.1, 0.011) * x**2, (-2, 1)),
-    (lambda x: 0.01 * x**2 + 0.1 * (x == -1.5), (-1, 2))])
+@pytest.mark.parametrize(
+    ("mean", "taken"),
+    [
+        (lambda x: 0.1 * x**2, (-1, 1)),
+        (lambda x: 0.01 * x**2, (-2, 2)),
+        (lambda x: 0.02 * x**2, (-1.5, 1.5)),
+        (lambda x: np.where(x > 0, 0.1, 0.011) * x**2, (-2, 1)),
+        (lambda x: 0.01 * x**2 + 0.1 * (x == -1.5), (-1, 2)),
+    ],
+)
 def test_a_flat_valley_is_fitted_over_up_to_two_octaves_on_either_side(mean, taken):
     x = np.arange(-3, 3.5, 0.5)
     inside = x[window(x, mean(x))]
@@ -178,21 +185,36 @@ def noisy(optima, seed=0, **kwargs):
     return grid(optima, rng=np.random.default_rng(seed), **{"sd": 0.004, "shift": 0.006, **kwargs})
 
 
-@pytest.mark.parametrize(("table", "verdict", "words"), [
-    (noisy([0, 0, 0, 0]), "pass", ["drift", "is within 0.25", "nats is within 0.02"]),
-    (noisy([0, -0.7, -1.4, -2.1]), "fail",
-     ["drift -0.69 [", "is beyond 0.25", "follow size^-0.69,"]),
-    (noisy([0, 0, 0], seed=1), "pass", []),
-    (noisy([0, 0]), "inconclusive", ["needs 3 sizes, the runs have 2: run more"]),
-    (noisy([0, 0, 0, -4], lrs=np.arange(-4.0, 4)), "inconclusive",
-     ["size 512 is not bracketed", "lowest LR, 0.000488", "run size 512 at LR 0.000122 and"]),
-    (noisy([0, 0, 3.2, 0], lrs=np.arange(-4.0, 4)), "inconclusive",
-     ["size 256 is not bracketed", "highest LR, 0.0625", "at LR 0.125 and 0.25"]),
-    (noisy([0, 0, 0, 0], sd=0.03), "inconclusive", ["does not decide about 0.25", "run"]),
-    (noisy([0, -1.5, -3.0, -4], lrs=np.arange(-4.0, 4)), "inconclusive",
-     ["size 512 is not bracketed", "what is known would fail: drift -1.5"]),
-    (grid([0, 0, 0], lrs=[-1, 0, 1], seeds=1), "inconclusive", ["run 3 seeds", "[?, ?]"]),
-])
+@pytest.mark.parametrize(
+    ("table", "verdict", "words"),
+    [
+        (noisy([0, 0, 0, 0]), "pass", ["drift", "is within 0.25", "nats is within 0.02"]),
+        (
+            noisy([0, -0.7, -1.4, -2.1]),
+            "fail",
+            ["drift -0.69 [", "is beyond 0.25", "follow size^-0.69,"],
+        ),
+        (noisy([0, 0, 0], seed=1), "pass", []),
+        (noisy([0, 0]), "inconclusive", ["needs 3 sizes, the runs have 2: run more"]),
+        (
+            noisy([0, 0, 0, -4], lrs=np.arange(-4.0, 4)),
+            "inconclusive",
+            ["size 512 is not bracketed", "lowest LR, 0.000488", "run size 512 at LR 0.000122 and"],
+        ),
+        (
+            noisy([0, 0, 3.2, 0], lrs=np.arange(-4.0, 4)),
+            "inconclusive",
+            ["size 256 is not bracketed", "highest LR, 0.0625", "at LR 0.125 and 0.25"],
+        ),
+        (noisy([0, 0, 0, 0], sd=0.03), "inconclusive", ["does not decide about 0.25", "run"]),
+        (
+            noisy([0, -1.5, -3.0, -4], lrs=np.arange(-4.0, 4)),
+            "inconclusive",
+            ["size 512 is not bracketed", "what is known would fail: drift -1.5"],
+        ),
+        (grid([0, 0, 0], lrs=[-1, 0, 1], seeds=1), "inconclusive", ["run 3 seeds", "[?, ?]"]),
+    ],
+)
 def test_the_verdict_names_its_numbers_and_the_remedy(table, verdict, words):
     record = judge(table)
     assert record["verdict"] == verdict
@@ -264,8 +286,9 @@ def test_a_base_lr_that_diverges_or_was_not_run_is_told_apart():
     assert record["max_regret"]["value"] is None
     assert "as the base's optimum LR diverges" in record["reason"]
     table = grid(optima, lrs=np.arange(-5.0, 3))
-    unrun = judge(table[(table[:, 0] < 256) | (table[:, 1] < 2**-7.1)], tolerance=2, max_shift=3,
-                  max_regret=1)
+    unrun = judge(
+        table[(table[:, 0] < 256) | (table[:, 1] < 2**-7.1)], tolerance=2, max_shift=3, max_regret=1
+    )
     assert unrun["sizes"][2]["regret"] is None
     assert unrun["verdict"] == "inconclusive"
     assert "run size 256 at LR 0.00781, beyond those" in unrun["reason"]
@@ -323,8 +346,10 @@ def run(*arguments):
 NAMED = ("--size", "width", "--lr=lr", "--loss", "loss")
 
 
-@pytest.mark.parametrize(("optima", "code"), [
-    ([0, 0, 0, 0], DONE), ([0, -0.7, -1.4, -2.1], FAILED), ([0, 0], INCONCLUSIVE)])
+@pytest.mark.parametrize(
+    ("optima", "code"),
+    [([0, 0, 0, 0], DONE), ([0, -0.7, -1.4, -2.1], FAILED), ([0, 0], INCONCLUSIVE)],
+)
 def test_the_exit_code_is_the_verdict_and_the_record_is_printed(tmp_path, capsys, optima, code):
     path = write(tmp_path / "t.csv", noisy(optima))
     assert run(path, *NAMED, f"--json={tmp_path / 'v.json'}") == code
@@ -391,14 +416,28 @@ def test_run_folders_and_studies_need_no_columns_named(tmp_path, capsys):
     assert "warning: 3 run(s) without a result" in printed
     assert "warning: diverged at n_embd 64: LR 0.0312" in printed
     assert "the runs have 10 updates" in printed
-    entries = [{"id": s.id, "folder": s.name, "flops": 1, "values": {
-        "optimizer": "adamw", "n_embd": s.config.n_embd, "learning_rate": s.config.learning_rate}}
-        for s, _ in made]
-    arms = [{"name": name, "lr": "learning_rate", "values": values}
-            for name, values in (("any", {}), ("mine", {"optimizer": "adamw"}))]
+    entries = [
+        {
+            "id": s.id,
+            "folder": s.name,
+            "flops": 1,
+            "values": {
+                "optimizer": "adamw",
+                "n_embd": s.config.n_embd,
+                "learning_rate": s.config.learning_rate,
+            },
+        }
+        for s, _ in made
+    ]
+    arms = [
+        {"name": name, "lr": "learning_rate", "values": values}
+        for name, values in (("any", {}), ("mine", {"optimizer": "adamw"}))
+    ]
     (tmp_path / "width").mkdir()
-    write_json(tmp_path / "width" / "study.json", {
-        "name": "width", "runs": entries, "asked": {"arms": arms}})
+    write_json(
+        tmp_path / "width" / "study.json",
+        {"name": "width", "runs": entries, "asked": {"arms": arms}},
+    )
     assert run("width", f"--output_root={tmp_path}") == DONE
     by_name = capsys.readouterr().out
     assert by_name.splitlines()[0] == "== mine"
@@ -415,8 +454,10 @@ def edit(text, old, new):
 
 
 GOOD = "width,lr,loss,seed\n" + "".join(
-    f"{w},{lr},{2 + (i - 2) ** 2 / 30},1\n" for w in (8, 16, 32) for i, lr in enumerate(
-        (0.001, 0.002, 0.004, 0.008, 0.016)))
+    f"{w},{lr},{2 + (i - 2) ** 2 / 30},1\n"
+    for w in (8, 16, 32)
+    for i, lr in enumerate((0.001, 0.002, 0.004, 0.008, 0.016))
+)
 
 
 @pytest.mark.parametrize(("text", "options", "message"), [
@@ -455,8 +496,10 @@ def test_the_verb_is_there_and_loads_no_torch(tmp_path):
     done = run_nanoscale("transfer", "none.csv", *NAMED, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: none.csv: no such table\n"
-    script = ("import sys, nanoscale.studies.transfer\n"
-              "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))")
+    script = (
+        "import sys, nanoscale.studies.transfer\n"
+        "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
+    )
     assert run_python("-c", script).stdout == "set()\n"
 
 

@@ -20,13 +20,22 @@ from nanoscale.training import bench as benchmark
 from nanoscale.training import loop as training
 from nanoscale.training.bench import TURN, build_run, differences, measure, our_step, requested
 
-TINY = ["--batch_size=3", "--block_size=8", "--n_layer=1", "--n_head=2", "--n_embd=16",
-        "--vocab_size=32", "--device=cpu", "--compile=False", "--threads=1"]
+TINY = [
+    "--batch_size=3",
+    "--block_size=8",
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=16",
+    "--vocab_size=32",
+    "--device=cpu",
+    "--compile=False",
+    "--threads=1",
+]
 RANDOM = ["--real_data=False", *TINY]
 CLOSING = re.compile(r"time per iteration: \d+\.\d{4}ms, MFU: (\d+\.\d\d%|n/a)\n\Z")
 
 # A clone with nanoGPT's interface: it notes every call beside itself, and talks as nanoGPT does.
-CLONE = '''
+CLONE = """
 import dataclasses, json, pathlib, sys, torch
 from helper import shift
 
@@ -63,7 +72,7 @@ class GPT(torch.nn.Module):
         note(forward=list(idx.shape), shifted=shifted, moved=moved, first=idx[0, 0].item(),
              slope=slope.norm().item(), before=0.0 if before is None else before.norm().item())
         return logits, loss
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -150,8 +159,9 @@ def test_defaults_are_those_of_nanogpts_bench():
 
 def test_config_files_and_flags_are_read_left_to_right():
     Path("mine.py").write_text("n_layer = 3\nn_embd = 32")
-    config = requested(["--n_layer=2", "mine.py", "--real_data=False", "--n_embd=64",
-                        "--n_head=2"]).spec.config
+    config = requested(
+        ["--n_layer=2", "mine.py", "--real_data=False", "--n_embd=64", "--n_head=2"]
+    ).spec.config
     assert (config.n_layer, config.n_embd) == (3, 64)
 
 
@@ -226,12 +236,26 @@ def test_two_steps_alternate_and_the_first_of_a_turn_does_not_count():
 
 # -- the peer -------------------------------------------------------------------------------------
 def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
-    flags = ["--gradient_accumulation_steps=2", "--bias=True", "--dropout=0.25",
-             "--learning_rate=0.5", "--beta2=0.9", "--grad_clip=0.001", "--dtype=float32"]
+    flags = [
+        "--gradient_accumulation_steps=2",
+        "--bias=True",
+        "--dropout=0.25",
+        "--learning_rate=0.5",
+        "--beta2=0.9",
+        "--grad_clip=0.001",
+        "--dtype=float32",
+    ]
     assert benchmark.main([*letters, *flags, f"--peer={clone}"]) == 0
     [model] = calls(clone, "model")
-    assert model["model"] == {"block_size": 8, "vocab_size": 32, "n_layer": 1, "n_head": 2,
-                              "n_embd": 16, "dropout": 0.25, "bias": True}
+    assert model["model"] == {
+        "block_size": 8,
+        "vocab_size": 32,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 16,
+        "dropout": 0.25,
+        "bias": True,
+    }
     assert model["ours"] == []  # neither on its path nor loaded
     assert calls(clone, "optimizer")[0]["optimizer"] == [0.1, 0.5, [0.9, 0.9], "cpu"]
     forwards = calls(clone, "forward")
@@ -246,16 +270,29 @@ def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
         assert odd["before"] == pytest.approx(even["slope"] / 2)
     out = capsys.readouterr().out
     assert CLOSING.search(out)
-    ours, peers, ratio = map(float, re.search(
-        r"nanoscale ([\d.]+)ms, peer ([\d.]+)ms, ratio ([\d.]+)", out).groups())
+    ours, peers, ratio = map(
+        float, re.search(r"nanoscale ([\d.]+)ms, peer ([\d.]+)ms, ratio ([\d.]+)", out).groups()
+    )
     assert ratio == pytest.approx(ours / peers, abs=1e-3)
     assert "note" not in out
     assert "number of parameters" not in out
 
 
 def test_what_the_peer_lacks_is_said(clone, capsys):
-    assert benchmark.main([*RANDOM, "--use_rope=True", "--optimizer=muon", "--n_kv_head=1",
-                           "--learning_rate=1", "--grad_clip=0", f"--peer={clone}"]) == 0
+    assert (
+        benchmark.main(
+            [
+                *RANDOM,
+                "--use_rope=True",
+                "--optimizer=muon",
+                "--n_kv_head=1",
+                "--learning_rate=1",
+                "--grad_clip=0",
+                f"--peer={clone}",
+            ]
+        )
+        == 0
+    )
     assert "note: the peer has no use_rope, optimizer, n_kv_head" in capsys.readouterr().out
     assert differences(build_run(requested([*RANDOM, "--dtype=float32"]))) == []
     assert differences(build_run(requested([*RANDOM, "--dtype=bfloat16"]))) == ["dtype=bfloat16"]
@@ -280,11 +317,15 @@ def test_a_clone_that_fails_in_a_step_is_reported(clone):
 
 def test_a_worker_that_no_longer_listens_is_reported(monkeypatch):
     worker = Path("deaf.py")
-    worker.write_text("import os, sys\nos.read(0, 9999)\nos.close(0)\nprint('ready', flush=True)\n"
-                      "sys.stdout.close()\nos.close(1)\n")
+    worker.write_text(
+        "import os, sys\nos.read(0, 9999)\nos.close(0)\nprint('ready', flush=True)\n"
+        "sys.stdout.close()\nos.close(1)\n"
+    )
     monkeypatch.setattr(benchmark, "WORKER", worker)
-    with pytest.raises(UserError, match="step failed: no reason"), \
-            benchmark.peer_step({"path": "x"}) as step:
+    with (
+        pytest.raises(UserError, match="step failed: no reason"),
+        benchmark.peer_step({"path": "x"}) as step,
+    ):
         step()
 
 
@@ -320,10 +361,12 @@ def test_a_trace_that_cannot_be_written_is_refused():
 
 
 def test_refusals_never_load_torch():
-    code = ("import sys; from nanoscale.commands.main import main\n"
-            "for bad in ('--x=1', '--n_head=5', '--peer=/nowhere', '--dataset=none', '--help'):\n"
-            "    main(['bench', bad])\n"
-            "assert 'torch' not in sys.modules")
+    code = (
+        "import sys; from nanoscale.commands.main import main\n"
+        "for bad in ('--x=1', '--n_head=5', '--peer=/nowhere', '--dataset=none', '--help'):\n"
+        "    main(['bench', bad])\n"
+        "assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -335,7 +378,8 @@ def test_help_lists_its_own_keys_and_the_configs(capsys):
 
 
 def test_the_door_answers():
-    done = subprocess.run([sys.executable, "bench.py", "--rel_data=1"], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "bench.py", "--rel_data=1"], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --rel_data: unknown key")

@@ -22,13 +22,20 @@ from nanoscale.training import checkpoint
 from nanoscale.training.checkpoint import digest, load, save
 
 CONTENT = {
-    "step": 7, "best_val_loss": 0.1 + 0.2, "none": None, "text": "ä",
+    "step": 7,
+    "best_val_loss": 0.1 + 0.2,
+    "none": None,
+    "text": "ä",
     "scaler": {"scale": 65536.0, "growth": [1, 2, 3], "flag": True},
-    "model": {"a.weight": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),
-              "a.bias": torch.tensor([1e-40, -0.0, torch.inf, torch.nan]).bfloat16(),
-              "tensor.of.nothing": torch.empty(0, 4)},
-    "optimizer": {"a.weight": {"step": torch.tensor(7.0), "exp_avg": torch.eye(4)[::2].T},
-                  "a.bias": {"ids": torch.arange(5), "mask": torch.tensor([True, False])}},
+    "model": {
+        "a.weight": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),
+        "a.bias": torch.tensor([1e-40, -0.0, torch.inf, torch.nan]).bfloat16(),
+        "tensor.of.nothing": torch.empty(0, 4),
+    },
+    "optimizer": {
+        "a.weight": {"step": torch.tensor(7.0), "exp_avg": torch.eye(4)[::2].T},
+        "a.bias": {"ids": torch.arange(5), "mask": torch.tensor([True, False])},
+    },
 }
 
 
@@ -154,9 +161,15 @@ def test_a_flipped_byte_is_refused_or_was_padding(saved):
 
 def test_every_value_is_under_the_checksum(tmp_path):
     base = digest(CONTENT)
-    for path in (("step",), ("scaler", "flag"), ("model", "a.weight"), ("model", "a.bias"),
-                 ("model", "tensor.of.nothing"), ("optimizer", "a.weight", "step"),
-                 ("optimizer", "a.bias", "mask")):
+    for path in (
+        ("step",),
+        ("scaler", "flag"),
+        ("model", "a.weight"),
+        ("model", "a.bias"),
+        ("model", "tensor.of.nothing"),
+        ("optimizer", "a.weight", "step"),
+        ("optimizer", "a.bias", "mask"),
+    ):
         changed = {k: dict(v) if isinstance(v, dict) else v for k, v in CONTENT.items()}
         at = changed
         for key in path[:-1]:
@@ -174,11 +187,20 @@ def test_every_value_is_under_the_checksum(tmp_path):
     assert digest({"a": None}) != digest({"a": "null"}) != digest({"a": 0})
 
 
-@pytest.mark.parametrize("change", [
-    lambda p: p["model"]["a.weight"].add_(1e-6), lambda p: p.update(step=8),
-    lambda p: p.update(checksum=None), lambda p: p.pop("checksum"),
-    lambda p: p.update(extra=1), lambda p: p.update({1: 2}), lambda p: p.update(x={1, 2}),
-    lambda p: p.update(x=torch.eye(2).to_sparse()), lambda p: p["spec"]["config"].update(seed=5)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p["model"]["a.weight"].add_(1e-6),
+        lambda p: p.update(step=8),
+        lambda p: p.update(checksum=None),
+        lambda p: p.pop("checksum"),
+        lambda p: p.update(extra=1),
+        lambda p: p.update({1: 2}),
+        lambda p: p.update(x={1, 2}),
+        lambda p: p.update(x=torch.eye(2).to_sparse()),
+        lambda p: p["spec"]["config"].update(seed=5),
+    ],
+)
 def test_a_change_behind_the_checksums_back_is_damage(saved, change):
     payload = torch.load(saved, weights_only=True)
     change(payload)
@@ -186,9 +208,15 @@ def test_a_change_behind_the_checksums_back_is_damage(saved, change):
     assert "damaged" in refusal(saved)
 
 
-@pytest.mark.parametrize("change", [
-    lambda p: p.pop("spec"), lambda p: p.update(spec=None), lambda p: p["spec"].update(id="0"),
-    lambda p: p["spec"]["config"].update(n_layer=0)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.pop("spec"),
+        lambda p: p.update(spec=None),
+        lambda p: p["spec"].update(id="0"),
+        lambda p: p["spec"]["config"].update(n_layer=0),
+    ],
+)
 def test_a_forged_checksum_does_not_forge_an_identity(saved, change):
     payload = torch.load(saved, weights_only=True)
     del payload["checksum"]
@@ -209,11 +237,15 @@ class Malicious:
         return (os.mkdir, (str(self.mark),))
 
 
-@pytest.mark.parametrize("write", [
-    lambda value, path: torch.save(value, path),
-    lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False),
-    lambda value, path: path.write_bytes(pickle.dumps(value)),
-    lambda value, path: path.write_bytes(pickle.dumps(value, protocol=0))])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda value, path: torch.save(value, path),
+        lambda value, path: torch.save(value, path, _use_new_zipfile_serialization=False),
+        lambda value, path: path.write_bytes(pickle.dumps(value)),
+        lambda value, path: path.write_bytes(pickle.dumps(value, protocol=0)),
+    ],
+)
 def test_code_in_a_file_is_not_run(tmp_path, write):
     mark, path = tmp_path / "was_run", tmp_path / "ckpt.pt"
     write({"format": "nanoscale", "schema": 1, "model": Malicious(mark)}, path)
@@ -226,14 +258,23 @@ def test_code_in_a_file_is_not_run(tmp_path, write):
 def test_a_nanogpt_checkpoint_is_named_as_what_it_is(tmp_path):
     path = tmp_path / "ckpt.pt"
     model = torch.nn.Linear(2, 2)
-    torch.save({"model": model.state_dict(), "optimizer": torch.optim.AdamW(
-        model.parameters()).state_dict(), "model_args": {"n_layer": 6}, "iter_num": 5000,
-        "best_val_loss": torch.tensor(1.47), "config": {"out_dir": "out"}}, path)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": torch.optim.AdamW(model.parameters()).state_dict(),
+            "model_args": {"n_layer": 6},
+            "iter_num": 5000,
+            "best_val_loss": torch.tensor(1.47),
+            "config": {"out_dir": "out"},
+        },
+        path,
+    )
     assert "a nanoGPT checkpoint" in refusal(path)
 
 
-@pytest.mark.parametrize("value", [{"weight": torch.ones(2)}, [1, 2], torch.ones(2), None,
-                                   {"format": "other"}])
+@pytest.mark.parametrize(
+    "value", [{"weight": torch.ones(2)}, [1, 2], torch.ones(2), None, {"format": "other"}]
+)
 def test_another_programs_file_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "ckpt.pt")
     assert "another program" in refusal(tmp_path / "ckpt.pt")

@@ -30,8 +30,14 @@ TEXT = "the cat sat on the mat, the dog sat on the log.\n" * 8
 FLAGS = {
     "gpt2": {},
     "bias": {"bias": True, "tie_embeddings": False},
-    "llama": {"use_rope": True, "use_rmsnorm": True, "use_swiglu": True, "n_kv_head": 2,
-              "use_qk_norm": True, "tie_embeddings": False},
+    "llama": {
+        "use_rope": True,
+        "use_rmsnorm": True,
+        "use_swiglu": True,
+        "n_kv_head": 2,
+        "use_qk_norm": True,
+        "tie_embeddings": False,
+    },
     "muP": {"parametrization": ParametrizationConfig(mode="muP", base_n_embd=16), "use_rope": True},
 }
 
@@ -66,8 +72,9 @@ def lively(config: ExperimentConfig) -> GPT:
 def test_tokens_are_the_same_with_and_without_the_cache(flags, length, new, temperature):
     model = lively(config_of(**flags))
     idx = torch.arange(3 * length).reshape(3, length) * 7 % V
-    cached, uncached = (generate(model, idx, new, temperature, 20, use_cache)
-                        for use_cache in (True, False))
+    cached, uncached = (
+        generate(model, idx, new, temperature, 20, use_cache) for use_cache in (True, False)
+    )
     assert cached.shape == (3, length + new)
     assert torch.equal(cached[:, :length], idx)
     assert torch.equal(cached, uncached)
@@ -89,8 +96,11 @@ def test_greedy_text_is_that_of_a_plain_loop(flags):
 def test_the_cache_spares_the_tokens_already_seen(monkeypatch):
     model, widths = lively(config_of()), []
     hidden = GPT.hidden
-    monkeypatch.setattr(GPT, "hidden", lambda self, idx, *rest: (
-        widths.append(idx.size(1)), hidden(self, idx, *rest))[1])
+    monkeypatch.setattr(
+        GPT,
+        "hidden",
+        lambda self, idx, *rest: (widths.append(idx.size(1)), hidden(self, idx, *rest))[1],
+    )
     generate(model, torch.zeros(1, 3, dtype=torch.long), T)
     assert widths == [3] + [1] * (T - 3) + [T] * 2
 
@@ -98,8 +108,14 @@ def test_the_cache_spares_the_tokens_already_seen(monkeypatch):
 def test_half_precision_fills_the_cache_with_its_own_type(monkeypatch):
     model, types = lively(config_of()), set()
     extend = sampling_cache().extend
-    monkeypatch.setattr(sampling_cache(), "extend", lambda self, layer, k, v: (
-        types.add((self.buffers.dtype, k.dtype)), extend(self, layer, k, v))[1])
+    monkeypatch.setattr(
+        sampling_cache(),
+        "extend",
+        lambda self, layer, k, v: (
+            types.add((self.buffers.dtype, k.dtype)),
+            extend(self, layer, k, v),
+        )[1],
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         generate(model, torch.zeros(1, 3, dtype=torch.long), 4)
     assert types == {(torch.bfloat16, torch.bfloat16)}
@@ -194,8 +210,9 @@ def run(tmp_path, monkeypatch):
 
 def make_run(path: str, **changes: object) -> RunFolder:
     dataset = open_dataset("letters")
-    config = resolve(config_of(dataset="letters", **({"vocab_size": None} | changes)),
-                     dataset.vocab_size)
+    config = resolve(
+        config_of(dataset="letters", **({"vocab_size": None} | changes)), dataset.vocab_size
+    )
     spec, folder = run_spec(config, dataset, {}), RunFolder(path)
     folder.create(spec)
     checkpoint.save(folder / BEST, spec, step=1, val_loss=1.0, model=lively(config).state_dict())
@@ -233,9 +250,14 @@ def test_flags_reach_the_text(run, capsys):
 
 def test_dtype_is_that_of_the_products(run, capsys, monkeypatch):
     seen, real = [], sampling.generate
-    monkeypatch.setattr(sampling, "generate", lambda *a, **k: (
-        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")),
-        real(*a, **k))[1])
+    monkeypatch.setattr(
+        sampling,
+        "generate",
+        lambda *a, **k: (
+            seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")),
+            real(*a, **k),
+        )[1],
+    )
     for flags in (["--dtype=bfloat16"], []):
         assert text_of(capsys, "--start=a", "--max_new_tokens=3", *flags)
     assert seen == [torch.bfloat16, False]
@@ -244,19 +266,31 @@ def test_dtype_is_that_of_the_products(run, capsys, monkeypatch):
 def test_the_prompt_comes_from_a_file(run, capsys):
     Path("prompt.txt").write_text("on the\nlog")
     assert text_of(capsys, "--start=FILE:prompt.txt", "--max_new_tokens=2")[0].startswith(
-        "on the\nlog")
+        "on the\nlog"
+    )
 
 
 def test_a_config_file_sets_what_flags_after_it_change(run):
-    Path("mine.py").write_text("num_samples = 2\ntop_k = None\nseed = num_samples\n"
-                               """start = "'sat'"\n""")
+    Path("mine.py").write_text(
+        "num_samples = 2\ntop_k = None\nseed = num_samples\n"
+        """start = "'sat'"\n"""
+    )
     options = parse(["--seed=9", "mine.py", "--num_samples=4"])
     assert options == SampleOptions(num_samples=4, top_k=None, start="'sat'", seed=2)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [
-    ("a b", "a b"), ('"\\n"', "\n"), ("'a\\tb'", "a\tb"), ('"open', '"open'), ("12", "12"),
-    ("'tis' a", "'tis' a"), ("a=b", "a=b")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("a b", "a b"),
+        ('"\\n"', "\n"),
+        ("'a\\tb'", "a\tb"),
+        ('"open', '"open'),
+        ("12", "12"),
+        ("'tis' a", "'tis' a"),
+        ("a=b", "a=b"),
+    ],
+)
 def test_a_quoted_start_is_read_as_python_does(typed, meant):
     assert parse([f"--start={typed}"]).start == meant
 
@@ -348,16 +382,19 @@ def test_foreign_and_damaged_weights_are_refused(run):
 
 
 def test_refusals_never_load_torch():
-    code = ("import sys; from nanoscale.commands.main import main\n"
-            "for bad in ('--x=1', '--top_k=0', '--out_dir=/nowhere', '--start=', '--help'):\n"
-            "    main(['sample', bad])\n"
-            "assert 'torch' not in sys.modules")
+    code = (
+        "import sys; from nanoscale.commands.main import main\n"
+        "for bad in ('--x=1', '--top_k=0', '--out_dir=/nowhere', '--start=', '--help'):\n"
+        "    main(['sample', bad])\n"
+        "assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_door_answers():
-    done = subprocess.run([sys.executable, "sample.py", "--temperture=1"], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "sample.py", "--temperture=1"], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --temperture: unknown key")

@@ -13,8 +13,17 @@ from nanoscale.model import kernels
 from nanoscale.training.bench import build_run, our_step, requested
 
 FUSED = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
-SHAPE = ["--real_data=False", "--vocab_size=65", "--n_layer=2", "--n_head=4", "--n_embd=128",
-         "--block_size=64", "--batch_size=12", "--threads=1", "--compile=False"]
+SHAPE = [
+    "--real_data=False",
+    "--vocab_size=65",
+    "--n_layer=2",
+    "--n_head=4",
+    "--n_embd=128",
+    "--block_size=64",
+    "--batch_size=12",
+    "--threads=1",
+    "--compile=False",
+]
 
 
 @pytest.fixture
@@ -35,8 +44,10 @@ def ratio(one: list[str], other: list[str]) -> float:
 @FUSED
 def test_the_kernels_are_worth_having(torch_settings):
     # both in the same precision
-    assert ratio(["--kernels=fused", "--dtype=bfloat16"],
-                 ["--kernels=torch", "--dtype=bfloat16"]) > 1.4
+    assert (
+        ratio(["--kernels=fused", "--dtype=bfloat16"], ["--kernels=torch", "--dtype=bfloat16"])
+        > 1.4
+    )
 
 
 @FUSED
@@ -46,9 +57,13 @@ def test_the_automatic_choice_is_the_fast_one(torch_settings):
 
 def test_an_eager_run_never_loads_the_compiler(data_root, tmp_path):
     """torch imports it for every optimizer, 1.3 s of a short run."""
-    arguments = flags(BASE | {"data_root": data_root, "out_dir": tmp_path / "o", "max_iters": 2,
-                              "optimizer": "muon"})
-    code = ("import sys; from nanoscale.commands.main import main; code = main(sys.argv[1:]); "
-            "assert 'torch._dynamo' not in sys.modules; sys.exit(code)")
+    arguments = flags(
+        BASE
+        | {"data_root": data_root, "out_dir": tmp_path / "o", "max_iters": 2, "optimizer": "muon"}
+    )
+    code = (
+        "import sys; from nanoscale.commands.main import main; code = main(sys.argv[1:]); "
+        "assert 'torch._dynamo' not in sys.modules; sys.exit(code)"
+    )
     done = run_python("-c", code, "train", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -86,9 +86,11 @@ def test_exactly_max_iters_updates_and_a_final_evaluation(spec_of, tmp_path):
 
 def test_metrics_json_has_what_the_contract_names(spec_of, tmp_path):
     metrics = trained(spec_of(max_iters=3), tmp_path / "run").metrics()
-    promised = ("schema status best_val_loss val_loss val_bits_per_byte train_loss iter_num "
-                "tokens_seen total_params params flops flops_per_token mfu tokens_per_second "
-                "wall_seconds config numerics provenance").split()
+    promised = (
+        "schema status best_val_loss val_loss val_bits_per_byte train_loss iter_num "
+        "tokens_seen total_params params flops flops_per_token mfu tokens_per_second "
+        "wall_seconds config numerics provenance"
+    ).split()
     assert set(promised) <= set(metrics)
     assert {"git_commit", "git_dirty", "packages", "device", "data"} <= set(metrics["provenance"])
     assert metrics["numerics"]["dtype"] == "float32"
@@ -98,8 +100,16 @@ def test_metrics_json_has_what_the_contract_names(spec_of, tmp_path):
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
 def test_golden_run(spec_of, tmp_path, kernels):
     """Twenty updates whose losses may only change with a new NUMERICS_VERSION."""
-    spec = spec_of(max_iters=20, kernels=kernels, eval_interval=0, use_rope=True, use_rmsnorm=True,
-                   use_swiglu=True, optimizer="muon", dropout=0.1)
+    spec = spec_of(
+        max_iters=20,
+        kernels=kernels,
+        eval_interval=0,
+        use_rope=True,
+        use_rmsnorm=True,
+        use_swiglu=True,
+        optimizer="muon",
+        dropout=0.1,
+    )
     folder = trained(spec, tmp_path / "run")
     assert [*losses(folder)[::5], folder.metrics()["val_loss"]] == pytest.approx(GOLDEN, rel=1e-4)
 
@@ -112,8 +122,9 @@ def test_evaluation_and_logging_never_disturb_training(spec_of, tmp_path):
     often = trained(spec_of(eval_interval=2, eval_iters=5, dropout=0.2), tmp_path / "often")
     never = trained(spec_of(eval_interval=0, stats_interval=3, dropout=0.2), tmp_path / "never")
     assert losses(often) == losses(never)
-    sparse = trained(spec_of(eval_interval=2, eval_iters=5, dropout=0.2, log_interval=4),
-                     tmp_path / "sparse")
+    sparse = trained(
+        spec_of(eval_interval=2, eval_iters=5, dropout=0.2, log_interval=4), tmp_path / "sparse"
+    )
     assert state_of(sparse) == state_of(often)
     assert [r["step"] for r in sparse.rows()] == [0, 1, 2, 4, 6, 8, 10]
 
@@ -133,12 +144,19 @@ def test_accumulation_is_the_same_batch(spec_of, tmp_path):
 
 
 def test_seeds_are_separate(spec_of, tmp_path):
-    first = {name: losses(trained(spec_of(max_iters=2, eval_interval=0, **seeds), tmp_path / name))
-             for name, seeds in {"base": {}, "data": {"data_seed": 5}, "init": {"init_seed": 5},
-                                 "both": {"seed": 5}}.items()}
+    first = {
+        name: losses(trained(spec_of(max_iters=2, eval_interval=0, **seeds), tmp_path / name))
+        for name, seeds in {
+            "base": {},
+            "data": {"data_seed": 5},
+            "init": {"init_seed": 5},
+            "both": {"seed": 5},
+        }.items()
+    }
     assert len({values[0] for values in first.values()}) == 4
-    twice = losses(trained(spec_of(max_iters=2, eval_interval=0, data_seed=5, init_seed=5),
-                           tmp_path / "twice"))
+    twice = losses(
+        trained(spec_of(max_iters=2, eval_interval=0, data_seed=5, init_seed=5), tmp_path / "twice")
+    )
     assert twice == first["both"]  # dropout is off, so `seed` itself has nothing left to act on
 
 
@@ -166,8 +184,16 @@ def test_statistics_come_when_asked_for(spec_of, tmp_path):
     found = {r["step"]: r["statistics"] for r in folder.rows() if "statistics" in r}
     assert list(found) == [4, 8]
     one = found[4]
-    assert set(one) == {"grad_rms", "weight_rms", "update_rms", "activation_rms", "logit_rms",
-                        "activation_change_rms", "attention_logit_rms", "max_attention_logit"}
+    assert set(one) == {
+        "grad_rms",
+        "weight_rms",
+        "update_rms",
+        "activation_rms",
+        "logit_rms",
+        "activation_change_rms",
+        "attention_logit_rms",
+        "max_attention_logit",
+    }
     assert {"embedding", "hidden", "residual_out", "block_norm"} <= set(one["update_rms"])
     assert set(one["activation_rms"]) == {"embedding", "attn", "mlp", "last_block"}
 
@@ -177,10 +203,12 @@ def test_statistics_against_a_hand_made_update(spec_of):
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
     found = training.update(run, with_statistics=True)["statistics"]
     hidden = [n for n in before if ".c_q." in n or ".c_k." in n or ".c_v." in n or ".c_fc." in n]
-    change = torch.cat([(dict(run.model.named_parameters())[n] - before[n]).flatten()
-                        for n in hidden])
-    assert found["update_rms"]["hidden"] == pytest.approx(change.square().mean().sqrt().item(),
-                                                          rel=1e-5)
+    change = torch.cat(
+        [(dict(run.model.named_parameters())[n] - before[n]).flatten() for n in hidden]
+    )
+    assert found["update_rms"]["hidden"] == pytest.approx(
+        change.square().mean().sqrt().item(), rel=1e-5
+    )
 
 
 # -- resume -------------------------------------------------------------------------------------
@@ -200,8 +228,15 @@ def in_child(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_equals_the_uninterrupted_twin(spec_of, tmp_path, optimizer, number):
-    spec = spec_of(max_iters=120, eval_interval=10, stats_interval=15, dropout=0.1,
-                   optimizer=optimizer, data_order="epoch", dtype="auto")
+    spec = spec_of(
+        max_iters=120,
+        eval_interval=10,
+        stats_interval=15,
+        dropout=0.1,
+        optimizer=optimizer,
+        data_order="epoch",
+        dtype="auto",
+    )
     started = time.perf_counter()
     twin = trained(spec, tmp_path / "twin")
     seconds = time.perf_counter() - started
@@ -353,8 +388,14 @@ def test_command_line_trains_resumes_and_says_so(data_root, tmp_path):
     arguments = flags(BASE | {"data_root": data_root, "out_dir": tmp_path / "o"})
     done = run_python(str(ROOT / "train.py"), *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for line in ("tokens per iteration will be: 16", "found vocab_size = ", "number of parameters:",
-                 "step 5: train loss ", "iter 10: loss ", "final: val loss "):
+    for line in (
+        "tokens per iteration will be: 16",
+        "found vocab_size = ",
+        "number of parameters:",
+        "step 5: train loss ",
+        "iter 10: loss ",
+        "final: val loss ",
+    ):
         assert line in done.stdout
     assert (tmp_path / "o" / "log.txt").read_text() in done.stdout
     again = run_nanoscale("train", *arguments, cwd=tmp_path)
@@ -362,8 +403,9 @@ def test_command_line_trains_resumes_and_says_so(data_root, tmp_path):
     other = run_nanoscale("train", *arguments, "--n_layer=1", cwd=tmp_path)
     assert other.returncode == 0
     assert (tmp_path / "o.old-1" / "metrics.json").is_file()
-    evaluated = run_nanoscale("train", *arguments, "--n_layer=1", "--eval_only=True",
-                              "--init_from=resume", cwd=tmp_path)
+    evaluated = run_nanoscale(
+        "train", *arguments, "--n_layer=1", "--eval_only=True", "--init_from=resume", cwd=tmp_path
+    )
     loss = json.loads((tmp_path / "o" / "metrics.json").read_text())["val_loss"]
     assert f"val loss {loss:.4f}" in evaluated.stdout
 
@@ -378,11 +420,22 @@ def test_run_verb_and_exit_codes(spec_of, tmp_path):
 
 def test_two_processes_equal_one(data_root, tmp_path):
     """DDP over gloo: the same losses to rounding, with uneven micro-batches and Muon."""
-    values = BASE | {"data_root": data_root, "batch_size": 3, "gradient_accumulation_steps": 2,
-                     "optimizer": "muon", "micro_batch_size": 2}
+    values = BASE | {
+        "data_root": data_root,
+        "batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "optimizer": "muon",
+        "micro_batch_size": 2,
+    }
     one = run_nanoscale("train", *flags(values | {"out_dir": tmp_path / "one"}))
-    two = run_python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                     str(ROOT / "train.py"), *flags(values | {"out_dir": tmp_path / "two"}))
+    two = run_python(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "train.py"),
+        *flags(values | {"out_dir": tmp_path / "two"}),
+    )
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     a, b = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     assert losses(a) == pytest.approx(losses(b), rel=1e-5)
@@ -390,11 +443,18 @@ def test_two_processes_equal_one(data_root, tmp_path):
     assert b.metrics()["provenance"]["world_size"] == 2
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")),
-                    reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
 def test_compiled_equals_eager_with_every_multiplier(spec_of, tmp_path):
-    few = {"max_iters": 4, "n_layer": 1, "eval_interval": 0, "parametrization.mode": "CompleteP",
-           "parametrization.base_head_dim": 16}  # every forward multiplier differs from 1
+    few = {
+        "max_iters": 4,
+        "n_layer": 1,
+        "eval_interval": 0,
+        "parametrization.mode": "CompleteP",
+        "parametrization.base_head_dim": 16,
+    }  # every forward multiplier differs from 1
     eager = trained(spec_of(**few), tmp_path / "eager")
     compiled = open_folder(tmp_path / "compiled", spec_of(**few, compile=True), resume=False)
     done = run_nanoscale("run", str(compiled.path))  # the compiler warns of itself: not in here
@@ -406,9 +466,19 @@ def test_compiled_equals_eager_with_every_multiplier(spec_of, tmp_path):
 def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tmp_path):
     """The synthetic source's best possible loss on its validation split is in its meta."""
     data = prepare("synthetic", out=tmp_path / "synthetic")
-    spec = spec_of(dataset=str(data), n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=16,
-                   max_iters=300, eval_interval=0, optimizer="muon", muon_lr=0.05,
-                   final_eval_tokens=50_000)
+    spec = spec_of(
+        dataset=str(data),
+        n_layer=1,
+        n_head=2,
+        n_embd=32,
+        block_size=32,
+        batch_size=16,
+        max_iters=300,
+        eval_interval=0,
+        optimizer="muon",
+        muon_lr=0.05,
+        final_eval_tokens=50_000,
+    )
     loss = trained(spec, tmp_path / "run").metrics()["val_loss"]
     floor = open_dataset(str(data)).meta["val_floor_nats"]
     assert floor < loss < floor + 0.05
@@ -417,13 +487,15 @@ def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tm
 @pytest.mark.filterwarnings("ignore")  # TensorBoard's own
 def test_tensorboard_repeats_the_rows(spec_of, tmp_path):
     event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator")
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     folder = trained(spec_of(tensorboard_log=True, stats_interval=5), tmp_path / "run")
     events = event_accumulator.EventAccumulator(str(folder.path))
     events.Reload()
     told = {e.step: e.value for e in events.Scalars("train_loss")}
-    assert told == pytest.approx({r["step"]: r["train_loss"] for r in folder.rows()
-                                  if r["train_loss"] is not None})
+    assert told == pytest.approx(
+        {r["step"]: r["train_loss"] for r in folder.rows() if r["train_loss"] is not None}
+    )
     assert "statistics/grad_rms/hidden" in events.Tags()["scalars"]
 
 

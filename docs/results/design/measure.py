@@ -36,21 +36,29 @@ def isoflop(budgets: int, sizes: int, noise: float) -> Design:
     """Budgets of 1e17 to 1e20 FLOPs, sizes a factor of 4 to either side of the optimum."""
     C = np.geomspace(1e17, 1e20, budgets)[:, None]
     N = LAW.optimum(np.array(CHINCHILLA_TRUTH), C)[0] * np.geomspace(1 / 4, 4, sizes)
-    return Design(LAW, np.array([N.ravel(), (C / (6 * N)).ravel()]), CHINCHILLA_TRUTH, noise,
-                  resamples=RESAMPLES)
+    return Design(
+        LAW,
+        np.array([N.ravel(), (C / (6 * N)).ravel()]),
+        CHINCHILLA_TRUTH,
+        noise,
+        resamples=RESAMPLES,
+    )
 
 
 def epoch(path: str) -> Design:
     """The 240 points, and the residuals about their own law."""
     with open(path, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    N, C, loss = (np.array([float(row[key]) for row in rows])
-                  for key in ("Model Size", "Training FLOP", "loss"))
+    N, C, loss = (
+        np.array([float(row[key]) for row in rows])
+        for key in ("Model Size", "Training FLOP", "loss")
+    )
     fit = fit_law({"N": N, "C": C}, loss, drop_worst=5, resamples=0)
     keep = np.argsort(loss, kind="stable")[:-5]
     x = np.array([N[keep], C[keep] / (6 * N[keep])])
-    return Design(LAW, x, list(fit.params.values()), np.log(loss[keep] / fit(*x)),
-                  resamples=RESAMPLES)
+    return Design(
+        LAW, x, list(fit.params.values()), np.log(loss[keep] / fit(*x)), resamples=RESAMPLES
+    )
 
 
 def designs(path: str | None) -> Iterator[tuple[str, Design]]:
@@ -66,12 +74,21 @@ def variants(path: str | None) -> Iterator[tuple[str, Design, int]]:
     plans = list(designs(path))
     for method in ("pairs", "parametric", "wild", "residual"):
         worlds = WORLDS if method in ("pairs", "parametric") else FEWER
-        yield from ((name, replace(plan, resampling=method), worlds) for name, plan in plans
-                    if method != "residual" or name == "epoch")
+        yield from (
+            (name, replace(plan, resampling=method), worlds)
+            for name, plan in plans
+            if method != "residual" or name == "epoch"
+        )
     for method in ("pairs", "parametric", "wild"):
-        yield from ((name, replace(plan, resampling=method, delta=HUBER * plan.noise),
-                     FEWER if method == "wild" else WORLDS)
-                    for name, plan in plans if name != "epoch")
+        yield from (
+            (
+                name,
+                replace(plan, resampling=method, delta=HUBER * plan.noise),
+                FEWER if method == "wild" else WORLDS,
+            )
+            for name, plan in plans
+            if name != "epoch"
+        )
 
 
 def rows_of(name: str, design: Design, worlds: int) -> list[dict[str, str]]:
@@ -79,16 +96,30 @@ def rows_of(name: str, design: Design, worlds: int) -> list[dict[str, str]]:
     questions, began = [Question.parse(text, LAW) for text in QUESTIONS], time.perf_counter()
     answers = simulate(design, questions, worlds=worlds)
     seconds = time.perf_counter() - began
-    return [{"design": name, "noise": noise, "delta": f"{design.delta:g}",
-             "resampling": design.resampling, "question": a.question,
-             "coverage": f"{a.coverage:.3f}", "low": f"{a.coverage_ci95[0]:.4f}",
-             "high": f"{a.coverage_ci95[1]:.4f}", "verdict": a.verdict,
-             "width": f"{a.width:.4g}", "width_is": "ratio" if a.ratio else "difference",
-             "width_sd_ln": f"{a.width_sd:.3f}", "bias": f"{a.bias:.2g}", "rmse": f"{a.rmse:.4g}",
-             "expected_se": f"{standard_error(design, q):.4g}",
-             "not_identified": f"{a.not_identified:.3f}", "worlds": str(a.worlds),
-             "resamples": str(design.resamples), "seconds": f"{seconds:.1f}"}
-            for a, q in zip(answers, questions, strict=True)]
+    return [
+        {
+            "design": name,
+            "noise": noise,
+            "delta": f"{design.delta:g}",
+            "resampling": design.resampling,
+            "question": a.question,
+            "coverage": f"{a.coverage:.3f}",
+            "low": f"{a.coverage_ci95[0]:.4f}",
+            "high": f"{a.coverage_ci95[1]:.4f}",
+            "verdict": a.verdict,
+            "width": f"{a.width:.4g}",
+            "width_is": "ratio" if a.ratio else "difference",
+            "width_sd_ln": f"{a.width_sd:.3f}",
+            "bias": f"{a.bias:.2g}",
+            "rmse": f"{a.rmse:.4g}",
+            "expected_se": f"{standard_error(design, q):.4g}",
+            "not_identified": f"{a.not_identified:.3f}",
+            "worlds": str(a.worlds),
+            "resamples": str(design.resamples),
+            "seconds": f"{seconds:.1f}",
+        }
+        for a, q in zip(answers, questions, strict=True)
+    ]
 
 
 def main(path: str | None = None) -> None:

@@ -34,9 +34,21 @@ from nanoscale.store.folder import COMPLETE, METRICS, RunFolder
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 MANY = (1000, 10000)
-CELL = {"dataset": "shakespeare_char", "n_layer": 4, "n_embd": 64, "n_head": 4, "block_size": 64,
-        "batch_size": 12, "gradient_accumulation_steps": 1, "dropout": 0.0, "max_iters": 300,
-        "eval_interval": 150, "eval_iters": 20, "device": "cpu", "compile": False}
+CELL = {
+    "dataset": "shakespeare_char",
+    "n_layer": 4,
+    "n_embd": 64,
+    "n_head": 4,
+    "block_size": 64,
+    "batch_size": 12,
+    "gradient_accumulation_steps": 1,
+    "dropout": 0.0,
+    "max_iters": 300,
+    "eval_interval": 150,
+    "eval_iters": 20,
+    "device": "cpu",
+    "compile": False,
+}
 LRS, SEEDS, ROUNDS = (5e-4, 1e-3, 2e-3, 4e-3), (1, 2, 3), 6
 
 
@@ -93,10 +105,14 @@ def bookkeeping(runs: int) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()):
             ExperimentRunner(backend=backend).run_grid("many", tiny, {"seed": range(runs)})
         took, grown = time.perf_counter() - began, peak() - memory
-        return {"runs": runs, "ms_per_run": 1000 * (took - backend.seconds) / runs,
-                "grown_mib": grown, "status_seconds": timed("status"),
-                "status_study_seconds": timed("status", "many"),
-                "table_seconds": timed("table", "many")}
+        return {
+            "runs": runs,
+            "ms_per_run": 1000 * (took - backend.seconds) / runs,
+            "grown_mib": grown,
+            "status_seconds": timed("status"),
+            "status_study_seconds": timed("status", "many"),
+            "table_seconds": timed("table", "many"),
+        }
 
 
 def peak() -> float:
@@ -121,8 +137,11 @@ def grid() -> dict[str, Any]:
             by_hand = [run_by_hand(root, lr, SEEDS[i % len(SEEDS)]) for lr in LRS]
             rounds.append({"grid": whole, "by_hand": len(SEEDS) * sum(by_hand)})
             print(rounds[-1], flush=True)
-    return took | {key: median(one[key] for one in rounds) for key in ("grid", "by_hand")} | {
-        "ratios": sorted(one["grid"] / one["by_hand"] for one in rounds)}
+    return (
+        took
+        | {key: median(one[key] for one in rounds) for key in ("grid", "by_hand")}
+        | {"ratios": sorted(one["grid"] / one["by_hand"] for one in rounds)}
+    )
 
 
 def compiled() -> dict[str, float]:
@@ -134,30 +153,44 @@ def compiled() -> dict[str, float]:
     cell = CELL | {"compile": True, "max_iters": 50, "eval_interval": 0}
     with tempfile.TemporaryDirectory() as root:
         study(root, "first", {"learning_rate": [1e-4]}, cell)
-        return {backend: study(root + backend, "grid", lists, cell, backend=backend)
-                for backend in ("local", "subprocess")}
+        return {
+            backend: study(root + backend, "grid", lists, cell, backend=backend)
+            for backend in ("local", "subprocess")
+        }
 
 
-def study(root: str, name: str, lists: dict[str, Any], cell: dict[str, Any] = CELL,
-          **how: Any) -> float:
+def study(
+    root: str, name: str, lists: dict[str, Any], cell: dict[str, Any] = CELL, **how: Any
+) -> float:
     """Seconds of a grid in a Python of its own, start-up included."""
-    code = (f"from nanoscale.experiments import ExperimentRunner as R; "
-            f"R(output_root={root!r}, **{how!r}).run_grid({name!r}, {cell!r}, {lists!r})")
+    code = (
+        f"from nanoscale.experiments import ExperimentRunner as R; "
+        f"R(output_root={root!r}, **{how!r}).run_grid({name!r}, {cell!r}, {lists!r})"
+    )
     return seconds([sys.executable, "-c", code])
 
 
 def run_by_hand(root: str, lr: float, seed: int) -> float:
     """Seconds of one run from the shell, on every core."""
     threads = len(os.sched_getaffinity(0))
-    values = CELL | {"learning_rate": lr, "seed": seed, "threads": threads,
-                     "out_dir": f"{root}/{lr}-{seed}"}
+    values = CELL | {
+        "learning_rate": lr,
+        "seed": seed,
+        "threads": threads,
+        "out_dir": f"{root}/{lr}-{seed}",
+    }
     return seconds([sys.executable, "train.py", *(f"--{k}={v}" for k, v in values.items())])
 
 
 def seconds(command: list[str]) -> float:
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
     return time.perf_counter() - began
@@ -167,23 +200,38 @@ def seconds(command: list[str]) -> float:
 def page(found: dict[str, Any]) -> str:
     """`engine.md`."""
     g = found["grid"]
-    lines = ["# What the engine costs", "",
-             f"2 cores, {found['date']}. Remake: `python docs/results/engine/measure.py`.", "",
-             "| runs that do nothing | bookkeeping a run | memory grown | `status` | "
-             "`status STUDY` | `table STUDY` |", "|---|---|---|---|---|---|"]
-    lines += [f"| {r['runs']:,} | {r['ms_per_run']:.2f} ms | {r['grown_mib']:.0f} MiB | "
-              f"{r['status_seconds']:.2f} s | {r['status_study_seconds']:.2f} s | "
-              f"{r['table_seconds']:.2f} s |" for r in found["bookkeeping"]]
-    lines += ["", "| 12 runs: width 64, 4 layers, 300 updates | seconds, start-up included |",
-              "|---|---|", f"| a grid | {g['grid']:.1f} |",
-              f"| the same grid again | {g['again']:.2f} |",
-              f"| a second grid, half of it shared | {g['half_new']:.1f} |",
-              f"| `python train.py` twelve times, on both cores | {g['by_hand']:.1f} |", "",
-              f"Grid / by hand, median of {ROUNDS} rounds: **{median(g['ratios']):.3f}** "
-              f"({g['ratios'][0]:.3f} to {g['ratios'][-1]:.3f}).", "",
-              "| 6 compiled runs of one shape, 50 updates each | seconds |", "|---|---|",
-              f"| workers that stay | {found['compiled']['local']:.1f} |",
-              f"| a process each | {found['compiled']['subprocess']:.1f} |"]
+    lines = [
+        "# What the engine costs",
+        "",
+        f"2 cores, {found['date']}. Remake: `python docs/results/engine/measure.py`.",
+        "",
+        "| runs that do nothing | bookkeeping a run | memory grown | `status` | "
+        "`status STUDY` | `table STUDY` |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['runs']:,} | {r['ms_per_run']:.2f} ms | {r['grown_mib']:.0f} MiB | "
+        f"{r['status_seconds']:.2f} s | {r['status_study_seconds']:.2f} s | "
+        f"{r['table_seconds']:.2f} s |"
+        for r in found["bookkeeping"]
+    ]
+    lines += [
+        "",
+        "| 12 runs: width 64, 4 layers, 300 updates | seconds, start-up included |",
+        "|---|---|",
+        f"| a grid | {g['grid']:.1f} |",
+        f"| the same grid again | {g['again']:.2f} |",
+        f"| a second grid, half of it shared | {g['half_new']:.1f} |",
+        f"| `python train.py` twelve times, on both cores | {g['by_hand']:.1f} |",
+        "",
+        f"Grid / by hand, median of {ROUNDS} rounds: **{median(g['ratios']):.3f}** "
+        f"({g['ratios'][0]:.3f} to {g['ratios'][-1]:.3f}).",
+        "",
+        "| 6 compiled runs of one shape, 50 updates each | seconds |",
+        "|---|---|",
+        f"| workers that stay | {found['compiled']['local']:.1f} |",
+        f"| a process each | {found['compiled']['subprocess']:.1f} |",
+    ]
     return "\n".join([*lines, ""])
 
 

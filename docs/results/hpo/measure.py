@@ -26,17 +26,38 @@ from nanoscale.studies.student import t_quantile
 HERE = Path(__file__).parent
 ROOT = Path("experiments_out/hpo")
 UPDATES, RUNGS = 1000, [250, 500, 1000]
-BASE = {"dataset": "shakespeare_char", "use_rmsnorm": True, "use_rope": True, "use_swiglu": True,
-        "n_layer": 2, "block_size": 64, "batch_size": 8, "gradient_accumulation_steps": 1,
-        "optimizer": "adamw", "parametrization.mode": "muP", "lr_schedule": "wsd",
-        "lr_decay_iters": None, "min_lr_frac": 0.0, "max_iters": UPDATES, "eval_interval": 0,
-        "log_interval": 100, "device": "cpu", "compile": False, "seed": 1}
+BASE = {
+    "dataset": "shakespeare_char",
+    "use_rmsnorm": True,
+    "use_rope": True,
+    "use_swiglu": True,
+    "n_layer": 2,
+    "block_size": 64,
+    "batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "optimizer": "adamw",
+    "parametrization.mode": "muP",
+    "lr_schedule": "wsd",
+    "lr_decay_iters": None,
+    "min_lr_frac": 0.0,
+    "max_iters": UPDATES,
+    "eval_interval": 0,
+    "log_interval": 100,
+    "device": "cpu",
+    "compile": False,
+    "seed": 1,
+}
 PROXY, TARGET = {"n_embd": 64, "n_head": 4}, {"n_embd": 256, "n_head": 16}
-SPACE = {"learning_rate": {"low": 2**-14, "high": 2**-7, "log": True},
-         "weight_decay": {"low": 0.01, "high": 1.0, "log": True},
-         "warmup_iters": {"low": 8, "high": 128, "log": True}}
-GRID = {"learning_rate": [2 ** (k / 2 - 14) for k in range(15)],  # factors of sqrt 2
-        "weight_decay": [0.01, 0.05, 0.2, 1.0], "warmup_iters": [8, 20, 50, 128]}
+SPACE = {
+    "learning_rate": {"low": 2**-14, "high": 2**-7, "log": True},
+    "weight_decay": {"low": 0.01, "high": 1.0, "log": True},
+    "warmup_iters": {"low": 8, "high": 128, "log": True},
+}
+GRID = {
+    "learning_rate": [2 ** (k / 2 - 14) for k in range(15)],  # factors of sqrt 2
+    "weight_decay": [0.01, 0.05, 0.2, 1.0],
+    "warmup_iters": [8, 20, 50, 128],
+}
 TRIALS, SEARCHES = 54, 5
 FRESH = list(range(101, 109))  # seeds that no search has seen
 
@@ -45,8 +66,17 @@ FRESH = list(range(101, 109))  # seeds that no search has seen
 def search(name: str, k: int, base: Mapping[str, Any], **more: Any) -> Study:
     """Search k: in a store of its own, so that it knows nothing of the grid or of the others."""
     runner = ExperimentRunner(output_root=ROOT / f"search-{k}")
-    return runner.run_hpo(name, BASE | base, SPACE, trials=TRIALS, sampler="tpe", search_seed=k,
-                          rungs=RUNGS, seeds=FRESH, **more)
+    return runner.run_hpo(
+        name,
+        BASE | base,
+        SPACE,
+        trials=TRIALS,
+        sampler="tpe",
+        search_seed=k,
+        rungs=RUNGS,
+        seeds=FRESH,
+        **more,
+    )
 
 
 def best_cell(study: Study) -> dict[str, Any]:
@@ -98,31 +128,56 @@ def rows() -> list[dict[str, Any]]:
         carried = {int(seed): loss for seed, loss in study.target["val_loss"].items()}
         anew.append(losses)
         wide.append(carried)
-        found.append({
-            "search": k, **values, "flops": flops_of(study), "of_grid": flops_of(study) / whole,
-            "of_direct": flops_of(study) / flops_of(direct),
-            "proxy_loss": statistics.fmean(losses.values()),
-            "minus_grid": difference(losses, winner),
-            "target_loss": statistics.fmean(carried.values()),
-            "minus_direct": difference(carried, tuned)})
+        found.append(
+            {
+                "search": k,
+                **values,
+                "flops": flops_of(study),
+                "of_grid": flops_of(study) / whole,
+                "of_direct": flops_of(study) / flops_of(direct),
+                "proxy_loss": statistics.fmean(losses.values()),
+                "minus_grid": difference(losses, winner),
+                "target_loss": statistics.fmean(carried.values()),
+                "minus_direct": difference(carried, tuned),
+            }
+        )
     middle, middle_wide = median_of(anew), median_of(wide)
-    found.append({"search": "median", "proxy_loss": statistics.fmean(middle.values()),
-                  "minus_grid": difference(middle, winner),
-                  "target_loss": statistics.fmean(middle_wide.values()),
-                  "minus_direct": difference(middle_wide, tuned)})
+    found.append(
+        {
+            "search": "median",
+            "proxy_loss": statistics.fmean(middle.values()),
+            "minus_grid": difference(middle, winner),
+            "target_loss": statistics.fmean(middle_wide.values()),
+            "minus_direct": difference(middle_wide, tuned),
+        }
+    )
     return [
-        {"search": "grid", **best_cell(grid), "flops": whole, "of_grid": 1.0,
-         "proxy_loss": statistics.fmean(winner.values())},
-        {"search": "at the target", **direct.best["values"], "flops": flops_of(direct),
-         "of_direct": 1.0, "target_loss": statistics.fmean(tuned.values())}, *found]
+        {
+            "search": "grid",
+            **best_cell(grid),
+            "flops": whole,
+            "of_grid": 1.0,
+            "proxy_loss": statistics.fmean(winner.values()),
+        },
+        {
+            "search": "at the target",
+            **direct.best["values"],
+            "flops": flops_of(direct),
+            "of_direct": 1.0,
+            "target_loss": statistics.fmean(tuned.values()),
+        },
+        *found,
+    ]
 
 
 # -- the page -----------------------------------------------------------------------------------
 def figure_of(found: Sequence[Mapping[str, Any]]) -> Figure:
     """Per search: what its best values lose to the grid's, and to those tuned at the target."""
     searches = [row for row in found if "minus_grid" in row]
-    panels = [("minus_grid", 0.01, "trained anew at width 64:\nsearch \u2212 fine grid"),
-              ("minus_direct", 0.02, "trained anew at width 256:\ntuned at 64 \u2212 tuned at 256")]
+    panels = [
+        ("minus_grid", 0.01, "trained anew at width 64:\nsearch \u2212 fine grid"),
+        ("minus_direct", 0.02, "trained anew at width 256:\ntuned at 64 \u2212 tuned at 256"),
+    ]
     with styled():
         figure = canvas(7.0, 3.1)
         both = figure.subplots(1, 2, sharey=True)
@@ -132,15 +187,24 @@ def figure_of(found: Sequence[Mapping[str, Any]]) -> Figure:
             for y, row in enumerate(searches):
                 last = row["search"] == "median"
                 axes.plot(row[key]["ci95"], [y, y], color=INK if last else SIZES[4], linewidth=1.6)
-                axes.plot(row[key]["mean"], y, "D" if last else "o", markersize=4.5,
-                          color=INK if last else SIZES[6])
+                axes.plot(
+                    row[key]["mean"],
+                    y,
+                    "D" if last else "o",
+                    markersize=4.5,
+                    color=INK if last else SIZES[6],
+                )
             axes.set_title(title, fontsize=9, loc="left", color=INK)
             axes.set_xlabel("difference (nats per token)")
             axes.tick_params(axis="y", length=0)
             axes.locator_params(axis="x", nbins=5)
         both[0].set_yticks(range(len(searches)))
-        both[0].set_yticklabels([row["search"] if row["search"] == "median" else
-                                 f"search {row['search']}" for row in searches])
+        both[0].set_yticklabels(
+            [
+                row["search"] if row["search"] == "median" else f"search {row['search']}"
+                for row in searches
+            ]
+        )
         both[0].invert_yaxis()
         figure.tight_layout(w_pad=3)
     return figure
@@ -148,22 +212,40 @@ def figure_of(found: Sequence[Mapping[str, Any]]) -> Figure:
 
 def page(found: Sequence[Mapping[str, Any]]) -> str:
     """`hpo.md`."""
-    lines = ["# A search against a fine grid, and a proxy against the target", "",
-             "Remake: `python docs/results/hpo/measure.py`. 2 layers of LLaMA parts, muP, AdamW, "
-             f"WSD, {UPDATES} updates of 512 tokens of Shakespeare; {len(FRESH)} fresh seeds.", "",
-             "| | LR | decay | warmup | FLOPs, of the grid's | loss anew, width 64 | less the "
-             "grid's | FLOPs, of a search's at 256 | loss anew, width 256 | less the one tuned "
-             "there |", "|---|" + "---|" * 9]
+    lines = [
+        "# A search against a fine grid, and a proxy against the target",
+        "",
+        "Remake: `python docs/results/hpo/measure.py`. 2 layers of LLaMA parts, muP, AdamW, "
+        f"WSD, {UPDATES} updates of 512 tokens of Shakespeare; {len(FRESH)} fresh seeds.",
+        "",
+        "| | LR | decay | warmup | FLOPs, of the grid's | loss anew, width 64 | less the "
+        "grid's | FLOPs, of a search's at 256 | loss anew, width 256 | less the one tuned "
+        "there |",
+        "|---|" + "---|" * 9,
+    ]
     for row in found:
-        cells = [_number(row.get("learning_rate"), ".3g"), _number(row.get("weight_decay"), ".3g"),
-                 _number(row.get("warmup_iters"), "d"), _number(row.get("of_grid"), ".3f"),
-                 _number(row.get("proxy_loss"), ".4f"), _difference(row.get("minus_grid")),
-                 _number(row.get("of_direct"), ".3f"), _number(row.get("target_loss"), ".4f"),
-                 _difference(row.get("minus_direct"))]
+        cells = [
+            _number(row.get("learning_rate"), ".3g"),
+            _number(row.get("weight_decay"), ".3g"),
+            _number(row.get("warmup_iters"), "d"),
+            _number(row.get("of_grid"), ".3f"),
+            _number(row.get("proxy_loss"), ".4f"),
+            _difference(row.get("minus_grid")),
+            _number(row.get("of_direct"), ".3f"),
+            _number(row.get("target_loss"), ".4f"),
+            _difference(row.get("minus_direct")),
+        ]
         lines.append(f"| {row['search']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Differences are of runs with equal seeds, in nats, with "
-                      "Student's 95 % interval over seeds; the last row is the median over "
-                      "searches, taken seed by seed. Bands in the figure: 0.01 and 0.02 nats.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Differences are of runs with equal seeds, in nats, with "
+            "Student's 95 % interval over seeds; the last row is the median over "
+            "searches, taken seed by seed. Bands in the figure: 0.01 and 0.02 nats.",
+            "",
+        ]
+    )
 
 
 def _number(value: float | None, form: str) -> str:
@@ -171,8 +253,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
-    return "" if found is None else (
-        f"{found['mean']:+.4f} [{found['ci95'][0]:+.4f}, {found['ci95'][1]:+.4f}]")
+    return (
+        ""
+        if found is None
+        else (f"{found['mean']:+.4f} [{found['ci95'][0]:+.4f}, {found['ci95'][1]:+.4f}]")
+    )
 
 
 def main() -> None:

@@ -33,20 +33,24 @@ def points(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """N, D and loss of the 240 points that are left without the five highest losses."""
     with open(path) as file:
         rows = list(csv.DictReader(file))
-    N, C, loss = (np.array([float(row[name]) for row in rows])
-                  for name in ("Model Size", "Training FLOP", "loss"))
+    N, C, loss = (
+        np.array([float(row[name]) for row in rows])
+        for name in ("Model Size", "Training FLOP", "loss")
+    )
     keep = np.sort(np.argsort(loss, kind="stable")[:-5])
     return N[keep], (C / (6 * N))[keep], loss[keep]
 
 
 def objective(lib: Any) -> Loss:
     """Sum of Huber's function of ln L - LSE(a - alpha ln N, b - beta ln D, e), in `lib`'s numpy."""
+
     def of(p: Any, n: np.ndarray, d: np.ndarray, y: np.ndarray) -> Any:
         terms = lib.stack([p[0] - p[3] * n, p[1] - p[4] * d, p[2] + 0 * n])
         top = lib.max(terms, axis=0)
         r = y - top - lib.log(lib.sum(lib.exp(terms - top), axis=0))
         far = lib.abs(r)
         return lib.sum(lib.where(far <= DELTA, 0.5 * r**2, DELTA * (far - 0.5 * DELTA)))
+
     return of
 
 
@@ -58,12 +62,14 @@ def gradient(p: np.ndarray, n: np.ndarray, d: np.ndarray, y: np.ndarray) -> np.n
     total = share.sum(axis=0)
     slope = -np.clip(y - top - np.log(total), -DELTA, DELTA)
     each = slope * share / total
-    return np.array([each[0].sum(), each[1].sum(), each[2].sum(), -(each[0] * n).sum(),
-                     -(each[1] * d).sum()])
+    return np.array(
+        [each[0].sum(), each[1].sum(), each[2].sum(), -(each[0] * n).sum(), -(each[1] * d).sum()]
+    )
 
 
-def loop(loss: Loss, slope: Loss, x: tuple[np.ndarray, ...], draws: np.ndarray) -> tuple[float,
-                                                                                      np.ndarray]:
+def loop(
+    loss: Loss, slope: Loss, x: tuple[np.ndarray, ...], draws: np.ndarray
+) -> tuple[float, np.ndarray]:
     """Seconds per resample, and the objective that each one ends at."""
     from scipy.optimize import minimize
 
@@ -93,16 +99,24 @@ def main() -> None:
         fit = fit_law({"N": N, "D": D}, L, delta=DELTA, resamples=RESAMPLES, rng_seed=SEED)
         found["ours"].append(time.perf_counter() - began)  # the fit itself and its starts too
         for name, (loss, slope) in loops.items():
-            each, ends[name] = loop(loss, slope, x, draws[:TIMED[name]])
+            each, ends[name] = loop(loss, slope, x, draws[: TIMED[name]])
             found[name].append(each * RESAMPLES)
     seconds = {name: median(times) for name, times in found.items()}
     best = fit_law({"N": N, "D": D}, L, delta=DELTA, weights=counts)
-    ours = np.array([objective(np)(p, *(column[rows] for column in x))
-                     for p, rows in zip(in_logs(best.draws), draws, strict=True)])
-    worse = {name: float(np.max(ours[:len(e)] / e - 1)) for name, e in ends.items()}
-    record = {"resamples": RESAMPLES, "seconds": seconds,
-              "times": {name: seconds[name] / seconds["ours"] for name in loops},
-              "ours_worse_at_most": worse, "objective": fit.objective}
+    ours = np.array(
+        [
+            objective(np)(p, *(column[rows] for column in x))
+            for p, rows in zip(in_logs(best.draws), draws, strict=True)
+        ]
+    )
+    worse = {name: float(np.max(ours[: len(e)] / e - 1)) for name, e in ends.items()}
+    record = {
+        "resamples": RESAMPLES,
+        "seconds": seconds,
+        "times": {name: seconds[name] / seconds["ours"] for name in loops},
+        "ours_worse_at_most": worse,
+        "objective": fit.objective,
+    }
     write_json(Path(__file__).with_name("speed.json"), record)
     print(record)
 
