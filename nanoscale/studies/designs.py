@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.commands.options import number, usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError, did_you_mean, one_of
+from nanoscale.experiments.tables import column, read_table
 from nanoscale.store.files import check_outputs, plain, read_json, write_json
 from nanoscale.studies.table_fit import OURS, numbers_of
-from nanoscale.studies.transfer import column, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,7 @@ def _planned(name: str, options: Mapping[str, str]) -> Planned:
                 f"{name} is a study file, whose N and D are known; {given[0]} is of a table"
             )
         return _of_study(path, options)
-    frame = read_rows([name], Path("experiments_out"))
+    frame = read_table(name)
     return _of_table(frame, options)
 
 

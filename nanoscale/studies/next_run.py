@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.commands.options import number, usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
+from nanoscale.experiments.tables import read_table
 from nanoscale.store.files import check_outputs, write_json
 from nanoscale.studies.table_fit import DEFAULTS, fitted
 from nanoscale.studies.table_fit import OPTIONS as FIT_OPTIONS
 from nanoscale.studies.table_fit import number_of as fit_number
-from nanoscale.studies.transfer import read_rows
 
 if TYPE_CHECKING:
     from nanoscale.laws import LawFit
@@ -87,7 +87,7 @@ def _fit(
     settings = {
         key: fit_number(key, options.get(key, default)) for key, default in DEFAULTS.items()
     }
-    frame = read_rows([name], Path(options.get("output_root", "experiments_out")))
+    frame = read_table(name, output_root=options.get("output_root", "experiments_out"))
     fit, record = fitted(frame, options, settings)
     known = {
         key: int(float(frame[key].iloc[0]))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.commands.options import usage_of
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
+from nanoscale.experiments.tables import STATES, column, number_at, read_table
 from nanoscale.store.files import check_outputs, write_json
 from nanoscale.store.folder import COMPLETE
-from nanoscale.studies.transfer import STATES, column, number_at, read_rows
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -60,7 +60,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     check_outputs(options)
     check_beyond(options)
     settings = settings_of(options)
-    frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
+    frame = read_table(*names, output_root=options.get("output_root", "experiments_out"))
     fit, record = fitted(frame, options, settings)
     record |= {"table": names[0]}
     lines, figures = beyond(fit, frame, options, settings, record)

@@ -7,7 +7,6 @@ our own tables, found. One verdict per setting (an arm of a study, a value of `-
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.checks.lr_transfer import says, transfer_verdict
 from nanoscale.commands.options import number
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean, one_of
-from nanoscale.experiments.results import RESULTS, STUDY, Study, row_of
+from nanoscale.experiments.results import RESULTS, Study
+from nanoscale.experiments.tables import ARM, STATES, column, number_at, read_table, study_table
 from nanoscale.spec.sources import FIELDS
 from nanoscale.store.files import check_outputs, write_json
-from nanoscale.store.folder import COMPLETE, CONFIG, DIVERGED, FINISHED, RUNNING, WAITING, RunFolder
-from nanoscale.store.folder import FAILED as RUN_FAILED
+from nanoscale.store.folder import COMPLETE, DIVERGED
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,10 +32,7 @@ LIMITS = {
 }
 OPTIONS = ("size", "lr", "loss", "seed", "by", "only", *LIMITS, "json", "figure", "output_root")
 SIZE_KEYS, LR_KEYS = ("n_embd", "n_layer"), ("muon_lr", "learning_rate")
-STATES = {*FINISHED, RUNNING, WAITING, RUN_FAILED}
 SEEDS = ("seed", "init_seed", "data_seed")
-TABLES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
-ARM = "arm"
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILED}  # the worst comes last
 Judged = tuple[str, dict[str, Any], "DataFrame"]  # a setting's name, its record, its runs
 ENOUGH_STEPS, ENOUGH_TOKENS = 1000, 500_000  # below, optima of small models move by themselves
@@ -52,7 +48,7 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
     limits = {
         LIMITS[key]: float(number(key, value)) for key, value in options.items() if key in LIMITS
     }
-    frame = read_rows(names, Path(options.get("output_root", "experiments_out")))
+    frame = read_table(*names, output_root=options.get("output_root", "experiments_out"))
     found = [
         (name, *verdict_of(rows, options, limits))
         for name, rows in settings(frame, options.get("by"), options.get("only"))
@@ -76,7 +72,7 @@ def study_verdicts(study: Study) -> list[Judged]:
     Raises:
         UserError: an arm has no run with a loss.
     """
-    asked, rows = study.record["asked"], _study_rows(study)
+    asked, rows = study.record["asked"], study_table(study)
     lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
     return [
         (name, *verdict_of(own, {"size": asked["size"], "lr": lrs[name]}, {}))
@@ -95,77 +91,7 @@ def joint_record(found: Sequence[Judged]) -> dict[str, Any]:
     )
 
 
-# -- rows ---------------------------------------------------------------------------------------
-def read_rows(names: Sequence[str], output_root: Path) -> DataFrame:
-    """One row per run of a file, a study (its name or folder) or run folders; None: no value."""
-    path = Path(names[0])
-    if len(names) > 1 or (path / CONFIG).is_file():
-        return _frame([_row(RunFolder(name)) for name in names])
-    if path.is_dir() and (path / STUDY).is_file():
-        return _study_rows(Study.open(path))
-    if path.suffix in TABLES or path.is_file():
-        return _read_file(path)
-    return _study_rows(Study.open(output_root / path))
-
-
-def _row(folder: RunFolder) -> dict[str, Any]:
-    from nanoscale.spec.config import flatten
-
-    if not folder.exists():
-        raise UserError(
-            f"{folder.path}: no run folder (it has no {CONFIG}); name one table, one "
-            "study, or run folders"
-        )
-    spec = folder.spec()
-    return row_of({"values": flatten(spec.config), "flops": None, "id": spec.id}, folder)
-
-
-def _study_rows(study: Study) -> DataFrame:
-    """The study's runs, with the arm each belongs to: of those it matches, the most particular."""
-    arms = study.record.get("asked", {}).get("arms", [])
-    rows = [row_of(entry, folder) for entry, folder in study.runs()]
-    for row, entry in zip(rows, study.record["runs"], strict=True):
-        fits = [arm for arm in arms if arm["values"].items() <= entry["values"].items()]
-        if fits:
-            row[ARM] = max(fits, key=lambda arm: len(arm["values"]))["name"]
-    return _frame(rows)
-
-
-def _read_file(path: Path) -> DataFrame:
-    """A table's rows. A blank is no value; in text `nan` and `inf` are what they say."""
-    if not path.is_file():
-        there = [str(p) for p in sorted(path.parent.glob(f"*{path.suffix}"))]
-        raise UserError(f"{path}: no such table{did_you_mean(str(path), there)}")
-    import pandas as pd
-
-    try:
-        if path.suffix == ".parquet":
-            rows = pd.read_parquet(path).astype(object)
-            return rows.where(rows.notna(), None)
-        if path.suffix in TABLES[1:]:
-            text = path.read_text(encoding="utf-8").splitlines()
-            return _frame([json.loads(line) for line in text if line.strip()])
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-        return rows.astype(object).where(rows != "", None)
-    except pd.errors.EmptyDataError:
-        raise UserError(
-            f"{path}: empty; a table has a line of column names and a row per run"
-        ) from None
-    except (ValueError, ImportError, AttributeError, OSError) as e:
-        raise UserError(f"{path}: cannot be read as a table: {str(e).splitlines()[0]}") from e
-
-
-def _frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:
-    import pandas as pd
-
-    if not all(isinstance(row, Mapping) for row in rows):
-        raise UserError("every line of the table must be a JSON object, a row per run")
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return pd.DataFrame(
-        [[row.get(key) for key in keys] for row in rows], columns=keys, dtype=object
-    )
-
-
+# -- settings -----------------------------------------------------------------------------------
 def settings(frame: DataFrame, by: str | None, only: str | None) -> Iterator[tuple[str, DataFrame]]:
     """(name, its rows) of every setting that is judged by itself: all rows unless there is `by`."""
     by = by or (ARM if ARM in frame else None)
@@ -187,24 +113,6 @@ def settings(frame: DataFrame, by: str | None, only: str | None) -> Iterator[tup
 
 
 # -- columns ------------------------------------------------------------------------------------
-def column(option: str, name: str, frame: DataFrame) -> str:
-    """`name`, a column of the table; `UserError` with the nearest for another."""
-    if name not in frame:
-        hint = did_you_mean(name, map(str, frame.columns)) or (
-            f"; there are {', '.join(map(str, frame.columns))}"
-        )
-        raise UserError(f"--{option}={name}: the table has no such column{hint}")
-    return name
-
-
-def number_at(row: int, name: str, value: object) -> float:
-    """A cell of a table as a number, NaN for none; `UserError` naming its row."""
-    try:
-        return math.nan if value is None else float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"row {row + 1}: {name}={value!r} is not a number") from None
-
-
 def columns_of(frame: DataFrame, options: Mapping[str, str]) -> dict[str, str | None]:
     """The columns of size, LR, loss and seed: as named, else those of our own tables that vary."""
     named = {
