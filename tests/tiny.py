@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.data.dataset import open_dataset
-from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
+from nanoscale.spec.config import ParametrizationConfig, ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build
@@ -169,7 +169,7 @@ def flag_combinations() -> list[dict[str, Any]]:
     ]
 
 
-def tiny_config(**overrides: Any) -> ExperimentConfig:
+def tiny_config(**overrides: Any) -> ResolvedConfig:
     """A resolved config of a model of a few thousand parameters; `mode` and the like are nested."""
     nested = {f.name for f in fields(ParametrizationConfig)}
     named = {f"parametrization.{k}" if k in nested else k: v for k, v in overrides.items()}
@@ -177,7 +177,7 @@ def tiny_config(**overrides: Any) -> ExperimentConfig:
     return resolve(config, config.vocab_size or VOCAB)
 
 
-def pair(key: str, **overrides: Any) -> tuple[ExperimentConfig, ExperimentConfig]:
+def pair(key: str, **overrides: Any) -> tuple[ResolvedConfig, ResolvedConfig]:
     """Two tiny configs that differ in `key`: as TINY or the default has it, and as OTHER has it."""
     overrides = {k: v for k, v in overrides.items() if k != key}
     if key == "head_lr_mult":

@@ -36,7 +36,7 @@ class Cell:
     def flops(self) -> int:
         """Exact training FLOPs of the run, from its branch on if it has one."""
         past = int(self.spec.parent.rpartition("@")[2]) if self.spec.parent else 0
-        return flops_per_iter(self.spec.config) * max((self.spec.config.max_iters or 0) - past, 0)
+        return flops_per_iter(self.spec.config) * max(self.spec.config.max_iters - past, 0)
 
     def __str__(self) -> str:
         return describe(self.values) or self.spec.name

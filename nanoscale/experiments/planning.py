@@ -20,7 +20,7 @@ from typing import Any
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.progress import duration
-from nanoscale.spec.config import ExperimentConfig, flatten
+from nanoscale.spec.config import ResolvedConfig, flatten
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec, config_from_dict, scientific
 from nanoscale.spec.memory import memory_estimate
@@ -173,7 +173,7 @@ class Neighbour:
     """A run of the store: what it depends on, and how fast it went if it has finished."""
 
     name: str
-    config: ExperimentConfig
+    config: ResolvedConfig
     keys: frozenset[tuple[str, str]]
     flops_per_iter: int
     speed: float | None  # FLOP/s
@@ -257,7 +257,7 @@ def neighbour(folder: RunFolder) -> Neighbour:
 
 
 def keys_of(
-    config: ExperimentConfig, data_fingerprint: str, parent: str | None
+    config: ResolvedConfig, data_fingerprint: str, parent: str | None
 ) -> frozenset[tuple[str, str]]:
     """What a run's identity depends on, beside the version of its numerics."""
     items = {key: str(value) for key, value in scientific(config).items()}

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanoscale.model.ops import Norm, Ops, Rotary
 from nanoscale.spec.architecture import ffn_width, tensors
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
 from nanoscale.spec.parametrization import multipliers, rule
 
 Probe = Callable[[str, Tensor], None]  # sees named activations: statistics, coordinate checks
@@ -161,7 +161,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only language model; `config` is resolved (its vocabulary is known)."""
 
-    def __init__(self, config: ExperimentConfig, ops: Ops | None = None) -> None:
+    def __init__(self, config: ResolvedConfig, ops: Ops | None = None) -> None:
         super().__init__()
         self.config, self.ops = config, ops or Ops()
         d, V = config.n_embd, config.vocab_size

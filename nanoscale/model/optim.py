@@ -13,7 +13,7 @@ from nanoscale.model.adamw import AdamW, clip_grad_norm
 from nanoscale.model.distributed import Ranks, held_as
 from nanoscale.model.muon import Muon
 from nanoscale.spec.architecture import tensors
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.parametrization import betas, rule
 
 
@@ -30,7 +30,7 @@ class Optimizers:
     def __init__(
         self,
         model: nn.Module,
-        config: ExperimentConfig,
+        config: ResolvedConfig,
         ranks: Ranks | None = None,
         numerics: Mapping[str, Any] | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class Optimizers:
 
 
 def parameter_groups(
-    named: dict[str, Tensor], config: ExperimentConfig
+    named: dict[str, Tensor], config: ResolvedConfig
 ) -> dict[str, list[dict[str, Any]]]:
     """Optimizer -> groups of equal role, LR, weight decay and eps; each parameter is in one."""
     groups: dict[str, dict[tuple, dict[str, Any]]] = {"adamw": {}, "muon": {}}

@@ -347,6 +347,30 @@ class ExperimentConfig:
         return json.loads(json.dumps(asdict(self)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(ExperimentConfig):
+    """A config as `spec.resolve.resolve` leaves it: these keys hold a number, never None.
+
+    Only their types are said anew; their help, bounds and defaults stay `ExperimentConfig`'s.
+    """
+
+    init_seed: int
+    data_seed: int
+    n_kv_head: int
+    vocab_size: int
+    beta2: float
+    warmup_iters: int
+    lr_decay_iters: int
+    min_lr: float
+    max_iters: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ResolvedConfig.__annotations__:
+            if getattr(self, key) is None:
+                raise UserError(f"{key} is None in a config that should be resolved")
+
+
 # One quantity, several ways to say it: the last source to name one of a group clears the others.
 EXCLUSIVE = (
     ("max_iters", "max_tokens", "max_flops", "tokens_per_param"),
@@ -456,6 +480,3 @@ def check(config: ExperimentConfig) -> None:
 
 def _nearest_divisor(n: int, wanted: int) -> int:
     return min((d for d in range(1, n + 1) if n % d == 0), key=lambda d: abs(d - wanted))
-
-
-# -- resolution and identity ------------------------------------------------------------------

@@ -67,20 +67,26 @@ def parameter_counts(config: ExperimentConfig) -> dict[str, int]:
         "total": total,
         "non_position": total - by_role["position"],
         "non_embedding": total - tables - by_role["readout"],
-        "matrices_and_head": matrices + config.vocab_size * config.n_embd,
+        "matrices_and_head": matrices + by_role["embedding"],
     }
 
 
 def forward_flops(config: ExperimentConfig, block_size: int | None = None) -> dict[str, int]:
     """Module -> FLOPs of one forward pass over one sequence of `block_size` tokens."""
     T, L, d = block_size or config.block_size, config.n_layer, config.n_embd
-    counts = {"attention_projections": 0, "mlp": 0}
+    counts = {
+        "attention_projections": 0,
+        "mlp": 0,
+        "attention_scores": 2 * L * (2 * T * T * d),  # q k^T and weights v, all heads
+        "head": 0,
+    }
     for spec in tensors(config):
-        if spec.role in MATRIX_ROLES:
+        products = 2 * T * spec.numel
+        if spec.role == "embedding":  # the head's matrix, or as large as that one
+            counts["head"] += products
+        elif spec.role in MATRIX_ROLES:
             module = "mlp" if ".mlp." in spec.name else "attention_projections"
-            counts[module] += 2 * T * spec.numel
-    counts["attention_scores"] = 2 * L * (2 * T * T * d)  # q k^T and weights v, all heads
-    counts["head"] = 2 * T * d * config.vocab_size
+            counts[module] += products
     return counts
 
 

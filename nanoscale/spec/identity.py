@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nanoscale.errors import UserError
-from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig, all_fields, flatten
+from nanoscale.spec.config import (
+    ExperimentConfig,
+    ParametrizationConfig,
+    ResolvedConfig,
+    all_fields,
+    flatten,
+)
 
 SCHEMA = 1  # of a config.json and of the hashed payload
 
@@ -24,7 +30,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def scientific(config: ExperimentConfig) -> dict[str, Any]:
+def scientific(config: ResolvedConfig) -> dict[str, Any]:
     """What the run's result depends on: hashed keys that differ from their defaults."""
     values = flatten(config)
     return {
@@ -34,10 +40,10 @@ def scientific(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def identity(config: ExperimentConfig, data_fingerprint: str, parent: str | None = None) -> str:
+def identity(config: ResolvedConfig, data_fingerprint: str, parent: str | None = None) -> str:
     """The run's name: 10 hex digits of the SHA-256 of what it depends on.
 
-    `config` is resolved; `parent` is `<id>@<step>` of the run it branches from.
+    `parent` is `<id>@<step>` of the run it branches from.
     """
     payload = {
         "schema": SCHEMA,
@@ -69,7 +75,7 @@ class Data(Protocol):
 class RunSpec:
     """A run before it starts: its resolved config, its data, its parent; hence its identity."""
 
-    config: ExperimentConfig
+    config: ResolvedConfig
     typed: Mapping[str, Any]  # what the user wrote, for the record
     data_name: str
     data_fingerprint: str
@@ -118,8 +124,8 @@ class RunSpec:
         return spec
 
 
-def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
-    """The inverse of `ExperimentConfig.to_dict`; unknown keys are refused, missing are defaults."""
+def config_from_dict(values: Mapping[str, Any]) -> ResolvedConfig:
+    """The inverse of `ResolvedConfig.to_dict`; unknown keys are refused, missing are defaults."""
     known = {key.split(".")[0] for key in all_fields()}
     unknown = set(values) - known
     if unknown:
@@ -128,4 +134,4 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     values["parametrization"] = ParametrizationConfig(**values.get("parametrization", {}))
     if "checkpoint_steps" in values:
         values["checkpoint_steps"] = tuple(values["checkpoint_steps"])
-    return ExperimentConfig(**values)
+    return ResolvedConfig(**values)

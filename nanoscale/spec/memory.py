@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from nanoscale.spec.architecture import MATRIX_ROLES, TensorSpec, tensors, widths
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 
 F4 = 4  # bytes of a float32: weights, their gradients, the residual stream, norms, losses
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -43,7 +43,7 @@ class Step:
         return self.size < F4
 
 
-def assumed(config: ExperimentConfig) -> Step:
+def assumed(config: ResolvedConfig) -> Step:
     """The config's own choices; where it says auto, a CPU in float32 or a GPU in bfloat16."""
     device = "cpu" if config.device == "auto" else config.device.split(":")[0]
     kernels, dtype = config.kernels, config.dtype
@@ -54,8 +54,8 @@ def assumed(config: ExperimentConfig) -> Step:
     return Step(kernels, device, dtype)
 
 
-def memory_estimate(config: ExperimentConfig, step: Step | None = None) -> dict[str, int]:
-    """Bytes by part at the fullest moment of an update of a resolved config, and their `total`.
+def memory_estimate(config: ResolvedConfig, step: Step | None = None) -> dict[str, int]:
+    """Bytes by part at the fullest moment of an update, and their `total`.
 
     Of one process; the second update and later ones, as the optimizer's state exists from then on.
     """
@@ -73,7 +73,7 @@ def memory_estimate(config: ExperimentConfig, step: Step | None = None) -> dict[
     return {part: fullest[part] for part in PARTS} | {"total": fullest.total()}
 
 
-def memory_table(config: ExperimentConfig) -> str:
+def memory_table(config: ResolvedConfig) -> str:
     """The estimate in MB by part, and what it assumed where the config says auto."""
     step, found = assumed(config), memory_estimate(config)
     auto = [
@@ -90,7 +90,7 @@ def memory_table(config: ExperimentConfig) -> str:
     )
 
 
-def kept_per_token(config: ExperimentConfig, step: Step) -> tuple[int, int]:
+def kept_per_token(config: ResolvedConfig, step: Step) -> tuple[int, int]:
     """Bytes per token that a block keeps for its backward pass: attention's half, the MLP's."""
     w, s, H = widths(config), step.size, config.n_head
     d, kv, F = w.embd, w.kv, w.ffn
@@ -112,7 +112,7 @@ def kept_per_token(config: ExperimentConfig, step: Step) -> tuple[int, int]:
     return attention, norm + inputs * s * d + inner * s * F
 
 
-def kept_by_norm(config: ExperimentConfig, step: Step) -> int:
+def kept_by_norm(config: ResolvedConfig, step: Step) -> int:
     """Bytes per token: the residual stream, two statistics, and RMSNorm's steps on torch's CPU."""
     steps = config.use_rmsnorm and not step.fused and not step.cuda
     return (1 + steps) * F4 * config.n_embd + 2 * F4
@@ -121,7 +121,7 @@ def kept_by_norm(config: ExperimentConfig, step: Step) -> int:
 class Moments:
     """Bytes by part at the moments of an update that can be its fullest."""
 
-    def __init__(self, config: ExperimentConfig, step: Step) -> None:
+    def __init__(self, config: ResolvedConfig, step: Step) -> None:
         self.config, self.step, self.specs = config, step, tensors(config)
         w = widths(config)
         self.d, self.ffn, self.V = w.embd, w.ffn, config.vocab_size

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, TensorSpec, tensors
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.spec.resolve import file_digest
 
@@ -254,7 +254,7 @@ def model_ratios(config: ExperimentConfig) -> Ratios:
     )
 
 
-def rule(spec: TensorSpec, config: ExperimentConfig) -> Rule:
+def rule(spec: TensorSpec, config: ResolvedConfig) -> Rule:
     """The rule of one tensor under the config's mode and optimizer."""
     scheme, r = scheme_of(config), ratios(spec, config)
     row = scheme.rows[spec.role]
@@ -290,7 +290,7 @@ WD_RULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def base_decay(config: ExperimentConfig, decay: float, lr: float) -> float:
+def base_decay(config: ResolvedConfig, decay: float, lr: float) -> float:
     """The base's weight decay, from the number in the config.
 
     fraction_of_run: `decay` counts e-foldings per run at the peak LR, LR x decay x updates
@@ -298,11 +298,11 @@ def base_decay(config: ExperimentConfig, decay: float, lr: float) -> float:
     """
     long = run_length(config)
     if config.parametrization.wd_timescale == "fraction_of_run":
-        return decay / (lr * long**0.5 * max(config.max_iters or 1, 1))
+        return decay / (lr * long**0.5 * max(config.max_iters, 1))
     return decay * long**0.5
 
 
-def run_length(config: ExperimentConfig) -> float:
+def run_length(config: ResolvedConfig) -> float:
     """m_B / m_D: the batch over the base's, over the run's tokens over the base's; 1 if not set.
 
     arXiv 2512.22382 (Complete(d)P): LR and weight decay go as its root, eps as one over that, and
@@ -310,11 +310,11 @@ def run_length(config: ExperimentConfig) -> float:
     """
     p, batch = config.parametrization, config.tokens_per_iter
     m_B = batch / p.base_batch_tokens if p.base_batch_tokens else 1.0
-    m_D = max(config.max_iters or 1, 1) * batch / p.base_tokens if p.base_tokens else 1.0
+    m_D = max(config.max_iters, 1) * batch / p.base_tokens if p.base_tokens else 1.0
     return m_B / m_D
 
 
-def betas(config: ExperimentConfig) -> tuple[float, float]:
+def betas(config: ResolvedConfig) -> tuple[float, float]:
     """AdamW's, after the rules of batch and horizon.
 
     Raises:
@@ -410,7 +410,7 @@ def rules_table(names: Sequence[str] = BUILT_IN) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def parameter_table(config: ExperimentConfig) -> str:
+def parameter_table(config: ResolvedConfig) -> str:
     """Every tensor's role, shape and rule, then N and FLOPs per token under each convention."""
     m = multipliers(config)
     forward = {"embedding": m.embedding, "residual_out": m.residual, "readout": m.logits}

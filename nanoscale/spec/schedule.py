@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 
 
-def lr_multiplier(config: ExperimentConfig, step: int) -> float:
-    """The factor on every base LR for the update after `step` completed ones; config resolved.
+def lr_multiplier(config: ResolvedConfig, step: int) -> float:
+    """The factor on every base LR for the update after `step` completed ones.
 
     Linear warmup, then `lr_schedule` down to the floor min_lr / learning_rate at `lr_decay_iters`,
     then flat (nanoGPT's cosine; WSD: Hu et al. 2024; 1-sqrt: Haegele et al. 2024).
@@ -32,13 +32,13 @@ def lr_multiplier(config: ExperimentConfig, step: int) -> float:
     return floor + (1 - floor) * _falling(config, progress)
 
 
-def cooldown_start(config: ExperimentConfig) -> int:
+def cooldown_start(config: ResolvedConfig) -> int:
     """The step from which a WSD schedule falls: until then it warms up, or stays at its peak."""
     end = config.lr_decay_iters
     return max(config.warmup_iters, end - round(config.cooldown_frac * end))
 
 
-def _falling(config: ExperimentConfig, progress: float) -> float:
+def _falling(config: ResolvedConfig, progress: float) -> float:
     if config.lr_schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     if config.lr_schedule == "wsd" and config.cooldown_shape == "1-sqrt":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError, disk_errors
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import SCHEMA, Data, RunSpec
 from nanoscale.store import lease
 from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
@@ -46,8 +46,8 @@ def parent_of(branch_from: str) -> str:
     return f"{status['id']}@{status['checkpoint_step'] if step is None else step}"
 
 
-def run_spec(config: ExperimentConfig, data: Data, typed: Mapping[str, Any]) -> RunSpec:
-    """The spec of a resolved config on an open dataset, with the parent it branches from."""
+def run_spec(config: ResolvedConfig, data: Data, typed: Mapping[str, Any]) -> RunSpec:
+    """The spec of a config on an open dataset, with the parent it branches from."""
     parent = parent_of(config.branch_from) if config.branch_from else None
     return RunSpec(config, dict(typed), data.name, data.fingerprint, parent)
 

@@ -19,7 +19,13 @@ from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.cells import Cell, combinations, make_cells, questions
 from nanoscale.spec.architecture import tensors
-from nanoscale.spec.config import LENGTH_KEYS, ExperimentConfig, flatten, from_flat
+from nanoscale.spec.config import (
+    LENGTH_KEYS,
+    ExperimentConfig,
+    ResolvedConfig,
+    flatten,
+    from_flat,
+)
 from nanoscale.spec.parametrization import multipliers, rule
 from nanoscale.spec.sources import COMMAND_LINE, FIELDS, Source, apply, coerce, parse_arguments
 from nanoscale.store.files import check_outputs, write_json
@@ -171,7 +177,7 @@ def rows_of(
 
 
 # -- from runs to a record ------------------------------------------------------------------------
-def learning_rates(config: ExperimentConfig) -> dict[str, float]:
+def learning_rates(config: ResolvedConfig) -> dict[str, float]:
     """Role -> LR of its tensors under AdamW, root mean square over their elements."""
     squares: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
@@ -183,7 +189,7 @@ def learning_rates(config: ExperimentConfig) -> dict[str, float]:
     return {role: math.sqrt(squares[role] / counts[role]) for role in counts}
 
 
-def facts_of(kind: str, configs: Sequence[ExperimentConfig]) -> checks.Facts:
+def facts_of(kind: str, configs: Sequence[ResolvedConfig]) -> checks.Facts:
     """What the diagnosis needs to know of the sweep's configs."""
     one, varies = configs[0], lambda read: len({read(config) for config in configs}) > 1
     return checks.Facts(
@@ -359,7 +365,7 @@ class Plan:
         rows = rows_of(kind, sizes, seeds, defaults, sources)
         return cls(kind, sizes, steps, make_cells(defaults, sources, rows, f"--{kind}s")), options
 
-    def record(self, found: Iterable[tuple[ExperimentConfig, Rows]]) -> dict[str, Any]:
+    def record(self, found: Iterable[tuple[ResolvedConfig, Rows]]) -> dict[str, Any]:
         """The record of the finished runs, each its config and rows."""
         found = list(found)
         runs = [

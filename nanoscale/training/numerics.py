@@ -20,7 +20,7 @@ from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks
 from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.ops import Ops
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, peak_flops
 from nanoscale.training.telemetry import device_name
 
@@ -33,7 +33,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def decide(
-    config: ExperimentConfig,
+    config: ResolvedConfig,
     device: torch.device,
     saved: dict[str, Any] | None = None,
     asked: frozenset[str] = frozenset(),
@@ -77,7 +77,7 @@ def ops(numerics: dict[str, Any]) -> Ops:
 
 
 def decide_kernels(
-    config: ExperimentConfig,
+    config: ResolvedConfig,
     device: torch.device,
     saved: dict[str, Any],
     asked: frozenset[str],
@@ -123,7 +123,7 @@ def best_dtype(device: torch.device, kernel: str) -> str:
     return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
 
 
-def matmul_precision(config: ExperimentConfig, device: torch.device, kernel: str) -> str:
+def matmul_precision(config: ResolvedConfig, device: torch.device, kernel: str) -> str:
     """torch's setting for float32 products: the fastest that is as accurate as float32.
 
     On some CPUs `medium` picks a backend twice as fast at the same accuracy, on others it means
@@ -139,7 +139,7 @@ def matmul_precision(config: ExperimentConfig, device: torch.device, kernel: str
 
 
 def decide_compile(
-    config: ExperimentConfig,
+    config: ResolvedConfig,
     device: torch.device,
     kernel: str,
     saved: dict[str, Any],
@@ -154,12 +154,12 @@ def decide_compile(
     return compiles and eager_seconds(config, device) > COMPILE_SECONDS
 
 
-def eager_seconds(config: ExperimentConfig, device: torch.device) -> float:
+def eager_seconds(config: ResolvedConfig, device: torch.device) -> float:
     """A rough forecast of the run without compilation: its FLOPs, or its launches if they last."""
     peak = peak_flops(device_name(device)) or 1e12
     step = flops_per_iter(config) / (EAGER_SHARE * peak)
     launches = config.n_layer * config.gradient_accumulation_steps * EAGER_BLOCK_SECONDS
-    return (config.max_iters or 0) * max(step, launches)
+    return config.max_iters * max(step, launches)
 
 
 def leave_out_dynamo() -> None:

@@ -18,7 +18,7 @@ from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks, gathered, held_as, pick_device, place, wrap
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import CHECKPOINT, RunFolder, checkpoint_file, parse_branch
 from nanoscale.store.resume import check_past
@@ -47,7 +47,7 @@ class Run:
     saved_at: float = field(default_factory=time.perf_counter)
 
     @property
-    def config(self) -> ExperimentConfig:
+    def config(self) -> ResolvedConfig:
         return self.spec.config
 
     def autocast(self) -> AbstractContextManager:

@@ -19,7 +19,7 @@ import numpy as np
 
 from nanoscale.data.dataset import Dataset, open_dataset, philox_words
 from nanoscale.errors import DONE, UserError, did_you_mean
-from nanoscale.spec.config import ExperimentConfig, check_bounds, option
+from nanoscale.spec.config import ResolvedConfig, check_bounds, option
 from nanoscale.spec.sources import coerce, read_file
 from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder
 
@@ -124,7 +124,7 @@ def prompt(start: str) -> str:
 
 
 # -- the run --------------------------------------------------------------------------------------
-def open_run(out_dir: str) -> tuple[Path, ExperimentConfig, Dataset]:
+def open_run(out_dir: str) -> tuple[Path, ResolvedConfig, Dataset]:
     """The weights to load (the best, else the newest), the run's config, and its dataset."""
     folder = RunFolder(out_dir)
     if not folder.exists():
@@ -152,7 +152,7 @@ def open_run(out_dir: str) -> tuple[Path, ExperimentConfig, Dataset]:
     return found[0], spec.config, dataset
 
 
-def load_model(path: Path, config: ExperimentConfig, device: torch.device) -> GPT:
+def load_model(path: Path, config: ResolvedConfig, device: torch.device) -> GPT:
     """The model of `config` with the weights in `path`, ready to generate."""
     from nanoscale.model.gpt import GPT
     from nanoscale.training import checkpoint
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def draw(
     path: Path,
-    config: ExperimentConfig,
+    config: ResolvedConfig,
     dataset: Dataset,
     ids: Sequence[int],
     options: SampleOptions,

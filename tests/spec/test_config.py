@@ -8,16 +8,19 @@ import math
 import random
 import re
 from dataclasses import FrozenInstanceError, dataclass, replace
+from typing import get_type_hints
 
 import pytest
 from tiny import OTHER, TINY, pair, tiny_config
 
 from nanoscale.errors import UserError
 from nanoscale.spec import config as module
+from nanoscale.spec import identity as naming
 from nanoscale.spec.config import (
     EXCLUSIVE,
     ExperimentConfig,
     ParametrizationConfig,
+    ResolvedConfig,
     all_fields,
     flatten,
     from_flat,
@@ -25,7 +28,7 @@ from nanoscale.spec.config import (
 )
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import canonical_json, config_from_dict, identity, label, scientific
-from nanoscale.spec.resolve import resolve, resolve_relative, warnings
+from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import Source, build, parse_arguments
 
 # Changing a default changes what every hash that elides it means: better defaults go into presets.
@@ -156,7 +159,7 @@ UNHASHED = {
 }
 
 
-def typed(line: str, vocab_size: int = 65) -> ExperimentConfig:
+def typed(line: str, vocab_size: int = 65) -> ResolvedConfig:
     """The resolved config of a command line."""
     return resolve(build(parse_arguments(line.split())), vocab_size)
 
@@ -182,6 +185,33 @@ def test_the_unhashed_keys_are_frozen():
 def test_a_config_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         tiny_config().n_layer = 3
+
+
+def test_resolution_leaves_nothing_to_fill_in_and_says_so_by_type():
+    resolved = tiny_config()
+    assert type(resolved) is type(replace(resolved, seed=2)) is ResolvedConfig
+    assert list(resolved.to_dict()) == list(ExperimentConfig().to_dict())  # keys and their order
+
+    filled = get_type_hints(ResolvedConfig)
+    optional = {
+        key for key, kind in get_type_hints(ExperimentConfig).items() if kind != filled[key]
+    }
+    assert optional == {
+        "init_seed",
+        "data_seed",
+        "n_kv_head",
+        "vocab_size",
+        "beta2",
+        "warmup_iters",
+        "lr_decay_iters",
+        "min_lr",
+        "max_iters",
+    }
+    for key in optional:
+        assert type(getattr(resolved, key)) is filled[key]
+    for key in ("vocab_size", "init_seed"):
+        with pytest.raises(UserError, match=key):
+            replace(resolved, **{key: None})
 
 
 FROZEN_IDENTITIES = [
@@ -270,7 +300,8 @@ def test_a_field_added_later_changes_no_identity(monkeypatch):
     ]
     old = [vars(typed(line, vocab)) for line, vocab, *_ in FROZEN_IDENTITIES]
     monkeypatch.setattr(module, "ExperimentConfig", Later)
-    monkeypatch.setattr(module, "all_fields", module.all_fields.__wrapped__)  # not what was kept
+    for part in (module, naming):
+        monkeypatch.setattr(part, "all_fields", all_fields.__wrapped__)  # not what was kept
     parents = [parent for _, _, parent, *_ in FROZEN_IDENTITIES]
     later = [identity(Later(**v), "0" * 64, p) for v, p in zip(old, parents, strict=True)]
     assert later == before
@@ -301,9 +332,9 @@ def test_data_parent_and_versions_change_the_identity(monkeypatch):
         identity(config, "d", "a@1"),
         identity(config, "d", "a@2"),
     }
-    monkeypatch.setattr(module, "NUMERICS_VERSION", 0)
+    monkeypatch.setattr(naming, "NUMERICS_VERSION", 0)
     names.add(identity(config, "d"))
-    monkeypatch.setattr(module, "SCHEMA", 0)
+    monkeypatch.setattr(naming, "SCHEMA", 0)
     names.add(identity(config, "d"))
     assert len(names) == 6
 
@@ -370,7 +401,7 @@ def test_a_length_of_less_than_one_update_is_one_and_zero_updates_stay_zero():
 def test_resolving_twice_is_resolving_once(overrides):
     config = tiny_config(**overrides)
     assert resolve(config, config.vocab_size) == config
-    assert resolve_relative(config) == config
+    assert resolve(from_flat(flatten(config)), 2) == config
 
 
 def test_seeds_follow_seed_unless_given_and_zero_is_given():
@@ -564,7 +595,7 @@ def test_any_config_survives_its_record():
         record = json.loads(canonical_json(config.to_dict()))
         again = config_from_dict(record)
         assert again == config
-        assert from_flat(flatten(config)) == config
+        assert vars(from_flat(flatten(config))) == vars(config)
         assert identity(again, "d") == identity(config, "d")
         survived += 1
     assert survived > 200

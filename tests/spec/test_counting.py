@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanoscale.model.gpt import GPT
 from nanoscale.spec.architecture import ROLES
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import (
     PEAK_FLOPS,
     flops_per_iter,
@@ -30,7 +30,7 @@ SIZES = [
 ]
 
 
-def counted(config: ExperimentConfig) -> tuple[int, int, FlopCounterMode]:
+def counted(config: ResolvedConfig) -> tuple[int, int, FlopCounterMode]:
     """FLOPs that torch counts in the forward pass of one sequence, and with the backward pass."""
     model, idx = GPT(config), torch.zeros(1, config.block_size, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -10,7 +10,7 @@ from tiny import PACKAGE, VOCAB, pair, tiny_config
 
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
-from nanoscale.spec.config import ExperimentConfig, all_fields
+from nanoscale.spec.config import ResolvedConfig, all_fields
 from nanoscale.spec.schedule import lr_multiplier
 
 # Parts of config.py that act on a value; the rest of it and sources.py only carry values around.
@@ -19,8 +19,6 @@ ACTING = {
     "kv_heads",
     "sequences_per_iter",
     "tokens_per_iter",
-    "resolve_relative",
-    "label",
 }
 
 
@@ -72,7 +70,7 @@ ALL_ON = {
 }
 
 
-def two_updates(config: ExperimentConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
+def two_updates(config: ResolvedConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of the first two updates on fixed tokens."""
     model = GPT(config)
     optimizers = Optimizers(model, config)
@@ -92,7 +90,7 @@ def two_updates(config: ExperimentConfig) -> tuple[list[float], dict[str, torch.
     return losses, model.state_dict()
 
 
-def equal(one: ExperimentConfig, other: ExperimentConfig) -> bool:
+def equal(one: ResolvedConfig, other: ResolvedConfig) -> bool:
     (losses, state), (other_losses, other_state) = two_updates(one), two_updates(other)
     return (
         losses == other_losses

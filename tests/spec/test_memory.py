@@ -19,7 +19,7 @@ from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.gpt import GPT
 from nanoscale.model.ops import Ops
 from nanoscale.spec.architecture import MATRIX_ROLES, tensors
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import SIZES, Step, kept_per_token, memory_estimate
 from nanoscale.spec.resolve import resolve
@@ -50,7 +50,7 @@ LLAMA = {
 
 
 def step(
-    config: ExperimentConfig, ops: Ops, narrow: bool = False, compiled: bool = False
+    config: ResolvedConfig, ops: Ops, narrow: bool = False, compiled: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one batch whose weight in the mean is 0.3."""
     model = GPT(config, ops)
@@ -220,7 +220,7 @@ def measured(spec: RunSpec) -> int:
     return peak + 16 * spec.config.tokens_per_iter  # the batch is numpy's, out of torch's sight
 
 
-def kept(config: ExperimentConfig, ops: Ops, narrow: bool) -> int:
+def kept(config: ResolvedConfig, ops: Ops, narrow: bool) -> int:
     """Bytes that the graph of one batch keeps, but for parameters and copies of them."""
     model, storages = GPT(config, ops), {}
 

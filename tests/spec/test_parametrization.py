@@ -14,7 +14,7 @@ from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
 from nanoscale.spec.architecture import ROLES, tensors
-from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import identity, label
 from nanoscale.spec.parametrization import (
@@ -286,7 +286,7 @@ LLAMA = {
 AT_BASE = {"base_n_embd": 16, "base_n_layer": 2, "base_head_dim": 4}
 
 
-def after_five_updates(config: ExperimentConfig) -> list[torch.Tensor]:
+def after_five_updates(config: ResolvedConfig) -> list[torch.Tensor]:
     """Initial weights, first logits, and the weights and logits after five clipped updates."""
     model = GPT(config)
     optimizers = Optimizers(model, config)
@@ -351,7 +351,7 @@ FORM_B = replace(
 
 
 def ten_losses(
-    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, scheme: Scheme
+    config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch, scheme: Scheme
 ) -> list[float]:
     """Ten updates of AdamW under `scheme` in muP's place, nothing clipped."""
     monkeypatch.setitem(SCHEMES, "muP", scheme)
