@@ -1,12 +1,16 @@
 # make study: set everything up, train a small ladder, fit its law, write a report.
 # make test:  set everything up and run the tests.
+# make check: lint, types and the quick tests, while you work.
+# make soak:  the campaigns at full size, hours; docs/results/soak.md has what they found.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PEER ?=
+# Tests make tiny models: a process of one thread per core is fastest.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
-.PHONY: study test lint bench
+.PHONY: study test check lint types soak bench
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoscale needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -18,10 +22,20 @@ study: $(VENV)/.ready
 	$(RUN) -m nanoscale study studies/quick.toml
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest
+	$(PYTEST)
+
+check: lint types
+	$(PYTEST) -m "not slow and not soak"
 
 lint: $(VENV)/.ready
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/.ready
+	$(RUN) -m mypy
+
+soak: $(VENV)/.ready
+	$(RUN) docs/results/soak.py
 
 bench: $(VENV)/.ready
 	$(RUN) docs/results/speed/measure.py $(if $(PEER),--peer=$(PEER))

@@ -1,0 +1,3 @@
+"""Scaling studies and hyperparameter optimisation of small GPTs."""
+
+__version__ = "0.2.0"

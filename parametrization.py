@@ -1,0 +1,8 @@
+"""SP, muP, CompleteP and `register` for your own rules, under the original README's name.
+
+They are nanoscale/spec/parametrization.py; docs/parametrization.md has every rule.
+"""
+
+from nanoscale.spec.parametrization import COMPLETEP, MUP, SP, Power, Row, Scheme, register
+
+__all__ = ["COMPLETEP", "MUP", "SP", "Power", "Row", "Scheme", "register"]
