@@ -1,4 +1,4 @@
-"""The GPT, under the original README's name: `from model import GPT`. It is nanoscale/model/gpt.py."""
+"""The GPT, under the original README's name; it is nanoscale/model/gpt.py."""
 
 from nanoscale.model.gpt import GPT
 

@@ -1,4 +1,4 @@
-"""Muon, under the original README's name: `from muon import Muon`. It is nanoscale/model/muon.py."""
+"""Muon, under the original README's name; it is nanoscale/model/muon.py."""
 
 from nanoscale.model.muon import Muon
 

@@ -50,6 +50,7 @@ def batches(job: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:
 def stepper(job: dict[str, Any]) -> Callable[[], float]:
     """The clone's model and optimizer, as a function that makes one update and returns its loss."""
     import torch
+
     from model import GPT, GPTConfig  # the clone's
 
     torch.manual_seed(job["seed"])
