@@ -86,7 +86,7 @@ def shape_of(folder: RunFolder) -> str:
             {
                 key: value
                 for key, value in values.items()
-                if key in BATCH or FIELDS[key].metadata["group"] in ("model", "machine")
+                if key in BATCH or FIELDS[key].group in ("model", "machine")
             }
             or ""
         )

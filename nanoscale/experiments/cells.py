@@ -162,7 +162,7 @@ def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
     idle = [
         key
         for key in cells[0].values
-        if not FIELDS[key].metadata["hashed"] and key not in ("dataset", "branch_from")
+        if not FIELDS[key].hashed and key not in ("dataset", "branch_from")
     ]
     why = f" ({', '.join(idle)} says where or how a run runs, not what it is)" if idle else ""
     return [f"{asked} cells are {len(cells)} different runs{why}"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
-from nanoscale.spec.sources import FIELDS, TYPES, coerce
+from nanoscale.spec.sources import FIELDS, coerce
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -86,7 +86,7 @@ def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _dimension(name: str, key: str, values: Any) -> Dimension:
     if key not in FIELDS:
         raise UserError(f"{name}: unknown key{did_you_mean(key, FIELDS)}")
-    if not FIELDS[key].metadata["hashed"]:
+    if not FIELDS[key].hashed:
         raise UserError(f"{name} says where or how a run runs, not what it is; search another key")
     if isinstance(values, Mapping):
         return _range(name, key, values)
@@ -104,8 +104,9 @@ def _range(name: str, key: str, values: Mapping[str, Any]) -> Dimension:
     for word in values:
         if word not in RANGE:
             raise UserError(f"{name}: unknown {word!r}{did_you_mean(word, RANGE)}")
-    whole = "int" in str(TYPES[key]) and "float" not in str(TYPES[key])
-    if not whole and "float" not in str(TYPES[key]):
+    kind = str(FIELDS[key].kind)
+    whole = "int" in kind and "float" not in kind
+    if not whole and "float" not in kind:
         raise UserError(f"{name}: its values are no numbers; give a list")
     try:
         low, high = (coerce(key, plain(values[word])) for word in ("low", "high"))

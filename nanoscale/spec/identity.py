@@ -34,9 +34,9 @@ def scientific(config: ResolvedConfig) -> dict[str, Any]:
     """What the run's result depends on: hashed keys that differ from their defaults."""
     values = flatten(config)
     return {
-        key: values[key]
-        for key, f in all_fields().items()
-        if f.metadata["hashed"] and values[key] != f.default
+        name: values[name]
+        for name, key in all_fields().items()
+        if key.hashed and values[name] != key.default
     }
 
 

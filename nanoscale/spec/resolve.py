@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _floor(config: ExperimentConfig) -> float | None:
 def _beta2(config: ExperimentConfig) -> float | None:
     if config.beta2_halflife_tokens is None:
         return config.beta2
-    return 0.5 ** (config.tokens_per_iter / config.beta2_halflife_tokens)
+    return math.pow(0.5, config.tokens_per_iter / config.beta2_halflife_tokens)
 
 
 def _rules_file(p: ParametrizationConfig) -> ParametrizationConfig:

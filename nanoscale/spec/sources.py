@@ -9,25 +9,29 @@ from __future__ import annotations
 import ast
 import json
 import sys
+import tomllib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.spec.config import (
     EXCLUSIVE,
     MODE,
     ExperimentConfig,
-    ParametrizationConfig,
     all_fields,
-    check_bounds,
     flatten,
     from_flat,
 )
+from nanoscale.spec.options import Kind
 
+COMMAND_LINE = "the command line"
+FIELDS = all_fields()
 ALIASES = {"parametrization.mode": {"mup": "muP", "sp": "SP", "completep": "CompleteP"}}
+WANTED: dict[Kind, str] = {bool: "True or False", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -37,63 +41,76 @@ class Source:
     name: str
     values: Mapping[str, Any]
 
+    def spelled(self, text: str) -> str:
+        """A key, or what is wrong with one, as messages begin with it."""
+        return f"--{text}" if self.name == COMMAND_LINE else f"{self.name}: {text}"
+
+
+# -- what people call -----------------------------------------------------------------------
+def load_config(*sources: str | Path, **overrides: object) -> ExperimentConfig:
+    """The config that `train` would read from the same files and flags, left to right.
+
+    Each of `sources` is a config file (.py, .toml, .yaml, .json) or a flag, `"--key=value"`.
+    `overrides` come last; a nested key is `parametrization={"mode": "muP"}`.
+
+    >>> config = load_config("--n_layer=2", "--max_tokens=1e6", n_embd=64, n_head=4)
+    >>> config.n_layer, config.n_embd, config.max_iters, config.max_tokens
+    (2, 64, None, 1000000.0)
+
+    Raises:
+        UserError: a file, a key, a value or a combination is bad; the message says which.
+    """
+    given = parse_arguments([str(source) for source in sources])
+    if overrides:
+        given.append(Source("load_config", flatten_keys(overrides)))
+    return build(given)
+
+
+def build(sources: Iterable[Source]) -> ExperimentConfig:
+    """The config that the sources describe, left to right over the defaults."""
+    return from_flat(layered(sources))
+
 
 # -- coercion -------------------------------------------------------------------------------
-def field_types() -> dict[str, Any]:
-    """Dotted key -> annotated type."""
-    table = get_type_hints(ExperimentConfig)
-    table.pop("parametrization")
-    nested = get_type_hints(ParametrizationConfig)
-    return table | {f"parametrization.{key}": kind for key, kind in nested.items()}
-
-
-FIELDS, TYPES = all_fields(), field_types()
-
-
-def coerce(key: str, value: Any, kind: Any = None) -> Any:
-    """`value` (text or a parsed literal) as the type of field `key`.
+def coerce(key: str, value: object, kind: Kind | None = None) -> Any:
+    """`value` (text or a parsed literal) as `kind`, by default the type of field `key`.
 
     Raises:
         UserError: the value does not fit; the message says what would.
     """
-    kind = kind or TYPES[key]
-    options = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if types.NoneType in options:
+    kind = kind or FIELDS[key].kind
+    if isinstance(kind, types.UnionType):  # X | None
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
-        kind = next(k for k in options if k is not types.NoneType)
+        kind = get_args(kind)[0]
     if kind is str:
         return _text(key, value)
+
     literal = _literal(value)
-    if getattr(kind, "__origin__", None) is tuple:
+    if get_origin(kind) is tuple:
         items = literal if isinstance(literal, (list, tuple)) else (literal,)
         return tuple(coerce(key, item, get_args(kind)[0]) for item in items)
-    wanted = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
-    if kind is bool and literal in (True, False) and not isinstance(literal, float):
-        return bool(literal)
-    is_number = isinstance(literal, (int, float)) and not isinstance(literal, bool)
-    if kind is not bool and is_number and abs(literal) <= sys.float_info.max:
-        if kind is float:
-            return float(literal)
-        if literal == int(literal):
-            return int(literal)
-    raise UserError(f"{key}={value}: expected {wanted}")
+
+    converted = _truth(literal) if kind is bool else _number(literal, kind)
+    if converted is None:
+        raise UserError(f"{key}={value}: expected {WANTED[kind]}")
+    return converted
 
 
-def _literal(value: Any) -> Any:
+def _literal(value: object) -> object:
     """Text as the Python literal it spells (`true`, `1e-3`, `[1, 2]`), else unchanged."""
     if not isinstance(value, str):
         return value
-    words = {"true": True, "false": False}
-    if value.strip().lower() in words:
-        return words[value.strip().lower()]
+    text = value.strip()
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
-        return ast.literal_eval(value.strip())
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
 
-def _text(key: str, value: Any) -> str:
+def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise UserError(f"{key}={value}: expected text")
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
@@ -101,28 +118,38 @@ def _text(key: str, value: Any) -> str:
     return ALIASES.get(key, {}).get(value.lower(), value)
 
 
+def _truth(literal: object) -> bool | None:
+    """True, False, 1 and 0 as a bool; None: it is none."""
+    return bool(literal) if isinstance(literal, int) and literal in (0, 1) else None
+
+
+def _number(literal: object, kind: Kind) -> float | None:
+    """A finite number as `kind`, float or int; None: it is none, or not whole."""
+    if not isinstance(literal, (int, float)) or isinstance(literal, bool):
+        return None
+    if not abs(literal) <= sys.float_info.max:  # also NaN
+        return None
+    if kind is float:
+        return float(literal)
+    return int(literal) if literal == int(literal) else None
+
+
 # -- files ----------------------------------------------------------------------------------
 def read_file(path: str, known: Mapping[str, Any]) -> Source:
     """A config file as a source; `known` are the values in scope of a `.py` file."""
-    readers = {
-        ".py": _read_python,
-        ".toml": _read_toml,
-        ".json": _read_json,
-        ".yaml": _read_yaml,
-        ".yml": _read_yaml,
-    }
     file = Path(path)
-    if file.suffix not in readers:
-        raise UserError(f"{path}: config files end in {one_of(readers)}")
+    if file.suffix not in (".py", *LANGUAGES):
+        raise UserError(f"{path}: config files end in {one_of(('.py', *LANGUAGES))}")
     if not file.is_file():
-        here = [str(p) for p in file.parent.glob("*") if p.suffix in readers]
+        here = [str(p) for p in file.parent.glob("*") if p.suffix in (".py", *LANGUAGES)]
         raise UserError(f"{path}: no such config file{did_you_mean(path, here)}")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
+
     try:
-        values = readers[file.suffix](path, text, known)
+        values = _run(path, text, known) if file.suffix == ".py" else _parse(path, text)
         if not isinstance(values, Mapping):
             raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
         return Source(path, flatten_keys(values))
@@ -130,150 +157,161 @@ def read_file(path: str, known: Mapping[str, Any]) -> Source:
         raise UserError(f"{path}: nested too deeply; expected keys and values") from e
 
 
-def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_keys(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """`{'parametrization': {'mode': 'muP'}}` as `{'parametrization.mode': 'muP'}`."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= flatten_keys(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        if isinstance(value, Mapping):
+            flat |= flatten_keys(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _read_python(path: str, text: str, known: Mapping[str, Any]) -> dict[str, Any]:
+LANGUAGES = {".toml": "TOML", ".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
+
+
+def _parse(path: str, text: str) -> object:
+    """What a file of TOML, JSON or YAML holds."""
+    language = LANGUAGES[Path(path).suffix]
+    try:
+        if language == "TOML":
+            return tomllib.loads(text)
+        return json.loads(text) if language == "JSON" else _yaml(text)
+    except ValueError as e:
+        raise UserError(f"{path}: not valid {language}: {e}") from e
+
+
+def _yaml(text: str) -> object:
+    import yaml
+
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as e:
+        raise ValueError(e) from e
+
+
+def _run(path: str, text: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Run a nanoGPT-style file of assignments and return the names it assigned."""
-    nested = types.SimpleNamespace(**{k.split(".")[1]: v for k, v in known.items() if "." in k})
-    scope = {k: v for k, v in known.items() if "." not in k} | {"parametrization": nested}
+    nested = types.SimpleNamespace()
+    scope: dict[str, Any] = {"parametrization": nested}
+    for name, value in known.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            setattr(nested, inner, value)
+        else:
+            scope[outer] = value
     try:
         tree = ast.parse(text, filename=path)
         exec(compile(tree, path, "exec"), scope)
     except (Exception, SystemExit) as e:  # the user's own code: what it raises is theirs to read
         line = getattr(e, "lineno", None) or _last_line(e, path)
         raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
-    stored = [
-        n
-        for statement in tree.body
-        for n in ast.walk(statement)
-        if isinstance(getattr(n, "ctx", None), ast.Store)
-        and not isinstance(statement, (ast.FunctionDef, ast.ClassDef))
-    ]
-    names = {n.id for n in stored if isinstance(n, ast.Name) and not n.id.startswith("_")}
+
+    names, attributes = set(), []
+    for node in _assigned(tree):
+        if isinstance(node, ast.Attribute):
+            attributes.append(node)
+        elif not node.id.startswith("_"):
+            names.add(node.id)
     values = {name: scope[name] for name in sorted(names) if name in scope}
-    values |= {
-        f"parametrization.{n.attr}": getattr(scope["parametrization"], n.attr)
-        for n in stored
-        if isinstance(n, ast.Attribute) and getattr(n.value, "id", None) == "parametrization"
-    }
+    for node in attributes:
+        if isinstance(node.value, ast.Name) and node.value.id == "parametrization":
+            values[f"parametrization.{node.attr}"] = getattr(scope["parametrization"], node.attr)
     return values
 
 
+def _assigned(tree: ast.Module) -> Iterator[ast.Name | ast.Attribute]:
+    """What the statements of a file assign to, but for what functions and classes hold."""
+    for statement in tree.body:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            continue
+        for node in ast.walk(statement):
+            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                yield node
+
+
 def _last_line(error: BaseException, path: str) -> int | str:
+    """The last line of the file at `path` in the error's traceback."""
     line: int | str = "?"
     trace = error.__traceback__
     while trace is not None:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == path else line
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
         trace = trace.tb_next
     return line
 
 
-def _read_toml(path: str, text: str, known: Mapping[str, Any]) -> Any:
-    import tomllib
-
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise UserError(f"{path}: not valid TOML: {e}") from e
-
-
-def _read_json(path: str, text: str, known: Mapping[str, Any]) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}: not valid JSON: {e}") from e
-
-
-def _read_yaml(path: str, text: str, known: Mapping[str, Any]) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError) as e:  # ValueError: an impossible date
-        raise UserError(f"{path}: not valid YAML: {e}") from e
-
-
 # -- layering -------------------------------------------------------------------------------
-def apply(values: dict[str, Any], source: Source) -> dict[str, Any]:
-    """`values` with one source over them: coerced, known keys only, one member per quantity."""
-    for key in source.values:
-        if key not in FIELDS:
-            spelled = f"--{key}" if source.name == COMMAND_LINE else f"{source.name}: {key}"
-            nested = [name for name in FIELDS if name.endswith(f".{key}")]
-            hint = did_you_mean(f"parametrization.{key}", nested) or did_you_mean(key, FIELDS)
-            raise UserError(f"{spelled}: unknown key{hint or '; --help lists all'}")
-    try:
-        new = {key: coerce(key, value) for key, value in source.values.items()}
-        for key, value in new.items():
-            if key != MODE:  # checked with the file of rules that may name it
-                check_bounds(key, value, FIELDS[key])
-    except UserError as e:
-        prefix = "--" if source.name == COMMAND_LINE else f"{source.name}: "
-        raise UserError(f"{prefix}{e}") from e
-    result = values | new
-    for group in EXCLUSIVE:
-        named = [key for key in group if new.get(key) is not None]
-        if len(named) > 1:
-            raise UserError(
-                f"{source.name} sets both {' and '.join(named)}, which say the same thing; keep one"
-            )
-        if named:
-            result |= {key: None for key in group if key != named[0]}
-    return result
-
-
-def build(sources: Iterable[Source]) -> ExperimentConfig:
-    """The config that the sources describe, left to right over the defaults."""
+def layered(sources: Iterable[Source]) -> dict[str, Any]:
+    """The values of the sources, left to right over the defaults."""
     values = flatten(ExperimentConfig())
     for source in sources:
         values = apply(values, source)
-    return from_flat(values)
+    return values
 
 
-COMMAND_LINE = "the command line"
+def apply(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """`values` with one source over them: coerced, known keys only, one member per quantity."""
+    for name in source.values:
+        if name not in FIELDS:
+            raise UserError(f"{source.spelled(name)}: unknown key{_nearest_key(name)}")
+    try:
+        new = {name: coerce(name, value) for name, value in source.values.items()}
+        for name, value in new.items():
+            if name != MODE:  # checked with the file of rules that may name it
+                FIELDS[name].check(value, name)
+    except UserError as e:
+        raise UserError(source.spelled(str(e))) from e
+
+    result = {**values, **new}
+    for group in EXCLUSIVE:
+        given = [name for name in group if new.get(name) is not None]
+        if len(given) > 1:
+            raise UserError(
+                f"{source.name} sets both {' and '.join(given)}, which say the same thing; keep one"
+            )
+        if given:
+            result |= dict.fromkeys(group) | {given[0]: new[given[0]]}
+    return result
+
+
+def _nearest_key(name: str) -> str:
+    nested = [key for key in FIELDS if key.endswith(f".{name}")]
+    near = did_you_mean(f"parametrization.{name}", nested) or did_you_mean(name, FIELDS)
+    return near or "; --help lists all"
 
 
 def parse_flag(argument: str) -> tuple[str, str]:
     """`--key=value` as (key, value); only the first `=` separates."""
+    if not argument.startswith("--"):
+        raise UserError(f"{argument}: flags are written --key=value")
     key, equals, value = argument[2:].partition("=")
-    if not equals:
-        example = "True" if TYPES.get(key) is bool else "VALUE"
-        hint = did_you_mean(key, FIELDS) if key not in FIELDS else f"; write --{key}={example}"
-        raise UserError(f"--{key}: a flag needs a value, as in --key=value{hint}")
-    return key, value
+    if equals:
+        return key, value
+    if key in FIELDS:
+        example = "True" if FIELDS[key].kind is bool else "VALUE"
+        hint = f"; write --{key}={example}"
+    else:
+        hint = did_you_mean(key, FIELDS)
+    raise UserError(f"--{key}: a flag needs a value, as in --key=value{hint}")
 
 
 def parse_arguments(arguments: Sequence[str]) -> list[Source]:
-    """`[config.py ...] [--key=value ...]` as sources; neighbouring flags are one source."""
+    """`[config.py ...] [--key=value ...]` as sources; neighbouring flags are one source.
+
+    Each is checked before the next is read, and a `.py` file sees the values before it.
+    """
     sources: list[Source] = []
     values = flatten(ExperimentConfig())
-    flags: dict[str, Any] = {}
-
-    def close_flags() -> None:
-        nonlocal values
-        if flags:
-            sources.append(Source(COMMAND_LINE, dict(flags)))
+    for are_flags, group in groupby(arguments, key=lambda argument: argument.startswith("-")):
+        if are_flags:
+            sources.append(Source(COMMAND_LINE, dict(parse_flag(flag) for flag in group)))
             values = apply(values, sources[-1])
-            flags.clear()
-
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, value = parse_flag(argument)
-            flags[key] = value
             continue
-        if argument.startswith("-"):
-            raise UserError(f"{argument}: flags are written --key=value")
-        close_flags()
-        sources.append(read_file(argument, values))
-        values = apply(values, sources[-1])
-    close_flags()
+        for path in group:
+            sources.append(read_file(path, values))
+            values = apply(values, sources[-1])
     return sources
 
 
@@ -281,21 +319,23 @@ def typed(sources: Iterable[Source]) -> dict[str, Any]:
     """What was typed, as one flat dict of plain values, for the record."""
     merged: dict[str, Any] = {}
     for source in sources:
-        merged |= dict(source.values)
-    return {
-        k: v if isinstance(v, (str, int, float, bool, list, type(None))) else repr(v)
-        for k, v in merged.items()
-    }
+        merged |= source.values
+    for name, value in merged.items():
+        if not isinstance(value, (str, int, float, bool, list, type(None))):
+            merged[name] = repr(value)
+    return merged
 
 
+# -- help -----------------------------------------------------------------------------------
 def help_text(title: str) -> str:
     """Every key with its default and one line of meaning, grouped as the config is."""
-    lines, group = [title, ""], None
-    for key, f in FIELDS.items():
-        section = "parametrization" if "." in key else f.metadata["group"]
+    lines = [title]
+    group = None
+    for name, key in FIELDS.items():
+        section = "parametrization" if "." in name else key.group
         if section != group:
-            lines += ["", section] if group else [section]
+            lines += ["", section]
             group = section
-        shown = " | ".join(f.metadata["choices"]) or getattr(TYPES[key], "__name__", TYPES[key])
-        lines.append(f"  --{key}={f.default}".ljust(38) + f" {f.metadata['doc']} ({shown})")
+        values = " | ".join(key.choices) or getattr(key.kind, "__name__", None) or key.kind
+        lines.append(f"  --{name}={key.default}".ljust(38) + f" {key.doc} ({values})")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanoscale.errors import UserError, disk_errors
-from nanoscale.spec.config import LENGTH_KEYS, SCHEDULE_KEYS, all_fields, flatten
+from nanoscale.spec.config import all_fields, flatten
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.schedule import lr_multiplier
 from nanoscale.store.files import move_aside
@@ -27,10 +27,10 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
     if new.config.max_iters < step:
         return f"it has made {step} updates already, more than max_iters={new.config.max_iters}"
     before, after = flatten(old.config), flatten(new.config)
-    for key, f in all_fields().items():
-        free = key in LENGTH_KEYS or key in SCHEDULE_KEYS or not f.metadata["hashed"]
-        if not free and before[key] != after[key]:
-            return f"{key} was {before[key]}, now {after[key]}"
+    for name, key in all_fields().items():
+        fixed = key.hashed and key.group not in ("length", "schedule")
+        if fixed and before[name] != after[name]:
+            return f"{name} was {before[name]}, now {after[name]}"
     p, lengths = new.config.parametrization, (old.config.max_iters, new.config.max_iters)
     if step and lengths[0] != lengths[1] and (p.base_tokens or p.wd_timescale == "fraction_of_run"):
         key = "base_tokens" if p.base_tokens else "wd_timescale"

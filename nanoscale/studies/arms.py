@@ -23,26 +23,13 @@ from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 SEEDS = ("seed", "init_seed", "data_seed")
 TOKENS = "tokens"  # in place of max_iters, so that batch sizes meet at equal data
 FIRST = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
-TUNED = (
-    {
-        key
-        for key, f in all_fields().items()
-        if f.metadata["group"] in ("optimizer", "schedule")
-        and f.type != "bool"
-        and not f.metadata["choices"]
-    }
-    | {"dropout", "z_loss", "init_std"}
-    | {f"parametrization.{key}" for key in ("alpha", "input_mult", "output_mult")}
-)
+TUNED = {name for name, key in all_fields().items() if key.tuned}
 KEYS = sorted(
     {TOKENS}
     | {  # what makes runs replicates: the identity but for seeds and evaluation
-        key
-        for key, f in all_fields().items()
-        if f.metadata["hashed"]
-        and key not in SEEDS
-        and key != "max_iters"
-        and f.metadata["group"] != "evaluation"
+        name
+        for name, key in all_fields().items()
+        if key.hashed and name not in SEEDS and name != "max_iters" and key.group != "evaluation"
     },
     key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key),
 )

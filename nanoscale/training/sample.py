@@ -11,15 +11,16 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanoscale.data.dataset import Dataset, open_dataset, philox_words
 from nanoscale.errors import DONE, UserError, did_you_mean
-from nanoscale.spec.config import ResolvedConfig, check_bounds, option
+from nanoscale.spec.config import ResolvedConfig
+from nanoscale.spec.options import keys_of, option
 from nanoscale.spec.sources import coerce, read_file
 from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder
 
@@ -55,7 +56,7 @@ class SampleOptions:
     use_cache: bool = option(True, "keep keys and values; the tokens are the same without")
 
 
-FIELDS, TYPES = {f.name: f for f in fields(SampleOptions)}, get_type_hints(SampleOptions)
+FIELDS = keys_of(SampleOptions)
 
 
 def parse(arguments: Sequence[str]) -> SampleOptions:
@@ -76,8 +77,8 @@ def parse(arguments: Sequence[str]) -> SampleOptions:
         for key, value in typed.items():
             check_key(key, place + key)
             verbatim = key == "start" and isinstance(value, str)
-            values[key] = value if verbatim else coerce(place + key, value, TYPES[key])
-            check_bounds(place + key, values[key], FIELDS[key])
+            values[key] = value if verbatim else coerce(place + key, value, FIELDS[key].kind)
+            FIELDS[key].check(values[key], place + key)
     return SampleOptions(**values)
 
 
@@ -100,9 +101,7 @@ def unquoted(text: str) -> str:
 
 def help_text() -> str:
     """Every key with its default and one line of meaning."""
-    lines = [
-        f"  --{key}={f.default!r}".ljust(28) + f" {f.metadata['doc']}" for key, f in FIELDS.items()
-    ]
+    lines = [f"  --{key}={f.default!r}".ljust(28) + f" {f.doc}" for key, f in FIELDS.items()]
     return "\n".join(["usage: sample [config.py ...] [--key=value ...], left to right", "", *lines])
 
 

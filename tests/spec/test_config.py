@@ -24,10 +24,10 @@ from nanoscale.spec.config import (
     all_fields,
     flatten,
     from_flat,
-    option,
 )
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import canonical_json, config_from_dict, identity, label, scientific
+from nanoscale.spec.options import option
 from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import Source, build, parse_arguments
 
@@ -179,7 +179,38 @@ def test_every_default_is_frozen():
 
 
 def test_the_unhashed_keys_are_frozen():
-    assert {k for k, f in all_fields().items() if not f.metadata["hashed"]} == UNHASHED
+    assert {name for name, key in all_fields().items() if not key.hashed} == UNHASHED
+
+
+def test_what_a_comparison_may_tune_is_frozen():
+    """Numbers of the optimizer and the schedule, and of the model those that are no part of it."""
+    assert {name for name, key in all_fields().items() if key.tuned} == {
+        "dropout",
+        "init_std",
+        "z_loss",
+        "parametrization.alpha",
+        "parametrization.input_mult",
+        "parametrization.output_mult",
+        "learning_rate",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "beta2_halflife_tokens",
+        "adam_eps",
+        "embedding_lr_mult",
+        "head_lr_mult",
+        "muon_lr",
+        "muon_weight_decay",
+        "muon_momentum",
+        "muon_ns_steps",
+        "grad_clip",
+        "warmup_iters",
+        "warmup_frac",
+        "lr_decay_iters",
+        "min_lr",
+        "min_lr_frac",
+        "cooldown_frac",
+    }
 
 
 def test_a_config_cannot_be_changed():
@@ -471,10 +502,10 @@ def bounded_fields() -> list[tuple[str, object]]:
         "below": lambda b: b,
     }
     return [
-        (key, step(f.metadata[name]))
-        for key, f in all_fields().items()
-        for name, step in outside.items()
-        if f.metadata[name] is not None
+        (name, step(getattr(key, bound)))
+        for name, key in all_fields().items()
+        for bound, step in outside.items()
+        if getattr(key, bound) is not None
     ]
 
 
@@ -571,17 +602,17 @@ def test_warnings_speak_when_they_should_and_not_otherwise(line, words):
 
 def random_value(key: str, rng: random.Random) -> object:
     """A value of `key` within its bounds, as likely as not to be odd."""
-    meta, default = all_fields()[key].metadata, FROZEN_DEFAULTS[key]
-    if meta["choices"]:
-        return rng.choice(meta["choices"])
+    bounds, default = all_fields()[key], FROZEN_DEFAULTS[key]
+    if bounds.choices:
+        return rng.choice(bounds.choices)
     if isinstance(default, bool) or isinstance(OTHER[key], str):
         return rng.choice([default, OTHER[key]])
     if isinstance(OTHER[key], list):
         return [rng.randint(1, 99) for _ in range(rng.randint(0, 3))]
     if isinstance(OTHER[key], int):
-        return rng.randint(max(1, meta["least"] or 0), min(20, meta["most"] or 20))
-    most = min(meta["below"] or 1e3, meta["most"] or 1e3)
-    return rng.uniform(max(1e-6, meta["least"] or 0), most)
+        return rng.randint(max(1, bounds.least or 0), min(20, bounds.most or 20))
+    most = min(bounds.below or 1e3, bounds.most or 1e3)
+    return rng.uniform(max(1e-6, bounds.least or 0), most)
 
 
 def test_any_config_survives_its_record():

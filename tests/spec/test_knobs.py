@@ -100,10 +100,10 @@ def equal(one: ResolvedConfig, other: ResolvedConfig) -> bool:
 
 
 SCIENCE = [
-    key
-    for key, f in all_fields().items()
-    if ("." in key and not key.startswith("parametrization.rules"))  # see their own tests
-    or f.metadata["group"] in ("model", "optimizer")
+    name
+    for name, key in all_fields().items()
+    if ("." in name and not name.startswith("parametrization.rules"))  # see their own tests
+    or key.group in ("model", "optimizer")
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from pathlib import Path
 
@@ -9,8 +10,16 @@ import pytest
 from tiny import ROOT
 
 from nanoscale.errors import UserError
+from nanoscale.spec import sources
 from nanoscale.spec.config import ExperimentConfig, all_fields, flatten
-from nanoscale.spec.sources import Source, build, help_text, parse_arguments, typed
+from nanoscale.spec.sources import (
+    Source,
+    build,
+    help_text,
+    load_config,
+    parse_arguments,
+    typed,
+)
 
 
 def config(*arguments: object) -> ExperimentConfig:
@@ -375,6 +384,39 @@ def test_flags_around_a_file_are_two_sources(tmp_path):
     assert "a.py sets both" in refusal(written(tmp_path, "a.py", "min_lr = 0\nmin_lr_frac = 0\n"))
 
 
+# --- from Python -------------------------------------------------------------------------------
+
+
+def test_a_config_is_loaded_from_python_as_train_reads_it(tmp_path):
+    file = written(tmp_path, "small.toml", "n_layer = 3\nmax_iters = 7\n")
+    assert load_config() == ExperimentConfig()
+    assert load_config(file, "--max_tokens=1e6") == config(file, "--max_tokens=1e6")
+    found = load_config("--n_layer=2", file, "--seed=9", seed=4, parametrization={"mode": "MuP"})
+    assert (found.n_layer, found.seed, found.parametrization.mode) == (3, 4, "muP")
+    assert load_config(file, max_tokens=1e6).max_iters is None  # one quantity, said anew
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "says"),
+    [
+        ((), {"n_layers": 2}, "load_config: n_layers: unknown key; did you mean 'n_layer'?"),
+        ((), {"n_layer": 0}, "load_config: n_layer=0: must be at least 1"),
+        (("--n_layer",), {}, "--n_layer: a flag needs a value"),
+        (("n_layer=2",), {}, "n_layer=2: config files end in"),
+        ((), {"max_iters": 5, "max_tokens": 10}, "load_config sets both max_iters and max_tokens"),
+    ],
+)
+def test_what_train_refuses_is_refused_from_python(given, overrides, says):
+    with pytest.raises(UserError) as caught:
+        load_config(*given, **overrides)
+    assert str(caught.value).startswith(says)
+
+
+def test_the_example_of_load_config_is_true():
+    assert doctest.testmod(sources).attempted > 0
+    assert doctest.testmod(sources).failed == 0
+
+
 # --- the record and the help -------------------------------------------------------------------
 
 
@@ -387,7 +429,7 @@ def test_what_was_typed_is_kept_as_plain_values(tmp_path):
 
 def test_the_help_names_every_key_its_default_and_its_meaning():
     text = help_text("usage")
-    for key, f in all_fields().items():
-        line = next(line for line in text.splitlines() if line.strip().startswith(f"--{key}="))
-        assert f"={f.default}" in line
-        assert f.metadata["doc"] in line
+    for name, key in all_fields().items():
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"--{name}="))
+        assert f"={key.default}" in line
+        assert key.doc in line

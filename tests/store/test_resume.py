@@ -34,7 +34,7 @@ SCHEDULE_OR_LENGTH = {
 }
 
 
-HASHED = {key for key, f in all_fields().items() if f.metadata["hashed"]}
+HASHED = {name for name, key in all_fields().items() if key.hashed}
 BY_CONTENT = {"parametrization.rules"}  # what the file says is hashed, not where it lies
 
 
