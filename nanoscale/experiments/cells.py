@@ -13,6 +13,7 @@ from typing import Any
 
 from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.errors import UserError
+from nanoscale.experiments.records import RunEntry, describe
 from nanoscale.spec.config import ExperimentConfig, flatten, from_flat
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec
@@ -38,23 +39,13 @@ class Cell:
         past = int(self.spec.parent.rpartition("@")[2]) if self.spec.parent else 0
         return flops_per_iter(self.spec.config) * max(self.spec.config.max_iters - past, 0)
 
+    @property
+    def entry(self) -> RunEntry:
+        """Its entry in the study's record."""
+        return RunEntry(self.spec.id, self.spec.name, dict(self.values), self.flops)
+
     def __str__(self) -> str:
         return describe(self.values) or self.spec.name
-
-
-def describe(values: Mapping[str, Any]) -> str:
-    """`n_layer=2, seed=1`, for messages and tables."""
-    return ", ".join(f"{key}={value}" for key, value in values.items())
-
-
-def entry_of(cell: Cell) -> dict[str, Any]:
-    """A run's entry in its study's record."""
-    return {
-        "id": cell.spec.id,
-        "folder": cell.spec.name,
-        "values": dict(cell.values),
-        "flops": cell.flops,
-    }
 
 
 def plain_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:

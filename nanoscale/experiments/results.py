@@ -1,22 +1,30 @@
-"""A study's record and what its runs left: the folder's `study.json`, and tables made from runs.
+"""A study and what its runs left: the folder's `study.json`, and tables made from runs.
 
-`study.json` holds what was asked and which runs answer it; every number is read from the run
-folders when it is wanted, so a table can be rebuilt at any time and never goes stale.
+`study.json` holds what was asked and which runs answer it (see `records`); every number is read
+from the run folders when it is wanted, so a table can be rebuilt at any time and never goes stale.
 """
 
 from __future__ import annotations
 
 import csv
-import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, disk_errors
-from nanoscale.experiments.cells import describe
 from nanoscale.experiments.failures import log_tail
+from nanoscale.experiments.records import (
+    Asked,
+    BestRun,
+    Json,
+    Row,
+    RunEntry,
+    SearchOutcome,
+    TargetRuns,
+)
 from nanoscale.store.files import atomic_write, read_json, write_json
 from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
 
@@ -43,18 +51,20 @@ LOGS_SHOWN, LOG_LINES = 3, 10  # of failed runs
 FORBIDDEN = '/\\:*?"<>|'
 
 
-def check_name(name: Any) -> str:
+def check_name(name: object) -> str:
     """`name` if it can be a study's, which is also its folder's below the output root."""
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"study name {name!r}: expected some text, as in 'depth_study'")
+
     bad = sorted({c for c in name if c in FORBIDDEN or not c.isprintable()})
-    if bad or name != name.strip() or name[0] in ".-" or len(name) > 100:
-        what = (
-            f"without {' '.join(map(repr, bad))}"
-            if bad
-            else ("of at most 100 characters, not beginning with '.', '-' or a space")
-        )
-        raise UserError(f"study name {name!r}: it names a folder; choose one {what}")
+    remedy = ""
+    if bad:
+        remedy = f"without {' '.join(map(repr, bad))}"
+    elif name != name.strip() or name[0] in ".-" or len(name) > 100:
+        remedy = "of at most 100 characters, not beginning with '.', '-' or a space"
+    if remedy:
+        raise UserError(f"study name {name!r}: it names a folder; choose one {remedy}")
+
     if name == RUNS:
         raise UserError(
             f"study name {name!r}: that folder holds the runs of all studies; choose another name"
@@ -63,48 +73,91 @@ def check_name(name: Any) -> str:
 
 
 class Study:
-    """A named set of runs: its record, and views of the run folders as they are now."""
+    """A named set of runs: its record, and views of the run folders as they are now.
+
+    `concerns` are the warnings about what was asked; `plan` is run id -> what this call had to do
+    for it (see `planning`), empty for a study that was only opened.
+    """
 
     def __init__(
-        self, record: Mapping[str, Any], output_root: Path, plan: Mapping[str, str] | None = None
+        self,
+        name: str,
+        asked: Asked,
+        output_root: Path,
+        entries: Iterable[RunEntry] = (),
+        concerns: Iterable[str] = (),
+        plan: Mapping[str, str] | None = None,
     ) -> None:
-        self.record, self.output_root = dict(record), Path(output_root)
-        self.plan = dict(plan or {})  # run id -> new, cached, resume or retry, in this call
+        self.name = name
+        self.asked = asked
+        self.output_root = Path(output_root)
+        self.entries = list(entries)
+        self.concerns = list(concerns)
+        self.plan = dict(plan or {})
+        self.best_trial: BestRun | None = None  # of a search, once it has one
+        self.outcome: SearchOutcome | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Study:
-        """The study in a folder; a `UserError` if there is none, naming the nearest."""
-        if not (folder / STUDY).is_file():
-            there = study_names(folder.parent)
-            known = f"; there are: {', '.join(there)}" if there else ""
-            raise UserError(
-                f"no study {folder.name!r} in {folder.parent}"
-                f"{did_you_mean(folder.name, there) or known}"
-            )
-        record = read_json(folder / STUDY)
-        if not isinstance(record, dict) or not {"name", "runs"} <= set(record):
-            raise UserError(f"{folder / STUDY}: not a study's record; run the study again")
-        return cls(record, folder.parent)
+        """The study in a folder.
 
-    @property
-    def name(self) -> str:
-        return self.record["name"]
+        Raises:
+            UserError: there is none, naming the nearest, or its record is broken.
+        """
+        path = folder / STUDY
+        if not path.is_file():
+            names = study_names(folder.parent)
+            known = f"; there are: {', '.join(names)}" if names else ""
+            hint = did_you_mean(folder.name, names) or known
+            raise UserError(f"no study {folder.name!r} in {folder.parent}{hint}")
+
+        record = read_json(path)
+        try:
+            entries = [RunEntry(**entry) for entry in record["runs"]]
+            asked = Asked.from_json(record.get("asked", {}))
+            study = cls(record["name"], asked, folder.parent, entries, record.get("warnings", ()))
+            if "best" in record:
+                study.best_trial = BestRun(**record["best"])
+            if "found" in record:
+                study.outcome = SearchOutcome.from_json(record["found"])
+        except (AttributeError, KeyError, TypeError) as e:
+            raise UserError(f"{path}: not a study's record; run the study again") from e
+        return study
+
+    def to_json(self) -> dict[str, Json]:
+        """`study.json`."""
+        record: dict[str, Json] = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "asked": self.asked.to_json(),
+            "warnings": self.concerns,
+            "runs": [entry.to_json() for entry in self.entries],
+        }
+        if self.best_trial is not None:
+            record["best"] = self.best_trial.to_json()
+        if self.outcome is not None:
+            record["found"] = self.outcome.to_json()
+        return record
 
     @property
     def folder(self) -> Path:
         return self.output_root / self.name
 
     def __len__(self) -> int:
-        return len(self.record["runs"])
+        return len(self.entries)
 
-    def runs(self) -> Iterator[tuple[dict[str, Any], RunFolder]]:
-        """Each run's entry in the record (id, folder, values, flops) and its folder."""
-        for entry in self.record["runs"]:
-            yield entry, RunFolder(self.output_root / RUNS / entry["folder"])
+    def runs(self) -> Iterator[tuple[RunEntry, RunFolder]]:
+        """Each run's entry in the record and its folder."""
+        for entry in self.entries:
+            yield entry, RunFolder(self.output_root / RUNS / entry.folder)
 
     def states(self) -> Counter[str]:
         """State -> number of runs, now."""
         return Counter(state_of(folder) for _, folder in self.runs())
+
+    def counts(self) -> str:
+        """`3 COMPLETE, 1 FAILED`."""
+        return ", ".join(f"{n} {state}" for state, n in sorted(self.states().items()))
 
     @property
     def failed(self) -> list[RunFolder]:
@@ -114,51 +167,35 @@ class Study:
     @property
     def ok(self) -> bool:
         """Whether every run has its result (a diverged one has: it is one) or is left out."""
-        return all(
-            entry.get("left_out") or state_of(folder) in FINISHED for entry, folder in self.runs()
-        )
+        return all(entry.left_out or state_of(folder) in FINISHED for entry, folder in self.runs())
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """Of a search, or else of a grid: the values, val_loss and folder of the best run."""
-        if "search" in self.record.get("asked", {}):
-            return self.record.get("best")
-        done = [
-            (loss, entry)
-            for entry, folder in self.runs()
-            if (loss := (folder.metrics() or {}).get("val_loss")) is not None
-        ]
-        loss, entry = min(done, key=lambda one: one[0], default=(None, None))
-        return entry and {"values": entry["values"], "val_loss": loss, "folder": entry["folder"]}
+    def best(self) -> BestRun | None:
+        """The best run of a search, or else of a grid."""
+        if self.asked.search is not None:
+            return self.best_trial
+
+        best: BestRun | None = None
+        for entry, folder in self.runs():
+            loss = (folder.metrics() or {}).get("val_loss")
+            if loss is not None and (best is None or loss < best.val_loss):
+                best = BestRun(values=entry.values, val_loss=loss, folder=entry.folder)
+        return best
 
     @property
-    def target(self) -> dict[str, Any] | None:
+    def target(self) -> TargetRuns | None:
         """Of a search with seeds: the best values, and their losses at the target, by seed."""
-        ours = [(entry, folder) for entry, folder in self.runs() if entry.get("target")]
-        losses = {
-            entry["values"]["seed"]: (folder.metrics() or {}).get("val_loss")
-            for entry, folder in ours
-            if state_of(folder) in FINISHED
-        }
-        values = [
-            {k: v for k, v in entry["values"].items() if k != "seed" and v is not None}
-            for entry, _ in ours
-        ]
-        return {"values": values[0], "val_loss": losses} if ours else None
+        runs = [(entry, folder) for entry, folder in self.runs() if entry.target]
+        if not runs:
+            return None
 
-    def target_line(self) -> str:
-        """What became of a search's best values at the target."""
-        losses = [loss for loss in self.target["val_loss"].values() if loss is not None]
-        wanted = sum(entry.get("target", False) for entry in self.record["runs"])
-        at = describe(self.target["values"])
-        if not losses:
-            return f"target: none of {wanted} runs has a loss at {at}"
-        spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        some = "" if len(losses) == wanted else f" of {wanted}"
-        return (
-            f"target: val_loss {statistics.fmean(losses):.4f}{spread} ({len(losses)}{some} "
-            f"seeds) at {at}"
-        )
+        values = {k: v for k, v in runs[0][0].values.items() if k != "seed" and v is not None}
+        losses = {}
+        for entry, folder in runs:
+            metrics = metrics_of(folder)
+            if metrics is not None:
+                losses[entry.values["seed"]] = metrics.get("val_loss")
+        return TargetRuns(values, losses, len(runs))
 
     def frame(self) -> DataFrame:
         """One row per run: the varied keys, state, results (null where there are none), folder."""
@@ -166,57 +203,56 @@ class Study:
 
         frame = pd.DataFrame(self.rows())
         if self.plan:
-            frame.insert(frame.columns.get_loc("state"), "plan", frame["run"].map(self.plan))
+            place = list(frame.columns).index("state")
+            frame.insert(place, "plan", frame["run"].map(self.plan))
         return frame
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Json]]:
         """The rows of `frame`, without the plan: what `table.csv` holds."""
         return [row_of(entry, folder) for entry, folder in self.runs()]
 
     def metrics(self) -> list[dict[str, Any]]:
         """`metrics.json` of every finished run, with the original's `experiment_name`."""
-        found = []
+        results = []
         for entry, folder in self.runs():
-            if state_of(folder) in FINISHED and (metrics := folder.metrics()) is not None:
-                cell = "_".join(f"{key}{value}" for key, value in entry["values"].items())
+            metrics = metrics_of(folder)
+            if metrics is not None:
+                cell = "_".join(f"{key}{value}" for key, value in entry.values.items())
                 name = f"{self.name}_{cell}" if cell else self.name
-                found.append(metrics | {"id": entry["id"], "experiment_name": name})
-        return found
+                results.append(metrics | {"id": entry.id, "experiment_name": name})
+        return results
 
     def save(self) -> None:
         """Write `study.json` and `table.csv`, each whole or not at all."""
-        for entry, folder in self.runs():
-            entry["state"] = state_of(folder)
+        self.entries = [replace(entry, state=state_of(folder)) for entry, folder in self.runs()]
         self.save_record()
-        # a table travels: its folders are below the output root, wherever that is
-        write_csv(
-            self.folder / TABLE,
-            [
-                row | {"folder": f"{RUNS}/{entry['folder']}"}
-                for row, entry in zip(self.rows(), self.record["runs"], strict=True)
-            ],
-        )
+
+        rows = self.rows()
+        for row, entry in zip(rows, self.entries, strict=True):
+            # a table travels: its folders are below the output root, wherever that is
+            row["folder"] = f"{RUNS}/{entry.folder}"
+        write_csv(self.folder / TABLE, rows)
 
     def save_record(self) -> None:
         """Write `study.json` alone: enough to go on from."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / STUDY, self.record)
+        write_json(self.folder / STUDY, self.to_json())
 
     @property
     def warnings(self) -> list[str]:
         """What a careful reader would ask about: the plan first, then what the runs recorded."""
-        return [*self.record.get("warnings", ()), *self.mixed_numerics()]
+        return [*self.concerns, *self.mixed_numerics()]
 
     def mixed_numerics(self) -> list[str]:
         """A warning per part of the numerics (device, dtype, ...) that the runs do not share."""
-        seen: dict[str, set[Any]] = {}
+        seen: dict[str, set[str]] = {}
         for _, folder in self.runs():
             metrics = folder.metrics() if state_of(folder) == COMPLETE else None
             for key, value in ((metrics or {}).get("numerics") or {}).items():
-                if key == "matmul_precision":  # follows the width, at equal accuracy
-                    continue
                 seen.setdefault(key, set()).add(str(value))
+        seen.pop("matmul_precision", None)  # follows the width, at equal accuracy
+
         return [
             f"the runs differ in {key} ({', '.join(sorted(values))}), so their losses differ "
             "by rounding too"
@@ -225,13 +261,14 @@ class Study:
         ]
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{n} {state}" for state, n in sorted(self.states().items()))
-        return f"<Study {self.name!r}: {len(self)} runs, {counts}; {self.folder}>"
+        return f"<Study {self.name!r}: {len(self)} runs, {self.counts()}; {self.folder}>"
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        return f"<p>{escape(repr(self))}</p>{self.frame()._repr_html_()}"
+        # pandas' stubs do not have it
+        table: str = self.frame()._repr_html_()  # type: ignore[operator]
+        return f"<p>{escape(repr(self))}</p>{table}"
 
 
 # -- rows ---------------------------------------------------------------------------------------
@@ -240,28 +277,29 @@ def state_of(folder: RunFolder) -> str:
     return folder.state() if folder.exists() else WAITING
 
 
-def row_of(entry: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+def metrics_of(folder: RunFolder) -> dict[str, Any] | None:
+    """The run's results; None unless it has finished, as those of an earlier life are none."""
+    return folder.metrics() if state_of(folder) in FINISHED else None
+
+
+def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
     """A run's row: null where it has no result, never zero."""
-    state = state_of(folder)
-    metrics = (folder.metrics() if state in FINISHED else None) or {}
+    metrics = metrics_of(folder) or {}
     counts = (metrics.get("params") or {}).get("by_convention", {})
-    return {
-        **entry["values"],
-        "state": state,
-        **{key: metrics.get(key) for key in RESULTS},
-        **{f"{name}_params": counts.get(name) for name in CONVENTIONS},
-        "planned_flops": entry["flops"],
-        "run": entry["id"],
-        "folder": str(folder.path),
-    }
+
+    row = {**entry.values, "state": state_of(folder)}
+    for key in RESULTS:
+        row[key] = metrics.get(key)
+    for name in CONVENTIONS:
+        row[f"{name}_params"] = counts.get(name)
+    return row | {"planned_flops": entry.flops, "run": entry.id, "folder": str(folder.path)}
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Rows as CSV, whole or not at all; their keys need not be the same."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(
-            file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-        )
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -275,17 +313,17 @@ def rebuild_table(study_folder: Path | str) -> Path:
 
 def export(study: Study, path: Path) -> Path:
     """Write a study's table to `path`, as CSV or Parquet by its ending."""
-    if path.suffix not in (".csv", ".parquet"):
+    if path.suffix == ".csv":
+        write_csv(path, study.rows())
+        return path
+    if path.suffix != ".parquet":
         raise UserError(f"--out={path}: end the name in '.csv' or '.parquet'")
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+    if find_spec("pyarrow") is None:
         raise UserError(
             f"--out={path}: Parquet needs pyarrow: pip install 'nanoscale[parquet]', or take '.csv'"
         )
-    if path.suffix == ".csv":
-        write_csv(path, study.rows())
-    else:
-        with atomic_write(path) as temporary:
-            study.frame().to_parquet(temporary, index=False)
+    with atomic_write(path) as temporary:
+        study.frame().to_parquet(temporary, index=False)
     return path
 
 
@@ -293,10 +331,10 @@ def failure_lines(study: Study) -> list[str]:
     """What went wrong in each failed run: its cell, the reason, the end of the first ones' logs."""
     lines: list[str] = []
     failed = [(entry, folder) for entry, folder in study.runs() if state_of(folder) == FAILED]
-    for i, (entry, folder) in enumerate(failed):
+    for number, (entry, folder) in enumerate(failed):
         reason = folder.status().get("reason") or "no reason was recorded"
-        lines.append(f"FAILED {describe(entry['values']) or entry['folder']}: {reason}")
-        if i < LOGS_SHOWN:
+        lines.append(f"FAILED {entry}: {reason}")
+        if number < LOGS_SHOWN:
             lines += [f"    {line}" for line in log_tail(folder, LOG_LINES)]
         lines.append(f"    whole log: {folder / LOG}")
     return lines

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from nanoscale.experiments.backends import Backend
 from nanoscale.experiments.cells import (
     Cell,
     combinations,
-    entry_of,
     grid_lists,
     make_cells,
     plain_values,
@@ -39,17 +39,16 @@ from nanoscale.experiments.planning import (
 )
 from nanoscale.experiments.pool import Job, Limits, Pool
 from nanoscale.experiments.progress import duration, open_progress
+from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import (
     RUNS,
-    SCHEMA,
     TABLE,
     Study,
     check_name,
     failure_lines,
     matching_studies,
 )
-from nanoscale.experiments.search import Plan as SearchPlan
-from nanoscale.experiments.search import need_optuna
+from nanoscale.experiments.search import SearchPlan, need_optuna
 from nanoscale.experiments.space import read_space
 from nanoscale.experiments.trials import Ladder, Trials
 from nanoscale.spec.config import ExperimentConfig, flatten
@@ -127,7 +126,7 @@ class ExperimentRunner:
             base,
             combinations(lists),
             "grid_params",
-            asked={"grid_params": lists},
+            asked=Asked(grid_params=lists),
             dry_run=dry_run,
         )
 
@@ -232,7 +231,7 @@ class ExperimentRunner:
         where: str,
         *,
         defaults: Mapping[str, Any] | None = None,
-        asked: Mapping[str, Any] | None = None,
+        asked: Asked = Asked(),
         dry_run: bool = False,
     ) -> Study:
         """Run a study of explicit rows: dicts of config keys over `base`.
@@ -247,17 +246,15 @@ class ExperimentRunner:
         return self.run_specs(
             name or cells[0].spec.name,
             cells,
-            asked=self._asked(base, asked),
+            asked=self._over(base, asked),
             warn=questions(cells, len(rows)),
             dry_run=dry_run,
         )
 
-    def _asked(self, base: Source, more: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a study's record says was asked."""
-        return {
-            "base_config": [source.name for source in self.base],
-            "base_params": dict(base.values),
-        } | dict(more or {})
+    def _over(self, base: Source, asked: Asked) -> Asked:
+        """What is asked, with what lies under its runs."""
+        files = [source.name for source in self.base]
+        return replace(asked, base_config=files, base_params=dict(base.values))
 
     def run_search(
         self,
@@ -267,7 +264,7 @@ class ExperimentRunner:
         where: str,
         *,
         defaults: Mapping[str, Any] | None = None,
-        asked: Mapping[str, Any] | None = None,
+        asked: Asked = Asked(),
         dry_run: bool = False,
     ) -> Study:
         """Run a search as a study; `run_hpo` with the arguments of `run_rows`."""
@@ -280,13 +277,13 @@ class ExperimentRunner:
             return make_cells(under, sources, [row], where, opened)[0]
 
         ladder = Ladder(plan, make)
-        asked = self._asked(base, asked) | {"search": plan.to_json()}
-        study = Study(record_of(name, (), asked, (), {}), self.output_root)
+        asked = replace(self._over(base, asked), search=plan.to_json())
+        study = Study(name, asked, self.output_root)
         trials = Trials(
             study, plan, ladder, Store(self.output_root / RUNS), self._folder, self.budget
         )
-        study.record["warnings"] = trials.warnings()
-        for line in [trials.title(), *(f"warning: {text}" for text in trials.warnings())]:
+        study.concerns = trials.warnings()
+        for line in [trials.title(), *(f"warning: {text}" for text in study.concerns)]:
             print(f"[{name}] {line}")
         if dry_run:
             return study
@@ -303,13 +300,14 @@ class ExperimentRunner:
         """Train a search's best values at the target, and say what came of it."""
         plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
         study.plan |= plan
-        known = {entry["id"]: entry for entry in study.record["runs"]}
+        known = {entry.id: entry for entry in study.entries}
         for cell in cells:  # one may be a trial's too, without a proxy, and stays it
-            known[cell.spec.id] = known.get(cell.spec.id, {}) | entry_of(cell) | {"target": True}
-        study.record["runs"] = list(known.values())
+            entry = known.get(cell.spec.id, cell.entry)
+            known[entry.id] = replace(entry, values=cell.entry.values, target=True)
+        study.entries = list(known.values())
         print(f"[{study.name}] at the target: {plan_line(plan, cells)}")
         self._bring(study, cells)
-        print(f"[{study.name}] {study.target_line()}")
+        print(f"[{study.name}] {study.target}")
 
     def _defaults(self, sources: Sequence[Source]) -> dict[str, Any]:
         """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
@@ -322,7 +320,7 @@ class ExperimentRunner:
         name: str,
         cells: Sequence[Cell],
         *,
-        asked: Mapping[str, Any],
+        asked: Asked,
         warn: Sequence[str] = (),
         dry_run: bool = False,
     ) -> Study:
@@ -331,7 +329,8 @@ class ExperimentRunner:
         paid = within(cells, self.budget)
         plan = {run: plan_of(folder) for run, folder in folders.items()}
         plan |= {run: LEFT_OUT for run in plan if run not in paid and plan[run] != CACHED}
-        study = Study(record_of(name, cells, asked, warn, plan), self.output_root, plan)
+        entries = [replace(cell.entry, left_out=plan[cell.spec.id] == LEFT_OUT) for cell in cells]
+        study = Study(name, asked, self.output_root, entries, warn, plan)
         for line in [plan_line(plan, cells), *(f"warning: {text}" for text in warn)]:
             print(f"[{name}] {line}")
         if dry_run:
@@ -344,12 +343,11 @@ class ExperimentRunner:
 
     def retry(self, name: str) -> Study:
         """Run again what failed in the study `name`, and what waits, from its folders alone."""
-        found = Study.open(self.output_root / name)
-        specs = [(entry, folder.spec()) for entry, folder in found.runs() if folder.exists()]
-        cells = [Cell(entry["values"], spec.config, spec) for entry, spec in specs]
-        plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
-        study = Study(found.record, self.output_root, plan)
-        print(f"[{name}] {plan_line(plan, cells)}")
+        study = Study.open(self.output_root / name)
+        specs = [(entry, folder.spec()) for entry, folder in study.runs() if folder.exists()]
+        cells = [Cell(entry.values, spec.config, spec) for entry, spec in specs]
+        study.plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
+        print(f"[{name}] {plan_line(study.plan, cells)}")
         self._bring(study, cells)
         return study
 
@@ -393,9 +391,8 @@ class ExperimentRunner:
             print(f"[{study.name}] {line}")
         if stopped:
             print(f"[{study.name}] stopped: {stopped}; the same command goes on")
-        counts = ", ".join(f"{n} {state}" for state, n in sorted(study.states().items()))
         print(
-            f"[{study.name}] {counts} in {duration(time.monotonic() - began)}; table: "
+            f"[{study.name}] {study.counts()} in {duration(time.monotonic() - began)}; table: "
             f"{study.folder / TABLE}",
             flush=True,
         )
@@ -414,24 +411,6 @@ class ExperimentRunner:
                 f"share {free} cores and slow each other down; leave workers out to fit them"
             )
         return slots
-
-
-# -- records --------------------------------------------------------------------------------------
-def record_of(
-    name: str,
-    cells: Sequence[Cell],
-    asked: Mapping[str, Any],
-    warn: Sequence[str],
-    plan: Mapping[str, str],
-) -> dict[str, Any]:
-    """A study's `study.json`: what was asked, and the runs that answer it."""
-    return {
-        "schema": SCHEMA,
-        "name": name,
-        "asked": dict(asked),
-        "warnings": list(warn),
-        "runs": [entry_of(cell) | {"left_out": plan[cell.spec.id] == LEFT_OUT} for cell in cells],
-    }
 
 
 def _read_base(path: str | Path) -> Source:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, one_of
+from nanoscale.experiments.records import SearchOutcome, TrialResult
 from nanoscale.experiments.space import Dimension, five_digits
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What a search is: its space, how many trials in all, the sampler, the rungs."""
 
     space: Mapping[str, Dimension]
@@ -126,7 +127,7 @@ class Plan:
 class Search:
     """The trials of a plan, and what is known beside them."""
 
-    def __init__(self, plan: Plan, known: Sequence[tuple[Mapping[str, Any], float]] = ()) -> None:
+    def __init__(self, plan: SearchPlan, known: Sequence[tuple[Mapping[str, Any], float]] = ()) -> None:
         self.plan = plan
         self.known = [(dict(values), loss) for values, loss in known]
         self.trials: list[Trial] = []
@@ -181,9 +182,10 @@ class Search:
         done = [t for t in self.trials if t.losses and not t.diverged]
         return min(done, key=lambda t: (-len(t.losses), t.losses[-1]), default=None)
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """The trials as plain types; a diverged loss is infinite."""
-        return [{"values": t.values, "losses": t.losses} for t in self.trials if t.losses]
+    def outcome(self) -> SearchOutcome:
+        """What has been found so far."""
+        results = [TrialResult(t.values, t.losses) for t in self.trials if t.losses]
+        return SearchOutcome(results, self.importance())
 
     def importance(self) -> dict[str, float] | None:
         """Key -> its share in what separates the best tenth of the trials from the others.

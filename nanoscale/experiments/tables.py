@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.experiments.records import RunEntry
 from nanoscale.experiments.results import STUDY, Study, row_of
 from nanoscale.spec.config import flatten
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, RUNNING, WAITING, RunFolder
@@ -62,11 +63,11 @@ def read_table(*names: str | Path, output_root: str | Path = "experiments_out") 
 
 def study_table(study: Study) -> DataFrame:
     """The study's runs, with the arm each belongs to: of those it matches, the most particular."""
-    arms = study.record.get("asked", {}).get("arms", [])
+    arms = study.asked.extras.get("arms", [])
     rows = []
     for entry, folder in study.runs():
         row = row_of(entry, folder)
-        matching = [arm for arm in arms if arm["values"].items() <= entry["values"].items()]
+        matching = [arm for arm in arms if arm["values"].items() <= entry.values.items()]
         if matching:
             row[ARM] = max(matching, key=lambda arm: len(arm["values"]))["name"]
         rows.append(row)
@@ -93,14 +94,15 @@ def number_at(row: int, name: str, value: Any) -> float:
 
 
 # -- where rows come from -----------------------------------------------------------------------
-def _folder_row(folder: RunFolder) -> dict[str, Any]:
+def _folder_row(folder: RunFolder) -> dict[str, object]:
     if not folder.exists():
         raise UserError(
             f"{folder.path}: no run folder (it has no {CONFIG}); name one table, one "
             "study, or run folders"
         )
     spec = folder.spec()
-    return row_of({"values": flatten(spec.config), "flops": None, "id": spec.id}, folder)
+    entry = RunEntry(spec.id, folder.path.name, flatten(spec.config), flops=0)
+    return row_of(entry, folder) | {"planned_flops": None}  # no study planned it
 
 
 def _read_file(path: Path) -> DataFrame:

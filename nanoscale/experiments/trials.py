@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError, disk_errors
-from nanoscale.experiments.cells import Cell, describe, entry_of
+from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.planning import CACHED, Store, make_ready, plan_of
 from nanoscale.experiments.pool import Job
+from nanoscale.experiments.records import BestRun, RunEntry, describe
 from nanoscale.experiments.results import Study
-from nanoscale.experiments.search import Plan, Search, Trial
+from nanoscale.experiments.search import Search, SearchPlan, Trial
 from nanoscale.spec.config import LENGTH_KEYS, flatten
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.schedule import cooldown_start
@@ -38,7 +39,7 @@ class Ladder:
     `make` turns a row of config keys over the base into a cell.
     """
 
-    def __init__(self, plan: Plan, make: MakeCell) -> None:
+    def __init__(self, plan: SearchPlan, make: MakeCell) -> None:
         self.plan, self.make_target = plan, make
         self.make: MakeCell = lambda row: make({**plan.proxy, **row})
 
@@ -134,7 +135,7 @@ class Trials:
     def __init__(
         self,
         study: Study,
-        plan: Plan,
+        plan: SearchPlan,
         ladder: Ladder,
         store: Store,
         folder_of: Callable[[Cell], RunFolder],
@@ -149,7 +150,7 @@ class Trials:
         self.last_rung = ladder.cell(any_values, len(costs) - 1, None)
         self.budget = None if budget is None else budget - self.targets_flops
         self.earlier = earlier_trials(study)
-        own = {entry["folder"] for entry in self.earlier}
+        own = {entry.folder for entry in self.earlier}
         self.search = Search(
             plan,
             [
@@ -196,13 +197,13 @@ class Trials:
         with disk_errors(self.study.folder):
             self.study.folder.mkdir(parents=True, exist_ok=True)
         for entry in self.earlier:
-            while len(self.search.trials) < entry["trial"]:  # those that made no run
+            while len(self.search.trials) < entry.trial:  # those that made no run
                 self.search.tell(self.search.add({}), None)
-            if entry["rung"] == 0:
-                trial = self.search.add(entry["trial_values"])
+            if entry.rung == 0:
+                trial = self.search.add(entry.trial_values)
             else:
-                trial = self.search.trials[entry["trial"]]
-                if len(trial.losses) != entry["rung"]:
+                trial = self.search.trials[entry.trial]
+                if len(trial.losses) != entry.rung:
                     continue  # the rung below is gone, or failed: it comes first
                 trial.running, trial.failed = True, False
             self.begin(trial)
@@ -214,10 +215,7 @@ class Trials:
         if self.plan.sampler != "random":
             self.search.write_journal(self.study.folder / "optuna.journal", self.study.name)
         lines = self.summary()
-        self.study.record["found"] = {
-            "trials": self.search.to_json(),
-            "importance": self.search.importance(),
-        }
+        self.study.outcome = self.search.outcome()
         self.study.save()
         return lines
 
@@ -235,8 +233,8 @@ class Trials:
         make_ready(one.folder, cell.spec, plan)
         self.last[trial.number] = one.folder.path
         self.study.plan.setdefault(cell.spec.id, plan)
-        self.study.record["runs"].append(
-            entry_of(cell) | {"trial": trial.number, "rung": rung, "trial_values": trial.values}
+        self.study.entries.append(
+            replace(cell.entry, trial=trial.number, rung=rung, trial_values=trial.values)
         )
         self.underway.append(one)
         self.spent += cell.flops
@@ -279,7 +277,7 @@ class Trials:
     def take_back(self, one: Underway) -> None:
         """Undo the beginning of a trial that the budget does not pay for."""
         self.underway.remove(one)
-        self.study.record["runs"].pop()
+        self.study.entries.pop()
         self.spent -= one.cell.flops
         one.trial.running = False
         if not one.trial.losses:
@@ -302,17 +300,17 @@ class Trials:
         """What the search has found, kept in the record too."""
         best, n = self.search.best(), len(self.search.trials)
         lines = [
-            f"{n} trials, {len(self.study.record['runs'])} runs, {self.spent:.3g} FLOPs"
+            f"{n} trials, {len(self.study)} runs, {self.spent:.3g} FLOPs"
             + ("; the budget pays for no more" if self.broke else "")
         ]
         if best is None:
             return [*lines, "no trial has a loss"]
-        self.study.record["best"] = {
-            "trial": best.number,
-            "values": best.values,
-            "val_loss": best.losses[-1],
-            "folder": self.last[best.number].name,
-        }
+        self.study.best_trial = BestRun(
+            trial=best.number,
+            values=best.values,
+            val_loss=best.losses[-1],
+            folder=self.last[best.number].name,
+        )
         return [
             *lines,
             f"best: trial {best.number}, {describe(best.values)}: val_loss {best.losses[-1]:.4f}",
@@ -332,23 +330,22 @@ def loss_of(folder: RunFolder, state: str) -> float | None:
     return math.inf if state == DIVERGED else loss
 
 
-def earlier_trials(study: Study) -> list[dict[str, Any]]:
+def earlier_trials(study: Study) -> list[RunEntry]:
     """The runs of an earlier call of the same search, but for its trials' number and its seeds."""
     with suppress(UserError):
-        before = Study.open(study.folder).record
-        ours, theirs = (
-            {"proxy": {}} | (record["asked"].get("search") or {})
-            for record in (study.record, before)
-        )
-        for key in ("trials", "seeds"):
-            ours.pop(key), theirs.pop(key, None)
-        base = study.record["asked"]["base_params"] == before["asked"].get("base_params")
-        if ours == theirs and base:
-            return [entry for entry in before["runs"] if "trial" in entry]
+        before = Study.open(study.folder)
+        if before.asked.base_params == study.asked.base_params and _plan(before) == _plan(study):
+            return [entry for entry in before.entries if entry.trial is not None]
     return []
 
 
-def known_results(store: Store, cell: Cell, plan: Plan) -> list[tuple[str, dict[str, Any], float]]:
+def _plan(study: Study) -> dict[str, Any]:
+    """What a study's trials depend on."""
+    plan = {"proxy": {}} | dict(study.asked.search or {})
+    return plan | {"trials": None, "seeds": None}
+
+
+def known_results(store: Store, cell: Cell, plan: SearchPlan) -> list[tuple[str, dict[str, Any], float]]:
     """(folder, values, loss) of the finished runs of any study that are trials of this space.
 
     `cell` is any trial's at the last rung.

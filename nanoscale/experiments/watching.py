@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from nanoscale.experiments.cells import describe
 from nanoscale.experiments.pool import Job
 from nanoscale.experiments.progress import open_progress
 from nanoscale.experiments.results import Study, state_of
@@ -16,9 +15,9 @@ LOOK_SECONDS, IDLE_SECONDS = 0.5, 10.0
 def watch(study: Study) -> None:
     """Show the runs of a study as they start and end; until all have ended or nobody runs any."""
     jobs = {
-        entry["id"]: Job(folder, entry["flops"], describe(entry["values"]) or entry["folder"])
+        entry.id: Job(folder, entry.flops, str(entry))
         for entry, folder in study.runs()
-        if not entry.get("left_out")
+        if not entry.left_out
     }
     waiting = {
         run: job for run, job in jobs.items() if state_of(job.folder) not in (*FINISHED, FAILED)
@@ -43,5 +42,5 @@ def watch(study: Study) -> None:
     if waiting:
         print(
             f"[{study.name}] {len(waiting)} runs wait and nobody runs them: "
-            f"{study.record.get('asked', {}).get('command') or 'nanoscale retry ' + study.name}"
+            f"{study.asked.command or 'nanoscale retry ' + study.name}"
         )

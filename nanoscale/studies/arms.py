@@ -82,7 +82,7 @@ def read_arm(which: str, text: str, output_root: Path, loss: str) -> Arm:
     else:
         path = Path(name)
         study = Study.open(path if (path / STUDY).is_file() else output_root / path)
-        folders = [(entry["values"], folder) for entry, folder in study.runs()]
+        folders = [(entry.values, folder) for entry, folder in study.runs()]
     all_runs = [
         (full, _run(full, folder, loss))
         for values, folder in folders

@@ -18,6 +18,7 @@ from nanoscale.checks import coordinates as checks
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.cells import Cell, combinations, make_cells, questions
+from nanoscale.experiments.records import Asked
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import (
     LENGTH_KEYS,
@@ -397,14 +398,14 @@ def main(arguments: Sequence[str]) -> int:
         f"coord-check-{plan.kind}-{config.parametrization.mode}-{config.optimizer}",
         plan.cells,
         warn=questions(plan.cells, len(plan.cells)),
-        asked={"command": shlex.join(["nanoscale", "coord-check", *arguments])},
+        asked=Asked(command=shlex.join(["nanoscale", "coord-check", *arguments])),
     )
     if not study.ok:
         print("no verdict: some runs have failed")
         return FAILED
     configs = {cell.spec.id: cell.spec.config for cell in plan.cells}
-    record = plan.record((configs[entry["id"]], folder.rows()) for entry, folder in study.runs())
-    record |= {"asked": study.record["asked"], "runs": list(configs)}
+    record = plan.record((configs[entry.id], folder.rows()) for entry, folder in study.runs())
+    record |= {"asked": study.asked.to_json(), "runs": list(configs)}
     print("\n".join(lines(record)))
     if "json" in options:
         write_json(Path(options["json"]), record)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments import ExperimentRunner, Study
-from nanoscale.experiments.cells import describe
+from nanoscale.experiments.records import Asked, describe
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
 from nanoscale.store.files import write_json
@@ -60,20 +60,18 @@ def run_study(
         threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
     runner = ExperimentRunner(output_root=output_root, **{**design.how, **how})
     root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
-    asked = {
-        "recipe": design.recipe,
-        "question": design.question,
-        "min_sizes": design.min_sizes,
-        "command": f"nanoscale study {shlex.quote(str(path))}{root}",
-        "file": path.read_text(encoding="utf-8"),
-    }
+    extras: dict[str, Any] = {}
     if design.arms:
-        asked |= {
-            "size": design.size,
-            "arms": [
-                {"name": arm.name, "lr": arm.lr, "values": dict(arm.values)} for arm in design.arms
-            ],
-        }
+        arms = [{"name": arm.name, "lr": arm.lr, "values": dict(arm.values)} for arm in design.arms]
+        extras = {"size": design.size, "arms": arms}
+    asked = Asked(
+        recipe=design.recipe,
+        question=design.question,
+        min_sizes=design.min_sizes,
+        command=f"nanoscale study {shlex.quote(str(path))}{root}",
+        file=path.read_text(encoding="utf-8"),
+        extras=extras,
+    )
 
     def run(rows: Sequence[Mapping[str, Any]]) -> Study:
         if design.search:
@@ -150,7 +148,7 @@ def conclude(study: Study) -> list[str]:
     """Fit and report from the run folders; the lines that a user reads at the end."""
     frame = study.frame()
     fit, verdicts, answer = None, [], best_line(study)
-    recipe = study.record["asked"].get("recipe")
+    recipe = study.asked.recipe
     if recipe == "ladder":
         frame["size"] = size_labels(frame, study)
         fit, answer = fit_ladder(study, frame)
@@ -163,7 +161,7 @@ def conclude(study: Study) -> list[str]:
 def size_labels(frame: DataFrame, study: Study) -> list[str]:
     """How each run's size is called: its total N, or its shape where two shapes share that."""
     shapes = [
-        describe({k: v for k, v in entry["values"].items() if k != "seed"})
+        describe({k: v for k, v in entry.values.items() if k != "seed"})
         for entry, _ in study.runs()
     ]
     counts = [short(n) for n in frame["total_params"]]
@@ -176,11 +174,11 @@ def fit_ladder(study: Study, frame: DataFrame) -> tuple[Fit | None, list[str]]:
     from nanoscale.laws import fit_power_law
 
     done = frame[frame["state"] == COMPLETE]
-    least, there = study.record["asked"]["min_sizes"], done["size"].nunique()
+    least, there = study.asked.min_sizes, done["size"].nunique()
     if there < least:
         return None, [f"no law: {there} sizes have finished, {least} are needed"]
     fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])
-    ratio = study.record["asked"]["base_params"]["tokens_per_param"]
+    ratio = study.asked.base_params["tokens_per_param"]
     conventions = [
         C_CONVENTION,
         f"one ladder at {ratio:g} training tokens per parameter, N: all parameters (total)",
@@ -209,12 +207,12 @@ def judge_arms(study: Study) -> tuple[list[Judged], list[str]]:
 
 def best_line(study: Study) -> list[str]:
     """The best run of a grid or a search, in one line; what became of it at a search's target."""
-    best = study.best
+    best, target = study.best, study.target
     if best is None:
         return ["no run has finished with a loss"]
-    where = describe(best["values"]) or best["folder"]
-    target = [study.target_line()] if study.target else []
-    return [f"lowest val_loss {best['val_loss']:.4f} at {where}", *target]
+    where = describe(best.values) or best.folder
+    line = f"lowest val_loss {best.val_loss:.4f} at {where}"
+    return [line] if target is None else [line, str(target)]
 
 
 def next_command(frame: DataFrame) -> list[str]:
@@ -250,39 +248,38 @@ def write_study_report(
     """report.html and figures/*.png from the run folders."""
     from nanoscale.report import save, write_report
 
-    asked = study.record["asked"]
     figures = verdict_figures(verdicts) or search_figures(study) or figures_of(study, frame, fit)
     with disk_errors(study.folder / "figures"):
         (study.folder / "figures").mkdir(exist_ok=True)
     for name, _, figure in figures:
         save(figure, study.folder / "figures" / f"{name}.png")
     left_out = [
-        f"{describe(entry['values']) or entry['folder']} is {state} and in no figure"
+        f"{entry} is {state} and in no figure"
         for (entry, _), state in zip(study.runs(), frame["state"], strict=True)
         if state != COMPLETE
     ]
     return write_report(
         study.folder / "report.html",
         title=study.name,
-        question=asked.get("question", ""),
+        question=study.asked.question or "",
         summary_lines=answer,
         figures=[(caption, figure) for _, caption, figure in figures],
         tables=[("The runs.", runs_table(study, frame))],
         settings=settings_of(study),
-        command=asked.get("command") or f"nanoscale report {study.name}",
+        command=study.asked.command or f"nanoscale report {study.name}",
         warnings=[*study.warnings, *left_out, *(fit.warnings if fit else ())],
     )
 
 
 def settings_of(study: Study) -> dict[str, Any]:
     """What the runs share and nanoGPT's defaults do not say, their data and their numerics."""
-    asked = study.record["asked"]
+    asked = study.asked
     defaults = values = flatten(ExperimentConfig())
-    for source in (DEFAULTS if "recipe" in asked else {}, asked.get("base_params", {})):
+    for source in (DEFAULTS if asked.recipe else {}, asked.base_params or {}):
         values = apply(values, Source("study.json", source))
     settings = {k: v for k, v in values.items() if v is not None and v != defaults[k]}
-    if asked.get("base_config"):
-        settings["base config"] = ", ".join(asked["base_config"])
+    if asked.base_config:
+        settings["base config"] = ", ".join(asked.base_config)
     metrics = next((m for _, folder in study.runs() if (m := folder.metrics())), None)
     if metrics is None:
         return settings
@@ -312,10 +309,11 @@ def search_figures(study: Study) -> list[tuple[str, str, Any]]:
     """(name, caption, figure) of a search."""
     from nanoscale.report import contour_figure, search_figure
 
-    found = study.record.get("found") or {}
-    if not any(t["losses"][-1] is not None for t in found.get("trials", ())):
+    outcome = study.outcome
+    if outcome is None or not any(t.losses[-1] is not None for t in outcome.trials):
         return []
-    data = found["trials"], study.record["asked"]["search"]["space"], found["importance"]
+    trials = [trial.to_json() for trial in outcome.trials]
+    data = trials, study.asked.search["space"], outcome.importance
     figures = [
         (
             "search",
@@ -392,11 +390,11 @@ def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Any]]:
     finished = dict(zip(done["run"], done.get("size", done["run"]), strict=True))
     rows = []
     for entry, folder in study.runs():
-        if entry["id"] in finished:
-            size = finished[entry["id"]] if "size" in done else describe(entry["values"])
+        if entry.id in finished:
+            size = finished[entry.id] if "size" in done else describe(entry.values)
             rows += [
                 {
-                    "run": entry["id"],
+                    "run": entry.id,
                     "size": size,
                     "tokens_seen": row["tokens_seen"],
                     "val_loss": row["val_loss"],
@@ -424,7 +422,7 @@ def runs_table(study: Study, frame: DataFrame) -> DataFrame:
 
 def varied(study: Study) -> list[str]:
     """The config keys in which the study's runs differ, in the order they were asked."""
-    return list(dict.fromkeys(key for entry in study.record["runs"] for key in entry["values"]))
+    return list(dict.fromkeys(key for entry in study.entries for key in entry.values))
 
 
 def numeric(column: Any) -> bool:

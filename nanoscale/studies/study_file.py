@@ -16,7 +16,7 @@ from typing import Any
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import combinations, grid_lists
-from nanoscale.experiments.search import Plan
+from nanoscale.experiments.search import SearchPlan
 from nanoscale.experiments.space import read_space
 from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.sources import FIELDS, flatten_keys
@@ -95,7 +95,7 @@ class StudyFile:
     min_sizes: int = MIN_SIZES
     size: str = ""  # transfer: the key that grows
     arms: Sequence[Arm] = ()
-    search: Plan | None = None
+    search: SearchPlan | None = None
     how: Mapping[str, Any] = field(default_factory=dict)  # arguments of ExperimentRunner
 
 
@@ -206,7 +206,7 @@ def _search_plan(path: Path, table: Mapping[str, Any], base: Mapping[str, Any]) 
             raise UserError(
                 f"{path}, [search]: {key}={options[key]!r}: expected a list, as in [1, 2, 3]"
             )
-    plan = Plan(
+    plan = SearchPlan(
         read_space(table.get("space"), where),
         options.pop("trials", 32),
         rungs=tuple(options.pop("rungs")) or (0,),

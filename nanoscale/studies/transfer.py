@@ -72,7 +72,7 @@ def study_verdicts(study: Study) -> list[Judged]:
     Raises:
         UserError: an arm has no run with a loss.
     """
-    asked, rows = study.record["asked"], study_table(study)
+    asked, rows = study.asked.extras, study_table(study)
     lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
     return [
         (name, *verdict_of(own, {"size": asked["size"], "lr": lrs[name]}, {}))

@@ -70,12 +70,12 @@ def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
     study = runner.run_grid("g", TINY, {"n_layer": [1, 8], "seed": range(5)})
     for entry, folder in study.runs():
         metrics = folder.metrics()
-        speed = 1e3 if entry["values"]["n_layer"] == 1 else 1e5  # FLOP/s
+        speed = 1e3 if entry.values["n_layer"] == 1 else 1e5  # FLOP/s
         metrics["wall_seconds"] = metrics["flops"] / speed
         (folder / "metrics.json").write_text(json.dumps(metrics))
     capsys.readouterr()
     plan = runner.run_grid("g", TINY, {"n_layer": [1, 7], "seed": [1, 100]}, dry_run=True)
-    cells = {(e["values"]["n_layer"], e["values"]["seed"]): e["flops"] for e, _ in plan.runs()}
+    cells = {(e.values["n_layer"], e.values["seed"]): e.flops for e, _ in plan.runs()}
     seconds = cells[1, 100] / 1e3 + 2 * cells[7, 1] / 1e5
     minutes, rest = divmod(round(seconds / 2), 60)
     hours, minutes = divmod(minutes, 60)
@@ -87,7 +87,7 @@ def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
 def test_a_budget_of_flops_pays_for_the_cheapest_runs_and_says_what_it_leaves_out(capsys):
     grid = {"n_layer": [4, 1, 3, 2]}
     whole = a_runner().run_grid("g", TINY, grid, dry_run=True)
-    cost = {e["values"]["n_layer"]: e["flops"] for e, _ in whole.runs()}
+    cost = {e.values["n_layer"]: e.flops for e, _ in whole.runs()}
     budget = cost[1] + cost[2] + cost[3] / 2
     study = a_runner(budget=budget).run_grid("g", TINY, grid)
     assert study.frame()["state"].tolist() == ["WAITING", "COMPLETE", "WAITING", "COMPLETE"]

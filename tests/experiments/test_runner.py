@@ -553,7 +553,7 @@ def a_job() -> Job:
     (folder / "metrics.jsonl").write_text(
         '{"step": 3, "train_loss": 2.5, "tokens_per_second": 9, "tokens_seen": 54}\n'
     )
-    return Job(folder, entry["flops"], "n_layer=1")
+    return Job(folder, entry.flops, "n_layer=1")
 
 
 def test_plain_progress_is_a_line_per_event_and_one_at_most_every_30_seconds(monkeypatch, capsys):

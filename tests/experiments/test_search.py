@@ -12,7 +12,7 @@ from grids import a_runner, starts
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import search as module
-from nanoscale.experiments.search import Plan, Search, uniform
+from nanoscale.experiments.search import Search, SearchPlan, uniform
 from nanoscale.experiments.space import read_space
 
 LR = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
@@ -32,7 +32,7 @@ def octaves(lr: float) -> float:
 
 
 def values(study) -> list[dict]:
-    return [entry["values"] for entry, _ in study.runs()]
+    return [entry.values for entry, _ in study.runs()]
 
 
 # -- spaces ---------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_a_combination_that_makes_no_run_is_said_and_counts_as_failed(capsys):
     assert len({folder.path for _, folder in study.runs()}) == 3  # equal cells are one run
     assert study.ok
     again = a_runner().run_random("s", BASE, {"n_head": [1, 4], "n_embd": [16, 18]}, trials=12)
-    assert again.record["runs"] == study.record["runs"]
+    assert again.entries == study.entries
     assert all(len(starts(folder)) == 1 for _, folder in again.runs())
 
 
@@ -131,7 +131,7 @@ def test_random_trials_are_functions_of_seed_and_number_and_more_add_to_them():
     other = a_runner().run_random("t", BASE, SPACE, trials=3, search_seed=1)
     assert values(other) != values(three)
     assert list(five.frame().columns[:2]) == ["learning_rate", "weight_decay"]
-    assert five.best["val_loss"] == five.frame()["val_loss"].min()
+    assert five.best.val_loss == five.frame()["val_loss"].min()
 
 
 def test_a_dry_search_writes_nothing_and_says_what_it_would_cost(capsys):
@@ -153,7 +153,7 @@ def test_a_sampler_finds_the_valley_and_total_means_total(sampler):
     first, later = values(study)[:10], values(study)[10:]
     near = [sorted(octaves(v["learning_rate"]) for v in some) for some in (first, later)]
     assert near[1][len(later) // 2] < near[0][5], "no better than chance"
-    assert octaves(study.best["values"]["learning_rate"]) < 0.8
+    assert octaves(study.best.values["learning_rate"]) < 0.8
     again = a_runner().run_hpo("s", BASE, SPACE, trials=24, sampler=sampler)
     assert values(again) == values(study)
     assert all(len(starts(folder)) == 1 for _, folder in again.runs())
@@ -161,7 +161,7 @@ def test_a_sampler_finds_the_valley_and_total_means_total(sampler):
 
 @needs_optuna
 def test_proposals_depend_on_seed_number_and_results_alone():
-    plan = Plan(read_space(SPACE, "s"), 40, "tpe", 3)
+    plan = SearchPlan(read_space(SPACE, "s"), 40, "tpe", 3)
 
     def search() -> Search:
         made = Search(plan)
@@ -181,7 +181,7 @@ def test_proposals_depend_on_seed_number_and_results_alone():
 @needs_optuna
 def test_a_killed_search_goes_on_with_the_trials_it_had(monkeypatch):
     whole = a_runner(workers=1).run_hpo("whole", BASE, SPACE, trials=14)
-    cost = next(whole.runs())[0]["flops"]
+    cost = next(whole.runs())[0].flops
     part = a_runner(workers=1, budget=11 * cost, output_root="other").run_hpo(
         "whole", BASE, SPACE, trials=14
     )
@@ -212,7 +212,7 @@ def test_diverged_and_failed_trials_are_told_as_such(optuna):
     states = study.states()
     assert states["DIVERGED"] > 0
     assert states["FAILED"] > 0
-    assert study.best["values"]["beta1"] == VALLEY
+    assert study.best.values["beta1"] == VALLEY
     journal = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(study.folder / "optuna.journal"))
     )
@@ -225,7 +225,7 @@ def test_diverged_and_failed_trials_are_told_as_such(optuna):
 # -- rungs ----------------------------------------------------------------------------------------
 def test_the_best_of_a_rung_go_on_and_the_others_cost_no_more():
     space = read_space(LR, "s")
-    search = Search(Plan(space, 9, "random", 0, (10, 20, 40), 1 / 3))
+    search = Search(SearchPlan(space, 9, "random", 0, (10, 20, 40), 1 / 3))
     order = []
     while (trial := search.propose()) is not None:
         order.append((trial.number, len(trial.losses)))
@@ -240,7 +240,7 @@ def test_the_best_of_a_rung_go_on_and_the_others_cost_no_more():
 
 
 def test_a_diverged_or_failed_trial_is_never_promoted():
-    search = Search(Plan(read_space(LR, "s"), 3, "random", 0, (10, 20), 0.9))
+    search = Search(SearchPlan(read_space(LR, "s"), 3, "random", 0, (10, 20), 0.9))
     for loss in (math.inf, None, 2.0):
         trial = search.propose()
         search.tell(trial, loss)
@@ -252,13 +252,13 @@ def test_rungs_are_branches_off_the_trunk(capsys):
     study = a_runner(workers=1).run_hpo(
         "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
     )
-    entries = study.record["runs"]
-    assert [sum(e["rung"] == r for e in entries) for r in range(3)] == [9, 3, 1]
-    by_folder = {e["folder"]: e for e in entries}
-    per_step = entries[0]["flops"] // 10
+    entries = study.entries
+    assert [sum(e.rung == r for e in entries) for r in range(3)] == [9, 3, 1]
+    by_folder = {e.folder: e for e in entries}
+    per_step = entries[0].flops // 10
     for entry, folder in study.runs():
         config = folder.spec().config
-        rung = entry["rung"]
+        rung = entry.rung
         length = (10, 20, 40)[rung]
         assert (config.lr_schedule, config.max_iters, config.lr_decay_iters) == (
             "wsd",
@@ -270,11 +270,11 @@ def test_rungs_are_branches_off_the_trunk(capsys):
         if rung:
             parent, at = config.branch_from.rsplit("@", 1)
             below = by_folder[Path(parent).name]
-            assert (below["trial"], below["rung"]) == (entry["trial"], rung - 1)
+            assert (below.trial, below.rung) == (entry.trial, rung - 1)
             assert int(at) == start // 2
-            assert entry["flops"] == per_step * (length - int(at))
+            assert entry.flops == per_step * (length - int(at))
         else:
-            assert entry["flops"] == per_step * 10
+            assert entry.flops == per_step * 10
     assert f"{sum(e['flops'] for e in entries):.3g} FLOPs" in capsys.readouterr().out
     again = a_runner().run_hpo(
         "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
@@ -312,7 +312,7 @@ def test_nothing_here_needs_optuna_for_random(monkeypatch):
 # -- what it found --------------------------------------------------------------------------------
 @needs_optuna
 def test_the_importance_names_the_key_that_matters():
-    search = Search(Plan(read_space(SPACE, "s"), 60, "random"))
+    search = Search(SearchPlan(read_space(SPACE, "s"), 60, "random"))
     for i in range(60):
         trial = search.add(search.draw(i))
         search.tell(trial, 0.05 * octaves(trial.values["learning_rate"]) ** 2)
@@ -334,7 +334,7 @@ def test_a_surface_and_slices_are_drawn_from_the_trials():
     for trial in trials:
         trial["losses"] = [octaves(trial["values"]["learning_rate"])]
     trials[3]["losses"] = [math.inf]
-    plain = Plan(dimensions, 30, "random").to_json()["space"]
+    plain = SearchPlan(dimensions, 30, "random").to_json()["space"]
     shares = {"optimizer": 0.1, "learning_rate": 0.6, "weight_decay": 0.3}
     panels = search_figure(trials, plain, shares).axes
     assert [axes.get_title(loc="left") for axes in panels] == [
@@ -362,19 +362,19 @@ def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsy
     study = a_runner().run_hpo(
         "s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL, seeds=[7, 8]
     )
-    trials = [(e, f) for e, f in study.runs() if not e.get("target")]
-    targets = [(e, f) for e, f in study.runs() if e.get("target")]
+    trials = [(e, f) for e, f in study.runs() if not e.target]
+    targets = [(e, f) for e, f in study.runs() if e.target]
     assert {f.spec().config.n_embd for _, f in trials} == {16}
     assert [(f.spec().config.n_embd, f.spec().config.seed) for _, f in targets] == [
         (64, 7),
         (64, 8),
     ]
-    best = study.best["values"]["learning_rate"]
-    assert best == min((e["trial_values"]["learning_rate"] for e, _ in trials), key=octaves)
+    best = study.best.values["learning_rate"]
+    assert best == min((e.trial_values["learning_rate"] for e, _ in trials), key=octaves)
     assert {f.spec().config.learning_rate for _, f in targets} == {best}
     frame = study.frame()
     assert frame["n_embd"].tolist() == [16] * 6 + [64] * 2
-    assert study.target["val_loss"] == dict(zip([7, 8], frame["val_loss"][6:], strict=True))
+    assert study.target.val_loss == dict(zip([7, 8], frame["val_loss"][6:], strict=True))
     said = capsys.readouterr().out
     assert "warning" not in said
     assert f"target: val_loss {frame['val_loss'][6:].mean():.4f} +- " in said
@@ -394,7 +394,7 @@ def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
         rungs=[10, 20],
         seeds=[1, 5],
     )
-    (_, first), (_, second) = [(e, f) for e, f in study.runs() if e.get("target")]
+    (_, first), (_, second) = [(e, f) for e, f in study.runs() if e.target]
     for folder in (first, second):
         c = folder.spec().config
         assert (c.max_iters, c.lr_schedule, c.warmup_iters, c.branch_from) == (20, "wsd", 2, None)
@@ -406,9 +406,9 @@ def test_a_trial_that_is_a_target_too_stays_a_trial():
 
     first = search(3)
     assert len(first) == 4
-    assert list(first.target["val_loss"]) == [3, 4]
+    assert list(first.target.val_loss) == [3, 4]
     again = search(4)
-    assert [e["trial"] for e in again.record["runs"] if "trial" in e] == [0, 1, 2, 3]
+    assert [e.trial for e in again.entries if e.trial is not None] == [0, 1, 2, 3]
     assert [len(starts(folder)) for _, folder in again.runs()] == [1] * len(again)
 
 
@@ -435,7 +435,7 @@ def test_a_budget_keeps_what_the_target_costs():
         study = a_runner(budget=budget).run_random(
             f"s{budget}", PROXY_BASE, LR, trials=5, proxy=SMALL, seeds=[1]
         )
-        return [e["flops"] for e in study.record["runs"]]
+        return [e.flops for e in study.entries]
 
     *trials, target = spent(None)
     *fewer, same = spent(target + 2.5 * trials[0])

@@ -553,7 +553,7 @@ def test_a_search_is_a_study_file_too(capsys):
     assert (study.folder / "figures" / "search.png").is_file()
     assert "the diamond is the best trial" in (study.folder / "report.html").read_text()
     assert (study.folder / "report.html").is_file()
-    said = f"lowest val_loss {study.best['val_loss']:.4f} at learning_rate="
+    said = f"lowest val_loss {study.best.val_loss:.4f} at learning_rate="
     assert said in capsys.readouterr().out
     assert main(["s.toml", "--dry-run"]) == 0
     Path("s.toml").write_text(
@@ -588,15 +588,15 @@ def test_retry_runs_again_what_failed_from_the_folders_alone(capsys):
     runner = ExperimentRunner(retries=0)
     first = runner.run_grid("g", TINY, {"n_layer": [1, 2], "beta1": [0.9, CRASH]})
     for entry, folder in first.runs():  # mended: what crashed is an ordinary run now
-        if entry["values"]["beta1"] == CRASH:
+        if entry.values["beta1"] == CRASH:
             (folder / "mended").touch()
     assert retry(["g", "--retries=0"]) == 0
     out = capsys.readouterr().out
     assert "4 runs: 2 cached, 2 retry" in out
     again = Study.open(Path("experiments_out/g"))
     assert again.states() == {"COMPLETE": 4}
-    assert [run["id"] for run in again.record["runs"]] == [e["id"] for e, _ in first.runs()]
-    assert again.record["asked"] == first.record["asked"]
+    assert [run.id for run in again.entries] == [e.id for e, _ in first.runs()]
+    assert again.asked == first.asked
     with pytest.raises(UserError, match="no study 'h'"):
         retry(["h"])
 

@@ -81,7 +81,7 @@ def search(name: str, k: int, base: Mapping[str, Any], **more: Any) -> Study:
 
 def best_cell(study: Study) -> dict[str, Any]:
     """The values of a search's or a grid's best run."""
-    return {key: study.best["values"][key] for key in SPACE}
+    return {key: study.best.values[key] for key in SPACE}
 
 
 def retrained(name: str, values: Mapping[str, Any], base: Mapping[str, Any]) -> dict[int, float]:
@@ -93,7 +93,7 @@ def retrained(name: str, values: Mapping[str, Any], base: Mapping[str, Any]) -> 
 
 def flops_of(study: Study) -> int:
     """What the runs of a study cost, those of its target aside."""
-    return sum(e["flops"] for e in study.record["runs"] if not e.get("target"))
+    return sum(e.flops for e in study.entries if not e.target)
 
 
 # -- numbers ------------------------------------------------------------------------------------
@@ -120,12 +120,12 @@ def rows() -> list[dict[str, Any]]:
     whole, found, anew, wide = flops_of(grid), [], [], []
     winner = retrained("grid", best_cell(grid), PROXY)
     direct = search("direct", SEARCHES, TARGET)
-    tuned = {int(seed): loss for seed, loss in direct.target["val_loss"].items()}
+    tuned = {int(seed): loss for seed, loss in direct.target.val_loss.items()}
     for k in range(SEARCHES):
         study = search("proxy", k, TARGET, proxy=PROXY)
-        values = study.best["values"]
+        values = study.best.values
         losses = retrained(f"search-{k}", values, PROXY)
-        carried = {int(seed): loss for seed, loss in study.target["val_loss"].items()}
+        carried = {int(seed): loss for seed, loss in study.target.val_loss.items()}
         anew.append(losses)
         wide.append(carried)
         found.append(
@@ -161,7 +161,7 @@ def rows() -> list[dict[str, Any]]:
         },
         {
             "search": "at the target",
-            **direct.best["values"],
+            **direct.best.values,
             "flops": flops_of(direct),
             "of_direct": 1.0,
             "target_loss": statistics.fmean(tuned.values()),

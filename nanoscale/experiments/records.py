@@ -1,0 +1,135 @@
+"""The records of a study's `study.json`: what was asked, which runs answer it, what came of it.
+
+A field that does not apply is None and is not written, so that a file holds what its study has.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
+
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
+Row = Mapping[str, Json]  # dotted config keys and their values
+
+
+def describe(values: Row) -> str:
+    """`n_layer=2, seed=1`, for messages and tables."""
+    return ", ".join(f"{key}={value}" for key, value in values.items())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a study was asked; what it has of these depends on who asks."""
+
+    base_config: Sequence[str] | None = None  # names of the config files under every run
+    base_params: Row | None = None
+    grid_params: Mapping[str, Sequence[Json]] | None = None
+    recipe: str | None = None  # of a study file, as are the next four
+    question: str | None = None
+    min_sizes: int | None = None  # that a law needs
+    command: str | None = None  # which asks for it again
+    file: str | None = None  # the text of the study file
+    extras: Mapping[str, Any] = field(default_factory=dict)  # a recipe's own keys, in JSON's types
+    search: Mapping[str, Any] | None = None  # a `SearchPlan` in JSON's types
+
+    def to_json(self) -> dict[str, Json]:
+        record: dict[str, Json] = {}
+        for key, value in vars(self).items():
+            if key == "extras":
+                record |= self.extras
+            elif value is not None:
+                record[key] = value
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Asked:
+        extras = dict(record)
+        named = {f.name: extras.pop(f.name) for f in fields(cls) if f.name in extras}
+        return cls(**named, extras=extras)
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """One run of a study: which cell it is, and what it is for."""
+
+    id: str
+    folder: str  # its name in the store of runs
+    values: Row  # of the keys that the study varies
+    flops: int  # training FLOPs, from its branch on
+    left_out: bool | None = None  # beyond the study's budget
+    trial: int | None = None  # of a search, as are the next two
+    rung: int | None = None
+    trial_values: Row | None = None
+    target: bool | None = None  # trains a search's best values at the size that they are for
+    state: str | None = None  # of its folder, when the record was saved
+
+    def to_json(self) -> dict[str, Json]:
+        record = {key: value for key, value in vars(self).items() if value is not None}
+        if self.trial is not None and self.target:
+            record["target"] = record.pop("target")  # became one after its trial had ended
+        return record
+
+    def __str__(self) -> str:
+        return describe(self.values) or self.folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestRun:
+    """The run of lowest validation loss."""
+
+    trial: int | None = None  # its number in a search
+    values: Row
+    val_loss: float
+    folder: str
+
+    def to_json(self) -> dict[str, Json]:
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class TargetRuns:
+    """A search's best values, trained anew at the size that they are for."""
+
+    values: Row
+    val_loss: Mapping[Any, float | None]  # seed -> loss, of the runs that have ended
+    runs: int  # that were asked for
+
+    def __str__(self) -> str:
+        losses = [loss for loss in self.val_loss.values() if loss is not None]
+        where = describe(self.values)
+        if not losses:
+            return f"target: none of {self.runs} runs has a loss at {where}"
+
+        spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        count = f"{len(losses)}" if len(losses) == self.runs else f"{len(losses)} of {self.runs}"
+        mean = statistics.fmean(losses)
+        return f"target: val_loss {mean:.4f}{spread} ({count} seeds) at {where}"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial that has run: its values, and its loss at every rung that it reached."""
+
+    values: Row
+    losses: Sequence[float | None]  # infinite, in a file null: it diverged there
+
+    def to_json(self) -> dict[str, Json]:
+        return {"values": self.values, "losses": self.losses}
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What a search found: its trials in order, and each key's share in what separates them."""
+
+    trials: Sequence[TrialResult]
+    importance: Mapping[str, float] | None
+
+    def to_json(self) -> dict[str, Json]:
+        trials = [trial.to_json() for trial in self.trials]
+        return {"trials": trials, "importance": self.importance}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SearchOutcome:
+        return cls([TrialResult(**trial) for trial in record["trials"]], record["importance"])
