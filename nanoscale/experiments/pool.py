@@ -138,7 +138,9 @@ class Pool:
         while self.queue and self.free:
             job = self.queue.popleft()
             state = job.folder.state()
-            if state == RUNNING:
+            if job.folder.path in self.running:  # two trials may be one run
+                kept.append(job)
+            elif state == RUNNING:
                 kept.append(job)
                 self.watch.elsewhere(job)
             elif state in (*FINISHED, FAILED):

@@ -1,6 +1,6 @@
 """The records of a study's `study.json`: what was asked, which runs answer it, what came of it.
 
-A field that does not apply is None and is not written, so that a file holds what its study has.
+What does not apply to a study is not in its file.
 """
 
 from __future__ import annotations
@@ -24,23 +24,33 @@ class Asked:
     """What a study was asked; what it has of these depends on who asks."""
 
     base_config: Sequence[str] | None = None  # names of the config files under every run
-    base_params: Row | None = None
+    base_params: Row = field(default_factory=dict)
     grid_params: Mapping[str, Sequence[Json]] | None = None
-    recipe: str | None = None  # of a study file, as are the next four
-    question: str | None = None
-    min_sizes: int | None = None  # that a law needs
-    command: str | None = None  # which asks for it again
-    file: str | None = None  # the text of the study file
+    recipe: str = ""  # of a study file, as are the next two
+    question: str = ""
+    min_sizes: int = 0  # that a law needs
+    command: str = ""  # which asks for it again
+    file: str = ""  # the text of the study file
     extras: Mapping[str, Any] = field(default_factory=dict)  # a recipe's own keys, in JSON's types
     search: Mapping[str, Any] | None = None  # a `SearchPlan` in JSON's types
 
     def to_json(self) -> dict[str, Json]:
         record: dict[str, Json] = {}
-        for key, value in vars(self).items():
-            if key == "extras":
-                record |= self.extras
-            elif value is not None:
-                record[key] = value
+        if self.base_config is not None:
+            record |= {"base_config": self.base_config, "base_params": self.base_params}
+        if self.grid_params is not None:
+            record["grid_params"] = self.grid_params
+        if self.recipe:
+            record["recipe"] = self.recipe
+            record["question"] = self.question
+            record["min_sizes"] = self.min_sizes
+        if self.command:
+            record["command"] = self.command
+        if self.file:
+            record["file"] = self.file
+        record |= self.extras
+        if self.search is not None:
+            record["search"] = self.search
         return record
 
     @classmethod

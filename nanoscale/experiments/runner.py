@@ -231,7 +231,7 @@ class ExperimentRunner:
         where: str,
         *,
         defaults: Mapping[str, Any] | None = None,
-        asked: Asked = Asked(),
+        asked: Asked | None = None,
         dry_run: bool = False,
     ) -> Study:
         """Run a study of explicit rows: dicts of config keys over `base`.
@@ -251,10 +251,10 @@ class ExperimentRunner:
             dry_run=dry_run,
         )
 
-    def _over(self, base: Source, asked: Asked) -> Asked:
+    def _over(self, base: Source, asked: Asked | None) -> Asked:
         """What is asked, with what lies under its runs."""
         files = [source.name for source in self.base]
-        return replace(asked, base_config=files, base_params=dict(base.values))
+        return replace(asked or Asked(), base_config=files, base_params=dict(base.values))
 
     def run_search(
         self,
@@ -264,7 +264,7 @@ class ExperimentRunner:
         where: str,
         *,
         defaults: Mapping[str, Any] | None = None,
-        asked: Asked = Asked(),
+        asked: Asked | None = None,
         dry_run: bool = False,
     ) -> Study:
         """Run a search as a study; `run_hpo` with the arguments of `run_rows`."""

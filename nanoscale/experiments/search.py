@@ -127,7 +127,9 @@ class SearchPlan:
 class Search:
     """The trials of a plan, and what is known beside them."""
 
-    def __init__(self, plan: SearchPlan, known: Sequence[tuple[Mapping[str, Any], float]] = ()) -> None:
+    def __init__(
+        self, plan: SearchPlan, known: Sequence[tuple[Mapping[str, Any], float]] = ()
+    ) -> None:
         self.plan = plan
         self.known = [(dict(values), loss) for values, loss in known]
         self.trials: list[Trial] = []

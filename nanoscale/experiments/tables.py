@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.experiments.records import RunEntry
+from nanoscale.experiments.records import Json, RunEntry
 from nanoscale.experiments.results import STUDY, Study, row_of
 from nanoscale.spec.config import flatten
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, RUNNING, WAITING, RunFolder
@@ -94,7 +94,7 @@ def number_at(row: int, name: str, value: Any) -> float:
 
 
 # -- where rows come from -----------------------------------------------------------------------
-def _folder_row(folder: RunFolder) -> dict[str, object]:
+def _folder_row(folder: RunFolder) -> dict[str, Json]:
     if not folder.exists():
         raise UserError(
             f"{folder.path}: no run folder (it has no {CONFIG}); name one table, one "

@@ -345,7 +345,9 @@ def _plan(study: Study) -> dict[str, Any]:
     return plan | {"trials": None, "seeds": None}
 
 
-def known_results(store: Store, cell: Cell, plan: SearchPlan) -> list[tuple[str, dict[str, Any], float]]:
+def known_results(
+    store: Store, cell: Cell, plan: SearchPlan
+) -> list[tuple[str, dict[str, Any], float]]:
     """(folder, values, loss) of the finished runs of any study that are trials of this space.
 
     `cell` is any trial's at the last rung.

@@ -16,6 +16,7 @@ from typing import Any
 
 from nanoscale.checks.paired import Choice, choose
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.experiments.records import Row
 from nanoscale.experiments.results import STUDY, Study, state_of
 from nanoscale.spec.config import all_fields, flatten
 from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
@@ -72,7 +73,7 @@ def read_arm(which: str, text: str, output_root: Path, loss: str) -> Arm:
     filters = _filters(text, tail) if "=" in tail else {}
     names = [name] if filters else [part for part in text.split(",") if part]
     if not filters and (len(names) > 1 or (Path(text) / CONFIG).is_file()):
-        folders = [({}, RunFolder(part)) for part in names]
+        folders: list[tuple[Row, RunFolder]] = [({}, RunFolder(part)) for part in names]
         missing = next((f for _, f in folders if not f.exists()), None)
         if missing:
             raise UserError(

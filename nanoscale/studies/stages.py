@@ -261,7 +261,7 @@ def write_study_report(
     return write_report(
         study.folder / "report.html",
         title=study.name,
-        question=study.asked.question or "",
+        question=study.asked.question,
         summary_lines=answer,
         figures=[(caption, figure) for _, caption, figure in figures],
         tables=[("The runs.", runs_table(study, frame))],
@@ -275,7 +275,7 @@ def settings_of(study: Study) -> dict[str, Any]:
     """What the runs share and nanoGPT's defaults do not say, their data and their numerics."""
     asked = study.asked
     defaults = values = flatten(ExperimentConfig())
-    for source in (DEFAULTS if asked.recipe else {}, asked.base_params or {}):
+    for source in (DEFAULTS if asked.recipe else {}, asked.base_params):
         values = apply(values, Source("study.json", source))
     settings = {k: v for k, v in values.items() if v is not None and v != defaults[k]}
     if asked.base_config:
@@ -310,10 +310,11 @@ def search_figures(study: Study) -> list[tuple[str, str, Any]]:
     from nanoscale.report import contour_figure, search_figure
 
     outcome = study.outcome
-    if outcome is None or not any(t.losses[-1] is not None for t in outcome.trials):
+    plan = study.asked.search
+    if plan is None or outcome is None or not any(t.losses[-1] is not None for t in outcome.trials):
         return []
     trials = [trial.to_json() for trial in outcome.trials]
-    data = trials, study.asked.search["space"], outcome.importance
+    data = trials, plan["space"], outcome.importance
     figures = [
         (
             "search",
