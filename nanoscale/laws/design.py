@@ -18,10 +18,11 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.fit import LEVELS_WANTED, POINTS_PER_PARAMETER, TOGETHER, check_points, levels
+from nanoscale.laws.fit import POINTS_PER_PARAMETER, TOGETHER
 from nanoscale.laws.forms import Law
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.objectives import Objective
+from nanoscale.laws.points import LEVELS_WANTED, check_points, levels
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.questions import Question, flops
 from nanoscale.laws.result import bounds_hit

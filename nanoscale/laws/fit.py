@@ -15,6 +15,15 @@ from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.forms import Law, law_of, number
 from nanoscale.laws.objectives import Objective
+from nanoscale.laws.points import (
+    LEVELS_WANTED,
+    check_points,
+    kept,
+    levels,
+    numbers,
+    plain_labels,
+    predictors,
+)
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.result import (
     FLAT,
@@ -28,14 +37,11 @@ from nanoscale.laws.result import (
     status_of,
     warnings_of,
 )
-from nanoscale.laws.runs import numbers, plain_labels
 
 SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
 MOST_AT_ONCE = 1 << 24  # resamples times points: some hundred MB
-SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_SEED = 2**32 - 1
-LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
 TOGETHER = 0.999  # correlation of two predictors' logarithms that tells nothing apart
 POINTS_PER_PARAMETER = 4  # below, pairs resamples repeat points until nothing is identified
 NEEDS_GROUPS = {"cluster": "the run that each point is of", "stratified": "cells that seeds share"}
@@ -305,84 +311,6 @@ def _warnings(form, names, x, loss, best, lost, resampling, resamples) -> list[s
             f"apart: vary {names[1]} at fixed {names[0]}, or fit --law=power"
         )
     return found
-
-
-# -- the points ---------------------------------------------------------------------------------
-def predictors(
-    form: Law, columns: Mapping[str, Iterable[float]], n: int
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and values (P, n) of what `form` reads."""
-    given = {name: numbers(values, name) for name, values in columns.items()}
-    for name, values in given.items():
-        if len(values) != n:
-            raise UserError(
-                f"columns differ in length ({name} {len(values)}, loss {n}); give one value per run"
-            )
-    if len(form.predictors) == 1:
-        if len(given) != 1:
-            raise UserError(
-                f"law {form.name} is of one predictor, and {len(given)} columns are "
-                f"given ({', '.join(given) or 'none'}); give one"
-            )
-        return tuple(given), np.array(list(given.values()))
-    with np.errstate(over="ignore"):
-        given = with_compute(given) if {"N", "D"} <= set(form.predictors) else given
-    missing = [name for name in form.predictors if name not in given]
-    if missing:
-        raise UserError(
-            f"law {form.name} reads {', '.join(form.predictors)}, and there is no "
-            f"{' and no '.join(missing)}"
-        )
-    return form.predictors, np.array([given[name] for name in form.predictors])
-
-
-def with_compute(given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """N and D from any two of N, D and C = 6 N D."""
-    there = {"N", "D", "C"} & given.keys()
-    if len(there) == 3:
-        raise UserError("N, D and C are all given; give two, the third follows from C = 6 N D")
-    if len(there) < 2:
-        raise UserError("give two of N, D and C; the third follows from C = 6 N D")
-    if "D" not in given:
-        return given | {"D": given["C"] / (6 * given["N"])}
-    return given if "N" in given else given | {"N": given["C"] / (6 * given["D"])}
-
-
-def kept(loss: np.ndarray, drop_worst: int) -> np.ndarray:
-    """Mask (n,) that leaves out the `drop_worst` highest losses."""
-    if not 0 <= drop_worst < len(loss):
-        raise UserError(
-            f"drop_worst = {drop_worst}: expected 0 to {len(loss) - 1}, as there are "
-            f"{len(loss)} losses"
-        )
-    keep = np.ones(len(loss), bool)
-    keep[np.argsort(loss, kind="stable")[len(loss) - drop_worst :]] = False
-    return keep
-
-
-def levels(values: np.ndarray) -> int:
-    """Number of distinct values (n,), those within one percent being one; counted to 10."""
-    ordered, found, at = np.sort(np.log(values)), 0, 0
-    while at < len(ordered) and found < 10:
-        found, at = found + 1, int(np.searchsorted(ordered, ordered[at] + SAME, "right"))
-    return found
-
-
-def check_points(form: Law, names: tuple[str, ...], x: np.ndarray) -> None:
-    """`UserError` where there are too few points or too few values of a predictor."""
-    for name, values in zip(names, x, strict=True):
-        there = levels(values)
-        if there < LEVELS_NEEDED and name not in form.constant:
-            raise UserError(
-                f"{name} has {there} value{'s' * (there > 1)}; a law with an exponent "
-                f"of {name} needs at least {LEVELS_NEEDED}, better {LEVELS_WANTED}"
-            )
-    distinct, needed = len(np.unique(x, axis=1).T), len(form.names) + 1
-    if distinct < needed:
-        raise UserError(
-            f"{distinct} different points are too few for a law of {needed - 1} "
-            f"parameters; give at least {needed}"
-        )
 
 
 def _check_resampling(

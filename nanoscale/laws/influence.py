@@ -17,10 +17,10 @@ import numpy as np
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import solver
-from nanoscale.laws.fit import STARTS, LawFit, check_points, kept, predictors
+from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.objectives import Objective
+from nanoscale.laws.points import check_points, kept, numbers, plain_labels, predictors
 from nanoscale.laws.problem import Problem, problem_of
-from nanoscale.laws.runs import numbers, plain_labels
 from nanoscale.store.files import plain
 
 CHUNK = 500  # refits at a time

@@ -15,8 +15,8 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
-from nanoscale.laws.fit import LawFit, with_compute
-from nanoscale.laws.runs import numbers
+from nanoscale.laws.fit import LawFit
+from nanoscale.laws.points import numbers, with_compute
 from nanoscale.store.files import plain
 
 SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget

@@ -14,8 +14,8 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import isoflop
-from nanoscale.laws.fit import fit_law, kept
-from nanoscale.laws.runs import numbers
+from nanoscale.laws.fit import fit_law
+from nanoscale.laws.points import kept, numbers
 from nanoscale.store.files import plain
 
 APPROACHES = ("1", "2", "2 cubic", "3")

@@ -15,9 +15,9 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
-from nanoscale.laws.fit import LawFit, fit_law, kept, predictors
+from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import law_of
-from nanoscale.laws.runs import numbers
+from nanoscale.laws.points import compute, kept, numbers, predictors
 from nanoscale.store.files import plain
 
 FAR = 10.0  # times beyond the budgets fitted: there the form of the law decides, not the runs
@@ -148,13 +148,6 @@ def holdout(
             "params": fit.params,
         }
     )
-
-
-def compute(values: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """C by predictor: as it is, or 6 N D; None where neither is known."""
-    if {"N", "D"} <= values.keys():
-        return 6 * values["N"] * values["D"]
-    return values.get("C")
 
 
 def _covered(fit: LawFit, names, x, loss, below, above) -> float | None:

@@ -24,17 +24,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from scipy.special import stdtrit
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import solver
 from nanoscale.laws.calibration import bend_of, psi_of, spread_of, unit_of
-from nanoscale.laws.fit import STARTS, LawFit, kept, predictors
+from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.objectives import LAD_DELTA, Objective
+from nanoscale.laws.points import kept, numbers, plain_labels, predictors
 from nanoscale.laws.problem import Held, Problem, SumProblem, problem_of
-from nanoscale.laws.runs import numbers, plain_labels
 from nanoscale.store.files import plain
-from nanoscale.studies.student import t_quantile
 
 LEVEL = 0.95
 OPEN = "not identified on this side"
@@ -148,7 +148,7 @@ def profile_law(
         if noise == "own"
         else (len(loss) - len(fit.form.names))
     )
-    threshold = t_quantile(level, dof) ** 2
+    threshold = float(stdtrit(dof, (1 + level) / 2)) ** 2
     found, lost, factors = {}, 0, {}
     for name in dict.fromkeys("a" if name == "b" else name for name in wanted):
         one = _One.of(fit, name, x, loss)

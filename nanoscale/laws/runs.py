@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoscale.errors import UserError
+from nanoscale.laws.points import numbers, plain_labels
 
 SIZES_NEEDED = 4
 
@@ -68,26 +69,6 @@ class Runs:
     def n_sizes(self) -> int:
         """Number of model sizes."""
         return int(self.size.max()) + 1
-
-
-def numbers(values: Iterable[float], name: str) -> np.ndarray:
-    """Positive finite numbers (n,)."""
-    try:
-        array = np.array([float("nan") if v is None else v for v in values], dtype=float)
-    except (TypeError, ValueError) as e:
-        raise UserError(f"{name} must be a list of numbers, one per run ({e})") from e
-    bad = ~(np.isfinite(array) & (array > 0))
-    if bad.any():
-        raise UserError(
-            f"{name} has {bad.sum()} value(s) that are not positive finite numbers (first: "
-            f"{array[bad][0]} in row {bad.argmax()}); leave diverged and unfinished runs out"
-        )
-    return array
-
-
-def plain_labels(values: Iterable[object]) -> list[object]:
-    """Labels without numpy's types."""
-    return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 
 def _check_lengths(columns: dict[str, object]) -> None:

@@ -19,9 +19,9 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
-from nanoscale.laws.fit import LEVELS_NEEDED, LEVELS_WANTED, TOGETHER, levels
+from nanoscale.laws.fit import TOGETHER
 from nanoscale.laws.forms import number
-from nanoscale.laws.runs import numbers, plain_labels
+from nanoscale.laws.points import LEVELS_NEEDED, LEVELS_WANTED, levels, numbers, plain_labels
 from nanoscale.store.files import plain
 
 REACH = math.log(4.05)  # of the parabola about the lowest mean, in ln of what is swept

@@ -15,9 +15,8 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, fit_law, influence_of, isoflop, predict, profile_law
-from nanoscale.laws.fit import kept, predictors
 from nanoscale.laws.multiverse import multiverse
-from nanoscale.laws.runs import numbers
+from nanoscale.laws.points import compute, kept, numbers, predictors
 from nanoscale.store.files import plain
 
 if TYPE_CHECKING:
@@ -237,7 +236,7 @@ def rollout(
     loss = numbers(loss, "loss")
     form = options["law"]
     names, x = predictors(form, columns, len(loss))
-    keep, c = kept(loss, drop_worst), predict.compute(dict(zip(names, x, strict=True)))
+    keep, c = kept(loss, drop_worst), compute(dict(zip(names, x, strict=True)))
     if c is None:
         return []
     rows = []

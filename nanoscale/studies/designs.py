@@ -139,7 +139,7 @@ def _planned(name: str, options: Mapping[str, str]) -> Planned:
 def _of_table(frame: DataFrame, options: Mapping[str, str]) -> Planned:
     import numpy as np
 
-    from nanoscale.laws.fit import with_compute
+    from nanoscale.laws.points import with_compute
 
     if frame.empty:
         raise UserError("the table has no rows; it needs one per planned run")
@@ -216,8 +216,8 @@ def _design(runs: Planned, options: Mapping[str, str]) -> tuple[Design, list[str
     from nanoscale.laws import law_of
     from nanoscale.laws.bootstrap import METHODS
     from nanoscale.laws.design import Design
-    from nanoscale.laws.fit import check_points
     from nanoscale.laws.ladder import HUBER
+    from nanoscale.laws.points import check_points
 
     stored = [_stored(name) for name in options["truth"].split(",")] if "truth" in options else []
     form = law_of(

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoscale.errors import disk_errors
-from nanoscale.laws import bootstrap, isoflop, predict
-from nanoscale.laws.fit import kept, predictors
+from nanoscale.laws import bootstrap, isoflop
 from nanoscale.laws.ladder import CURVE_REACH
-from nanoscale.laws.runs import numbers
+from nanoscale.laws.points import compute, kept, numbers, predictors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +60,7 @@ def figures_of(
     points = {**dict(zip(names, x, strict=True)), "loss": loss}
     labels = labels_of(record["columns"], names)
     if {"N", "D"} <= points.keys():
-        points["C"] = predict.compute(points)
+        points["C"] = compute(points)
     sound = fit.status != "max_iter"
     found = _of_surface(report, fit, points, record, labels) if {"N", "D"} == set(names) else {}
     if len(names) == 1:

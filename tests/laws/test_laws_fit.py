@@ -10,10 +10,10 @@ import pytest
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, Parameter, bootstrap, fit_law, forms, solver
-from nanoscale.laws.fit import levels
 from nanoscale.laws.jets import Jet
 from nanoscale.laws.linear import solve_nonnegative, solve_positive
 from nanoscale.laws.objectives import OBJECTIVES, Objective
+from nanoscale.laws.points import levels
 from nanoscale.laws.problem import problem_of
 
 CHINCHILLA, KAPLAN = LAWS["chinchilla"], LAWS["kaplan"]

@@ -6,15 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.calibration import unit_of
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.profile import profile_law
-from nanoscale.studies.student import t_quantile
 
 LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 406.4, 410.7, 0.34, 0.28])
+
+
+def t_quantile(level, dof):
+    """Student's t: two-sided, so that P(|T| <= t) is the level."""
+    return scipy.stats.t.ppf((1 + level) / 2, dof)
 
 
 def budgets():
@@ -36,12 +41,6 @@ def line(seed=0, spread=0.0):
     return x, loss, np.stack([np.ones(20), x**-0.5], axis=1)
 
 
-def test_students_quantiles():
-    stats = pytest.importorskip("scipy.stats")
-    for level, dof in ((0.95, 1), (0.95, 2), (0.9, 3), (0.99, 8), (0.95, 235)):
-        assert t_quantile(level, dof) == pytest.approx(stats.t.ppf((1 + level) / 2, dof), rel=1e-10)
-
-
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_a_linear_law_with_normal_noise_has_students_interval(level):
     x, loss, design = line()
@@ -52,6 +51,15 @@ def test_a_linear_law_with_normal_noise_has_students_interval(level):
     for name, value, width in zip("EK", best, half, strict=True):
         assert found.ci()[name] == pytest.approx([value - width, value + width], rel=1e-9)
     assert found.warnings == []
+
+
+@pytest.mark.parametrize(("level", "points"), [(0.95, 4), (0.9, 5), (0.99, 10), (0.95, 237)])
+def test_a_threshold_is_the_square_of_students_quantile(level, points):
+    x = np.geomspace(1, 100, points)
+    loss = 2 + 3 / x**0.5 + 0.01 * np.random.default_rng(0).standard_normal(points)
+    fit = fit_law({"x": x}, loss, law=LAWS["power"].hold(g=0.5), objective="mse", resamples=0)
+    found = profile_law(fit, {"x": x}, loss, level=level, names=["K"])
+    assert found.threshold == pytest.approx(t_quantile(level, points - 2) ** 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("clusters", [None, 7])

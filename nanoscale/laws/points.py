@@ -1,0 +1,195 @@
+"""The points of a table that a law is fitted to: checked once, before any solver sees them.
+
+The one idea: what a law reads follows from its predictors, so a table's columns become one value
+(`Points`) that fits, profiles, refits and predictions share; input that no law can be fitted to is
+refused here in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanoscale.errors import UserError
+from nanoscale.laws.arrays import Array, Index, Mask
+from nanoscale.laws.forms import Law
+
+SAME = 0.01  # values of a predictor this near in ln are one level
+MOST_LEVELS = 10  # counted
+LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
+
+
+@dataclass(frozen=True)
+class Points:
+    """Predictors x (P, n) and losses (n,) of the rows that are kept of a table."""
+
+    names: tuple[str, ...]  # what the predictors are called
+    x: Array
+    loss: Array
+    keep: Mask  # (rows of the table,)
+
+    @classmethod
+    def of(
+        cls,
+        form: Law,
+        columns: Mapping[str, Iterable[float]],
+        loss: Iterable[float],
+        drop_worst: int = 0,
+    ) -> Points:
+        """What `form` reads of a table, without its `drop_worst` highest losses.
+
+        columns: predictor -> values; of N, D and C any two give the third (C = 6 N D). A law of
+        one predictor takes the only column there is. Raises `UserError` for other columns.
+        """
+        losses = numbers(loss, "loss")
+        names, x = predictors(form, columns, len(losses))
+        keep = kept(losses, drop_worst)
+        return cls(names, x[:, keep], losses[keep], keep)
+
+    @property
+    def columns(self) -> dict[str, Array]:
+        """Predictor -> values (n,)."""
+        return dict(zip(self.names, self.x, strict=True))
+
+    @property
+    def budgets(self) -> Array | None:
+        """C (n,) in FLOPs; None where neither it nor N and D are known."""
+        return compute(self.columns)
+
+    def labels(self, groups: Iterable[object]) -> list[object]:
+        """Those of the rows kept; groups: a label per row of the table."""
+        labels = plain_labels(groups)
+        check_length("groups", labels, len(self.keep))
+        return [labels[row] for row in np.flatnonzero(self.keep)]
+
+    def groups(self, groups: Iterable[object]) -> Index:
+        """`labels` as numbers (n,) 0, 1, ..., in order of their text."""
+        text = [str(label) for label in self.labels(groups)]
+        return np.unique(text, return_inverse=True)[1]
+
+
+# -- columns --------------------------------------------------------------------------------------
+def numbers(values: Iterable[float], name: str) -> Array:
+    """Positive finite numbers (n,)."""
+    try:
+        array = np.array(list(values), dtype=float)  # None becomes NaN
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{name} must be a list of numbers, one per run ({e})") from e
+
+    bad = ~(np.isfinite(array) & (array > 0))
+    if bad.any():
+        raise UserError(
+            f"{name} has {bad.sum()} value(s) that are not positive finite numbers (first: "
+            f"{array[bad][0]} in row {bad.argmax()}); leave diverged and unfinished runs out"
+        )
+    return array
+
+
+def plain_labels(values: Iterable[object]) -> list[object]:
+    """Labels without numpy's types."""
+    return [v.item() if isinstance(v, np.generic) else v for v in values]
+
+
+def check_length(name: str, values: Sized, n: int) -> None:
+    """`UserError` for a column that is not as long as the losses (n,)."""
+    if len(values) != n:
+        raise UserError(
+            f"columns differ in length ({name} {len(values)}, loss {n}); give one value per run"
+        )
+
+
+def predictors(
+    form: Law, columns: Mapping[str, Iterable[float]], n: int
+) -> tuple[tuple[str, ...], Array]:
+    """Names and values (P, n) of what `form` reads."""
+    given = {name: numbers(values, name) for name, values in columns.items()}
+    for name, values in given.items():
+        check_length(name, values, n)
+
+    if len(form.predictors) == 1:
+        if len(given) != 1:
+            raise UserError(
+                f"law {form.name} is of one predictor, and {len(given)} columns are "
+                f"given ({', '.join(given) or 'none'}); give one"
+            )
+        return tuple(given), np.array(list(given.values()))
+
+    if {"N", "D"} <= set(form.predictors):
+        given = with_compute(given)
+    missing = [name for name in form.predictors if name not in given]
+    if missing:
+        raise UserError(
+            f"law {form.name} reads {', '.join(form.predictors)}, and there is no "
+            f"{' and no '.join(missing)}"
+        )
+    return form.predictors, np.array([given[name] for name in form.predictors])
+
+
+@np.errstate(over="ignore")
+def with_compute(given: Mapping[str, Array]) -> dict[str, Array]:
+    """N and D from any two of N, D and C = 6 N D, beside what else is given."""
+    known = {"N", "D", "C"} & given.keys()
+    if len(known) == 3:
+        raise UserError("N, D and C are all given; give two, the third follows from C = 6 N D")
+    if len(known) < 2:
+        raise UserError("give two of N, D and C; the third follows from C = 6 N D")
+
+    columns = dict(given)
+    if "D" not in known:
+        columns["D"] = given["C"] / (6 * given["N"])
+    if "N" not in known:
+        columns["N"] = given["C"] / (6 * given["D"])
+    return columns
+
+
+def compute(values: Mapping[str, Array]) -> Array | None:
+    """C by predictor: 6 N D, or as it is; None where neither is known."""
+    if {"N", "D"} <= values.keys():
+        return 6 * values["N"] * values["D"]
+    return values.get("C")
+
+
+# -- rows -----------------------------------------------------------------------------------------
+def kept(loss: Array, drop_worst: int) -> Mask:
+    """Mask (n,) that leaves out the `drop_worst` highest losses."""
+    n = len(loss)
+    if not 0 <= drop_worst < n:
+        raise UserError(
+            f"drop_worst = {drop_worst}: expected 0 to {n - 1}, as there are {n} losses"
+        )
+    keep = np.ones(n, bool)
+    keep[np.argsort(loss, kind="stable")[n - drop_worst :]] = False
+    return keep
+
+
+def levels(values: Array) -> int:
+    """Number of distinct values (n,), those within one percent being one; counted to 10."""
+    ordered = np.sort(np.log(values))
+    count = 0
+    at = 0
+    while at < len(ordered) and count < MOST_LEVELS:
+        at = int(np.searchsorted(ordered, ordered[at] + SAME, "right"))
+        count += 1
+    return count
+
+
+def check_points(form: Law, names: tuple[str, ...], x: Array) -> None:
+    """`UserError` where there are too few points x (P, n), or values of a predictor."""
+    for name, values in zip(names, x, strict=True):
+        seen = levels(values)
+        if seen < LEVELS_NEEDED and name not in form.constant:
+            plural = "s" if seen > 1 else ""
+            raise UserError(
+                f"{name} has {seen} value{plural}; a law with an exponent "
+                f"of {name} needs at least {LEVELS_NEEDED}, better {LEVELS_WANTED}"
+            )
+
+    distinct = np.unique(x, axis=1).shape[1]
+    p = len(form.names)
+    if distinct <= p:
+        raise UserError(
+            f"{distinct} different points are too few for a law of {p} "
+            f"parameters; give at least {p + 1}"
+        )
