@@ -5,11 +5,9 @@ resamples (bootstrap), reported as one value (result): `fit_law` for any law and
 `fit_power_law` for a ladder with seeds (ladder). What follows from a fit: Approaches 1 and 2 and
 their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan), how far a
 parameter can be pushed (profile), which run it hangs on (influence), and how much of all that is
-choice (multiverse). Laws of other things: the best learning rate and batch (sweeps), and a run's
-whole loss curve under its schedule (curves).
+choice (multiverse). A law of another thing than a loss: the best learning rate or batch (sweeps).
 """
 
-from nanoscale.laws.curves import Curve, CurveLaw, fit_curves
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import LAWS, Law, Parameter, Term, law_of, register
 from nanoscale.laws.influence import Influence, influence_of, without_highest
@@ -20,8 +18,6 @@ from nanoscale.laws.sweeps import SweepLaw, batch_law, lr_law, sweep_law
 
 __all__ = [
     "LAWS",
-    "Curve",
-    "CurveLaw",
     "Fit",
     "Influence",
     "LadderFit",
@@ -33,7 +29,6 @@ __all__ = [
     "SweepLaw",
     "Term",
     "batch_law",
-    "fit_curves",
     "fit_law",
     "fit_power_law",
     "influence_of",
