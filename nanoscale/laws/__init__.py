@@ -14,7 +14,7 @@ from nanoscale.laws.influence import Influence, influence_of, without_highest
 from nanoscale.laws.ladder import LadderFit, fit_power_law
 from nanoscale.laws.profile import Profile, Profiles, profile_law
 from nanoscale.laws.result import Fit
-from nanoscale.laws.sweeps import SweepLaw, batch_law, lr_law, sweep_law
+from nanoscale.laws.sweeps import SweepLaw, sweep_law
 
 __all__ = [
     "LAWS",
@@ -28,12 +28,10 @@ __all__ = [
     "Profiles",
     "SweepLaw",
     "Term",
-    "batch_law",
     "fit_law",
     "fit_power_law",
     "influence_of",
     "law_of",
-    "lr_law",
     "profile_law",
     "register",
     "sweep_law",

@@ -18,11 +18,11 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.fit import POINTS_PER_PARAMETER, TOGETHER
+from nanoscale.laws.fit import POINTS_PER_PARAMETER
 from nanoscale.laws.forms import Law
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.points import LEVELS_WANTED, check_points, levels
+from nanoscale.laws.points import LEVELS_WANTED, check_points, levels, rise_together
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.questions import Question, flops
 from nanoscale.laws.result import bounds_hit
@@ -101,7 +101,7 @@ class Design:
                     f"{name} has only {levels(values)} values: intervals of its exponent "
                     f"are too narrow below {LEVELS_WANTED}; plan one more"
                 )
-        if len(self.x) == 2 and abs(np.corrcoef(np.log(self.x))[0, 1]) > TOGETHER:
+        if rise_together(np.log(self.x)):
             found.append(
                 f"{' and '.join(self.form.predictors)} rise together, so nothing tells "
                 "their terms apart: plan several of one at the same other"

@@ -23,6 +23,7 @@ from nanoscale.laws.points import (
     numbers,
     plain_labels,
     predictors,
+    rise_together,
 )
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.result import (
@@ -42,7 +43,6 @@ SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
 MOST_AT_ONCE = 1 << 24  # resamples times points: some hundred MB
 MOST_SEED = 2**32 - 1
-TOGETHER = 0.999  # correlation of two predictors' logarithms that tells nothing apart
 POINTS_PER_PARAMETER = 4  # below, pairs resamples repeat points until nothing is identified
 NEEDS_GROUPS = {"cluster": "the run that each point is of", "stratified": "cells that seeds share"}
 
@@ -305,7 +305,7 @@ def _warnings(form, names, x, loss, best, lost, resampling, resamples) -> list[s
                 f"{name} has only {levels(values)} values: intervals of its exponent are "
                 f"too narrow below {LEVELS_WANTED}; add one"
             )
-    if len(x) == 2 and abs(np.corrcoef(np.log(x))[0, 1]) > TOGETHER:
+    if rise_together(np.log(x)):
         found.append(
             f"{names[0]} and {names[1]} rise together, so nothing tells their terms "
             f"apart: vary {names[1]} at fixed {names[0]}, or fit --law=power"

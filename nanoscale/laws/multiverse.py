@@ -7,20 +7,53 @@ what that choice decides.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nanoscale.errors import UserError
-from nanoscale.laws import isoflop
+from nanoscale.laws.arrays import Array
+from nanoscale.laws.envelope import Envelope, envelope
 from nanoscale.laws.fit import fit_law
+from nanoscale.laws.isoflop import IsoFlop, isoflop
 from nanoscale.laws.points import kept, numbers
-from nanoscale.store.files import plain
+from nanoscale.laws.record import Record
 
 APPROACHES = ("1", "2", "2 cubic", "3")
 CHOICES = ("convention", "approach", "objective", "delta", "dropped")
+# an approach or objective brings its own objective and delta
+MOVES_TOO = {"approach": ("objective", "delta"), "objective": ("delta",)}
 WITH_DELTA = ("log-huber", "envelope")
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One combination of choices, and the exponent that it gives; None: no fit, as `status` says.
+
+    objective: of Approach 3 alone; delta: of an objective that has one.
+    """
+
+    convention: str
+    approach: str
+    objective: str | None
+    delta: float | None
+    dropped: int
+    a: float | None = None
+    status: str = ""
+
+    def choices(self, without: Sequence[str]) -> tuple[object, ...]:
+        """All but some."""
+        return tuple(getattr(self, choice) for choice in CHOICES if choice not in without)
+
+
+@dataclass(frozen=True)
+class Multiverse(Record):
+    """Every analysis, the mean range of a over each choice, and the range of a over all."""
+
+    rows: list[Analysis]
+    spread: dict[str, float | None]  # all other choices equal; None where a never varies
+    a: dict[str, float]  # lowest, median and highest
 
 
 def multiverse(
@@ -31,90 +64,81 @@ def multiverse(
     objectives: Sequence[str] = ("log-huber", "lad", "mse"),
     deltas: Sequence[float] = (1e-4, 1e-3, 1e-2),
     dropped: Sequence[int] = (0, 1, 2, 5),
-) -> dict[str, object]:
+) -> Multiverse:
     """The exponent a under every combination, and its spread.
 
     conventions: name -> two of the columns N, D and C, as `parameter_counts` and `flops_per_token`
-    name them. Objectives and deltas are of Approach 3 alone; delta, of those that have one. A
-    combination that has no fit stays, with the reason. Returns `rows` (the choices, a, status),
-    `a` (lowest, median, highest of those with one), and `spread`: for every choice, the mean over
-    all else of the largest minus the smallest a.
+    name them. dropped: numbers of highest losses that are left out. A combination that has no fit
+    stays, with the reason. Raises `UserError` where none has one.
     """
-    loss = numbers(loss, "loss")
-    unknown = [a for a in approaches if a not in APPROACHES]
-    if unknown:
-        raise UserError(f"approach {unknown[0]!r}: choose of {', '.join(APPROACHES)}")
-    rows = [
-        _row(convention, dict(columns), loss, approach, objective, delta, k)
-        for (convention, columns), approach, k in itertools.product(
-            conventions.items(), approaches, dropped
-        )
-        for objective, delta in _objectives(approach, objectives, deltas)
-    ]
-    found = [row["a"] for row in rows if row["a"] is not None]
-    if not found:
-        raise UserError(f"no combination has a fit; the first says: {rows[0]['status']}")
-    return plain(
-        {
-            "rows": rows,
-            "spread": {choice: _spread(rows, choice) for choice in CHOICES},
-            "a": dict(
-                zip(
-                    ("lowest", "median", "highest"),
-                    np.quantile(found, [0, 0.5, 1]).tolist(),
-                    strict=True,
-                )
-            ),
-        }
-    )
+    losses = numbers(loss, "loss")
+    for approach in approaches:
+        if approach not in APPROACHES:
+            raise UserError(f"approach {approach!r}: choose of {', '.join(APPROACHES)}")
+
+    rows = []
+    for convention, columns in conventions.items():
+        arrays = {name: np.asarray(values, float) for name, values in columns.items()}
+        for approach in approaches:
+            for count in dropped:
+                for objective, delta in _objectives(approach, objectives, deltas):
+                    choices = Analysis(convention, approach, objective, delta, count)
+                    rows.append(_analysed(choices, arrays, losses))
+    exponents = [row.a for row in rows if row.a is not None]
+    if not exponents:
+        raise UserError(f"no combination has a fit; the first says: {rows[0].status}")
+
+    spread = {choice: _spread(rows, choice) for choice in CHOICES}
+    lowest, median, highest = np.quantile(exponents, [0, 0.5, 1]).tolist()
+    return Multiverse(rows, spread, {"lowest": lowest, "median": median, "highest": highest})
 
 
-def _objectives(approach, objectives, deltas) -> list[tuple[str | None, float | None]]:
+def _objectives(
+    approach: str, objectives: Sequence[str], deltas: Sequence[float]
+) -> Iterator[tuple[str | None, float | None]]:
     if approach != "3":
-        return [(None, None)]
-    return [
-        (name, delta) for name in objectives for delta in (deltas if name in WITH_DELTA else [None])
-    ]
+        yield None, None
+        return
+    for objective in objectives:
+        if objective not in WITH_DELTA:
+            yield objective, None
+            continue
+        for delta in deltas:
+            yield objective, delta
 
 
-def _row(convention, columns, loss, approach, objective, delta, k) -> dict[str, object]:
-    keep = kept(loss, k)
-    some = {name: np.asarray(values, float)[keep] for name, values in columns.items()}
-    row = {
-        "convention": convention,
-        "approach": approach,
-        "objective": objective,
-        "delta": delta,
-        "dropped": k,
-    }
+def _analysed(choices: Analysis, columns: Mapping[str, Array], loss: Array) -> Analysis:
+    """The same, with what comes of it."""
+    keep = kept(loss, choices.dropped)
+    columns = {name: values[keep] for name, values in columns.items()}
+    loss = loss[keep]
     try:
-        if approach == "3":
-            fit = fit_law(some, loss[keep], objective=objective, delta=delta or 1e-3, resamples=0)
-            return row | {"a": fit.exponents["a"], "status": fit.status}
-        if approach == "1":
-            found = isoflop.envelope(some, loss[keep], resamples=0)
+        if choices.objective is not None:
+            fit = fit_law(
+                columns,
+                loss,
+                objective=choices.objective,
+                delta=choices.delta or 1e-3,
+                resamples=0,
+            )
+            return replace(choices, a=fit.exponents["a"], status=fit.status)
+        if choices.approach == "1":
+            line: Envelope | IsoFlop = envelope(columns, loss, resamples=0)
         else:
-            degree = 3 if approach == "2 cubic" else 2
-            found = isoflop.isoflop(some, loss[keep], degree=degree, resamples=0)
+            degree = 3 if choices.approach == "2 cubic" else 2
+            line = isoflop(columns, loss, degree=degree, resamples=0)
     except UserError as e:
-        return row | {"a": None, "status": str(e)}
-    return row | {"a": found.exponents["a"], "status": "; ".join(found.warnings) or "converged"}
+        return replace(choices, status=str(e))
+    status = "; ".join(line.warnings) or "converged"
+    return replace(choices, a=line.exponents["a"], status=status)
 
 
-def _spread(rows: Sequence[Mapping[str, object]], choice: str) -> float | None:
+def _spread(rows: Sequence[Analysis], choice: str) -> float | None:
     """Mean range of a over one choice with all others equal; None where it never varies."""
-    groups: dict[tuple, list[float]] = {}
+    moving = (choice, *MOVES_TOO.get(choice, ()))
+    groups: dict[tuple[object, ...], list[float]] = {}
     for row in rows:
-        if row["a"] is not None:
-            rest = tuple(row[c] for c in CHOICES if c not in _moving(choice))
-            groups.setdefault(rest, []).append(row["a"])
+        if row.a is not None:
+            groups.setdefault(row.choices(without=moving), []).append(row.a)
     ranges = [max(values) - min(values) for values in groups.values() if len(values) > 1]
     return float(np.mean(ranges)) if ranges else None
-
-
-def _moving(choice: str) -> tuple[str, ...]:
-    """What changes with a choice: an approach or objective brings its own objective and delta."""
-    return {
-        "approach": ("approach", "objective", "delta"),
-        "objective": ("objective", "delta"),
-    }.get(choice, (choice,))

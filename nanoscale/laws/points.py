@@ -19,6 +19,7 @@ from nanoscale.laws.forms import Law
 SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_LEVELS = 10  # counted
 LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
+TOGETHER = 0.999  # correlation of two predictors' logarithms that tells nothing apart
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,15 @@ def numbers(values: Iterable[float], name: str) -> Array:
     return array
 
 
+def number_columns(columns: Mapping[str, Iterable[float]], n: int) -> dict[str, Array]:
+    """Columns of positive finite numbers, (n,) each as the losses are."""
+    given = {}
+    for name, values in columns.items():
+        given[name] = numbers(values, name)
+        check_length(name, given[name], n)
+    return given
+
+
 def plain_labels(values: Iterable[object]) -> list[object]:
     """Labels without numpy's types."""
     return [v.item() if isinstance(v, np.generic) else v for v in values]
@@ -104,10 +114,7 @@ def predictors(
     form: Law, columns: Mapping[str, Iterable[float]], n: int
 ) -> tuple[tuple[str, ...], Array]:
     """Names and values (P, n) of what `form` reads."""
-    given = {name: numbers(values, name) for name, values in columns.items()}
-    for name, values in given.items():
-        check_length(name, values, n)
-
+    given = number_columns(columns, n)
     if len(form.predictors) == 1:
         if len(given) != 1:
             raise UserError(
@@ -173,6 +180,11 @@ def levels(values: Array) -> int:
         at = int(np.searchsorted(ordered, ordered[at] + SAME, "right"))
         count += 1
     return count
+
+
+def rise_together(log_x: Array) -> bool:
+    """Whether these are two predictors (2, n), by their logarithms, of which each says the other."""
+    return len(log_x) == 2 and abs(np.corrcoef(*log_x)[0, 1]) > TOGETHER
 
 
 def check_points(form: Law, names: tuple[str, ...], x: Array) -> None:

@@ -7,12 +7,13 @@ derivative and one word for "not identified" serve them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.laws.arrays import Array
 from nanoscale.laws.forms import Law
 from nanoscale.laws.result import RATIO
 
@@ -24,7 +25,7 @@ class Question:
     """A number asked of a law. Widths of a `ratio` are of the interval's ends' ratio."""
 
     text: str
-    of: Callable[[np.ndarray], np.ndarray]  # params (..., p) -> (...)
+    of: Callable[[Array], Array]  # params (..., p) -> (...)
     needs: tuple[str, ...]  # parameters without which there is no answer
     ratio: bool = False
     limit: float = RATIO  # of the ends' ratio, from which it is not identified
@@ -37,66 +38,75 @@ class Question:
         Raises `UserError` for what `form` does not answer.
         """
         text = text.replace(" ", "")
-        kinds = {p.name: p.kind for p in form.parameters}
-        if text in kinds:
-            i = form.names.index(text)
-            judged = form.parameters[i].judged
-            return cls(
-                text, lambda p: p[..., i], (text,), not judged, RATIO if judged else math.inf
-            )
-        if text in ("a", "b") and form.balance is not None:
-            needs = tuple(n for n, kind in kinds.items() if kind == "exponent")
-            return cls(text, lambda p: form.exponents(p)[text], needs)
-        what, at, where = text.replace("*", "").partition("@")
+        if text in form.names:
+            return _parameter(text, form)
+        balanced = form.balance is not None
+        if balanced and text in ("a", "b"):
+            exponents = [p.name for p in form.parameters if p.kind == "exponent"]
+            return cls(text, lambda params: form.exponents(params)[text], tuple(exponents))
+
+        name, at, where = text.replace("*", "").partition("@")
         values = _values(text, where) if at else []
-        if what in ("N", "D") and form.balance is not None and len(values) == 1:
-            return cls(
-                text,
-                lambda p: form.optimum(p, values[0])["ND".index(what)],
-                tuple(n for n, kind in kinds.items() if kind != "floor"),
-                True,
-                MAGNITUDE,
-                values[0],
-            )
-        if what == "L" and len(values) == len(form.predictors):
-            return cls(
-                text,
-                lambda p: form.function(*np.moveaxis(p, -1, 0), *values),
-                form.names,
-                at=float(flops(form, np.array(values))),
-            )
-        if what == "L" and form.balance is not None and len(values) == 1:
-            return cls(
-                text,
-                lambda p: form.function(*np.moveaxis(p, -1, 0), *form.optimum(p, values[0])),
-                form.names,
-                at=values[0],
-            )
-        known = [
-            *form.names,
-            *(("a", "b", "N*@1e21", "D*@1e21", "L@1e21") if form.balance else ("L@1e21",)),
-        ]
+        if name == "L" and len(values) == len(form.predictors):
+            C = float(flops(form, np.array(values)))
+            return cls(text, lambda params: _loss(form, params, values), form.names, at=C)
+        if balanced and len(values) == 1 and name in ("N", "D", "L"):
+            return _optimal(text, name, values[0], form)
+
+        known = [*form.names, "L@1e21"]
+        if balanced:
+            known[-1:] = ["a", "b", "N*@1e21", "D*@1e21", "L@1e21"]
         raise UserError(
             f"question {text!r}: the {form.name} law answers {', '.join(known)}"
             f"{did_you_mean(text, known)}"
         )
 
-    def width(self, ends: np.ndarray) -> np.ndarray:
+    def width(self, ends: Array) -> Array:
         """(...): of ends (2, ...)."""
-        return ends[1] / ends[0] if self.ratio else ends[1] - ends[0]
+        low, high = ends
+        width: Array = high / low if self.ratio else high - low
+        return width
+
+
+def _parameter(name: str, form: Law) -> Question:
+    i = form.names.index(name)
+    judged = form.parameters[i].judged
+    limit = RATIO if judged else math.inf
+    return Question(name, lambda params: params[..., i], (name,), not judged, limit)
+
+
+def _optimal(text: str, name: str, C: float, form: Law) -> Question:
+    """N*, D* or the least loss at a budget of C FLOPs."""
+    if name == "L":
+        return Question(
+            text, lambda params: _loss(form, params, form.optimum(params, C)), form.names, at=C
+        )
+    needs = [p.name for p in form.parameters if p.kind != "floor"]
+    axis = "ND".index(name)
+    return Question(
+        text, lambda params: form.optimum(params, C)[axis], tuple(needs), True, MAGNITUDE, C
+    )
+
+
+def _loss(form: Law, params: Array, x: Iterable[Array | float]) -> Array:
+    """(...): for params (..., p), at predictors that are numbers or (...) each."""
+    return form.function(*np.moveaxis(params, -1, 0), *x)
 
 
 def _values(text: str, where: str) -> list[float]:
     try:
-        values = [float(v) for v in where.split(",")]
+        values = [float(value) for value in where.split(",")]
     except ValueError:
         values = [math.nan]
-    if not all(0 < v < math.inf for v in values):
+    if not all(0 < value < math.inf for value in values):
         raise UserError(f"question {text!r}: expected numbers above 0 behind @, as in L@1e21")
     return values
 
 
-def flops(form: Law, x: np.ndarray) -> np.ndarray:
+def flops(form: Law, x: Array) -> Array:
     """(m,): C = 6 N D of points x (P, m); x itself for a law of compute alone."""
     values = dict(zip(form.predictors, x, strict=True))
-    return 6 * values["N"] * values["D"] if {"N", "D"} <= values.keys() else x[0]
+    budgets: Array = x[0]
+    if {"N", "D"} <= values.keys():
+        budgets = 6 * values["N"] * values["D"]
+    return budgets

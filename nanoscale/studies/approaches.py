@@ -15,6 +15,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, fit_law, influence_of, isoflop, predict, profile_law
+from nanoscale.laws.envelope import envelope
 from nanoscale.laws.multiverse import multiverse
 from nanoscale.laws.points import compute, kept, numbers, predictors
 from nanoscale.store.files import plain
@@ -49,7 +50,7 @@ def isoflop_record(
     keep = kept(numbers(loss, "loss"), drop_worst)
     columns = {name: np.asarray(values, float)[keep] for name, values in columns.items()}
     loss = np.asarray(loss, float)[keep]
-    record = {"envelope": _tried(lambda: isoflop.envelope(columns, loss).to_json())}
+    record = {"envelope": _tried(lambda: envelope(columns, loss).to_json())}
     for name, degree in DEGREES.items():
         record[name] = _tried(lambda degree=degree: _approach_2(fit, columns, loss, degree))
     return plain(
@@ -79,10 +80,10 @@ def _approach_2(fit: LawFit, columns: Columns, loss: np.ndarray, degree: int) ->
     used = [v["C"] for v in record["valleys"] if v["used"]]
     c = np.geomspace(min(used) / 1.5, predict.FAR * max(used), CURVE)
     at = [found.optimum(value) for value in c]
-    ends = [best.get("N_ci95", [best["N"]] * 2) for best in at]
+    ends = [best.N_ci95 or [best.N] * 2 for best in at]
     record["line"] = {
         "C": c.tolist(),
-        "N": [best["N"] for best in at],
+        "N": [best.N for best in at],
         "lo": [low for low, _ in ends],
         "hi": [high for _, high in ends],
     }
@@ -199,7 +200,8 @@ def multiverse_record(
         ).items()
     }
     choices["dropped"] = [k for k in choices["dropped"] if k < len(loss)]
-    return multiverse(conventions, loss, **choices) | {"conventions": list(conventions)}
+    record = multiverse(conventions, loss, **choices).to_json()
+    return record | {"conventions": list(conventions)}
 
 
 def multiverse_lines(record: Mapping[str, Any]) -> list[str]:

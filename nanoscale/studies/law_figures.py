@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoscale.errors import disk_errors
-from nanoscale.laws import bootstrap, isoflop
+from nanoscale.laws import bootstrap
+from nanoscale.laws.envelope import hull
 from nanoscale.laws.ladder import CURVE_REACH
 from nanoscale.laws.points import compute, kept, numbers, predictors
 
@@ -80,8 +81,8 @@ def figures_of(
 def _of_surface(report, fit: LawFit, points, record, labels) -> dict[str, Figure]:
     """Of laws of N and D alone."""
     path = frontier(fit, points["C"])
-    hull = isoflop.hull(np.log(points["C"]), np.log(points["loss"]))
-    found = {"frontier": report.frontier_figure(points, path, record, hull=hull, labels=labels)}
+    runs = hull(np.log(points["C"]), np.log(points["loss"]))
+    found = {"frontier": report.frontier_figure(points, path, record, hull=runs, labels=labels)}
     if fit.status != "max_iter":
         ends = [np.geomspace(points[k].min() / 1.6, points[k].max() * 2.5, MESH) for k in "ND"]
         n, d = np.meshgrid(*ends)

@@ -128,12 +128,15 @@ def test_a_run_without_which_there_is_no_law_is_said():
     assert "3 cannot be left out, as no law is fitted without them" in found.text()
 
 
-@pytest.mark.parametrize(("message", "options"), [
-    ("target 'aa': not of this fit; did you mean 'a'?", {"target": "aa"}),
-    ("needs N, D: no D", {"at": {"N": 1e9}}),
-    ("is not within them", {"bounds": (0.9, 1.0)}),
-    ("differ in length (groups 3, loss 45)", {"groups": [1, 2, 3]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("target 'aa': not of this fit; did you mean 'a'?", {"target": "aa"}),
+        ("needs N, D: no D", {"at": {"N": 1e9}}),
+        ("is not within them", {"bounds": (0.9, 1.0)}),
+        ("differ in length (groups 3, loss 45)", {"groups": [1, 2, 3]}),
+    ],
+)
 def test_bad_input_is_refused_in_one_line(message, options):
     N, D, loss = grid(0.002)
     fit = fit_law({"N": N, "D": D}, loss, resamples=0)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws.sweeps import EDGE_HIGH, EDGE_LOW, FLAT, TOO_FEW, batch_law, lr_law, sweep_law
+from nanoscale.laws.sweeps import (
+    AT_HIGH_EDGE,
+    AT_LOW_EDGE,
+    NOT_BENT,
+    TOO_FEW_VALUES,
+    SweepLaw,
+    sweep_law,
+)
 
 STEP_LAW = (1.79, -0.713, 0.307)  # Li et al. 2025
 
@@ -35,6 +42,10 @@ def world(sd=0.0, scatter=0.0, rng_seed=0, values=7, cells=(4, 4), shift=0.0):
     return dict(zip(("N", "D", "lr"), columns, strict=True)), loss
 
 
+def lr_law(columns, loss, **options) -> SweepLaw:
+    return sweep_law(columns, loss, "lr", **options)
+
+
 def test_planted_laws_are_recovered_exactly():
     columns, loss = world()
     found = lr_law(columns, loss)
@@ -42,12 +53,14 @@ def test_planted_laws_are_recovered_exactly():
     assert found.ci95["N"] == pytest.approx([-0.713, -0.713], abs=1e-9)
     assert (found.n_used, found.scatter, found.warnings) == (16, 0.0, [])
     at = found.predict(N=1e10, D=1e11)
-    assert at["optimum"] == pytest.approx(1.79 * 1e10**-0.713 * 1e11**0.307, rel=1e-7)
+    assert at.optimum == pytest.approx(1.79 * 1e10**-0.713 * 1e11**0.307, rel=1e-7)
     assert found.equation() == "lr* = 1.790 N^-0.7130 D^0.3070"
     batch = {"D": columns["D"], "batch": 10 * columns["D"] ** 0.571}
     spread = np.tile(2.0 ** np.arange(-3, 4), 16)
-    found = batch_law(
-        {"D": batch["D"], "batch": batch["batch"] * spread}, 2 * np.exp(0.02 * np.log(spread) ** 2)
+    found = sweep_law(
+        {"D": batch["D"], "batch": batch["batch"] * spread},
+        2 * np.exp(0.02 * np.log(spread) ** 2),
+        "batch",
     )
     assert (found.c, found.exponents) == (pytest.approx(10), {"D": pytest.approx(0.571)})
     json.dumps(found.to_json(), allow_nan=False)
@@ -121,9 +134,9 @@ def test_a_sweep_at_its_edge_is_flagged_left_out_and_told_where_to_go():
     last = (columns["N"] == columns["N"].max()) & (columns["D"] == columns["D"].max())
     low, high = columns["lr"][last][0], columns["lr"][last][-1]
     for kept, flag, wanted in (
-        (~last | (columns["lr"] >= low * 16), EDGE_LOW, (4 * low, 8 * low)),
-        (~last | (columns["lr"] <= high / 16), EDGE_HIGH, (high / 8, high / 4)),
-        (~last | (np.abs(np.log(columns["lr"] / low / 8)) < 1), TOO_FEW, ()),
+        (~last | (columns["lr"] >= low * 16), AT_LOW_EDGE, (4 * low, 8 * low)),
+        (~last | (columns["lr"] <= high / 16), AT_HIGH_EDGE, (high / 8, high / 4)),
+        (~last | (np.abs(np.log(columns["lr"] / low / 8)) < 1), TOO_FEW_VALUES, ()),
     ):
         found = lr_law({k: v[kept] for k, v in columns.items()}, loss[kept])
         at = [s for s in found.sweeps if s.flag]
@@ -134,7 +147,7 @@ def test_a_sweep_at_its_edge_is_flagged_left_out_and_told_where_to_go():
         assert found.exponents["N"] == pytest.approx(-0.713)
     loss[last] = [3.0, 2.99, 3.5, 3.2, 3.2, 3.2, 3.2]  # inside, but no valley
     found = lr_law(columns, loss)
-    assert [s.flag for s in found.sweeps if s.flag] == [FLAT]
+    assert [s.flag for s in found.sweeps if s.flag] == [NOT_BENT]
 
 
 def test_few_scales_are_warned_about_and_fewer_refused():
@@ -154,12 +167,19 @@ def test_few_scales_are_warned_about_and_fewer_refused():
     assert any("N and D rise together" in w for w in found.warnings)
 
 
-@pytest.mark.parametrize(("message", "columns", "options"), [
-    ("give 'lr' and what it depends on", {"lr": [1e-3] * 7}, {}),
-    ("columns differ in length", {"N": [1e6] * 6, "lr": [1e-3] * 7}, {}),
-    ("row 1 repeats an earlier one", {"N": [1e6] * 7, "lr": [1e-3] * 7}, {"seed": [1] * 7}),
-    ("10 resamples are too few", {"N": [1e6] * 7, "lr": 2.0 ** np.arange(7)}, {"resamples": 10}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "columns", "options"),
+    [
+        ("give 'lr' and what it depends on", {"lr": [1e-3] * 7}, {}),
+        ("columns differ in length", {"N": [1e6] * 6, "lr": [1e-3] * 7}, {}),
+        ("row 1 repeats an earlier one", {"N": [1e6] * 7, "lr": [1e-3] * 7}, {"seed": [1] * 7}),
+        (
+            "10 resamples are too few",
+            {"N": [1e6] * 7, "lr": 2.0 ** np.arange(7)},
+            {"resamples": 10},
+        ),
+    ],
+)
 def test_bad_input_is_refused_in_one_line(message, columns, options):
     with pytest.raises(UserError) as error:
         sweep_law(columns, [3.0] * 7, "lr", **options)

@@ -291,25 +291,28 @@ def test_a_study_file_is_a_plan_and_nothing_is_run(tmp_path, data_root, monkeypa
     }
 
 
-@pytest.mark.parametrize(("message", "arguments"), [
-    ("usage: nanoscale design TABLE|STUDY.toml", []),
-    ("noise 2: expected the sd of ln L", ["plan.csv", "--noise=2"]),
-    ("question 'gamma': the chinchilla law answers E, A", ["plan.csv", "--question=gamma"]),
-    ("question 'L@x': expected numbers above 0", ["plan.csv", "--question=L@x"]),
-    ("--extra=1e3: no run is that cheap", ["plan.csv", "--extra=1e3"]),
-    ("--seeds=0: expected a whole number, at least 1", ["plan.csv", "--seeds=0"]),
-    ("--worlds=3: expected a whole number, at least 50", ["plan.csv", "--worlds=3"]),
-    ("20 resamples are too few", ["plan.csv", "--bootstrap=20"]),
-    ("--resample=pair: no such way; did you mean 'pairs'", ["plan.csv", "--resample=pair"]),
-    ("--resample=cluster: every planned point is a run", ["plan.csv", "--resample=cluster"]),
-    ("objective 'huber': no such objective", ["plan.csv", "--objective=huber"]),
-    ("--truth=x.json: no such file", ["plan.csv", "--truth=x.json"]),
-    ("odd.json: no fit of a law", ["plan.csv", "--truth=odd.json"]),
-    ("did you mean 'noise'", ["plan.csv", "--noize=1"]),
-    ("--n=M: the table has no such column", ["plan.csv", "--n=M"]),
-    ("give two of --n, --d and --c", ["odd.csv"]),
-    ("odd.toml: no such study file", ["odd.toml"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("usage: nanoscale design TABLE|STUDY.toml", []),
+        ("noise 2: expected the sd of ln L", ["plan.csv", "--noise=2"]),
+        ("question 'gamma': the chinchilla law answers E, A", ["plan.csv", "--question=gamma"]),
+        ("question 'L@x': expected numbers above 0", ["plan.csv", "--question=L@x"]),
+        ("--extra=1e3: no run is that cheap", ["plan.csv", "--extra=1e3"]),
+        ("--seeds=0: expected a whole number, at least 1", ["plan.csv", "--seeds=0"]),
+        ("--worlds=3: expected a whole number, at least 50", ["plan.csv", "--worlds=3"]),
+        ("20 resamples are too few", ["plan.csv", "--bootstrap=20"]),
+        ("--resample=pair: no such way; did you mean 'pairs'", ["plan.csv", "--resample=pair"]),
+        ("--resample=cluster: every planned point is a run", ["plan.csv", "--resample=cluster"]),
+        ("objective 'huber': no such objective", ["plan.csv", "--objective=huber"]),
+        ("--truth=x.json: no such file", ["plan.csv", "--truth=x.json"]),
+        ("odd.json: no fit of a law", ["plan.csv", "--truth=odd.json"]),
+        ("did you mean 'noise'", ["plan.csv", "--noize=1"]),
+        ("--n=M: the table has no such column", ["plan.csv", "--n=M"]),
+        ("give two of --n, --d and --c", ["odd.csv"]),
+        ("odd.toml: no such study file", ["odd.toml"]),
+    ],
+)
 def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, message, arguments):
     (tmp_path / "odd.json").write_text('{"a": 1}', encoding="utf-8")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n", encoding="utf-8")

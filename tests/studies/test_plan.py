@@ -135,24 +135,35 @@ def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
     assert any("100 times below the smallest fitted" in w for w in record["warnings"])
 
 
-@pytest.mark.parametrize(("message", "arguments"), [
-    ("usage: nanoscale plan FIT.json|TABLE|STUDY", ["--budget=1e20"]),
-    ("how many FLOPs? say it, as in --budget=1e20", ["runs.csv"]),
-    ("--budget=0: expected a number above 0", ["runs.csv", "--budget=0"]),
-    ("--budget=big: expected a number", ["runs.csv", "--budget=big"]),
-    ("--budget=nan: expected a number above 0", ["runs.csv", "--budget=nan"]),
-    ("give one of them", ["runs.csv", "--budget=1e20", "--tokens-per-second=1",
-                          "--flops-per-second=1"]),
-    ("--vocab_size=2.5: expected a whole number", ["runs.csv", "--budget=1e20",
-                                                   "--vocab_size=2.5"]),
-    ("law power has no N and D to choose between", ["runs.csv", "--law=power", "--c=flops",
-                                                    "--bootstrap=0", "--budget=1e20"]),
-    ("no fit of a law; write one with nanoscale fit", ["odd.json", "--budget=1e20"]),
-    ("no study 'odd.jso' in experiments_out", ["odd.jso", "--budget=1e20"]),
-    ("did you mean 'budget'", ["runs.csv", "--budgets=1e20"]),
-    ("fit.json is a stored fit; --law is of a table", ["fit.json", "--budget=1e20",
-                                                       "--law=kaplan"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("usage: nanoscale plan FIT.json|TABLE|STUDY", ["--budget=1e20"]),
+        ("how many FLOPs? say it, as in --budget=1e20", ["runs.csv"]),
+        ("--budget=0: expected a number above 0", ["runs.csv", "--budget=0"]),
+        ("--budget=big: expected a number", ["runs.csv", "--budget=big"]),
+        ("--budget=nan: expected a number above 0", ["runs.csv", "--budget=nan"]),
+        (
+            "give one of them",
+            ["runs.csv", "--budget=1e20", "--tokens-per-second=1", "--flops-per-second=1"],
+        ),
+        (
+            "--vocab_size=2.5: expected a whole number",
+            ["runs.csv", "--budget=1e20", "--vocab_size=2.5"],
+        ),
+        (
+            "law power has no N and D to choose between",
+            ["runs.csv", "--law=power", "--c=flops", "--bootstrap=0", "--budget=1e20"],
+        ),
+        ("no fit of a law; write one with nanoscale fit", ["odd.json", "--budget=1e20"]),
+        ("no study 'odd.jso' in experiments_out", ["odd.jso", "--budget=1e20"]),
+        ("did you mean 'budget'", ["runs.csv", "--budgets=1e20"]),
+        (
+            "fit.json is a stored fit; --law is of a table",
+            ["fit.json", "--budget=1e20", "--law=kaplan"],
+        ),
+    ],
+)
 def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, message, arguments):
     (tmp_path / "odd.json").write_text('{"a": 1}', encoding="utf-8")
     (tmp_path / "fit.json").write_text(
