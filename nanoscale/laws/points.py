@@ -183,7 +183,7 @@ def levels(values: Array) -> int:
 
 
 def rise_together(log_x: Array) -> bool:
-    """Whether these are two predictors (2, n), by their logarithms, of which each says the other."""
+    """Whether two predictors, by their logarithms (2, n), say the same; not so of one or three."""
     return len(log_x) == 2 and abs(np.corrcoef(*log_x)[0, 1]) > TOGETHER
 
 
