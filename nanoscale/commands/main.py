@@ -113,8 +113,7 @@ def train_folder(folder: RunFolder) -> int:
 def params(arguments: Sequence[str]) -> int:
     """params [config.py ...] [--key=value ...]    every tensor's role and rule; N, FLOPs, memory"""
     from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.memory import memory_table
-    from nanoscale.spec.parametrization import parameter_table
+    from nanoscale.spec.listing import memory_table, parameter_table
     from nanoscale.spec.resolve import resolve
     from nanoscale.spec.sources import build, parse_arguments
 

@@ -73,23 +73,6 @@ def memory_estimate(config: ResolvedConfig, step: Step | None = None) -> dict[st
     return {part: fullest[part] for part in PARTS} | {"total": fullest.total()}
 
 
-def memory_table(config: ResolvedConfig) -> str:
-    """The estimate in MB by part, and what it assumed where the config says auto."""
-    step, found = assumed(config), memory_estimate(config)
-    auto = [
-        f"{key}={getattr(step, key)}"
-        for key in ("device", "kernels", "dtype")
-        if getattr(config, key) == "auto"
-    ]
-    lines = [
-        "MB at the fullest moment of an update, uncompiled, one process"
-        + (f"; assumed {', '.join(auto)}" if auto else "")
-    ]
-    return "\n".join(
-        lines + [f"MB {part:<20} {size / 1e6:>15,.1f}" for part, size in found.items()]
-    )
-
-
 def kept_per_token(config: ResolvedConfig, step: Step) -> tuple[int, int]:
     """Bytes per token that a block keeps for its backward pass: attention's half, the MLP's."""
     w, s, H = widths(config), step.size, config.n_head

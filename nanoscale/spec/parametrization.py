@@ -13,13 +13,12 @@ import functools
 import math
 import re
 import runpy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, TensorSpec, tensors
 from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
-from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.spec.resolve import file_digest
 
 
@@ -49,34 +48,35 @@ class Power:
     m_L_alpha: float = 0.0
 
     def __call__(self, r: Ratios) -> float:
-        depth = self.m_L + self.m_L_alpha * r.alpha
-        return r.m_in**self.m_in * r.m_N**self.m_N * r.m_h**self.m_h * r.m_L**depth
+        of_widths: float = r.m_in**self.m_in * r.m_N**self.m_N * r.m_h**self.m_h
+        of_depth: float = r.m_L ** (self.m_L + self.m_L_alpha * r.alpha)
+        return of_widths * of_depth
 
     def __str__(self) -> str:
         """As in the docs: `m_in^-1 m_L^(alpha-1)`."""
-        if self.m_L and self.m_L_alpha:
-            whole, times = f"{self.m_L:+g}", f"{self.m_L_alpha:+g}alpha".replace("1alpha", "alpha")
-            depth = f"({(times + whole if times[0] == '+' else whole + times).lstrip('+')})"
-        else:
-            depth = (
-                f"{self.m_L_alpha:g}alpha".replace("1alpha", "alpha")
-                if self.m_L_alpha
-                else (f"{self.m_L:g}")
-            )
         powers = {
             "m_in": f"{self.m_in:g}",
             "m_N": f"{self.m_N:g}",
             "m_h": f"{self.m_h:g}",
-            "m_L": depth,
+            "m_L": _linear(self.m_L, self.m_L_alpha),
         }
-        return (
-            " ".join(
-                name if power == "1" else f"{name}^{power}"
-                for name, power in powers.items()
-                if power != "0"
-            )
-            or "1"
-        )
+        factors = []
+        for name, power in powers.items():
+            if power == "1":
+                factors.append(name)
+            elif power != "0":
+                factors.append(f"{name}^{power}")
+        return " ".join(factors) or "1"
+
+
+def _linear(constant: float, slope: float) -> str:
+    """constant + slope alpha as text, what is positive first: `2`, `-alpha`, `(1-alpha)`."""
+    if not slope:
+        return f"{constant:g}"
+    term = {1: "alpha", -1: "-alpha"}.get(slope, f"{slope:g}alpha")
+    if not constant:
+        return term
+    return f"({term}{constant:+g})" if slope > 0 else f"({constant:g}{term})"
 
 
 Multiplier = Callable[[Ratios], float]  # a Power, or a user's own function
@@ -123,7 +123,8 @@ _MUP_MATRIX = Row(Power(m_in=-0.5), Power(m_in=-1), Power(m_in=1), NARROW)
 _COMPLETEP_MATRIX = Row(
     Power(m_in=-0.5), Power(m_in=-1, m_L=-1, m_L_alpha=1), Power(m_in=1), BLOCK_EPS
 )
-_HEAD = {"attention": Power(m_h=-0.5), "logits": Power(m_N=-1)}
+_ATTENTION = Power(m_h=-0.5)
+_LOGITS = Power(m_N=-1)
 
 SP = Scheme(own_depth=True, tunable=False)
 MUP = Scheme(
@@ -133,9 +134,10 @@ MUP = Scheme(
         "residual_out": _MUP_MATRIX,
         "block_norm": Row(eps=NARROW),
         "bias": Row(eps=NARROW),
-        "qk_norm": Row(),
+        "qk_norm": Row(),  # shared over heads: no width factor
     },
-    **_HEAD,
+    attention=_ATTENTION,
+    logits=_LOGITS,
 )
 # m_L is 1 outside blocks, so a final bias takes no depth factor; Muon's LR x decay stays constant
 COMPLETEP = Scheme(
@@ -146,10 +148,11 @@ COMPLETEP = Scheme(
         "block_norm": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
         "bias": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
         "qk_norm": Row(lr=BLOCK_LR, eps=Power(m_L_alpha=-1)),
-    },  # shared over heads: no width factor
+    },
     muon=Row(lr=BLOCK_LR, wd=Power(m_L=1, m_L_alpha=-1)),
+    attention=_ATTENTION,
     residual=Power(m_L_alpha=-1),
-    **_HEAD,
+    logits=_LOGITS,
 )
 
 SCHEMES: dict[str, Scheme] = {"SP": SP, "muP": MUP, "CompleteP": COMPLETEP}
@@ -163,7 +166,7 @@ def register(name: str, scheme: Scheme) -> None:
     Called by the file that `parametrization.rules` names:
 
         from dataclasses import replace
-        from nanoscale.parametrization import MUP, Power, register
+        from nanoscale.spec.parametrization import MUP, Power, register
         register("muP-sqrt", replace(MUP, logits=Power(m_N=-0.5)))
 
     Raises:
@@ -190,10 +193,8 @@ def scheme_of(config: ExperimentConfig) -> Scheme:
     known = SCHEMES if p.rules is None else SCHEMES | registered_by(p.rules, p.rules_digest)
     if p.mode not in known:
         where = f"{p.rules} registers no such mode" if p.rules else "no such mode"
-        raise UserError(
-            f"parametrization.mode={p.mode}: {where}"
-            f"{did_you_mean(p.mode, known) or f'; choose {one_of(known)}'}"
-        )
+        hint = did_you_mean(p.mode, known) or f"; choose {one_of(known)}"
+        raise UserError(f"parametrization.mode={p.mode}: {where}{hint}")
     return known[p.mode]
 
 
@@ -211,16 +212,16 @@ def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
         raise UserError(f"parametrization.rules={file}: {e}") from e
     except Exception as e:
         raise UserError(f"parametrization.rules={file}: {type(e).__name__}: {e}") from e
-    found = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN}
-    if not found:
+    registered = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN}
+    if not registered:
         raise UserError(
             f"parametrization.rules={file}: registers no mode; call "
             "nanoscale.spec.parametrization.register(name, scheme) in it"
         )
-    return found
+    return registered
 
 
-# -- the rules of one tensor ----------------------------------------------------------------------
+# -- the rules of one model -----------------------------------------------------------------------
 @dataclass(frozen=True)
 class Rule:
     """What holds for one tensor: absolute numbers, before the schedule."""
@@ -233,120 +234,9 @@ class Rule:
     eps: float
 
 
-def ratios(spec: TensorSpec, config: ExperimentConfig) -> Ratios:
-    """The tensor's size relative to the base model's."""
-    whole = model_ratios(config)
-    return Ratios(
-        spec.fan_in / spec.base_fan_in,
-        whole.m_N,
-        whole.m_L if spec.in_block else 1.0,
-        whole.m_h,
-        whole.alpha,
-    )
-
-
-def model_ratios(config: ExperimentConfig) -> Ratios:
-    """The model's size relative to the base's."""
-    p = config.parametrization
-    m_N = config.n_embd / p.base_n_embd
-    return Ratios(
-        m_N, m_N, config.n_layer / p.base_n_layer, config.head_dim / p.base_head_dim, p.alpha
-    )
-
-
-def rule(spec: TensorSpec, config: ResolvedConfig) -> Rule:
-    """The rule of one tensor under the config's mode and optimizer."""
-    scheme, r = scheme_of(config), ratios(spec, config)
-    row = scheme.rows[spec.role]
-    std, mean = _initial(spec, config, scheme)
-    muon = config.optimizer == "muon" and spec.role in MATRIX_ROLES
-    if muon:
-        update, lr, decay = scheme.muon, config.muon_lr, config.muon_weight_decay
-    else:
-        update, lr, decay = row, config.learning_rate, config.weight_decay
-    long = run_length(config)
-    decay = base_decay(config, decay, lr) * WD_RULES[config.parametrization.wd_rule](update.wd(r))
-    lr *= {
-        "embedding": config.embedding_lr_mult,
-        "position": config.embedding_lr_mult,
-        "readout": config.head_lr_mult,
-    }.get(spec.role, 1.0)
-    return Rule(
-        "muon" if muon else "adamw",
-        std * row.init(r),
-        mean,
-        lr * update.lr(r) * long**0.5,
-        decay if spec.role in DECAYED else 0.0,
-        config.adam_eps * row.eps(r) / long**0.5,
-    )
-
-
-# What becomes of a row's factor on weight decay. independent: LR x decay is the same at every
-# width; coupled: the decay is, as in torch; sqrt: between (arXiv 2510.15262).
-WD_RULES: dict[str, Callable[[float], float]] = {
-    "independent": lambda factor: factor,
-    "coupled": lambda factor: 1.0,
-    "sqrt": math.sqrt,
-}
-
-
-def base_decay(config: ResolvedConfig, decay: float, lr: float) -> float:
-    """The base's weight decay, from the number in the config.
-
-    fraction_of_run: `decay` counts e-foldings per run at the peak LR, LR x decay x updates
-    (timescale: Wang & Aitchison 2024, arXiv 2405.13698); steps: it is AdamW's lambda.
-    """
-    long = run_length(config)
-    if config.parametrization.wd_timescale == "fraction_of_run":
-        return decay / (lr * long**0.5 * max(config.max_iters, 1))
-    return decay * long**0.5
-
-
-def run_length(config: ResolvedConfig) -> float:
-    """m_B / m_D: the batch over the base's, over the run's tokens over the base's; 1 if not set.
-
-    arXiv 2512.22382 (Complete(d)P): LR and weight decay go as its root, eps as one over that, and
-    1 - beta as itself.
-    """
-    p, batch = config.parametrization, config.tokens_per_iter
-    m_B = batch / p.base_batch_tokens if p.base_batch_tokens else 1.0
-    m_D = max(config.max_iters, 1) * batch / p.base_tokens if p.base_tokens else 1.0
-    return m_B / m_D
-
-
-def betas(config: ResolvedConfig) -> tuple[float, float]:
-    """AdamW's, after the rules of batch and horizon.
-
-    Raises:
-        UserError: the run is so short, or its batch so large, that they would not be positive.
-    """
-    long = run_length(config)
-    if long == 1:
-        return config.beta1, config.beta2
-    found = 1 - (1 - config.beta1) * long, 1 - (1 - config.beta2) * long
-    if min(found) < 0:
-        raise UserError(
-            f"base_batch_tokens and base_tokens make AdamW's betas {found[0]:.3g} and "
-            f"{found[1]:.3g}; take a smaller batch, a longer run or larger betas"
-        )
-    return found
-
-
-def _initial(spec: TensorSpec, config: ExperimentConfig, scheme: Scheme) -> tuple[float, float]:
-    """(std, mean) at the base: GPT-2's 0.02, over sqrt(2 L) where a branch joins the residual."""
-    if spec.role == "bias":
-        return 0.0, 0.0
-    if spec.role.endswith("_norm"):
-        return 0.0, 1.0
-    if spec.role != "residual_out":
-        return config.init_std, 0.0
-    depth = config.n_layer if scheme.own_depth else config.parametrization.base_n_layer
-    return config.init_std / math.sqrt(2 * depth), 0.0
-
-
 @dataclass(frozen=True)
 class Multipliers:
-    """What the forward pass multiplies by."""
+    """What the forward pass multiplies by (SP: nothing but 1 / sqrt(head size))."""
 
     embedding: float
     attention: float  # of q k^T
@@ -354,16 +244,155 @@ class Multipliers:
     logits: float
 
 
-def multipliers(config: ExperimentConfig) -> Multipliers:
-    """The forward multipliers of the config's mode (SP: none but 1/sqrt(head size))."""
-    scheme, p, r = scheme_of(config), config.parametrization, model_ratios(config)
-    into, out = (p.input_mult, p.output_mult) if scheme.tunable else (1.0, 1.0)
-    return Multipliers(
-        into,
-        scheme.attention(r) / math.sqrt(config.head_dim),
-        scheme.residual(r),
-        out * scheme.logits(r),
-    )
+def rules_of(config: ResolvedConfig) -> Rules:
+    """The config's parametrization, looked up once for its model and optimizers.
+
+    Raises:
+        UserError: the user's file of rules is not what it was, fails, or registers no such mode.
+    """
+    p = config.parametrization
+    m_N = config.n_embd / p.base_n_embd
+    m_L = config.n_layer / p.base_n_layer
+    m_h = config.head_dim / p.base_head_dim
+    ratios = Ratios(m_N, m_N, m_L, m_h, p.alpha)
+    return Rules(config, scheme_of(config), ratios, tuple(tensors(config)))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a parametrization says of one model: a `Rule` per tensor, multipliers, AdamW's betas."""
+
+    config: ResolvedConfig
+    scheme: Scheme
+    ratios: Ratios  # the model's size relative to the base's
+    tensors: tuple[TensorSpec, ...]
+
+    def rule(self, tensor: TensorSpec) -> Rule:
+        """The rule of one tensor under the config's mode and optimizer."""
+        config, row = self.config, self.scheme.rows[tensor.role]
+        ratios = self.ratios_of(tensor)
+        std, mean = self._initial(tensor.role)
+
+        by_muon = config.optimizer == "muon" and tensor.role in MATRIX_ROLES
+        if by_muon:
+            update, lr, decay = self.scheme.muon, config.muon_lr, config.muon_weight_decay
+        else:
+            update, lr, decay = row, config.learning_rate, config.weight_decay
+        decay = self._base_decay(decay, lr) * self._decay_factor(update.wd(ratios))
+
+        if tensor.role in ("embedding", "position"):
+            lr *= config.embedding_lr_mult
+        elif tensor.role == "readout":
+            lr *= config.head_lr_mult
+        return Rule(
+            optimizer="muon" if by_muon else "adamw",
+            init_std=std * row.init(ratios),
+            init_mean=mean,
+            lr=lr * update.lr(ratios) * self._root,
+            weight_decay=decay if tensor.role in DECAYED else 0.0,
+            eps=config.adam_eps * row.eps(ratios) / self._root,
+        )
+
+    def ratios_of(self, tensor: TensorSpec) -> Ratios:
+        """The tensor's size relative to the base model's; outside blocks depth does not count."""
+        m_in = tensor.fan_in / tensor.base_fan_in
+        return replace(self.ratios, m_in=m_in, m_L=self.ratios.m_L if tensor.in_block else 1.0)
+
+    def _initial(self, role: str) -> tuple[float, float]:
+        """(std, mean) at the base: GPT-2's 0.02, over sqrt(2 L) where a branch joins the stream."""
+        if role == "bias":
+            return 0.0, 0.0
+        if role.endswith("_norm"):
+            return 0.0, 1.0
+        if role != "residual_out":
+            return self.config.init_std, 0.0
+        base = self.config.parametrization.base_n_layer
+        depth = self.config.n_layer if self.scheme.own_depth else base
+        return self.config.init_std / math.sqrt(2 * depth), 0.0
+
+    def _base_decay(self, decay: float, lr: float) -> float:
+        """The base's weight decay, from the number in the config.
+
+        fraction_of_run: `decay` counts e-foldings per run at the peak LR, LR x decay x updates
+        (timescale: Wang & Aitchison 2024, arXiv 2405.13698); steps: it is AdamW's lambda.
+        """
+        if self.config.parametrization.wd_timescale == "fraction_of_run":
+            return decay / (lr * self._root * max(self.config.max_iters, 1))
+        return decay * self._root
+
+    def _decay_factor(self, factor: float) -> float:
+        """What `wd_rule` makes of a row's factor on weight decay.
+
+        independent: LR x decay is the same at every width; coupled: the decay is, as in torch;
+        sqrt: between (arXiv 2510.15262).
+        """
+        wd_rule = self.config.parametrization.wd_rule
+        if wd_rule == "coupled":
+            return 1.0
+        return math.sqrt(factor) if wd_rule == "sqrt" else factor
+
+    @functools.cached_property
+    def batch_over_horizon(self) -> float:
+        """m_B / m_D: the batch over the base's, over the run's tokens over the base's; else 1.
+
+        It falls as runs grow longer. arXiv 2512.22382 (Complete(d)P): LR and weight decay go as
+        its root, eps as one over that, and 1 - beta as itself.
+        """
+        p, batch = self.config.parametrization, self.config.tokens_per_iter
+        updates = max(self.config.max_iters, 1)
+        m_B = batch / p.base_batch_tokens if p.base_batch_tokens else 1.0
+        m_D = updates * batch / p.base_tokens if p.base_tokens else 1.0
+        return m_B / m_D
+
+    @property
+    def _root(self) -> float:
+        root: float = self.batch_over_horizon**0.5
+        return root
+
+    @functools.cached_property
+    def multipliers(self) -> Multipliers:
+        """The forward multipliers of the config's mode."""
+        p, scheme = self.config.parametrization, self.scheme
+        return Multipliers(
+            embedding=p.input_mult if scheme.tunable else 1.0,
+            attention=scheme.attention(self.ratios) / math.sqrt(self.config.head_dim),
+            residual=scheme.residual(self.ratios),
+            logits=(p.output_mult if scheme.tunable else 1.0) * scheme.logits(self.ratios),
+        )
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """AdamW's, after the rules of batch and horizon.
+
+        Raises:
+            UserError: the run is so short, or its batch so large, that they would be negative.
+        """
+        beta1, beta2 = self.config.beta1, self.config.beta2
+        if self.batch_over_horizon == 1:
+            return beta1, beta2
+        beta1 = 1 - (1 - beta1) * self.batch_over_horizon
+        beta2 = 1 - (1 - beta2) * self.batch_over_horizon
+        if min(beta1, beta2) < 0:
+            raise UserError(
+                f"base_batch_tokens and base_tokens make AdamW's betas {beta1:.3g} and "
+                f"{beta2:.3g}; take a smaller batch, a longer run or larger betas"
+            )
+        return beta1, beta2
+
+
+def rule(tensor: TensorSpec, config: ResolvedConfig) -> Rule:
+    """One tensor's rule; for several, `rules_of(config)` looks the scheme up once."""
+    return rules_of(config).rule(tensor)
+
+
+def multipliers(config: ResolvedConfig) -> Multipliers:
+    """The forward multipliers; beside rules, `rules_of(config)` looks the scheme up once."""
+    return rules_of(config).multipliers
+
+
+def betas(config: ResolvedConfig) -> tuple[float, float]:
+    """AdamW's betas; beside rules, `rules_of(config)` looks the scheme up once."""
+    return rules_of(config).betas
 
 
 def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
@@ -373,103 +402,9 @@ def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
     transfers over width; original: the same but never below 1; match_rms: entries as large as
     AdamW's, which does not transfer.
     """
-    factors = {
+    factors: dict[str, float] = {
         "spectral": (fan_out / fan_in) ** 0.5,
         "original": max(1.0, fan_out / fan_in) ** 0.5,
         "match_rms": 0.2 * max(fan_out, fan_in) ** 0.5,
     }
     return factors[scale]
-
-
-def rules_table(names: Sequence[str] = BUILT_IN) -> str:
-    """The schemes as a Markdown table: what the docs show. What is 1 everywhere is left out."""
-    schemes = [SCHEMES[name] for name in names]
-    rows: dict[str, list[str]] = {}
-    for role in ROLES:
-        for what, title in (
-            ("init", "init std"),
-            ("lr", "LR"),
-            ("wd", "weight decay"),
-            ("eps", "eps"),
-        ):
-            rows[f"{role}, {title}"] = [str(getattr(s.rows[role], what)) for s in schemes]
-    for what, title in (("lr", "LR"), ("wd", "weight decay")):
-        rows[f"Muon's matrices, {title}"] = [str(getattr(s.muon, what)) for s in schemes]
-    for what, title in (
-        ("attention", "attention scores / sqrt(head size)"),
-        ("residual", "attention and MLP branches"),
-        ("logits", "logits"),
-    ):
-        rows[f"forward: {title}"] = [str(getattr(s, what)) for s in schemes]
-    rows["residual_out, base init std"] = [
-        "init_std / sqrt(2 n_layer)" if s.own_depth else "init_std / sqrt(2 base_n_layer)"
-        for s in schemes
-    ]
-    lines = [("multiplier", *names), ("---",) * (len(names) + 1)]
-    lines += [(title, *cells) for title, cells in rows.items() if set(cells) != {"1"}]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def parameter_table(config: ResolvedConfig) -> str:
-    """Every tensor's role, shape and rule, then N and FLOPs per token under each convention."""
-    m = multipliers(config)
-    forward = {"embedding": m.embedding, "residual_out": m.residual, "readout": m.logits}
-    rows = [
-        (
-            "tensor",
-            "role",
-            "shape",
-            "init std",
-            "optimizer",
-            "LR",
-            "update x",
-            "weight decay",
-            "eps",
-            "forward x",
-            "count",
-        )
-    ]
-    for spec in tensors(config):
-        r, factor, eps = rule(spec, config), "-", "-"
-        if r.optimizer == "muon":
-            factor = f"{shape_factor(config.muon_scale, *spec.shape):.4g}"
-        else:
-            eps = f"{r.eps:.4g}"
-        times = f"{forward[spec.role]:.4g}" if spec.role in forward else "-"
-        rows.append(
-            (
-                spec.name,
-                spec.role,
-                "x".join(map(str, spec.shape)),
-                f"{r.init_std:.4g}",
-                r.optimizer,
-                f"{r.lr:.4g}",
-                factor,
-                f"{r.weight_decay:.4g}",
-                eps,
-                times,
-                f"{spec.numel:,}",
-            )
-        )
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.rjust(w) if i > 2 else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, wide, strict=True))
-        )
-        for row in rows
-    ]
-    p = config.parametrization
-    lines += [
-        "",
-        f"{p.mode}, base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
-        f"base_head_dim={p.base_head_dim}; forward multipliers: embedding {m.embedding:.4g}, "
-        f"attention scores {m.attention:.4g}, residual branches {m.residual:.4g}, "
-        f"logits {m.logits:.4g}",
-        "",
-    ]
-    lines += [f"N {name:<20} {n:>15,}" for name, n in parameter_counts(config).items()]
-    lines += [
-        f"FLOPs per token {name:<16} {c:>12,.0f}" for name, c in flops_per_token(config).items()
-    ]
-    return "\n".join(lines)

@@ -19,7 +19,6 @@ from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.cells import Cell, combinations, make_cells, questions
 from nanoscale.experiments.records import Asked
-from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import (
     LENGTH_KEYS,
     ExperimentConfig,
@@ -27,7 +26,7 @@ from nanoscale.spec.config import (
     flatten,
     from_flat,
 )
-from nanoscale.spec.parametrization import multipliers, rule
+from nanoscale.spec.parametrization import rules_of
 from nanoscale.spec.sources import COMMAND_LINE, FIELDS, Source, apply, coerce, parse_arguments
 from nanoscale.store.files import check_outputs, write_json
 
@@ -182,8 +181,9 @@ def learning_rates(config: ResolvedConfig) -> dict[str, float]:
     """Role -> LR of its tensors under AdamW, root mean square over their elements."""
     squares: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    for spec in tensors(config):
-        r = rule(spec, config)
+    rules = rules_of(config)
+    for spec in rules.tensors:
+        r = rules.rule(spec)
         if r.optimizer == "adamw":
             squares[spec.role] += r.lr**2 * spec.numel
             counts[spec.role] += spec.numel
@@ -198,7 +198,7 @@ def facts_of(kind: str, configs: Sequence[ResolvedConfig]) -> checks.Facts:
         heads_grow=varies(lambda c: c.head_dim),
         tied=one.tie_embeddings,
         muon_scale=one.muon_scale if one.optimizer == "muon" else None,
-        residual_varies=varies(lambda c: multipliers(c).residual),
+        residual_varies=varies(lambda c: rules_of(c).multipliers.residual),
         qk_norm=one.use_qk_norm,
     )
 

@@ -17,6 +17,7 @@ from nanoscale.spec.architecture import ROLES, tensors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import identity, label
+from nanoscale.spec.listing import parameter_table, rules_table
 from nanoscale.spec.parametrization import (
     DECAYED,
     MUP,
@@ -27,13 +28,9 @@ from nanoscale.spec.parametrization import (
     Row,
     Rule,
     Scheme,
-    betas,
-    multipliers,
-    parameter_table,
     register,
     registered_by,
-    rule,
-    rules_table,
+    rules_of,
     scheme_of,
 )
 from nanoscale.spec.schedule import lr_multiplier
@@ -44,8 +41,8 @@ EVERY_ROLE = {"bias": True, "use_qk_norm": True, "tie_embeddings": False}
 
 def rules(**overrides: object) -> dict[str, Rule]:
     """Tensor name -> rule, of a model with tensors of every role."""
-    config = tiny_config(**EVERY_ROLE | overrides)
-    return {spec.name: rule(spec, config) for spec in tensors(config)}
+    found = rules_of(tiny_config(**EVERY_ROLE | overrides))
+    return {spec.name: found.rule(spec) for spec in found.tensors}
 
 
 NAMES = {
@@ -205,7 +202,7 @@ def test_every_role_has_a_row_and_only_matrices_and_tables_decay(mode):
     assert set(SCHEMES[mode].rows) == set(ROLES)
     config = tiny_config(mode=mode, **EVERY_ROLE)
     for spec in tensors(config):
-        assert (rule(spec, config).weight_decay > 0) == (len(spec.shape) == 2)
+        assert (rules_of(config).rule(spec).weight_decay > 0) == (len(spec.shape) == 2)
         assert (spec.role in DECAYED) == (len(spec.shape) == 2)
 
 
@@ -269,8 +266,9 @@ def test_grouped_heads_and_swiglu_scale_by_their_own_fan_in():
 )
 def test_forward_multipliers_as_numbers(mode, overrides, expected):
     config = tiny_config(mode=mode, **{"base_head_dim": 16} | overrides)
-    found = multipliers(config)
-    assert found == Multipliers(*(pytest.approx(x, rel=1e-12) for x in expected))
+    assert rules_of(config).multipliers == Multipliers(
+        *(pytest.approx(x, rel=1e-12) for x in expected)
+    )
 
 
 # --- sizes at which modes are one model ----------------------------------------------------------
@@ -429,7 +427,7 @@ def test_decay_by_fraction_of_run_is_so_many_e_foldings_at_any_lr_length_and_siz
             | more
         )
         for spec in tensors(config):
-            r = rule(spec, config)
+            r = rules_of(config).rule(spec)
             shrink = 3.0 if spec.role in DECAYED else 0.0
             assert r.lr * r.weight_decay * config.max_iters == pytest.approx(shrink)
 
@@ -443,12 +441,12 @@ def test_batch_and_horizon_as_numbers():
             (r.lr / 2, r.weight_decay / 2, r.eps * 2)
         )
         assert other[name].init_std == r.init_std
-    assert betas(tiny_config(**more)) == pytest.approx((0.95, 0.99))
-    assert betas(tiny_config(beta1=0.8)) == (0.8, 0.95)
+    assert rules_of(tiny_config(**more)).betas == pytest.approx((0.95, 0.99))
+    assert rules_of(tiny_config(beta1=0.8)).betas == (0.8, 0.95)
     batch = rules(**BASE, base_batch_tokens=4)["transformer.wte.weight"]
     assert batch.lr == pytest.approx(2 * one["transformer.wte.weight"].lr)
     with pytest.raises(UserError, match=r"betas -0\.6"):
-        betas(tiny_config(base_batch_tokens=1))
+        _ = rules_of(tiny_config(base_batch_tokens=1)).betas
 
 
 def test_twice_the_batch_at_as_many_updates_changes_no_rule():
@@ -463,12 +461,13 @@ MINE = ROOT / "docs" / "my_rules.py"
 
 def test_the_example_of_the_docs_is_a_mode_like_ours():
     overrides = {"n_embd": 64, "base_n_embd": 16, "rules": str(MINE), "mode": "muP-embed"}
-    config, mup = tiny_config(**overrides), tiny_config(n_embd=64, base_n_embd=16, mode="muP")
-    for spec in tensors(config):
-        ours, theirs = rule(spec, mup), rule(spec, config)
+    config = tiny_config(**overrides)
+    mine, mup = rules_of(config), rules_of(tiny_config(n_embd=64, base_n_embd=16, mode="muP"))
+    for spec in mup.tensors:
+        ours, theirs = mup.rule(spec), mine.rule(spec)
         twice = replace(ours, lr=2 * ours.lr) if spec.role == "embedding" else ours
         assert theirs == twice
-    assert multipliers(config) == multipliers(mup)
+    assert mine.multipliers == mup.multipliers
     assert "muP-embed" not in SCHEMES  # a file's modes are its own
     assert label(config).endswith("-muP-embed")
 
@@ -525,6 +524,30 @@ def test_a_bad_file_of_rules_is_refused_in_one_line(text, mode, says, tmp_path):
     assert "mine.py" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_a_built_in_mode_cannot_be_registered_anew(name):
+    built_in = SCHEMES[name]
+    with pytest.raises(UserError, match="another name") as caught:
+        register(name, MUP)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert SCHEMES[name] is built_in
+
+
+def test_a_longer_run_has_a_smaller_batch_over_its_horizon():
+    ratios = [
+        rules_of(tiny_config(max_iters=n, base_tokens=160)).batch_over_horizon for n in (10, 20, 40)
+    ]
+    assert ratios == [1.0, 0.5, 0.25]
+    assert rules_of(tiny_config()).batch_over_horizon == 1.0
+
+
+def test_the_scheme_is_looked_up_once_for_a_model(monkeypatch):
+    found = rules_of(tiny_config(mode="muP"))
+    monkeypatch.setitem(SCHEMES, "muP", None)
+    assert [found.rule(spec).optimizer for spec in found.tensors] == ["adamw"] * len(found.tensors)
+
+
 def test_without_a_file_there_are_our_modes_alone():
     with pytest.raises(UserError, match="choose 'SP', 'muP' or 'CompleteP'"):
         tiny_config(mode="muP-embed")
@@ -558,14 +581,14 @@ def test_a_power_reads_as_in_a_paper(power, text):
 
 def test_the_printed_table_has_every_tensor_its_rule_and_the_counts():
     config = tiny_config(mode="CompleteP", optimizer="muon", **EVERY_ROLE)
-    text = parameter_table(config)
+    text, rules = parameter_table(config), rules_of(config)
     for spec in tensors(config):
         line = next(line for line in text.splitlines() if line.startswith(f"{spec.name} "))
-        r = rule(spec, config)
+        r = rules.rule(spec)
         cells = line.split()
         assert cells[1:4] == [spec.role, "x".join(map(str, spec.shape)), f"{r.init_std:.4g}"]
         out, fan_in = spec.shape if len(spec.shape) == 2 else (1, 1)
-        muon, m = r.optimizer == "muon", multipliers(config)
+        muon, m = r.optimizer == "muon", rules.multipliers
         forward = {"embedding": m.embedding, "residual_out": m.residual, "readout": m.logits}
         assert cells[4:6] == [r.optimizer, f"{r.lr:.4g}"]
         assert cells[6] == (f"{(out / fan_in) ** 0.5:.4g}" if muon else "-")
