@@ -1,4 +1,4 @@
-"""What `nanoscale fit` says beyond its fit: Approaches 1 and 2, profiles, influence, rollouts, the
+"""What `nanoscale fit` says beyond its fit: Approaches 1 and 2, profiles, influence, the
 multiverse.
 
 The one idea: each answer is a record, and what is printed and drawn is made from it. An approach
@@ -7,26 +7,22 @@ that the table does not allow stays in the record, with the reason.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nanoscale.errors import UserError
-from nanoscale.laws import bootstrap, fit_law, influence_of, isoflop, predict, profile_law
+from nanoscale.laws import influence_of, isoflop, predict, profile_law
 from nanoscale.laws.envelope import envelope
 from nanoscale.laws.multiverse import multiverse
-from nanoscale.laws.points import compute, kept, numbers, predictors
+from nanoscale.laws.points import kept, numbers
 from nanoscale.store.files import plain
 
 if TYPE_CHECKING:
     from nanoscale.laws import LawFit
 
 DEGREES = {"parabola": 2, "cubic": 3}
-THRESHOLDS, ROLLOUT_RESAMPLES = 6, 400
-APART = np.log(2)  # of a threshold that was asked for, others are
-POINTS_PER_PARAMETER = 2  # of the runs below a threshold of a rollout
 MULTIVERSE = {
     "objectives": ("log-huber", "lad", "mse"),
     "deltas": (1e-4, 1e-3, 1e-2),
@@ -217,69 +213,3 @@ def multiverse_lines(record: Mapping[str, Any]) -> list[str]:
         f"{a['highest']:.3f}, median {a['median']:.3f}",
         "  all else equal a moves by " + ", ".join(f"{v:.3f} with {k}" for v, k in moved),
     ]
-
-
-# -- hold-outs one after another ------------------------------------------------------------------
-def rollout(
-    columns: Columns,
-    loss: Sequence[float],
-    *,
-    drop_worst: int = 0,
-    also: Sequence[float] = (),
-    groups: Sequence[str] | None = None,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Hold-outs at up to six budgets and those in `also`, in order.
-
-    `bias_ci95`: 95 % interval of the mean error over resamples of the fitted runs. Budgets that
-    leave too few runs below or a fit without a result are left out; so is every one of a law that
-    reads no C. options: those of `fit_law`; of its resamples the first 400.
-    """
-    loss = numbers(loss, "loss")
-    form = options["law"]
-    names, x = predictors(form, columns, len(loss))
-    keep, c = kept(loss, drop_worst), compute(dict(zip(names, x, strict=True)))
-    if c is None:
-        return []
-    rows = []
-    for threshold in thresholds(c[keep], POINTS_PER_PARAMETER * len(form.names), also):
-        below, above = keep & (c < threshold), keep & (c >= threshold)
-        try:
-            row = predict.holdout(
-                columns,
-                loss,
-                threshold,
-                drop_worst=drop_worst,
-                groups=groups,
-                **options | {"resamples": 0},
-            )
-            fit = fit_law(
-                dict(zip(names, x[:, below], strict=True)),
-                loss[below],
-                groups=None if groups is None else np.array(groups)[below],
-                **options | {"resamples": min(ROLLOUT_RESAMPLES, options.get("resamples", np.inf))},
-            )
-        except UserError:
-            continue
-        errors = (fit.form.loss(fit.draws, *x[:, above]) / loss[above] - 1).mean(1)
-        rows.append(
-            row | {"bias_ci95": bootstrap.interval(errors).tolist() if len(errors) else None}
-        )
-    return rows
-
-
-def thresholds(c: np.ndarray, least: int, also: Sequence[float] = ()) -> list[float]:
-    """Between budgets, evenly spread in ln C, with at least `least` runs of c (n,) below.
-
-    Those of `also` as they are, and none but them within a factor 2 of one.
-    """
-    groups = isoflop.budgets(c)
-    edges = [
-        float(np.sqrt(c[low].max() * c[high].min())) for low, high in itertools.pairwise(groups)
-    ]
-    allowed = [edge for edge in edges if (c < edge).sum() >= least]
-    if not allowed:
-        return sorted(also)
-    wanted = np.geomspace(allowed[0], allowed[-1], THRESHOLDS)
-    near = {min(allowed, key=lambda v, w=w: abs(np.log(v / w))) for w in wanted}
-    return sorted({*also, *(v for v in near if all(abs(np.log(v / w)) > APART for w in also))})

@@ -76,6 +76,8 @@ def main(names: Sequence[str], options: Mapping[str, str]) -> int:
         )
     )
     if "json" in options:
+        if "holdout" in record:
+            record["holdout"] = record["holdout"].to_json()
         write_json(Path(options["json"]), record)
     if figures:
         from nanoscale.studies.law_figures import write_figures
@@ -90,6 +92,7 @@ def fitted(
 ) -> tuple[LawFit, dict[str, Any]]:
     """The fit of a table's rows, and its record."""
     from nanoscale.laws import fit_law, law_of, predict
+    from nanoscale.laws.holdout import holdout
 
     form = law_of(options.get("law", "chinchilla"))
     columns = columns_of(frame, options, form.predictors)
@@ -101,7 +104,7 @@ def fitted(
     record["warnings"] = [*notes, *_same_run(kept, columns), *record["warnings"]]
     if "holdout" in options:
         threshold = number_of("holdout", options["holdout"], float)
-        record["holdout"] = predict.holdout(values, loss, threshold, **how)
+        record["holdout"] = holdout(values, loss, threshold, **how)
     return fit, record | {"columns": columns}
 
 
@@ -187,12 +190,12 @@ def beyond(
             lines += more
     if FIGURES not in asked:
         return lines, {}
+    from nanoscale.laws.holdout import rollout
     from nanoscale.studies.law_figures import figures_of
 
-    held = [record["holdout"]["threshold"]] if "holdout" in record else []
-    record["rollout"] = approaches.rollout(
-        values, loss, also=held, **how_of(kept, columns, options, settings) | {"law": fit.form}
-    )
+    held = [record["holdout"].threshold] if "holdout" in record else []
+    how = how_of(kept, columns, options, settings) | {"law": fit.form}
+    record["rollout"] = [step.to_json() for step in rollout(values, loss, also=held, **how)]
     return lines, figures_of(fit, values, loss, record, drop)
 
 
@@ -247,9 +250,7 @@ def said(columns: Mapping[str, str]) -> str:
 
 def held_out(record: Mapping[str, Any]) -> list[str]:
     """The line of a hold-out, where there is one."""
-    from nanoscale.laws import predict
-
-    return [predict.said(record["holdout"])] if "holdout" in record else []
+    return [record["holdout"].text()] if "holdout" in record else []
 
 
 def number_of(key: str, text: str | float, kind: type | None = None) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law, predict
+from nanoscale.laws.holdout import holdout
 
 LAW, TRUTH = LAWS["chinchilla"], np.array([1.69, 406.4, 410.7, 0.34, 0.28])
 
@@ -27,21 +28,21 @@ def noisy(N, D, sd, seed=0):
 ])  # fmt: skip
 def test_the_published_hold_outs(epoch, cut, n, error, largest, bias, inside):
     N, C, L = epoch
-    row = predict.holdout({"N": N, "C": C}, L, cut, drop_worst=5)
-    assert (row["n_fitted"], row["n_held_out"], row["covered"]) == (n, 240 - n, None)
-    seen = [row[k] for k in ("mean_abs_error", "max_abs_error", "bias", "in_sample_error")]
+    row = holdout({"N": N, "C": C}, L, cut, drop_worst=5)
+    assert (row.n_fitted, row.n_held_out, row.covered) == (n, 240 - n, None)
+    seen = [row.mean_abs_error, row.max_abs_error, row.bias, row.in_sample_error]
     assert [round(100 * v, 2) for v in seen] == [error, largest, bias, inside]
-    assert f"off by {error:.2f} % (largest {largest:.2f} %, bias {bias:+.2f} %" in predict.said(row)
+    assert f"off by {error:.2f} % (largest {largest:.2f} %, bias {bias:+.2f} %" in row.text()
 
 
 def test_a_run_of_the_fitted_law_is_held_out_without_error():
     N, D = budgets()
-    row = predict.holdout({"N": N, "D": D}, LAW.loss(TRUTH, N, D), 5e19)
-    assert row["max_abs_error"] < 1e-7
-    assert (row["n_fitted"], row["n_held_out"], row["distance"]) == (18, 6, pytest.approx(10))
+    row = holdout({"N": N, "D": D}, LAW.loss(TRUTH, N, D), 5e19)
+    assert row.max_abs_error < 1e-7
+    assert (row.n_fitted, row.n_held_out, row.distance) == (18, 6, pytest.approx(10))
     C = np.geomspace(1e15, 1e20, 12)
-    row = predict.holdout({"C": C}, 2 + 300 / C**0.15, 1e18, law="power")
-    assert (row["max_abs_error"] < 1e-7, row["law"]) == (True, "power")
+    row = holdout({"C": C}, 2 + 300 / C**0.15, 1e18, law="power")
+    assert (row.max_abs_error < 1e-7, row.law) == (True, "power")
 
 
 def test_the_interval_of_a_new_run_covers_it_and_that_of_the_law_the_law():
@@ -105,9 +106,9 @@ def test_reach_and_distance_are_those_of_the_points_kept_and_survive_a_file():
 
 def test_a_hold_out_holds_the_planted_runs_in_its_intervals():
     N, D = budgets(6, 8)
-    row = predict.holdout({"N": N, "D": D}, noisy(N, D, 0.003), 1e19, resamples=300)
-    assert 0.85 <= row["covered"] <= 1
-    assert "within a run's 95 % interval" in predict.said(row)
+    row = holdout({"N": N, "D": D}, noisy(N, D, 0.003), 1e19, resamples=300)
+    assert 0.85 <= row.covered <= 1
+    assert "within a run's 95 % interval" in row.text()
 
 
 @pytest.mark.parametrize(("message", "cut", "options"), [
@@ -118,10 +119,10 @@ def test_a_hold_out_holds_the_planted_runs_in_its_intervals():
 def test_a_hold_out_that_cannot_be_is_refused(message, cut, options):
     N, D = budgets()
     with pytest.raises(UserError) as error:
-        predict.holdout({"N": N, "D": D}, noisy(N, D, 0.01), cut, **options)
+        holdout({"N": N, "D": D}, noisy(N, D, 0.01), cut, **options)
     assert message in str(error.value)
     few = slice(2, None)  # four of the first budget
     with pytest.raises(UserError, match=r"the 4 runs below 5e[+]17 FLOPs: 4 different points are"):
-        predict.holdout({"N": N[few], "D": D[few]}, noisy(N, D, 0.01)[few], 5e17)
+        holdout({"N": N[few], "D": D[few]}, noisy(N, D, 0.01)[few], 5e17)
     with pytest.raises(UserError, match="needs C, or N and D; there is only D"):
-        predict.holdout({"D": D}, noisy(N, D, 0.01), 1e19, law="power")
+        holdout({"D": D}, noisy(N, D, 0.01), 1e19, law="power")
