@@ -1,309 +1,106 @@
-"""`nanoscale VERB ...`: a few lines per verb here, the work elsewhere, torch only where needed."""
+"""`nanoscale VERB ...`: `commands/X.py` is `nanoscale X`, imported when it is called, and not before."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from nanoscale.errors import (
-    BAD_INPUT,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    UserError,
-    did_you_mean,
-    exit_code_of,
-)
-
-if TYPE_CHECKING:
-    from nanoscale.spec.config import ExperimentConfig
-    from nanoscale.store.folder import RunFolder, run_spec
-
-
-def train(arguments: Sequence[str]) -> int:
-    """train [config.py ...] [--key=value ...]     train one GPT into --out_dir"""
-    from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.parametrization import scheme_of
-    from nanoscale.spec.resolve import resolve
-    from nanoscale.spec.sources import build, help_text, parse_arguments, typed
-    from nanoscale.store.folder import RunFolder
-    from nanoscale.store.resume import open_folder
-
-    if asks_help(arguments):
-        print(help_text("usage: train [config.py ...] [--key=value ...], left to right"))
-        return DONE
-    sources = parse_arguments(arguments)
-    config = build(sources)
-    dataset = open_dataset(config.dataset, config.data_root)
-    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
-    dataset.require_block(config.block_size)
-    scheme_of(spec.config)  # a user's own file of rules may refuse
-    check_machine(config)
-    path, resume = Path(config.out_dir), config.init_from == "resume"
-    if config.eval_only:
-        from nanoscale.training.evaluation import evaluate_only
-
-        evaluate_only(spec, RunFolder(path))
-        return DONE
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from nanoscale.training.loop import train_ranks
-
-        return EXIT_CODES[train_ranks(spec, path, resume)]
-    return train_folder(open_folder(path, spec, resume))
-
-
-def check_machine(config: ExperimentConfig) -> None:
-    """Refuse a device or a mirror that is not here, before anything is written."""
-    from importlib.util import find_spec
-
-    for wanted, package in ((config.wandb_log, "wandb"), (config.tensorboard_log, "tensorboard")):
-        if wanted and find_spec(package) is None:
-            raise UserError(
-                f"{package}_log=True needs {package}: pip install "
-                f"'nanoscale[{package}]', or leave it out"
-            )
-    if config.device not in ("auto", "cpu"):
-        from nanoscale.model.distributed import pick_device
-
-        pick_device(config)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """run FOLDER                                  train what a run folder's config says"""
-    from nanoscale.store.folder import RunFolder
-    from nanoscale.store.lease import Held
-
-    if len(arguments) != 1 or asks_help(arguments):
-        raise UserError("usage: nanoscale run FOLDER, a folder that holds config.json")
-    try:
-        return train_folder(RunFolder(arguments[0]))
-    except Held as e:  # two runners started it; this one may come back when that is done
-        print(e)
-        return INTERRUPTED
-
-
-EXIT_CODES = {"COMPLETE": DONE, "WAITING": INTERRUPTED, "DIVERGED": FAILED, "PRUNED": FAILED}
-
-
-def train_folder(folder: RunFolder) -> int:
-    """Train what is left to train; say where the result is and what to try next."""
-    from nanoscale.store.resume import is_finished
-
-    folder.spec()
-    if is_finished(folder):
-        state = folder.state()
-        print(f"{folder.path}: this run is {state} already; see {folder / 'metrics.json'}")
-        return EXIT_CODES[state]
-    from nanoscale.training.loop import train
-
-    state = train(folder)
-    if state == "COMPLETE":
-        print(
-            f"COMPLETE: results in {folder / 'metrics.json'}; "
-            f"next: python sample.py --out_dir={folder.path}"
-        )
-    elif state == "DIVERGED":
-        print(f"DIVERGED: see {folder / 'metrics.jsonl'}; try a lower learning_rate")
-    return EXIT_CODES[state]
-
-
-def params(arguments: Sequence[str]) -> int:
-    """params [config.py ...] [--key=value ...]    every tensor's role and rule; N, FLOPs, memory"""
-    from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.listing import memory_table, parameter_table
-    from nanoscale.spec.resolve import resolve
-    from nanoscale.spec.sources import build, parse_arguments
-
-    if asks_help(arguments):
-        print(
-            "usage: nanoscale params [config.py ...] [--key=value ...]\n"
-            "needs no data when --vocab_size is given"
-        )
-        return DONE
-    config = build(parse_arguments(arguments))
-    vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
-    config = resolve(config, vocab)
-    print(f"{parameter_table(config)}\n\n{memory_table(config)}")
-    return DONE
-
-
-def data(arguments: Sequence[str]) -> int:
-    """data prepare NAME [--input=FILE]            make a dataset below ./data"""
-    from nanoscale.data.prepare import main
-
-    if arguments[:1] != ["prepare"]:
-        raise UserError(
-            "usage: nanoscale data prepare NAME [--input FILE] [--kind char|byte] [--out DIR]"
-        )
-    return main(list(arguments[1:]))
-
-
-def sample(arguments: Sequence[str]) -> int:
-    """sample [--out_dir=DIR] [--start=TEXT] ...   generate text from a run"""
-    from nanoscale.training.sample import main
-
-    return main(list(arguments))
-
-
-def bench(arguments: Sequence[str]) -> int:
-    """bench [config.py ...] [--key=value ...]     time the training step"""
-    from nanoscale.training.bench import main
-
-    return main(list(arguments))
-
-
-def study(arguments: Sequence[str]) -> int:
-    """study FILE [--output_root=DIR] [--dry-run]  many runs, one question, a report"""
-    from nanoscale.commands.studies import study as main
-
-    return main(list(arguments))
-
-
-def status(arguments: Sequence[str]) -> int:
-    """status [STUDY]                              where the runs of a study stand"""
-    from nanoscale.commands.studies import status as main
-
-    return main(list(arguments))
-
-
-def watch(arguments: Sequence[str]) -> int:
-    """watch STUDY                                 its runs as they go on, wherever they run"""
-    from nanoscale.commands.studies import watch_study
-
-    return watch_study(list(arguments))
-
-
-def retry(arguments: Sequence[str]) -> int:
-    """retry STUDY [--workers=N] ...               run again what failed or waits"""
-    from nanoscale.commands.studies import retry as main
-
-    return main(list(arguments))
-
-
-def table(arguments: Sequence[str]) -> int:
-    """table STUDY [--out=FILE.csv|FILE.parquet]   rebuild table.csv from the run folders"""
-    from nanoscale.commands.studies import table as main
-
-    return main(list(arguments))
-
-
-def report(arguments: Sequence[str]) -> int:
-    """report STUDY                                rebuild report.html"""
-    from nanoscale.commands.studies import report as main
-
-    return main(list(arguments))
-
-
-def transfer(arguments: Sequence[str]) -> int:
-    """transfer TABLE|STUDY|RUN... [--size=COL] .. does the best LR hold over sizes? a verdict"""
-    from nanoscale.studies.transfer import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
-def compare(arguments: Sequence[str]) -> int:
-    """compare A B [--loss=val_loss] [--rope=0.01] is B's loss lower? a verdict from paired seeds"""
-    from nanoscale.studies.compare import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
-def fit(arguments: Sequence[str]) -> int:
-    """fit TABLE|STUDY --n=COL --d=COL --loss=COL  a scaling law, its certainty and intervals"""
-    from nanoscale.studies.table_fit import FIGURES, OPTIONS, SWITCHES, main
-
-    return with_options(main, (*OPTIONS, FIGURES), arguments, SWITCHES)
-
-
-def plan(arguments: Sequence[str]) -> int:
-    """plan TABLE|STUDY|FIT.json --budget=FLOPS    the next run: N, D, a model, its loss, hours"""
-    from nanoscale.studies.next_run import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
-def design(arguments: Sequence[str]) -> int:
-    """design TABLE|STUDY.toml [--question=a] ..   before training: what will the intervals be?"""
-    from nanoscale.studies.designs import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
-def coord_check(arguments: Sequence[str]) -> int:
-    """coord-check [config.py ...] --widths A,B,C  do activations keep their size? a verdict"""
-    from nanoscale.studies.coord_check import main
-
-    return main(list(arguments))
-
-
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    verb.__name__.replace("_", "-"): verb
-    for verb in (
-        data,
-        train,
-        run,
-        sample,
-        bench,
-        params,
-        study,
-        status,
-        watch,
-        retry,
-        table,
-        coord_check,
-        transfer,
-        compare,
-        design,
-        fit,
-        plan,
-        report,
-    )
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from nanoscale import __version__
+from nanoscale.errors import BAD_INPUT, DONE, UserError, did_you_mean, exit_code_of
+
+# Verbs by task, each with its line of help: what `nanoscale --help` says without an import.
+TASKS: dict[str, dict[str, str]] = {
+    "One run": {
+        "data": "make a dataset: data prepare NAME",
+        "train": "train one GPT into --out_dir",
+        "run": "train what a run folder's config says",
+        "sample": "generate text from a run",
+        "bench": "time the training step",
+        "params": "every tensor's role and rule; N, FLOPs, memory",
+    },
+    "Many runs": {
+        "study": "many runs, one question, a report",
+        "status": "where the runs of a study stand",
+        "watch": "its runs as they go on, wherever they run",
+        "retry": "run again what failed or waits",
+        "table": "rebuild table.csv from the run folders",
+        "report": "rebuild report.html",
+    },
+    "Verdicts": {
+        "coord-check": "do activations keep their size as models grow?",
+        "transfer": "does the best learning rate hold over sizes?",
+        "compare": "is B's loss lower than A's? from paired seeds",
+    },
+    "Laws": {
+        "fit": "a scaling law, its certainty and intervals",
+        "plan": "the next run: N, D, a model, its loss, hours",
+        "design": "before training: what will the intervals be?",
+        "sweep-law": "how the best learning rate or batch moves with scale",
+    },
+    "The shell": {"completion": "completion of verbs and options for bash, zsh or fish"},
 }
+VERBS = {verb: line for verbs in TASKS.values() for verb, line in verbs.items()}
 
 
-def with_options(
-    main: Callable[..., int],
-    known: Sequence[str],
-    arguments: Sequence[str],
-    switches: Sequence[str] = (),
-) -> int:
-    """A command that takes its names and options read; its help is its usage."""
-    from nanoscale.commands.options import parse
+class Verbs(click.Group):
+    """The verbs, found by name: a call imports one module and no other."""
 
-    names, options = parse(arguments, main, known, switches)
-    return DONE if names is None else main(names, options)
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        module = import_module(f"nanoscale.commands.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        command.name = name
+        return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        verb = arguments[0]
+        if verb not in VERBS:
+            raise UserError(f"{verb}: unknown verb{did_you_mean(verb, VERBS) or '; see --help'}")
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for task, verbs in TASKS.items():
+            with formatter.section(task):
+                formatter.write_dl(list(verbs.items()))
 
 
-def asks_help(arguments: Sequence[str]) -> bool:
-    return any(a in ("--help", "-h") for a in arguments)
-
-
-def usage() -> str:
-    lines = [f"  nanoscale {verb.__doc__}" for verb in VERBS.values()]
-    return "\n".join(
-        [
-            "nanoscale: scaling studies of small GPTs",
-            "",
-            *lines,
-            "",
-            "nanoscale train --help lists every config key.",
-        ]
-    )
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog="nanoscale VERB --help has a verb's options; nanoscale train --help, every config key.",
+)
+@click.version_option(__version__, prog_name="nanoscale")
+@click.pass_context
+def program(context: click.Context) -> int:
+    """Scaling studies and hyperparameter optimisation of small GPTs."""
+    if context.invoked_subcommand is not None:
+        return DONE
+    click.echo(context.get_help())
+    return BAD_INPUT
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(usage())
-        return DONE if arguments else BAD_INPUT
-    verb, *rest = arguments
-    if verb not in VERBS:
-        raise UserError(f"{verb}: unknown verb{did_you_mean(verb, VERBS) or '; see --help'}")
-    return VERBS[verb](rest)
+    if list(arguments[:1]) == ["help"]:
+        arguments = ["--help", *arguments[1:]]
+    try:
+        code = program.main(list(arguments), prog_name="nanoscale", standalone_mode=False)
+    except click.UsageError as error:
+        raise UserError(f"{error.format_message().rstrip('.')}; see nanoscale --help") from error
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    return code or DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
-    return exit_code_of(lambda: dispatch(sys.argv[1:] if arguments is None else list(arguments)))
+    return exit_code_of(lambda: dispatch(sys.argv[1:] if arguments is None else arguments))

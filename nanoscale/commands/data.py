@@ -1,0 +1,38 @@
+"""`nanoscale data`: text to token files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nanoscale.commands.verb import Number, Verb
+from nanoscale.data.prepare import NAMES, prepare
+
+
+@click.group()
+def command() -> None:
+    """Datasets: token files below ./data, in nanoGPT's format."""
+
+
+@command.command(
+    "prepare",
+    cls=Verb,
+    examples=[
+        "nanoscale data prepare shakespeare_char",
+        "nanoscale data prepare text --input book.txt --kind byte --out data/book",
+    ],
+)
+@click.argument("name", metavar="NAME")
+@click.option("--input", metavar="PATH", help="A local tinyshakespeare, or any text.")
+@click.option("--kind", metavar="KIND", help="Tokens of a text: char or byte (by its alphabet).")
+@click.option("--seed", type=Number(whole=True), help="Of the synthetic chain.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder (data/NAME).")
+def prepare_command(
+    name: str, input: str | None, kind: str | None, seed: int | None, out: Path | None
+) -> None:
+    """Make the dataset NAME: {names}."""
+    prepare(name, input=input, kind=kind, out=out, seed=seed)
+
+
+prepare_command.help = f"Make the dataset NAME: {', '.join(NAMES)}."

@@ -1,0 +1,32 @@
+"""`nanoscale params`: every tensor's role and rule; N, FLOPs, memory."""
+
+from __future__ import annotations
+
+import click
+
+from nanoscale.commands.verb import ConfigVerb
+from nanoscale.spec.sources import build, parse_arguments
+
+
+@click.command(
+    cls=ConfigVerb,
+    examples=[
+        "nanoscale params config/train_shakespeare_char.py",
+        "nanoscale params --vocab_size=50304 --parametrization.mode=muP",
+    ],
+)
+def command(arguments: tuple[str, ...]) -> None:
+    """Print each tensor's role, shape and rule, the parameters and FLOPs of a config
+    ([config.py ...] [--key=value ...]) under every convention, and the memory it needs.
+
+    Needs no data when --vocab_size is given.
+    """
+    from nanoscale.data.dataset import open_dataset
+    from nanoscale.spec.memory import memory_table
+    from nanoscale.spec.parametrization import parameter_table
+    from nanoscale.spec.resolve import resolve
+
+    config = build(parse_arguments(arguments))
+    vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
+    resolved = resolve(config, vocab)
+    click.echo(f"{parameter_table(resolved)}\n\n{memory_table(resolved)}")

@@ -1,0 +1,23 @@
+"""`nanoscale report`: a study's page, rebuilt from its run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nanoscale.commands.verb import Verb, output_root
+
+
+@click.command(
+    cls=Verb, examples=["nanoscale report quick", "nanoscale report quick --output_root=results"]
+)
+@click.argument("name", metavar="STUDY")
+@output_root()
+def command(name: str, output_root: Path) -> None:
+    """Draw the conclusions of STUDY again: its law or verdict, its figures, report.html."""
+    from nanoscale.experiments import Study
+    from nanoscale.studies.stages import conclude
+
+    for line in conclude(Study.open(output_root / name)):
+        click.echo(line)

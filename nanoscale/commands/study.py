@@ -1,0 +1,35 @@
+"""`nanoscale study`: many runs, one question, a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nanoscale.commands.how_to_run import BUDGET, given, how_to_run
+from nanoscale.commands.verb import Verb, output_root
+from nanoscale.errors import DONE, FAILED
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        "nanoscale study studies/quick.toml --dry-run",
+        "nanoscale study studies/sweep.toml --workers=4 --budget=90min",
+    ],
+)
+@click.argument("file", metavar="FILE")
+@click.option("--dry-run", is_flag=True, help="Say what each run needs, and start nothing.")
+@BUDGET
+@how_to_run
+@output_root()
+def command(file: str, dry_run: bool, output_root: Path, **how: Any) -> int:
+    """Train what the study FILE asks for, then fit, judge and report.
+
+    Runs that have finished are never trained again; the same command goes on where it was stopped.
+    """
+    from nanoscale.studies.stages import run_study
+
+    study = run_study(file, output_root, dry_run=dry_run, **given(how))
+    return DONE if dry_run or study.ok else FAILED

@@ -1,0 +1,29 @@
+"""`nanoscale table`: a study's runs as a table, rebuilt from their folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nanoscale.commands.verb import Verb, output_root
+
+
+@click.command(
+    cls=Verb, examples=["nanoscale table quick", "nanoscale table quick --out=quick.parquet"]
+)
+@click.argument("name", metavar="STUDY")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Another file than the study's table.csv: .csv or .parquet.",
+)
+@output_root()
+def command(name: str, out: Path | None, output_root: Path) -> None:
+    """Rebuild the table of STUDY, a row per run, and print where it is."""
+    from nanoscale.experiments import Study, rebuild_table
+    from nanoscale.experiments.results import export
+
+    study = Study.open(output_root / name)
+    click.echo(rebuild_table(study.folder) if out is None else export(study, out))

@@ -1,0 +1,25 @@
+"""`nanoscale watch`: a study's runs as they go on, wherever they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nanoscale.commands.verb import Verb, output_root
+from nanoscale.errors import DONE, FAILED
+
+
+@click.command(
+    cls=Verb, examples=["nanoscale watch quick", "nanoscale watch quick --output_root=results"]
+)
+@click.argument("name", metavar="STUDY")
+@output_root()
+def command(name: str, output_root: Path) -> int:
+    """Show the progress of STUDY, which others run, until it ends."""
+    from nanoscale.experiments import Study
+    from nanoscale.experiments.watching import watch
+
+    study = Study.open(output_root / name)
+    watch(study)
+    return DONE if study.ok else FAILED
