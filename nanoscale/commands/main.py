@@ -1,4 +1,4 @@
-"""`nanoscale VERB ...`: `commands/X.py` is `nanoscale X`, imported when it is called, and not before."""
+"""`nanoscale VERB ...`: `commands/X.py` is `nanoscale X`, imported when it is called."""
 
 from __future__ import annotations
 

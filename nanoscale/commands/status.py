@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nanoscale.commands.verb import Verb, output_root
+
+if TYPE_CHECKING:
+    from nanoscale.experiments import Study
 
 
 @click.command(cls=Verb, examples=["nanoscale status", "nanoscale status quick"])
@@ -15,9 +19,7 @@ from nanoscale.commands.verb import Verb, output_root
 def command(names: tuple[str, ...], output_root: Path) -> None:
     """Count the runs of every study by state; of a STUDY that is named, list each run."""
     from nanoscale.experiments import Study
-    from nanoscale.experiments.progress import read
     from nanoscale.experiments.results import study_names
-    from nanoscale.studies.stages import varied
 
     studies = [Study.open(output_root / name) for name in names or study_names(output_root)]
     if not studies:
@@ -31,6 +33,9 @@ def command(names: tuple[str, ...], output_root: Path) -> None:
 
 def runs_of(study: Study) -> str:
     """A line per run: what it varies, its state, its step and loss."""
+    from nanoscale.experiments.progress import read
+    from nanoscale.studies.stages import varied
+
     frame = study.frame()
     on_screen = [read(folder) for _, folder in study.runs()]
     frame["step"] = [f"{run.step}/{run.max_iters}" for run in on_screen]
