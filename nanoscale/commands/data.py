@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from nanoscale.commands.verb import Number, Verb
-from nanoscale.data.prepare import NAMES, prepare
 
 
 @click.group()
@@ -31,8 +30,9 @@ def command() -> None:
 def prepare_command(
     name: str, input: str | None, kind: str | None, seed: int | None, out: Path | None
 ) -> None:
-    """Make the dataset NAME: {names}."""
+    """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), pysource (the Python
+    files of this installation), text (any file or folder), or synthetic (of known entropy).
+    """
+    from nanoscale.data.prepare import prepare
+
     prepare(name, input=input, kind=kind, out=out, seed=seed)
-
-
-prepare_command.help = f"Make the dataset NAME: {', '.join(NAMES)}."

@@ -38,7 +38,6 @@ TASKS: dict[str, dict[str, str]] = {
         "fit": "a scaling law, its certainty and intervals",
         "plan": "the next run: N, D, a model, its loss, hours",
         "design": "before training: what will the intervals be?",
-        "sweep-law": "how the best learning rate or batch moves with scale",
     },
     "The shell": {"completion": "completion of verbs and options for bash, zsh or fish"},
 }
@@ -54,6 +53,10 @@ class Verbs(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
+        from nanoscale.commands.legacy import LEGACY, command_of
+
+        if name in LEGACY:
+            return command_of(name)
         module = import_module(f"nanoscale.commands.{name.replace('-', '_')}")
         command: click.Command = module.command
         command.name = name

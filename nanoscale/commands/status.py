@@ -34,7 +34,7 @@ def command(names: tuple[str, ...], output_root: Path) -> None:
 def runs_of(study: Study) -> str:
     """A line per run: what it varies, its state, its step and loss."""
     from nanoscale.experiments.progress import read
-    from nanoscale.studies.stages import varied
+    from nanoscale.studies.runs import varied
 
     frame = study.frame()
     on_screen = [read(folder) for _, folder in study.runs()]

@@ -23,15 +23,21 @@ class Verb(click.Command):
     """A command with examples below its options."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", {"help_option_names": ["--help", "-h"]})
+        settings = {"help_option_names": ["--help", "-h"], "allow_extra_args": True}
+        kwargs.setdefault("context_settings", settings)
         super().__init__(*args, **kwargs)
         self.examples = examples
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        given = list(arguments)  # click takes what it has read from its list
         try:
-            return super().parse_args(context, arguments)
+            rest = super().parse_args(context, arguments)
         except click.UsageError as error:
-            raise in_our_words(error, self) from error
+            raise in_our_words(error, self, given) from error
+        if rest:
+            usage = f"see nanoscale {self.name} --help"
+            raise UserError(f"nanoscale {self.name}: {rest[0]}: one argument too many; {usage}")
+        return rest
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Examples"):
@@ -84,27 +90,32 @@ class ConfigVerb(Verb):
 
 
 # -- refusals -----------------------------------------------------------------------------------
-def in_our_words(error: click.UsageError, verb: Verb) -> UserError:
-    """The same refusal as one line with the remedy."""
+def in_our_words(error: click.UsageError, verb: Verb, arguments: Sequence[str]) -> UserError:
+    """The same refusal as one line with what was typed and the remedy."""
     usage = f"see nanoscale {verb.name} --help"
     if isinstance(error, click.NoSuchOption):
         hint = did_you_mean(error.option_name, verb.option_names())
-        return UserError(f"{error.option_name}: unknown option{hint or '; ' + usage}")
+        return UserError(
+            f"{typed(error.option_name, arguments)}: unknown option{hint or '; ' + usage}"
+        )
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        return UserError(f"nanoscale {verb.name}: {missing(error.param)}; {usage}")
+        name = error.param.make_metavar(click.Context(verb))
+        return UserError(f"nanoscale {verb.name}: {name} is missing; {usage}")
     if isinstance(error, click.BadOptionUsage):
-        return UserError(f"{error.message.rstrip('.')}; {usage}")
+        argument = typed(error.option_name, arguments)
+        wrong = "the option takes no value" if "=" in argument else "a value is missing"
+        return UserError(f"{argument}: {wrong}; {usage}")
     return UserError(f"nanoscale {verb.name}: {error.format_message().rstrip('.')}; {usage}")
 
 
-def missing(parameter: click.Parameter) -> str:
-    name = parameter.make_metavar(click.Context(click.Command("x")))
-    return f"{name} is missing"
+def typed(option: str, arguments: Sequence[str]) -> str:
+    """The argument that gave an option, as it was typed."""
+    return next((a for a in arguments if a.partition("=")[0] == option), option)
 
 
 # -- types of values ----------------------------------------------------------------------------
 class Number(click.ParamType):
-    """A number, whole where it must be, within bounds."""
+    """A number within bounds: an int where it is one, and where it must be."""
 
     name = "number"
 
@@ -134,7 +145,7 @@ class Number(click.ParamType):
         if not math.isfinite(number) or (self.whole and not number.is_integer()):
             what = "a whole number" if self.whole else "a number"
             raise UserError(f"{typed}: expected {what}")
-        return int(number) if self.whole else number
+        return int(number) if number.is_integer() else number
 
 
 class Choice(click.ParamType):

@@ -176,13 +176,15 @@ def _of_study(path: Path, options: Mapping[str, str]) -> Planned:
     from nanoscale.studies.stages import DEFAULTS
     from nanoscale.studies.study_file import read_study
 
-    asked = read_study(path)
-    if not asked.rows:
+    file = read_study(path)
+    question = file.question
+    if not question.rows:
         raise UserError(
-            f"{path}: a {asked.recipe} has no rows before it runs; give a grid or a "
+            f"{path}: a {file.recipe_name} has no rows before it runs; give a grid or a "
             "ladder, or a table of planned runs"
         )
-    cells = make_cells(DEFAULTS, [Source(f"{path}, [base]", asked.base)], asked.rows, asked.where)
+    base = Source(f"{path}, [base]", file.base)
+    cells = make_cells(DEFAULTS, [base], question.rows, question.where)
     points: dict[tuple[int, int, int], set[Any]] = {}
     for cell in cells:
         config = cell.spec.config
@@ -200,7 +202,7 @@ def _of_study(path: Path, options: Mapping[str, str]) -> Planned:
             f"{len(cells)} cells are {sum(map(len, points.values()))} runs of different "
             "N, D and seed: the others count as tuning, of which the best remains"
         )
-    ladder = asked.recipe == "ladder"
+    ladder = file.recipe.refits_without_smallest
     if ladder:
         notes.append(
             "the study's own interval also takes in its refits without the smallest "

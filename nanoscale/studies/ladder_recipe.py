@@ -1,0 +1,119 @@
+"""`recipe = "ladder"`: models of growing size at one ratio of tokens to parameters; their law."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nanoscale.errors import UserError, disk_errors
+from nanoscale.experiments.cells import combinations, grid_lists
+from nanoscale.experiments.records import describe
+from nanoscale.spec.config import LENGTH_KEYS
+from nanoscale.spec.sources import FIELDS
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import COMPLETE
+from nanoscale.studies.recipe import MIN_SIZES, Answer, FileTable, Picture, Question, Recipe
+from nanoscale.studies.runs import curves
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from nanoscale.experiments import Study
+
+C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
+
+
+def rows(table: FileTable) -> Question:
+    """Every size in [[ladder.sizes]] with each of its seeds."""
+    where = table.where("sizes")
+    least = table.values.get("min_sizes", MIN_SIZES)
+    if table.base.get("tokens_per_param") is None:
+        raise UserError(
+            f"{table.path}, [base]: the runs of a ladder share one ratio of tokens to "
+            "parameters; give it, as in tokens_per_param = 20"
+        )
+    if not isinstance(least, int) or least < MIN_SIZES:
+        raise UserError(
+            f"{table.where()}: min_sizes={least!r}: expected a whole number, at least {MIN_SIZES}"
+        )
+    sizes = table.tables("sizes")
+    if len(sizes) < least:
+        raise UserError(f"{where}: {len(sizes)} sizes are too few for a law; give at least {least}")
+
+    runs = []
+    for size in sizes:
+        lengths = [key for key in LENGTH_KEYS if key in size]
+        if lengths:
+            raise UserError(f"{where}: {lengths[0]}: all sizes share [base]'s tokens_per_param")
+        seeds = size.pop("seeds", table.values.get("seeds", [FIELDS["seed"].default]))
+        values = {key: [value] for key, value in size.items()}
+        runs += combinations(values | grid_lists({}, seeds, where))
+    return Question(runs, where, min_sizes=least)
+
+
+def conclude(study: Study, frame: DataFrame) -> Answer:
+    """The power law through the finished runs, kept in fits/power.json, and what it says."""
+    from nanoscale.laws import fit_power_law
+
+    labels = size_labels(study, frame)
+    done = frame.assign(size=labels)[frame["state"] == COMPLETE]
+    least = study.asked.min_sizes
+    finished = done["size"].nunique()
+    if finished < least:
+        line = f"no law: {finished} sizes have finished, {least} are needed"
+        return Answer([line], labels=labels)
+
+    fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])
+    ratio = study.asked.base_params["tokens_per_param"]
+    convention_of_n = (
+        f"one ladder at {ratio:g} training tokens per parameter, N: all parameters (total)"
+    )
+    conventions = [C_CONVENTION, convention_of_n]
+
+    folder = study.folder / "fits"
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+    record = fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()}
+    write_json(folder / "power.json", record)
+    return Answer([*fit.summary(), *conventions], fit, labels, fit.warnings)
+
+
+def size_labels(study: Study, frame: DataFrame) -> list[str]:
+    """How each run's size is called: its total N, or its shape where two shapes share that."""
+    shapes = []
+    for entry, _ in study.runs():
+        shape = {key: value for key, value in entry.values.items() if key != "seed"}
+        shapes.append(describe(shape))
+    counts = [short(n) for n in frame["total_params"]]
+    return counts if len(set(counts)) == len(set(shapes)) else shapes
+
+
+def short(n: float) -> str:
+    """`0.213M`: a parameter count for a label; `?` where a run has none yet."""
+    return "?" if n != n else f"{n / 1e6:.3g}M"
+
+
+def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
+    """The law over the runs, and every run's curve."""
+    from nanoscale.report import law_figure
+
+    sized = frame.assign(size=answer.labels)
+    done = sized[sized["state"] == COMPLETE]
+    if done.empty:
+        return []
+
+    points = done.rename(columns={"flops": "x", "val_loss": "loss"})
+    caption = (
+        "Final validation loss of every run against its training compute, and below it the "
+        "distance from the law."
+    )
+    law = answer.result.to_json() if answer.result else None
+    return [Picture("law", caption, law_figure(points, law)), *curves(study, done)]
+
+
+RECIPE = Recipe(
+    tables=("seeds", "min_sizes", "sizes"),
+    rows=rows,
+    conclude=conclude,
+    figures=figures,
+    refits_without_smallest=True,
+)

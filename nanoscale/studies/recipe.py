@@ -1,0 +1,175 @@
+"""Recipes: how one kind of question becomes runs, and what is said of them. Registered by name.
+
+A recipe reads its own table of a study file into a `Question`: the rows of config keys to train
+first. Its runs are made by the runner; then `conclude` says the answer, and `figures` draws it.
+Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `transfer_recipe`,
+`search_recipe`); a user's come from `[study] recipes = FILE`, a Python file that registers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nanoscale.errors import UserError, one_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from nanoscale.experiments import Study
+    from nanoscale.experiments.search import SearchPlan
+
+Row = Mapping[str, Any]  # config keys of one run
+
+BUILT_IN = ("grid", "ladder", "transfer", "search")
+MIN_SIZES = 4  # a law of three parameters through fewer says nothing
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """A recipe's table of a study file, with what it needs to say where a mistake stands."""
+
+    path: Path
+    name: str
+    values: Row
+    base: Row  # the keys that all runs share
+
+    def where(self, *keys: str) -> str:
+        """`FILE, [ladder]`, or `FILE, [[ladder.sizes]]` for a list of tables in it."""
+        if keys:
+            return f"{self.path}, [[{'.'.join((self.name, *keys))}]]"
+        return f"{self.path}, [{self.name}]"
+
+    def tables(self, key: str) -> list[dict[str, Any]]:
+        """The list of tables `[[name.key]]`, with flat keys."""
+        from nanoscale.spec.sources import flatten_keys
+
+        tables = self.values.get(key, [])
+        is_list = isinstance(tables, list)
+        if not is_list or not all(isinstance(table, Mapping) for table in tables):
+            name = f"{self.name}.{key}"
+            raise UserError(f"{self.path}: {name} is a list of tables; write each as [[{name}]]")
+        return [flatten_keys(table) for table in tables]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a study file asks, checked before anything starts.
+
+    rows: config keys, one mapping per run to begin with. where: how messages call them. extras:
+    what `study.json` keeps of it for `conclude`, in JSON's types. more: the rows wanted when those
+    so far have run. search: the plan of trials, for a question without rows. min_sizes: that a
+    law through them needs.
+    """
+
+    rows: Sequence[Row]
+    where: str
+    extras: Row = field(default_factory=dict)
+    more: Callable[[Study], Sequence[Row]] | None = None
+    search: SearchPlan | None = None
+    min_sizes: int = MIN_SIZES
+
+
+class Picture(NamedTuple):
+    """A figure of the report: the name of its file, its caption, the figure."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a recipe says of its runs.
+
+    lines: what a user reads at the end. result: what its figures are drawn from. labels: how each
+    run's size is called, where runs have sizes. warnings: for the report.
+    """
+
+    lines: Sequence[str]
+    result: Any = None
+    labels: Sequence[str] | None = None
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of question.
+
+    tables: the keys that its table of the study file, of the recipe's own name, may have; None for
+    any. rows: from that table to the question. conclude: from the study and its runs, a row each,
+    to the answer. figures: the answer's pictures; none: those of a grid.
+    """
+
+    tables: Sequence[str] | None
+    rows: Callable[[FileTable], Question]
+    conclude: Callable[[Study, DataFrame], Answer]
+    figures: Callable[[Study, DataFrame, Answer], Sequence[Picture]]
+    refits_without_smallest: bool = False  # so its own interval may be wider than a design's
+
+
+_registered: dict[str, Recipe] = {}
+
+
+def register_recipe(name: str, recipe: Recipe) -> None:
+    """Make `recipe` available to study files as `recipe = NAME`.
+
+    Raises:
+        UserError: the name is a built-in's or no name.
+
+    >>> import nanoscale as ns
+    >>> from nanoscale.studies.recipe import Answer, Question, Recipe
+    >>> def two_seeds(table):
+    ...     return Question([{"seed": 1}, {"seed": 2}], table.where())
+    >>> pair = Recipe(
+    ...     tables=(),
+    ...     rows=two_seeds,
+    ...     conclude=lambda study, frame: Answer([f"{len(frame)} runs"]),
+    ...     figures=lambda study, frame, answer: [],
+    ... )
+    >>> ns.register_recipe("pair", pair)
+    """
+    if name in BUILT_IN:
+        raise UserError(f"recipe {name!r} is built in; choose another name")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UserError(f"recipe {name!r}: expected a name, as in 'pair'")
+    _registered[name] = recipe
+
+
+def recipe_of(name: object, where: str) -> Recipe:
+    """The recipe of that name; a `UserError` that begins with `where` for another."""
+    if name in BUILT_IN:
+        recipe: Recipe = import_module(f"nanoscale.studies.{name}_recipe").RECIPE
+        return recipe
+    if not isinstance(name, str) or name not in _registered:
+        raise UserError(f"{where}: recipe={name!r}: choose {one_of(recipe_names())}")
+    return _registered[name]
+
+
+def recipe_names() -> list[str]:
+    return [*BUILT_IN, *_registered]
+
+
+def load_recipes(path: Path, where: str) -> None:
+    """Run a user's Python file, which registers recipes.
+
+    Raises:
+        UserError: it cannot be read, fails, or registers nothing; the line names the file.
+    """
+    if not path.is_file():
+        raise UserError(f"{where}: recipes={str(path)!r}: no such file")
+    before = dict(_registered)
+    try:
+        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+        exec(code, {"__name__": path.stem, "__file__": str(path)})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: fails with {reason}") from error
+    if all(before.get(name) is recipe for name, recipe in _registered.items()):
+        raise UserError(f"{path}: registers no recipe; call register_recipe(name, recipe) in it")

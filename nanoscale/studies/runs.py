@@ -1,0 +1,91 @@
+"""Views of a study's runs: what varies among them, their curves, the table of a report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanoscale.experiments.records import describe
+from nanoscale.store.folder import BEST, CHECKPOINT
+from nanoscale.studies.recipe import Picture
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+    from nanoscale.experiments import Study
+
+# The columns that a reader wants, under readable names.
+READABLE = {
+    "state": "state",
+    "total_params": "N (total)",
+    "flops": "C (FLOPs)",
+    "tokens_seen": "D (tokens)",
+    "val_loss": "val loss",
+    "val_bits_per_byte": "bits per byte",
+    "tokens_per_second": "tokens/s",
+    "run": "run",
+}
+
+
+def varied(study: Study) -> list[str]:
+    """The config keys in which the study's runs differ, in the order they were asked."""
+    keys: dict[str, None] = {}
+    for entry in study.entries:
+        keys |= dict.fromkeys(entry.values)
+    return list(keys)
+
+
+def numeric(column: Series) -> bool:
+    """Whether a column of a frame holds numbers (and not truth values)."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return is_numeric_dtype(column) and not is_bool_dtype(column)
+
+
+def runs_table(study: Study, frame: DataFrame) -> DataFrame:
+    return frame[[*varied(study), *READABLE]].rename(columns=READABLE)
+
+
+def curves(study: Study, done: DataFrame) -> list[Picture]:
+    """The picture of every finished run's validation loss; none where each is a point alone."""
+    from nanoscale.report import loss_curves_figure
+
+    rows = curve_rows(study, done)
+    if len(rows) <= len({row["run"] for row in rows}):
+        return []
+    figure = loss_curves_figure(rows, y_label="validation loss (nats per token)")
+    return [Picture("curves", "Validation loss of every run while it trained.", figure)]
+
+
+def curve_rows(study: Study, done: DataFrame) -> list[dict[str, object]]:
+    """One row per evaluation of the finished runs, with the run and its size or cell."""
+    finished = dict(zip(done["run"], done.get("size", done["run"]), strict=True))
+    rows: list[dict[str, object]] = []
+    for entry, folder in study.runs():
+        if entry.id not in finished:
+            continue
+        label = finished[entry.id] if "size" in done else describe(entry.values)
+        for row in folder.rows():
+            if row.get("val_loss") is not None:
+                point = {"tokens_seen": row["tokens_seen"], "val_loss": row["val_loss"]}
+                rows.append({"run": entry.id, "size": label, **point})
+    return rows
+
+
+def next_command(frame: DataFrame) -> list[str]:
+    """Sampling from the best run, with the Python that made it, where a run kept its weights."""
+    done = frame[frame["val_loss"].notna()]
+    done = done[done["folder"].map(keeps_weights).astype(bool)]
+    if done.empty:
+        return []
+    relative = os.path.relpath(sys.executable)
+    python = "python" if relative.startswith("..") else relative
+    best = done.loc[done["val_loss"].astype(float).idxmin(), "folder"]
+    return [f"next: {python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"]
+
+
+def keeps_weights(folder: str) -> bool:
+    return any((Path(folder) / name).is_file() for name in (BEST, CHECKPOINT))

@@ -1,0 +1,133 @@
+"""The verbs: found by name, light to ask for help, and refusing in one line of our words."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from tiny import ROOT, run_nanoscale, run_python
+
+from nanoscale.commands.main import TASKS, VERBS, dispatch, program
+from nanoscale.errors import UserError
+
+
+def command(verb: str) -> click.Command:
+    found = program.get_command(click.Context(program), verb)
+    assert found is not None
+    return found
+
+
+def leaves(verb: str) -> list[click.Command]:
+    """The commands that do something: a verb, or a group's subcommands."""
+    found = command(verb)
+    return list(found.commands.values()) if isinstance(found, click.Group) else [found]
+
+
+def test_every_verb_is_one_module_of_the_folder():
+    folder = ROOT / "nanoscale" / "commands"
+    modules = {file.stem.replace("_", "-") for file in folder.glob("*.py")}
+    assert set(VERBS) <= modules
+
+
+def test_the_help_lists_every_verb_by_task(capsys):
+    assert dispatch(["--help"]) == 0
+    text = capsys.readouterr().out
+    for task, verbs in TASKS.items():
+        section = text.split(f"{task}:\n", 1)[1].split("\n\n", 1)[0]
+        assert re.findall(r"^  (\S+)", section, flags=re.MULTILINE) == list(verbs)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verbs_help_has_a_sentence_per_option_and_two_examples(verb):
+    for leaf in leaves(verb):
+        assert leaf.help
+        for parameter in leaf.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, parameter.opts
+                assert parameter.help.endswith("."), parameter.opts
+        assert len(leaf.examples) == 2, leaf.name
+        assert all("nanoscale " in example for example in leaf.examples)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_ends_well_and_says_how_it_is_called(verb, capsys):
+    for flag in ("--help", "-h"):
+        assert dispatch([verb, flag]) == 0
+        assert "sage: nanoscale " in capsys.readouterr().out.replace(
+            "usage: train", "usage: nanoscale train"
+        )
+
+
+def test_no_verb_is_bad_input_and_help_is_not(capsys):
+    assert dispatch([]) == 2
+    without = capsys.readouterr().out
+    assert dispatch(["help"]) == 0
+    assert capsys.readouterr().out == without
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["fti"], "fti: unknown verb; did you mean 'fit'?"),
+        (["zzz"], "zzz: unknown verb; see --help"),
+        (["--verison"], "--verison"),
+        (["status", "--outptu_root=x"], "x: unknown option; did you mean '--output_root'?"),
+        (["status", "-x"], "-x: unknown option; see nanoscale status --help"),
+        (["study"], "nanoscale study: FILE is missing; see nanoscale study --help"),
+        (["study", "a", "b"], "nanoscale study: b: one argument too many"),
+        (["study", "a", "--workers"], "--workers: a value is missing"),
+        (["study", "a", "--dry-run=1"], "--dry-run=1: the option takes no value"),
+        (["study", "a", "--workers=x"], "--workers=x: expected a number"),
+        (["completion", "tcsh"], "shell=tcsh: not known; choose 'bash', 'zsh' or 'fish'"),
+        (["params", "--n_layr=2"], "--n_layr: unknown key; did you mean 'n_layer'?"),
+        (["data", "prepare"], "NAME is missing"),
+    ],
+)  # fmt: skip
+def test_a_usage_error_is_one_line(typed, words):
+    with pytest.raises(UserError) as refusal:
+        dispatch(typed)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_loads_nothing_heavy(verb):
+    code = (
+        "import sys; from nanoscale.commands.main import main; "
+        f"main([*{[verb] if verb else []!r}, '--help']); "
+        "print({'torch', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    assert run_python("-c", code).stdout.splitlines()[-1] == "set()"
+
+
+def test_the_help_is_there_at_once():
+    """Best of five, as others may compute: 0.3 s, Python's own start included."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        run_nanoscale("--help")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_and_completes(shell, capsys):
+    assert dispatch(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "_NANOSCALE_COMPLETE" in script
+    environment = {
+        "_NANOSCALE_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "nanoscale stu",
+        "COMP_CWORD": "stu" if shell == "fish" else "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from nanoscale.commands.main import main; main()"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)} | environment,
+    )
+    assert "study" in done.stdout
