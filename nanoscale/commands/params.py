@@ -22,8 +22,7 @@ def command(arguments: tuple[str, ...]) -> None:
     Needs no data when --vocab_size is given.
     """
     from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.memory import memory_table
-    from nanoscale.spec.parametrization import parameter_table
+    from nanoscale.spec.listing import memory_table, parameter_table
     from nanoscale.spec.resolve import resolve
 
     config = build(parse_arguments(arguments))
