@@ -1,3 +1,108 @@
-"""Scaling studies and hyperparameter optimisation of small GPTs."""
+"""Scaling studies and hyperparameter optimisation of small GPTs: `import nanoscale as ns`.
+
+One run: `load_config`, `train`, and its parts `GPT` and `Muon`. Many runs: `ExperimentRunner`,
+`run_study`, and the `Study` that they give. What they say: `read_table`, `fit_law`, `plan`,
+`compare`, `transfer`, `coord_check`. Your own: `register_scheme`, `register_law`,
+`register_recipe`, `register_backend`. Whatever is refused is a `UserError` of one line.
+
+The names are loaded when they are first used: the import itself loads neither torch nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nanoscale.data.dataset import open_dataset
+    from nanoscale.data.prepare import prepare
+    from nanoscale.errors import UserError
+    from nanoscale.experiments.backends import register_backend
+    from nanoscale.experiments.results import Study
+    from nanoscale.experiments.runner import ExperimentRunner
+    from nanoscale.experiments.tables import read_table
+    from nanoscale.laws.fit import fit_law
+    from nanoscale.laws.forms import register_law
+    from nanoscale.laws.ladder import fit_power_law
+    from nanoscale.model.gpt import GPT
+    from nanoscale.model.muon import Muon
+    from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure
+    from nanoscale.spec.config import ExperimentConfig
+    from nanoscale.spec.parametrization import register as register_scheme
+    from nanoscale.spec.sources import load_config
+    from nanoscale.studies.compare import compare
+    from nanoscale.studies.coord_check import coord_check
+    from nanoscale.studies.next_run import plan
+    from nanoscale.studies.recipe import register_recipe
+    from nanoscale.studies.stages import run_study
+    from nanoscale.studies.transfer import transfer
+    from nanoscale.training.run import train
 
 __version__ = "0.2.0"
+
+# Public name -> (the module it stands in, its name there).
+_PLACES = {
+    "ExperimentConfig": ("spec.config", "ExperimentConfig"),
+    "ExperimentRunner": ("experiments.runner", "ExperimentRunner"),
+    "GPT": ("model.gpt", "GPT"),
+    "Muon": ("model.muon", "Muon"),
+    "Study": ("experiments.results", "Study"),
+    "UserError": ("errors", "UserError"),
+    "compare": ("studies.compare", "compare"),
+    "coord_check": ("studies.coord_check", "coord_check"),
+    "fit_law": ("laws.fit", "fit_law"),
+    "fit_power_law": ("laws.ladder", "fit_power_law"),
+    "heatmap_figure": ("report.figures", "heatmap_figure"),
+    "law_figure": ("report.figures", "law_figure"),
+    "lines_figure": ("report.figures", "lines_figure"),
+    "load_config": ("spec.sources", "load_config"),
+    "open_dataset": ("data.dataset", "open_dataset"),
+    "plan": ("studies.next_run", "plan"),
+    "prepare": ("data.prepare", "prepare"),
+    "read_table": ("experiments.tables", "read_table"),
+    "register_backend": ("experiments.backends", "register_backend"),
+    "register_law": ("laws.forms", "register_law"),
+    "register_recipe": ("studies.recipe", "register_recipe"),
+    "register_scheme": ("spec.parametrization", "register"),
+    "run_study": ("studies.stages", "run_study"),
+    "train": ("training.run", "train"),
+    "transfer": ("studies.transfer", "transfer"),
+}
+
+__all__ = [
+    "GPT",
+    "ExperimentConfig",
+    "ExperimentRunner",
+    "Muon",
+    "Study",
+    "UserError",
+    "__version__",
+    "compare",
+    "coord_check",
+    "fit_law",
+    "fit_power_law",
+    "heatmap_figure",
+    "law_figure",
+    "lines_figure",
+    "load_config",
+    "open_dataset",
+    "plan",
+    "prepare",
+    "read_table",
+    "register_backend",
+    "register_law",
+    "register_recipe",
+    "register_scheme",
+    "run_study",
+    "train",
+    "transfer",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'nanoscale' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(import_module(f"nanoscale.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
