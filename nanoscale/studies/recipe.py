@@ -8,6 +8,7 @@ Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `tran
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -164,12 +165,15 @@ def load_recipes(path: Path, where: str) -> None:
         raise UserError(f"{where}: recipes={str(path)!r}: no such file")
     before = dict(_registered)
     try:
-        code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
-        exec(code, {"__name__": path.stem, "__file__": str(path)})
+        runpy.run_path(str(path))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{where}: recipes={str(path)!r}: {error}") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: fails with {reason}") from error
+        raise UserError(f"{where}: recipes={str(path)!r}: {reason}") from error
+
     if all(before.get(name) is recipe for name, recipe in _registered.items()):
-        raise UserError(f"{path}: registers no recipe; call register_recipe(name, recipe) in it")
+        raise UserError(
+            f"{where}: recipes={str(path)!r}: registers no recipe; call "
+            "register_recipe(name, recipe) in it"
+        )

@@ -1,0 +1,125 @@
+"""Recipes are registered objects: a user's own file adds one and touches nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import fake_worker
+import pytest
+from fake_worker import TINY
+from tiny import PACKAGE
+
+from nanoscale.commands.main import dispatch
+from nanoscale.errors import UserError
+from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.studies import recipe
+from nanoscale.studies.recipe import BUILT_IN, Recipe, recipe_of, register_recipe
+
+BASE = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
+STUDY = f"""
+[study]
+question = "Do two seeds agree?"
+recipe = "agreement"
+recipes = "mine.py"
+[base]
+{BASE}
+[agreement]
+seeds = [1, 2, 3]
+"""
+MINE = '''
+"""Whether seeds agree: the spread of their losses, drawn as a line."""
+
+import nanoscale as ns
+from nanoscale.studies.recipe import Answer, Picture, Question, Recipe
+
+
+def rows(table):
+    return Question([{"seed": seed} for seed in table.values["seeds"]], table.where(), {"kept": 7})
+
+
+def conclude(study, frame):
+    spread = frame["val_loss"].max() - frame["val_loss"].min()
+    return Answer([f"{len(frame)} seeds, kept {study.asked.extras['kept']}"], spread)
+
+
+def figures(study, frame, answer):
+    figure = ns.lines_figure(frame, x="seed", y={"val_loss": "loss"})
+    return [Picture("seeds", "The loss of every seed.", figure)]
+
+
+ns.register_recipe("agreement", Recipe(("seeds",), rows, conclude, figures))
+'''
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(fake_worker.__file__).parent))
+    monkeypatch.setattr(recipe, "_registered", {})
+    fake_worker.make_dataset(tmp_path)
+    fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
+    monkeypatch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
+    Path("mine.py").write_text(MINE)
+    Path("study.toml").write_text(STUDY)
+
+
+def test_a_users_recipe_trains_answers_and_draws(monkeypatch, capsys):
+    assert dispatch(["study", "study.toml"]) == 0
+    assert "[study] 3 seeds, kept 7" in capsys.readouterr().out
+    assert Path("experiments_out/study/figures/seeds.png").is_file()
+    assert "The loss of every seed." in Path("experiments_out/study/report.html").read_text()
+
+    # a later process knows nothing of the file but what study.json keeps
+    monkeypatch.setattr(recipe, "_registered", {})
+    assert dispatch(["report", "study"]) == 0
+    assert "3 seeds, kept 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (STUDY.replace('recipes = "mine.py"', ""), "no table [agreement] in a study file"),
+        (STUDY.replace('"mine.py"', '"none.py"'), "recipes='none.py': no such file"),
+        (STUDY.replace('"mine.py"', "3"), "recipes=3: expected a file, as in 'mine.py'"),
+        (STUDY.replace("seeds =", "seds ="), "[agreement]: unknown key 'seds'; did you mean"),
+        (STUDY.replace("[agreement]", "[grid]"), "[grid] belongs to recipe = 'grid'"),
+    ],
+)
+def test_a_bad_study_file_is_refused(text, words):
+    Path("study.toml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)):
+        dispatch(["study", "study.toml"])
+    assert not Path("experiments_out").exists()
+
+
+@pytest.mark.parametrize(
+    ("mine", "words"),
+    [
+        ("x = 1", "registers no recipe; call register_recipe(name, recipe) in it"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def f(:", "SyntaxError"),
+        (MINE.replace('"agreement", Recipe', '"grid", Recipe'), "recipe 'grid' is built in"),
+        (MINE.replace('"agreement", Recipe', '"a b", Recipe'), "recipe 'a b': expected a name"),
+    ],
+)
+def test_a_broken_file_of_recipes_is_one_line_that_names_it(mine, words):
+    Path("mine.py").write_text(mine)
+    with pytest.raises(UserError, match=re.escape(words)) as refusal:
+        dispatch(["study", "study.toml"])
+    assert "mine.py" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_built_in_is_an_object_in_a_file_of_its_own(name):
+    assert isinstance(recipe_of(name, ""), Recipe)
+    assert (PACKAGE / "studies" / f"{name}_recipe.py").is_file()
+    with pytest.raises(UserError, match="is built in; choose another name"):
+        register_recipe(name, recipe_of(name, ""))
+
+
+def test_nothing_asks_for_a_recipe_by_its_name():
+    """What a recipe means stands in its object, not in comparisons elsewhere."""
+    for file in PACKAGE.rglob("*.py"):
+        assert not re.search(r"recipe(_name)? [!=]= ['\"]", file.read_text(encoding="utf-8")), file
