@@ -18,19 +18,19 @@ from nanoscale.spec.config import (
     all_fields,
     flatten,
 )
+from nanoscale.spec.values import Json, Value
 
-SCHEMA = 1  # of a config.json and of the hashed payload
-
-
+IDENTITY_SCHEMA = 1  # of what is hashed
 NUMERICS_VERSION = 1  # bumped when the golden 20-step run changes
+RECORD_SCHEMA = 1  # of config.json, status.json and metrics.json
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: Json) -> str:
     """The one text of a value: sorted keys, no spaces, shortest floats; non-finite is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def scientific(config: ResolvedConfig) -> dict[str, Any]:
+def scientific(config: ResolvedConfig) -> dict[str, Value]:
     """What the run's result depends on: hashed keys that differ from their defaults."""
     values = flatten(config)
     return {
@@ -40,35 +40,44 @@ def scientific(config: ResolvedConfig) -> dict[str, Any]:
     }
 
 
-def identity(config: ResolvedConfig, data_fingerprint: str, parent: str | None = None) -> str:
-    """The run's name: 10 hex digits of the SHA-256 of what it depends on.
-
-    `parent` is `<id>@<step>` of the run it branches from.
-    """
-    payload = {
-        "schema": SCHEMA,
+def content(
+    config: ResolvedConfig, data_fingerprint: str, parent: str | None = None
+) -> dict[str, Json]:
+    """All that a run depends on; `parent` is `<id>@<step>` of the run it branches from."""
+    payload: dict[str, Json] = {
+        "schema": IDENTITY_SCHEMA,
         "numerics_version": NUMERICS_VERSION,
         "data": data_fingerprint,
         "config": scientific(config),
     }
     if parent is not None:
         payload["branch_from"] = parent
-    return hashlib.sha256(canonical_json(payload).encode()).hexdigest()[:10]
+    return payload
+
+
+def identity(config: ResolvedConfig, data_fingerprint: str, parent: str | None = None) -> str:
+    """The run's name: 10 hex digits of the SHA-256 of its content."""
+    text = canonical_json(content(config, data_fingerprint, parent))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def label(config: ExperimentConfig) -> str:
     """A readable name, a pure function of the config, for folder names and legends."""
     name = config.dataset.rstrip("/").rsplit("/", 1)[-1]
+    letters = [c if c.isalnum() or c in "-_." else "_" for c in name]
+    safe = "".join(letters).lstrip(".")[:40] or "data"
     mode = config.parametrization.mode
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")[:40]
-    return f"{safe or 'data'}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
+    return f"{safe}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
 
 
 class Data(Protocol):
     """What a run's identity needs of its dataset (see `data.Dataset`)."""
 
-    name: str
-    fingerprint: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,11 @@ class RunSpec:
     data_fingerprint: str
     parent: str | None = None  # "<id>@<step>" of the run whose past it shares
 
+    @property
+    def content(self) -> dict[str, Json]:
+        """All that the run depends on: equal for two specs of one run."""
+        return content(self.config, self.data_fingerprint, self.parent)
+
     @cached_property
     def id(self) -> str:
         return identity(self.config, self.data_fingerprint, self.parent)
@@ -90,9 +104,10 @@ class RunSpec:
         """The folder's name in a run store: `<label>-<id>`."""
         return f"{label(self.config)}-{self.id}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
+        """The record in `config.json`."""
         return {
-            "schema": SCHEMA,
+            "schema": RECORD_SCHEMA,
             "id": self.id,
             "label": label(self.config),
             "config": self.config.to_dict(),
@@ -102,7 +117,7 @@ class RunSpec:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], path: Path) -> RunSpec:
+    def from_json(cls, record: Any, path: Path) -> RunSpec:
         """The spec in a `config.json`; a UserError if it is not one of ours."""
         try:
             spec = cls(
@@ -124,13 +139,13 @@ class RunSpec:
         return spec
 
 
-def config_from_dict(values: Mapping[str, Any]) -> ResolvedConfig:
+def config_from_dict(record: Mapping[str, Json]) -> ResolvedConfig:
     """The inverse of `ResolvedConfig.to_dict`; unknown keys are refused, missing are defaults."""
-    known = {key.split(".")[0] for key in all_fields()}
-    unknown = set(values) - known
+    known = {name.split(".")[0] for name in all_fields()}
+    unknown = set(record) - known
     if unknown:
         raise UserError(f"unknown config keys {sorted(unknown)}: written by a newer nanoscale?")
-    values = dict(values)
+    values: dict[str, Any] = dict(record)
     values["parametrization"] = ParametrizationConfig(**values.get("parametrization", {}))
     if "checkpoint_steps" in values:
         values["checkpoint_steps"] = tuple(values["checkpoint_steps"])

@@ -11,10 +11,13 @@ from typing import Any
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.identity import SCHEMA, Data, RunSpec
+from nanoscale.spec.identity import RECORD_SCHEMA, Data, RunSpec
+from nanoscale.spec.values import Json
 from nanoscale.store import lease
 from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
+from nanoscale.store.run_records import RunStatus
 
+SCHEMA = RECORD_SCHEMA  # its name before; goes once training/ has moved over
 WAITING, RUNNING, COMPLETE = "WAITING", "RUNNING", "COMPLETE"
 PRUNED, DIVERGED, FAILED = "PRUNED", "DIVERGED", "FAILED"
 FINISHED = (COMPLETE, PRUNED, DIVERGED)  # results, never run again
@@ -43,7 +46,7 @@ def parent_of(branch_from: str) -> str:
         at = f" at step {step} (keep it with checkpoint_steps=[{step}])" if step else ""
         raise UserError(f"branch_from={branch_from}: no checkpoint there{at}")
     status = folder.status()
-    return f"{status['id']}@{status['checkpoint_step'] if step is None else step}"
+    return f"{status.id}@{status.checkpoint_step if step is None else step}"
 
 
 def run_spec(config: ResolvedConfig, data: Data, typed: Mapping[str, Any]) -> RunSpec:
@@ -68,16 +71,20 @@ class RunFolder:
     def exists(self) -> bool:
         return os.path.isfile(self / CONFIG)  # False, too, where we may not look
 
+    def holds(self, spec: RunSpec) -> bool:
+        """Whether the folder is that run's; its content says so, as two may share an id."""
+        return self.exists() and self.spec().content == spec.content
+
     def create(self, spec: RunSpec) -> None:
         """Make the folder with its config; an equal one is left as it is."""
-        if self.exists() and self.spec().id == spec.id:
+        if self.holds(spec):
             return
         made = missing_folders(self.path)
         try:
             with disk_errors(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
             with lease.take(self.path):
-                if not (self.exists() and self.spec().id == spec.id):  # others were no faster
+                if not self.holds(spec):  # others were no faster
                     write_json(self / CONFIG, spec.to_json())
         except UserError:
             for folder in made:
@@ -85,25 +92,20 @@ class RunFolder:
                     folder.rmdir()  # not a tree's removal: a sibling run may be in it by now
             raise
 
-    def become(self, spec: RunSpec) -> None:
-        """Continue the run in this folder as `spec`, whose past is equal (see `resume`)."""
-        # in this order, so that a kill in between never leaves a finished run without its results
-        self.set_status(id=spec.id, state=WAITING, max_iters=spec.config.max_iters)
-        with disk_errors(self.path):
-            for name in (METRICS, WINDOWS):
-                (self / name).unlink(missing_ok=True)
-        write_json(self / CONFIG, spec.to_json())
-
     def spec(self) -> RunSpec:
         return RunSpec.from_json(read_json(self / CONFIG), self / CONFIG)
 
-    def status(self) -> dict[str, Any]:
-        """`status.json`; a run that nobody has begun has only its config, and waits."""
+    def status(self) -> RunStatus:
+        """Where the run stands; one that nobody has begun has only its config, and waits."""
+        return RunStatus.from_json(self._status_record())
+
+    def _status_record(self) -> dict[str, Json]:
         if (self / STATUS).is_file():
-            return read_json(self / STATUS)
+            status: dict[str, Json] = read_json(self / STATUS)
+            return status
         record = read_json(self / CONFIG)
         return {
-            "schema": SCHEMA,
+            "schema": RECORD_SCHEMA,
             "id": record["id"],
             "state": WAITING,
             "step": 0,
@@ -113,7 +115,7 @@ class RunFolder:
 
     def state(self) -> str:
         """The run's state; RUNNING while a live process holds the folder, only then."""
-        state = self.status()["state"]
+        state = self.status().state
         if state in FINISHED:
             return state
         return RUNNING if self.holder() else WAITING if state == RUNNING else state
@@ -128,7 +130,7 @@ class RunFolder:
 
     def set_status(self, **changes: Any) -> None:
         """Change keys of `status.json`, atomically."""
-        status = self.status() | changes | {"updated": time.time()}
+        status = self._status_record() | changes | {"updated": time.time()}
         write_json(self / STATUS, status)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -1,47 +1,92 @@
-"""The one resume rule: a run may continue from a checkpoint if and only if its past is equal.
+"""Whether and how a run goes on: the one resume rule, and what a folder is given to continue.
 
-Equal past: equal data, every key equal but those of length and schedule, and equal schedule
-multipliers for every step already done. This gives resuming, longer runs and cooldown branches.
+A run may continue from a checkpoint if and only if its past is equal: equal data, every key equal
+but those of length and schedule, and equal schedule multipliers for every step already done. This
+gives resuming, longer runs and cooldown branches.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import all_fields, flatten
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.schedule import lr_multiplier
-from nanoscale.store.files import move_aside
-from nanoscale.store.folder import FINISHED, RunFolder
+from nanoscale.store.files import cut_rows, move_aside, write_json
+from nanoscale.store.folder import (
+    CHECKPOINT,
+    CONFIG,
+    FINISHED,
+    METRICS,
+    ROWS,
+    WAITING,
+    WINDOWS,
+    RunFolder,
+    checkpoint_file,
+    parse_branch,
+)
 from nanoscale.store.lease import Held
 
 
+# -- equal runs, equal pasts ----------------------------------------------------------------------
 def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
     """What makes the past of `new` differ from `old`'s first `step` updates, or None."""
     if old.data_fingerprint != new.data_fingerprint:
-        return (
-            f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
-            f"{new.data_name} {new.data_fingerprint[:8]})"
-        )
+        return _data_difference(old, new)
     if new.config.max_iters < step:
         return f"it has made {step} updates already, more than max_iters={new.config.max_iters}"
-    before, after = flatten(old.config), flatten(new.config)
+
+    fixed = []
     for name, key in all_fields().items():
-        fixed = key.hashed and key.group not in ("length", "schedule")
-        if fixed and before[name] != after[name]:
+        if key.hashed and key.group not in ("length", "schedule"):
+            fixed.append(name)
+    difference = _key_difference(old, new, fixed)
+    if difference is None and step:
+        difference = _length_difference(old, new) or _schedule_difference(old, new, step)
+    return difference
+
+
+def _data_difference(old: RunSpec, new: RunSpec) -> str:
+    return (
+        f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
+        f"{new.data_name} {new.data_fingerprint[:8]})"
+    )
+
+
+def _key_difference(old: RunSpec, new: RunSpec, names: Iterable[str]) -> str | None:
+    """The first of these keys that differs."""
+    before = flatten(old.config)
+    after = flatten(new.config)
+    for name in names:
+        if before[name] != after[name]:
             return f"{name} was {before[name]}, now {after[name]}"
-    p, lengths = new.config.parametrization, (old.config.max_iters, new.config.max_iters)
-    if step and lengths[0] != lengths[1] and (p.base_tokens or p.wd_timescale == "fraction_of_run"):
-        key = "base_tokens" if p.base_tokens else "wd_timescale"
-        return (
-            f"parametrization.{key}={getattr(p, key)} makes every update depend on the length, "
-            f"which was {lengths[0]}, now {lengths[1]}"
-        )
+    return None
+
+
+def _length_difference(old: RunSpec, new: RunSpec) -> str | None:
+    """Another length, where a rule of the parametrization makes every update depend on it."""
+    before, after = old.config.max_iters, new.config.max_iters
+    p = new.config.parametrization
+    if before == after or not (p.base_tokens or p.wd_timescale == "fraction_of_run"):
+        return None
+    key = "base_tokens" if p.base_tokens else "wd_timescale"
+    return (
+        f"parametrization.{key}={getattr(p, key)} makes every update depend on the length, "
+        f"which was {before}, now {after}"
+    )
+
+
+def _schedule_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
+    """The first of `step` updates whose LR multiplier differs."""
     for t in range(step):
-        was, now = lr_multiplier(old.config, t), lr_multiplier(new.config, t)
-        if was != now:
-            return f"the LR multiplier of update {t + 1} was {was:.6g}, now {now:.6g}"
+        before = lr_multiplier(old.config, t)
+        after = lr_multiplier(new.config, t)
+        if before != after:
+            return f"the LR multiplier of update {t + 1} was {before:.6g}, now {after:.6g}"
     return None
 
 
@@ -55,6 +100,28 @@ def check_past(old: RunSpec, new: RunSpec, step: int, where: object) -> None:
         )
 
 
+def check_same(folder: RunFolder, spec: RunSpec) -> None:
+    """Refuse a folder that bears the name of `spec` and holds another run.
+
+    An id is 40 bits of a hash, so a folder found by its name is believed by its content alone.
+    """
+    old = folder.spec()
+    if old.content == spec.content:
+        return
+    if old.data_fingerprint != spec.data_fingerprint:
+        difference: str | None = _data_difference(old, spec)
+    else:
+        hashed = [name for name, key in all_fields().items() if key.hashed]
+        difference = _key_difference(old, spec, hashed)
+    if difference is None:
+        difference = f"branch_from was {old.parent}, now {spec.parent}"
+    raise UserError(
+        f"{folder.path}: another run has this folder's name: {difference}; "
+        "move it away, or choose another output_root"
+    )
+
+
+# -- a folder for a run ---------------------------------------------------------------------------
 def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
     """The folder at `path`, ready to run `spec`; its state says whether anything is left to do.
 
@@ -74,20 +141,66 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
             raise UserError(f"out_dir={path} holds other files; choose a new or empty folder")
         folder.create(spec)
         return folder
+
     if running := folder.holder():
         raise Held(path, running)
     old = folder.spec()
-    if old.id == spec.id:
+    if old.content == spec.content:
         return folder
     if resume:
-        check_past(old, spec, folder.status()["checkpoint_step"] or 0, path)
-        folder.become(spec)
+        check_past(old, spec, folder.status().checkpoint_step or 0, path)
+        continue_as(folder, spec)
     else:
         print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
         folder.create(spec)
     return folder
 
 
+def continue_as(folder: RunFolder, spec: RunSpec) -> None:
+    """Make the folder's run `spec`, whose past is equal: longer, or with another end."""
+    # in this order, so that a kill in between never leaves a finished run without its results
+    folder.set_status(id=spec.id, state=WAITING, max_iters=spec.config.max_iters)
+    with disk_errors(folder.path):
+        for name in (METRICS, WINDOWS):
+            (folder / name).unlink(missing_ok=True)
+    write_json(folder / CONFIG, spec.to_json())
+
+
+def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
+    """`spec` with what the folder's run must keep of its config to go on.
+
+    Keys that are no part of the identity may be given anew; but a micro-batch that was halved
+    stays so, and once there is a checkpoint what rounding depends on stays as it was.
+    """
+    old, config = folder.spec().config, spec.config
+    if config.micro_batch_size is None:
+        config = replace(config, micro_batch_size=old.micro_batch_size)
+    if folder.status().checkpoint_step is not None:
+        config = replace(config, device=old.device, threads=old.threads, compile=old.compile)
+    return replace(spec, config=config)
+
+
 def is_finished(folder: RunFolder) -> bool:
     """Whether the run has its result (COMPLETE, PRUNED or DIVERGED)."""
     return folder.state() in FINISHED
+
+
+# -- from a checkpoint ----------------------------------------------------------------------------
+def start_of(folder: RunFolder, spec: RunSpec) -> Path | None:
+    """The checkpoint to continue from, the folder's or else the parent's; None: from scratch."""
+    own = folder / CHECKPOINT
+    if own.is_file() or spec.config.branch_from is None:
+        return own if own.is_file() else None
+    parent, step = parse_branch(spec.config.branch_from)
+    return parent / checkpoint_file(step)
+
+
+def take_over_rows(folder: RunFolder, spec: RunSpec, step: int) -> None:
+    """Cut the folder's rows back to `step`, where its run stands; a branch copies its past."""
+    for torn in folder.path.glob(".*.tmp"):  # what a killed writer left
+        torn.unlink(missing_ok=True)
+    if step and spec.config.branch_from and not (folder / CHECKPOINT).is_file():
+        parent, _ = parse_branch(spec.config.branch_from)
+        shutil.copyfile(parent / ROWS, folder / ROWS)
+    if (folder / ROWS).is_file():
+        cut_rows(folder / ROWS, step if step else -1)

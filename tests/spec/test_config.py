@@ -365,7 +365,7 @@ def test_data_parent_and_versions_change_the_identity(monkeypatch):
     }
     monkeypatch.setattr(naming, "NUMERICS_VERSION", 0)
     names.add(identity(config, "d"))
-    monkeypatch.setattr(naming, "SCHEMA", 0)
+    monkeypatch.setattr(naming, "IDENTITY_SCHEMA", 0)
     names.add(identity(config, "d"))
     assert len(names) == 6
 

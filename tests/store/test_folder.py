@@ -192,7 +192,7 @@ def test_a_new_folder_holds_the_run_and_waits(tmp_path):
     assert folder.spec() == spec
     assert folder.state() == WAITING
     status = folder.status()
-    assert (status["id"], status["step"], status["max_iters"], status["checkpoint_step"]) == (
+    assert (status.id, status.step, status.max_iters, status.checkpoint_step) == (
         spec.id,
         0,
         10,
@@ -207,7 +207,7 @@ def test_creating_the_same_run_again_leaves_it_as_it_is(tmp_path):
     folder.create(tiny_spec())
     folder.set_status(state=COMPLETE, step=10)
     folder.create(tiny_spec())
-    assert (folder.state(), folder.status()["step"]) == (COMPLETE, 10)
+    assert (folder.state(), folder.status().step) == (COMPLETE, 10)
 
 
 def test_running_means_a_living_process(tmp_path):

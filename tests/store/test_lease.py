@@ -146,7 +146,7 @@ def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
         import os, random, sys, time
         sys.path.insert(0, {str(ROOT)!r})
         from pathlib import Path
-        from nanoscale.lease import Held, take
+        from nanoscale.store.lease import Held, take
         folder, inside = Path({str(tmp_path)!r}), Path({str(tmp_path / "inside")!r})
         done = 0
         while done < 12:

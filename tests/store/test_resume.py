@@ -11,11 +11,12 @@ import pytest
 from tiny import OTHER, pair, tiny_spec
 
 from nanoscale.errors import UserError
+from nanoscale.spec import identity
 from nanoscale.spec.config import all_fields
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.files import write_text
 from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, PRUNED, RUNNING, WAITING, RunFolder
-from nanoscale.store.resume import check_past, is_finished, open_folder, past_difference
+from nanoscale.store.resume import check_past, check_same, is_finished, open_folder, past_difference
 
 SCHEDULE_OR_LENGTH = {
     "lr_schedule",
@@ -118,6 +119,49 @@ def test_rules_of_the_whole_length_have_no_longer_future(rule):
 def test_a_refusal_names_the_place_the_difference_and_the_remedy():
     with pytest.raises(UserError, match=r"here.*n_layer was 2, now 3.*another out_dir"):
         check_past(tiny_spec(), tiny_spec(n_layer=3), 5, "here")
+
+
+# --- two runs of one id ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_id(monkeypatch):
+    """Every run has the same id, as two of a hundred thousand may."""
+    monkeypatch.setattr(identity, "identity", lambda *_: "0123456789")
+
+
+OTHER_RUNS = [
+    (tiny_spec(n_layer=3), "n_layer was 3, now 2"),
+    (tiny_spec(data="e" * 64), "the data differs"),
+    (tiny_spec(max_iters=11), "lr_decay_iters was 11, now 10"),
+    (replace(tiny_spec(), parent="0123456789@5"), "branch_from was 0123456789@5, now None"),
+]
+
+
+@pytest.mark.parametrize(("other", "difference"), OTHER_RUNS)
+def test_a_folder_is_believed_by_its_content_and_not_by_its_name(
+    tmp_path, one_id, other, difference
+):
+    folder = RunFolder(tmp_path / "out")
+    folder.create(replace(other))
+    assert folder.spec().id == tiny_spec().id
+    with pytest.raises(UserError, match=difference) as caught:
+        check_same(folder, tiny_spec())
+    assert "\n" not in str(caught.value)
+    assert str(folder.path) in str(caught.value)
+    check_same(folder, replace(other))
+
+
+@pytest.mark.parametrize(("other", "difference"), OTHER_RUNS)
+def test_a_finished_run_of_the_same_id_is_moved_aside_and_not_taken_for_ours(
+    tmp_path, one_id, other, difference
+):
+    old = RunFolder(tmp_path / "out")
+    old.create(replace(other))
+    old.set_status(state=COMPLETE)
+    folder = open_folder(tmp_path / "out", tiny_spec(), resume=False)
+    assert (folder.state(), folder.spec()) == (WAITING, tiny_spec())
+    assert RunFolder(tmp_path / "out.old-1").state() == COMPLETE
 
 
 # --- the folder --------------------------------------------------------------------------------
@@ -225,8 +269,8 @@ def test_resume_makes_a_run_longer_where_the_past_is_equal(tmp_path, schedule):
     folder = open_folder(tmp_path / "out", longer, resume=True)
     assert folder.spec() == longer
     status = folder.status()
-    assert (folder.state(), status["id"], status["max_iters"]) == (WAITING, longer.id, 25)
-    assert status["checkpoint_step"] == step
+    assert (folder.state(), status.id, status.max_iters) == (WAITING, longer.id, 25)
+    assert status.checkpoint_step == step
     assert folder.metrics() is None  # the old results are not the longer run's
     assert not (folder / "windows.npy").exists()
     assert (folder / "metrics.jsonl").exists()

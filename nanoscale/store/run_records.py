@@ -1,0 +1,33 @@
+"""What a run's files say of it, typed: JSON is read and written here, attributes are used above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands: `status.json`. What nobody has set yet is None."""
+
+    schema: int
+    id: str
+    state: str
+    step: int  # completed updates
+    max_iters: int
+    checkpoint_step: int | None  # of the newest checkpoint
+    reason: str | None = None  # of a failure, or of a refusal
+    kind: str | None = None  # of a failure
+    updated: float | None = None  # seconds since the epoch
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RunStatus:
+        return cls(**{f.name: record.get(f.name) for f in fields(cls)})
+
+    # As it was read before it was a record; goes once everything reads attributes.
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self, name, default)
