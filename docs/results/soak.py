@@ -1,0 +1,86 @@
+"""The campaigns at full size, one after another; what has passed at this commit is not run again.
+
+    make soak
+
+Each is a set of tests marked `soak`. Results are kept as they come, in experiments_out/soak, so a
+campaign that was stopped goes on with those that are left; docs/results/soak.md is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nanoscale.store.files import write_json, write_text
+from nanoscale.store.provenance import provenance
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CAMPAIGNS = {
+    "fuzz": "20,000 commands and files with one thing changed",
+    "kills": "24 runs under fifty SIGKILLs, of workers and of the runner",
+    "sanitizer": "the kernels under AddressSanitizer and UBSan",
+    "coverage": "intervals against the truth, by simulation",
+    "studies": "the quick study, from a file to its page",
+}
+KEPT = ROOT / "experiments_out" / "soak"
+
+
+def run(name: str, commit: str) -> dict[str, object]:
+    """The record of a campaign: passed or not, its last line, its seconds."""
+    path = KEPT / f"{name}.json"
+    if path.is_file():
+        record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        if record["passed"] and record["commit"] == commit:
+            return record
+    began = time.perf_counter()
+    tests = ROOT / "tests" / "soak" / f"test_{name}.py"
+    command = [sys.executable, "-m", "pytest", str(tests), "-m", "soak"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1]
+    record = {
+        "campaign": name,
+        "passed": done.returncode == 0,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+        "tests": last.split(" in ")[0],
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+    }
+    KEPT.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    if done.returncode:
+        print(done.stdout[-4000:])
+    return record
+
+
+def page(records: list[dict[str, object]]) -> str:
+    lines = [
+        "# The campaigns at full size",
+        "",
+        "Remake: `make soak`. `make test` holds a small sample of each.",
+        "",
+        "| campaign | | tests | minutes | date | commit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        what = CAMPAIGNS[str(record["campaign"])]
+        cells = (record["tests"], record["minutes"], record["date"], record["commit"])
+        lines.append(f"| {record['campaign']} | {what} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    commit = str(provenance()["git_commit"])[:10]
+    records = []
+    for name in CAMPAIGNS:
+        records.append(run(name, commit))
+        print(f"{name}: {records[-1]['tests']}, {records[-1]['minutes']} minutes", flush=True)
+        write_text(ROOT / "docs" / "results" / "soak.md", page(records))
+    return 0 if all(record["passed"] for record in records) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The main job from a file to its page, trained for real; the same again trains nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, run_nanoscale
+
+LAW = re.compile(r"L\(C\) = ([\d.]+) \[([\d.]+), ([\d.]+)\] \+ ([\d.]+) / C\^([\d.]+)")
+# The same study in half a minute: a hundredth of the compute, a fraction of the evaluation.
+SMALLER = {
+    "tokens_per_param = 20": "tokens_per_param = 2",
+    "batch_size = 16": "batch_size = 4",
+    "block_size = 128": "block_size = 32",
+    "final_eval_tokens = 524288": "final_eval_tokens = 16384",
+    "eval_interval = 100": "eval_interval = 0",
+}
+
+
+def study(text: str, folder: Path) -> str:
+    """What `nanoscale study` says of a study file at the end."""
+    (folder / "quick.toml").write_text(text)
+    done = run_nanoscale("study", "quick.toml", cwd=folder)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def check(text: str, folder: Path) -> None:
+    said = study(text, folder)
+    out = folder / "experiments_out" / "quick"
+    record = json.loads((out / "fits" / "power.json").read_text())
+    assert record["status"] == "converged"
+    assert (out / "report.html").stat().st_size > 50_000
+    floor, low, high, _, exponent = map(float, LAW.search(said).groups())
+    assert low <= floor <= high
+    assert 0 < exponent < 1
+
+    rows = {p: p.read_bytes() for p in (folder / "experiments_out" / "runs").rglob("*.jsonl")}
+    again = study(text, folder)
+    assert LAW.search(again)[0] == LAW.search(said)[0]
+    assert "0 new" in again or "cached" in again
+    assert all(path.read_bytes() == content for path, content in rows.items())
+
+
+@pytest.mark.slow
+def test_the_quick_study_in_small(tmp_path):
+    text = (ROOT / "studies" / "quick.toml").read_text()
+    for ours, smaller in SMALLER.items():
+        assert ours in text
+        text = text.replace(ours, smaller)
+    check(text, tmp_path)
+
+
+@pytest.mark.soak
+def test_the_quick_study_at_full_size(tmp_path):
+    check((ROOT / "studies" / "quick.toml").read_text(), tmp_path)
