@@ -38,6 +38,7 @@ TASKS: dict[str, dict[str, str]] = {
         "fit": "a scaling law, its certainty and intervals",
         "plan": "the next run: N, D, a model, its loss, hours",
         "design": "before training: what will the intervals be?",
+        "sweep-law": "the best learning rate or batch, as a law of scale",
     },
     "The shell": {"completion": "completion of verbs and options for bash, zsh or fish"},
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from nanoscale.store.files import plain
@@ -14,12 +15,20 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types at full precision; a number that is not finite is None."""
-        values = asdict(self)
-        for field in fields(self):
-            if not field.repr:
-                del values[field.name]
-        record: dict[str, Any] = plain(values)
-        return record
+        shown = [field.name for field in fields(self) if field.repr]
+        return {name: _written(getattr(self, name)) for name in shown}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if is_dataclass(value):
+        return _written(vars(value))
+    if isinstance(value, Mapping):
+        return {str(key): _written(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(inner) for inner in value]
+    return plain(value)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class SweepLaw(Record):
     n_used: int
     resamples: int
     warnings: list[str]
-    sweeps: list[Sweep]
+    sweeps: list[Sweep] = field(repr=False)  # used or not
     draws: Array = field(repr=False)
 
     def predict(self, **x: float) -> SweepOptimum:
@@ -236,13 +236,13 @@ class Sweeps:
             noise=self.noise,
             n_used=len(used),
             resamples=len(self.draws),
-            warnings=self.warnings(),
+            warnings=self._warnings(),
             sweeps=self.sweeps,
             draws=lines,
         )
 
-    def warnings(self) -> list[str]:
-        """What was left out, with the values that would help, and what is little to go on."""
+    def left_out(self) -> list[str]:
+        """A warning of every kind of sweep without an optimum, and the values that would help."""
         warnings = []
         for flag in dict.fromkeys(sweep.flag for sweep in self.sweeps if sweep.flag):
             left_out = [sweep for sweep in self.sweeps if sweep.flag == flag]
@@ -252,7 +252,11 @@ class Sweeps:
                 values = ", ".join(f"{value:.3g}" for value in left_out[0].wanted)
                 warning += f"; at the first add {self.swept} = {values}"
             warnings.append(warning)
+        return warnings
 
+    def _warnings(self) -> list[str]:
+        """What is left out of a law, and what is little to go on."""
+        warnings = self.left_out()
         for name, count in self._levels():
             if count < LEVELS_WANTED:
                 warnings.append(

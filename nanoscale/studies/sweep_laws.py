@@ -1,0 +1,220 @@
+"""How the best learning rate or batch moves with scale, read from a table of sweeps.
+
+A table says at which N, D or C its sweeps are, what was swept, and what came of it; the law through
+their optima is that of `laws.sweeps`. Whether it is identified is judged here: a law whose
+exponents leave a factor of four over a decade plans nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nanoscale.errors import UserError, one_of
+from nanoscale.experiments.tables import STATES, column, number_at
+from nanoscale.laws.predict import FAR
+from nanoscale.laws.record import Record
+from nanoscale.laws.result import RATIO
+from nanoscale.laws.sweeps import Sweep, SweepLaw, SweepOptimum, Sweeps
+from nanoscale.store.folder import COMPLETE
+from nanoscale.studies.table_fit import OURS, numbers_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+SCALES, SWEPT = ("n", "d", "c"), ("lr", "batch")
+COLUMNS = (*SCALES, *SWEPT, "loss", "seed")  # of a table, that are read
+OUR_LR = ("muon_lr", "learning_rate")
+DECADE = 10.0
+ROUNDED = 1 + 1e-6  # of scales, which are means
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStudy(Record):
+    """The law of a table's sweeps, or why there is none."""
+
+    schema: int = 1
+    status: str  # identified or not_identified
+    reason: str  # why it is not, or nothing
+    columns: dict[str, str]  # N, D or C, what was swept, loss and seed -> column of the table
+    law: SweepLaw | None
+    sweeps: list[Sweep]
+    at: dict[str, float] | None  # a scale that was asked about
+    prediction: SweepOptimum | None  # there
+    warnings: list[str]
+
+
+def sweep_study(
+    table: DataFrame,
+    *,
+    columns: Mapping[str, str] | None = None,
+    at: Mapping[str, float] | None = None,
+    resamples: int = 1000,
+    rng_seed: int = 0,
+) -> SweepStudy:
+    """The best learning rate (or batch) of every scale in a table, as a power law of scale.
+
+    Args:
+        table: a row per run, as of `read_table`. Runs that diverged are left out.
+        columns: which one is n, d, c (one or two of them, which the sweeps are at), lr or batch
+            (which was swept), loss and seed; where it does not say, those of our own tables.
+        at: the scale of a run to come, as in {"N": 1e9, "D": 2e10}.
+        resamples: of the runs' noise, for intervals; 0 for none.
+
+    Raises:
+        UserError: the table has no such columns, or what stands in them is no number.
+    """
+    read = columns_of(table, columns or {})
+    rows, warnings = _with_result(table, read["loss"])
+    values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
+    losses = values.pop("loss")
+    sweeps = Sweeps.of(
+        values,
+        losses,
+        swept_of(read),
+        seed=list(rows[read["seed"]]) if "seed" in read else None,
+        resamples=resamples,
+        rng_seed=rng_seed,
+    )
+    if at is not None:
+        _check_scale(at, sweeps.names)
+
+    law = None
+    prediction = None
+    reason = sweeps.why_no_law()
+    if reason:
+        warnings += sweeps.left_out()
+    else:
+        law = sweeps.law(rng_seed)
+        warnings += law.warnings
+        reason = _why_not_identified(law)
+        if at is not None:
+            prediction = law.predict(**at)
+            warnings += _far(at, law)
+    return SweepStudy(
+        status="not_identified" if reason else "identified",
+        reason=reason,
+        columns=read,
+        law=law,
+        sweeps=sweeps.sweeps,
+        at=None if at is None else dict(at),
+        prediction=prediction,
+        warnings=warnings,
+    )
+
+
+def optima_figure(law: SweepLaw) -> Figure:
+    """The best of what was swept over the first predictor, a line for each value of the second."""
+    import pandas as pd
+
+    from nanoscale.report import lines_figure
+
+    x, *groups = law.predictors
+    best = f"log10 of the best {law.swept}"
+    group = None
+    if groups:
+        group = groups[0]
+        best += f", a line for each {group}"
+    rows = []
+    for sweep in law.sweeps:
+        if sweep.optimum is not None:
+            scale = {name: float(f"{value:.4g}") for name, value in sweep.at.items()}
+            rows.append(scale | {best: math.log10(sweep.optimum)})
+    return lines_figure(pd.DataFrame(rows), x=x, y={best: best}, group=group)
+
+
+# -- columns and rows ---------------------------------------------------------------------------
+def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
+    """N, D, C, lr or batch, loss and seed -> column: as named, else those of our own tables."""
+    if table.empty:
+        raise UserError("the table has no rows; it needs one per run")
+    named = {key: column(key, name, table) for key, name in columns.items()}
+    if named.keys().isdisjoint(SCALES):
+        named |= {key: OURS[key] for key in ("n", "d") if _varies(table, OURS[key])}
+    if len(named.keys() & SCALES) not in (1, 2):
+        raise UserError(
+            "at which scales are the sweeps? give one or two of --n, --d and --c, as in "
+            f"--n=total_params; the table has {', '.join(map(str, table.columns))}"
+        )
+    if named.keys() >= {*SWEPT}:
+        raise UserError("--lr and --batch: give one; the other has a law of its own")
+    if named.keys().isdisjoint(SWEPT):
+        varying = [name for name in OUR_LR if _varies(table, name)]
+        if not varying:
+            raise UserError(
+                f"which column was swept? no {one_of(OUR_LR)} varies; say it, as in "
+                "--lr=learning_rate or --batch=batch_size"
+            )
+        named["lr"] = varying[0]
+    for key, usual in (("loss", OURS["loss"]), ("seed", "seed")):
+        if key not in named and usual in table:
+            named[key] = usual
+    if "loss" not in named:
+        raise UserError("which column is the loss? say it, as in --loss=final_loss")
+    read = {}
+    for key in COLUMNS:
+        if key in named:
+            read[key.upper() if key in SCALES else key] = named[key]
+    return read
+
+
+def swept_of(columns: Mapping[str, str]) -> str:
+    """What was swept, by the columns that are read."""
+    return "lr" if "lr" in columns else "batch"
+
+
+def _varies(table: DataFrame, name: str) -> bool:
+    return name in table and bool(table[name].notna().all() and table[name].nunique() > 1)
+
+
+def _with_result(table: DataFrame, loss: str) -> tuple[DataFrame, list[str]]:
+    """The rows with a finite loss, and a word on those without."""
+    cells = zip(table.index, table[loss], strict=True)
+    keep = np.isfinite([number_at(row, loss, value) for row, value in cells])
+    if "state" in table and set(table["state"]) <= STATES:
+        keep &= (table["state"] == COMPLETE).to_numpy()
+    if not keep.any():
+        raise UserError(f"no row has a {loss}")
+    left_out = int((~keep).sum())
+    if not left_out:
+        return table, []
+    return table[keep], [f"{left_out} rows diverged or have no result, and are left out"]
+
+
+# -- what it is worth ---------------------------------------------------------------------------
+def _check_scale(at: Mapping[str, float], names: Sequence[str]) -> None:
+    if {*at} != {*names} or not all(value > 0 for value in at.values()):
+        given = ",".join(f"{name}={value:g}" for name, value in at.items())
+        wanted = ",".join(f"{name}=1e9" for name in names)
+        raise UserError(f"--at={given}: the sweeps are at {', '.join(names)}, as in --at={wanted}")
+
+
+def _why_not_identified(law: SweepLaw) -> str:
+    for name in law.predictors:
+        low, high = law.ci95.get(name, (0.0, 0.0))
+        ratio = DECADE ** (high - low)
+        if ratio > RATIO:
+            return (
+                f"the exponent of {name} has a 95 % interval of [{low:.3g}, {high:.3g}]: over a "
+                f"decade of {name} its ends leave a factor {ratio:.3g} of {law.swept}*"
+            )
+    return ""
+
+
+def _far(at: Mapping[str, float], law: SweepLaw) -> list[str]:
+    """A warning of every predictor that is far from all sweeps of the law."""
+    warnings = []
+    for name, value in at.items():
+        seen = [sweep.at[name] for sweep in law.sweeps if sweep.optimum is not None]
+        distance = max(value / max(seen), min(seen) / value)
+        if distance > ROUNDED * FAR:
+            warnings.append(
+                f"{name}={value:.3g} is {distance:.3g} times beyond the sweeps, more than {FAR:g}: "
+                "the interval does not hold that the law itself may bend"
+            )
+    return warnings
