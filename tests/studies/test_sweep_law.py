@@ -189,7 +189,7 @@ def test_the_function_takes_a_table_and_gives_the_record(desk):
         ("10 resamples are too few", ["runs.csv", "--bootstrap=10"]),
         ("--bootstrap=2.5: expected a whole number", ["runs.csv", "--bootstrap=2.5"]),
         ("--figure=x.txt: end the name in", ["runs.csv", "--figure=x.txt"]),
-        ("did you mean 'batch'?", ["runs.csv", "--batsh=x"]),
+        ("did you mean '--batch'?", ["runs.csv", "--batsh=x"]),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(desk, capsys, message, arguments):
