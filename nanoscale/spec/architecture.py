@@ -6,10 +6,9 @@ all derive from `tensors(config)`, so a tensor is named and classified in one pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 from nanoscale.spec.config import ExperimentConfig
 
@@ -24,7 +23,7 @@ Role = Literal[
     "bias",
     "readout",
 ]
-ROLES: tuple[Role, ...] = Role.__args__
+ROLES: tuple[Role, ...] = get_args(Role)
 MATRIX_ROLES = ("hidden", "residual_out")  # the matrices inside blocks: what Muon updates
 
 
@@ -61,86 +60,81 @@ def ffn_width(n_embd: int, use_swiglu: bool, multiple_of: int) -> int:
 
 @dataclass(frozen=True)
 class Widths:
-    """The widths that a block's tensors are made of."""
+    """Of a model: the residual stream's, and the MLP's hidden one."""
 
     embd: int
-    kv: int
     ffn: int
 
 
 def widths(config: ExperimentConfig) -> Widths:
-    """The model's own widths."""
-    return Widths(
-        config.n_embd,
-        config.kv_heads * config.head_dim,
-        ffn_width(config.n_embd, config.use_swiglu, config.multiple_of),
-    )
+    """The model's own."""
+    return _widths_at(config, config.n_embd)
 
 
-@dataclass(frozen=True)
-class BaseWidths:
-    """The fan-ins of the base model, `base_n_embd` wide."""
-
-    embd: int
-    ffn: int
+def base_widths(config: ExperimentConfig) -> Widths:
+    """The parametrization's base model's, under the same flags."""
+    return _widths_at(config, config.parametrization.base_n_embd)
 
 
-def base_widths(config: ExperimentConfig) -> BaseWidths:
-    """The base model's, under the same flags."""
-    base = config.parametrization.base_n_embd
-    return BaseWidths(base, ffn_width(base, config.use_swiglu, config.multiple_of))
+def _widths_at(config: ExperimentConfig, n_embd: int) -> Widths:
+    return Widths(n_embd, ffn_width(n_embd, config.use_swiglu, config.multiple_of))
+
+
+def kv_width(config: ExperimentConfig) -> int:
+    """Of all key heads together, and of all value heads."""
+    return config.kv_heads * config.head_dim
 
 
 def tensors(config: ExperimentConfig) -> list[TensorSpec]:
     """Every parameter of the model, in the model's own order; a tied head is not listed twice."""
     assert config.vocab_size is not None, "the vocabulary comes from the dataset"
-    w, base = widths(config), base_widths(config)
-    d, V = config.n_embd, config.vocab_size
+    d, V, T = config.n_embd, config.vocab_size, config.block_size
     specs = [TensorSpec("transformer.wte.weight", "embedding", (V, d), V, d, V)]
     if not config.use_rope:
-        T = config.block_size
         specs.append(TensorSpec("transformer.wpe.weight", "position", (T, d), T, d, T))
-    for i in range(config.n_layer):
-        specs += _block(config, f"transformer.h.{i}", w, base)
-    specs += _norm(config, "transformer.ln_f", "final_norm", w, base)
+    for layer in range(config.n_layer):
+        specs += _block(config, f"transformer.h.{layer}")
+    specs += _norm(config, "transformer.ln_f", "final_norm")
     if not config.tie_embeddings:
-        specs.append(TensorSpec("lm_head.weight", "readout", (V, d), d, V, base.embd))
+        base = config.parametrization.base_n_embd
+        specs.append(TensorSpec("lm_head.weight", "readout", (V, d), d, V, base))
     return specs
 
 
-def _block(config: ExperimentConfig, at: str, w: Widths, base: BaseWidths) -> Iterator[TensorSpec]:
-    linear = _Linear(config.bias)
-    yield from _norm(config, f"{at}.ln_1", "block_norm", w, base)
-    yield from linear(f"{at}.attn.c_q", "hidden", (w.embd, w.embd), base.embd)
-    yield from linear(f"{at}.attn.c_k", "hidden", (w.kv, w.embd), base.embd)
-    yield from linear(f"{at}.attn.c_v", "hidden", (w.kv, w.embd), base.embd)
+def _block(config: ExperimentConfig, at: str) -> list[TensorSpec]:
+    own, base, kv = widths(config), base_widths(config), kv_width(config)
+    specs = [
+        *_norm(config, f"{at}.ln_1", "block_norm"),
+        *_linear(config, f"{at}.attn.c_q", "hidden", (own.embd, own.embd), base.embd),
+        *_linear(config, f"{at}.attn.c_k", "hidden", (kv, own.embd), base.embd),
+        *_linear(config, f"{at}.attn.c_v", "hidden", (kv, own.embd), base.embd),
+    ]
     if config.use_qk_norm:
-        h, base_h = config.head_dim, config.parametrization.base_head_dim
-        for norm in ("q_norm", "k_norm"):
-            yield TensorSpec(f"{at}.attn.{norm}.weight", "qk_norm", (h,), h, h, base_h)
-    yield from linear(f"{at}.attn.c_proj", "residual_out", (w.embd, w.embd), base.embd)
-    yield from _norm(config, f"{at}.ln_2", "block_norm", w, base)
+        head, base_head = config.head_dim, config.parametrization.base_head_dim
+        for name in ("q_norm", "k_norm"):
+            name = f"{at}.attn.{name}.weight"
+            specs.append(TensorSpec(name, "qk_norm", (head,), head, head, base_head))
+    specs += _linear(config, f"{at}.attn.c_proj", "residual_out", (own.embd, own.embd), base.embd)
+    specs += _norm(config, f"{at}.ln_2", "block_norm")
     for name in ("c_gate", "c_up") if config.use_swiglu else ("c_fc",):
-        yield from linear(f"{at}.mlp.{name}", "hidden", (w.ffn, w.embd), base.embd)
-    yield from linear(f"{at}.mlp.c_proj", "residual_out", (w.embd, w.ffn), base.ffn)
+        specs += _linear(config, f"{at}.mlp.{name}", "hidden", (own.ffn, own.embd), base.embd)
+    specs += _linear(config, f"{at}.mlp.c_proj", "residual_out", (own.embd, own.ffn), base.ffn)
+    return specs
 
 
-@dataclass(frozen=True)
-class _Linear:
-    bias: bool
-
-    def __call__(
-        self, name: str, role: Role, shape: tuple[int, int], base_fan_in: int
-    ) -> Iterator[TensorSpec]:
-        fan_out, fan_in = shape
-        yield TensorSpec(f"{name}.weight", role, shape, fan_in, fan_out, base_fan_in)
-        if self.bias:
-            yield TensorSpec(f"{name}.bias", "bias", (fan_out,), fan_in, fan_out, base_fan_in)
+def _linear(
+    config: ExperimentConfig, name: str, role: Role, shape: tuple[int, int], base_fan_in: int
+) -> list[TensorSpec]:
+    fan_out, fan_in = shape
+    specs = [TensorSpec(f"{name}.weight", role, shape, fan_in, fan_out, base_fan_in)]
+    if config.bias:
+        specs.append(TensorSpec(f"{name}.bias", "bias", (fan_out,), fan_in, fan_out, base_fan_in))
+    return specs
 
 
-def _norm(
-    config: ExperimentConfig, name: str, role: Role, w: Widths, base: BaseWidths
-) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", role, (w.embd,), w.embd, w.embd, base.embd)
+def _norm(config: ExperimentConfig, name: str, role: Role) -> list[TensorSpec]:
+    d, base = config.n_embd, config.parametrization.base_n_embd
+    specs = [TensorSpec(f"{name}.weight", role, (d,), d, d, base)]
     if config.bias and not config.use_rmsnorm:
-        yield TensorSpec(f"{name}.bias", "bias", (w.embd,), w.embd, w.embd, base.embd)
+        specs.append(TensorSpec(f"{name}.bias", "bias", (d,), d, d, base))
+    return specs

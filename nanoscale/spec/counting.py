@@ -46,7 +46,7 @@ OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
 
 def parameters_by_role(config: ExperimentConfig) -> dict[str, int]:
     """Role -> number of parameters; roles that the model lacks are 0."""
-    counts = dict.fromkeys(ROLES, 0)
+    counts: dict[str, int] = dict.fromkeys(ROLES, 0)
     for spec in tensors(config):
         counts[spec.role] += spec.numel
     return counts

@@ -10,7 +10,7 @@ from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.spec.memory import assumed, memory_estimate
 from nanoscale.spec.parametrization import BUILT_IN, SCHEMES, Rules, rules_of, shape_factor
 
-COLUMNS = (
+_COLUMNS = (
     "tensor",
     "role",
     "shape",
@@ -56,7 +56,7 @@ def rules_table(names: Sequence[str] = BUILT_IN) -> str:
 def parameter_table(config: ResolvedConfig) -> str:
     """Every tensor's role, shape and rule, then N and FLOPs per token under each convention."""
     rules = rules_of(config)
-    rows = [COLUMNS, *(_cells(rules, tensor) for tensor in rules.tensors)]
+    rows = [_COLUMNS, *(_cells(rules, tensor) for tensor in rules.tensors)]
     lines = [*_aligned(rows), "", _in_words(rules), ""]
     for name, count in parameter_counts(config).items():
         lines.append(f"N {name:<20} {count:>15,}")
@@ -66,7 +66,7 @@ def parameter_table(config: ResolvedConfig) -> str:
 
 
 def _cells(rules: Rules, tensor: TensorSpec) -> tuple[str, ...]:
-    """A tensor's row of `parameter_table`, as COLUMNS."""
+    """A tensor's row of `parameter_table`, as _COLUMNS."""
     rule = rules.rule(tensor)
     factor, eps, forward = "-", "-", "-"
     if rule.optimizer == "muon":

@@ -73,7 +73,9 @@ def _linear(constant: float, slope: float) -> str:
     """constant + slope alpha as text, what is positive first: `2`, `-alpha`, `(1-alpha)`."""
     if not slope:
         return f"{constant:g}"
-    term = {1: "alpha", -1: "-alpha"}.get(slope, f"{slope:g}alpha")
+    term = f"{slope:g}alpha"
+    if abs(slope) == 1:
+        term = term.replace("1", "")
     if not constant:
         return term
     return f"({term}{constant:+g})" if slope > 0 else f"({constant:g}{term})"

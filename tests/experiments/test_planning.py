@@ -57,7 +57,7 @@ def test_the_first_run_and_runs_of_another_version(capsys, monkeypatch):
     a_runner().run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
     assert lines(capsys, "(the first run here)")
     a_runner().run_grid("g", TINY, {"n_layer": [1]})
-    monkeypatch.setattr("nanoscale.spec.config.NUMERICS_VERSION", 999)
+    monkeypatch.setattr("nanoscale.spec.identity.NUMERICS_VERSION", 999)
     a_runner().run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
     assert lines(capsys, "which another version made)")
 

@@ -21,7 +21,13 @@ from nanoscale.model.ops import Ops
 from nanoscale.spec.architecture import MATRIX_ROLES, tensors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
-from nanoscale.spec.memory import SIZES, Step, kept_per_token, memory_estimate
+from nanoscale.spec.memory import (
+    DTYPE_BYTES,
+    StepNumerics,
+    kept_by_attention,
+    kept_by_mlp,
+    memory_estimate,
+)
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source
 from nanoscale.spec.sources import build as build_config
@@ -255,8 +261,8 @@ def test_what_a_block_keeps(ops, narrow, flags):
     sizes = {"n_embd": 64, "block_size": 64}
     one, two = (kept(tiny_config(n_layer=n, **sizes, **flags), ops(), narrow) for n in (1, 2))
     config = tiny_config(n_layer=1, **sizes, **flags)
-    step = Step(ops.name, "cpu", "bfloat16" if narrow else "float32")
-    found = 2 * 64 * sum(kept_per_token(config, step))
+    step = StepNumerics(ops.name, "cpu", "bfloat16" if narrow else "float32")
+    found = 2 * 64 * (kept_by_attention(config, step) + kept_by_mlp(config, step))
     if ops is Ops and narrow:  # copies of the weights
         found += 2 * sum(s.numel for s in tensors(config) if s.role in (*MATRIX_ROLES, "bias"))
     assert found == pytest.approx(two - one, rel=0.02)
@@ -318,13 +324,18 @@ def test_params_shows_the_estimate_and_what_it_assumed():
             )
         ]
     )
-    total = memory_estimate(resolve(config, 65), Step("fused", "cpu", "bfloat16"))["total"]
+    total = memory_estimate(resolve(config, 65), StepNumerics("fused", "cpu", "bfloat16"))["total"]
     assert f"{total / 1e6:,.1f}" in done.stdout.splitlines()[-1]
     assert "assumed device=cpu, kernels=fused\n" in done.stdout
 
 
 def test_a_gpu_is_assumed_to_compute_in_bfloat16_with_torch():
     config = tiny_config(device="cuda:1", batch_size=64)
-    assert memory_estimate(config) == memory_estimate(config, Step("torch", "cuda", "bfloat16"))
-    halves = [memory_estimate(config, Step("torch", "cuda", dtype))["casts"] for dtype in SIZES]
+    assert memory_estimate(config) == memory_estimate(
+        config, StepNumerics("torch", "cuda", "bfloat16")
+    )
+    halves = [
+        memory_estimate(config, StepNumerics("torch", "cuda", dtype))["casts"]
+        for dtype in DTYPE_BYTES
+    ]
     assert halves[0] == 0 < halves[1] == halves[2]
