@@ -8,9 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nanoscale.data.prepare import main
-from nanoscale.errors import exit_code_of
+from nanoscale.commands.main import main
 
 if __name__ == "__main__":
     folder = Path(__file__).parent
-    sys.exit(exit_code_of(lambda: main(["shakespeare_char", *sys.argv[1:]], out=folder)))
+    sys.exit(main(["data", "prepare", "shakespeare_char", f"--out={folder}", *sys.argv[1:]]))

@@ -7,11 +7,15 @@ from pathlib import Path
 import click
 
 from nanoscale.commands.verb import Number, Verb
+from nanoscale.errors import UserError
 
 
-@click.group()
-def command() -> None:
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["--help", "-h"]})
+@click.pass_context
+def command(context: click.Context) -> None:
     """Datasets: token files below ./data, in nanoGPT's format."""
+    if context.invoked_subcommand is None:
+        raise UserError("usage: nanoscale data prepare NAME; see nanoscale data prepare --help")
 
 
 @command.command(

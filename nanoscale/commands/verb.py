@@ -33,10 +33,10 @@ class Verb(click.Command):
         try:
             rest = super().parse_args(context, arguments)
         except click.UsageError as error:
-            raise in_our_words(error, self, given) from error
+            raise in_our_words(error, context, given) from error
         if rest:
-            usage = f"see nanoscale {self.name} --help"
-            raise UserError(f"nanoscale {self.name}: {rest[0]}: one argument too many; {usage}")
+            verb = context.command_path
+            raise UserError(f"{verb}: {rest[0]}: one argument too many; see {verb} --help")
         return rest
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -44,19 +44,28 @@ class Verb(click.Command):
             for example in self.examples:
                 formatter.write_text(example)
 
-    def option_names(self) -> list[str]:
-        """Every option as it is typed."""
-        return [name for parameter in self.params for name in parameter.opts if name[:1] == "-"]
-
 
 class ConfigVerb(Verb):
     """A verb that takes config files and `--key=value` beside its own options.
 
     nanoGPT's flags are not click's: what is no option of the verb goes on as it was typed.
+    `keys_help` lists the keys, below the verb's own options.
     """
 
+    def __init__(self, *args: Any, keys_help: Callable[[], str] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.keys_help = keys_help
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        return ["[config.py ...]", "[--key=value ...]", *super().collect_usage_pieces(context)]
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.keys_help is not None:
+            formatter.write(f"\n{self.keys_help()}\n")
+        super().format_epilog(context, formatter)
+
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        options = {name.removeprefix("--") for name in self.option_names()}
+        options = {name.removeprefix("--") for name in options_of(self)}
         ours: list[str] = []
         keys: list[str] = []
         waiting = list(arguments)
@@ -77,11 +86,12 @@ class ConfigVerb(Verb):
         return []
 
     def checked(self, argument: str, name: str) -> str:
-        """Refuse a key that neither a config nor this verb knows, with the nearest of both."""
+        """Refuse what is nearest to an option of this verb; a config refuses its own keys."""
         if argument.startswith("--") and name not in FIELDS:
-            options = [option.removeprefix("--") for option in self.option_names()]
-            hint = did_you_mean(name, [*options, *FIELDS])
-            raise UserError(f"--{name}: unknown key{hint or '; --help lists all'}")
+            options = [option.removeprefix("--") for option in options_of(self)]
+            near = did_you_mean(name, [*options, *FIELDS])
+            if near and near == did_you_mean(name, options):
+                raise UserError(f"--{name}: unknown key{near}")
         return argument
 
     def is_switch(self, name: str) -> bool:
@@ -90,22 +100,29 @@ class ConfigVerb(Verb):
 
 
 # -- refusals -----------------------------------------------------------------------------------
-def in_our_words(error: click.UsageError, verb: Verb, arguments: Sequence[str]) -> UserError:
+def in_our_words(
+    error: click.UsageError, context: click.Context, arguments: Sequence[str]
+) -> UserError:
     """The same refusal as one line with what was typed and the remedy."""
-    usage = f"see nanoscale {verb.name} --help"
+    verb = context.command_path
+    usage = f"see {verb} --help"
     if isinstance(error, click.NoSuchOption):
-        hint = did_you_mean(error.option_name, verb.option_names())
-        return UserError(
-            f"{typed(error.option_name, arguments)}: unknown option{hint or '; ' + usage}"
-        )
+        hint = did_you_mean(error.option_name, options_of(context.command))
+        argument = typed(error.option_name, arguments)
+        return UserError(f"{argument}: unknown option{hint or '; ' + usage}")
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        name = error.param.make_metavar(click.Context(verb))
-        return UserError(f"nanoscale {verb.name}: {name} is missing; {usage}")
+        name = error.param.make_metavar(context)
+        return UserError(f"{verb}: {name} is missing; {usage}")
     if isinstance(error, click.BadOptionUsage):
         argument = typed(error.option_name, arguments)
         wrong = "the option takes no value" if "=" in argument else "a value is missing"
         return UserError(f"{argument}: {wrong}; {usage}")
-    return UserError(f"nanoscale {verb.name}: {error.format_message().rstrip('.')}; {usage}")
+    return UserError(f"{verb}: {error.format_message().rstrip('.')}; {usage}")
+
+
+def options_of(command: click.Command) -> list[str]:
+    """Every option as it is typed."""
+    return [name for parameter in command.params for name in parameter.opts if name[:1] == "-"]
 
 
 def typed(option: str, arguments: Sequence[str]) -> str:

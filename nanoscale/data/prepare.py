@@ -7,7 +7,6 @@ changes only when everything has been written beside it, and only where the cont
 
 from __future__ import annotations
 
-import argparse
 import filecmp
 import hashlib
 import json
@@ -302,29 +301,3 @@ def _replace(stage: Path, out: Path) -> bool:
     for name in changed:
         os.replace(stage / name, out / name)
     return bool(changed)
-
-
-# --- command line ------------------------------------------------------------------------------
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(message)
-
-
-def main(argv: Sequence[str], out: Path | None = None) -> int:
-    """`NAME [--input PATH] [--kind char|byte] [--seed N] [--out DIR]`; `out`: another default."""
-    parser = _OneLineParser(
-        prog="nanoscale data prepare", description="Text to token files.", allow_abbrev=False
-    )
-    parser.add_argument("name", metavar="NAME", help=", ".join(OPTIONS))
-    parser.add_argument("--input", metavar="PATH", help="a local tinyshakespeare; or any text")
-    parser.add_argument("--kind", help="tokens of a text: char or byte (default: by its alphabet)")
-    parser.add_argument("--seed", type=int, help=f"of the synthetic chain (default {DEFAULT_SEED})")
-    parser.add_argument("--out", type=Path, default=out, help="folder (default data/NAME)")
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        near = did_you_mean(unknown[0].split("=")[0], ["--input", "--kind", "--seed", "--out"])
-        raise UserError(f"unknown argument {unknown[0]!r}{near}")
-    prepare(args.name, input=args.input, kind=args.kind, out=args.out, seed=args.seed)
-    return 0

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
+from nanoscale.commands.main import dispatch
 from nanoscale.data import dataset as data
 from nanoscale.data import prepare, synthetic
 from nanoscale.data.dataset import open_dataset
@@ -271,7 +272,7 @@ NOTES = "Every day, a note. " * 30 + "Naïve?\n"
 def test_a_text_of_ones_own_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_bytes(NOTES.encode())
-    prepare.main(["text", "--input", "notes.txt", "--out", "data/notes"])
+    dispatch(["data", "prepare", "text", "--input", "notes.txt", "--out", "data/notes"])
     assert listing(tmp_path / "data") == ["notes", *(f"notes/{name}" for name in FILES)]
     assert_nanogpts(Path("data/notes"), NOTES)
     notes = open_dataset("notes")
@@ -551,9 +552,9 @@ BAD_COMMANDS = {
     "pysource takes no --input": ["pysource", "--input", "x"],
     "shakespeare_char takes no --kind": ["shakespeare_char", "--kind=byte"],
     "did you mean '--input'": ["text", "--imput=x"],
-    "unknown argument '--inp=x'": ["text", "--inp=x"],
-    "unknown argument 'notes.txt'": ["text", "notes.txt"],
-    "--seed: invalid int value: 'x'": ["synthetic", "--seed=x"],
+    "--inp=x: unknown option": ["text", "--inp=x"],
+    "notes.txt: one argument too many": ["text", "notes.txt"],
+    "--seed=x: expected a whole number": ["synthetic", "--seed=x"],
     "NAME": [],
 }
 
@@ -561,7 +562,7 @@ BAD_COMMANDS = {
 @pytest.mark.parametrize("expected", BAD_COMMANDS)
 def test_bad_commands_are_refused_in_one_line(tmp_path, monkeypatch, expected):
     monkeypatch.chdir(tmp_path)
-    assert expected in refusal(prepare.main, BAD_COMMANDS[expected])
+    assert expected in refusal(dispatch, ["data", "prepare", *BAD_COMMANDS[expected]])
     assert listing(tmp_path) == []
 
 

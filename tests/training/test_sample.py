@@ -15,6 +15,7 @@ from tiny import ROOT
 
 from nanoscale.commands import main as cli
 from nanoscale.data.dataset import open_dataset
+from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
@@ -201,10 +202,8 @@ def test_padding_of_the_vocabulary_is_never_drawn():
 def run(tmp_path, monkeypatch):
     """A run folder `out` with weights, on a character dataset beside it."""
     monkeypatch.chdir(tmp_path)
-    from nanoscale.data import prepare
-
     Path("text.txt").write_text(TEXT)
-    prepare.main(["text", "--input", "text.txt", "--kind", "char", "--out", "letters"])
+    prepare("text", input="text.txt", kind="char", out=Path("letters"))
     return make_run("out")
 
 

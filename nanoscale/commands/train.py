@@ -1,0 +1,33 @@
+"""`nanoscale train`: one GPT, from nanoGPT's config files and flags."""
+
+from __future__ import annotations
+
+import click
+
+from nanoscale.commands.run import exit_code
+from nanoscale.commands.verb import ConfigVerb
+from nanoscale.errors import DONE
+from nanoscale.spec.sources import build, help_text, parse_arguments, typed
+
+
+@click.command(
+    cls=ConfigVerb,
+    keys_help=lambda: help_text("Keys, left to right over these defaults:"),
+    examples=[
+        "nanoscale train config/train_shakespeare_char.py --out_dir=out-shakespeare-char",
+        "nanoscale train --dataset=synthetic --n_layer=2 --max_tokens=1e6 --device=cpu",
+    ],
+)
+def command(arguments: tuple[str, ...]) -> int:
+    """Train one GPT into --out_dir, as config files (.py, .toml, .yaml, .json) and flags say.
+
+    The same command goes on where it was stopped.
+    """
+    from nanoscale.training.run import evaluate, train
+
+    sources = parse_arguments(arguments)
+    config = build(sources)
+    if config.eval_only:
+        evaluate(config, typed=typed(sources))
+        return DONE
+    return exit_code(train(config, typed=typed(sources)))
