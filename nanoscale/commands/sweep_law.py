@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 
 
-class Scale(click.ParamType):
-    """Predictors and their values, as `N=1e9,D=2e10`."""
-
-    name = "scale"
-
-    def convert(
-        self, value: str, parameter: click.Parameter | None, context: click.Context | None
-    ) -> dict[str, float]:
-        scale = {}
-        for part in value.split(","):
-            name, equals, number = part.partition("=")
-            if not equals:
-                raise UserError(f"--at={value}: expected predictors and numbers, as in --at=N=1e9")
-            scale[name.strip()] = float(Number().convert(number, parameter, context))
-        return scale
-
-
 def column(key: str, what: str) -> Decorator:
     return click.option(f"--{key}", metavar="COL", help=what)
 
@@ -54,7 +37,7 @@ def column(key: str, what: str) -> Decorator:
 @column("batch", "The column of the batch, if that was swept.")
 @column("loss", "The column of the loss (val_loss).")
 @column("seed", "The column of the seed: runs of one scale, value and seed are one.")
-@click.option("--at", metavar="N=X,D=Y", type=Scale(), help="Say the optimum at this scale.")
+@click.option("--at", metavar="N=X,D=Y", help="Say the optimum at this scale.")
 @click.option(
     "--bootstrap",
     "resamples",
@@ -68,7 +51,7 @@ def column(key: str, what: str) -> Decorator:
 @output_root()
 def command(
     name: str,
-    at: dict[str, float] | None,
+    at: str | None,
     resamples: int,
     json_path: Path | None,
     figure: Path | None,
@@ -82,9 +65,10 @@ def command(
     from nanoscale.experiments.tables import read_table
     from nanoscale.studies.sweep_laws import optima_figure, sweep_study
 
+    scale = None if at is None else scale_of(at)
     table = read_table(name, output_root=output_root)
     named = {key: column for key, column in columns.items() if column is not None}
-    study = sweep_study(table, columns=named, at=at, resamples=resamples)
+    study = sweep_study(table, columns=named, at=scale, resamples=resamples)
     click.echo("\n".join(lines_of(study)))
     if json_path is not None:
         write_json(json_path, study.to_json() | {"table": name})
@@ -96,6 +80,17 @@ def command(
 
             save(optima_figure(study.law), figure)
     return INCONCLUSIVE if study.reason else DONE
+
+
+def scale_of(text: str) -> dict[str, float]:
+    """`N=1e9,D=2e10`."""
+    scale = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"--at={text}: expected predictors and numbers, as in --at=N=1e9")
+        scale[name.strip()] = float(Number().read(value, f"--at={text}"))
+    return scale
 
 
 def lines_of(study: SweepStudy) -> list[str]:

@@ -185,7 +185,7 @@ def test_the_function_takes_a_table_and_gives_the_record(desk):
             ["runs.csv", "--at=N=1e9"],
         ),
         ("--at=N=0,D=1: the sweeps are at", ["runs.csv", "--at=N=0,D=1"]),
-        ("--at=big: expected a number", ["runs.csv", "--at=N=big,D=1"]),
+        ("--at=N=big,D=1: expected a number", ["runs.csv", "--at=N=big,D=1"]),
         ("10 resamples are too few", ["runs.csv", "--bootstrap=10"]),
         ("--bootstrap=2.5: expected a whole number", ["runs.csv", "--bootstrap=2.5"]),
         ("--figure=x.txt: end the name in", ["runs.csv", "--figure=x.txt"]),
