@@ -10,23 +10,28 @@ away the most influential, again and again (greedy and exact, where Broderick, G
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import solver
+from nanoscale.laws.arrays import Array
 from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.points import check_points, kept, numbers, plain_labels, predictors
+from nanoscale.laws.points import Points, check_points
 from nanoscale.laws.problem import Problem, problem_of
+from nanoscale.laws.record import Record
 from nanoscale.store.files import plain
 
-CHUNK = 500  # refits at a time
-WORST = 5  # runs taken away together, at most
-SPREAD = 2.0  # jackknife standard errors that bound a conclusion without an interval
-LOSS = "loss"  # the name of a target that is a predicted loss
+AT_ONCE = 500  # refits
+MOST_TOGETHER = 5  # runs that are taken away together
+STANDARD_ERRORS = 2.0  # of the jackknife, that bound a conclusion without an interval
+PREDICTED_LOSS = "loss"  # the name of a target that is one
+USUAL_DELTA = 1e-3  # of objectives that have none of their own
+
+Values = Mapping[str, Array]  # parameters, exponents, predicted loss -> that of every refit (R,)
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,14 @@ class Removal:
     """The fit without some units, which are rows (from 0), or runs."""
 
     units: list[object]
-    values: dict[str, float] | None  # parameters, exponents, predicted loss; None: no fit
-    change: dict[str, float] | None  # of them
-    in_se: float | None  # the target's change, in its standard error
-    outside: bool  # whether the target leaves its bounds
+    values: dict[str, float] | None = None  # parameters, exponents, predicted loss; None: no fit
+    change: dict[str, float] | None = None  # of them
+    in_se: float | None = None  # the target's change, in its standard error
+    outside: bool = False  # whether the target leaves its bounds
 
 
 @dataclass(frozen=True)
-class Influence:
+class Influence(Record):
     """What a fit owes to each unit. `single` is sorted by the target's change, largest first."""
 
     unit: str  # row, of the table and from 0, or run
@@ -53,40 +58,45 @@ class Influence:
     single: list[Removal]  # those without a fit last
     worst: list[Removal]  # cumulative: without the first, the first two, ... until outside
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain types; `text` is the line."""
-        return plain(asdict(self) | {"text": self.text()})
+        return super().to_json() | {"text": self.text()}
 
     def text(self) -> str:
         """Which run would change the conclusion, in one line."""
-        within = f"[{', '.join(f'{end:.4g}' for end in self.bounds)}], {self.bounds_are}"
-        first, lost = self.single[0], sum(one.values is None for one in self.single)
-        needed = f"; {lost} cannot be left out, as no law is fitted without them" if lost else ""
+        first = self.single[0]
+        low, high = self.bounds
         line = f"{self.target} = {self.value:.4g}"
+        within = f"[{low:.4g}, {high:.4g}], {self.bounds_are}"
+        lost = sum(removal.values is None for removal in self.single)
+        needed = f"; {lost} cannot be left out, as no law is fitted without them" if lost else ""
         if first.values is None:
-            return f"{line}{needed}"
+            return line + needed
         if first.outside:
-            many = sum(one.outside for one in self.single)
+            many = sum(removal.outside for removal in self.single)
             return (
                 f"{line}: without {self._named(first)} alone it is {self._at(first)}, outside "
                 f"{within}; {many} of {len(self.single)} alone do so{needed}"
             )
-        together = "".join(
-            f"; without the worst {len(last.units)} ({self._named(last)}) it is {self._at(last)}, "
-            f"{'outside' if last.outside else 'still inside'}"
-            for last in self.worst[-1:]
+        line += (
+            f": no single one moves it out of {within} (most: {self._named(first)}, to "
+            f"{self._at(first)})"
         )
-        return (
-            f"{line}: no single one moves it out of {within} (most: {self._named(first)}, to "
-            f"{self._at(first)}){together}{needed}"
-        )
+        if self.worst:
+            last = self.worst[-1]
+            where = "outside" if last.outside else "still inside"
+            line += (
+                f"; without the worst {len(last.units)} ({self._named(last)}) it is "
+                f"{self._at(last)}, {where}"
+            )
+        return line + needed
 
     def _named(self, removal: Removal) -> str:
-        plural = "s" * (len(removal.units) > 1)
+        plural = "s" if len(removal.units) > 1 else ""
         return f"{self.unit}{plural} {', '.join(map(str, removal.units))}"
 
     def _at(self, removal: Removal) -> str:
-        return f"{removal.values[self.target]:.4g}"
+        return "no fit" if removal.values is None else f"{removal.values[self.target]:.4g}"
 
 
 def influence_of(
@@ -99,7 +109,7 @@ def influence_of(
     target: str | None = None,
     at: Mapping[str, float] | None = None,
     bounds: tuple[float, float] | None = None,
-    worst: int = WORST,
+    worst: int = MOST_TOGETHER,
 ) -> Influence:
     """What leaving out each point of `fit`, or each run, does to it.
 
@@ -109,178 +119,220 @@ def influence_of(
     twice the jackknife's standard error. worst: the most units to take away together. Raises
     `UserError` for another table than the fit's, or a target that it does not have.
     """
-    refits = _Refits.of(fit, columns, loss, drop_worst, at)
-    n = len(refits.rows)
-    labels = refits.rows.tolist() if groups is None else plain_labels(groups)
-    if groups is not None:
-        if len(labels) != len(refits.keep):
-            raise UserError(
-                f"columns differ in length (groups {len(labels)}, loss "
-                f"{len(refits.keep)}); give one value per run"
-            )
-        labels = [labels[i] for i in refits.rows]
-    units = list(dict.fromkeys(labels))
-    index = np.array([units.index(label) for label in labels])
-    absent = (index[None] == np.arange(len(units))[:, None]).astype(float)  # (units, n)
-    before = {k: v[0] for k, v in refits.values(np.ones((1, n))).items()}
-    key = _target(target or (LOSS if at else "a" if "a" in before else fit.form.names[-1]), before)
-    found = refits.values(1 - absent)
-    there = found[key][np.isfinite(found[key])]
-    se = float(np.sqrt((len(there) - 1) * there.var())) if len(there) > 1 else 0.0
-    ends, are = _bounds(fit, key, before[key], se, bounds, at)
+    points = Points.of(fit.form, columns, loss, drop_worst)
+    refits = _Refits.of(fit, points, at)
+    labels = np.flatnonzero(points.keep).tolist() if groups is None else points.labels(groups)
+    units, absent = _units(labels)
+    before = {name: float(v[0]) for name, v in refits.values(np.ones((1, len(labels)))).items()}
+    key = _target(target, before, at)
+    alone = refits.values(1 - absent)
+    se = _jackknife(alone[key])
+    ends, bounds_are = _bounds(fit, key, before[key], se, bounds, at)
+    conclusion = _Conclusion(key, before, se, ends)
 
-    def removal(values: Mapping[str, np.ndarray], i: int, of: Sequence[object]) -> Removal:
-        if not np.isfinite(values[key][i]):
-            return Removal(list(of), None, None, None, False)
-        now = {k: float(v[i]) for k, v in values.items()}
-        change = {k: now[k] - float(before[k]) for k in now}
-        return Removal(
-            list(of),
-            now,
-            change,
-            change[key] / se if se else None,
-            not ends[0] <= now[key] <= ends[1],
-        )
-
-    single = sorted(
-        (removal(found, i, [unit]) for i, unit in enumerate(units)),
-        key=lambda one: -abs(one.change[key]) if one.change else 1.0,
-    )
-    paths = [_greedy(refits, absent, units, key, ends, sign, worst, removal) for sign in (1, -1)]
-    paths = [path for path in paths if path] or [[]]
-    best = min(
-        paths,
-        key=lambda p: (not (p and p[-1].outside), len(p), -abs(p[-1].change[key]) if p else 0.0),
-    )
+    single = [conclusion.without([unit], alone, i) for i, unit in enumerate(units)]
+    single.sort(key=conclusion.moved, reverse=True)
+    paths = [_greedy(refits, absent, units, conclusion, sign, worst) for sign in (1, -1)]
     return Influence(
         unit="row" if groups is None else "run",
         target=key,
-        value=float(before[key]),
-        bounds=[float(end) for end in ends],
-        bounds_are=are,
+        value=before[key],
+        bounds=list(ends),
+        bounds_are=bounds_are,
         se=se,
         single=single,
-        worst=best,
+        worst=_shortest(paths, conclusion),
     )
 
 
 def without_highest(
     fit: LawFit, columns: Mapping[str, Iterable[float]], loss: Iterable[float], most: int = 10
-) -> list[dict[str, object]]:
+) -> list[dict[str, float | None]]:
     """The fit without the 0, 1, ... `most` highest losses, which are its outlier rule.
 
     Each has `dropped`, the `row` that went last, and parameters and exponents (None: no fit).
     """
-    refits = _Refits.of(fit, columns, loss, 0, None)
-    if not 0 <= most < len(refits.rows):
-        raise UserError(f"most = {most}: expected 0 to {len(refits.rows) - 1}")
-    order = np.argsort(refits.loss, kind="stable")[::-1][:most]
-    weights = np.ones((most + 1, len(refits.rows)))
+    points = Points.of(fit.form, columns, loss)
+    n = len(points.loss)
+    if not 0 <= most < n:
+        raise UserError(f"most = {most}: expected 0 to {n - 1}")
+    order = np.argsort(points.loss, kind="stable")[::-1][:most]
+    weights = np.ones((most + 1, n))
     for k, row in enumerate(order):
         weights[k + 1 :, row] = 0.0
-    values = refits.values(weights)
-    return [
-        plain(
-            {"dropped": k, "row": int(order[k - 1]) if k else None}
-            | {name: float(v[k]) for name, v in values.items()}
+    values = _Refits.of(fit, points, None).values(weights)
+    rows = []
+    for k in range(most + 1):
+        gone = {"dropped": k, "row": int(order[k - 1]) if k else None}
+        rows.append(plain(gone | {name: float(v[k]) for name, v in values.items()}))
+    return rows
+
+
+# -- the conclusion -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Conclusion:
+    """That a target, whose value is among those `before`, lies within its ends."""
+
+    target: str
+    before: dict[str, float]
+    se: float
+    ends: tuple[float, float]
+
+    def without(self, units: Sequence[object], values: Values, i: int) -> Removal:
+        """What the i-th refit, which is without `units`, says of it."""
+        now = {name: float(v[i]) for name, v in values.items()}
+        if not np.isfinite(now[self.target]):
+            return Removal(list(units))
+        change = {name: now[name] - self.before[name] for name in now}
+        low, high = self.ends
+        return Removal(
+            list(units),
+            now,
+            change,
+            change[self.target] / self.se if self.se else None,
+            not low <= now[self.target] <= high,
         )
-        for k in range(most + 1)
-    ]
+
+    def moved(self, removal: Removal) -> float:
+        """How far, whichever way; below 0 for no fit."""
+        return -1.0 if removal.change is None else abs(removal.change[self.target])
 
 
+def _units(labels: Sequence[object]) -> tuple[list[object], Array]:
+    """What may be left out, each once, and which points it is, as weights (units, n) of 0 and 1."""
+    units = list(dict.fromkeys(labels))
+    index = np.array([units.index(label) for label in labels])
+    return units, (index == np.arange(len(units))[:, None]).astype(float)
+
+
+def _jackknife(values: Array) -> float:
+    """The standard error of what has these values (units,) without each unit; NaN is no fit."""
+    known = values[np.isfinite(values)]
+    return float(np.sqrt((len(known) - 1) * known.var())) if len(known) > 1 else 0.0
+
+
+def _greedy(
+    refits: _Refits,
+    absent: Array,
+    units: Sequence[object],
+    conclusion: _Conclusion,
+    sign: int,
+    most: int,
+) -> list[Removal]:
+    """The units that move the target most to one side, one more at a time, until it is outside."""
+    gone: list[int] = []
+    path: list[Removal] = []
+    while len(gone) < min(most, len(units) - 1) and not (path and path[-1].outside):
+        left = [i for i in range(len(units)) if i not in gone]
+        values = refits.values(1 - absent[gone].sum(0) - absent[left])
+        moved = sign * values[conclusion.target]
+        if not np.isfinite(moved).any():
+            break
+        best = int(np.nanargmax(moved))
+        gone.append(left[best])
+        path.append(conclusion.without([units[i] for i in gone], values, best))
+    return path
+
+
+def _shortest(paths: Sequence[list[Removal]], conclusion: _Conclusion) -> list[Removal]:
+    """The one that leads outside, with the fewest units, and the furthest."""
+
+    def order(path: list[Removal]) -> tuple[bool, int, float]:
+        last = path[-1]
+        return not last.outside, len(path), -conclusion.moved(last)
+
+    return min((path for path in paths if path), key=order, default=[])
+
+
+def _target(name: str | None, values: Mapping[str, float], at: Mapping[str, float] | None) -> str:
+    """The name of what is asked; `UserError` for what the fit does not have."""
+    if name is None:
+        usual = [PREDICTED_LOSS] if at else ["a"]
+        return next((key for key in usual if key in values), [*values][-1])
+    if name not in values:
+        hint = did_you_mean(name, values) or f"; choose {one_of(values)}"
+        raise UserError(f"target {name!r}: not of this fit{hint}")
+    return name
+
+
+def _bounds(
+    fit: LawFit,
+    target: str,
+    value: float,
+    se: float,
+    bounds: tuple[float, float] | None,
+    at: Mapping[str, float] | None,
+) -> tuple[tuple[float, float], str]:
+    """Within which the conclusion stands, and what they are."""
+    if bounds is not None:
+        low, high = bounds
+        if not low <= value <= high:
+            raise UserError(
+                f"bounds [{low:g}, {high:g}]: {target} = {value:g} is not within them, so "
+                "there is no conclusion to change"
+            )
+        return (float(low), float(high)), "the bounds given"
+    ends: object = fit.ci95.get(target)
+    if not ends and at:
+        ends = fit.predict(**at).get("loss_ci95")
+    if isinstance(ends, list):
+        low, high = ends
+        return (low, high), "its 95 % interval"
+    room = STANDARD_ERRORS * se
+    return (value - room, value + room), "two jackknife standard errors"
+
+
+# -- the refits -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Refits:
     """The points of a fit, ready to be fitted again under any weights."""
 
     fit: LawFit
-    keep: np.ndarray  # (table,) mask
-    rows: np.ndarray  # (n,) in the table
-    names: tuple[str, ...]
-    x: np.ndarray  # (P, n)
-    loss: np.ndarray  # (n,)
-    at: list[np.ndarray] | None
+    points: Points
+    problem: Problem
+    rule: Objective
+    loss: Array  # (1, n) over the problem's scale
+    optimum: Array  # (p,) coordinates of the fit
+    at: list[Array] | None  # predictors of a loss that is predicted
 
     @classmethod
-    def of(
-        cls, fit: LawFit, columns, loss, drop_worst: int, at: Mapping[str, float] | None
-    ) -> _Refits:
-        loss = numbers(loss, "loss")
-        names, x = predictors(fit.form, columns, len(loss))
-        keep = kept(loss, drop_worst)
-        missing = [name for name in fit.form.predictors if at is not None and name not in at]
-        if missing:
-            raise UserError(
-                f"a predicted loss needs {', '.join(fit.form.predictors)}: no {missing[0]}"
-            )
-        there = None if at is None else [np.array([float(at[k])]) for k in fit.form.predictors]
-        return cls(fit, keep, np.flatnonzero(keep), names, x[:, keep], loss[keep], there)
+    def of(cls, fit: LawFit, points: Points, at: Mapping[str, float] | None) -> _Refits:
+        """Solve what all refits start from."""
+        x = None
+        if at is not None:
+            missing = [name for name in fit.form.predictors if name not in at]
+            if missing:
+                raise UserError(
+                    f"a predicted loss needs {', '.join(fit.form.predictors)}: no {missing[0]}"
+                )
+            x = [np.array([float(at[name])]) for name in fit.form.predictors]
+        problem = problem_of(fit.form, points.x, points.loss)
+        rule = Objective(fit.objective_name, fit.delta or USUAL_DELTA)
+        loss = points.loss[None] / problem.scale
+        best = solver.solve(problem, rule, loss, np.ones(loss.shape), STARTS)
+        return cls(fit, points, problem, rule, loss, best.theta[0], x)
 
-    @cached_property
-    def optimum(self) -> tuple[Problem, Objective, np.ndarray, np.ndarray]:
-        """The problem, its objective, the losses (1, n) over its scale, and where all lead (p,)."""
-        problem = problem_of(self.fit.form, self.x, self.loss)
-        rule = Objective(self.fit.objective_name, self.fit.delta or 1e-3)
-        scaled = self.loss[None] / problem.scale
-        best = solver.solve(problem, rule, scaled, np.ones(scaled.shape), STARTS)
-        return problem, rule, scaled, best.theta[0]
-
-    def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+    def values(self, weights: Array) -> dict[str, Array]:
         """Parameters, exponents and the predicted loss, (R,) each, for weights (R, n) of 0 and 1.
 
         NaN where what is left cannot be fitted.
         """
-        form, (problem, rule, scaled, best) = self.fit.form, self.optimum
+        form = self.fit.form
         params = np.full((len(weights), len(form.names)), np.nan)
-        enough = np.flatnonzero([self._enough(w > 0) for w in weights])
-        for rows in (enough[i : i + CHUNK] for i in range(0, len(enough), CHUNK)):
-            found = solver.resolve(problem, rule, scaled, weights[rows], best)
-            params[rows[found.converged]] = problem.params(found.theta[found.converged])
+        enough = np.flatnonzero([self._enough(row > 0) for row in weights])
+        for first in range(0, len(enough), AT_ONCE):
+            rows = enough[first : first + AT_ONCE]
+            refits = solver.resolve(self.problem, self.rule, self.loss, weights[rows], self.optimum)
+            done = refits.converged
+            params[rows[done]] = self.problem.params(refits.theta[done])
         values = dict(zip(form.names, params.T, strict=True)) | form.exponents(params)
         if self.at is not None:
-            values[LOSS] = form.loss(params, *self.at)[:, 0]
+            values[PREDICTED_LOSS] = form.loss(params, *self.at)[:, 0]
         return values
 
-    def _enough(self, keep: np.ndarray) -> bool:
+    def _enough(self, keep: Array) -> bool:
         try:
-            check_points(self.fit.form, self.names, self.x[:, keep])
+            check_points(self.fit.form, self.points.names, self.points.x[:, keep])
         except UserError:
             return False
         return True
-
-
-def _greedy(refits, absent, units, key, ends, sign, worst, removal) -> list[Removal]:
-    """The units that move the target most to one side, one more at a time, until it is outside."""
-    gone: list[int] = []
-    path: list[Removal] = []
-    while len(gone) < min(worst, len(units) - 1) and not (path and path[-1].outside):
-        left = [i for i in range(len(units)) if i not in gone]
-        values = refits.values(1 - absent[gone].sum(0) - absent[left])
-        moved = sign * values[key]
-        if not np.isfinite(moved).any():
-            break
-        best = int(np.nanargmax(moved))
-        gone.append(left[best])
-        path.append(removal(values, best, [units[i] for i in gone]))
-    return path
-
-
-def _target(name: str, there: Mapping[str, float]) -> str:
-    if name not in there:
-        hint = did_you_mean(name, there) or f"; choose {one_of(there)}"
-        raise UserError(f"target {name!r}: not of this fit{hint}")
-    return name
-
-
-def _bounds(fit, key, value, se, bounds, at) -> tuple[tuple[float, float], str]:
-    if bounds is not None:
-        low, high = bounds
-        if not low <= value <= high:
-            raise UserError(
-                f"bounds [{low:g}, {high:g}]: {key} = {value:g} is not within them, so "
-                "there is no conclusion to change"
-            )
-        return (low, high), "the bounds given"
-    ends = fit.ci95.get(key) or (fit.predict(**at).get("loss_ci95") if at else None)
-    if ends is not None:
-        return tuple(ends), "its 95 % interval"
-    return (value - SPREAD * se, value + SPREAD * se), "two jackknife standard errors"
