@@ -76,6 +76,12 @@ def test_the_snippet_is_the_originals():
     assert snippet.split() == SNIPPET.split()
 
 
+def test_the_example_from_python_runs_as_written(desk):
+    snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    done = run_python("-c", snippet, cwd=desk)
+    assert done.stdout.startswith("L(C) = 1.3"), done.stderr
+
+
 def test_links_lead_somewhere():
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     for page in pages:
