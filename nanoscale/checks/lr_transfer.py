@@ -14,325 +14,226 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from nanoscale.checks.drift import Grid, drift_of, interval
-from nanoscale.checks.optimum import curve_of
+from nanoscale.checks.drift import UNKNOWN, Interval, LrGrid, drift_of, interval
+from nanoscale.checks.lr_reasons import Evidence, never_worse
+from nanoscale.checks.lr_verdict import (
+    JudgedNumber,
+    LrCell,
+    LrRuns,
+    Parabola,
+    SizeOptimum,
+    TransferVerdict,
+)
+from nanoscale.checks.optimum import LrCurve, curve_of
 from nanoscale.errors import UserError
-from nanoscale.store.files import plain
 
-SCHEMA = 1
-SIZES_NEEDED = 3
-MISFIT = 3.0  # residual over seed sd from which the curves are said to be no parabolas
-MANY_SEEDS = 20  # a remedy that asks for more is none
-NAMES = {"size": "size", "lr": "LR", "loss": "loss", "seed": "seed"}
 DRIFT, SHIFT, REGRET = 0.25, 1.0, 0.02  # tolerances: octaves per doubling, octaves, nats
-UNKNOWN = (math.nan, math.nan)
-Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LrColumns:
+    """How the columns are called."""
+
+    size: str = "size"
+    lr: str = "LR"
+    loss: str = "loss"
+    seed: str | None = "seed"
+
+
+NAMES = LrColumns()
 
 
 def transfer_verdict(
-    size: Iterable[float], lr: Iterable[float], loss: Iterable[float],
-    seed: Iterable[object] | None = None, *, base: float | None = None, tolerance: float = DRIFT,
-    max_shift: float = SHIFT, max_regret: float = REGRET, names: Mapping[str, str] = NAMES,
-    resamples: int = 4000, rng_seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """The verdict on one (size, LR, loss) per run, as plain JSON types (schema 1).
+    size: Iterable[float | None],
+    lr: Iterable[float | None],
+    loss: Iterable[float | None],
+    seed: Iterable[object] | None = None,
+    *,
+    base: float | None = None,
+    tolerance: float = DRIFT,
+    max_shift: float = SHIFT,
+    max_regret: float = REGRET,
+    names: LrColumns = NAMES,
+    resamples: int = 4000,
+    rng_seed: int = 0,
+) -> TransferVerdict:
+    """The verdict on one (size, LR, loss) per run.
 
     `seed` tells the runs of one size and LR apart; runs of one size with one seed share its shift.
-    `base` is the size whose optimum is transferred, the smallest by default. `names` are how the
-    columns are called. Raises `UserError` for runs that are no grid.
+    `base` is the size whose optimum is transferred, the smallest by default.
+
+    Raises:
+        UserError: the runs are no grid, or a tolerance is not positive.
     """
     limits = {"drift": tolerance, "largest_shift": max_shift, "max_regret": max_regret}
-    size, lr, loss, seed = _columns(size, lr, loss, seed, names, limits)
-    done = ~np.isnan(loss)
-    sizes = np.unique(size[done])
-    base = float(sizes[0] if base is None else base)
-    if base not in sizes:
-        known = ", ".join(f"{s:g}" for s in sizes)
-        raise UserError(f"base={base:g}: no run of that {names['size']}; there are {known}")
-    curves = [
-        curve_of(float(k), np.log2(lr[rows]), loss[rows], seed[rows])
-        for k in sizes
-        for rows in [done & (size == k)]
-    ]
+    runs = read_runs(size, lr, loss, seed, names, limits)
+    done = runs.in_order()
+    known = np.unique(done.size)
+    base = float(known[0] if base is None else base)
+    if base not in known:
+        there = ", ".join(f"{size:g}" for size in known)
+        raise UserError(f"base={base:g}: no run of that {names.size}; there are {there}")
+
+    # what is measured
     rng = np.random.default_rng(rng_seed)
-    grid = Grid.of(curves, int(np.searchsorted(sizes, base)), rng, resamples)
-    rows, (*drift, scatter) = [size_row(grid, k) for k in range(len(curves))], drift_of(grid, rng)
-    found = {
-        "drift": drift,
-        "largest_shift": largest(rows, "shift"),
-        "max_regret": largest(rows, "regret"),
+    curves = []
+    for k in known:
+        rows = done.size == k
+        curves.append(curve_of(float(k), np.log2(done.lr[rows]), done.loss[rows], done.seed[rows]))
+    grid = LrGrid.of(curves, int(np.searchsorted(known, base)), rng, resamples)
+    sizes = [size_optimum(grid, k) for k in range(len(curves))]
+
+    # what is judged
+    drift = drift_of(grid, rng)
+    shift = largest([(size.shift, size.shift_ci95) for size in sizes])
+    regret = largest([(size.regret, size.regret_ci95) for size in sizes])
+    judged = {
+        "drift": JudgedNumber.of(drift.value, drift.ci95, tolerance),
+        "largest_shift": JudgedNumber.of(*shift, max_shift),
+        "max_regret": JudgedNumber.of(*regret, max_regret),
     }
-    judged = {name: judge(*number, limits[name]) for name, number in found.items()}
-    verdict, reason = conclude(grid, judged, rows, scatter, names["size"])
+    missing = int(np.isnan(runs.loss).sum())
+    evidence = Evidence(grid, sizes, judged, drift.scatter, missing, names.size)
+    verdict, reason = evidence.conclude()
     noise = grid.noise
-    return plain(
-        {
-            "schema": SCHEMA,
-            "check": "transfer",
-            "verdict": verdict,
-            "reason": reason,
-            **names,
-            "base": base,
-            "base_lr": rows[grid.base]["optimum_lr"],
-            **judged,
-            "larger_is_never_worse": never_worse(rows),
-            "seed_sd": math.hypot(noise.sd, noise.shift_sd) if noise.source == "seeds" else None,
-            "noise": {
-                "sd": noise.sd,
-                "dof": noise.dof,
-                "source": noise.source,
-                "shift_sd": noise.shift_sd,
-            },
-            "scatter": scatter,
-            "resamples": resamples,
-            "rng_seed": rng_seed,
-            "sizes": rows,
-            "warnings": warnings_of(grid, rows, scatter, names["size"], int((~done).sum())),
-        }
+    return TransferVerdict(
+        verdict=verdict,
+        reason=reason,
+        **asdict(names),
+        base=base,
+        base_lr=sizes[grid.base].optimum_lr,
+        drift=judged["drift"],
+        largest_shift=judged["largest_shift"],
+        max_regret=judged["max_regret"],
+        larger_is_never_worse=never_worse(sizes),
+        seed_sd=math.hypot(noise.sd, noise.shift_sd) if noise.source == "seeds" else None,
+        noise=noise,
+        scatter=drift.scatter,
+        resamples=resamples,
+        rng_seed=rng_seed,
+        sizes=sizes,
+        warnings=evidence.warnings(),
+        runs=runs,
     )
 
 
-def _columns(size, lr, loss, seed, names, limits) -> tuple[np.ndarray, ...]:
-    """The columns as arrays (n,): size and LR positive, loss finite, inf or NaN, seed 0, 1, ..."""
-    columns = {}
-    for name, values in (("size", size), ("lr", lr), ("loss", loss)):
-        try:
-            columns[name] = np.array([math.nan if v is None else v for v in values], float)
-        except (TypeError, ValueError) as e:
-            raise UserError(f"{names[name]} must be a list of numbers, one per run ({e})") from e
-    size, lr, loss = columns.values()
+# -- columns ------------------------------------------------------------------------------------
+def read_runs(
+    size: Iterable[float | None],
+    lr: Iterable[float | None],
+    loss: Iterable[float | None],
+    seed: Iterable[object] | None,
+    names: LrColumns,
+    limits: Mapping[str, float],
+) -> LrRuns:
+    """The columns as arrays, in the order given; a grid that can be judged."""
+    size = _numbers(names.size, size)
+    lr = _numbers(names.lr, lr)
+    loss = _numbers(names.loss, loss)
     labels = list(range(len(loss))) if seed is None else [str(s) for s in seed]
     if len({len(size), len(lr), len(loss), len(labels)}) > 1:
         raise UserError("the columns differ in length; give one value per run")
-    for name in ("size", "lr"):
-        bad = ~(np.isfinite(columns[name]) & (columns[name] > 0))
-        if bad.any():
-            raise UserError(
-                f"{names[name]}={columns[name][bad][0]:g} in row {bad.argmax() + 1}: "
-                "expected a number above 0"
-            )
+    _check_positive(names.size, size)
+    _check_positive(names.lr, lr)
     for name, limit in limits.items():
         if not (math.isfinite(limit) and limit > 0):
             raise UserError(f"tolerance {limit} of {name}: expected a number above 0")
     if np.isnan(loss).all():
-        raise UserError(f"no run has a {names['loss']}: there is nothing to judge")
-    runs = [r[:3] for r in zip(size, lr, labels, loss, strict=True) if not math.isnan(r[3])]
-    if len(set(runs)) < len(runs):
-        twice = next(run for i, run in enumerate(runs) if run in runs[:i])
+        raise UserError(f"no run has a {names.loss}: there is nothing to judge")
+
+    seen = set()
+    for run in zip(size, lr, labels, loss, strict=True):
+        if math.isnan(run[3]):
+            continue
+        if run[:3] in seen:
+            raise UserError(
+                f"{names.size} {run[0]:g}, {names.lr} {run[1]:g}, seed {run[2]} is there twice; "
+                "keep one of them"
+            )
+        seen.add(run[:3])
+    seeds = np.unique(labels, return_inverse=True)[1]
+    return LrRuns(size, lr, np.where(np.isinf(loss), math.inf, loss), seeds)
+
+
+def _numbers(name: str, values: Iterable[float | None]) -> np.ndarray:
+    try:
+        return np.array([math.nan if value is None else value for value in values], float)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{name} must be a list of numbers, one per run ({e})") from e
+
+
+def _check_positive(name: str, values: np.ndarray) -> None:
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
         raise UserError(
-            f"{names['size']} {twice[0]:g}, {names['lr']} {twice[1]:g}, seed "
-            f"{twice[2]} is there twice; keep one of them"
+            f"{name}={values[bad][0]:g} in row {bad.argmax() + 1}: expected a number above 0"
         )
-    seed, loss = np.unique(labels, return_inverse=True)[1], np.where(np.isinf(loss), math.inf, loss)
-    order = np.lexsort((loss, seed, lr, size))  # so that no order of rows changes a digit
-    return size[order], lr[order], loss[order], seed[order]
 
 
 # -- numbers ------------------------------------------------------------------------------------
-def size_row(grid: Grid, k: int) -> dict[str, Any]:
+def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
     """What the record says of size k: LRs as they were typed, shifts in octaves, losses in nats."""
-    curve, x, draws = grid.curves[k], float(grid.optimum[k]), grid.optima[k]
-    loss, se, moved = grid.at_base(k)
-    least, regret, regret_ends = math.nan, math.nan, UNKNOWN
-    if not curve.problem:
-        least = float(curve.parabola(curve.fit.coef, x))
-        regret = max(0.0, loss - least) if not math.isnan(loss) else math.nan
-        excess = np.maximum(moved - curve.parabola(grid.coefs[k], draws), 0)
-        regret_ends = interval(excess) if math.isfinite(regret) else (regret, regret)
-    signed = interval(draws - grid.optima[grid.base])
-    fit = curve.fit
-    return {
-        "size": curve.size,
-        "optimum_lr": 2.0**x,
-        "ci95": [2.0**e for e in interval(draws)],
-        "log2_optimum": x,
-        "bracketed": not curve.problem,
-        "problem": curve.problem,
-        "n_lrs": curve.n_lrs,
-        "n_seeds": fit.n_seeds if fit else int(max(curve.runs, default=0)),
-        "min_loss": least,
-        "transferred_loss": loss,
-        "transferred_se": se,
-        "transferred_diverges": math.isinf(loss),
-        "shift": abs(x - float(grid.optimum[grid.base])),
-        "shift_ci95": [max(0.0, signed[0], -signed[1]), max(-signed[0], signed[1])],
-        "regret": regret,
-        "regret_ci95": list(regret_ends),
-        "noise_sd": grid.noises[k].sd,
-        "diverged_lrs": (2.0**curve.diverged).tolist(),
-        "cells": [
-            {"lr": 2.0**a, "loss": b, "se": grid.noises[k].sd / math.sqrt(n), "runs": n}
-            for a, b, n in zip(
-                *(v.tolist() for v in (curve.x, curve.mean, curve.runs)), strict=True
-            )
-        ],
-        "parabola": {
-            "window": [2.0**e for e in fit.window],
-            "centre_lr": 2.0**fit.centre,
-            "coefficients": fit.coef.tolist(),
-        }
-        if fit
-        else None,
-    }
+    curve, fit, valley = grid.curves[k], grid.curves[k].fit, grid.curves[k].valley
+    x, draws = float(grid.optimum[k]), grid.optima[k]
+    transferred = grid.at_base(k)
+    low, high = interval(draws - grid.optima[grid.base])  # of the shift
+
+    least, regret, regret_ci95 = math.nan, math.nan, UNKNOWN
+    if valley:
+        least = float(valley.loss(valley.coef, x))
+        excess = np.maximum(transferred.draws - valley.loss(grid.coefs[k], draws), 0)
+        if not math.isnan(transferred.loss):
+            regret = max(0.0, transferred.loss - least)
+        regret_ci95 = interval(excess) if math.isfinite(regret) else (regret, regret)
+    return SizeOptimum(
+        size=curve.size,
+        optimum_lr=2.0**x,
+        ci95=_exp2(interval(draws)),
+        log2_optimum=x,
+        bracketed=not curve.problem,
+        problem=curve.problem,
+        n_lrs=curve.n_lrs,
+        n_seeds=fit.n_seeds if fit else int(max(curve.runs, default=0)),
+        min_loss=least,
+        transferred_loss=transferred.loss,
+        transferred_se=transferred.se,
+        transferred_diverges=math.isinf(transferred.loss),
+        shift=abs(x - float(grid.optimum[grid.base])),
+        shift_ci95=(max(0.0, low, -high), max(-low, high)),
+        regret=regret,
+        regret_ci95=regret_ci95,
+        noise_sd=grid.noises[k].sd,
+        diverged_lrs=(2.0**curve.diverged).tolist(),
+        cells=_cells(curve, grid.noises[k].sd),
+        parabola=Parabola(_exp2(fit.window), 2.0**fit.centre, fit.coef.tolist()) if fit else None,
+    )
 
 
-def largest(rows: Rows, name: str) -> tuple[float, tuple[float, float]]:
+def _cells(curve: LrCurve, sd: float) -> list[LrCell]:
+    cells = []
+    for x, loss, runs in zip(
+        *map(np.ndarray.tolist, (curve.x, curve.mean, curve.runs)), strict=True
+    ):
+        cells.append(LrCell(2.0**x, loss, sd / math.sqrt(runs), runs))
+    return cells
+
+
+def _exp2(ends: Interval) -> Interval:
+    return 2.0 ** ends[0], 2.0 ** ends[1]
+
+
+def largest(numbers: Sequence[tuple[float, Interval]]) -> tuple[float, Interval]:
     """The largest of a number over sizes, and its interval, up to the largest upper end.
 
     What is not known of one size leaves the upper end open; another may still show too much.
     """
-    values = np.array([row[name] for row in rows])
+    values = np.array([value for value, _ in numbers])
     if np.isnan(values).all():
         return math.nan, UNKNOWN
-    low, high = np.array([row[f"{name}_ci95"] for row in rows]).T
-    worst = int(np.nanargmax(values))
-    return float(values[worst]), (float(low[worst]), float(high.max()))
-
-
-def judge(value: float, ends: tuple[float, float], limit: float) -> dict[str, Any]:
-    """A number with its interval against +-limit: pass inside, fail beyond, else inconclusive."""
-    low, high = ends
-    verdict = "pass" if -limit <= low and high <= limit else "inconclusive"
-    verdict = "fail" if low > limit or high < -limit else verdict
-    return {"value": value, "ci95": [low, high], "tolerance": limit, "verdict": verdict}
-
-
-def worse_steps(rows: Rows) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Neighbouring sizes of which the larger is worse at the base's optimum by over 2 SE."""
-    return [
-        (a, b)
-        for a, b in pairwise(rows)
-        if b["transferred_diverges"]
-        or b["transferred_loss"] - a["transferred_loss"]
-        > 2 * math.hypot(a["transferred_se"], b["transferred_se"])
-    ]
-
-
-def never_worse(rows: Rows) -> bool | None:
-    """Whether larger sizes do at least as well at the base's optimum; None where not known."""
-    known = all(math.isfinite(row["transferred_se"]) for row in rows)
-    return False if worse_steps(rows) else (True if known and len(rows) > 1 else None)
-
-
-# -- words --------------------------------------------------------------------------------------
-def conclude(
-    grid: Grid, judged: Mapping[str, Any], rows: Rows, scatter: float, name: str
-) -> tuple[str, str]:
-    """The verdict, and in one line its numbers and the remedy."""
-    failed = [
-        f"{says(k, v)} is beyond {v['tolerance']:g}"
-        for k, v in judged.items()
-        if v["verdict"] == "fail"
-    ]
-    gaps = [
-        f"the optimum at {name} {c.size:g} is not bracketed, {c.problem}: run "
-        f"{name} {c.size:g} at LR {' and '.join(f'{2.0**x:.3g}' for x in c.wanted)}"
-        for c in grid.curves
-        if c.problem
-    ]
-    if len(rows) < SIZES_NEEDED:
-        gaps.append(
-            f"a drift needs {SIZES_NEEDED} sizes, the runs have {len(rows)}: run more, "
-            "each twice the size"
-        )
-    if gaps:
-        known = f"; what is known would fail: {'; '.join(failed)}" if failed else ""
-        return "inconclusive", "; ".join(gaps) + known
-    if failed:
-        return "fail", f"{'; '.join(failed)}: {_follow(judged, rows, name)}"
-    open_ = [k for k, v in judged.items() if v["verdict"] == "inconclusive"]
-    if open_:
-        return "inconclusive", "; ".join(
-            f"{says(k, judged[k])} does not decide about {judged[k]['tolerance']:g}: "
-            f"{remedy(k, judged[k], grid, rows, scatter, name)}"
-            for k in open_
-        )
-    return "pass", "; ".join(
-        f"{says(k, v)} is within {v['tolerance']:g}" for k, v in judged.items()
-    )
-
-
-def says(name: str, number: Mapping[str, Any]) -> str:
-    """`drift -0.71 [-0.80, -0.62] octaves per doubling`."""
-    label, form, unit = {
-        "drift": ("drift", "+.2f", "octaves per doubling"),
-        "largest_shift": ("largest shift", ".2f", "octaves"),
-        "max_regret": ("largest regret", ".4f", "nats"),
-    }[name]
-    numbers = [math.nan if v is None else v for v in (number["value"], *number["ci95"])]
-    if number["verdict"] == "fail" and not math.isfinite(numbers[0]):  # null in a record
-        return f"{label} without bound, as the base's optimum LR diverges,"
-    value, low, high = ("?" if math.isnan(v) else format(v, form) for v in numbers)
-    return f"{label} {value} [{low}, {high}] {unit}"
-
-
-def _follow(judged: Mapping[str, Any], rows: Rows, name: str) -> str:
-    if judged["drift"]["verdict"] == "fail":
-        return (
-            f"tune the LR at every {name}, let it follow {name}^"
-            f"{judged['drift']['value']:+.2f}, or change the parametrization"
-        )
-    worst = max(rows, key=lambda row: np.nan_to_num(row["regret"]))
-    return f"tune the LR at {name} {worst['size']:g} itself, or change the parametrization"
-
-
-def remedy(
-    which: str, number: Mapping[str, Any], grid: Grid, rows: Rows, scatter: float, name: str
-) -> str:
-    """What to run so that an undecided number is decided."""
-    if grid.noise.source == "none":
-        return "run 3 seeds at the LRs around every optimum, to measure the noise"
-    unknown = [f"{row['size']:g}" for row in rows if math.isnan(row["regret"])]
-    if which == "max_regret" and unknown:
-        lr = 2.0 ** grid.optimum[grid.base]
-        return f"run {name} {', '.join(unknown)} at LR {lr:.3g}, beyond those with a finite loss"
-    if which == "drift" and scatter > 0:
-        return f"the sizes scatter by {scatter:.2f} octaves about a line, run more of them"
-    seeds = min(c.fit.n_seeds for c in grid.curves)
-    low, high = number["ci95"]
-    room = abs(abs(number["value"]) - number["tolerance"])
-    wanted = seeds * ((high - low) / 2 / room) ** 2 if room else math.inf
-    if not wanted < MANY_SEEDS:
-        return f"that would take over {MANY_SEEDS} seeds, so run more sizes"
-    return f"run about {max(seeds + 1, math.ceil(wanted))} seeds at the LRs around every optimum"
-
-
-def warnings_of(grid: Grid, rows: Rows, scatter: float, name: str, missing: int) -> list[str]:
-    """What a careful reader would ask about."""
-    found = [f"{missing} run(s) without a result are left out"] if missing else []
-    found += [
-        f"diverged at {name} {row['size']:g}: LR "
-        f"{', '.join(f'{lr:.3g}' for lr in row['diverged_lrs'])}"
-        for row in rows
-        if row["diverged_lrs"]
-    ]
-    noise = grid.noise
-    found += {
-        "seeds": [],
-        "none": ["nothing measures the noise: no interval is known"],
-        "residuals": [
-            "too few seeds to measure the noise: it is taken from the residuals of "
-            f"the parabolas (sd {noise.sd:.4f}, {noise.dof} degrees of freedom)"
-        ],
-    }[noise.source]
-    total, dof = (sum(c.fit.misfit[i] for c in grid.curves if c.fit) for i in (0, 1))
-    if noise.source == "seeds" and dof and total / dof > (MISFIT * noise.sd) ** 2:
-        found.append(
-            f"the losses lie {math.sqrt(total / dof):.4f} off the parabolas, their seeds "
-            f"only {noise.sd:.4f} apart: run LRs closer together"
-        )
-    if scatter > 0:
-        found.append(
-            f"the optima scatter about the line by {scatter:.2f} octaves more than their "
-            "noise explains, which widens the drift's interval"
-        )
-    found += [
-        f"at the base's optimum LR {name} {b['size']:g} is worse than {a['size']:g}"
-        for a, b in worse_steps(rows)
-    ]
-    return found
+    value, (low, _) = numbers[int(np.nanargmax(values))]
+    highest = np.max([high for _, (_, high) in numbers])  # NaN where one is not known
+    return value, (low, float(highest))

@@ -8,7 +8,7 @@ losses to the parabola's coefficients is linear, so their covariance is exact. L
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,22 @@ SEED_DOF_NEEDED = 4  # below this, the seeds alone do not measure their noise
 
 
 @dataclass(frozen=True)
-class Fit:
+class Squares:
+    """A sum of squares and its degrees of freedom."""
+
+    total: float = 0.0
+    dof: int = 0
+
+    def __add__(self, other: Squares) -> Squares:
+        return Squares(self.total + other.total, self.dof + other.dof)
+
+    @classmethod
+    def pooled(cls, parts: Iterable[Squares]) -> Squares:
+        return sum(parts, cls())
+
+
+@dataclass(frozen=True)
+class ParabolaFit:
     """A weighted parabola c0 + c1 u + c2 u^2 with u = log2 LR - centre, and sums of squares."""
 
     window: tuple[float, float]  # the lowest and the highest LR it goes through
@@ -31,14 +46,20 @@ class Fit:
     coef: np.ndarray  # (3,)
     root: np.ndarray  # (3, 3): sd^2 * root @ root.T is the covariance of coef
     n_seeds: int
-    shifts: dict[float, float]  # seed -> its shift; they sum to zero
-    rest: tuple[float, int]  # of the runs about LR + shift: sum of squares, degrees of freedom
-    misfit: tuple[float, int]  # of the mean losses about the parabola, times their runs
-    shift: tuple[float, int, float]  # of the shifts, and what one unit of noise adds to it
+    shifts: dict[int, float]  # seed -> its shift; they sum to zero
+    rest: Squares  # of the runs about LR + shift
+    misfit: Squares  # of the mean losses about the parabola, times their runs
+    shift: Squares  # of the shifts
+    shift_of_noise: float  # what one unit of noise adds to the shifts' squares
+
+    def loss(self, coef: np.ndarray, x: np.ndarray | float) -> np.ndarray:
+        """Loss for coefficients (..., 3) at x (...)."""
+        u = x - self.centre
+        return np.asarray(coef[..., 0] + u * (coef[..., 1] + u * coef[..., 2]))
 
 
 @dataclass(frozen=True)
-class Curve:
+class LrCurve:
     """One size: its mean losses around the lowest one, and the parabola if there are 3 of them."""
 
     size: float
@@ -47,88 +68,83 @@ class Curve:
     runs: np.ndarray  # (L,)
     diverged: np.ndarray  # every LR with a diverged run
     n_lrs: int  # finite or diverged
-    fit: Fit | None
+    below: float = -math.inf  # the nearest diverged LR on that side
+    above: float = math.inf
+    fit: ParabolaFit | None = None
     problem: str = ""  # why the optimum is not bracketed
     wanted: tuple[float, ...] = ()  # LRs that would bracket it
 
     @property
-    def below(self) -> float:
-        """The nearest diverged LR on that side, or minus infinity."""
-        return max(self.diverged[self.diverged < self.x[0]], default=-math.inf)
+    def valley(self) -> ParabolaFit | None:
+        """The fit, where its vertex is the optimum."""
+        return None if self.problem else self.fit
 
-    @property
-    def above(self) -> float:
-        """The nearest diverged LR on that side, or infinity."""
-        return min(self.diverged[self.diverged > self.x[-1]], default=math.inf)
-
-    def lowest(self, coef: np.ndarray) -> np.ndarray:
+    def lowest(self, fit: ParabolaFit, coef: np.ndarray) -> np.ndarray:
         """LR of the minimum for coefficients (..., 3); at its lower end if it bends downwards.
 
         It lies between the diverged LRs, and at most `BEYOND` the others.
         """
         low = self.below if math.isfinite(self.below) else self.x[0] - BEYOND
         high = self.above if math.isfinite(self.above) else self.x[-1] + BEYOND
+        slope, bend = coef[..., 1], coef[..., 2]
+
         with np.errstate(divide="ignore", invalid="ignore"):
-            vertex = np.clip(self.fit.centre - coef[..., 1] / (2 * coef[..., 2]), low, high)
-        return np.where(coef[..., 2] > 0, vertex, np.where(coef[..., 1] > 0, low, high))
+            vertex = np.clip(fit.centre - slope / (2 * bend), low, high)
+        lower_end = np.where(slope > 0, low, high)
+        return np.where(bend > 0, vertex, lower_end)
 
-    def parabola(self, coef: np.ndarray, x: np.ndarray | float) -> np.ndarray:
-        """Loss for coefficients (..., 3) at x (...)."""
-        u = x - self.fit.centre
-        return coef[..., 0] + u * (coef[..., 1] + u * coef[..., 2])
-
-    def loss(self, coef: np.ndarray, x: np.ndarray | float) -> np.ndarray:
+    def loss(self, fit: ParabolaFit, coef: np.ndarray, x: np.ndarray | float) -> np.ndarray:
         """The parabola in its window; beyond, straight lines through the mean losses.
 
         inf from a diverged LR on; NaN, not known, beyond the last LR with a finite loss.
         """
-        x, (low, high) = np.asarray(x, float), self.fit.window
-        value = np.where(
-            (x >= low) & (x <= high), self.parabola(coef, x), np.interp(x, self.x, self.mean)
-        )
-        value = np.where((x < self.x[0] - 1e-9) | (x > self.x[-1] + 1e-9), math.nan, value)
+        x = np.asarray(x, float)
+        low, high = fit.window
+        line = np.interp(x, self.x, self.mean)
+        value = np.where((x >= low) & (x <= high), fit.loss(coef, x), line)
+
+        outside = (x < self.x[0] - 1e-9) | (x > self.x[-1] + 1e-9)
+        value = np.where(outside, math.nan, value)
         return np.where((x <= self.below) | (x >= self.above), math.inf, value)
 
 
 # -- from runs to curves ------------------------------------------------------------------------
-def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> Curve:
+def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> LrCurve:
     """The curve of one size from its runs (n,): log2 LR, loss (finite, or inf: diverged), seed."""
     lrs = np.unique(x)
     lrs = lrs[np.diff(lrs, prepend=-math.inf) > SAME]
     cell = np.searchsorted(lrs, x, side="right") - 1
-    x, mean = lrs[cell], np.bincount(cell, y) / np.bincount(cell)  # inf where a seed diverged
-    walls = lrs[np.isinf(mean)]
-    if len(walls) == len(lrs):
-        return Curve(
+    x = lrs[cell]
+    mean = np.bincount(cell, y) / np.bincount(cell)  # inf where a seed diverged
+    diverged = lrs[np.isinf(mean)]
+    if len(diverged) == len(lrs):
+        return LrCurve(
             size,
-            lrs[:0],
-            mean[:0],
-            mean[:0],
-            walls,
-            len(lrs),
-            None,
-            "every LR diverged",
-            tuple(lrs[0] - np.arange(1, 4)),
+            x=lrs[:0],
+            mean=mean[:0],
+            runs=mean[:0],
+            diverged=diverged,
+            n_lrs=len(lrs),
+            problem="every LR diverged",
+            wanted=tuple(lrs[0] - np.arange(1, 4)),
         )
+
+    # what lies between the diverged LRs next to the lowest mean
     lowest = lrs[mean.argmin()]
-    between = (lrs > max(walls[walls < lowest], default=-math.inf)) & (
-        lrs < min(walls[walls > lowest], default=math.inf)
-    )
+    below = max(diverged[diverged < lowest], default=-math.inf)
+    above = min(diverged[diverged > lowest], default=math.inf)
+    between = (lrs > below) & (lrs < above)
     kept = between[cell]
-    x, y, seed, lrs, mean = x[kept], y[kept], seed[kept], lrs[between], mean[between]
+    x, y, seed, n_lrs = x[kept], y[kept], seed[kept], len(lrs)
+    lrs, mean = lrs[between], mean[between]
+
     fit = fit_of(x, y, seed, lrs[window(lrs, mean)]) if len(lrs) >= 3 else None
     if fit:
         y = y - [fit.shifts.get(s, 0.0) for s in seed]
     cell = np.searchsorted(lrs, x)
-    curve = Curve(
-        size,
-        lrs,
-        np.bincount(cell, y) / np.bincount(cell),
-        np.bincount(cell),
-        walls,
-        len(between),
-        fit,
-    )
+    runs = np.bincount(cell)
+    level = np.bincount(cell, y) / runs
+    curve = LrCurve(size, lrs, level, runs, diverged, n_lrs, below, above, fit)
     problem, wanted = unbracketed(curve, int(mean.argmin()))
     return replace(curve, problem=problem, wanted=wanted)
 
@@ -140,19 +156,22 @@ def window(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     within `RISE` of the lowest. Otherwise chosen by LR and not by loss, so that noise does not
     choose; of two equally far the lower loss, which keeps a steep wall out.
     """
-    lowest, distance = int(mean.argmin()), np.abs(x - x[mean.argmin()])
+    lowest = int(mean.argmin())
+    distance = np.abs(x - x[lowest])
     near = distance <= REACH
+
     flat = mean <= mean[lowest] + RISE
     flat[:lowest] = np.logical_and.accumulate(flat[:lowest][::-1])[::-1]
     flat[lowest:] = np.logical_and.accumulate(flat[lowest:])
     near |= flat & (distance <= 2 * REACH)
+
     if near.sum() < FEWEST_LRS:
         near = np.zeros(len(x), bool)
         near[np.lexsort((mean, distance.round(3)))[:FEWEST_LRS]] = True
-    return near
+    return np.asarray(near)
 
 
-def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> Fit:
+def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> ParabolaFit:
     """Least squares through the mean losses at `lrs` (L,), each weighted by its number of runs.
 
     The shift of every seed that was run at more than one LR is taken out first, so that an LR is
@@ -162,45 +181,64 @@ def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> F
     x, y, seed = x[inside], y[inside], seed[inside]
     cells = (x[:, None] == lrs).astype(float)  # (n, L)
     runs = cells.sum(0)
-    shared = [s for s in np.unique(seed) if (seed == s).sum() > 1]
-    seeds = (seed[:, None] == np.array(shared)).astype(float)  # (n, S)
-    within = seeds - cells @ (cells.T @ seeds / runs[:, None])
-    solve = np.linalg.pinv(np.where(np.abs(within) < 1e-12, 0, within))  # (S, n)
-    shift, rank = solve @ y, round(np.trace(solve @ within))
+    shared, seeds, solve, rank = _shift_solver(cells, seed)
+    shift = solve @ y
+
+    # from losses to means without shifts, from means to the parabola
     to_means = (cells / runs).T @ (np.eye(len(y)) - seeds @ solve)  # (L, n)
-    means, centre = to_means @ y, lrs.mean()
+    means = to_means @ y
+    centre = lrs.mean()
     powers = (lrs - centre)[:, None] ** np.arange(3)  # (L, 3)
     to_coef = np.linalg.solve((powers.T * runs) @ powers, powers.T * runs)  # (3, L)
-    coef, noise_to_coef = to_coef @ means, to_coef @ to_means
-    rest, misfit = y - cells @ means - seeds @ shift, means - powers @ coef
-    return Fit(
+    coef = to_coef @ means
+    noise_to_coef = to_coef @ to_means  # (3, n)
+
+    rest = y - cells @ means - seeds @ shift
+    misfit = means - powers @ coef
+    return ParabolaFit(
         window=(float(lrs[0]), float(lrs[-1])),
         centre=float(centre),
         coef=coef,
         root=np.linalg.cholesky(noise_to_coef @ noise_to_coef.T),
         n_seeds=len(np.unique(seed)),
         shifts=dict(zip(shared, shift, strict=True)),
-        rest=(float(rest @ rest), len(y) - len(lrs) - rank),
-        misfit=(float(runs @ misfit**2), len(lrs) - 3),
-        shift=(float(shift @ shift), rank, float((solve**2).sum())),
+        rest=Squares(float(rest @ rest), len(y) - len(lrs) - rank),
+        misfit=Squares(float(runs @ misfit**2), len(lrs) - 3),
+        shift=Squares(float(shift @ shift), rank),
+        shift_of_noise=float((solve**2).sum()),
     )
 
 
-def unbracketed(curve: Curve, lowest: int) -> tuple[str, tuple[float, ...]]:
+def _shift_solver(
+    cells: np.ndarray, seed: np.ndarray
+) -> tuple[list[int], np.ndarray, np.ndarray, int]:
+    """The seeds run at more than one LR, where each was (n, S), what solves losses for their
+    shifts (S, n), and its rank. cells (n, L): the LR of every run."""
+    shared = [s for s in np.unique(seed) if (seed == s).sum() > 1]
+    seeds = (seed[:, None] == np.array(shared)).astype(float)
+    within = seeds - cells @ (cells.T @ seeds / cells.sum(0)[:, None])
+    solve = np.linalg.pinv(np.where(np.abs(within) < 1e-12, 0, within))
+    return shared, seeds, solve, round(np.trace(solve @ within))
+
+
+def unbracketed(curve: LrCurve, lowest: int) -> tuple[str, tuple[float, ...]]:
     """Why the minimum lies beyond what was run, and the LRs that would show it; or nothing."""
-    x, fit = curve.x, curve.fit
+    x, at, fit = curve.x, curve.x[lowest], curve.fit
     open_below, open_above = math.isinf(curve.below), math.isinf(curve.above)
     if lowest == 0 and open_below:
-        return f"its lowest loss is at the lowest LR, {2 ** x[0]:.3g}", (x[0] - 2, x[0] - 1)
+        return f"its lowest loss is at the lowest LR, {2**at:.3g}", (at - 2, at - 1)
     if lowest == len(x) - 1 and open_above:
-        return f"its lowest loss is at the highest LR, {2 ** x[-1]:.3g}", (x[-1] + 1, x[-1] + 2)
+        return f"its lowest loss is at the highest LR, {2**at:.3g}", (at + 1, at + 2)
     if fit is None:
-        return "fewer than 3 LRs around it have a finite loss", (x[lowest] - 1, x[lowest] - 0.5)
+        return "fewer than 3 LRs around it have a finite loss", (at - 1, at - 0.5)
     if fit.coef[2] <= 0:
-        return "its losses do not bend upwards", (x[lowest] - 0.5, x[lowest] + 0.5)
+        return "its losses do not bend upwards", (at - 0.5, at + 0.5)
+
     low, high = fit.window
-    low = low if open_below or low > x[0] else curve.below
-    high = high if open_above or high < x[-1] else curve.above
+    if low == x[0] and not open_below:
+        low = curve.below
+    if high == x[-1] and not open_above:
+        high = curve.above
     vertex = fit.centre - fit.coef[1] / (2 * fit.coef[2])
     if low < vertex < high:
         return "", ()
@@ -210,7 +248,7 @@ def unbracketed(curve: Curve, lowest: int) -> tuple[str, tuple[float, ...]]:
 
 # -- noise --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Noise:
+class SeedNoise:
     """Noise of one run's loss (nats), pooled over sizes: `sd` of the rest, `shift_sd` of a seed."""
 
     sd: float  # NaN where nothing measures it
@@ -219,33 +257,35 @@ class Noise:
     shift_sd: float
 
     @classmethod
-    def of(cls, fits: Sequence[Fit]) -> Noise:
+    def of(cls, fits: Sequence[ParabolaFit]) -> SeedNoise:
         """From the seeds; where these say too little, from them and the parabolas' residuals."""
-        total, dof = (sum(f.rest[i] for f in fits) for i in (0, 1))
-        source = "seeds"
-        if dof < SEED_DOF_NEEDED or total <= 0:
-            source = "residuals"
-            total, dof = (sum(f.rest[i] + f.misfit[i] for f in fits) for i in (0, 1))
-        if dof == 0:
+        noise, source = Squares.pooled(fit.rest for fit in fits), "seeds"
+        if noise.dof < SEED_DOF_NEEDED or noise.total <= 0:
+            noise, source = Squares.pooled(fit.rest + fit.misfit for fit in fits), "residuals"
+        if noise.dof == 0:
             return cls(math.nan, 0, "none", 0.0)
-        shift, shift_dof, from_noise = (sum(f.shift[i] for f in fits) for i in (0, 1, 2))
-        excess = (shift - from_noise * total / dof) / shift_dof if shift_dof else 0.0
-        return cls(math.sqrt(total / dof), dof, source, math.sqrt(max(excess, 0.0)))
 
-    def at(self, fit: Fit) -> Noise:
+        variance = noise.total / noise.dof
+        shift = Squares.pooled(fit.shift for fit in fits)
+        from_noise = sum(fit.shift_of_noise for fit in fits)
+        excess = 0.0
+        if shift.dof:
+            excess = (shift.total - from_noise * noise.total / noise.dof) / shift.dof
+        return cls(math.sqrt(variance), noise.dof, source, math.sqrt(max(excess, 0.0)))
+
+    def at(self, fit: ParabolaFit) -> SeedNoise:
         """One size's: its own seeds, and the pooled noise as `PRIOR_DOF` degrees of freedom more.
 
         Small or nearly diverging models are noisier than others, and must not blur those.
         """
         if self.source != "seeds":
             return self
-        (total, own), prior = fit.rest, min(PRIOR_DOF, self.dof)
-        return replace(
-            self, dof=own + prior, sd=math.sqrt((total + prior * self.sd**2) / (own + prior))
-        )
+        prior = min(PRIOR_DOF, self.dof)
+        dof = fit.rest.dof + prior
+        return replace(self, dof=dof, sd=math.sqrt((fit.rest.total + prior * self.sd**2) / dof))
 
     def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
         """(R,) sds: this one is known only to its degrees of freedom."""
         if self.source == "none":
             return np.full(resamples, math.nan)
-        return self.sd * np.sqrt(self.dof / rng.chisquare(self.dof, resamples))
+        return np.asarray(self.sd * np.sqrt(self.dof / rng.chisquare(self.dof, resamples)))
