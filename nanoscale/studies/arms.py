@@ -10,46 +10,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from nanoscale.checks.comparison import TOKENS, Values
 from nanoscale.checks.paired import Choice, choose
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.experiments.records import Row
 from nanoscale.experiments.results import STUDY, Study, state_of
 from nanoscale.spec.config import all_fields, flatten
 from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 
-SEEDS = ("seed", "init_seed", "data_seed")
-TOKENS = "tokens"  # in place of max_iters, so that batch sizes meet at equal data
+SEED_KEYS = ("seed", "init_seed", "data_seed")
 FIRST = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
-TUNED = {name for name, key in all_fields().items() if key.tuned}
-KEYS = sorted(
-    {TOKENS}
-    | {  # what makes runs replicates: the identity but for seeds and evaluation
-        name
-        for name, key in all_fields().items()
-        if key.hashed and name not in SEEDS and name != "max_iters" and key.group != "evaluation"
-    },
-    key=lambda key: (FIRST.index(key) if key in FIRST else len(FIRST), key),
-)
-Setting = tuple[Any, ...]
+FIELDS = all_fields()
+TUNED = {key for key, option in FIELDS.items() if option.tuned}
+Setting = tuple[object, ...]
+
+
+def _replicate_keys() -> list[str]:
+    """What makes runs replicates: the identity but for seeds and evaluation, sizes first."""
+    keys = {TOKENS}
+    for key, option in FIELDS.items():
+        if option.hashed and option.group != "evaluation":
+            keys.add(key)
+    others = sorted(keys.difference(FIRST, SEED_KEYS, ["max_iters"]))
+    return [*FIRST, *others]
+
+
+KEYS = _replicate_keys()
 
 
 # -- runs ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Run:
+class ArmRun:
     """One run of an arm; `values` name its setting and hold no seed, `loss` is NaN without one."""
 
     folder: RunFolder
-    values: Mapping[str, Any]
+    values: Values
     seed: str
     state: str
     loss: float = math.nan
     flops: float = math.nan
-    data: str = ""
-    numerics: Mapping[str, Any] | None = None
+    data: object = ""  # its fingerprint
+    numerics: Values = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
 
     def setting(self, keys: Iterable[str]) -> Setting:
         return tuple(self.values.get(key) for key in keys)
@@ -57,41 +64,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    which: str  # A or B
+    """The runs of one side of a comparison."""
+
     name: str  # as it was typed
-    runs: Sequence[Run]  # with a loss
-    lost: Sequence[Run]  # diverged, failed, not there yet
+    runs: Sequence[ArmRun]  # with a loss
+    lost: Sequence[ArmRun]  # diverged, failed, not there yet
 
 
-def read_arm(which: str, text: str, output_root: Path, loss: str) -> Arm:
-    """The runs that an arm's text names.
+def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
+    """The runs that an arm's text names: `RUN,RUN..`, `STUDY` or `STUDY:key=value,key=value`.
 
     Raises:
         UserError: there is no such folder, study or value, or no run has the loss.
     """
-    name, _, tail = text.partition(":")
+    tail = text.partition(":")[2]
     filters = _filters(text, tail) if "=" in tail else {}
-    names = [name] if filters else [part for part in text.split(",") if part]
-    if not filters and (len(names) > 1 or (Path(text) / CONFIG).is_file()):
-        folders: list[tuple[Row, RunFolder]] = [({}, RunFolder(part)) for part in names]
-        missing = next((f for _, f in folders if not f.exists()), None)
-        if missing:
-            raise UserError(
-                f"{missing.path}: no run folder (it has no {CONFIG}); an arm is run "
-                "folders, a study, or STUDY:key=value"
-            )
-    else:
-        path = Path(name)
-        study = Study.open(path if (path / STUDY).is_file() else output_root / path)
-        folders = [(entry.values, folder) for entry, folder in study.runs()]
-    all_runs = [
-        (full, _run(full, folder, loss))
-        for values, folder in folders
-        for full in [_config(values, folder)]
-    ]
-    runs = [run for full, run in all_runs if _has(full, filters)]
+    configs, runs = [], []
+    for values, folder in _folders(text, bool(filters), Path(output_root)):
+        config = _config(values, folder)
+        configs.append(config)
+        if _has(config, filters):
+            runs.append(_run(config, folder, loss))
     if not runs:
-        raise UserError(f"{text}: {_no_match(filters, [full for full, _ in all_runs])}")
+        raise UserError(f"{text}: {_no_match(filters, configs)}")
     done = [run for run in runs if math.isfinite(run.loss)]
     if not done:
         states = ", ".join(sorted({run.state for run in runs}))
@@ -99,10 +94,29 @@ def read_arm(which: str, text: str, output_root: Path, loss: str) -> Arm:
             f"{text}: none of its {len(runs)} runs has a {loss} ({states}); there is "
             "nothing to compare"
         )
-    return Arm(which, text, done, [run for run in runs if not math.isfinite(run.loss)])
+    return Arm(text, done, [run for run in runs if not math.isfinite(run.loss)])
 
 
-def _config(values: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+def _folders(
+    text: str, filtered: bool, output_root: Path
+) -> Iterable[tuple[Mapping[str, object], RunFolder]]:
+    """Each run's folder, and what its study varies (nothing of a run named by itself)."""
+    names = [part for part in text.split(",") if part]
+    if filtered or (len(names) < 2 and not (Path(text) / CONFIG).is_file()):
+        path = Path(text.partition(":")[0])
+        study = Study.open(path if (path / STUDY).is_file() else output_root / path)
+        return [(entry.values, folder) for entry, folder in study.runs()]
+    folders = [RunFolder(name) for name in names]
+    for folder in folders:
+        if not folder.exists():
+            raise UserError(
+                f"{folder.path}: no run folder (it has no {CONFIG}); an arm is run "
+                "folders, a study, or STUDY:key=value"
+            )
+    return [({}, folder) for folder in folders]
+
+
+def _config(values: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
     """Dotted key -> value of a run; only those its study varies while it has no folder."""
     if not folder.exists():
         return dict(values)
@@ -114,155 +128,168 @@ def _config(values: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _run(full: Mapping[str, Any], folder: RunFolder, loss: str) -> Run:
-    state, seeds = state_of(folder), [full.get(key) for key in SEEDS]
+def _run(config: Values, folder: RunFolder, loss: str) -> ArmRun:
+    state = state_of(folder)
     metrics = (folder.metrics() if state == COMPLETE else None) or {}
-    seed = str(seeds[0]) if len({*seeds} - {None}) < 2 else "/".join(map(str, seeds))
-    values = {key: full[key] for key in KEYS if key in full}
-    number = {
-        key: math.nan if metrics.get(key) is None else float(metrics[key])
-        for key in (loss, "flops")
-    }
-    return Run(
+    numbers = {}
+    for key in (loss, "flops"):
+        value = metrics.get(key)
+        numbers[key] = math.nan if value is None else float(value)
+    return ArmRun(
         folder,
-        values,
-        seed,
+        {key: config[key] for key in KEYS if key in config},
+        _seed(config),
         state,
-        number[loss],
-        number["flops"],
-        full.get("data", ""),
-        metrics.get("numerics"),
+        numbers[loss],
+        numbers["flops"],
+        config.get("data", ""),
+        metrics.get("numerics") or {},
     )
 
 
-def _filters(text: str, tail: str) -> dict[str, list[str]]:
-    """key -> the values it may have; a key given twice may have either."""
+def _seed(config: Values) -> str:
+    """`3`, or all three of `1/1/2` where weights and data have seeds of their own."""
+    seeds = [config.get(key) for key in SEED_KEYS]
+    if len({*seeds} - {None}) < 2:
+        return str(seeds[0])
+    return "/".join(map(str, seeds))
+
+
+# -- what a text asks for -----------------------------------------------------------------------
+Filters = Mapping[str, Sequence[str]]  # key -> the values it may have
+
+
+def _filters(text: str, tail: str) -> Filters:
+    """A key given twice may have either value."""
     filters: dict[str, list[str]] = {}
     for part in tail.split(","):
         key, equals, value = part.partition("=")
-        if not equals or key not in all_fields():
-            hint = did_you_mean(key, all_fields()) or "; write STUDY:key=value,key=value"
+        if not equals or key not in FIELDS:
+            hint = did_you_mean(key, FIELDS) or "; write STUDY:key=value,key=value"
             raise UserError(f"{text}: {part!r} names no config key{hint}")
         filters.setdefault(key, []).append(value)
     return filters
 
 
-def _has(full: Mapping[str, Any], filters: Mapping[str, Sequence[str]]) -> bool:
+def _has(config: Values, filters: Filters) -> bool:
+    """What is not known of a run, as it has no folder yet, does not rule it out."""
     return all(
-        key not in full or any(_same(full[key], text) for text in texts)
+        key not in config or any(_same(config[key], text) for text in texts)
         for key, texts in filters.items()
     )
 
 
-def _same(value: Any, text: str) -> bool:
+def _same(value: object, text: str) -> bool:
     if str(value).lower() == text.lower():
         return True
     try:
-        return math.isclose(float(value), float(text), rel_tol=1e-6)
-    except (TypeError, ValueError):
+        return math.isclose(float(str(value)), float(text), rel_tol=1e-6)
+    except ValueError:
         return False
 
 
-def _no_match(filters: Mapping[str, Sequence[str]], configs: Sequence[Mapping[str, Any]]) -> str:
+def _no_match(filters: Filters, configs: Sequence[Values]) -> str:
     for key, texts in filters.items():
-        if not any(_has(full, {key: texts}) for full in configs):
-            there = sorted(
-                {full[key] for full in configs if key in full},
-                key=lambda v: (str(type(v)), v if v is not None else 0),
-            )
-            return f"no run has {key}={' or '.join(texts)}; there are {', '.join(map(str, there))}"
+        if not any(_has(config, {key: texts}) for config in configs):
+            values = {config[key] for config in configs if key in config}
+            there = ", ".join(map(str, sorted(values, key=_order)))
+            return f"no run has {key}={' or '.join(texts)}; there are {there}"
     return "no run has all of these values" if filters else "the study has no runs"
 
 
+def _order(value: object) -> tuple[str, object]:
+    """Values of one type by size, whatever stands beside them."""
+    return str(type(value)), 0 if value is None else value
+
+
 # -- cells: what is the same in both arms -------------------------------------------------------
-def naming(groups: Sequence[Sequence[Run]], keys: Iterable[str]) -> list[str]:
+def naming(groups: Sequence[Sequence[ArmRun]], keys: Iterable[str]) -> list[str]:
     """The keys that vary within a group of runs, but for those that another of them settles."""
-    found: list[str] = []
+    names: list[str] = []
     for key in keys:
-        if not any(len({run.values.get(key) for run in runs}) > 1 for runs in groups):
-            continue
-        settled = any(
-            all(
-                len({run.setting((k, key)) for run in runs})
-                == len({run.values.get(k) for run in runs})
-                for runs in groups
-            )
-            for k in found
-        )
-        found += [] if settled else [key]
-    return found
+        varies = any(_distinct(runs, key) > 1 for runs in groups)
+        if varies and not any(_settles(name, key, groups) for name in names):
+            names.append(key)
+    return names
 
 
-def by(runs: Iterable[Run], keys: Sequence[str]) -> dict[Setting, list[Run]]:
-    """The runs by their values of `keys`."""
-    table: dict[Setting, list[Run]] = {}
+def _settles(name: str, key: str, groups: Sequence[Sequence[ArmRun]]) -> bool:
+    return all(_distinct(runs, name, key) == _distinct(runs, name) for runs in groups)
+
+
+def _distinct(runs: Sequence[ArmRun], *keys: str) -> int:
+    return len({run.setting(keys) for run in runs})
+
+
+def grouped(runs: Iterable[ArmRun], keys: Sequence[str]) -> dict[Setting, list[ArmRun]]:
+    """The runs by their values of `keys`, in their order."""
+    table: dict[Setting, list[ArmRun]] = {}
     for run in runs:
         table.setdefault(run.setting(keys), []).append(run)
-    return dict(
-        sorted(
-            table.items(),
-            key=lambda item: [(str(type(v)), v if v is not None else 0) for v in item[0]],
-        )
-    )
+    return {cell: table[cell] for cell in sorted(table, key=lambda cell: list(map(_order, cell)))}
 
 
 @dataclass(frozen=True)
-class Cell:
+class ArmCell:
     """What an arm has to offer at one size: the chosen setting's runs, and the choice."""
 
-    runs: Mapping[str, Run]  # seed -> run
-    setting: Mapping[str, Any]  # of what was tuned
-    lost: Sequence[Run]  # of that setting
-    choice: Choice
+    runs: Mapping[str, ArmRun]  # seed -> run
+    setting: Values  # of what was tuned
+    lost: Sequence[ArmRun]  # of that setting
+    choice: Choice[Setting]
     edges: Sequence[str]  # tuned keys whose best value is their lowest or highest
 
     @property
-    def flops(self) -> float:
-        return next(iter(self.runs.values())).flops
+    def first(self) -> ArmRun:
+        return next(iter(self.runs.values()))
 
 
-def cells_of(arm: Arm, keys: Sequence[str]) -> dict[Setting, Cell]:
+def cells_of(arm: Arm, keys: Sequence[str]) -> dict[Setting, ArmCell]:
     """Per value of `keys`: the arm's setting of lowest mean loss there."""
-    table = by(arm.runs, keys)
+    table = grouped(arm.runs, keys)
     tuned = naming(list(table.values()), [key for key in KEYS if key in TUNED])
     cells = {}
     for cell, runs in table.items():
-        settings: dict[Setting, dict[str, Run]] = {}
-        for run in runs:
-            own = settings.setdefault(run.setting(tuned), {})
-            if run.seed in own:
-                raise UserError(
-                    f"{arm.name}: seed {run.seed} is there twice, "
-                    f"{own[run.seed].folder.path.name} and {run.folder.path.name}, "
-                    "and nothing that matters tells them apart; name one of them"
-                )
-            own[run.seed] = run
-        choice = choose(
-            {s: {seed: run.loss for seed, run in own.items()} for s, own in settings.items()}
-        )
-        values = {
-            key: sorted(v)
-            for key, v in zip(tuned, map(set, zip(*settings, strict=True)), strict=True)
-            if None not in v
-        }
+        settings = _by_seed(arm.name, runs, tuned)
+        losses = {setting: losses_of(by_seed) for setting, by_seed in settings.items()}
+        choice = choose(losses)
         best = dict(zip(tuned, choice.setting, strict=True))
-        edges = [key for key, v in values.items() if len(v) > 1 and best[key] in (v[0], v[-1])]
+        edges = [
+            key
+            for key, values in zip(tuned, zip(*settings, strict=True), strict=True)
+            if _at_an_end(best[key], set(values))
+        ]
         lost = [
             run
             for run in arm.lost
             if run.setting(keys) == cell and run.setting(tuned) == choice.setting
         ]
-        cells[cell] = Cell(settings[choice.setting], best, lost, choice, edges)
+        cells[cell] = ArmCell(settings[choice.setting], best, lost, choice, edges)
     return cells
 
 
-def said(setting: Mapping[str, Any]) -> str:
-    """`n_embd 64, learning_rate 0.002`, for people."""
-    return ", ".join(
-        f"{key} {value:,}"
-        if key == TOKENS
-        else f"{key} {value:g}"
-        if isinstance(value, float)
-        else f"{key} {value}"
-        for key, value in setting.items()
-    )
+def losses_of(runs: Mapping[str, ArmRun]) -> dict[str, float]:
+    return {seed: run.loss for seed, run in runs.items()}
+
+
+def _by_seed(
+    name: str, runs: Iterable[ArmRun], tuned: Sequence[str]
+) -> dict[Setting, dict[str, ArmRun]]:
+    settings: dict[Setting, dict[str, ArmRun]] = {}
+    for run in runs:
+        by_seed = settings.setdefault(run.setting(tuned), {})
+        twin = by_seed.setdefault(run.seed, run)
+        if twin is not run:
+            raise UserError(
+                f"{name}: seed {run.seed} is there twice, {twin.name} and {run.name}, "
+                "and nothing that matters tells them apart; name one of them"
+            )
+    return settings
+
+
+def _at_an_end(best: object, values: set[object]) -> bool:
+    """Whether the best of several values is their lowest or highest; None has no order."""
+    if None in values or len(values) < 2:
+        return False
+    ordered = sorted(values, key=_order)
+    return best in (ordered[0], ordered[-1])

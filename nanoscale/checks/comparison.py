@@ -1,0 +1,133 @@
+"""The record of a comparison of two arms, A and B. Losses in nats or bits, lower is better.
+
+Its fields are those of its JSON, in that order. What is not known is NaN here and null there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from nanoscale.checks.compute_multiplier import ComputeMultiplier
+from nanoscale.checks.drift import Interval
+from nanoscale.checks.paired import Estimate
+from nanoscale.store.files import plain
+
+SCHEMA = 1
+TOKENS = "tokens"  # in place of max_iters, so that batch sizes meet at equal data
+Values = Mapping[str, object]  # config keys, or TOKENS, and their values
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm over all sizes that are pooled."""
+
+    name: str  # as it was typed
+    n_runs: int
+    seeds: Sequence[str]
+    mean: float
+    se: float
+    settings: Sequence[Values]  # that were chosen, by size
+    n_found: int  # runs with a loss, at any setting
+    n_diverged: int
+
+
+@dataclass(frozen=True)
+class ArmAtSize:
+    """One arm at one size, at the setting that was chosen for it."""
+
+    mean: float
+    se: float
+    n: int
+    setting: Values
+    chosen_of: int
+    flops: float
+    tokens: object
+
+
+@dataclass(frozen=True)
+class SeedLosses:
+    """Both arms' losses of one seed; None where it has no run."""
+
+    seed: str
+    a: float | None
+    b: float | None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.a is None or self.b is None else self.b - self.a
+
+
+@dataclass(frozen=True)
+class SizeComparison:
+    """Both arms at one size."""
+
+    cell: Values  # what names the size
+    pooled: bool  # whether it has a part in the difference over sizes
+    a: ArmAtSize
+    b: ArmAtSize
+    difference: Estimate
+    seeds: Sequence[SeedLosses]
+    window_se: float | None
+
+
+@dataclass(frozen=True)
+class PooledEstimate(Estimate):
+    """The difference over sizes; its interval is of seeds, or with one seed of windows alone."""
+
+    interval: str
+    held_out: float | None  # the difference where each seed's setting is chosen on the others
+
+
+@dataclass(frozen=True)
+class WindowNoise:
+    """How far the difference depends on the text it was measured on."""
+
+    n: int
+    block: int | None
+    se: float | None
+    ci95: Interval | None
+    reason: str | None  # why it is not known
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that the difference does not count, and why."""
+
+    arm: str
+    cell: Values
+    seed: str
+    run: str
+    why: str
+    setting: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether B's loss is lower than A's, how surely, and what would settle it."""
+
+    verdict: str  # better, worse, equal or inconclusive
+    reason: str
+    loss: str
+    unit: str  # nats or bits
+    rope: float  # within which the arms are as good as equal
+    keys: Sequence[str]  # that name a size
+    differ_in: Mapping[str, tuple[object, object]]  # key -> its values in A and in B
+    labels: tuple[str, str]
+    arms: tuple[ArmSummary, ArmSummary]
+    difference: PooledEstimate  # B - A
+    windows: WindowNoise
+    compute_multiplier: ComputeMultiplier
+    seeds_needed: int | None  # more of each arm, until the interval decides
+    cells: Sequence[SizeComparison]
+    left_out: Sequence[LeftOut]
+    warnings: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, object]:
+        record = asdict(self)
+        if self.windows.block is None:
+            del record["windows"]["block"]
+        for run in record["left_out"]:
+            if run["setting"] is None:
+                del run["setting"]
+        return {"schema": SCHEMA, "check": "compare", **plain(record)}
