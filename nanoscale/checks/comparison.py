@@ -42,7 +42,7 @@ class ArmAtSize:
     setting: Values
     chosen_of: int
     flops: float
-    tokens: object
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class SizeComparison:
     difference: Estimate
     seeds: Sequence[SeedLosses]
     window_se: float | None
+
+    @property
+    def equal(self) -> bool:
+        """Whether every seed's losses are the same to the digit."""
+        return all(row.a == row.b for row in self.seeds)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class LrCell:
 
 @dataclass(frozen=True)
 class Parabola:
-    """The fitted curve: coefficients of powers of log2(LR / centre), over the LRs it went through."""
+    """The fitted curve, in powers of log2(LR / centre), over the LRs it was fitted to."""
 
     window: Interval
     centre_lr: float

@@ -133,7 +133,7 @@ def transfer(arguments: Sequence[str]) -> int:
 
 def compare(arguments: Sequence[str]) -> int:
     """compare A B [--loss=val_loss] [--rope=0.01] is B's loss lower? a verdict from paired seeds"""
-    from nanoscale.studies.compare import OPTIONS, main
+    from nanoscale.commands.compare import OPTIONS, main
 
     return with_options(main, OPTIONS, arguments)
 

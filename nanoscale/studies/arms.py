@@ -29,12 +29,9 @@ Setting = tuple[object, ...]
 
 def _replicate_keys() -> list[str]:
     """What makes runs replicates: the identity but for seeds and evaluation, sizes first."""
-    keys = {TOKENS}
-    for key, option in FIELDS.items():
-        if option.hashed and option.group != "evaluation":
-            keys.add(key)
-    others = sorted(keys.difference(FIRST, SEED_KEYS, ["max_iters"]))
-    return [*FIRST, *others]
+    hashed = {key for key, option in FIELDS.items() if option.hashed}
+    measured = {key for key, option in FIELDS.items() if option.group == "evaluation"}
+    return [*FIRST, *sorted(hashed.difference(measured, SEED_KEYS, FIRST, ["max_iters"]))]
 
 
 KEYS = _replicate_keys()
@@ -57,6 +54,12 @@ class ArmRun:
     @property
     def name(self) -> str:
         return self.folder.path.name
+
+    @property
+    def tokens(self) -> int:
+        tokens = self.values[TOKENS]
+        assert isinstance(tokens, int)
+        return tokens
 
     def setting(self, keys: Iterable[str]) -> Setting:
         return tuple(self.values.get(key) for key in keys)
