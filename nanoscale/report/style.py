@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
@@ -21,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from nanoscale.errors import UserError
@@ -233,6 +235,32 @@ def headed(axes: Axes, title: str, y_label: str, left: float = MARGIN) -> None:
             text, (0, 1), (-left, 9 + 14 * row), xycoords="axes fraction", size=size,
             textcoords="offset points", color=colour, weight=weight, annotation_clip=False,
         )  # fmt: skip
+
+
+def note(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    *,
+    size: float = 8.5,
+    color: str = MUTED,
+    weight: str = "normal",
+    ha: Literal["left", "center", "right"] = "left",
+) -> Annotation:
+    """Text `offset` points from a place of the axes (0 to 1), also outside of them."""
+    return axes.annotate(
+        text,
+        at,
+        offset,
+        xycoords="axes fraction",
+        textcoords="offset points",
+        size=size,
+        color=color,
+        weight=weight,
+        ha=ha,
+        annotation_clip=False,
+    )
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

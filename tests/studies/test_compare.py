@@ -1,4 +1,4 @@
-"""Comparisons of two arms against planted differences, closed forms, known coverage and tables."""
+"""Comparisons of two arms: which runs an arm is, what is paired with what, and what is said of it."""
 
 from __future__ import annotations
 
@@ -10,239 +10,14 @@ import numpy as np
 import pytest
 from tiny import run_nanoscale, run_python, tiny_spec
 
-from nanoscale.checks import paired
-from nanoscale.checks.paired import Difference, Sample, choose, difference_of, judge, multiplier
+from nanoscale.commands.compare import OPTIONS, lines, main
 from nanoscale.commands.options import parse
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.report.compare import compare_figure
-from nanoscale.store.files import write_json
+from nanoscale.report import compare_figure
+from nanoscale.store.files import plain, write_json
 from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, WINDOWS, RunFolder
-from nanoscale.studies.compare import OPTIONS, lines, main
-
-
-# -- Student's t --------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("level", "dof", "t"),
-    [  # Fisher and Yates, Table III, to more digits
-        (0.95, 1, 12.70620474),
-        (0.95, 2, 4.30265273),
-        (0.95, 4, 2.77644511),
-        (0.99, 7, 3.49948330),
-        (0.95, 30, 2.04227246),
-        (0.5, 1, 1.0),
-        (0.95, 1e7, 1.95996399),
-    ],
-)
-def test_quantiles_of_t_are_the_tables(level, dof, t):
-    assert paired.t_quantile(level, dof) == pytest.approx(t, rel=2e-7)
-    assert paired.p_value(-t, dof) == pytest.approx(1 - level, rel=1e-6)
-
-
-def test_p_values_have_their_closed_forms_far_into_the_tail():
-    for t in (1e-9, 0.3, 1.0, 7.0, 1e3):  # dof 1: Cauchy; dof 2: 1 - t / sqrt(2 + t^2)
-        assert paired.p_value(t, 1) == pytest.approx(2 / math.pi * math.atan2(1, t), rel=1e-12)
-        root = math.sqrt(2 + t * t)
-        assert paired.p_value(t, 2) == pytest.approx(2 / (root * (root + t)), rel=1e-12)
-    assert paired.p_value(0, 3) == 1
-
-
-def test_t_is_scipys_at_every_degree_of_freedom():
-    t = pytest.importorskip("scipy.stats").t
-    for dof in (1.3, 2.7, 5, 11.9, 60, 3000):
-        for x in (0.1, 1.5, 4, 20):
-            assert paired.p_value(x, dof) == pytest.approx(2 * t.sf(x, dof), rel=1e-9)
-        assert paired.t_quantile(0.95, dof) == pytest.approx(t.ppf(0.975, dof), rel=1e-9)
-
-
-# -- differences --------------------------------------------------------------------------------
-def arms(rng, seeds, *, gap=-0.01, cells=1, shared=0.01, own=0.004, both=0.003):
-    """Two arms' {cell: {seed: loss}}: a shift of the seed, one of the seed in B, and the rest."""
-    shift, mine = shared * rng.standard_normal(seeds), both * rng.standard_normal(seeds)
-    rest = own * rng.standard_normal((2, cells, seeds))
-    a = {k: {str(s): 2 - k + shift[s] + rest[0, k, s] for s in range(seeds)} for k in range(cells)}
-    b = {
-        k: {str(s): 2 - k + gap + shift[s] + mine[s] + rest[1, k, s] for s in range(seeds)}
-        for k in range(cells)
-    }
-    return a, b
-
-
-@pytest.mark.parametrize(("seeds", "cells"), [(3, 1), (5, 1), (8, 1), (3, 3), (8, 3)])
-def test_the_interval_covers_the_planted_difference_in_95_of_100(seeds, cells):
-    rng, found = np.random.default_rng(seeds), []
-    for _ in range(2000):
-        low, high = difference_of(*arms(rng, seeds, cells=cells)).ci95
-        found.append(low <= -0.01 <= high)
-    assert 0.935 <= np.mean(found) <= 0.965  # its own standard error is 0.005
-
-
-def test_pairing_sees_what_two_samples_do_not():
-    rng, seen = np.random.default_rng(1), []
-    for _ in range(400):
-        a, b = arms(rng, 5)
-        welch = Difference(0.0, (Sample.of(a), Sample.of(b)))
-        pairs = difference_of(a, b)
-        seen.append((pairs.p < 0.05, paired.p_value(pairs.value / welch.se, welch.dof) < 0.05))
-    by_pairs, by_samples = np.mean(seen, axis=0)
-    assert by_pairs > 0.65
-    assert by_samples < 0.25
-
-
-def test_a_difference_of_pairs_is_the_textbooks_and_of_several_sizes_that_of_seeds_means():
-    a, b = arms(np.random.default_rng(2), 4, cells=3)
-    d = [statistics.mean(b[k][s] - a[k][s] for k in a) for s in a[0]]
-    found = difference_of(a, b)
-    assert found.value == pytest.approx(statistics.mean(d), abs=1e-12)
-    assert found.se == pytest.approx(statistics.stdev(d) / 2, rel=1e-9)
-    assert (found.dof, found.paired_by, found.parts[0].n) == (pytest.approx(3), "seed", 4)
-    half = 3.182446305 * found.se
-    assert found.ci95 == pytest.approx((found.value - half, found.value + half), rel=1e-8)
-    del b[1]["3"]  # a size lacks a pair: the others keep theirs, the interval its least seeds
-    fewer = difference_of(a, b)
-    sizes = [statistics.mean(b[k][s] - a[k][s] for s in b[k]) for k in a]
-    assert fewer.value == pytest.approx(statistics.mean(sizes), abs=1e-12)
-    assert fewer.dof == pytest.approx(2)
-
-
-def test_other_seeds_in_each_arm_are_welchs_two_samples():
-    a, b = {"": {"1": 2.0, "2": 2.2, "3": 2.1}}, {"": {"7": 1.9, "8": 1.5, "9": 1.7, "10": 1.6}}
-    x, y = (list(arm[""].values()) for arm in (a, b))
-    va, vb = statistics.variance(x) / 3, statistics.variance(y) / 4
-    found = difference_of(a, b)
-    assert found.paired_by is None
-    assert found.value == pytest.approx(statistics.mean(y) - statistics.mean(x))
-    assert found.se == pytest.approx(math.sqrt(va + vb))
-    assert found.dof == pytest.approx((va + vb) ** 2 / (va**2 / 2 + vb**2 / 3))
-    b[""]["1"] = 1.8
-    assert difference_of(a, b).paired_by is None  # 1 of A's 3 is shared, no scatter in that
-    b[""]["2"] = 1.6  # 2 of them: now there are pairs
-    assert (difference_of(a, b).paired_by, difference_of(a, b).parts[0].n) == ("seed", 2)
-
-
-def test_one_pair_says_nothing_of_the_seeds_and_equal_pairs_everything():
-    one = difference_of({"": {"1": 2.0}}, {"": {"1": 1.9}})
-    assert (one.known, math.isnan(one.p), paired.seeds_needed(one, 0.01)) == (False, True, 2)
-    assert judge(one.ci95, 0.01) == "inconclusive"
-    same = difference_of({"": {"1": 2.0, "2": 2.1}}, {"": {"1": 2.0, "2": 2.1}})
-    assert (same.ci95, same.p, judge(same.ci95, 0.0)) == ((0, 0), 1, "equal")
-
-
-@pytest.mark.parametrize(
-    ("ends", "verdict"),
-    [
-        ((-0.03, -0.001), "better"),
-        ((0.001, 0.03), "worse"),
-        ((-0.01, 0.01), "equal"),
-        ((-0.009, -0.001), "equal"),
-        ((-0.011, 0.001), "inconclusive"),
-        ((0.0, 0.02), "inconclusive"),
-        ((math.nan, math.nan), "inconclusive"),
-    ],
-)
-def test_the_verdict_is_the_intervals(ends, verdict):
-    assert judge(ends, 0.01) == verdict
-
-
-@pytest.mark.parametrize(("value", "sd"), [(-0.02, 0.02), (0.001, 0.012), (-0.03, 0.01)])
-def test_the_seeds_needed_are_the_fewest_that_decide(value, sd):
-    found = Difference(value, (Sample(value, sd, 3),), "seed")
-    more = paired.seeds_needed(found, 0.01)
-    assert judge(found.with_more(more).ci95, 0.01) != "inconclusive"
-    assert more == 0 or judge(found.with_more(more - 1).ci95, 0.01) == "inconclusive"
-    n = 3 + more
-    half = paired.t_quantile(0.95, n - 1) * sd / math.sqrt(n)
-    assert half < max(abs(value), 0.01 - abs(value))
-    assert paired.seeds_needed(Difference(0.01, (Sample(0.01, 1.0, 3),), "seed"), 0.01) is None
-
-
-# -- windows ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("near", [0.0, 0.3])
-def test_the_noise_of_windows_knows_that_neighbours_are_alike(near):
-    rng, n, means, said = np.random.default_rng(3), 600, [], []
-    for _ in range(300):
-        noise, w = rng.standard_normal(n), np.empty(n)
-        w[0] = noise[0] / math.sqrt(1 - near**2)
-        for i in range(1, n):
-            w[i] = near * w[i - 1] + noise[i]
-        means.append(w.mean())
-        said.append(paired.windows_noise(w)[0])
-    assert np.mean(said) == pytest.approx(np.std(means), rel=0.1)
-    assert paired.windows_noise(np.ones(1))[1] == 1
-
-
-# -- tuned settings -----------------------------------------------------------------------------
-def test_the_lowest_mean_of_the_fullest_is_chosen_and_its_luck_is_measured():
-    settings = {
-        0.1: {"1": 2.0, "2": 2.3, "3": 2.0},
-        0.2: {"1": 2.1, "2": 2.0, "3": 2.1},
-        0.3: {"1": 1.5},
-        0.4: {"1": 2.5},
-    }
-    found = choose(settings)
-    assert (found.setting, found.of, found.doubts) == (0.2, 2, (0.3,))
-    # without seed 1 or 3, 0.2 is the lower; without 2, 0.1 is, whose loss at 2 is 2.3
-    assert found.held_out == {"1": 2.1, "2": 2.3, "3": 2.1}
-
-
-# -- compute at equal loss ----------------------------------------------------------------------
-def levels(flops, speed=1.0, seeds=3, noise=None):
-    """Levels of the law 3 (speed C / 1e9)^-0.05, a seed's relative shift on each."""
-    noise = np.zeros((len(flops), seeds)) if noise is None else noise
-    return [
-        (c, {str(s): 3 * (speed * c / 1e9) ** -0.05 * (1 + noise[i, s]) for s in range(seeds)})
-        for i, c in enumerate(flops)
-    ]
-
-
-def test_the_multiplier_of_a_planted_law_is_exact():
-    a, b = levels([1e9, 5e9, 2e10]), levels([2e9, 4e9, 8e9], speed=1.5)
-    found = multiplier(a, b, True)
-    assert found["value"] == pytest.approx(1.5, rel=1e-9)
-    assert found["ci95"] == pytest.approx([1.5, 1.5], rel=1e-6)
-    # A's 5e9 lies between B's 3e9 and 12e9, and all of B's between A's 1e9 and 2e10
-    assert [(k["level_of"], round(k["flops"] / 1e9)) for k in found["at"]] == [
-        ("A", 5),
-        ("B", 2),
-        ("B", 4),
-        ("B", 8),
-    ]
-    assert multiplier(b, a, True)["value"] == pytest.approx(1 / 1.5, rel=1e-9)
-    one = multiplier(levels([8e9]), levels([2e9, 8e9], speed=1.5), True)
-    assert one["value"] == pytest.approx(1.5, rel=1e-9)
-    worse = [*a, (5e9, {"0": 9.0, "1": 9.0})]  # of equal FLOPs the lowest loss is the arm's
-    assert multiplier(worse, b, True)["value"] == found["value"]
-
-
-def test_the_multipliers_interval_covers():
-    rng, hits = np.random.default_rng(4), []
-    flops = [1e9, 4e9, 16e9]
-    for _ in range(400):
-        seed = 0.004 * rng.standard_normal(4)
-        noise = seed + 0.002 * rng.standard_normal((2, 3, 4))
-        low, high = multiplier(
-            levels(flops, 1, 4, noise[0]), levels(flops, 1.4, 4, noise[1]), True
-        )["ci95"]
-        hits.append(low <= 1.4 <= high)
-    assert 0.92 <= np.mean(hits) <= 0.98
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "why"),
-    [
-        (
-            levels([1e9]),
-            levels([1e9], 2),
-            "one compute budget per arm gives no multiplier: run both",
-        ),
-        (levels([1e9, 2e9]), levels([1e9, 2e9], 9), "every loss of B lies below those of A: run A"),
-        (levels([1e9, 2e9], 9), levels([1e9, 2e9]), "every loss of A lies below those of B: run B"),
-        ([(1e9, {"0": 2.0}), (2e9, {"0": 2.1})], levels([1e9]), "the loss of A does not fall"),
-    ],
-)
-def test_no_multiplier_is_said_with_its_reason(a, b, why):
-    found = multiplier(a, b, True)
-    assert (found["value"], found["ci95"]) == (None, [None, None])
-    assert found["reason"].startswith(why)
+from nanoscale.studies.arms import read_arm
+from nanoscale.studies.compare_arms import compare
 
 
 # -- the command --------------------------------------------------------------------------------
@@ -335,7 +110,9 @@ def test_exit_codes_are_the_verdicts_and_what_is_printed_is_the_record(
     found, record = run(tmp_path, SP, MUP)
     assert (found, record["verdict"]) == (code, verdict)
     printed = capsys.readouterr().out.splitlines()
-    assert printed == lines(record)
+    comparison = compare(SP, MUP, output_root=tmp_path)
+    assert printed == lines(comparison)
+    assert record == plain(comparison.to_json())
     assert printed[-1] == f"{verdict}: {record['reason']}"
     difference = record["difference"]
     assert difference["value"] == pytest.approx(gap, abs=1e-9)
@@ -448,7 +225,7 @@ def test_arms_without_common_seeds_are_two_samples_and_say_so(tmp_path, capsys):
 
 
 def ladder(root, gap=-0.05):
-    """A study of 2 modes x 3 widths x 3 LRs x 2 seeds on the law of `levels`."""
+    """A study of 2 modes x 3 widths x 3 LRs x 2 seeds on the law 3 (C / 1e9)^-0.05, muP as if of 1.5 times the FLOPs."""
     specs = []
     for mode in ("SP", "muP"):
         for k, width in enumerate((16, 32, 64)):
@@ -600,6 +377,17 @@ def test_bad_input_is_refused_in_one_line(tmp_path, arguments, message):
     assert not (tmp_path / "c.json").exists()
 
 
+def test_arms_that_were_read_are_compared_as_their_texts_are(tmp_path):
+    modes(tmp_path, -0.05)
+    arms = [read_arm(text, tmp_path, "val_loss") for text in (SP, MUP)]
+    assert compare(*arms) == compare(SP, MUP, output_root=tmp_path)
+    assert compare(*arms).verdict == "better"
+    with pytest.raises(UserError, match="loss='val_los': choose 'val_loss'"):
+        compare(*arms, loss="val_los")
+    with pytest.raises(UserError, match="rope=-1: expected a number of nats, 0 or more"):
+        compare(*arms, rope=-1)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     modes(tmp_path, 0.1)
     other = run_at(tmp_path, 2.0, mode="muP", seed=1, data="e" * 64)
@@ -615,7 +403,7 @@ def test_the_verb_is_there_and_loads_nothing_heavy(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no study 'a' in experiments_out\n"
     script = (
-        "import sys, nanoscale.studies.compare\n"
+        "import sys, nanoscale.commands.compare\n"
         "print({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules))"
     )
     assert run_python("-c", script).stdout == "set()\n"
@@ -626,7 +414,7 @@ def test_the_figure_joins_the_runs_of_a_seed_and_marks_every_difference(tmp_path
     ladder(tmp_path)
     _, record = run(tmp_path, SP, MUP, f"--figure={tmp_path / 'c.png'}")
     assert (tmp_path / "c.png").stat().st_size > 10_000
-    losses, differences = compare_figure(record).axes
+    losses, differences = compare_figure(compare(SP, MUP, output_root=tmp_path)).axes
     joined = {tuple(line.get_ydata()) for line in losses.lines if line.get_linewidth() < 1}
     assert joined == {(row["a"], row["b"]) for cell in record["cells"] for row in cell["seeds"]}
     marks = {line.get_marker(): [] for line in differences.lines}
@@ -643,9 +431,9 @@ def test_the_figure_joins_the_runs_of_a_seed_and_marks_every_difference(tmp_path
 
 def test_the_figure_bears_one_seed_and_arms_without_pairs(tmp_path):
     modes(tmp_path, -0.5)
-    _, record = run(tmp_path, f"{SP},seed=2", f"{MUP},seed=2")
-    texts = [t.get_text() for t in compare_figure(record).axes[1].texts]
+    one = compare(f"{SP},seed=2", f"{MUP},seed=2", output_root=tmp_path)
+    texts = [t.get_text() for t in compare_figure(one).axes[1].texts]
     assert "evaluation noise only:\none seed per arm" in texts
-    _, record = run(tmp_path, f"{SP},seed=2,seed=1", f"{MUP},seed=3")
-    losses, _ = compare_figure(record).axes
+    unpaired = compare(f"{SP},seed=2,seed=1", f"{MUP},seed=3", output_root=tmp_path)
+    losses, _ = compare_figure(unpaired).axes
     assert not [line for line in losses.lines if line.get_linewidth() < 1]

@@ -1,0 +1,265 @@
+"""Two arms side by side: their losses, paired by seed, and the difference with its interval.
+
+Left, every run; a line joins the runs of one seed. Right, what the lines say: B - A per size and
+over all of them, on an axis of its own, with the band in which the arms count as equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanoscale.checks.comparison import Comparison, SizeComparison
+from nanoscale.checks.paired import Estimate
+from nanoscale.report.style import (
+    ACCENT,
+    INK,
+    MARGIN,
+    MINUS,
+    MUTED,
+    PAPER,
+    RULE,
+    SIZES,
+    canvas,
+    note,
+    quantities,
+    styled,
+    ticks_on,
+)
+
+COLOUR_A, COLOUR_B = SIZES[1], SIZES[6]
+VERDICT_COLOURS = {"better": INK, "worse": ACCENT, "equal": INK, "inconclusive": MUTED}
+GAP = MARGIN + 26  # points between the panels: the right one's tick labels have a sign
+STEP, HALF = 2.6, 0.5  # from size to size, and from its middle to an arm
+LOSS_NAMES = {
+    "val_loss": "validation loss",
+    "best_val_loss": "lowest validation loss",
+    "train_loss": "training loss",
+    "val_bits_per_byte": "validation loss",
+}
+UNITS = {"nats": "nats per token", "bits": "bits per byte"}
+
+
+def compare_figure(comparison: Comparison) -> Figure:
+    """Losses on the left, differences on the right.
+
+    Dots are runs, thick lines means; on the right small dots are pairs of seeds, bars 95 %
+    intervals, and the diamond the mean over sizes. The light band is +-rope.
+    """
+    cells = comparison.cells
+    more = len(cells) - 1
+    with styled():
+        figure = canvas(5.6 + 0.75 * more, 4.1)
+        losses, differences = figure.subplots(
+            1, 2, width_ratios=[2.2 + 1.35 * more, 1.7 + 0.9 * more]
+        )
+        width, height = figure.get_size_inches() * 72
+        figure.subplots_adjust(
+            MARGIN / width,
+            40 / height,
+            1 - 8 / width,
+            1 - 74 / height,
+            wspace=2 * GAP / (width - MARGIN - 8 - GAP),
+        )
+        for i, cell in enumerate(cells):
+            _losses(losses, cell, STEP * i)
+        _differences(differences, comparison)
+        _sizes(losses, differences, comparison)
+        losses.set_xlim(-1.1, STEP * more + 1.1)
+        _heads(losses, differences, comparison)
+    return figure
+
+
+def _sizes(losses: Axes, differences: Axes, comparison: Comparison) -> None:
+    """What stands where on both x axes; grid lines to read losses by."""
+    cells = comparison.cells
+    names = []
+    for cell in cells:
+        names.append("\n".join(quantities([value])[0] for value in cell.cell.values()))
+    if len(cells) > 1:
+        ticks_on(losses.xaxis, [STEP * i for i in range(len(cells))], names)
+        ticks_on(differences.xaxis, range(len(cells) + 1), [*names, "mean"])
+        for axes in (losses, differences):
+            axes.set_xlabel(", ".join(comparison.keys), labelpad=6)
+    else:
+        ticks_on(losses.xaxis, [-HALF, HALF], comparison.labels)
+        ticks_on(differences.xaxis, [0], names if names[0] else ["difference"])
+    for axes in (losses, differences):
+        axes.tick_params(axis="x", length=0, pad=5)
+        axes.locator_params(axis="y", nbins=7)
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+
+
+# -- losses -------------------------------------------------------------------------------------
+def _losses(axes: Axes, cell: SizeComparison, middle: float) -> None:
+    """Both arms at one size: a dot per run, a line per pair, the means."""
+    x = (middle - HALF, middle + HALF)
+    for row in cell.seeds:
+        if row.a is not None and row.b is not None:
+            axes.plot(x, (row.a, row.b), color=MUTED, linewidth=0.9, alpha=0.55, zorder=2)
+    of_a = [(row.a, row.b is None) for row in cell.seeds if row.a is not None]
+    of_b = [(row.b, row.a is None) for row in cell.seeds if row.b is not None]
+    _arm(axes, of_a, cell.a.mean, x[0], COLOUR_A, outwards=-1)
+    _arm(axes, of_b, cell.b.mean, x[1], COLOUR_B, outwards=1)
+
+
+def _arm(
+    axes: Axes,
+    runs: Sequence[tuple[float, bool]],
+    mean: float,
+    x: float,
+    colour: str,
+    outwards: int,
+) -> None:
+    """Losses, hollow where the other arm has no run of the seed, and a dash at their mean."""
+    axes.scatter(
+        [x] * len(runs),
+        [loss for loss, _ in runs],
+        s=22,
+        linewidths=0.9,
+        zorder=4,
+        edgecolors=[colour if alone else PAPER for _, alone in runs],
+        facecolors=[PAPER if alone else colour for _, alone in runs],
+    )
+    axes.plot(
+        (x + 0.16 * outwards, x + 0.42 * outwards),
+        (mean, mean),
+        color=colour,
+        linewidth=2.4,
+        solid_capstyle="butt",
+        zorder=3,
+    )
+
+
+# -- differences --------------------------------------------------------------------------------
+def _differences(axes: Axes, comparison: Comparison) -> None:
+    """B - A per size, and over sizes where there are several."""
+    rope, cells, total = comparison.rope, comparison.cells, comparison.difference
+    several = len(cells) > 1
+    axes.axhspan(-rope, rope, color=RULE, alpha=0.55, linewidth=0, zorder=0)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    for i, cell in enumerate(cells):
+        pairs = [row.difference for row in cell.seeds if row.difference is not None]
+        if cell.difference.paired_by:
+            x = i + _beside(pairs)
+            axes.scatter(x, pairs, s=11, color=MUTED, alpha=0.75, linewidths=0, zorder=3)
+        if several:
+            _estimate(axes, i, cell.difference, "o", COLOUR_B)
+    dash = (0, (1.5, 1)) if total.interval == "windows" else "-"
+    place = len(cells) if several else 0
+    _estimate(axes, place, total, "D", VERDICT_COLOURS[comparison.verdict], dash)
+
+    axes.set_xlim(-0.7, len(cells) + 0.6 if several else 0.7)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -1.6 * rope), max(high, 1.6 * rope))
+    axes.annotate(
+        f"equal: ±{rope:g}",
+        (1, rope),
+        (-2, -1),
+        textcoords="offset points",
+        size=7.5,
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="top",
+        color=MUTED,
+    )
+    if total.interval == "windows":
+        note(
+            axes, "evaluation noise only:\none seed per arm", (0.5, 0), (0, 4), size=8, ha="center"
+        )
+
+
+def _beside(values: Sequence[float]) -> np.ndarray:
+    """Places left of the estimate, in a few columns by rank, so that near values do not touch."""
+    rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    columns = 2 if len(values) < 6 else 4
+    return np.asarray(-0.17 - 0.09 * (rank % columns))
+
+
+def _estimate(
+    axes: Axes,
+    x: float,
+    difference: Estimate,
+    marker: str,
+    colour: str,
+    dash: str | tuple[float, tuple[float, float]] = "-",
+) -> None:
+    if not math.isnan(difference.ci95[0]):
+        axes.plot(
+            (x, x),
+            difference.ci95,
+            color=colour,
+            linewidth=1.8,
+            zorder=4,
+            linestyle=dash,
+            solid_capstyle="butt",
+        )
+    axes.plot(
+        x,
+        difference.value,
+        marker,
+        color=colour,
+        markersize=7 if marker == "D" else 5.5,
+        markeredgecolor=PAPER,
+        markeredgewidth=1.0,
+        zorder=5,
+    )
+
+
+# -- words --------------------------------------------------------------------------------------
+def _heads(losses: Axes, differences: Axes, comparison: Comparison) -> None:
+    """Who is compared and the verdict, its numbers, and the quantity on each y axis."""
+    unit, (first, second) = comparison.unit, comparison.labels
+    label = note(losses, second, (0, 1), (-MARGIN, 52), color=COLOUR_B, size=10, weight="bold")
+    for text, colour, weight in (
+        ("  against  ", MUTED, "normal"),
+        (first, COLOUR_A, "bold"),
+    ):
+        label = losses.annotate(
+            text,
+            (1, 0),
+            (0, 0),
+            xycoords=label,
+            textcoords="offset points",
+            va="bottom",
+            color=colour,
+            size=10,
+            weight=weight,
+            annotation_clip=False,
+        )
+    colour = VERDICT_COLOURS[comparison.verdict]
+    note(
+        differences,
+        comparison.verdict,
+        (1, 1),
+        (0, 52),
+        color=colour,
+        size=10,
+        weight="bold",
+        ha="right",
+    )
+    note(losses, _numbers(comparison), (0, 1), (-MARGIN, 35))
+    name = f"{LOSS_NAMES[comparison.loss]} ({UNITS[unit]})"
+    note(losses, name, (0, 1), (-MARGIN, 9), size=9)
+    name = f"{second} {MINUS} {first} ({unit})"
+    note(differences, name, (0, 1), (-MARGIN - 8, 9), size=9)
+
+
+def _numbers(comparison: Comparison) -> str:
+    """The difference, its interval, p and pairs; and the compute it is worth, where known."""
+    difference, compute = comparison.difference, comparison.compute_multiplier
+    low, high = ("?" if math.isnan(end) else f"{end:+.4f}" for end in difference.ci95)
+    text = f"difference {difference.value:+.4f} [{low}, {high}] {comparison.unit}"
+    if not math.isnan(difference.p_value):
+        text += f", p = {difference.p_value:.2g}"
+    if difference.n_pairs > 1:
+        text += f", {difference.n_pairs} pairs of seeds"
+    text = text.replace("-", MINUS)
+    least, most = compute.ci95
+    if not math.isnan(least):
+        text += f"; worth {compute.value:.2g} [{least:.2g}, {most:.2g}] times the FLOPs"
+    return text
