@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nanoscale.spec.config import ExperimentConfig
     from nanoscale.spec.parametrization import register as register_scheme
     from nanoscale.spec.sources import load_config
-    from nanoscale.studies.compare import compare
+    from nanoscale.studies.compare_arms import compare
     from nanoscale.studies.coord_check import coord_check
     from nanoscale.studies.next_run import plan
     from nanoscale.studies.recipe import register_recipe
@@ -46,7 +46,7 @@ _PLACES = {
     "Muon": ("model.muon", "Muon"),
     "Study": ("experiments.results", "Study"),
     "UserError": ("errors", "UserError"),
-    "compare": ("studies.compare", "compare"),
+    "compare": ("studies.compare_arms", "compare"),
     "coord_check": ("studies.coord_check", "coord_check"),
     "fit_law": ("laws.fit", "fit_law"),
     "fit_power_law": ("laws.ladder", "fit_power_law"),

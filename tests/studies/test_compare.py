@@ -1,4 +1,4 @@
-"""Comparisons of two arms: which runs an arm is, what is paired with what, and what is said of it."""
+"""Comparisons of two arms: which runs an arm is, what is paired with what, and what is said."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from nanoscale.store.files import plain, write_json
 from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, WINDOWS, RunFolder
 from nanoscale.studies.arms import read_arm
 from nanoscale.studies.compare_arms import compare
-
 
 # -- the command --------------------------------------------------------------------------------
 FLAT = (0.001, -0.001, 0.0)
@@ -225,7 +224,8 @@ def test_arms_without_common_seeds_are_two_samples_and_say_so(tmp_path, capsys):
 
 
 def ladder(root, gap=-0.05):
-    """A study of 2 modes x 3 widths x 3 LRs x 2 seeds on the law 3 (C / 1e9)^-0.05, muP as if of 1.5 times the FLOPs."""
+    """A study of 2 modes x 3 widths x 3 LRs x 2 seeds on the law 3 (C / 1e9)^-0.05; muP's losses
+    are those of 1.5 times its FLOPs."""
     specs = []
     for mode in ("SP", "muP"):
         for k, width in enumerate((16, 32, 64)):
