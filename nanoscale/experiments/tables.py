@@ -42,10 +42,9 @@ def read_table(*names: str | Path, output_root: str | Path = "experiments_out") 
         UserError: there is no such table, or it cannot be read as one.
 
     Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "runs.csv"
-        >>> _ = path.write_text("n_embd,val_loss\\n64,2.5\\n128,2.25\\n256,\\n")
-        >>> table = read_table(path)
+        >>> import nanoscale as ns
+        >>> _ = open("runs.csv", "w").write("n_embd,val_loss\\n64,2.5\\n128,2.25\\n256,\\n")
+        >>> table = ns.read_table("runs.csv")
         >>> table["val_loss"].tolist()
         ['2.5', '2.25', None]
         >>> float(table["val_loss"].astype(float).min())

@@ -77,6 +77,20 @@ def compare(
 
     Raises:
         UserError: an arm has no run, the arms share a run or no size, or their data differ.
+
+    Example:
+        >>> import nanoscale as ns
+        >>> _ = open("corpus.txt", "w").write("the cat sat on the mat " * 200)
+        >>> _ = ns.prepare("text", input="corpus.txt")
+        vocab size: 10...
+        >>> tiny = {"dataset": "text", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
+        >>> tiny |= {"max_iters": 4, "gradient_accumulation_steps": 1, "eval_iters": 1}
+        >>> rates = {"learning_rate": [1e-3, 1e-2]}
+        >>> _ = ns.ExperimentRunner().run_grid("rates", tiny, rates, seeds=[1, 2])
+        [rates] 4 runs...
+        >>> verdict = ns.compare("rates:learning_rate=1e-3", "rates:learning_rate=1e-2")
+        >>> verdict.difference.n_pairs
+        2
     """
     if loss not in LOSSES:
         raise UserError(f"loss={loss!r}: choose {one_of(LOSSES)}")
