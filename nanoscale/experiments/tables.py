@@ -43,7 +43,8 @@ def read_table(*names: str | Path, output_root: str | Path = "experiments_out") 
 
     Example:
         >>> import nanoscale as ns
-        >>> _ = open("runs.csv", "w").write("n_embd,val_loss\\n64,2.5\\n128,2.25\\n256,\\n")
+        >>> from pathlib import Path
+        >>> _ = Path("runs.csv").write_text("n_embd,val_loss\\n64,2.5\\n128,2.25\\n256,\\n")
         >>> table = ns.read_table("runs.csv")
         >>> table["val_loss"].tolist()
         ['2.5', '2.25', None]

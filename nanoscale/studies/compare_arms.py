@@ -80,7 +80,8 @@ def compare(
 
     Example:
         >>> import nanoscale as ns
-        >>> _ = open("corpus.txt", "w").write("the cat sat on the mat " * 200)
+        >>> from pathlib import Path
+        >>> _ = Path("corpus.txt").write_text("the cat sat on the mat " * 200)
         >>> _ = ns.prepare("text", input="corpus.txt")
         vocab size: 10...
         >>> tiny = {"dataset": "text", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
