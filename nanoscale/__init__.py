@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nanoscale.studies.next_run import plan
     from nanoscale.studies.recipe import register_recipe
     from nanoscale.studies.stages import run_study
-    from nanoscale.studies.transfer import transfer
+    from nanoscale.studies.transfer_table import transfer
     from nanoscale.training.run import train
 
 __version__ = "0.2.0"
@@ -64,7 +64,7 @@ _PLACES = {
     "register_scheme": ("spec.parametrization", "register"),
     "run_study": ("studies.stages", "run_study"),
     "train": ("training.run", "train"),
-    "transfer": ("studies.transfer", "transfer"),
+    "transfer": ("studies.transfer_table", "transfer"),
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nanoscale.studies.student import t_quantile
+from nanoscale.checks.t_distribution import t_quantile
 
 WIDTH, DEPTH = "width", "depth"
 SIZE, CHANGE, UPDATE, PACE = "size", "change", "update", "update / LR"

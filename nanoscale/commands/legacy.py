@@ -126,7 +126,7 @@ def bench(arguments: Sequence[str]) -> int:
 
 def transfer(arguments: Sequence[str]) -> int:
     """transfer TABLE|STUDY|RUN... [--size=COL] .. does the best LR hold over sizes? a verdict"""
-    from nanoscale.studies.transfer import OPTIONS, main
+    from nanoscale.commands.transfer import OPTIONS, main
 
     return with_options(main, OPTIONS, arguments)
 

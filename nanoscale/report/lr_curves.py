@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from nanoscale.checks.lr_verdict import SizeOptimum, TransferVerdict
 from nanoscale.errors import UserError
-from nanoscale.report.figures import table_of
 from nanoscale.report.style import (
     ACCENT,
     INK,
@@ -27,6 +26,7 @@ from nanoscale.report.style import (
     RULE,
     canvas,
     log_axis,
+    note,
     size_colours,
     spread,
     styled,
@@ -34,27 +34,26 @@ from nanoscale.report.style import (
 )
 
 LR_NAMES = {"learning_rate": "learning rate", "muon_lr": "Muon learning rate"}
-VERDICTS = {"pass": INK, "fail": ACCENT, "inconclusive": MUTED}
+VERDICT_COLOURS = {"pass": INK, "fail": ACCENT, "inconclusive": MUTED}
 ACROSS = 3  # panels in a row
 LABEL_ROOM = 0.14  # of the curves' width, left of them
-Panel = tuple[str, Mapping, "pd.DataFrame | Sequence[Mapping]"]
 
 
 def transfer_figure(
-    panels: Sequence[Panel], *, y_label: str = "validation loss (nats per token)"
+    verdicts: Mapping[str, TransferVerdict], *, y_label: str = "validation loss (nats per token)"
 ) -> Figure:
-    """A panel per (title, record of `checks.transfer`, its runs), in rows of three.
+    """A panel per verdict, under its title, in rows of three.
 
-    The runs have the record's columns of size, LR and loss; those without a finite loss are left
-    out. Small dots are runs, bars the standard errors of their means, strong lines the fitted
-    parabolas, diamonds their minima with 95 % intervals, crosses at the top diverged LRs.
+    Small dots are runs with a finite loss, bars the standard errors of their means, strong lines
+    the fitted parabolas, diamonds their minima with 95 % intervals, crosses at the top diverged
+    LRs.
     """
-    drawn = [(title, record, _runs(record, table)) for title, record, table in panels]
-    low, high = _loss_range([record for _, record, _ in drawn])
-    across = min(len(drawn), ACROSS) if len(drawn) != 4 else 2
-    down = math.ceil(len(drawn) / across)
+    low, high = _loss_range([size for verdict in verdicts.values() for size in verdict.sizes])
+    count = len(verdicts)
+    across = 2 if count == 4 else min(count, ACROSS)
+    down = math.ceil(count / across)
     with styled():
-        figure = canvas(*((5.4, 4.0) if len(drawn) == 1 else (3.3 * across + 0.5, 3.6 * down)))
+        figure = canvas(*(5.4, 4.0) if count == 1 else (3.3 * across + 0.5, 3.6 * down))
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         width, height = figure.get_size_inches() * 72
         figure.subplots_adjust(
@@ -65,75 +64,81 @@ def transfer_figure(
             wspace=0.07,
             hspace=104 / (height / down - 96),
         )
-        for i, axes in enumerate(grid.flat):
-            if i >= len(drawn):
-                axes.set_visible(False)
-                continue
-            title, record, runs = drawn[i]
-            _panel(axes, record, runs, low, high)
-            _head(axes, title, record, "" if i % across else y_label)
-            if i % across:
-                axes.tick_params(left=False)
-                axes.spines["left"].set_visible(False)
-            if i == 0 and record["base_lr"] is not None:
-                axes.annotate(
-                    f"best LR at\n{record['size']} {record['base']:g}", (record["base_lr"], low),
-                    (5, 5), textcoords="offset points", color=ACCENT, size=8,
-                )  # fmt: skip
+        panels = list(grid.flat)
+        for axes in panels[count:]:
+            axes.set_visible(False)
+        for i, (title, verdict) in enumerate(verdicts.items()):
+            first_in_row = i % across == 0
+            _panel(panels[i], verdict, low, high)
+            _head(panels[i], title, verdict, y_label if first_in_row else "")
+            if not first_in_row:
+                panels[i].tick_params(left=False)
+                panels[i].spines["left"].set_visible(False)
+        _name_base(panels[0], next(iter(verdicts.values())), low)
     return figure
 
 
-def _runs(record: Mapping, table: object) -> pd.DataFrame:
-    """The runs with a finite loss: size, lr, loss."""
-    names = [record[key] for key in ("size", "lr", "loss")]
-    runs = table_of(table, names)[names].apply(pd.to_numeric, errors="coerce")
-    runs.columns = ["size", "lr", "loss"]
-    return runs[np.isfinite(runs).all(axis=1)]
+def _name_base(axes: Axes, verdict: TransferVerdict, low: float) -> None:
+    if math.isfinite(verdict.base_lr):
+        axes.annotate(
+            f"best LR at\n{verdict.size} {verdict.base:g}",
+            (verdict.base_lr, low),
+            (5, 5),
+            textcoords="offset points",
+            color=ACCENT,
+            size=8,
+        )
 
 
-def _loss_range(records: Sequence[Mapping]) -> tuple[float, float]:
+def _loss_range(sizes: Sequence[SizeOptimum]) -> tuple[float, float]:
     """The valleys of every panel, and of the slopes as much again; walls leave at the top."""
-    sizes = [size for record in records for size in record["sizes"]]
-    means = np.array([cell["loss"] for size in sizes for cell in size["cells"]])
+    means = np.array([cell.loss for size in sizes for cell in size.cells])
     if not len(means):
         raise UserError("no run has a finite loss: there is nothing to draw")
-    floors = [min(cell["loss"] for cell in size["cells"]) for size in sizes if size["cells"]]
-    near = [v for size in sizes for v in _parabola(size)[1]]
+    floors = [min(cell.loss for cell in size.cells) for size in sizes if size.cells]
+    near = [loss for size in sizes for loss in _parabola(size)[1]]
     low, top = min(floors), max([*floors, *near])
     high = max(top, min(np.quantile(means, 0.8), top + 0.6 * (top - low)))
     room = max(high - low, 1e-3 * abs(low))
     return low - 0.07 * room, high + 0.10 * room
 
 
-def _parabola(size: Mapping) -> tuple[np.ndarray, np.ndarray]:
+def _parabola(size: SizeOptimum) -> tuple[np.ndarray, np.ndarray]:
     """(LR, loss) of the fitted curve over the LRs it was fitted to; empty where there is none."""
-    if not size["parabola"]:
+    if not size.parabola:
         return np.empty(0), np.empty(0)
-    lr = np.geomspace(*size["parabola"]["window"], 61)
-    u = np.log2(lr / size["parabola"]["centre_lr"])
-    return lr, np.polynomial.polynomial.polyval(u, size["parabola"]["coefficients"])
+    low, high = size.parabola.window
+    lr = np.geomspace(low, high, 61)
+    u = np.log2(lr / size.parabola.centre_lr)
+    return lr, np.polynomial.polynomial.polyval(u, np.array(size.parabola.coefficients))
 
 
-def _panel(axes: Axes, record: Mapping, runs: pd.DataFrame, low: float, high: float) -> None:
-    lrs = [x for s in record["sizes"] for x in [c["lr"] for c in s["cells"]] + s["diverged_lrs"]]
+# -- a panel ------------------------------------------------------------------------------------
+def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> None:
+    lrs: list[float] = []
+    diverged: list[float] = []
+    for size in verdict.sizes:
+        lrs += [cell.lr for cell in size.cells]
+        diverged += size.diverged_lrs
+    lrs += diverged
     span = math.log2(max(lrs) / min(lrs)) or 1.0
-    ends = min(lrs) * 2 ** (-LABEL_ROOM * span), max(lrs) * 2 ** (0.04 * span)
-    log_axis(axes, "x", *ends)
-    if ends[1] > 5 * ends[0]:  # a panel is narrow
-        ticks = [d * 10.0**k for k in range(-12, 3) for d in (1, 3)]
-        ticks_on(axes.xaxis, [t for t in ticks if ends[0] <= t <= ends[1]])
+    left, right = min(lrs) * 2 ** (-LABEL_ROOM * span), max(lrs) * 2 ** (0.04 * span)
+    log_axis(axes, "x", left, right)
+    if right > 5 * left:  # a panel is narrow
+        ticks = [digit * 10.0**k for k in range(-12, 3) for digit in (1, 3)]
+        ticks_on(axes.xaxis, [tick for tick in ticks if left <= tick <= right])
     axes.set_ylim(low, high)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
-    if record["base_lr"] is not None:
-        axes.axvline(record["base_lr"], color=ACCENT, linewidth=1.1, dashes=(5, 3), zorder=1)
-    colours = size_colours(len(record["sizes"]))
-    for size, colour in zip(record["sizes"], colours, strict=True):
-        _curve(axes, size, runs[runs["size"] == size["size"]], colour, high)
-    gone = [lr for size in record["sizes"] for lr in size["diverged_lrs"]]
-    if gone:
+    if math.isfinite(verdict.base_lr):
+        axes.axvline(verdict.base_lr, color=ACCENT, linewidth=1.1, dashes=(5, 3), zorder=1)
+
+    colours = size_colours(len(verdict.sizes))
+    for size, colour in zip(verdict.sizes, colours, strict=True):
+        _curve(axes, verdict, size, colour, high)
+    if diverged:
         axes.annotate(
             "diverged",
-            (max(gone), high),
+            (max(diverged), high),
             (4, 6),
             textcoords="offset points",
             size=8,
@@ -141,26 +146,29 @@ def _panel(axes: Axes, record: Mapping, runs: pd.DataFrame, low: float, high: fl
             color=MUTED,
             annotation_clip=False,
         )
-    known = [s for s in record["sizes"] if s["bracketed"]]
+    known = [size for size in verdict.sizes if size.bracketed]
     axes.plot(
-        [s["optimum_lr"] for s in known],
-        [s["min_loss"] for s in known],
+        [size.optimum_lr for size in known],
+        [size.min_loss for size in known],
         color=INK,
         linewidth=0.9,
         linestyle=(0, (1, 1.6)),
         zorder=5,
     )
-    _labels(axes, record, colours)
-    axes.set_xlabel(LR_NAMES.get(record["lr"], record["lr"]), labelpad=6)
+    _labels(axes, verdict.sizes, colours)
+    axes.set_xlabel(LR_NAMES.get(verdict.lr, verdict.lr), labelpad=6)
 
 
-def _curve(axes: Axes, size: Mapping, runs: pd.DataFrame, colour: str, high: float) -> None:
-    cells = size["cells"]
-    lr, loss = [c["lr"] for c in cells], [c["loss"] for c in cells]
+def _curve(
+    axes: Axes, verdict: TransferVerdict, size: SizeOptimum, colour: str, high: float
+) -> None:
+    lr, loss = [cell.lr for cell in size.cells], [cell.loss for cell in size.cells]
     axes.plot(lr, loss, color=colour, linewidth=0.9, alpha=0.45, zorder=2)
+    runs = verdict.runs
+    drawn = (runs.size == size.size) & np.isfinite(runs.loss)
     axes.plot(
-        runs["lr"],
-        runs["loss"],
+        runs.lr[drawn],
+        runs.loss[drawn],
         "o",
         color=colour,
         markersize=2.2,
@@ -171,7 +179,7 @@ def _curve(axes: Axes, size: Mapping, runs: pd.DataFrame, colour: str, high: flo
     axes.errorbar(
         lr,
         loss,
-        yerr=[c["se"] or 0 for c in cells],
+        yerr=np.nan_to_num([cell.se for cell in size.cells]),
         fmt="o",
         color=colour,
         markersize=3.4,
@@ -182,8 +190,8 @@ def _curve(axes: Axes, size: Mapping, runs: pd.DataFrame, colour: str, high: flo
     )
     axes.plot(*_parabola(size), color=colour, linewidth=2.0, zorder=4)
     axes.plot(
-        size["diverged_lrs"],
-        [high] * len(size["diverged_lrs"]),
+        size.diverged_lrs,
+        [high] * len(size.diverged_lrs),
         "x",
         color=colour,
         markersize=5,
@@ -191,20 +199,23 @@ def _curve(axes: Axes, size: Mapping, runs: pd.DataFrame, colour: str, high: flo
         clip_on=False,
         zorder=6,
     )
-    if not size["bracketed"]:
-        return
-    if size["ci95"][0] is not None:
+    if size.bracketed:
+        _optimum(axes, size, colour)
+
+
+def _optimum(axes: Axes, size: SizeOptimum, colour: str) -> None:
+    if math.isfinite(size.ci95[0]):
         axes.plot(
-            size["ci95"],
-            [size["min_loss"]] * 2,
+            size.ci95,
+            (size.min_loss, size.min_loss),
             color=INK,
             linewidth=1.4,
             zorder=6,
             solid_capstyle="butt",
         )
     axes.plot(
-        size["optimum_lr"],
-        size["min_loss"],
+        size.optimum_lr,
+        size.min_loss,
         "D",
         color=colour,
         markersize=6,
@@ -214,52 +225,47 @@ def _curve(axes: Axes, size: Mapping, runs: pd.DataFrame, colour: str, high: flo
     )
 
 
-def _labels(axes: Axes, record: Mapping, colours: Sequence[str]) -> None:
+def _labels(axes: Axes, sizes: Sequence[SizeOptimum], colours: Sequence[str]) -> None:
     """Each size at the left end of its curve, moved apart where two would touch."""
     low, high = axes.get_ylim()
     visible = high - 0.09 * (high - low)
-    ends = [
-        next(((c["lr"], c["loss"]) for c in size["cells"] if c["loss"] < visible), None)
-        for size in record["sizes"]
-    ]
-    shown = [i for i, end in enumerate(ends) if end]
-    places = axes.transAxes.inverted().transform(axes.transData.transform([ends[i] for i in shown]))
-    gap = 10.5 / (axes.bbox.height / axes.figure.dpi * 72)
-    moved = spread(places[:, 1].tolist(), gap)
-    for i, (x, _), y in zip(shown, places, moved, strict=True):
+    ends, names = [], []
+    for size, colour in zip(sizes, colours, strict=True):
+        seen = [(cell.lr, cell.loss) for cell in size.cells if cell.loss < visible]
+        if seen:
+            ends.append(seen[0])
+            names.append((f"{size.size:g}", colour))
+    places = axes.transAxes.inverted().transform(axes.transData.transform(ends))
+    height = axes.bbox.height / axes.figure.dpi * 72  # points
+    moved = spread(places[:, 1].tolist(), 10.5 / height)
+    for (name, colour), (x, _), y in zip(names, places, moved, strict=True):
         axes.text(
-            x - 0.025, y, f"{record['sizes'][i]['size']:g}", transform=axes.transAxes, ha="right",
-            va="center", color=colours[i], size=8.5, weight="bold", zorder=8,
+            x - 0.025,
+            y,
+            name,
+            transform=axes.transAxes,
+            ha="right",
+            va="center",
+            color=colour,
+            size=8.5,
+            weight="bold",
+            zorder=8,
             path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
-        )  # fmt: skip
-
-
-def _head(axes: Axes, title: str, record: Mapping, y_label: str) -> None:
-    """Title, drift and verdict, and the quantity on y, one above the other."""
-    ends = record["drift"]["ci95"]
-    drift = (
-        "drift not known"
-        if record["drift"]["value"] is None
-        else (
-            f"drift {record['drift']['value']:+.2f}"
-            + ("" if ends[0] is None else f" [{ends[0]:+.2f}, {ends[1]:+.2f}]")
         )
-    )
-    drift = f"{drift.replace('-', MINUS)} octaves per doubling"
-    verdict, above = (
-        record["verdict"],
-        {"xycoords": "axes fraction", "annotation_clip": False, "textcoords": "offset points"},
-    )
-    axes.annotate(y_label, (0, 1), (-MARGIN, 9), color=MUTED, size=9, **above)
-    axes.annotate(drift, (0, 1), (0, 24), color=MUTED, size=8.5, **above)
-    axes.annotate(title, (0, 1), (0, 39), color=INK, size=10, weight="bold", **above)
-    axes.annotate(
-        verdict,
-        (1, 1),
-        (0, 39),
-        color=VERDICTS[verdict],
-        size=9,
-        weight="bold",
-        ha="right",
-        **above,
-    )
+
+
+def _head(axes: Axes, title: str, verdict: TransferVerdict, y_label: str) -> None:
+    """Title, drift and verdict, and the quantity on y, one above the other."""
+    drift = verdict.drift
+    low, high = drift.ci95
+    text = "drift not known"
+    if math.isfinite(drift.value):
+        text = f"drift {drift.value:+.2f}"
+        if math.isfinite(low):
+            text += f" [{low:+.2f}, {high:+.2f}]"
+    text = f"{text.replace('-', MINUS)} octaves per doubling"
+    colour = VERDICT_COLOURS[verdict.verdict]
+    note(axes, y_label, (0, 1), (-MARGIN, 9), size=9)
+    note(axes, text, (0, 1), (0, 24))
+    note(axes, title, (0, 1), (0, 39), color=INK, size=10, weight="bold")
+    note(axes, verdict.verdict, (1, 1), (0, 39), color=colour, size=9, weight="bold", ha="right")

@@ -411,7 +411,7 @@ def main(arguments: Sequence[str]) -> int:
         write_json(Path(options["json"]), record)
     if "figure" in options:
         from nanoscale.report import save
-        from nanoscale.report.coordinates import coordinates_figure
+        from nanoscale.report.activation_panels import coordinates_figure
 
         save(coordinates_figure(record), options["figure"])
     return EXIT_CODES[record["verdict"]]

@@ -13,7 +13,7 @@ from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.grid_recipe import best
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Row
-from nanoscale.studies.transfer import joint_record, study_verdicts
+from nanoscale.studies.transfer_table import joint_record, study_verdicts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -155,7 +155,7 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         return Answer([f"no verdict: {error}"])
 
     write_json(study.folder / "transfer.json", joint_record(verdicts))
-    lines = [f"{name}: {record['verdict']}: {record['reason']}" for name, record, _ in verdicts]
+    lines = [f"{name}: {verdict.verdict}: {verdict.reason}" for name, verdict in verdicts.items()]
     return Answer(lines, verdicts)
 
 

@@ -17,7 +17,7 @@ from tiny import ROOT, run_nanoscale
 from nanoscale.checks import coordinates as checks
 from nanoscale.checks.coordinates import DEPTH, FAIL, PASS, UNSURE, WIDTH, Facts, Run
 from nanoscale.commands.main import main
-from nanoscale.report.coordinates import coordinates_figure
+from nanoscale.report.activation_panels import coordinates_figure
 from nanoscale.studies import coord_check
 from nanoscale.studies.coord_check import Plan, lines, record_of
 from nanoscale.training import loop as training

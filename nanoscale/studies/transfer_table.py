@@ -1,0 +1,287 @@
+"""Does the best learning rate hold over sizes? A verdict on a table of runs, or on each setting's.
+
+Columns are named or, for our own tables, known; one verdict per setting (an arm of a study, a value
+of another column), each from `checks.lr_transfer`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanoscale.checks.lr_transfer import DRIFT, REGRET, SHIFT, LrColumns, transfer_verdict
+from nanoscale.checks.lr_verdict import SCHEMA, TransferVerdict
+from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.experiments.results import RESULTS, Study
+from nanoscale.experiments.tables import ARM, STATES, column, number_at, read_table, study_table
+from nanoscale.spec.sources import FIELDS
+from nanoscale.store.folder import COMPLETE, DIVERGED
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SIZE_KEYS, LR_KEYS = ("n_embd", "n_layer"), ("muon_lr", "learning_rate")
+NO_SETTING = {"seed", "init_seed", "data_seed", "state", "run", "folder", *RESULTS}
+ENOUGH_STEPS, ENOUGH_TOKENS = 1000, 500_000  # below, optima of small models move by themselves
+Verdicts = Mapping[str, TransferVerdict]  # by the names of their settings
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far the optimum may move: octaves per doubling, octaves, nats; from which size."""
+
+    tolerance: float = DRIFT
+    max_shift: float = SHIFT
+    max_regret: float = REGRET
+    base: float | None = None
+
+
+LIMITS = Limits()
+
+
+def transfer(
+    table: DataFrame | Study | str | Path,
+    *,
+    size: str | None = None,
+    lr: str | None = None,
+    loss: str | None = None,
+    seed: str | None = None,
+    by: str | None = None,
+    only: str | None = None,
+    limits: Limits = LIMITS,
+    output_root: str | Path = "experiments_out",
+) -> TransferVerdict:
+    """Whether the best learning rate holds over sizes: a verdict with intervals.
+
+    Args:
+        table: one row per run: a DataFrame, a study, or what `read_table` reads.
+        size, lr, loss, seed: columns; those of our own tables are known.
+        by, only: a column that tells settings apart (a study's arms are), and the one to judge.
+        limits: what is tolerated.
+        output_root: where a study is looked for by its name.
+
+    Raises:
+        UserError: there is no such column, the runs are no grid, or they are of several settings.
+
+    Example:
+        >>> import nanoscale as ns
+        >>> import pandas
+        >>> runs = []
+        >>> for width in (64, 128, 256):
+        ...     for k in range(-3, 4):
+        ...         for seed in (1, 2, 3):
+        ...             loss = 3 + 0.03 * k**2 + 0.001 * ((seed * k) % 3)
+        ...             runs.append({"width": width, "lr": 0.01 * 2**k, "loss": loss, "seed": seed})
+        >>> verdict = ns.transfer(pandas.DataFrame(runs), size="width", lr="lr", loss="loss")
+        >>> verdict.verdict
+        'pass'
+    """
+    frame = _frame_of(table, output_root)
+    named = {"size": size, "lr": lr, "loss": loss, "seed": seed}
+    columns = {option: name for option, name in named.items() if name is not None}
+    verdicts = transfer_verdicts(frame, columns, by=by, only=only, limits=limits)
+    if len(verdicts) > 1:
+        raise UserError(f"the runs are of several settings: choose only={one_of(verdicts)}")
+    return next(iter(verdicts.values()))
+
+
+def _frame_of(table: DataFrame | Study | str | Path, output_root: str | Path) -> DataFrame:
+    if isinstance(table, (str, Path)):
+        return read_table(table, output_root=output_root)
+    if isinstance(table, Study):
+        return study_table(table)
+    return table.astype(object).where(table.notna(), None)
+
+
+def transfer_verdicts(
+    frame: DataFrame,
+    columns: Mapping[str, str],
+    *,
+    by: str | None = None,
+    only: str | None = None,
+    limits: Limits = LIMITS,
+) -> dict[str, TransferVerdict]:
+    """The verdict of every setting, by its name."""
+    return {name: verdict_of(rows, columns, limits) for name, rows in settings_of(frame, by, only)}
+
+
+def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
+    """The verdict of every arm of a transfer study.
+
+    Raises:
+        UserError: an arm has no run with a loss.
+    """
+    asked, frame = study.asked.extras, study_table(study)
+    lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
+    verdicts = {}
+    for name, rows in settings_of(frame, ARM, None):
+        verdicts[name] = verdict_of(rows, {"size": asked["size"], "lr": lrs[name]}, LIMITS)
+    return verdicts
+
+
+def joint_record(verdicts: Verdicts) -> dict[str, object]:
+    """What `--json` holds: a record, or several by the names of their settings."""
+    records = {name: verdict.to_json() for name, verdict in verdicts.items()}
+    if len(records) == 1:
+        return next(iter(records.values()))
+    return {"schema": SCHEMA, "check": "transfer", "verdicts": records}
+
+
+# -- settings -----------------------------------------------------------------------------------
+def settings_of(
+    frame: DataFrame, by: str | None, only: str | None
+) -> Iterator[tuple[str, DataFrame]]:
+    """(name, its rows) of every setting that is judged by itself: all rows unless there is `by`."""
+    by = by or (ARM if ARM in frame else None)
+    if frame.empty:
+        raise UserError("the table has no rows; it needs one per run")
+    if by is None:
+        if only is not None:
+            raise UserError(f"--only={only}: say of which column, as in --by=parametrization.mode")
+        yield "", frame
+        return
+    keys = [column("by", key, frame) for key in by.split(",")]
+    labels = frame[keys].map(str).agg(", ".join, axis=1)
+    known = list(dict.fromkeys(labels))
+    if only is not None and only not in known:
+        hint = did_you_mean(only, known) or f"; choose {one_of(known)}"
+        raise UserError(f"--only={only}: no such {by}{hint}")
+    for label in known if only is None else [only]:
+        yield label, frame[labels == label]
+
+
+# -- columns ------------------------------------------------------------------------------------
+def columns_of(frame: DataFrame, named: Mapping[str, str]) -> LrColumns:
+    """The columns of size, LR, loss and seed: as named, else those of our own tables that vary."""
+    columns = {option: column(option, name, frame) for option, name in named.items()}
+    for option, usual in (("loss", "val_loss"), ("seed", "seed")):
+        if option not in columns and usual in frame:
+            columns[option] = usual
+    size = columns.get("size") or _size_column(frame)
+    lr = columns.get("lr") or _lr_column(frame)
+    if "loss" not in columns:
+        raise UserError(
+            "which column is the loss? there is no 'val_loss'; say it, as in --loss=final_loss"
+        )
+    return LrColumns(size, lr, columns["loss"], columns.get("seed"))
+
+
+def _size_column(frame: DataFrame) -> str:
+    sizes = [key for key in SIZE_KEYS if _varies(frame, key)]
+    if len(sizes) != 1:
+        what = f"both {' and '.join(sizes)} vary" if sizes else f"no {one_of(SIZE_KEYS)} varies"
+        raise UserError(f"which column is the size? {what}; say it, as in --size=total_params")
+    return sizes[0]
+
+
+def _lr_column(frame: DataFrame) -> str:
+    lr = next((key for key in LR_KEYS if _varies(frame, key)), None)
+    if lr is None:
+        raise UserError(
+            f"which column is the LR? no {one_of(LR_KEYS)} varies; say it, as in --lr=learning_rate"
+        )
+    if frame[lr].isna().any():
+        words = [
+            key
+            for key in frame.columns
+            if key in FIELDS and frame[key].nunique() > 1 and not _varies(frame, key)
+        ]
+        raise UserError(
+            f"some runs have no {lr}, so they are of several settings: judge each by itself, as "
+            f"in --by={','.join(words) or 'optimizer'}"
+        )
+    return lr
+
+
+def _varies(frame: DataFrame, key: str) -> bool:
+    import pandas as pd
+
+    return key in frame and pd.to_numeric(frame[key], errors="coerce").nunique() > 1
+
+
+# -- one setting --------------------------------------------------------------------------------
+def verdict_of(frame: DataFrame, named: Mapping[str, str], limits: Limits) -> TransferVerdict:
+    """The verdict on one setting's rows."""
+    columns = columns_of(frame, named)
+    size, lr = _positive(frame, columns.size), _positive(frame, columns.lr)
+    losses = _losses(frame, columns.loss)
+    _check_one_setting(frame, size, lr, columns)
+    verdict = transfer_verdict(
+        size,
+        lr,
+        losses,
+        None if columns.seed is None else list(frame[columns.seed]),
+        base=limits.base,
+        tolerance=limits.tolerance,
+        max_shift=limits.max_shift,
+        max_regret=limits.max_regret,
+        names=columns,
+    )
+    return replace(verdict, warnings=[*verdict.warnings, *_short_runs(frame)])
+
+
+def _positive(frame: DataFrame, name: str) -> list[float]:
+    values = []
+    for row, value in zip(frame.index, frame[name], strict=True):
+        number = number_at(row, name, value)
+        if not 0 < number < math.inf:
+            raise UserError(f"row {row + 1}: {name}={value}: expected a number above 0")
+        values.append(number)
+    return values
+
+
+def _losses(frame: DataFrame, name: str) -> list[float]:
+    """Losses: inf where a run diverged, NaN where it has no result."""
+    losses = []
+    for row, value in zip(frame.index, frame[name], strict=True):
+        loss = number_at(row, name, value)
+        losses.append(loss if value is None or math.isfinite(loss) else math.inf)
+    if "state" not in frame or not set(frame["state"]) <= STATES:
+        return losses
+    unlike = {DIVERGED: math.inf}
+    return [
+        loss if state == COMPLETE else unlike.get(state, math.nan)
+        for loss, state in zip(losses, frame["state"], strict=True)
+    ]
+
+
+def _check_one_setting(
+    frame: DataFrame, size: Sequence[float], lr: Sequence[float], columns: LrColumns
+) -> None:
+    """Runs of one size, LR and seed that differ in another key are of several settings."""
+    seeds = [""] * len(frame) if columns.seed is None else list(frame[columns.seed].map(str))
+    twins = [f"{s}|{x}|{seed}" for s, x, seed in zip(size, lr, seeds, strict=True)]
+    chosen = {columns.size, columns.lr, columns.loss, columns.seed} | NO_SETTING
+    differ = []
+    for key in frame.columns:
+        tells = key in FIELDS or 1 < frame[key].nunique() <= len(frame) / 2
+        if key not in chosen and tells:
+            values = frame[key].map(str).reset_index(drop=True)
+            if (values.groupby(twins).nunique() > 1).any():
+                differ.append(key)
+    differ = [key for key in differ if key in FIELDS] or differ
+    if differ:
+        raise UserError(
+            f"runs of one {columns.size}, {columns.lr} and seed differ in {', '.join(differ)}: "
+            f"judge each by itself, as in --by={','.join(differ)}"
+        )
+
+
+def _short_runs(frame: DataFrame) -> Iterator[str]:
+    """A warning about runs so short that their optima say little about longer ones."""
+    import pandas as pd
+
+    for key, enough, what in (
+        ("iter_num", ENOUGH_STEPS, "updates"),
+        ("tokens_seen", ENOUGH_TOKENS, "tokens"),
+    ):
+        if key in frame:
+            most = pd.to_numeric(frame[key], errors="coerce").max()
+            if most < enough:
+                yield (
+                    f"the runs have {most:,.0f} {what}; the optima of runs with fewer than "
+                    f"{enough:,} move by themselves"
+                )
