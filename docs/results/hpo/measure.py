@@ -17,11 +17,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from nanoscale.checks.t_distribution import t_quantile
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.report.style import INK, MUTED, RULE, SIZES, canvas, save, styled
 from nanoscale.store.files import write_json, write_text
-from nanoscale.checks.t_distribution import t_quantile
 
 HERE = Path(__file__).parent
 ROOT = Path("experiments_out/hpo")
