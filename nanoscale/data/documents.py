@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nanoscale.data.dataset import TOKEN, read_errors
+from nanoscale.data.dataset import TOKEN, Tokens
+from nanoscale.data.meta import read_errors
 from nanoscale.errors import UserError
 
 DOCUMENT_END = b"\0"
@@ -64,7 +66,7 @@ class Documents:
         """Count something that could not be read."""
         self.skipped += 1
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, int]:
         """Counts for the meta."""
         return {
             "documents": len(self.paths),
@@ -72,9 +74,7 @@ class Documents:
             "unreadable": self.skipped,
         }
 
-    def splits(
-        self, where: str, encode: Callable[[bytes], np.ndarray]
-    ) -> dict[str, Iterator[np.ndarray]]:
+    def splits(self, where: str, encode: Callable[[bytes], Tokens]) -> dict[str, Iterator[Tokens]]:
         """Token arrays of each split, a document at a time: hash mod 20 == 0 is validation.
 
         Should that be none or all of a few documents, it is the one of the smallest hash. A zero
@@ -91,15 +91,13 @@ class Documents:
             f"skipped {self.skipped:,} unreadable",
             flush=True,
         )
-        val = [d for d in ordered if int.from_bytes(d[:8], "big") % 20 == 0]
+        val = [digest for digest in ordered if int.from_bytes(digest[:8], "big") % 20 == 0]
         if len(val) in (0, len(ordered)):
             val = ordered[:1]
         train = sorted(set(ordered).difference(val))
         return {"train": self._read(train, encode), "val": self._read(val, encode)}
 
-    def _read(
-        self, digests: list[bytes], encode: Callable[[bytes], np.ndarray]
-    ) -> Iterator[np.ndarray]:
+    def _read(self, digests: list[bytes], encode: Callable[[bytes], Tokens]) -> Iterator[Tokens]:
         for digest in digests:
             path = self.paths[digest]
             with read_errors(path):
@@ -109,7 +107,7 @@ class Documents:
             yield encode(raw + DOCUMENT_END)
 
 
-def code_points(raw: bytes, path: object) -> np.ndarray:
+def code_points(raw: bytes, path: object) -> NDArray[np.uint32]:
     """Unicode code points of UTF-8 bytes: (n_characters,) uint32; other bytes are a `UserError`."""
     try:
         return np.frombuffer(raw.decode().encode("utf-32-le"), "<u4")
@@ -119,7 +117,7 @@ def code_points(raw: bytes, path: object) -> np.ndarray:
         ) from e
 
 
-def choose_symbols(kind: str | None, present: np.ndarray, path: object) -> list[str] | None:
+def choose_symbols(kind: str | None, present: NDArray[np.bool_], path: object) -> list[str] | None:
     """The sorted alphabet of a text, or None for bytes; by default whichever is the smaller."""
     count = int(present.sum())
     if kind == "byte" or (kind is None and count > 256):
@@ -129,10 +127,19 @@ def choose_symbols(kind: str | None, present: np.ndarray, path: object) -> list[
     return [chr(code) for code in np.flatnonzero(present)]
 
 
-def encoder(symbols: Sequence[str] | None) -> Callable[[bytes], np.ndarray]:
+def encoder(symbols: Sequence[str] | None) -> Callable[[bytes], Tokens]:
     """UTF-8 bytes -> (n_tokens,) uint16, by character of `symbols`, or by byte if None."""
     if symbols is None:
-        return lambda raw: np.frombuffer(raw, np.uint8).astype(TOKEN)
+        return _by_byte
     ids = np.zeros(CODE_POINTS, TOKEN)
-    ids[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
-    return lambda raw: ids[code_points(raw, "text")]
+    for number, symbol in enumerate(symbols):
+        ids[ord(symbol)] = number
+
+    def by_character(raw: bytes) -> Tokens:
+        return ids[code_points(raw, "text")]
+
+    return by_character
+
+
+def _by_byte(raw: bytes) -> Tokens:
+    return np.frombuffer(raw, np.uint8).astype(TOKEN)

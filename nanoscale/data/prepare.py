@@ -16,14 +16,15 @@ import platform
 import site
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nanoscale.data.dataset import META_SCHEMA, SPLITS, open_dataset, read_errors, symbol_bytes
+from nanoscale.data.dataset import Tokens, open_dataset, symbol_bytes
 from nanoscale.data.documents import (
     CODE_POINTS,
     DOCUMENT_END,
@@ -33,11 +34,12 @@ from nanoscale.data.documents import (
     encoder,
     files_below,
 )
+from nanoscale.data.meta import META_SCHEMA, SPLITS, read_errors
 from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
 from nanoscale.errors import UserError, did_you_mean, disk_errors, one_of
 
-KINDS = ("char", "byte")
-OPTIONS = {  # what each dataset may be given
+TEXT_KINDS = ("char", "byte")
+ARGUMENTS: dict[str, tuple[str, ...]] = {  # what each dataset may be given
     "shakespeare_char": ("input",),
     "pysource": (),
     "text": ("input", "kind"),
@@ -49,7 +51,7 @@ SHAKESPEARE_URL = (
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-PACKAGES = ("site-packages", "dist-packages")
+PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Corpus:
 
     kind: str
     symbols: Sequence[str] | None
-    splits: dict[str, Iterable[np.ndarray]]
-    facts: dict
+    splits: Mapping[str, Iterable[Tokens]]
+    facts: Mapping[str, object]
 
 
 def prepare(
@@ -76,26 +78,28 @@ def prepare(
     'byte'; default char, or byte where that makes the smaller vocabulary) for text, `seed` for
     synthetic. Raises `UserError` and leaves nothing behind if anything is in the way.
     """
-    if name not in OPTIONS:
-        near = did_you_mean(name, OPTIONS)
-        raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(OPTIONS)}")
+    if name not in ARGUMENTS:
+        near = did_you_mean(name, ARGUMENTS)
+        raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(ARGUMENTS)}")
     for option, value in {"input": input, "kind": kind, "seed": seed}.items():
-        if value is not None and option not in OPTIONS[name]:
+        if value is not None and option not in ARGUMENTS[name]:
             raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
     out = Path("data", name) if out is None else Path(out)
     if name == "shakespeare_char" and input is None and holds_shakespeare(out):
         print(f"{out} is unchanged")
-        return out
-    if name == "shakespeare_char":
-        corpus = shakespeare_char(input)
-    elif name == "pysource":
-        corpus = pysource(python_roots())
-    elif name == "text":
-        corpus = text(input, kind, out)
     else:
-        corpus = synthetic(DEFAULT_SEED if seed is None else seed)
-    write(out, name, corpus)
+        write(out, name, _corpus(name, input, kind, out, DEFAULT_SEED if seed is None else seed))
     return out
+
+
+def _corpus(name: str, input: str | None, kind: str | None, out: Path, seed: int) -> Corpus:
+    if name == "shakespeare_char":
+        return shakespeare_char(input)
+    if name == "pysource":
+        return pysource(python_roots())
+    if name == "text":
+        return text(input, kind, out)
+    return synthetic(seed)
 
 
 # --- recipes -----------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def shakespeare_char(input: str | None) -> Corpus:
 def holds_shakespeare(folder: Path) -> bool:
     """Whether `folder` is tinyshakespeare already, so that nothing need be downloaded."""
     try:
-        source = open_dataset(str(folder.resolve())).meta.get("source")
+        source = open_dataset(str(folder.resolve())).meta.facts.get("source")
     except UserError:
         return False
     return isinstance(source, dict) and source.get("sha256") == SHAKESPEARE_SHA256
@@ -134,8 +138,10 @@ def text(input: str | None, kind: str | None, out: Path) -> Corpus:
     """
     if input is None:
         raise UserError("text needs --input FILE_OR_FOLDER")
-    if kind is not None and kind not in KINDS:
-        raise UserError(f"--kind {kind!r} is none of {one_of(KINDS)}{did_you_mean(kind, KINDS)}")
+    if kind is not None and kind not in TEXT_KINDS:
+        raise UserError(
+            f"--kind {kind!r} is none of {one_of(TEXT_KINDS)}{did_you_mean(kind, TEXT_KINDS)}"
+        )
     if not os.path.isdir(input):
         return _one_file(_read_file(input), kind, input)
     return _folder(input, kind, out)
@@ -148,7 +154,7 @@ def pysource(roots: Sequence[Path]) -> Corpus:
     Python's. What cannot be read is skipped and counted.
     """
     documents = Documents()
-    found = files_below(roots, lambda name: name in PACKAGES, documents.skip)
+    found = files_below(roots, lambda name: name in PACKAGE_FOLDERS, documents.skip)
     paths = [path for path in found if path.suffix == ".py"]
     print(f"reading {len(paths):,} Python files", flush=True)
     for path in paths:
@@ -172,8 +178,17 @@ def python_roots() -> list[Path]:
 
 def synthetic(seed: int) -> Corpus:
     """A Markov chain whose entropy is known: no model's loss can be below it."""
-    splits, facts = markov_chain(seed)
-    return Corpus("synthetic", SYMBOLS, {s: [tokens] for s, tokens in splits.items()}, facts)
+    chain = markov_chain(seed)
+    facts = {
+        "entropy_nats": chain.entropy_nats,
+        "val_floor_nats": chain.val_floor_nats,
+        "source": {
+            "model": "first-order Markov chain",
+            "seed": seed,
+            "weights": chain.weights.tolist(),
+        },
+    }
+    return Corpus("synthetic", SYMBOLS, {"train": [chain.train], "val": [chain.val]}, facts)
 
 
 # --- reading text ------------------------------------------------------------------------------
@@ -193,7 +208,8 @@ def _download(url: str) -> bytes:
     print(f"downloading {url}", flush=True)
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
-            return response.read()
+            content: bytes = response.read()
+            return content
     except (OSError, http.client.HTTPException) as e:
         raise UserError(
             f"cannot download {url} ({getattr(e, 'reason', None) or e}); get the file on a machine "
@@ -242,27 +258,40 @@ def _folder(input: str, kind: str | None, out: Path) -> Corpus:
 def write(out: Path, name: str, corpus: Corpus) -> None:
     """Write the folder; files whose content is already there are left as they are."""
     symbols = corpus.symbols
-    # nanoGPT joins strings, so for it a byte is the character of the same number
-    table = dict(enumerate(map(chr, range(256)) if symbols is None else symbols))
     widths = None if symbols is None else symbol_bytes(symbols)
+    # nanoGPT joins strings, so for it a byte is the character of the same number
+    characters = [chr(byte) for byte in range(256)] if symbols is None else list(symbols)
+    splits = {}
     with _staged(out) as stage:
-        splits = {}
         for split in SPLITS:
             splits[split] = _write_tokens(stage / f"{split}.bin", corpus.splits[split], widths)
-        theirs = {"vocab_size": len(table), "itos": table}
-        theirs["stoi"] = {symbol: i for i, symbol in table.items()}
+        theirs = {
+            "vocab_size": len(characters),
+            "itos": dict(enumerate(characters)),
+            "stoi": {character: number for number, character in enumerate(characters)},
+        }
         (stage / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
-        ours = {"schema": META_SCHEMA, "dataset": name, "kind": corpus.kind}
-        ours |= {"vocab_size": len(table), "itos": symbols and list(symbols), "splits": splits}
-        (stage / "meta.json").write_text(json.dumps(ours | corpus.facts, indent=1) + "\n")
+        ours = {
+            "schema": META_SCHEMA,
+            "dataset": name,
+            "kind": corpus.kind,
+            "vocab_size": len(characters),
+            "itos": None if symbols is None else characters,
+            "splits": splits,
+            **corpus.facts,
+        }
+        (stage / "meta.json").write_text(json.dumps(ours, indent=1) + "\n")
         changed = _replace(stage, out)
-    print(f"vocab size: {len(table):,}")
+
+    print(f"vocab size: {len(characters):,}")
     for split in SPLITS:
         print(f"{split} has {splits[split]['tokens']:,} tokens")
     print(f"{out} is ready" if changed else f"{out} is unchanged")
 
 
-def _write_tokens(path: Path, pieces: Iterable[np.ndarray], widths: np.ndarray | None) -> dict:
+def _write_tokens(
+    path: Path, pieces: Iterable[Tokens], widths: NDArray[np.int64] | None
+) -> dict[str, int | str]:
     """Write one .bin and return its counts: tokens, UTF-8 bytes, SHA-256."""
     n_tokens = n_bytes = 0
     digest = hashlib.sha256()

@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.data.dataset import GPT2_VOCAB_SIZE, Dataset, open_dataset
+from nanoscale.data.dataset import Dataset, open_dataset
+from nanoscale.data.meta import GPT2_VOCAB_SIZE, Meta
 from nanoscale.errors import DONE, UserError, did_you_mean, disk_errors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import parameter_counts
@@ -126,7 +127,7 @@ def random_dataset(config: ExperimentConfig) -> Dataset:
         "random",
         {"train": tokens, "val": tokens},
         {"train": None, "val": None},
-        {"kind": "ids", "vocab_size": size},
+        Meta("ids", size),
     )
 
 

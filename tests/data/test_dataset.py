@@ -218,7 +218,7 @@ def test_a_nanogpt_folder_opens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nanogpt_folder(Path("data/cats"))
     cats = open_dataset("cats")
-    assert (cats.name, cats.folder, cats.meta["kind"]) == ("cats", Path("data/cats"), "char")
+    assert (cats.name, cats.folder, cats.meta.kind) == ("cats", Path("data/cats"), "char")
     assert cats.vocab_size == len(set(TEXT))
     cut = int(len(TEXT) * 0.9)
     assert cats.decode(cats.tokens["train"].tolist()) == TEXT[:cut]
@@ -242,7 +242,7 @@ def test_a_folder_without_meta_is_gpt2(tmp_path, monkeypatch):
     folder = nanogpt_folder(tmp_path / "bare", meta=False)
     bare = open_dataset(str(folder))
     assert bare.vocab_size == 50304
-    assert bare.meta["kind"] == "gpt2"
+    assert bare.meta.kind == "gpt2"
     assert bare.bytes_per_token == {"train": None, "val": None}
 
     monkeypatch.setitem(sys.modules, "tiktoken", None)

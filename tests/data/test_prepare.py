@@ -81,7 +81,7 @@ def test_shakespeare_is_nanogpts(tmp_path, monkeypatch, capsys):
         assert line in printed.splitlines()
     opened = open_dataset("shakespeare_char")
     assert opened.vocab_size == 65
-    assert opened.meta["kind"] == "char"
+    assert opened.meta.kind == "char"
     assert opened.bytes_per_token == {"train": 1.0, "val": 1.0}
     assert {s: len(t) for s, t in opened.tokens.items()} == {"train": 1003854, "val": 111540}
     (folder / "meta.json").unlink()
@@ -181,9 +181,9 @@ def test_pysource_against_brute_force(tmp_path, capsys):
     assert "kept 60 documents, dropped 1 exact duplicates" in capsys.readouterr().out
     opened = open_dataset(str(out))
     assert opened.vocab_size == 256
-    assert opened.meta["kind"] == "byte"
+    assert opened.meta.kind == "byte"
     assert opened.name == f"pysource-{opened.fingerprint[:8]}"
-    source = opened.meta["source"]
+    source = opened.meta.facts["source"]
     assert (source["documents"], source["duplicates"], source["unreadable"]) == (60, 1, 0)
     with open(out / "meta.pkl", "rb") as file:
         meta = pickle.load(file)
@@ -217,7 +217,7 @@ def test_pysource_survives_links_and_overlapping_roots(tmp_path):
     out = prepare_pysource(roots, tmp_path / "elsewhere")
     expected = brute_force({*files.values(), b"elsewhere = 1\n"})
     assert tokens_of(out, "train").tolist() == list(expected["train"])
-    assert open_dataset(str(out)).meta["source"]["duplicates"] == 0
+    assert open_dataset(str(out)).meta.facts["source"]["duplicates"] == 0
 
 
 def test_pysource_skips_and_counts_what_it_cannot_read(tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_text_of_ones_own_by_name(tmp_path, monkeypatch):
     assert_nanogpts(Path("data/notes"), NOTES)
     notes = open_dataset("notes")
     assert notes.name == "notes"
-    assert notes.meta["dataset"] == "text"
+    assert notes.meta.dataset == "text"
     cut = int(len(NOTES) * 0.9)
     assert notes.bytes_per_token["val"] == len(NOTES[cut:].encode()) / len(NOTES[cut:]) > 1
     assert prepare.prepare("text", input="notes.txt") == Path("data/text")
@@ -295,7 +295,7 @@ def test_bytes_on_request_and_for_large_alphabets(tmp_path):
         file.write_bytes(text.encode())
         folder = prepare.prepare("text", input=str(file), kind=asked, out=tmp_path / "out")
         opened = open_dataset(str(folder))
-        assert (opened.meta["kind"], opened.vocab_size) == (kind, vocab_size)
+        assert (opened.meta.kind, opened.vocab_size) == (kind, vocab_size)
         whole = np.concatenate([opened.tokens[split] for split in data.SPLITS])
         assert opened.decode(whole.tolist()) == text
 
@@ -330,7 +330,7 @@ def test_a_folder_is_split_by_document(tmp_path, kind):
         prepare.prepare("text", input=str(tmp_path / "notes"), kind=kind, out=out)
         expected = brute_force({note.encode() for note in notes.values()})
         opened = open_dataset(str(out))
-        assert opened.meta["kind"] == kind
+        assert opened.meta.kind == kind
         for split, stream in expected.items():
             tokens = opened.tokens[split]
             assert opened.decode(tokens.tolist()) == stream.decode()
@@ -388,7 +388,7 @@ def test_a_bad_text_is_named_and_leaves_nothing(tmp_path, monkeypatch, expected)
 
 
 @pytest.fixture(scope="module")
-def chain() -> tuple[dict, dict]:
+def chain() -> synthetic.MarkovChain:
     return synthetic.markov_chain(1337)
 
 
@@ -411,42 +411,37 @@ def test_the_entropy_rate_against_known_chains():
 
 
 def test_the_entropy_rate_against_power_iteration(chain):
-    P = np.array(chain[1]["source"]["weights"]) / 2**16
+    P = chain.weights / 2**16
     pi = np.linalg.matrix_power(P, 1000)[0]
     expected = -sum(pi[i] * p * math.log(p) for i, row in enumerate(P.tolist()) for p in row)
-    assert chain[1]["entropy_nats"] == pytest.approx(expected, rel=1e-12)
+    assert chain.entropy_nats == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_chain_never_changes(chain):
-    splits, facts = chain
-    assert splits["train"][:8].tolist() == [4, 29, 9, 11, 4, 14, 2, 24]
-    assert hashlib.sha256(splits["val"].tobytes()).hexdigest()[:16] == "c996e4822a20e0ae"
-    assert facts["entropy_nats"] == pytest.approx(2.380903112394418, rel=1e-12)
+    assert chain.train[:8].tolist() == [4, 29, 9, 11, 4, 14, 2, 24]
+    assert hashlib.sha256(chain.val.tobytes()).hexdigest()[:16] == "c996e4822a20e0ae"
+    assert chain.entropy_nats == pytest.approx(2.380903112394418, rel=1e-12)
 
 
 def test_the_chain_follows_its_transitions(chain):
-    splits, facts = chain
-    weights = np.array(facts["source"]["weights"])
-    tokens = splits["train"].astype(np.int64)
+    tokens = chain.train.astype(np.int64)
     counts = np.bincount(tokens[:-1] * 32 + tokens[1:], minlength=1024).reshape(32, 32)
-    expected = counts.sum(1, keepdims=True) * weights / 2**16
+    expected = counts.sum(1, keepdims=True) * chain.weights / 2**16
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi_squared - 32 * 31) < 4 * math.sqrt(2 * 32 * 31)
 
 
 def test_the_floor_of_the_validation_split(chain):
-    splits, facts = chain
-    P = np.array(facts["source"]["weights"]) / 2**16
-    val = splits["val"].tolist()
+    P = chain.weights / 2**16
+    val = chain.val.tolist()
     losses = [-math.log(P[a, b]) for a, b in pairwise(val)]
-    assert facts["val_floor_nats"] == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    assert chain.val_floor_nats == pytest.approx(sum(losses) / len(losses), rel=1e-12)
     error = np.std(losses) / math.sqrt(len(losses))
-    assert abs(facts["val_floor_nats"] - facts["entropy_nats"]) < 4 * error
+    assert abs(chain.val_floor_nats - chain.entropy_nats) < 4 * error
 
 
 def test_a_count_model_approaches_the_floor_from_above(chain):
-    splits, facts = chain
-    train, val = (splits[split].tolist() for split in data.SPLITS)
+    train, val = chain.train.tolist(), chain.val.tolist()
     excess = []
     for n in (3_000, 30_000, 300_000):
         counts = Counter(pairwise(train[:n]))
@@ -455,7 +450,7 @@ def test_a_count_model_approaches_the_floor_from_above(chain):
         loss = sum(
             -k * math.log((counts[a, b] + 0.5) / (totals[a] + 16)) for (a, b), k in pairs.items()
         )
-        excess.append(loss / (len(val) - 1) - facts["val_floor_nats"])
+        excess.append(loss / (len(val) - 1) - chain.val_floor_nats)
     assert excess[0] > 3 * excess[1] > 9 * excess[2] > 0
     assert excess[2] < 0.003
 
@@ -463,11 +458,11 @@ def test_a_count_model_approaches_the_floor_from_above(chain):
 def test_a_synthetic_dataset_states_its_entropy(tmp_path):
     folder = prepare.prepare("synthetic", out=tmp_path / "s", seed=5)
     opened = open_dataset(str(folder))
-    assert (opened.meta["kind"], opened.vocab_size) == ("synthetic", 32)
+    assert (opened.meta.kind, opened.vocab_size) == ("synthetic", 32)
     assert {s: len(t) for s, t in opened.tokens.items()} == {"train": 1_000_000, "val": 100_000}
     assert opened.bytes_per_token == {"train": None, "val": None}
-    assert 1 < opened.meta["entropy_nats"] < math.log(32)
-    assert opened.meta["source"]["seed"] == 5
+    assert 1 < opened.meta.facts["entropy_nats"] < math.log(32)
+    assert opened.meta.facts["source"]["seed"] == 5
     assert opened.decode(opened.encode("abc")) == "abc"
     for seed in (-1, 2**63):
         assert f"seed {seed}" in refusal(prepare.prepare, "synthetic", out=tmp_path, seed=seed)
@@ -567,7 +562,7 @@ def test_bad_commands_are_refused_in_one_line(tmp_path, monkeypatch, expected):
 
 
 def test_every_known_dataset_has_a_recipe_and_a_door():
-    assert tuple(prepare.OPTIONS) == data.KNOWN
+    assert tuple(prepare.ARGUMENTS) == data.KNOWN
     assert all((ROOT / "data" / name / "prepare.py").is_file() for name in data.KNOWN)
 
 
@@ -575,7 +570,7 @@ def test_every_known_dataset_has_a_recipe_and_a_door():
 def clone(tmp_path_factory) -> Path:
     """A copy of the clone, as the doors write beside themselves."""
     root = tmp_path_factory.mktemp("clone")
-    ignored = shutil.ignore_patterns("*.bin", "meta.*", "__pycache__")
+    ignored = shutil.ignore_patterns("*.bin", "meta.json", "meta.pkl", "__pycache__")
     for folder in ("nanoscale", "data"):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
     return root

@@ -480,7 +480,7 @@ def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tm
         final_eval_tokens=50_000,
     )
     loss = trained(spec, tmp_path / "run").metrics()["val_loss"]
-    floor = open_dataset(str(data)).meta["val_floor_nats"]
+    floor = open_dataset(str(data)).meta.facts["val_floor_nats"]
     assert floor < loss < floor + 0.05
 
 

@@ -1,0 +1,128 @@
+"""What the numbers of a data folder mean: meta.json (ours), meta.pkl (nanoGPT's), or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nanoscale.errors import UserError
+
+SPLITS = ("train", "val")
+META_SCHEMA = 1
+GPT2_VOCAB_SIZE = 50304  # 50257 rounded up, nanoGPT's rule for a folder without meta
+
+
+@dataclass(frozen=True)
+class Meta:
+    """`kind` is char, byte, synthetic or gpt2; ids: there are no symbols."""
+
+    kind: str
+    vocab_size: int
+    itos: Sequence[str] | None = None  # symbol of each id
+    splits: Mapping[str, Mapping[str, Any]] | None = None  # tokens and bytes of each
+    dataset: str = ""  # as whom we prepared it
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what else meta.json says
+
+
+@contextmanager
+def read_errors(path: object) -> Iterator[None]:
+    """Turn the disk's refusal to let us read `path` into a `UserError`."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {(e.strerror or str(e)).lower()}") from e
+
+
+def read_meta(folder: Path) -> Meta:
+    """The meta of a data folder, checked; without a file, it holds GPT-2's tokens."""
+    ours = folder / "meta.json"
+    theirs = folder / "meta.pkl"
+    if os.path.exists(ours):
+        with read_errors(ours):
+            return _checked_json(ours, ours.read_bytes())
+    if os.path.exists(theirs):
+        with read_errors(theirs), open(theirs, "rb") as file:
+            return _from_nanogpt(theirs, _load_plain(theirs, file))
+    return Meta("gpt2", GPT2_VOCAB_SIZE)
+
+
+# -- ours -----------------------------------------------------------------------------------------
+def _checked_json(path: Path, raw: bytes) -> Meta:
+    broken = UserError(f"{path} is not a meta file of ours; prepare the dataset again")
+    try:
+        record = json.loads(raw)
+        newer = record["schema"] > META_SCHEMA
+        names = ("kind", "vocab_size", "itos", "splits")
+        meta = Meta(
+            *(record[name] for name in names),
+            dataset=record.get("dataset", ""),
+            facts={key: value for key, value in record.items() if key not in names},
+        )
+        counts = [meta.vocab_size]
+        for split in SPLITS:
+            counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"]]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        raise broken from e
+    if newer:
+        raise UserError(f"{path} is of a newer nanoscale; upgrade, or prepare the dataset again")
+    if not _fits(meta) or not all(map(_is_count, counts)):
+        raise broken
+    return meta
+
+
+def _fits(meta: Meta) -> bool:
+    """Whether the symbols are those of the kind."""
+    if meta.kind == "byte":
+        return meta.vocab_size == 256 and meta.itos is None
+    if not isinstance(meta.itos, list) or not all(isinstance(s, str) for s in meta.itos):
+        return False
+    return meta.kind in ("char", "synthetic") and len(meta.itos) == meta.vocab_size
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+# -- nanoGPT's ------------------------------------------------------------------------------------
+class _PlainUnpickler(pickle.Unpickler):
+    """Dictionaries, lists, numbers and strings only: whatever names code is refused unread."""
+
+    def find_class(self, module: str, name: str) -> object:
+        raise UserError(f"holds code ({module}.{name}) and was not loaded")
+
+
+def _load_plain(path: Path, file: BinaryIO) -> object:
+    try:
+        return _PlainUnpickler(file).load()
+    except UserError as e:
+        raise UserError(f"{path} {e}; prepare the dataset again with a tool you trust") from e
+    except OSError:
+        raise
+    except Exception as e:  # a damaged pickle may raise nearly anything
+        raise UserError(f"{path} is not a readable pickle; prepare the dataset again") from e
+
+
+def _from_nanogpt(path: Path, loaded: object) -> Meta:
+    """Our meta from nanoGPT's `{'vocab_size', 'itos', 'stoi'}`; without itos, bare ids."""
+    if not isinstance(loaded, dict) or not _is_count(loaded.get("vocab_size")):
+        raise UserError(f"{path} has no vocab_size; prepare the dataset again")
+    size = loaded["vocab_size"]
+    itos = loaded.get("itos")
+    if itos is None:
+        return Meta("ids", size)
+
+    if isinstance(itos, list | tuple):
+        itos = dict(enumerate(itos))
+    if not isinstance(itos, dict) or not all(_is_symbol(i, s, size) for i, s in itos.items()):
+        raise UserError(f"itos in {path} is not ids below {size} to strings; prepare it again")
+    return Meta("char", size, [itos.get(i, "") for i in range(size)])
+
+
+def _is_symbol(number: object, symbol: object, size: int) -> bool:
+    return type(number) is int and 0 <= number < size and isinstance(symbol, str)
