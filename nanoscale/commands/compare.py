@@ -3,54 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanoscale.checks.comparison import ArmAtSize, ArmSummary, Comparison, SizeComparison
-from nanoscale.checks.drift import Interval
-from nanoscale.checks.paired import Estimate
-from nanoscale.commands.options import usage_of
+import click
+
 from nanoscale.commands.text_table import aligned
-from nanoscale.errors import DONE, INCONCLUSIVE, UserError, one_of
-from nanoscale.store.files import check_outputs, write_json
-from nanoscale.studies.compare_arms import LOSSES, ROPE, compare
-from nanoscale.studies.compare_reasons import in_words
+from nanoscale.commands.verb import Choice, Number, Verb, figure_output, json_output, output_root
+from nanoscale.errors import DONE, INCONCLUSIVE
+from nanoscale.store.files import write_json
 
-OPTIONS = ("loss", "rope", "json", "figure", "output_root")
+if TYPE_CHECKING:
+    from nanoscale.checks.comparison import ArmAtSize, ArmSummary, Comparison, SizeComparison
+    from nanoscale.checks.drift import Interval
+    from nanoscale.checks.paired import Estimate
+
 HEADINGS = ("A", "B", "B - A", "95 % interval", "p", "pairs")
 
 
-def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale compare A B [--loss=val_loss] [--rope=0.01] [--json=OUT.json] [--figure=OUT.png]
-    [--output_root=experiments_out]; an arm is RUN,RUN.. or STUDY or STUDY:key=value,key=value"""
-    if len(names) != 2:
-        raise UserError(f"compare {' '.join(names)}: expected two arms; usage: {usage_of(main)}")
-    check_outputs(options)
-    rope = rope_of(options)
-    loss = options.get("loss", LOSSES[0])
-    if loss not in LOSSES:
-        raise UserError(f"--loss={loss}: choose {one_of(LOSSES)}")
-    root = options.get("output_root", "experiments_out")
-    comparison = compare(*names, loss=loss, rope=rope, output_root=root)
-    print("\n".join(lines(comparison)))
-    if "json" in options:
-        write_json(Path(options["json"]), comparison.to_json())
-    if "figure" in options:
+@click.command(
+    cls=Verb,
+    examples=[
+        "nanoscale compare lr_study:optimizer=adamw lr_study:optimizer=muon",
+        "nanoscale compare out-a,out-b out-c,out-d --rope=0.02 --figure=compare.png",
+    ],
+)
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option(
+    "--loss",
+    metavar="LOSS",
+    type=Choice("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte"),
+    default="val_loss",
+    help="val_loss, best_val_loss, train_loss or val_bits_per_byte (val_loss).",
+)
+@click.option(
+    "--rope",
+    metavar="NATS",
+    type=Number(least=0),
+    default=0.01,
+    help="Within this the arms are as good as equal (0.01).",
+)
+@json_output("the comparison")
+@figure_output("the losses of every seed")
+@output_root()
+def command(
+    a: str,
+    b: str,
+    loss: str,
+    rope: float,
+    json_path: Path | None,
+    figure: Path | None,
+    output_root: Path,
+) -> int:
+    """Whether B's loss is lower than A's, by paired seeds; an arm is RUN,RUN.. or STUDY or
+    STUDY:key=value,key=value.
+
+    Exits with 3 where the runs do not decide, and says how many seeds would.
+    """
+    from nanoscale.studies.compare_arms import compare
+
+    comparison = compare(a, b, loss=loss, rope=rope, output_root=output_root)
+    click.echo("\n".join(lines(comparison)))
+    if json_path is not None:
+        write_json(json_path, comparison.to_json())
+    if figure is not None:
         from nanoscale.report import compare_figure, save
 
-        save(compare_figure(comparison), options["figure"])
+        save(compare_figure(comparison), figure)
     return INCONCLUSIVE if comparison.verdict == "inconclusive" else DONE
-
-
-def rope_of(options: Mapping[str, str]) -> float:
-    text = options.get("rope", ROPE)
-    try:
-        rope = float(text)
-    except ValueError:
-        rope = math.nan
-    if not 0 <= rope < math.inf:
-        raise UserError(f"--rope={text}: expected a number of nats, 0 or more")
-    return rope
 
 
 # -- what is printed ------------------------------------------------------------------------------
@@ -79,6 +101,8 @@ def arm_text(arm: ArmSummary) -> str:
 
 def chosen_lines(name: str, sizes: Sequence[tuple[SizeComparison, ArmAtSize]]) -> list[str]:
     """The setting of every size at which there were several."""
+    from nanoscale.studies.compare_reasons import in_words
+
     text = []
     for size, arm in sizes:
         if arm.chosen_of > 1:

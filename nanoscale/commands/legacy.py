@@ -124,20 +124,6 @@ def bench(arguments: Sequence[str]) -> int:
     return main(list(arguments))
 
 
-def transfer(arguments: Sequence[str]) -> int:
-    """transfer TABLE|STUDY|RUN... [--size=COL] .. does the best LR hold over sizes? a verdict"""
-    from nanoscale.commands.transfer import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
-def compare(arguments: Sequence[str]) -> int:
-    """compare A B [--loss=val_loss] [--rope=0.01] is B's loss lower? a verdict from paired seeds"""
-    from nanoscale.commands.compare import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
 def fit(arguments: Sequence[str]) -> int:
     """fit TABLE|STUDY --n=COL --d=COL --loss=COL  a scaling law, its certainty and intervals"""
     from nanoscale.studies.table_fit import FIGURES, OPTIONS, SWITCHES, main
@@ -185,7 +171,7 @@ def asks_help(arguments: Sequence[str]) -> bool:
 
 LEGACY = {
     verb.__name__.replace("_", "-"): verb
-    for verb in (train, run, sample, bench, transfer, compare, fit, plan, design, coord_check)
+    for verb in (train, run, sample, bench, fit, plan, design, coord_check)
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import Decorator, Number, Verb, figure_output, json_output, output_root
+from nanoscale.commands.verb import Number, Verb, column, figure_output, json_output, output_root
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 from nanoscale.store.files import write_json
 
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from nanoscale.studies.sweep_laws import SweepStudy
 
 RESAMPLES = 1000
-
-
-def column(key: str, what: str) -> Decorator:
-    return click.option(f"--{key}", metavar="COL", help=what)
 
 
 @click.command(

@@ -3,60 +3,95 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum, TransferVerdict
-from nanoscale.commands.options import number
+import click
+
 from nanoscale.commands.text_table import aligned
-from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
-from nanoscale.experiments.tables import read_table
-from nanoscale.store.files import check_outputs, write_json
-from nanoscale.studies.transfer_table import Limits, joint_record, transfer_verdicts
+from nanoscale.commands.verb import Number, Verb, column, figure_output, json_output, output_root
+from nanoscale.errors import DONE, FAILED, INCONCLUSIVE
+from nanoscale.store.files import write_json
 
-LIMIT_NAMES = {
-    "tolerance": "tolerance",
-    "max-shift": "max_shift",
-    "max-regret": "max_regret",
-    "base": "base",
-}
+if TYPE_CHECKING:
+    from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum, TransferVerdict
+
 COLUMNS = ("size", "lr", "loss", "seed")
-OPTIONS = (*COLUMNS, "by", "only", *LIMIT_NAMES, "json", "figure", "output_root")
+LIMIT_OPTIONS = ("base", "tolerance", "max_shift", "max_regret")
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILED}  # the worst comes last
 NEVER_WORSE = {True: "yes, within 2 standard errors", False: "no", None: "not known"}
 
 
-def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale transfer TABLE|STUDY|RUN... [--size=COL] [--lr=COL] [--loss=COL] [--seed=COL]
-    [--by=COL,COL] [--only=VALUE] [--base=SIZE] [--tolerance=0.25] [--max-shift=1]
-    [--max-regret=0.02] [--json=FILE] [--figure=FILE.png] [--output_root=DIR]"""
-    if not names:
-        raise UserError(f"usage: {main.__doc__}")
-    check_outputs(options)
-    limits = Limits(
-        **{
-            name: float(number(option, options[option]))
-            for option, name in LIMIT_NAMES.items()
-            if option in options
-        }
-    )
+@click.command(
+    cls=Verb,
+    examples=[
+        "nanoscale transfer mup_study --by=parametrization.mode --figure=transfer.png",
+        "nanoscale transfer runs.csv --size=width --lr=lr --loss=loss --json=transfer.json",
+    ],
+)
+@click.argument("names", metavar="TABLE|STUDY|RUN...", nargs=-1, required=True)
+@column("size", "The column of the size (n_embd or n_layer).")
+@column("lr", "The column of the learning rate (muon_lr or learning_rate).")
+@column("loss", "The column of the loss (val_loss).")
+@column("seed", "The column of the seed (seed).")
+@click.option("--by", metavar="COL,COL", help="Judge each value of these columns by itself.")
+@click.option("--only", metavar="VALUE", help="Of those judge this one alone.")
+@click.option(
+    "--base", metavar="SIZE", type=Number(), help="The size whose LR is transferred (the least)."
+)
+@click.option(
+    "--tolerance",
+    metavar="OCTAVES",
+    type=Number(),
+    help="How far the optimum may drift per doubling of the size (0.25).",
+)
+@click.option(
+    "--max-shift", metavar="OCTAVES", type=Number(), help="How far it may be from the base's (1)."
+)
+@click.option(
+    "--max-regret",
+    metavar="NATS",
+    type=Number(),
+    help="What the base's LR may cost at another size (0.02).",
+)
+@json_output("the verdicts")
+@figure_output("the loss over the learning rate, by size,")
+@output_root()
+def command(
+    names: tuple[str, ...],
+    by: str | None,
+    only: str | None,
+    json_path: Path | None,
+    figure: Path | None,
+    output_root: Path,
+    **named: str | float | None,
+) -> int:
+    """Judge whether the best learning rate holds over sizes, from runs of a grid of both.
+
+    Exits with 0 for pass, 1 for fail, 3 for inconclusive; of several settings the worst counts.
+    """
+    from nanoscale.experiments.tables import read_table
+    from nanoscale.studies.transfer_table import Limits, joint_record, transfer_verdicts
+
+    given = {option: value for option, value in named.items() if value is not None}
+    limits = {option: float(given[option]) for option in LIMIT_OPTIONS if option in given}
     verdicts = transfer_verdicts(
-        read_table(*names, output_root=options.get("output_root", "experiments_out")),
-        {option: options[option] for option in COLUMNS if option in options},
-        by=options.get("by"),
-        only=options.get("only"),
-        limits=limits,
+        read_table(*names, output_root=output_root),
+        {option: str(given[option]) for option in COLUMNS if option in given},
+        by=by,
+        only=only,
+        limits=Limits(**limits),
     )
     for name, verdict in verdicts.items():
         heading = [f"== {name}"] if name else []
-        print("\n".join([*heading, *lines(verdict)]))
-    if "json" in options:
-        write_json(Path(options["json"]), joint_record(verdicts))
-    if "figure" in options:
+        click.echo("\n".join([*heading, *lines(verdict)]))
+    if json_path is not None:
+        write_json(json_path, joint_record(verdicts))
+    if figure is not None:
         from nanoscale.report import save, transfer_figure
 
-        save(transfer_figure(verdicts), options["figure"])
+        save(transfer_figure(verdicts), figure)
     words = [verdict.verdict for verdict in verdicts.values()]
     return EXIT_CODES[max(words, key=list(EXIT_CODES).index)]
 

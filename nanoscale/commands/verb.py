@@ -220,6 +220,10 @@ def output_root() -> Decorator:
     )
 
 
+def column(key: str, what: str) -> Decorator:
+    return click.option(f"--{key}", metavar="COL", help=what)
+
+
 def json_output(what: str) -> Decorator:
     return click.option(
         "--json", "json_path", metavar="FILE", type=JSON_FILE, help=f"Write {what} as JSON there."

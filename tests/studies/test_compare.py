@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny import run_nanoscale, run_python, tiny_spec
 
-from nanoscale.commands.compare import OPTIONS, lines, main
-from nanoscale.commands.options import parse
+from nanoscale.commands.compare import lines
+from nanoscale.commands.main import dispatch
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 from nanoscale.report import compare_figure
 from nanoscale.store.files import plain, write_json
@@ -87,10 +87,8 @@ SP, MUP = "s:parametrization.mode=SP", "s:parametrization.mode=muP"
 
 def run(root, *arguments):
     """Exit code and record."""
-    names, options = parse(
-        [*arguments, f"--output_root={root}", f"--json={root / 'c.json'}"], main, OPTIONS
-    )
-    return main(names, options), json.loads((root / "c.json").read_text())
+    code = dispatch(["compare", *arguments, f"--output_root={root}", f"--json={root / 'c.json'}"])
+    return code, json.loads((root / "c.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -354,20 +352,20 @@ def test_seeds_of_weights_and_data_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ((SP,), "compare s:parametrization.mode=SP: expected two arms; usage: nanoscale compare"),
-    ((SP, SP, MUP), "expected two arms"),
+    ((SP,), "nanoscale compare: B is missing; see nanoscale compare --help"),
+    ((SP, SP, MUP), "one argument too many; see nanoscale compare --help"),
     ((SP, "t"), "no study 't' in .*; there are: s"),
     ((SP, "s:parametrization.mod=muP"), "'parametrization.mod=muP' names no config key; did you"),
     ((SP, "s:parametrization.mode=MP"), "no run has parametrization.mode=MP; there are SP, muP"),
     ((f"{SP},seed=9", MUP), "no run has seed=9; there are 1, 2, 3"),
     ((SP, "a,b"), "a: no run folder .*an arm is run folders, a study, or STUDY:key=value"),
     ((SP, "s"), "both arms hold .*-SP-.* and 2 more: name arms that share no run"),
-    ((SP, MUP, "--loss=val_los"), "--loss=val_los: choose 'val_loss', "),
+    ((SP, MUP, "--loss=val_los"), "--loss=val_los: not known; did you mean 'val_loss'"),
     ((SP, MUP, "--loss=train_loss"), "none of its 3 runs has a train_loss .COMPLETE."),
-    ((SP, MUP, "--rope=-1"), "--rope=-1: expected a number of nats, 0 or more"),
-    ((SP, MUP, "--rope=x"), "--rope=x: expected a number of nats"),
+    ((SP, MUP, "--rope=-1"), "--rope=-1: must be at least 0"),
+    ((SP, MUP, "--rope=x"), "--rope=x: expected a number"),
     ((SP, MUP, "--figure=c.gif"), "--figure=c.gif: end the name in '.png'"),
-    ((SP, MUP, "--ropes=1"), "--ropes=1: unknown option; did you mean 'rope'"),
+    ((SP, MUP, "--ropes=1"), "--ropes=1: unknown option; did you mean '--rope'"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(tmp_path, arguments, message):
     modes(tmp_path, 0.1)

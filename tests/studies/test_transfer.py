@@ -12,8 +12,8 @@ from lr_grids import diverging, grid, noisy, valley, verdict_of
 from tiny import run_nanoscale, run_python, tiny_spec
 
 from nanoscale.checks.lr_transfer import LrColumns
-from nanoscale.commands.options import parse
-from nanoscale.commands.transfer import OPTIONS, lines, main
+from nanoscale.commands.main import dispatch
+from nanoscale.commands.transfer import lines
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
 from nanoscale.experiments.tables import read_table
 from nanoscale.report import transfer_figure
@@ -30,8 +30,7 @@ def write(path, table, header="width,lr,loss,seed"):
 
 
 def run(*arguments):
-    names, options = parse(arguments, main, OPTIONS)
-    return main(names, options)
+    return dispatch(["transfer", *arguments])
 
 
 NAMED = ("--size", "width", "--lr=lr", "--loss", "loss")
@@ -189,7 +188,7 @@ GOOD = "width,lr,loss,seed\n" + "".join(
     (GOOD, (*NAMED, "--by=widt"), "--by=widt: the table has no such column; did you mean 'width'"),
     (GOOD, (*NAMED, "--json=no/v.json"), "--json=no/v.json: there is no folder no"),
     (GOOD, (*NAMED, "--figure=v.gif"), "--figure=v.gif: end the name in '.png'"),
-    (GOOD, (*NAMED, "--sizes=3"), "--sizes=3: unknown option; did you mean 'size'"),
+    (GOOD, (*NAMED, "--sizes=3"), "--sizes=3: unknown option; did you mean '--size'"),
     ("width,lr,loss\n1,2,3\n1,2,3,4,5\n", NAMED, "cannot be read as a table"),
 ])  # fmt: skip
 def test_bad_input_is_refused_in_one_line(tmp_path, text, options, message):
