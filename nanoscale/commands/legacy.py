@@ -138,13 +138,6 @@ def plan(arguments: Sequence[str]) -> int:
     return with_options(main, OPTIONS, arguments)
 
 
-def design(arguments: Sequence[str]) -> int:
-    """design TABLE|STUDY.toml [--question=a] ..   before training: what will the intervals be?"""
-    from nanoscale.studies.designs import OPTIONS, main
-
-    return with_options(main, OPTIONS, arguments)
-
-
 def coord_check(arguments: Sequence[str]) -> int:
     """coord-check [config.py ...] --widths A,B,C  do activations keep their size? a verdict"""
     from nanoscale.studies.coord_check import main
@@ -171,7 +164,7 @@ def asks_help(arguments: Sequence[str]) -> bool:
 
 LEGACY = {
     verb.__name__.replace("_", "-"): verb
-    for verb in (train, run, sample, bench, fit, plan, design, coord_check)
+    for verb in (train, run, sample, bench, fit, plan, coord_check)
 }
 
 

@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.commands.options import number, usage_of
-from nanoscale.errors import DONE, INCONCLUSIVE, UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.tables import column, read_table
-from nanoscale.store.files import check_outputs, plain, read_json, write_json
+from nanoscale.store.files import read_json
 from nanoscale.studies.table_fit import OURS, numbers_of
 
 if TYPE_CHECKING:
@@ -28,61 +27,69 @@ if TYPE_CHECKING:
     from nanoscale.laws.questions import Question
 
 SCHEMA = 1
-OPTIONS = (
-    "n",
-    "d",
-    "c",
-    "noise",
-    "seeds",
-    "truth",
-    "question",
-    "worlds",
-    "bootstrap",
-    "seed",
-    "extra",
-    "law",
-    "objective",
-    "delta",
-    "resample",
-    "group",
-    "json",
-)
 NOISE, WORLDS, RESAMPLES, DELTA = 0.005, 200, 300, 1e-3
-FEWEST_WORLDS = 50
 TRUTH_FROM = 4e6  # a tenth of the smallest model that the default truth was fitted to
 FAR = 10.0  # times beyond the largest budget: there the form of the law decides
 
 
-def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale design TABLE|STUDY.toml [--n=COL] [--d=COL] [--c=COL] [--noise=0.005] [--seeds=K]
-    [--truth=FIT.json] [--question=a|alpha|E|N*@C|L@C|L@N,D] [--worlds=200] [--bootstrap=300]
-    [--seed=0] [--extra=FLOPS] [--law=chinchilla] [--objective=log-huber] [--delta=1e-3]
-    [--resample=pairs|parametric|cluster|stratified|residual|wild] [--group=COL] [--json=OUT]"""
-    if len(names) != 1:
-        raise UserError(f"usage: {usage_of(main)}")
-    check_outputs(options)
-    runs = _planned(names[0], options)
-    design, notes = _design(runs, options)
-    record = judged(design, options, runs)
-    record = {"schema": SCHEMA, "plan": names[0]} | record
+@dataclass(frozen=True, kw_only=True)
+class DesignSettings:
+    """What is asked of a plan, and how worlds are drawn and fitted; None: what the plan suggests.
+
+    Attributes:
+        n, d, c, group: columns of a table; a study file's are known.
+        noise: sd of ln L; seeds: times that each run is made.
+        truth: files of stored fits, with commas; question: one of `Question`, or more with `;`.
+        extra: the most FLOPs that a further run may take.
+        law, objective, delta, resampling, resamples: see `fit_law`.
+    """
+
+    n: str | None = None
+    d: str | None = None
+    c: str | None = None
+    group: str | None = None
+    noise: float | None = None
+    seeds: int | None = None
+    truth: str | None = None
+    question: str | None = None
+    worlds: int = WORLDS
+    resamples: int = RESAMPLES
+    seed: int = 0
+    extra: float | None = None
+    law: str | None = None
+    objective: str = "log-huber"
+    delta: float | None = None
+    resampling: str | None = None
+
+    def columns(self, *keys: str) -> dict[str, str]:
+        """Those of `keys` that are named."""
+        named = {key: getattr(self, key) for key in keys}
+        return {key: name for key, name in named.items() if name is not None}
+
+
+def design_study(name: str, settings: DesignSettings) -> dict[str, Any]:
+    """What a planned study will be able to say, as the record that `--json` writes.
+
+    Raises:
+        UserError: there is no such plan, or a setting does not fit it.
+    """
+    runs = _planned(name, settings)
+    design, notes = _design(runs, settings)
+    record = {"schema": SCHEMA, "plan": name} | judged(design, settings, runs)
     record["warnings"] = [*runs.notes, *notes, *record["warnings"]]
-    print("\n".join([*record["summary"], *(f"warning: {w}" for w in record["warnings"])]))
-    if "json" in options:
-        write_json(Path(options["json"]), plain(record))
-    return DONE if record["status"] == "identified" else INCONCLUSIVE
+    return record
 
 
-def judged(design: Design, options: Mapping[str, str], runs: Planned) -> dict[str, Any]:
+def judged(design: Design, settings: DesignSettings, runs: Planned) -> dict[str, Any]:
     """The record: an answer per question, the next run, another delta, and what they say."""
     from nanoscale.laws.design import simulate
 
-    questions, candidates = _questions(design, options), _candidates(design, options)
-    how = {
-        "worlds": _whole("worlds", options, WORLDS, FEWEST_WORLDS),
-        "rng_seed": _whole("seed", options, 0, 0),
-    }
+    questions = _questions(design, settings)
+    candidates = _candidates(design, settings)
+    how = {"worlds": settings.worlds, "rng_seed": settings.seed}
     answers = simulate(design, questions, **how)
-    first, asked = questions[0], answers if "question" in options else answers[:1]
+    first = questions[0]
+    asked = answers[:1] if settings.question is None else answers
     best, cheapest, then = _next(design, first, candidates, how)
     tied = None
     if design.tied_delta is not None:
@@ -123,27 +130,26 @@ class Planned:
     ladder: bool = False  # fitted in compute alone, with the noise that seeds measure
 
 
-def _planned(name: str, options: Mapping[str, str]) -> Planned:
+def _planned(name: str, settings: DesignSettings) -> Planned:
     path = Path(name)
     if path.suffix == ".toml":
-        given = [f"--{key}" for key in ("n", "d", "c", "group") if key in options]
-        if given:
+        for key in settings.columns("n", "d", "c", "group"):
             raise UserError(
-                f"{name} is a study file, whose N and D are known; {given[0]} is of a table"
+                f"{name} is a study file, whose N and D are known; --{key} is of a table"
             )
-        return _of_study(path, options)
-    frame = read_table(name)
-    return _of_table(frame, options)
+        return _of_study(path, settings.seeds)
+    return _of_table(read_table(name), settings)
 
 
-def _of_table(frame: DataFrame, options: Mapping[str, str]) -> Planned:
+def _of_table(frame: DataFrame, settings: DesignSettings) -> Planned:
     import numpy as np
 
     from nanoscale.laws.points import with_compute
 
     if frame.empty:
         raise UserError("the table has no rows; it needs one per planned run")
-    named = {key: column(key, options[key], frame) for key in ("n", "d", "c") if key in options}
+    columns = settings.columns("n", "d", "c")
+    named = {key: column(key, name, frame) for key, name in columns.items()}
     for key in ("n", "d", "c"):
         if len(named) < 2 and key not in named:
             usual = next((c for c in (OURS[key], key.upper()) if c in frame), None)
@@ -153,11 +159,11 @@ def _of_table(frame: DataFrame, options: Mapping[str, str]) -> Planned:
             "which columns are N and D? give two of --n, --d and --c (C = 6 N D), as "
             f"in --n=total_params; the table has {', '.join(map(str, frame.columns))}"
         )
-    K = _whole("seeds", options, 1, 1)
+    K = settings.seeds or 1
     values = with_compute(
         {key.upper(): np.repeat(numbers_of(frame, name), K) for key, name in named.items()}
     )
-    group = column("group", options["group"], frame) if "group" in options else "run"
+    group = "run" if settings.group is None else column("group", settings.group, frame)
     groups = None
     if group in frame and frame[group].nunique() < len(frame):
         labels = np.unique([str(g) for g in frame[group]], return_inverse=True)[1]
@@ -166,7 +172,7 @@ def _of_table(frame: DataFrame, options: Mapping[str, str]) -> Planned:
     return Planned({"N": N, "D": D, "C": 6 * N * D}, groups, 6 * N * D, [])
 
 
-def _of_study(path: Path, options: Mapping[str, str]) -> Planned:
+def _of_study(path: Path, seeds_of_each: int | None) -> Planned:
     """N (total), D (tokens) and exact C of a study file's runs, none of which is made."""
     import numpy as np
 
@@ -194,7 +200,7 @@ def _of_study(path: Path, options: Mapping[str, str]) -> Planned:
             cell.flops,
         )
         points.setdefault(key, set()).add(config.seed)
-    seeds = {key: _whole("seeds", options, len(own), 1) for key, own in points.items()}
+    seeds = {key: seeds_of_each or len(own) for key, own in points.items()}
     rows = np.array([key for key, K in seeds.items() for _ in range(K)], float).T
     notes = []
     if sum(map(len, points.values())) < len(cells):
@@ -212,7 +218,7 @@ def _of_study(path: Path, options: Mapping[str, str]) -> Planned:
 
 
 # -- the design ---------------------------------------------------------------------------------
-def _design(runs: Planned, options: Mapping[str, str]) -> tuple[Design, list[str]]:
+def _design(runs: Planned, settings: DesignSettings) -> tuple[Design, list[str]]:
     import numpy as np
 
     from nanoscale.laws import law_of
@@ -221,32 +227,31 @@ def _design(runs: Planned, options: Mapping[str, str]) -> tuple[Design, list[str
     from nanoscale.laws.ladder import HUBER
     from nanoscale.laws.points import check_points
 
-    stored = [_stored(name) for name in options["truth"].split(",")] if "truth" in options else []
-    form = law_of(
-        options.get("law", stored[0]["law"] if stored else "power" if runs.ladder else "chinchilla")
-    )
+    stored = []
+    if settings.truth is not None:
+        stored = [_stored(name) for name in settings.truth.split(",")]
+    usual = "power" if runs.ladder else "chinchilla"
+    form = law_of(settings.law or (stored[0]["law"] if stored else usual))
     if any(record["law"] != form.name for record in stored):
-        raise UserError(f"--truth={options['truth']}: not all of the {form.name} law")
+        raise UserError(f"--truth={settings.truth}: not all of the {form.name} law")
     x = np.array([runs.values[name] for name in _read(form)])
     check_points(form, _read(form), x)
-    method = options.get("resample", "parametric" if runs.ladder else "pairs")
+    method = settings.resampling or ("parametric" if runs.ladder else "pairs")
     if method not in METHODS:
-        raise UserError(
-            f"--resample={method}: no such way"
-            f"{did_you_mean(method, METHODS) or f'; choose {one_of(METHODS)}'}"
-        )
+        hint = did_you_mean(method, METHODS) or f"; choose {one_of(METHODS)}"
+        raise UserError(f"--resample={method}: no such way{hint}")
     if method == "cluster" and runs.groups is None:
         raise UserError(
             "--resample=cluster: every planned point is a run of its own; name the run "
             "that each is of, as in --group=run"
         )
-    noises = [r["noise"]["used"] for r in stored if "noise" in r]
-    noise = (
-        float(number("noise", options["noise"]))
-        if "noise" in options
-        else (noises[0] if noises else NOISE)
-    )
-    delta = max(DELTA, HUBER * noise) if runs.ladder else DELTA
+    noise = settings.noise
+    if noise is None:
+        noises = [record["noise"]["used"] for record in stored if "noise" in record]
+        noise = noises[0] if noises else NOISE
+    delta = settings.delta
+    if delta is None:
+        delta = max(DELTA, HUBER * noise) if runs.ladder else DELTA
     truths, notes = _truths(form, x, runs, stored)
     return Design(
         form,
@@ -254,10 +259,10 @@ def _design(runs: Planned, options: Mapping[str, str]) -> tuple[Design, list[str
         truths,
         noise,
         runs.groups,
-        options.get("objective", "log-huber"),
-        float(number("delta", options.get("delta", str(delta)))),
+        settings.objective,
+        delta,
         method,
-        _whole("bootstrap", options, RESAMPLES, 1),
+        settings.resamples,
     ), notes
 
 
@@ -312,17 +317,17 @@ def _stored(name: str) -> dict[str, Any]:
     return record
 
 
-def _questions(design: Design, options: Mapping[str, str]) -> list[Question]:
+def _questions(design: Design, settings: DesignSettings) -> list[Question]:
     """Those asked for, else all that matter, the first of them the one that decides."""
     from nanoscale.laws.questions import Question, flops
 
-    if "question" in options:
-        words = options["question"].split(";")
+    if settings.question is not None:
+        words = settings.question.split(";")
     else:
         C = _rounded_down(FAR * flops(design.form, design.x).max())
         words = [p.name for p in design.form.parameters if p.kind in ("exponent", "floor")]
         words += [f"L@{C}"] if len(design.x) == 1 else []
-        words = sorted(words, key="E".__eq__)
+        words = [word for word in words if word != "E"] + [word for word in words if word == "E"]
         if design.form.balance is not None:
             words = ["a", *words, f"N*@{C}", f"L@{C}"]
     return [Question.parse(word, design.form) for word in words]
@@ -334,17 +339,17 @@ def _rounded_down(C: float) -> str:
     return f"{math.floor(C / 10**power + 1e-9)}e{power}"
 
 
-def _candidates(design: Design, options: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(design: Design, settings: DesignSettings) -> tuple[np.ndarray, np.ndarray]:
     """Runs to add, (P, m), and their FLOPs: by default none dearer than those planned."""
     from nanoscale.laws.design import lattice
     from nanoscale.laws.questions import flops
 
     cost = flops(design.form, design.x)
-    most = float(number("extra", options.get("extra", str(cost.max()))))
+    most = float(cost.max()) if settings.extra is None else settings.extra
     x, found = lattice(design, most)
     if not len(found):
         raise UserError(
-            f"--extra={options['extra']}: no run is that cheap; the cheapest planned "
+            f"--extra={settings.extra:g}: no run is that cheap; the cheapest planned "
             f"takes {cost.min():.3g} FLOPs"
         )
     return x, found
@@ -373,13 +378,6 @@ def _named(design: Design, run: NextRun) -> dict[str, Any]:
         "left": run.left,
         "per_flop": run.per_flop,
     }
-
-
-def _whole(key: str, options: Mapping[str, str], default: int, least: int) -> int:
-    value = number(key, options.get(key, str(default)))
-    if not isinstance(value, int) or value < least:
-        raise UserError(f"--{key}={options.get(key)}: expected a whole number, at least {least}")
-    return value
 
 
 # -- what it says -------------------------------------------------------------------------------
