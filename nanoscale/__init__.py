@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nanoscale.spec.parametrization import register as register_scheme
     from nanoscale.spec.sources import load_config
     from nanoscale.studies.compare_arms import compare
-    from nanoscale.studies.coord_check import coord_check
+    from nanoscale.studies.coordinate_study import coord_check
     from nanoscale.studies.next_run import plan
     from nanoscale.studies.recipe import register_recipe
     from nanoscale.studies.stages import run_study
@@ -47,7 +47,7 @@ _PLACES = {
     "Study": ("experiments.results", "Study"),
     "UserError": ("errors", "UserError"),
     "compare": ("studies.compare_arms", "compare"),
-    "coord_check": ("studies.coord_check", "coord_check"),
+    "coord_check": ("studies.coordinate_study", "coord_check"),
     "fit_law": ("laws.fit", "fit_law"),
     "fit_power_law": ("laws.ladder", "fit_power_law"),
     "heatmap_figure": ("report.figures", "heatmap_figure"),

@@ -140,7 +140,7 @@ def plan(arguments: Sequence[str]) -> int:
 
 def coord_check(arguments: Sequence[str]) -> int:
     """coord-check [config.py ...] --widths A,B,C  do activations keep their size? a verdict"""
-    from nanoscale.studies.coord_check import main
+    from nanoscale.commands.coord_check import main
 
     return main(list(arguments))
 

@@ -8,13 +8,13 @@ that fails says so in the accent colour.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nanoscale.checks.coordinate_verdict import CoordinateVerdict
 from nanoscale.errors import UserError
 from nanoscale.report.style import (
     ACCENT,
@@ -52,16 +52,16 @@ BOTTOMS = (3.18, 0.45)  # of the rows
 LEAST_OCTAVES = 3.0  # so that noise does not fill a panel
 
 
-def coordinates_figure(record: Mapping[str, Any]) -> Figure:
-    """`record`: the JSON of a coordinate check (sizes, values, findings, slopes)."""
+def coordinates_figure(verdict: CoordinateVerdict) -> Figure:
+    """A panel per activation, its size above and its change by one update below."""
     panels = [
-        [(family, name) for name in names if f"{family}: {name}" in record["values"]]
+        [(family, name) for name in names if f"{family}: {name}" in verdict.values]
         for family, names in ROWS
     ]
     if not any(panels):
         raise UserError("the check holds no activations: there is nothing to draw")
-    steps = [t for t in STEPS if t < record["steps"]] + [record["steps"]]
-    reach = max(_reach(_values(record, panel, steps)) for row in panels for panel in row)
+    steps = [t for t in STEPS if t < verdict.steps] + [verdict.steps]
+    reach = max(_reach(_values(verdict, panel, steps)) for row in panels for panel in row)
     octaves = max(LEAST_OCTAVES, 1.15 * reach)
     with styled():
         figure = canvas(WIDTH, HEIGHT)
@@ -75,10 +75,10 @@ def coordinates_figure(record: Mapping[str, Any]) -> Figure:
             )
             for j, panel in enumerate(row):
                 axes = _axes(figure, j, bottom)
-                _panel(axes, record, panel, steps, octaves)
+                _panel(axes, verdict, panel, steps, octaves)
                 if j == len(row) - 1:
-                    _step_labels(axes, _values(record, panel, steps), record["sizes"][-1], steps)
-        _rose(_axes(figure, COLUMNS - 1, BOTTOMS[1]), record, octaves)
+                    _step_labels(axes, _values(verdict, panel, steps), verdict.sizes[-1], steps)
+        _rose(_axes(figure, COLUMNS - 1, BOTTOMS[1]), verdict, octaves)
     return figure
 
 
@@ -89,9 +89,9 @@ def _axes(figure: Figure, column: int, bottom: float) -> Axes:
     )
 
 
-def _values(record: Mapping[str, Any], panel: tuple[str, str], steps: Sequence[int]) -> np.ndarray:
+def _values(verdict: CoordinateVerdict, panel: tuple[str, str], steps: Sequence[int]) -> np.ndarray:
     """(steps, sizes) means over seeds; NaN where there is none."""
-    values = np.array(record["values"][": ".join(panel)], float)  # (sizes, all steps)
+    values = np.array(verdict.values[": ".join(panel)], float)  # (sizes, all steps)
     return values[:, [t - 1 for t in steps]].T
 
 
@@ -103,15 +103,15 @@ def _reach(values: np.ndarray) -> float:
 
 def _panel(
     axes: Axes,
-    record: Mapping[str, Any],
+    verdict: CoordinateVerdict,
     panel: tuple[str, str],
     steps: Sequence[int],
     octaves: float,
 ) -> None:
-    values = _values(record, panel, steps)
+    values = _values(verdict, panel, steps)
     for line, colour in zip(values, size_colours(len(steps)), strict=True):
         axes.plot(
-            record["sizes"],
+            verdict.sizes,
             line,
             "-o",
             color=colour,
@@ -123,18 +123,18 @@ def _panel(
         )
     known = values[np.isfinite(values)]
     middle = math.sqrt(known.max() * known.min()) if len(known) else 1.0
-    _scales(axes, record, middle, octaves)
+    _scales(axes, verdict, middle, octaves)
     low, high = axes.get_ylim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [d * 10.0**k for k in decades for d in (1, 3) if low <= d * 10.0**k <= high]
     ticks_on(axes.yaxis, ticks[:: math.ceil(len(ticks) / 4)])
     axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_xlabel(record["sweep"], labelpad=2, size=8)
-    _heading(axes, record, panel)
+    axes.set_xlabel(verdict.sweep, labelpad=2, size=8)
+    _heading(axes, verdict, panel)
 
 
-def _scales(axes: Axes, record: Mapping[str, Any], middle: float, octaves: float) -> None:
-    sizes = record["sizes"]
+def _scales(axes: Axes, verdict: CoordinateVerdict, middle: float, octaves: float) -> None:
+    sizes = verdict.sizes
     room = (sizes[-1] / sizes[0]) ** 0.07
     log_axis(axes, "x", sizes[0] / room, sizes[-1] * room)
     ticks_on(axes.xaxis, sizes)
@@ -142,11 +142,11 @@ def _scales(axes: Axes, record: Mapping[str, Any], middle: float, octaves: float
     axes.tick_params(labelsize=7, pad=2)
 
 
-def _rose(axes: Axes, record: Mapping[str, Any], octaves: float) -> None:
+def _rose(axes: Axes, verdict: CoordinateVerdict, octaves: float) -> None:
     """What slopes look like in these panels."""
-    _scales(axes, record, 1.0, octaves)
+    _scales(axes, verdict, 1.0, octaves)
     axes.set_axis_off()
-    first, last = record["sizes"][0], record["sizes"][-1]
+    first, last = verdict.sizes[0], verdict.sizes[-1]
     doublings = math.log2(last / first)
     steepest = math.floor(2 * min(1.0, octaves / 2 / doublings)) / 2 or 0.25
     axes.annotate(
@@ -173,9 +173,9 @@ def _rose(axes: Axes, record: Mapping[str, Any], octaves: float) -> None:
         )
 
 
-def _heading(axes: Axes, record: Mapping[str, Any], panel: tuple[str, str]) -> None:
+def _heading(axes: Axes, verdict: CoordinateVerdict, panel: tuple[str, str]) -> None:
     """The activation's name; under it the judged slope that lies farthest out."""
-    judged = [f for f in record["findings"] if f["quantity"] == ": ".join(panel)]
+    judged = [f for f in verdict.findings if f.quantity == ": ".join(panel)]
     axes.annotate(
         WORDS.get(panel[1], panel[1]),
         (0, 1),
@@ -187,12 +187,10 @@ def _heading(axes: Axes, record: Mapping[str, Any], panel: tuple[str, str]) -> N
     )
     if not judged:
         return
-    worst = max(
-        judged, key=lambda f: max(f["slope"] - f["allowed"][1], f["allowed"][0] - f["slope"])
-    )
-    failed = worst["verdict"] == "fail"
-    half = (worst["ci95"][1] - worst["ci95"][0]) / 2
-    text = f"{worst['slope']:+.2f} ± {half:.2f}".replace("-", MINUS)
+    worst = max(judged, key=lambda finding: finding.beyond)
+    failed = worst.verdict == "fail"
+    half = (worst.ci95[1] - worst.ci95[0]) / 2
+    text = f"{worst.slope:+.2f} ± {half:.2f}".replace("-", MINUS)
     axes.annotate(
         text,
         (0, 1),

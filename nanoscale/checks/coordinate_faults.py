@@ -1,0 +1,91 @@
+"""What is at fault where a coordinate check fails: the finding that shows it best, and a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanoscale.checks.coordinate_bands import CHANGE, DEPTH, PACE, SIZE, START, UPDATE
+from nanoscale.checks.coordinates import FAIL, Facts, Finding
+
+MATRICES = "hidden and residual_out"
+STEEP = 0.75  # octaves per doubling: two matrices' half octaves are one
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The findings that fail."""
+
+    findings: Sequence[Finding]
+
+    def of(self, family: str, *names: str, window: str = "") -> list[Finding]:
+        chosen = []
+        for finding in self.findings:
+            if finding.quantity[0] != family or window not in ("", finding.band.window):
+                continue
+            if not names or finding.quantity[1] in names:
+                chosen.append(finding)
+        return chosen
+
+
+def diagnose(findings: Sequence[Finding], facts: Facts) -> tuple[Finding, str]:
+    """The finding that shows the fault best, and the rule that most likely is at fault.
+
+    By cause: what is wrong at the start makes all that follows wrong.
+    """
+    failures = Failures([finding for finding in findings if finding.verdict == FAIL])
+    for shown, rule in _suspects(failures, facts):
+        if shown:
+            return max(shown, key=lambda finding: finding.beyond), rule
+    raise AssertionError("no finding has failed")
+
+
+def _suspects(failures: Failures, facts: Facts) -> list[tuple[list[Finding], str]]:
+    """What shows a fault of each rule, the first cause first."""
+    of = failures.of
+    scores = of(SIZE, "scores")
+    branches = of(SIZE, "attn", "mlp", window=START)
+    eps, vectors = of(PACE), of(UPDATE)
+    blocks = ("attn", "mlp", "last_block")
+    init = _badly_started(branches, scores, facts)
+    return [
+        (of(SIZE, "embedding", window=START), "the init rule of embedding"),
+        (branches, f"the init rule of {init}"),
+        (
+            scores if facts.heads_grow else [],
+            "the attention scale, which goes as 1 / head size when heads grow",
+        ),
+        (of(SIZE, "scores", window=START), "the init rule of hidden"),
+        (of(SIZE, "last_block", window=START), "the residual multiplier"),
+        (eps, f"the eps rule of {_roles(eps)}"),
+        (vectors, f"the LR rule of {_roles(vectors)}"),
+        (of(CHANGE, *blocks) + of(SIZE, *blocks), _learning_rule(facts)),
+        (of(CHANGE, "embedding") + of(SIZE, "embedding"), "the LR rule of embedding"),
+        (scores, f"the LR rule of {MATRICES}"),
+        (of(SIZE, "logits"), "the output multiplier (logits)"),
+    ]
+
+
+def _roles(findings: Sequence[Finding]) -> str:
+    return ", ".join(finding.quantity[1] for finding in findings)
+
+
+def _badly_started(branches: Sequence[Finding], scores: Sequence[Finding], facts: Facts) -> str:
+    """q and k are hidden matrices, so the scores tell those from the branches' last ones."""
+    steep = any(abs(finding.slope.mean) > STEEP for finding in branches)
+    if steep or facts.qk_norm:
+        return MATRICES
+    if any(finding.band.window == START for finding in scores):
+        return "hidden"
+    return "residual_out"
+
+
+def _learning_rule(facts: Facts) -> str:
+    """What is at fault when the start is right and the blocks' outputs do not stay so."""
+    if facts.sweep == DEPTH and not facts.residual_varies:
+        return "the residual multiplier, which does not depend on depth"
+    if facts.sweep == DEPTH:
+        return "the residual multiplier's exponent, or the depth factor of the LR"
+    if facts.muon_scale:
+        return f"Muon's shape factor (muon_scale={facts.muon_scale}), or its LR rule"
+    return f"the LR rule of {MATRICES}"
