@@ -255,10 +255,11 @@ def philox_words(
     Word i is word i % 4 of block i // 4: key (seed, purpose), counter (1 + block, stream, 0, 0).
     Only raw words are used, as numpy promises those, unlike `Generator` methods, for good.
     """
+    block, skip = divmod(first, 4)
     key = np.array([seed, purpose], np.uint64)
-    counter = np.array([first // 4, stream, 0, 0], np.uint64)
-    skip = first % 4
-    return np.random.Philox(key=key, counter=counter).random_raw(skip + count)[skip:]
+    counter = np.array([block, stream, 0, 0], np.uint64)
+    generator = np.random.Philox(key=key, counter=counter)
+    return generator.random_raw(skip + count)[skip:]
 
 
 def uniform_integers(words: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
@@ -336,9 +337,12 @@ def windows(
     tokens: Tokens, starts: NDArray[np.int64], block_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The windows at `starts`: X and Y, (len(starts), block_size) int64, Y is X shifted by one."""
-    positions = starts[:, None] + np.arange(block_size + 1)  # (B, T + 1)
+    offsets = np.arange(block_size + 1)
+    positions = starts[:, None] + offsets  # (B, T + 1)
     rows = np.asarray(tokens)[positions]
-    return rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
+    X = rows[:, :-1].astype(np.int64)
+    Y = rows[:, 1:].astype(np.int64)
+    return X, Y
 
 
 def _require_window(n_tokens: int, block_size: int, where: object) -> None:

@@ -102,24 +102,35 @@ def tensors(config: ExperimentConfig) -> list[TensorSpec]:
 
 
 def _block(config: ExperimentConfig, at: str) -> list[TensorSpec]:
-    own, base, kv = widths(config), base_widths(config), kv_width(config)
-    specs = [
+    return [
         *_norm(config, f"{at}.ln_1", "block_norm"),
-        *_linear(config, f"{at}.attn.c_q", "hidden", (own.embd, own.embd), base.embd),
-        *_linear(config, f"{at}.attn.c_k", "hidden", (kv, own.embd), base.embd),
-        *_linear(config, f"{at}.attn.c_v", "hidden", (kv, own.embd), base.embd),
+        *_attention(config, f"{at}.attn"),
+        *_norm(config, f"{at}.ln_2", "block_norm"),
+        *_mlp(config, f"{at}.mlp"),
     ]
+
+
+def _attention(config: ExperimentConfig, at: str) -> list[TensorSpec]:
+    d, kv = config.n_embd, kv_width(config)
+    base = config.parametrization.base_n_embd
+    specs = _linear(config, f"{at}.c_q", "hidden", (d, d), base)
+    specs += _linear(config, f"{at}.c_k", "hidden", (kv, d), base)
+    specs += _linear(config, f"{at}.c_v", "hidden", (kv, d), base)
     if config.use_qk_norm:
-        head, base_head = config.head_dim, config.parametrization.base_head_dim
-        for name in ("q_norm", "k_norm"):
-            name = f"{at}.attn.{name}.weight"
+        head = config.head_dim
+        base_head = config.parametrization.base_head_dim
+        for name in (f"{at}.q_norm.weight", f"{at}.k_norm.weight"):
             specs.append(TensorSpec(name, "qk_norm", (head,), head, head, base_head))
-    specs += _linear(config, f"{at}.attn.c_proj", "residual_out", (own.embd, own.embd), base.embd)
-    specs += _norm(config, f"{at}.ln_2", "block_norm")
-    for name in ("c_gate", "c_up") if config.use_swiglu else ("c_fc",):
-        specs += _linear(config, f"{at}.mlp.{name}", "hidden", (own.ffn, own.embd), base.embd)
-    specs += _linear(config, f"{at}.mlp.c_proj", "residual_out", (own.embd, own.ffn), base.ffn)
-    return specs
+    return specs + _linear(config, f"{at}.c_proj", "residual_out", (d, d), base)
+
+
+def _mlp(config: ExperimentConfig, at: str) -> list[TensorSpec]:
+    own, base = widths(config), base_widths(config)
+    inner = ("c_gate", "c_up") if config.use_swiglu else ("c_fc",)
+    specs = []
+    for name in inner:
+        specs += _linear(config, f"{at}.{name}", "hidden", (own.ffn, own.embd), base.embd)
+    return specs + _linear(config, f"{at}.c_proj", "residual_out", (own.embd, own.ffn), base.ffn)
 
 
 def _linear(

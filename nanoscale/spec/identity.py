@@ -63,11 +63,13 @@ def identity(config: ResolvedConfig, data_fingerprint: str, parent: str | None =
 
 def label(config: ExperimentConfig) -> str:
     """A readable name, a pure function of the config, for folder names and legends."""
-    name = config.dataset.rstrip("/").rsplit("/", 1)[-1]
-    letters = [c if c.isalnum() or c in "-_." else "_" for c in name]
-    safe = "".join(letters).lstrip(".")[:40] or "data"
+    name = ""
+    for letter in config.dataset.rstrip("/").rpartition("/")[2]:
+        safe = letter.isalnum() or letter in "-_."
+        name += letter if safe else "_"
+    name = name.lstrip(".")[:40] or "data"
     mode = config.parametrization.mode
-    return f"{safe}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
+    return f"{name}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
 
 
 class Data(Protocol):

@@ -8,7 +8,7 @@ from nanoscale.spec.architecture import ROLES, TensorSpec
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.spec.memory import assumed, memory_estimate
-from nanoscale.spec.parametrization import BUILT_IN, SCHEMES, Rules, rules_of, shape_factor
+from nanoscale.spec.parametrization import BUILT_IN, SCHEMES, Rules, Scheme, rules_of, shape_factor
 
 _COLUMNS = (
     "tensor",
@@ -34,23 +34,29 @@ OF_FORWARD = {
 
 def rules_table(names: Sequence[str] = BUILT_IN) -> str:
     """The schemes as a Markdown table: what the docs show. What is 1 everywhere is left out."""
-    schemes = [SCHEMES[name] for name in names]
-    rows: dict[str, list[str]] = {}
-    for role in ROLES:
-        for part, title in OF_ROWS.items():
-            rows[f"{role}, {title}"] = [str(getattr(s.rows[role], part)) for s in schemes]
-    for part in ("lr", "wd"):
-        rows[f"Muon's matrices, {OF_ROWS[part]}"] = [str(getattr(s.muon, part)) for s in schemes]
-    for part, title in OF_FORWARD.items():
-        rows[f"forward: {title}"] = [str(getattr(s, part)) for s in schemes]
-    depths = ["n_layer" if s.own_depth else "base_n_layer" for s in schemes]
-    rows["residual_out, base init std"] = [f"init_std / sqrt(2 {depth})" for depth in depths]
-
+    columns = [_texts(SCHEMES[name]) for name in names]
     lines = [["multiplier", *names], ["---"] * (len(names) + 1)]
-    for title, cells in rows.items():
+    for title in columns[0]:
+        cells = [column[title] for column in columns]
         if set(cells) != {"1"}:
             lines.append([title, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _texts(scheme: Scheme) -> dict[str, str]:
+    """What a scheme multiplies -> by what, in the order of the docs."""
+    texts = {}
+    for role in ROLES:
+        row = scheme.rows[role]
+        for part, title in OF_ROWS.items():
+            texts[f"{role}, {title}"] = str(getattr(row, part))
+    texts["Muon's matrices, LR"] = str(scheme.muon.lr)
+    texts["Muon's matrices, weight decay"] = str(scheme.muon.wd)
+    for part, title in OF_FORWARD.items():
+        texts[f"forward: {title}"] = str(getattr(scheme, part))
+    depth = "n_layer" if scheme.own_depth else "base_n_layer"
+    texts["residual_out, base init std"] = f"init_std / sqrt(2 {depth})"
+    return texts
 
 
 def parameter_table(config: ResolvedConfig) -> str:
@@ -100,9 +106,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = []
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            cells.append(cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width))
+        cells = list(map(str.rjust, row, widths))
+        cells[:TEXT_COLUMNS] = map(str.ljust, row[:TEXT_COLUMNS], widths)
         lines.append("  ".join(cells))
     return lines
 

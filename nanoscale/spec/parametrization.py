@@ -192,11 +192,14 @@ def scheme_of(config: ExperimentConfig) -> Scheme:
         UserError: the file is not what it was, fails, or registers no such mode.
     """
     p = config.parametrization
-    known = SCHEMES if p.rules is None else SCHEMES | registered_by(p.rules, p.rules_digest)
+    known = SCHEMES
+    missing = "no such mode"
+    if p.rules is not None:
+        known = SCHEMES | registered_by(p.rules, p.rules_digest)
+        missing = f"{p.rules} registers no such mode"
     if p.mode not in known:
-        where = f"{p.rules} registers no such mode" if p.rules else "no such mode"
         hint = did_you_mean(p.mode, known) or f"; choose {one_of(known)}"
-        raise UserError(f"parametrization.mode={p.mode}: {where}{hint}")
+        raise UserError(f"parametrization.mode={p.mode}: {missing}{hint}")
     return known[p.mode]
 
 
@@ -340,10 +343,14 @@ class Rules:
         It falls as runs grow longer. arXiv 2512.22382 (Complete(d)P): LR and weight decay go as
         its root, eps as one over that, and 1 - beta as itself.
         """
-        p, batch = self.config.parametrization, self.config.tokens_per_iter
-        updates = max(self.config.max_iters, 1)
-        m_B = batch / p.base_batch_tokens if p.base_batch_tokens else 1.0
-        m_D = updates * batch / p.base_tokens if p.base_tokens else 1.0
+        p = self.config.parametrization
+        batch = self.config.tokens_per_iter
+        m_B = 1.0
+        if p.base_batch_tokens:
+            m_B = batch / p.base_batch_tokens
+        m_D = 1.0
+        if p.base_tokens:
+            m_D = max(self.config.max_iters, 1) * batch / p.base_tokens
         return m_B / m_D
 
     @property
@@ -355,11 +362,15 @@ class Rules:
     def multipliers(self) -> Multipliers:
         """The forward multipliers of the config's mode."""
         p, scheme = self.config.parametrization, self.scheme
+        embedding, logits = 1.0, scheme.logits(self.ratios)
+        if scheme.tunable:
+            embedding = p.input_mult
+            logits *= p.output_mult
         return Multipliers(
-            embedding=p.input_mult if scheme.tunable else 1.0,
+            embedding=embedding,
             attention=scheme.attention(self.ratios) / math.sqrt(self.config.head_dim),
             residual=scheme.residual(self.ratios),
-            logits=(p.output_mult if scheme.tunable else 1.0) * scheme.logits(self.ratios),
+            logits=logits,
         )
 
     @property

@@ -113,9 +113,11 @@ def _literal(value: object) -> object:
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise UserError(f"{key}={value}: expected text")
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+    quoted = len(value) > 1 and value[0] == value[-1]
+    if quoted and value[0] in "'\"":
         value = value[1:-1]
-    return ALIASES.get(key, {}).get(value.lower(), value)
+    aliases = ALIASES.get(key, {})
+    return aliases.get(value.lower(), value)
 
 
 def _truth(literal: object) -> bool | None:
@@ -137,24 +139,27 @@ def _number(literal: object, kind: Kind) -> float | None:
 # -- files ----------------------------------------------------------------------------------
 def read_file(path: str, known: Mapping[str, Any]) -> Source:
     """A config file as a source; `known` are the values in scope of a `.py` file."""
-    file = Path(path)
-    if file.suffix not in (".py", *LANGUAGES):
-        raise UserError(f"{path}: config files end in {one_of(('.py', *LANGUAGES))}")
-    if not file.is_file():
-        here = [str(p) for p in file.parent.glob("*") if p.suffix in (".py", *LANGUAGES)]
-        raise UserError(f"{path}: no such config file{did_you_mean(path, here)}")
+    text = _text_of(Path(path), path)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
-
-    try:
-        values = _run(path, text, known) if file.suffix == ".py" else _parse(path, text)
+        values = _run(path, text, known) if path.endswith(".py") else _parse(path, text)
         if not isinstance(values, Mapping):
             raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
         return Source(path, flatten_keys(values))
     except RecursionError as e:
         raise UserError(f"{path}: nested too deeply; expected keys and values") from e
+
+
+def _text_of(file: Path, path: str) -> str:
+    endings = (".py", *LANGUAGES)
+    if file.suffix not in endings:
+        raise UserError(f"{path}: config files end in {one_of(endings)}")
+    if not file.is_file():
+        here = [str(p) for p in file.parent.glob("*") if p.suffix in endings]
+        raise UserError(f"{path}: no such config file{did_you_mean(path, here)}")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
 
 
 def flatten_keys(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -208,26 +213,25 @@ def _run(path: str, text: str, known: Mapping[str, Any]) -> dict[str, Any]:
         line = getattr(e, "lineno", None) or _last_line(e, path)
         raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
 
-    names, attributes = set(), []
-    for node in _assigned(tree):
-        if isinstance(node, ast.Attribute):
-            attributes.append(node)
-        elif not node.id.startswith("_"):
-            names.add(node.id)
-    values = {name: scope[name] for name in sorted(names) if name in scope}
-    for node in attributes:
-        if isinstance(node.value, ast.Name) and node.value.id == "parametrization":
+    targets = list(_targets(tree))
+    names = {node.id for node in targets if isinstance(node, ast.Name)}
+    values = {}
+    for name in sorted(names & scope.keys()):
+        if not name.startswith("_"):
+            values[name] = scope[name]
+    for node in targets:
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "parametrization":
             values[f"parametrization.{node.attr}"] = getattr(scope["parametrization"], node.attr)
     return values
 
 
-def _assigned(tree: ast.Module) -> Iterator[ast.Name | ast.Attribute]:
+def _targets(tree: ast.Module) -> Iterator[ast.AST]:
     """What the statements of a file assign to, but for what functions and classes hold."""
     for statement in tree.body:
         if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
             continue
         for node in ast.walk(statement):
-            if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            if isinstance(getattr(node, "ctx", None), ast.Store):
                 yield node
 
 
