@@ -96,8 +96,11 @@ def holder(folder: Path, but: int | None = None) -> dict[str, Any] | None:
     `but` is a claim that does not count.
     """
     for number in claims(folder):
-        record = _read(_path(folder, number)) if number != but else None
-        if record is not None and _lives(_path(folder, number), record):
+        if number == but:
+            continue
+        path = _path(folder, number)
+        record = _read(path)
+        if record is not None and _lives(path, record):
             return record
     return None
 
@@ -191,7 +194,8 @@ def _create(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """A claim's record; None if it is gone, one without a pid while it is being written."""
     try:
-        return json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        return record
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

@@ -10,15 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "pandas", "nanoscale")
+RECORDED_PACKAGES = ("torch", "numpy", "pandas", "nanoscale")
 
 
 @cache
 def provenance() -> dict[str, Any]:
     """Commit (None outside a checkout) and whether files differ from it, versions, platform."""
     commit, dirty = commit_of(Path(__file__).parent)
-    versions = {}
-    for name in PACKAGES:
+    versions: dict[str, str | None] = {}
+    for name in RECORDED_PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

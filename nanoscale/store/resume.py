@@ -172,7 +172,8 @@ def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
     Keys that are no part of the identity may be given anew; but a micro-batch that was halved
     stays so, and once there is a checkpoint what rounding depends on stays as it was.
     """
-    old, config = folder.spec().config, spec.config
+    old = folder.spec().config
+    config = spec.config
     if config.micro_batch_size is None:
         config = replace(config, micro_batch_size=old.micro_batch_size)
     if folder.status().checkpoint_step is not None:
@@ -188,9 +189,11 @@ def is_finished(folder: RunFolder) -> bool:
 # -- from a checkpoint ----------------------------------------------------------------------------
 def start_of(folder: RunFolder, spec: RunSpec) -> Path | None:
     """The checkpoint to continue from, the folder's or else the parent's; None: from scratch."""
-    own = folder / CHECKPOINT
-    if own.is_file() or spec.config.branch_from is None:
-        return own if own.is_file() else None
+    newest = folder / CHECKPOINT
+    if newest.is_file():
+        return newest
+    if spec.config.branch_from is None:
+        return None
     parent, step = parse_branch(spec.config.branch_from)
     return parent / checkpoint_file(step)
 

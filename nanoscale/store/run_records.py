@@ -23,7 +23,8 @@ class RunStatus:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunStatus:
-        return cls(**{f.name: record.get(f.name) for f in fields(cls)})
+        values: dict[str, Any] = {f.name: record.get(f.name) for f in fields(cls)}
+        return cls(**values)
 
     # As it was read before it was a record; goes once everything reads attributes.
     def __getitem__(self, name: str) -> Any:
