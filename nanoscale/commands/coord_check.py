@@ -3,120 +3,128 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nanoscale.checks.coordinate_bands import DEPTH, WIDTH
-from nanoscale.checks.coordinate_verdict import CoordinateVerdict, JudgedSlope, StepSlope
-from nanoscale.checks.coordinates import FAIL, PASS, UNSURE
-from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError, did_you_mean
-from nanoscale.experiments.records import Asked
-from nanoscale.spec.sources import COMMAND_LINE, FIELDS, coerce, parse_arguments
-from nanoscale.store.files import check_outputs, write_json
-from nanoscale.studies.coordinate_study import LEAST_SIZES, SEEDS, STEPS, CoordinatePlan
+import click
 
-USAGE = """usage: nanoscale coord-check [config.py ...] [--key=value ...] --widths 64,128,256
-       nanoscale coord-check [config.py ...] [--key=value ...] --depths 2,4,8,16
-  --steps 10 --seeds 3 --json OUT.json --figure OUT.png --output_root experiments_out --workers N
-exit code: 0 pass, 1 fail (naming the module and the likely rule), 3 inconclusive, 2 bad input
+from nanoscale.commands.verb import ConfigVerb, Number, figure_output, json_output, output_root
+from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
+from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
+from nanoscale.store.files import write_json
 
-Over widths, heads of the config's size are added; type --n_head alone to keep their number, so that
-they grow. The model and the parametrization come from the config, the run's settings (LR, batch,
-schedule) are the check's own unless typed here as flags; --seed=N is the first of the seeds."""
-OPTIONS = ("widths", "depths", "steps", "seeds", "json", "figure", "output_root", "workers")
-SWEEPS = {"widths": (WIDTH, "64,128,256"), "depths": (DEPTH, "2,4,8,16")}
-EXIT_CODES = {PASS: DONE, FAIL: FAILED, UNSURE: INCONCLUSIVE}
+if TYPE_CHECKING:
+    from nanoscale.checks.coordinate_verdict import CoordinateVerdict, JudgedSlope, StepSlope
+    from nanoscale.studies.coordinate_study import CoordinatePlan
+
+_LEAST_SIZES = 3
 SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # steps, and the last one
 NAMED = 3  # of the intervals that are too wide
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the check and return the exit code of its verdict."""
-    if not arguments or "--help" in arguments or "-h" in arguments:
-        print(USAGE)
+class Sizes(click.ParamType):
+    """Sizes with commas, ascending."""
+
+    name = "sizes"
+
+    def __init__(self, example: str) -> None:
+        self.example = example
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> list[int]:
+        option = parameter.opts[0] if parameter else ""
+        typed, example = f"{option}={value}", f"{option} {self.example}"
+        try:
+            sizes = sorted({int(part) for part in value.strip("[]()").split(",")})
+        except ValueError:
+            sizes = [0]
+        if sizes[0] < 1:
+            raise UserError(f"{typed}: expected whole numbers, as in {example}")
+        if len(sizes) < _LEAST_SIZES:
+            raise UserError(f"{typed}: a slope needs at least {_LEAST_SIZES} sizes, as in {example}")
+        return sizes
+
+
+COUNT = Number(whole=True, least=1)
+
+
+@click.command(
+    cls=ConfigVerb,
+    examples=[
+        "nanoscale coord-check --widths 64,128,256 --parametrization.mode=muP",
+        "nanoscale coord-check config/my_model.py --depths 2,4,8,16 --figure=depth.png",
+    ],
+)
+@click.option("--widths", metavar="W,W,W", type=Sizes("64,128,256"), help="Three or more n_embd.")
+@click.option("--depths", metavar="L,L,L", type=Sizes("2,4,8,16"), help="Or three or more n_layer.")
+@click.option("--steps", metavar="T", type=COUNT, default=10, help="Updates of each run (10).")
+@click.option("--seeds", metavar="K", type=COUNT, default=3, help="Runs of each size (3).")
+@click.option("--workers", metavar="N", type=COUNT, help="Runs at once (what fits here).")
+@json_output("the verdict")
+@figure_output("sizes over width or depth")
+@output_root()
+@click.pass_context
+def command(
+    context: click.Context,
+    arguments: tuple[str, ...],
+    workers: int | None,
+    json_path: Path | None,
+    figure: Path | None,
+    output_root: Path,
+    **typed: Any,
+) -> int:
+    """Train a config at several sizes for a few steps, and judge whether activations and their
+    updates keep their size.
+
+    Over widths, heads of the config's size are added; type --n_head alone to keep their number, so
+    that they grow. The model and the parametrization come from the config, the run's settings (LR,
+    batch, schedule) are the check's own unless typed as flags; --seed=N is the first of the seeds.
+
+    Exits with 0 for pass, 1 for fail (naming the module and the likely rule), 3 for inconclusive.
+    """
+    if not context.meta["typed"]:
+        click.echo(context.get_help())
         return DONE
-    options, others = split(arguments)
-    plan = plan_of(options, others)
-    asked = Asked(command=shlex.join(["nanoscale", "coord-check", *arguments]))
-    workers = count(options, "workers", 0) or None
-    verdict = plan.run(asked, options.get("output_root", "experiments_out"), workers)
+    plan = plan_of(arguments, **typed)
+
+    from nanoscale.experiments.records import Asked
+
+    asked = Asked(command=shlex.join(["nanoscale", "coord-check", *context.meta["typed"]]))
+    verdict = plan.run(asked, output_root, workers)
     if verdict is None:
-        print("no verdict: some runs have failed")
+        click.echo("no verdict: some runs have failed")
         return FAILED
-    print("\n".join(lines(verdict)))
-    if "json" in options:
-        write_json(Path(options["json"]), verdict.to_json())
-    if "figure" in options:
+    click.echo("\n".join(lines(verdict)))
+    if json_path is not None:
+        write_json(json_path, verdict.to_json())
+    if figure is not None:
         from nanoscale.report import save
         from nanoscale.report.activation_panels import coordinates_figure
 
-        save(coordinates_figure(verdict), options["figure"])
-    return EXIT_CODES[verdict.verdict]
+        save(coordinates_figure(verdict), figure)
+    return {"pass": DONE, "fail": FAILED, "inconclusive": INCONCLUSIVE}[verdict.verdict]
 
 
-# -- what was asked -------------------------------------------------------------------------------
-def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The check's own options, as `--key=value` or `--key value`, and the other arguments."""
-    options: dict[str, str] = {}
-    others: list[str] = []
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or (key not in OPTIONS and key in FIELDS):
-            others.append(argument)
-            continue
-        if key not in OPTIONS:
-            hint = did_you_mean(key, OPTIONS) or did_you_mean(key, FIELDS)
-            raise UserError(f"--{key}: unknown key{hint or '; see nanoscale coord-check --help'}")
-        if not equals and waiting and not waiting[0].startswith("--"):
-            value = waiting.pop(0)
-        if not value:
-            raise UserError(f"--{key}: a flag needs a value, as in --{key}=VALUE")
-        options[key] = value
-    return options, others
+def plan_of(
+    arguments: Sequence[str],
+    widths: list[int] | None,
+    depths: list[int] | None,
+    steps: int,
+    seeds: int,
+) -> CoordinatePlan:
+    """The runs of what was typed; all that can be refused is refused here."""
+    from nanoscale.studies.coordinate_study import CoordinatePlan
 
-
-def plan_of(options: Mapping[str, str], others: Sequence[str]) -> CoordinatePlan:
-    sweep, sizes = sizes_of(options)
-    steps = count(options, "steps", STEPS)
-    seeds = count(options, "seeds", SEEDS)
-    check_outputs(options)
-    sources = parse_arguments(others)
+    if (widths is None) == (depths is None):
+        raise UserError("give one of --widths and --depths, as in --widths 64,128,256")
+    sources = parse_arguments(arguments)
     files = [source for source in sources if source.name != COMMAND_LINE]
     flags = [source for source in sources if source.name == COMMAND_LINE]
-    return CoordinatePlan.of(sweep, sizes, steps, seeds, files, flags)
-
-
-def count(options: Mapping[str, str], name: str, default: int) -> int:
-    """A whole number of at least 1."""
-    if name not in options:
-        return default
-    value = int(coerce(name, options[name], int))
-    if value < 1:
-        raise UserError(f"--{name}={value}: must be at least 1")
-    return value
-
-
-def sizes_of(options: Mapping[str, str]) -> tuple[str, list[int]]:
-    """`width` or `depth`, and the sizes, ascending."""
-    named = [name for name in SWEEPS if name in options]
-    if len(named) != 1:
-        raise UserError("give one of --widths and --depths, as in --widths 64,128,256")
-    name = named[0]
-    text = options[name]
-    sweep, example = SWEEPS[name]
-    try:
-        sizes = sorted({int(part) for part in text.strip("[]()").split(",")})
-    except ValueError:
-        sizes = [0]
-    if sizes[0] < 1:
-        raise UserError(f"--{name}={text}: expected whole numbers, as in --{name} {example}")
-    if len(sizes) < LEAST_SIZES:
-        raise UserError(
-            f"--{name}={text}: a slope needs at least {LEAST_SIZES} sizes, as in --{name} {example}"
-        )
-    return sweep, sizes
+    if widths is not None:
+        return CoordinatePlan.of("width", widths, steps, seeds, files, flags)
+    return CoordinatePlan.of("depth", depths or [], steps, seeds, files, flags)
 
 
 # -- what is printed ------------------------------------------------------------------------------
@@ -169,7 +177,7 @@ def verdict_line(verdict: CoordinateVerdict) -> str:
         return f"{word}: {verdict.says}"
     if not findings:
         return f"{word}: nothing could be judged"
-    unsure = [finding for finding in findings if finding.verdict == UNSURE]
+    unsure = [finding for finding in findings if finding.verdict == "inconclusive"]
     if not unsure:
         return f"{word}: all {len(findings)} intervals lie within what is allowed"
     what = ", ".join(f"{finding.quantity} at {finding.window}" for finding in unsure[:NAMED])

@@ -138,13 +138,6 @@ def plan(arguments: Sequence[str]) -> int:
     return with_options(main, OPTIONS, arguments)
 
 
-def coord_check(arguments: Sequence[str]) -> int:
-    """coord-check [config.py ...] --widths A,B,C  do activations keep their size? a verdict"""
-    from nanoscale.commands.coord_check import main
-
-    return main(list(arguments))
-
-
 def with_options(
     main: Callable[..., int],
     known: Sequence[str],
@@ -162,10 +155,7 @@ def asks_help(arguments: Sequence[str]) -> bool:
     return any(a in ("--help", "-h") for a in arguments)
 
 
-LEGACY = {
-    verb.__name__.replace("_", "-"): verb
-    for verb in (train, run, sample, bench, fit, plan, coord_check)
-}
+LEGACY = {verb.__name__.replace("_", "-"): verb for verb in (train, run, sample, bench, fit, plan)}
 
 
 def command_of(name: str) -> click.Command:

@@ -83,6 +83,7 @@ class ConfigVerb(Verb):
                     ours.append(waiting.pop(0))
         super().parse_args(context, ours)
         context.params["arguments"] = tuple(keys)
+        context.meta["typed"] = tuple(arguments)
         return []
 
     def checked(self, argument: str, name: str) -> str:

@@ -13,7 +13,7 @@ from tiny import ROOT, run_nanoscale
 
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict
 from nanoscale.checks.coordinates import FAIL, PASS, UNSURE
-from nanoscale.commands.coord_check import lines, plan_of, split
+from nanoscale.commands.coord_check import command, lines, plan_of
 from nanoscale.commands.main import main
 from nanoscale.report.activation_panels import coordinates_figure
 from nanoscale.store.files import plain
@@ -26,8 +26,12 @@ RULES = f"--parametrization.rules={ROOT / 'tests' / 'faulty_rules.py'}"
 LLAMA = ["--use_rmsnorm=True", "--use_rope=True", "--use_swiglu=True"]
 
 
+OF_THE_PLAN = ("arguments", "widths", "depths", "steps", "seeds")
+
+
 def planned(arguments: Sequence[str]) -> CoordinatePlan:
-    return plan_of(*split(arguments))
+    typed = command.make_context("coord-check", list(arguments)).params
+    return plan_of(**{key: typed[key] for key in OF_THE_PLAN})
 
 
 # -- statistics -----------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ TYPED = {
     "negative": (["--depths=-2,4,8"], "--depths=-2,4,8"),
     "too few": (["--widths", "64,128"], "--widths=64,128", "at least 3 sizes"),
     "twice the same": (["--widths=64,64,128"], "at least 3 sizes"),
-    "no value": (["--widths"], "--widths", "needs a value"),
+    "no value": (["--widths"], "--widths", "a value is missing"),
     "misspelt option": (["--widhts=1,2,3"], "--widhts", "'widths'"),
     "misspelt key": (["--widths=32,64,128", "--n_layr=2"], "--n_layr", "'n_layer'"),
     "bad width": (["--widths=32,72,128"], "72 is not a multiple of 16", "--n_head=4"),
