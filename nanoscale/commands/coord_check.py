@@ -43,7 +43,9 @@ class Sizes(click.ParamType):
         if sizes[0] < 1:
             raise UserError(f"{typed}: expected whole numbers, as in {example}")
         if len(sizes) < _LEAST_SIZES:
-            raise UserError(f"{typed}: a slope needs at least {_LEAST_SIZES} sizes, as in {example}")
+            raise UserError(
+                f"{typed}: a slope needs at least {_LEAST_SIZES} sizes, as in {example}"
+            )
         return sizes
 
 
