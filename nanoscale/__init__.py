@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nanoscale.experiments.runner import ExperimentRunner
     from nanoscale.experiments.tables import read_table
     from nanoscale.laws.fit import fit_law
-    from nanoscale.laws.forms import register_law
+    from nanoscale.laws.registry import register_law
     from nanoscale.laws.ladder import fit_power_law
     from nanoscale.model.gpt import GPT
     from nanoscale.model.muon import Muon
@@ -59,7 +59,7 @@ _PLACES = {
     "prepare": ("data.prepare", "prepare"),
     "read_table": ("experiments.tables", "read_table"),
     "register_backend": ("experiments.backends", "register_backend"),
-    "register_law": ("laws.forms", "register_law"),
+    "register_law": ("laws.registry", "register_law"),
     "register_recipe": ("studies.recipe", "register_recipe"),
     "register_scheme": ("spec.parametrization", "register"),
     "run_study": ("studies.stages", "run_study"),

@@ -9,10 +9,11 @@ choice (multiverse). A law of another thing than a loss: the best learning rate 
 """
 
 from nanoscale.laws.fit import LawFit, fit_law
-from nanoscale.laws.forms import LAWS, Law, Parameter, Term, law_of, register
+from nanoscale.laws.forms import Law, Parameter, Term
 from nanoscale.laws.influence import Influence, influence_of, without_highest
 from nanoscale.laws.ladder import LadderFit, fit_power_law
 from nanoscale.laws.profile import Profile, Profiles, profile_law
+from nanoscale.laws.registry import LAWS, law_of, load_laws, register_law
 from nanoscale.laws.result import Fit
 from nanoscale.laws.sweeps import SweepLaw, sweep_law
 
@@ -32,8 +33,9 @@ __all__ = [
     "fit_power_law",
     "influence_of",
     "law_of",
+    "load_laws",
     "profile_law",
-    "register",
+    "register_law",
     "sweep_law",
     "without_highest",
 ]

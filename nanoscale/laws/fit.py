@@ -13,7 +13,7 @@ import numpy as np
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.forms import Law, law_of, number
+from nanoscale.laws.forms import Law, number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.points import (
     LEVELS_WANTED,
@@ -26,6 +26,7 @@ from nanoscale.laws.points import (
     rise_together,
 )
 from nanoscale.laws.problem import Problem, problem_of
+from nanoscale.laws.registry import law_of
 from nanoscale.laws.result import (
     FLAT,
     NO_FIT,

@@ -17,9 +17,10 @@ from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, isoflop
 from nanoscale.laws.arrays import Array, Mask
 from nanoscale.laws.fit import LawFit, fit_law
-from nanoscale.laws.forms import Law, law_of
+from nanoscale.laws.forms import Law
 from nanoscale.laws.points import Points
 from nanoscale.laws.predict import Basis, new_runs
+from nanoscale.laws.registry import law_of
 from nanoscale.store.files import plain
 
 MOST_BUDGETS, MOST_RESAMPLES = 6, 400  # of a rollout

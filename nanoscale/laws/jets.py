@@ -7,93 +7,59 @@ derivative by hand and the solver no finite differences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from nanoscale.laws.arrays import Array
 
 
-class Jet:
+class Jet(NDArrayOperatorsMixin):
     """value (B, n) or (B, 1); d (p, B, .): its gradient; dd (p, p, B, .): its Hessian."""
 
-    __array_priority__ = 1000.0
-
-    def __init__(self, value: np.ndarray, d: np.ndarray, dd: np.ndarray) -> None:
-        self.value, self.d, self.dd = value, d, dd
+    def __init__(self, value: Array, d: Array, dd: Array) -> None:
+        self.value = value
+        self.d = d
+        self.dd = dd
 
     @classmethod
-    def variables(cls, values: np.ndarray, slopes: np.ndarray, bends: np.ndarray) -> list[Jet]:
+    def variables(cls, values: Array, slopes: Array, bends: Array) -> list[Jet]:
         """p jets from (B, p) values and their derivatives by the solver's own p coordinates."""
         B, p = values.shape
-        found = []
+        jets = []
         for i in range(p):
-            d, dd = np.zeros((p, B, 1)), np.zeros((p, p, B, 1))
-            d[i, :, 0], dd[i, i, :, 0] = slopes[:, i], bends[:, i]
-            found.append(cls(values[:, i, None], d, dd))
-        return found
+            d = np.zeros((p, B, 1))
+            dd = np.zeros((p, p, B, 1))
+            d[i, :, 0] = slopes[:, i]
+            dd[i, i, :, 0] = bends[:, i]
+            jets.append(cls(values[:, i, None], d, dd))
+        return jets
 
-    def through(self, value: np.ndarray, slope: np.ndarray, bend: np.ndarray) -> Jet:
+    def through(self, value: Array, slope: Array, bend: Array) -> Jet:
         """f(self), from f, f' and f'' there."""
         outer = self.d[:, None] * self.d[None]
         return Jet(value, slope * self.d, slope * self.dd + bend * outer)
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Operand, **options: object
+    ) -> Jet:
+        """What numpy's functions and operators do with a jet, by RULES."""
         rule = RULES.get(ufunc)
-        if rule is None or method != "__call__" or kwargs:
+        if rule is None or method != "__call__" or options:
             return NotImplemented
         return rule(*inputs)
 
-    def __neg__(self) -> Jet:
-        return Jet(-self.value, -self.d, -self.dd)
 
-    def __add__(self, other) -> Jet:
-        return add(self, other)
-
-    def __sub__(self, other) -> Jet:
-        return add(self, -other)
-
-    def __rsub__(self, other) -> Jet:
-        return add(-self, other)
-
-    def __mul__(self, other) -> Jet:
-        return multiply(self, other)
-
-    def __truediv__(self, other) -> Jet:
-        return multiply(self, reciprocal(other))
-
-    def __rtruediv__(self, other) -> Jet:
-        return multiply(reciprocal(self), other)
-
-    def __pow__(self, other) -> Jet:
-        return power(self, other)
-
-    def __rpow__(self, other) -> Jet:
-        return power(other, self)
-
-    __radd__, __rmul__ = __add__, __mul__
+Operand = Jet | Array | float  # at least one of two is a jet
 
 
-def add(a, b) -> Jet:
-    if not isinstance(a, Jet):
-        a, b = b, a
-    if not isinstance(b, Jet):
-        return Jet(a.value + b, a.d, a.dd)
-    return Jet(a.value + b.value, a.d + b.d, a.dd + b.dd)
+# -- of one jet -----------------------------------------------------------------------------------
+def negative(a: Jet) -> Jet:
+    return Jet(-a.value, -a.d, -a.dd)
 
 
-def multiply(a, b) -> Jet:
-    if not isinstance(a, Jet):
-        a, b = b, a
-    if not isinstance(b, Jet):
-        return Jet(a.value * b, a.d * b, a.dd * b)
-    cross = a.d[:, None] * b.d[None]
-    return Jet(
-        a.value * b.value,
-        a.value * b.d + b.value * a.d,
-        a.value * b.dd + b.value * a.dd + cross + cross.swapaxes(0, 1),
-    )
-
-
-def reciprocal(a):
-    if not isinstance(a, Jet):
-        return 1 / a
+def reciprocal(a: Jet) -> Jet:
     inverse = 1 / a.value
     return a.through(inverse, -(inverse**2), 2 * inverse**3)
 
@@ -113,28 +79,67 @@ def log(a: Jet) -> Jet:
     return a.through(np.log(a.value), inverse, -(inverse**2))
 
 
-def sqrt(a: Jet) -> Jet:
-    return power(a, 0.5)
+# -- of two ---------------------------------------------------------------------------------------
+def add(a: Operand, b: Operand) -> Jet:
+    if not isinstance(a, Jet):
+        a, b = b, a
+    if not isinstance(b, Jet):
+        return Jet(a.value + b, a.d, a.dd)
+    return Jet(a.value + b.value, a.d + b.d, a.dd + b.dd)
 
 
-def power(a, b) -> Jet:
+def multiply(a: Operand, b: Operand) -> Jet:
+    if not isinstance(a, Jet):
+        a, b = b, a
+    if not isinstance(b, Jet):
+        return Jet(a.value * b, a.d * b, a.dd * b)
+    cross = a.d[:, None] * b.d[None]
+    return Jet(
+        a.value * b.value,
+        a.value * b.d + b.value * a.d,
+        a.value * b.dd + b.value * a.dd + cross + cross.swapaxes(0, 1),
+    )
+
+
+def divide(a: Operand, b: Operand) -> Jet:
+    return multiply(a, reciprocal(b) if isinstance(b, Jet) else 1 / b)
+
+
+def power(a: Operand, b: Operand) -> Jet:
     """a ** b; a law's bases are positive, so an exponent that is a jet goes by logarithms."""
     if isinstance(b, Jet):
-        return exp(multiply(b, log(a) if isinstance(a, Jet) else np.log(a)))
+        return exp(multiply(b, np.log(a)))
     return a.through(a.value**b, b * a.value ** (b - 1), b * (b - 1) * a.value ** (b - 2))
 
 
-def minimum(a, b) -> Jet:
+def minimum(a: Operand, b: Operand) -> Jet:
     """The lower of two, with its derivatives (of the first, where they are equal)."""
-    one, two = ((j.value, j.d, j.dd) if isinstance(j, Jet) else (j, 0.0, 0.0) for j in (a, b))
-    first = one[0] <= two[0]
-    return Jet(*(np.where(first, i, j) for i, j in zip(one, two, strict=True)))
+    value, d, dd = _parts(a)
+    other, other_d, other_dd = _parts(b)
+    first = value <= other
+    return Jet(
+        np.where(first, value, other),
+        np.where(first, d, other_d),
+        np.where(first, dd, other_dd),
+    )
 
 
-RULES = {
-    np.add: add, np.multiply: multiply, np.exp: exp, np.expm1: expm1, np.log: log,
-    np.sqrt: sqrt,
-    np.minimum: minimum, np.power: power, np.reciprocal: reciprocal, np.negative: lambda a: -a,
-    np.subtract: lambda a, b: add(a, -b), np.square: lambda a: multiply(a, a),
-    np.divide: lambda a, b: multiply(a, reciprocal(b)),
-}  # fmt: skip
+def _parts(a: Operand) -> tuple[Array | float, ...]:
+    return (a.value, a.d, a.dd) if isinstance(a, Jet) else (a, 0.0, 0.0)
+
+
+RULES: dict[np.ufunc, Callable[..., Jet]] = {
+    np.negative: negative,
+    np.reciprocal: reciprocal,
+    np.exp: exp,
+    np.expm1: expm1,
+    np.log: log,
+    np.sqrt: lambda a: power(a, 0.5),
+    np.square: lambda a: multiply(a, a),
+    np.add: add,
+    np.subtract: lambda a, b: add(a, -b),
+    np.multiply: multiply,
+    np.divide: divide,
+    np.power: power,
+    np.minimum: minimum,
+}

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.forms import POWER, number
+from nanoscale.laws.forms import number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, problem_of
+from nanoscale.laws.published import POWER
 from nanoscale.laws.result import (
     NO_FIT,
     Fit,

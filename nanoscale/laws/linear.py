@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from nanoscale.laws.arrays import Array, Mask
+
 FLAT = 1e-14  # of a pivot, relative to the diagonal entry it began as: rounding, taken as flat
 
 
-def solve_positive(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def solve_positive(A: Array, b: Array) -> tuple[Array, Mask]:
     """x (p, B) of A x = b for symmetric A (p, p, B), and whether no A (B,) bends downwards.
 
     A direction that is flat but for rounding gets a curvature of that size.
     """
-    A, x = A.copy(), b.copy()
+    A = A.copy()
+    x = b.copy()
     p = len(b)
     flat = FLAT * np.abs(A[range(p), range(p)]) + 1e-300
     positive = np.ones(b.shape[1:], bool)
@@ -25,20 +28,23 @@ def solve_positive(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
         positive &= pivot > -flat[j]
         np.maximum(pivot, flat[j], out=pivot)
         if j + 1 < p:
-            share = A[j, j + 1 :] / pivot
-            A[j + 1 :, j + 1 :] -= share[:, None] * A[j, None, j + 1 :]
+            row = A[j, j + 1 :]
+            share = row / pivot
+            A[j + 1 :, j + 1 :] -= share[:, None] * row[None]
             x[j + 1 :] -= share * x[j]
     for j in reversed(range(p)):
-        x[j] = (x[j] - (A[j, j + 1 :] * x[j + 1 :]).sum(0)) / A[j, j]
+        known = (A[j, j + 1 :] * x[j + 1 :]).sum(0)
+        x[j] = (x[j] - known) / A[j, j]
     return x, positive
 
 
-def solve_nonnegative(G: np.ndarray, h: np.ndarray) -> np.ndarray:
+def solve_nonnegative(G: Array, h: Array) -> Array:
     """Coefficients (q, B) >= 0 of a least squares from its normal equations G (q, q, B), h (q, B).
 
     The most negative is put to 0 and the others are solved anew, until none is.
     """
     q = len(h)
+    identity = np.eye(q)[..., None]
     size = np.sqrt(np.maximum(G[range(q), range(q)], 1e-300))
     keep = np.ones(h.shape, bool)
     x, _ = solve_positive(G, h)
@@ -48,7 +54,9 @@ def solve_nonnegative(G: np.ndarray, h: np.ndarray) -> np.ndarray:
         if not len(negative):
             break
         keep[worst[negative], negative] = False
+
         left = keep[:, negative]
-        inside = np.where(left[:, None] & left[None], G[..., negative], np.eye(q)[..., None])
-        x[:, negative] = solve_positive(inside, np.where(left, h[:, negative], 0.0))[0]
+        inside = np.where(left[:, None] & left[None], G[..., negative], identity)
+        target = np.where(left, h[:, negative], 0.0)
+        x[:, negative], _ = solve_positive(inside, target)
     return np.where(x > 0, x, 0.0)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.laws.arrays import Array
 
 OBJECTIVES = ("log-huber", "lad", "mse", "envelope")
 OVERESTIMATE = 10.0  # weight of a point that the law lies above, under `envelope`
@@ -63,14 +64,22 @@ class Objective:
         scale = max(mean_residual(), 1e-6)
         return [replace(self, delta=max(scale * s, LAD_DELTA)) for s in LAD_STAGES]
 
-    def residual(self, loss: np.ndarray, m: np.ndarray) -> np.ndarray:
-        """r of fitted values m (B, n); `loss` is ln L, or L where `raw`."""
-        if self.raw:
-            return loss - m
-        r = np.log(m)
-        return np.subtract(loss, r, out=r)
+    def read(self, loss: Array) -> Array:
+        """Losses as residuals are taken of them: ln L, or L where `raw`."""
+        return loss if self.raw else np.log(loss)
 
-    def value(self, r: np.ndarray, w: np.ndarray) -> np.ndarray:
+    def loss(self, y: Array) -> Array:
+        """The inverse of `read`."""
+        return y if self.raw else np.exp(y)
+
+    def residual(self, y: Array, m: Array) -> Array:
+        """r (B, n) of fitted values m (B, n); y (B or 1, n) are losses as `read`."""
+        if self.raw:
+            return y - m
+        r = np.log(m)
+        return np.subtract(y, r, out=r)
+
+    def value(self, r: Array, w: Array) -> Array:
         """The sum (B,) over points of r (B, n) with weights w (B or 1, n)."""
         if self.raw:
             return _sum(r * r, w)
@@ -78,15 +87,13 @@ class Objective:
         rho = np.multiply(psi, -0.5)
         rho += r
         rho *= psi
-        if self.name == "envelope":
-            rho = np.where(r < 0, OVERESTIMATE * rho, rho)
-        return _sum(rho, w)
+        return _sum(self.lopsided(rho, r), w)
 
-    def reported(self, r: np.ndarray, w: np.ndarray) -> np.ndarray:
+    def reported(self, r: Array, w: Array) -> Array:
         """`value`, but of the objective itself where the solver approaches it."""
         return _sum(np.abs(r), w) if self.name == "lad" else self.value(r, w)
 
-    def derivatives(self, r, m, w, damping) -> tuple[np.ndarray, np.ndarray]:
+    def derivatives(self, r: Array, m: Array, w: Array, damping: Array) -> tuple[Array, Array]:
         """(c, q), each (B, n): the weighted first and second derivatives by m.
 
         damping (B,): how much of the reweighted least squares' curvature, never negative, is
@@ -94,28 +101,32 @@ class Objective:
         """
         if self.raw:
             return -2 * w * r, 2 * w * (1 + damping[:, None])
+
         psi = np.clip(r, -self.delta, self.delta)
         bend = psi + (psi == r)
         if damping.any():
-            bend += damping[:, None] * (psi / np.where(r == 0, 1, r) + (r == 0))
-        if self.name == "envelope":
-            w = np.where(r < 0, OVERESTIMATE * w, w)
+            nonzero = np.where(r == 0, 1, r)
+            bend += damping[:, None] * (psi / nonzero + (r == 0))
         inverse = 1 / m
-        w = w * inverse
+        w = self.lopsided(w, r) * inverse
         bend *= w
         bend *= inverse
         psi *= w
         return np.negative(psi, out=psi), bend
 
-    def reweighted(self, r, m, w) -> np.ndarray:
+    def reweighted(self, r: Array, m: Array, w: Array) -> Array:
         """(B, n) weights of the least squares in m that has this slope at m."""
         if self.raw:
             return np.broadcast_to(w, r.shape)
-        weight = np.minimum(1, self.delta / np.maximum(np.abs(r), 1e-300)) * w / m**2
-        return np.where(r < 0, OVERESTIMATE * weight, weight) if self.name == "envelope" else weight
+        size = np.maximum(np.abs(r), 1e-300)
+        return self.lopsided(np.minimum(1, self.delta / size) * w / m**2, r)
+
+    def lopsided(self, values: Array, r: Array) -> Array:
+        """What is of each point, times its weight where the law lies above it."""
+        if self.name != "envelope":
+            return values
+        return np.where(r < 0, OVERESTIMATE * values, values)
 
 
-def _sum(rho: np.ndarray, w: np.ndarray) -> np.ndarray:
-    if len(w) == 1:
-        return rho @ w[0]
-    return np.einsum("bn,bn->b", rho, w)
+def _sum(rho: Array, w: Array) -> Array:
+    return rho @ w[0] if len(w) == 1 else np.einsum("bn,bn->b", rho, w)

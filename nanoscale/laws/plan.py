@@ -14,8 +14,8 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws.fit import LawFit
-from nanoscale.laws.forms import law_of
 from nanoscale.laws.predict import FAR, Basis, predict
+from nanoscale.laws.registry import law_of
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.store.files import plain

@@ -28,12 +28,13 @@ from scipy.special import stdtrit
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.laws import solver
+from nanoscale.laws.arrays import Array
 from nanoscale.laws.calibration import bend_of, psi_of, spread_of, unit_of
 from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.objectives import LAD_DELTA, Objective
 from nanoscale.laws.points import kept, numbers, plain_labels, predictors
-from nanoscale.laws.problem import Held, Problem, SumProblem, problem_of
+from nanoscale.laws.problem import Problem, SumProblem, problem_of
 from nanoscale.store.files import plain
 
 LEVEL = 0.95
@@ -205,7 +206,8 @@ def _mirrored(a: Profile) -> Profile:
 class _One:
     """The search for one parameter's ends, in the solver's coordinates."""
 
-    problem: Held
+    problem: Problem
+    index: int
     free: Problem
     rule: Objective
     scaled: np.ndarray  # (1, n)
@@ -223,11 +225,9 @@ class _One:
         index = form.names.index(name)
         coefficient = bool(form.terms) and form.parameters[index].kind == "coefficient"
 
-        def problem() -> Problem:
-            found = problem_of(form, x, loss)
-            return SumProblem(form, x, found.scale, centred=False) if coefficient else found
-
-        free = problem()
+        free = problem_of(form, x, loss)
+        if coefficient:
+            free = SumProblem(form, x, free.scale, centred=False)
         scaled = loss[None] / free.scale
         ones, y = np.ones(scaled.shape), scaled if rule.raw else np.log(scaled)
         best = solver.solve(free, rule, scaled, ones, STARTS).theta
@@ -238,7 +238,8 @@ class _One:
             r = rule.residual(y, free.at(best).m)[0]
         starts = free.starts(scaled, ones, MANY_STARTS)[0, :: MANY_STARTS // SOME_STARTS]
         return cls(
-            Held(problem(), index),
+            free.holding(index),
+            index,
             free,
             rule,
             scaled,
@@ -247,10 +248,6 @@ class _One:
             unit_of(rule, r, best.shape[1]),
             starts,
         )
-
-    @property
-    def index(self) -> int:
-        return self.problem.index
 
     @property
     def name(self) -> str:
@@ -334,7 +331,7 @@ class _One:
 
     def _range(self) -> tuple[float, float]:
         low, high = self.problem.lower[self.index], self.problem.upper[self.index]
-        if self.problem.floor or self.problem.law.parameters[self.index].kind == "floor":
+        if self.problem.law.parameters[self.index].kind == "floor":
             high = 2 * self.scaled.max()  # the law is above every loss
         return max(low, self.middle - FAR), min(high, self.middle + FAR)
 
@@ -411,11 +408,8 @@ def _by_balance(law: Law) -> Law:
     if pair is None:
         raise UserError(f"law {law.name} has no pair of exponents that a is made of")
     first, second = pair
-    names = [n if n != second else "a" for n in law.names]
 
-    def function(*given):
-        named = dict(zip((*names, *law.predictors), given, strict=True))
-        a = named.pop("a")
+    def function(a: Array, **named: Array) -> Array:
         return law.function(**named, **{second: named[first] * a / (1 - a)})
 
     def starts(loss: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def _optimal(text: str, name: str, C: float, form: Law) -> Question:
 
 def _loss(form: Law, params: Array, x: Iterable[Array | float]) -> Array:
     """(...): for params (..., p), at predictors that are numbers or (...) each."""
-    return form.function(*np.moveaxis(params, -1, 0), *x)
+    return form.at(np.moveaxis(params, -1, 0), x)
 
 
 def _values(text: str, where: str) -> list[float]:

@@ -47,7 +47,7 @@ class Fit:
 
     def __call__(self, *x: np.ndarray | float) -> np.ndarray:
         """The law's loss at its predictors."""
-        return self.form.function(**self.params, **dict(zip(self.form.predictors, x, strict=True)))
+        return self.form.at(self.params.values(), x)
 
     def equation(self, *, with_intervals: bool = False) -> str:
         """`L(C) = 1.23 + 45.6 / C^0.123`; a parameter that is not identified stays a letter."""

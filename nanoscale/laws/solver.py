@@ -6,15 +6,17 @@ no scale of the loss can stop it early (the failure of L-BFGS in Hoffmann et al.
 Besiroglu et al. 2024), and a start that has not converged is never called a fit. Data sets differ
 by their weights (resamples of points) or by their losses; neither is copied. Rows are worked on in
 batches that stay in cache, and those that are done leave.
+
+Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates theta.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from nanoscale.laws.arrays import Array, Index, Mask, put
 from nanoscale.laws.linear import solve_positive
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, State
@@ -27,254 +29,285 @@ START_DAMPING = 0.03  # shares of reweighted least squares in the Hessian
 FIRST_DAMPING, CONVEX_DAMPING = 1e-3, 0.3  # after a poor step; where the Hessian bends down
 HEAVY_DAMPING, MOST_DAMPING = 5.0, 1e15  # from which steps are projected as well; given up
 SMALL_DAMPING = 1.0  # up to which the decrement of a damped step counts
+LEAVING = 0.1  # share of a batch that is done before it is made smaller
 BATCH = 49_152  # points of a batch, so that its arrays stay in cache
 CHECKED, STARTS_CHECKED, STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
 CHECKED_POINTS = 4_000  # of these resamples together, but at least two of them
+SAMPLED = 64  # starts, of which the best says how large residuals are
 
 
 @dataclass(frozen=True)
 class Solution:
     """The best of the starts for each of R data sets."""
 
-    theta: np.ndarray  # (R, p)
-    objective: np.ndarray  # (R,) of losses over the problem's scale
-    converged: np.ndarray  # (R,) bool
-    agreeing: np.ndarray  # (R,) number of starts that ended at the best objective
+    theta: Array  # (R, p)
+    objective: Array  # (R,) of losses over the problem's scale
+    converged: Mask  # (R,)
+    agreeing: Index  # (R,) number of starts that ended at the best objective
     starts: int
-
-
-@dataclass
-class _Rows:
-    """The rows of a batch that are at work: where they are, and their data."""
-
-    theta: np.ndarray  # (B, p)
-    state: State
-    r: np.ndarray  # (B, n) residuals
-    f: np.ndarray  # (B,)
-    damping: np.ndarray  # (B,)
-    loss: np.ndarray  # (B or 1, n)
-    w: np.ndarray  # (B or 1, n)
-    index: np.ndarray  # (B,) in the batch
-
-    def take(self, rows: np.ndarray) -> _Rows:
-        data = [a if len(a) == 1 else a[rows] for a in (self.loss, self.w)]
-        return _Rows(
-            self.theta[rows],
-            self.state.take(rows),
-            self.r[rows],
-            self.f[rows],
-            self.damping[rows],
-            *data,
-            self.index[rows],
-        )
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
 def solve(
-    problem: Problem,
-    objective: Objective,
-    loss: np.ndarray,
-    w: np.ndarray,
-    starts: np.ndarray | int,
+    problem: Problem, objective: Objective, loss: Array, w: Array, starts: Array | int
 ) -> Solution:
     """Fit losses (R or 1, n), over the problem's scale, with weights w (R or 1, n).
 
     starts: how many to make, or (R or 1, S, p) of them.
     """
-    R = max(len(loss), len(w))
     if isinstance(starts, int):
         starts = problem.starts(loss, w, starts)
-    theta = np.broadcast_to(starts, (R, *starts.shape[1:])).reshape(-1, starts.shape[2])
-    S = starts.shape[1]
-    y = loss if objective.raw else np.log(loss)
+    R = max(len(loss), len(w))
+    S, p = starts.shape[1:]
+    theta = np.broadcast_to(starts, (R, S, p)).reshape(-1, p)
+
+    y = objective.read(loss)
     stages = objective.stages(lambda: _mean_residual(problem, y, theta))
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
-        theta, f, converged = _batched(problem, stage, following, y, w, theta, S)
-    f = f.reshape(R, S)
-    best = f.argmin(1)
-    lowest = f[np.arange(R), best]
-    equal = f <= (lowest * (1 + AGREEMENT) + y.shape[1] * ROUNDING)[:, None]
-    equal &= converged.reshape(f.shape)
+        task = _Task(problem, stage, y, w)
+        theta, f, converged = _batched(task, following, theta, S)
+
+    ends = f.reshape(R, S)
+    best = ends.argmin(1)
+    lowest = ends.min(1)
+    equal = ends <= (lowest * (1 + AGREEMENT) + y.shape[1] * ROUNDING)[:, None]
+    equal &= converged.reshape(R, S)
     pick = np.arange(R) * S + best
     return Solution(theta[pick], lowest, converged[pick], equal.sum(1), S)
 
 
-def resolve(
-    problem: Problem, objective: Objective, loss: np.ndarray, w: np.ndarray, best: np.ndarray
-) -> Solution:
+def resolve(problem: Problem, objective: Objective, loss: Array, w: Array, best: Array) -> Solution:
     """Solve R resamples of the data whose optimum is `best` (p,), each from there.
 
     Some are solved from many starts as well; if that finds a lower objective in any, all are
     solved from the best few of many.
     """
-    found = solve(problem, objective, loss, w, best[None, None])
-    R, rounding = len(found.theta), ROUNDING * w.sum(1).max()
+    solution = solve(problem, objective, loss, w, best[None, None])
+    R = len(solution.theta)
     checked = min(CHECKED, max(2, CHECKED_POINTS // w.shape[1]))
     some = np.unique(np.linspace(0, R - 1, checked).astype(int))
-    again = np.union1d(some, np.flatnonzero(~found.converged))
-    for rows, few in ((again, STARTS_CHECKED), (np.arange(R), STARTS_KEPT)):
-        data = [a if len(a) == 1 else a[rows] for a in (loss, w)]
-        starts = problem.starts(*data, STARTS_CHECKED)
-        wider = solve(problem, objective, *data, lowest(problem, objective, *data, starts, few))
-        lower = wider.objective < found.objective[rows] * (1 - AGREEMENT) - rounding
-        lower |= wider.converged & ~found.converged[rows]
-        for mine, theirs in (
-            (found.theta, wider.theta),
-            (found.objective, wider.objective),
-            (found.converged, wider.converged),
-        ):
-            mine[rows[lower]] = theirs[lower]
-        if not lower[np.isin(rows, some)].any():
-            break
-    return found
+    again = np.union1d(some, np.flatnonzero(~solution.converged))
+
+    better = improve(problem, objective, loss, w, solution, again, STARTS_CHECKED)
+    if better[np.isin(again, some)].any():
+        improve(problem, objective, loss, w, solution, np.arange(R), STARTS_KEPT)
+    return solution
+
+
+def improve(
+    problem: Problem,
+    objective: Objective,
+    loss: Array,
+    w: Array,
+    solution: Solution,
+    rows: Index,
+    few: int,
+) -> Mask:
+    """Solve some data sets (k,) again, from the `few` best of many starts, where that is better.
+
+    Returns which are (k,): lower in the objective, or converged at last. `solution` has them.
+    """
+    rounding = ROUNDING * w.sum(1).max()
+    some_loss, some_w = _rows_of(rows, loss), _rows_of(rows, w)
+    starts = problem.starts(some_loss, some_w, STARTS_CHECKED)
+    starts = lowest(problem, objective, some_loss, some_w, starts, few)
+    wider = solve(problem, objective, some_loss, some_w, starts)
+
+    better = wider.objective < solution.objective[rows] * (1 - AGREEMENT) - rounding
+    better |= wider.converged & ~solution.converged[rows]
+    put(
+        rows[better],
+        [solution.theta, solution.objective, solution.converged],
+        [wider.theta[better], wider.objective[better], wider.converged[better]],
+    )
+    return better
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
-def lowest(problem, objective, loss, w, starts, few):
+def lowest(
+    problem: Problem, objective: Objective, loss: Array, w: Array, starts: Array, few: int
+) -> Array:
     """The `few` of starts (R or 1, S, p) where the objective is lowest, (R or 1, few, p)."""
-    y = loss if objective.raw else np.log(loss)
-    f = np.stack(
-        [objective.value(objective.residual(y, problem.at(s).m), w) for s in starts.swapaxes(0, 1)],
-        axis=1,
-    )
+    S, p = starts.shape[1:]
+    starts = np.broadcast_to(starts, (max(len(starts), len(loss)), S, p))
+    task = _Task(problem, objective, objective.read(loss), w)
+    f = np.stack([task.at(starts[:, i]).f for i in range(S)], axis=1)
     order = np.argsort(f, axis=1)[:, :few, None]
-    return np.take_along_axis(np.broadcast_to(starts, (len(f), *starts.shape[1:])), order, axis=1)
+    return np.take_along_axis(np.broadcast_to(starts, (len(f), S, p)), order, axis=1)
 
 
-def condition(problem: Problem, theta: np.ndarray, w: np.ndarray) -> tuple[float, np.ndarray]:
+def condition(problem: Problem, theta: Array, w: Array) -> tuple[float, Array]:
     """How flat least squares of ln L is at theta (p,), whatever the objective.
 
     The condition number of the Gauss-Newton matrix scaled to a unit diagonal, and the direction
     (p,) in which it bends least.
     """
     state = problem.at(theta[None])
-    zero = np.zeros(state.m.shape)
-    matrix = problem.sums(state, zero, w / state.m**2)[1][..., 0]
+    _, hessian = problem.sums(state, np.zeros(state.m.shape), w / state.m**2)
+    matrix = hessian[..., 0]
     size = np.sqrt(np.maximum(matrix.diagonal(), 1e-300))
     values, vectors = np.linalg.eigh(matrix / size / size[:, None])
     return float(values[-1] / max(values[0], 1e-300)), vectors[:, 0]
 
 
-def _batched(problem, objective, following, y, w, theta, S):
-    """Refine every row of theta; row i is a start of data set i // S."""
-    found = []
-    for rows in _batches(len(theta), y.shape[1]):
-        data = [a if len(a) == 1 else a[rows // S] for a in (y, w)]
-        end, *rest = refine(problem, objective, *data, theta[rows])
+# -- rows at work ---------------------------------------------------------------------------------
+@dataclass
+class _Place:
+    """Where B rows are: theta (B, p), the law there, residuals r (B, n), the objective f (B,)."""
+
+    theta: Array
+    state: State
+    r: Array
+    f: Array
+
+    def take(self, rows: Index | Mask) -> _Place:
+        return _Place(self.theta[rows], self.state.take(rows), self.r[rows], self.f[rows])
+
+    def put(self, rows: Index, other: _Place) -> None:
+        self.state.put(rows, other.state)
+        put(rows, [self.theta, self.r, self.f], [other.theta, other.r, other.f])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What B rows minimise; y and w (B or 1, n) as the objective reads losses, and weights."""
+
+    problem: Problem
+    objective: Objective
+    y: Array
+    w: Array
+
+    def take(self, rows: Index | Mask) -> _Task:
+        return _Task(self.problem, self.objective, _rows_of(rows, self.y), _rows_of(rows, self.w))
+
+    def at(self, theta: Array) -> _Place:
+        state = self.problem.at(theta)
+        r = self.objective.residual(self.y, state.m)
+        return _Place(theta, state, r, self.objective.value(r, self.w))
+
+
+def _rows_of(rows: Index | Mask, data: Array) -> Array:
+    """Some rows; the only one, where all data sets share it."""
+    return data if len(data) == 1 else data[rows]
+
+
+def _batched(
+    task: _Task, following: Objective | None, theta: Array, S: int
+) -> tuple[Array, Array, Mask]:
+    """`refine` every row of theta, in batches; row i is a start of data set i // S.
+
+    following: the objective's next stage, towards which theta then goes.
+    """
+    ends = np.empty_like(theta)
+    f = np.empty(len(theta))
+    converged = np.empty(len(theta), bool)
+    size = max(1, BATCH // task.y.shape[1])
+    for first in range(0, len(theta), size):
+        rows = np.arange(first, min(first + size, len(theta)))
+        some = task.take(rows // S)
+        ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
         if following is not None:
-            end = _followed(problem, objective, following.delta, *data, end)
-        found.append((end, *rest))
-    return tuple(np.concatenate(part) for part in zip(*found, strict=True))
+            ends[rows] = _followed(some, following.delta, ends[rows])
+    return ends, f, converged
 
 
-def _batches(rows: int, n: int) -> Iterator[np.ndarray]:
-    size = max(1, BATCH // n)
-    for first in range(0, rows, size):
-        yield np.arange(first, min(first + size, rows))
+def refine(task: _Task, theta: Array) -> tuple[Array, Array, Mask]:
+    """Projected Newton (Bertsekas 1982), damped by reweighted least squares.
 
-
-def refine(problem: Problem, objective: Objective, y, w, theta):
-    """Projected Newton (Bertsekas 1982), damped by reweighted least squares; (theta, f, done)."""
-    theta = np.clip(theta, problem.lower, problem.upper)
-    state = problem.at(theta)
-    r = objective.residual(y, state.m)
-    rows = _Rows(
-        theta,
-        state,
-        r,
-        objective.value(r, w),
-        np.full(len(theta), START_DAMPING),
-        y,
-        w,
-        np.arange(len(theta)),
-    )
-    found, lowest = theta.copy(), rows.f.copy()
+    Where each row of theta (B, p) ends, the objective there, and whether it has converged.
+    """
+    place = task.at(np.clip(theta, task.problem.lower, task.problem.upper))
+    damping = np.full(len(theta), START_DAMPING)
+    index = np.arange(len(theta))
+    ends = place.theta.copy()
+    f = place.f.copy()
     converged = np.zeros(len(theta), bool)
     for _ in range(MAX_ITER):
-        done, stuck = _iterate(problem, objective, rows)
-        found[rows.index], lowest[rows.index] = rows.theta, rows.f
-        converged[rows.index[done]] = True
-        left = ~(done | stuck)
+        place, damping, done = _iterate(task, place, damping)
+        ends[index] = place.theta
+        f[index] = place.f
+        converged[index[done]] = True
+
+        left = ~done & (damping <= MOST_DAMPING)  # those that are done or stay only move down
         if not left.any():
             break
-        if left.mean() < 0.9:
-            rows = rows.take(left)
-        # rows that are done and stay only move further down
-    return found, lowest, converged
+        if left.mean() < 1 - LEAVING:
+            task = task.take(left)
+            place = place.take(left)
+            damping = damping[left]
+            index = index[left]
+    return ends, f, converged
 
 
-def _followed(problem, objective, delta, y, w, theta):
+def _iterate(task: _Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
+    """One step of every row: where it leads, the next damping (B,), and which have converged."""
+    step, decrement, convex = _newton_step(task, place, damping)
+    room = TOLERANCE * place.f + place.r.shape[1] * ROUNDING
+    done = convex & (decrement <= room) & (damping <= SMALL_DAMPING)
+
+    trial = _trial(task, place, damping, step, decrement)
+    better = (trial.f < place.f) | (convex & (trial.f <= place.f + room))
+    gain = np.where(better, place.f - trial.f, -1.0)
+    worse = np.flatnonzero(~better)
+    if len(worse):
+        trial.put(worse, place.take(worse))
+
+    raised = np.maximum(10 * damping, np.where(convex, FIRST_DAMPING, CONVEX_DAMPING))
+    lowered = np.where(gain < 0.5 * decrement, damping, damping / 10)
+    lowered[lowered < FIRST_DAMPING] = 0.0
+    return trial, np.where(better & convex, lowered, raised), done
+
+
+def _newton_step(task: _Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
+    """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
+    c, q = task.objective.derivatives(place.r, place.state.m, task.w, damping)
+    gradient, hessian = task.problem.sums(place.state, c, q)
+    stopped = task.problem.stopped(place.theta, gradient)
+    if stopped.any():
+        identity = np.eye(len(hessian))[..., None]
+        hessian = np.where(stopped[:, None] | stopped[None], identity, hessian)
+        gradient = np.where(stopped, 0.0, gradient)
+    step, convex = solve_positive(hessian, -gradient)
+    return step.T, -(gradient * step).sum(0) / 2, convex
+
+
+def _trial(task: _Task, place: _Place, damping: Array, step: Array, decrement: Array) -> _Place:
+    """Where the step leads, or its projection if that gains more than a poor or short step."""
+    problem = task.problem
+    trial = task.at(problem.clipped(place.theta, place.theta + step))
+    poor = ~(place.f - trial.f > 0.5 * decrement) | (damping > HEAVY_DAMPING)
+    rows = np.flatnonzero(poor & ~(decrement <= TOLERANCE * place.f))
+    if not (len(rows) and problem.solved):
+        return trial
+
+    some = task.take(rows)
+    weight = task.objective.reweighted(place.r[rows], place.state.m[rows], some.w)
+    theta = problem.projected(trial.theta[rows], weight, task.objective.loss(some.y))
+    projected = some.at(problem.clipped(theta, theta))
+    won = ~(trial.f[rows] <= projected.f)
+    trial.put(rows[won], projected.take(won))
+    return trial
+
+
+def _followed(task: _Task, delta: float, theta: Array) -> Array:
     """Where the optimum theta (B, p) goes as delta falls while the same points stay within it.
 
     The gradient vanishes along the path, and of it only the part of the points outside depends on
     delta, in proportion.
     """
-    state = problem.at(theta)
-    r = objective.residual(y, state.m)
-    c, q = objective.derivatives(r, state.m, w, np.zeros(len(theta)))
-    hessian = problem.sums(state, c, q)[1]
-    outside = problem.sums(state, np.where(np.abs(r) > objective.delta, c, 0.0), q)[0]
-    step, positive = solve_positive(hessian, outside)
-    step = np.where(positive & np.isfinite(step).all(0), step, 0.0).T
-    return problem.clipped(theta, theta + (1 - delta / objective.delta) * step)
+    place = task.at(theta)
+    now = task.objective.delta
+    c, q = task.objective.derivatives(place.r, place.state.m, task.w, np.zeros(len(theta)))
+    _, hessian = task.problem.sums(place.state, c, q)
+    beyond = np.where(np.abs(place.r) > now, c, 0.0)
+    outside, _ = task.problem.sums(place.state, beyond, q)
+
+    step, convex = solve_positive(hessian, outside)
+    step = np.where(convex & np.isfinite(step).all(0), step, 0.0).T
+    return task.problem.clipped(theta, theta + (1 - delta / now) * step)
 
 
-def _iterate(problem: Problem, objective: Objective, rows: _Rows) -> tuple[np.ndarray, np.ndarray]:
-    """One step of every row, in place; which have converged, and which cannot move."""
-    step, decrement, positive = _newton_step(problem, objective, rows)
-    room = TOLERANCE * rows.f + rows.r.shape[1] * ROUNDING
-    done = positive & (decrement <= room) & (rows.damping <= SMALL_DAMPING)
-    theta, state, r, f = _trial(problem, objective, rows, step, decrement)
-    better = (f < rows.f) | (positive & (f <= rows.f + room))
-    gain = np.where(better, rows.f - f, -1.0)
-    worse = np.flatnonzero(~better)
-    if len(worse):
-        theta[worse], r[worse], f[worse] = rows.theta[worse], rows.r[worse], rows.f[worse]
-        state.put(worse, rows.state.take(worse))
-    rows.theta, rows.state, rows.r, rows.f = theta, state, r, f
-    raised = np.maximum(10 * rows.damping, np.where(positive, FIRST_DAMPING, CONVEX_DAMPING))
-    lowered = np.where(gain < 0.5 * decrement, rows.damping, rows.damping / 10)
-    lowered[lowered < FIRST_DAMPING] = 0.0
-    rows.damping = np.where(better & positive, lowered, raised)
-    return done, rows.damping > MOST_DAMPING
-
-
-def _newton_step(problem, objective, rows):
-    """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
-    c, q = objective.derivatives(rows.r, rows.state.m, rows.w, rows.damping)
-    gradient, A = problem.sums(rows.state, c, q)
-    held = problem.held(rows.theta, gradient)
-    if held.any():
-        A = np.where(held[:, None] | held[None], np.eye(len(A))[..., None], A)
-        gradient = np.where(held, 0.0, gradient)
-    step, positive = solve_positive(A, -gradient)
-    return step.T, -(gradient * step).sum(0) / 2, positive
-
-
-def _trial(problem, objective, rows, step, decrement):
-    """Where the step leads, or its projection if that gains more than a poor or short step."""
-    theta = problem.clipped(rows.theta, rows.theta + step)
-    state = problem.at(theta)
-    r = objective.residual(rows.loss, state.m)
-    f = objective.value(r, rows.w)
-    poor = ~(rows.f - f > 0.5 * decrement) | (rows.damping > HEAVY_DAMPING)
-    poor = np.flatnonzero(poor & ~(decrement <= TOLERANCE * rows.f))
-    if len(poor) and problem.linear:
-        loss, w = (a if len(a) == 1 else a[poor] for a in (rows.loss, rows.w))
-        weight = objective.reweighted(rows.r[poor], rows.state.m[poor], w)
-        other = problem.projected(theta[poor], weight, loss if objective.raw else np.exp(loss))
-        other = problem.clipped(other, other)
-        there = problem.at(other)
-        r_other = objective.residual(loss, there.m)
-        f_other = objective.value(r_other, w)
-        won = ~(f[poor] <= f_other)
-        keep = poor[won]
-        theta[keep], r[keep], f[keep] = other[won], r_other[won], f_other[won]
-        state.put(keep, there.take(won))
-    return theta, state, r, f
-
-
-def _mean_residual(problem: Problem, y: np.ndarray, theta: np.ndarray) -> float:
+def _mean_residual(problem: Problem, y: Array, theta: Array) -> float:
     """Mean |r| of the first data set's best start."""
-    r = np.abs(y[:1] - np.log(problem.at(theta[: min(len(theta), 64)]).m))
+    r = np.abs(y[:1] - np.log(problem.at(theta[:SAMPLED]).m))
     return float(np.nanmin(r.mean(1)))

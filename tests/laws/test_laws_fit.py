@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws import LAWS, Parameter, bootstrap, fit_law, forms, solver
+from nanoscale.laws import LAWS, Parameter, bootstrap, fit_law, forms, registry, solver
 from nanoscale.laws.jets import Jet
 from nanoscale.laws.linear import solve_nonnegative, solve_positive
 from nanoscale.laws.objectives import OBJECTIVES, Objective
@@ -405,7 +405,7 @@ def test_kaplans_law_is_recovered_and_its_optimum_is_the_least():
 
 
 def test_the_law_of_the_docstring_can_be_registered_and_is_recovered(monkeypatch):
-    monkeypatch.setattr(forms, "LAWS", dict(LAWS))
+    monkeypatch.setattr(registry, "LAWS", dict(LAWS))
     n, d = (np.repeat(column, 3) for column in budgets(5, 5))
     unique = d / np.tile([1, 4, 16], len(d) // 3)
     truth = [1.7, 400.0, 900.0, 0.34, 0.3, 8.0]

@@ -7,8 +7,8 @@ import pytest
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law
-from nanoscale.laws.forms import worth
 from nanoscale.laws.jets import Jet
+from nanoscale.laws.published import worth
 
 BASE = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
 
@@ -107,3 +107,14 @@ def test_derivatives_of_the_new_rules_by_differences():
             assert jet.dd[i, i, 0, 0] == pytest.approx(
                 (up - 2 * f(*values[0]) + down) / h**2, rel=1e-4
             )
+
+
+def test_a_law_without_terms_is_resampled_by_its_residuals_too():
+    """Losses that differ by resample meet starts that all resamples share."""
+    N, D, _ = repeated()
+    losses = LAWS["kaplan"].loss(np.array([8.8e13, 5.4e13, 0.076, 0.095]), N[::3], D[::3])
+    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(25))
+    x = {"N": N[::3], "D": D[::3]}
+    found = fit_law(x, losses * noise, law="kaplan", resamples=100, resampling="parametric")
+    low, high = found.ci95["aN"]
+    assert low < 0.076 < high

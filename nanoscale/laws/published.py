@@ -1,0 +1,187 @@
+"""The laws of the field that are built in, each with its source, and where their fits start."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+from nanoscale.laws.arrays import Array
+from nanoscale.laws.forms import Law, Parameter, Term
+from nanoscale.laws.linear import solve_nonnegative
+
+SLOPES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9)  # exponents, and
+DECAYS = (1.0, 4.0, 16.0, 64.0)  # epochs or excess sizes after which repetition pays less: starts
+ALL_OR_NOTHING = (1e-3, 1e7)  # of them: repetition is worth nothing, or as much as new text
+
+
+# -- Kaplan et al. 2020 ---------------------------------------------------------------------------
+def _kaplan(Nc: Array, Dc: Array, aN: Array, aD: Array, N: Array, D: Array) -> Array:
+    return ((Nc / N) ** (aN / aD) + Dc / D) ** aD
+
+
+def _kaplan_balance(Nc: Array, Dc: Array, aN: Array, aD: Array) -> tuple[Array, ...]:
+    return Nc ** (aN / aD), aN / aD, Dc, np.ones_like(aD)
+
+
+def kaplan_starts(loss: Array, x: Array) -> Array:
+    """At each (aN, aD), Nc and Dc of the least squares of L^(1/aD) on N^-(aN/aD) and 1/D."""
+    N, D = x
+    exponents = np.geomspace(0.02, 1, 12)
+    highest = math.log(loss.max())
+    starts = []
+    for aD, aN in itertools.product(exponents, exponents):
+        target = (loss / loss.max()) ** (1 / aD)  # over its largest value, which goes back below
+        basis = np.stack([(N / N.min()) ** (-aN / aD), D.min() / D]) / target
+
+        coefficients = np.linalg.lstsq(basis.T, np.ones(len(loss)), rcond=None)[0]
+        first, second = np.maximum(coefficients, 1e-9)
+        Nc = N.min() * math.exp((math.log(first) + highest / aD) * aD / aN)
+        Dc = D.min() * math.exp(math.log(second) + highest / aD)
+        starts.append((Nc, Dc, aN, aD))
+    return np.array(starts)
+
+
+def kaplan_floor_starts(loss: Array, x: Array) -> Array:
+    """Those of Kaplan's law through what is above some shares of the lowest loss."""
+    starts = []
+    for floor in loss.min() * np.array([0.0, 0.3, 0.6, 0.8, 0.9]):
+        above = kaplan_starts(loss - floor, x)
+        starts.append(np.insert(above, 0, floor, axis=1))
+    return np.concatenate(starts)
+
+
+# -- Muennighoff et al. 2023 ----------------------------------------------------------------------
+def worth(unique: Array, extra: Array, R: Array) -> Array:
+    """What `unique` and as many again, `extra` times over, are worth in unique ones.
+
+    unique (1 + R (1 - exp(-extra / R))): each repetition is worth less by a factor exp(-1 / R), so
+    that all together never are more than unique (1 + R). Source: Muennighoff et al. 2023, equation
+    5; of tokens extra = D / U - 1, the epochs after the first.
+    """
+    return unique * (1 - R * np.expm1(-extra / R))
+
+
+def _repetition(R: Array, D: Array, U: Array, **base: Array) -> Array:
+    U = np.minimum(D, U)
+    return CHINCHILLA.function(**base, D=worth(U, D / U - 1, R))
+
+
+def _repetition_nd(
+    A: Array,
+    B: Array,
+    alpha: Array,
+    beta: Array,
+    RD: Array,
+    RN: Array,
+    N: Array,
+    D: Array,
+    U: Array,
+    E: Array,
+) -> Array:
+    U = np.minimum(D, U)
+    log_G = (np.log(alpha * A) - np.log(beta * B)) / (alpha + beta)
+    best = log_G + (log_G + np.log(U)) * beta / alpha  # ln N* of the budget whose D* is U
+    excess = np.log(N) - np.minimum(best, np.log(N))  # smooth in value and slope where it sets in
+
+    size = worth(N * np.exp(-excess), np.expm1(excess), RN)
+    return E + A / size**alpha + B / worth(U, D / U - 1, RD) ** beta
+
+
+def repetition_starts(loss: Array, x: Array) -> Array:
+    """At each (alpha, beta, RD) the relative least squares without decay of N, at each RN."""
+    N, D, unique = x
+    U = np.minimum(D, unique)
+    starts = []
+    for alpha, beta, RD in itertools.product(SLOPES, SLOPES, DECAYS):
+        seen = worth(U, D / U - 1, RD)
+        powers = [np.ones_like(N), (N.min() / N) ** alpha, (D.min() / seen) ** beta]
+        basis = np.stack(powers) / loss
+
+        gram = basis @ basis.T
+        E, first, second = solve_nonnegative(gram[..., None], basis.sum(1)[:, None])[:, 0]
+        A = max(first, 1e-6) * N.min() ** alpha
+        B = max(second, 1e-6) * D.min() ** beta
+        starts += [(E, A, B, alpha, beta, RD, RN) for RN in DECAYS]
+    return np.array(starts)
+
+
+# -- the laws -------------------------------------------------------------------------------------
+POWER = Law(
+    name="power",  # L(N), L(D) or L(C): Hestness et al. 2017; with E = 0 Kaplan et al. 2020
+    predictors=("x",),  # C, N or D of a ladder
+    parameters=(Parameter("E", "floor"), Parameter("K", "coefficient"), Parameter("g", "exponent")),
+    formula="{E} + {K} / {x}^{g}",
+    function=lambda E, K, g, x: E + K / x**g,
+    terms=(Term("K", {"x": "g"}),),
+)
+
+CHINCHILLA = Law(
+    name="chinchilla",  # Hoffmann et al. 2022, approach 3
+    predictors=("N", "D"),
+    parameters=(
+        Parameter("E", "floor"),
+        Parameter("A", "coefficient"),
+        Parameter("B", "coefficient"),
+        Parameter("alpha", "exponent"),
+        Parameter("beta", "exponent"),
+    ),
+    formula="{E} + {A} / N^{alpha} + {B} / D^{beta}",
+    function=lambda E, A, B, alpha, beta, N, D: E + A / N**alpha + B / D**beta,
+    terms=(Term("A", {"N": "alpha"}), Term("B", {"D": "beta"})),
+    balance=lambda E, A, B, alpha, beta: (A, alpha, B, beta),
+)
+
+KAPLAN = Law(
+    name="kaplan",  # Kaplan et al. 2020, equation 1.5
+    predictors=("N", "D"),
+    parameters=(
+        Parameter("Nc", "scale"),
+        Parameter("Dc", "scale"),
+        Parameter("aN", "exponent"),
+        Parameter("aD", "exponent"),
+    ),
+    formula="(({Nc} / N)^({aN} / {aD}) + {Dc} / D)^{aD}",
+    function=_kaplan,
+    starts=kaplan_starts,
+    balance=_kaplan_balance,
+)
+
+KAPLAN_FLOOR = Law(
+    name="kaplan-floor",  # the same above an entropy of the text, which Kaplan et al. put to 0
+    predictors=("N", "D"),
+    parameters=(Parameter("E", "floor"), *KAPLAN.parameters),
+    formula="{E} + " + KAPLAN.formula,
+    function=lambda E, **others: E + _kaplan(**others),
+    starts=kaplan_floor_starts,
+    balance=lambda E, **others: _kaplan_balance(**others),
+)
+
+REPETITION = Law(
+    name="repetition",  # Muennighoff et al. 2023, equation 6 without the decay of N
+    predictors=("N", "D", "U"),  # U: unique tokens of the D that were seen
+    parameters=(*CHINCHILLA.parameters, Parameter("R", "positive", DECAYS, ALL_OR_NOTHING)),
+    formula="{E} + {A} / N^{alpha} + {B} / (U (1 + {R} (1 - e^(-(D/U - 1) / {R}))))^{beta}",
+    function=_repetition,
+    constant=("U",),
+)
+
+REPETITION_ND = Law(
+    name="repetition-nd",  # Muennighoff et al. 2023, equation 6
+    predictors=("N", "D", "U"),
+    parameters=(
+        Parameter("E", "floor"),
+        Parameter("A", "scale"),
+        Parameter("B", "scale"),
+        *CHINCHILLA.parameters[3:],
+        Parameter("RD", "positive", DECAYS, ALL_OR_NOTHING),
+        Parameter("RN", "positive", DECAYS, ALL_OR_NOTHING),
+    ),
+    formula="{E} + {A} / N'^{alpha} + {B} / D'^{beta}, N' of RN = {RN}, D' of RD = {RD}",
+    function=_repetition_nd,
+    starts=repetition_starts,
+    constant=("U",),
+)
+
+PUBLISHED = (CHINCHILLA, KAPLAN, KAPLAN_FLOOR, POWER, REPETITION, REPETITION_ND)

@@ -1,0 +1,97 @@
+"""A user's own law: registered by name, from a file, and never in the place of another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nanoscale.errors import UserError
+from nanoscale.laws import LAWS, Law, Parameter, fit_law, law_of, load_laws, register_law, registry
+
+TOY = """
+from nanoscale.laws import Law, Parameter, register_law
+
+register_law(Law(
+    name="toy",
+    predictors=("C",),
+    parameters=(Parameter("K", "coefficient"), Parameter("g", "exponent")),
+    formula="{K} / C^{g}",
+    function=lambda K, g, C: K / C**g,
+))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _laws_of_its_own(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "LAWS", dict(LAWS))
+    monkeypatch.setattr(registry, "_of_files", {})
+
+
+def toy(name="toy"):
+    return Law(
+        name=name,
+        predictors=("C",),
+        parameters=(Parameter("K", "coefficient"), Parameter("g", "exponent")),
+        formula="{K} / C^{g}",
+        function=lambda K, g, C: K / C**g,
+    )
+
+
+def test_a_registered_law_is_fitted_by_its_name():
+    law = register_law(toy())
+    C = np.geomspace(1e13, 1e16, 8)
+    found = fit_law({"C": C}, 40 * C**-0.08, law="toy", resamples=0)
+    assert law_of("toy") is law
+    assert found.params == pytest.approx({"K": 40.0, "g": 0.08}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("chinchilla", "law 'chinchilla' is built in; choose another name"),
+    ("toy", "law 'toy' is registered already; choose another name"),
+    ("to y", "law 'to y': choose another name, of letters, digits and -_."),
+])  # fmt: skip
+def test_a_law_takes_no_name_that_has_an_owner(name, says):
+    first = register_law(toy())
+    with pytest.raises(UserError) as error:
+        register_law(replace(first, name=name))
+    assert str(error.value) == says
+    assert law_of("toy") is first
+    assert law_of("chinchilla") is LAWS["chinchilla"]
+
+
+def test_a_file_of_laws_is_loaded_by_name_and_anew_when_it_was_edited(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(TOY)
+    assert load_laws(file) == ["toy"]
+    assert law_of("toy").names == ("K", "g")
+    file.write_text(
+        TOY.replace('"g"', '"slope"')
+        .replace("{g}", "{slope}")
+        .replace("g, C", "slope, C")
+        .replace("**g", "**slope")
+    )
+    assert load_laws(str(file)) == ["toy"]
+    assert law_of("toy").names == ("K", "slope")
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("x = 1", "registers no law; call nanoscale.laws.register_law(law) in it"),
+    ("1 / 0", "ZeroDivisionError: division by zero"),
+    (TOY + "\nimport nothing_of_the_kind", "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+    ("def f(:", "SyntaxError: "),
+    (TOY.replace('"toy"', '"kaplan"'), "law 'kaplan' is built in; choose another name"),
+    (None, "FileNotFoundError: "),
+])  # fmt: skip
+def test_a_broken_file_of_laws_is_refused_in_one_line_and_registers_nothing(text, says, tmp_path):
+    file = tmp_path / "mine.py"
+    if text is not None:
+        file.write_text(text)
+    before = dict(registry.LAWS)
+    with pytest.raises(UserError) as error:
+        load_laws(file)
+    assert str(error.value).startswith(f"laws file {file}: {says}")
+    assert "\n" not in str(error.value)
+    assert registry.LAWS == before
