@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from nanoscale.experiments.runner import ExperimentRunner
     from nanoscale.experiments.tables import read_table
     from nanoscale.laws.fit import fit_law
-    from nanoscale.laws.registry import register_law
     from nanoscale.laws.ladder import fit_power_law
+    from nanoscale.laws.registry import register_law
     from nanoscale.model.gpt import GPT
     from nanoscale.model.muon import Muon
     from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure

@@ -87,9 +87,15 @@ def scipy_best(problem, loss, delta, starts):
         result = optimize.least_squares(
             lambda t: np.log(loss / problem.at(t[None]).m[0]),
             np.clip(start, lower + 1e-9, upper - 1e-9),
-            bounds=(lower, upper), loss="huber", f_scale=delta, x_scale="jac",
-            xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=400,
-        )  # fmt: skip
+            bounds=(lower, upper),
+            loss="huber",
+            f_scale=delta,
+            x_scale="jac",
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+            max_nfev=400,
+        )
         costs.append(result.cost)
     return min(costs)
 
@@ -319,12 +325,15 @@ L6 = [4.0, 3.6, 3.3, 3.05, 2.85, 2.7]
         ("first: -1.0 in row 2", (X6, [*L6[:2], -1, *L6[3:]]), {}),
         ("loss must be a list of numbers", (X6, ["x"] * 6), {}),
         ("differ in length (C 6, loss 5", (X6, L6[:5]), {}),
-        ("size 'a' with seed 1 appears twice", ([*X6, X6[5]], [*L6, 2.7]),
-         {"size": list("bcdefaa"), "seed": [1] * 7}),
+        (
+            "size 'a' with seed 1 appears twice",
+            ([*X6, X6[5]], [*L6, 2.7]),
+            {"size": list("bcdefaa"), "seed": [1] * 7},
+        ),
         ("delta = -1", (X6, L6), {"delta": -1}),
         ("10 resamples are too few", (X6, L6), {"resamples": 10}),
     ],
-)  # fmt: skip
+)
 def test_bad_runs_are_refused_in_one_line(message, args, kwargs):
     with pytest.raises(UserError) as error:
         fit_power_law(*args, **kwargs)
@@ -353,19 +362,30 @@ def test_the_record_is_plain_json_at_full_precision():
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
-        (1.23456, 0.031, "1.23"), (1.23456, 0.012, "1.235"), (286.4, 42.0, "286"),
-        (0.12345, 0.0041, "0.123"), (4.56e7, 2e6, "4.56e7"), (4.5, None, "4.500"),
-        (0.0, 0.1, "0.00"), (float("nan"), 0.1, "n/a"), (None, None, "n/a"), (99.97, 0.5, "100.0"),
+        (1.23456, 0.031, "1.23"),
+        (1.23456, 0.012, "1.235"),
+        (286.4, 42.0, "286"),
+        (0.12345, 0.0041, "0.123"),
+        (4.56e7, 2e6, "4.56e7"),
+        (4.5, None, "4.500"),
+        (0.0, 0.1, "0.00"),
+        (float("nan"), 0.1, "n/a"),
+        (None, None, "n/a"),
+        (99.97, 0.5, "100.0"),
     ],
-)  # fmt: skip
+)
 def test_digits_follow_the_standard_error(value, error, text):
     assert number(value, error) == text
 
 
-@pytest.mark.parametrize(("name", "params"), [
-    ("power", [1.5, 286.0, 0.16]), ("chinchilla", [1.7, 406.0, 410.0, 0.34, 0.28]),
-    ("kaplan", [8.8e13, 5.4e13, 0.076, 0.095]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("power", [1.5, 286.0, 0.16]),
+        ("chinchilla", [1.7, 406.0, 410.0, 0.34, 0.28]),
+        ("kaplan", [8.8e13, 5.4e13, 0.076, 0.095]),
+    ],
+)
 def test_parameters_survive_the_way_to_the_solver_and_back(name, params):
     law = LAWS[name]
     x = np.exp(np.random.default_rng(0).uniform(18, 25, (len(law.predictors), 6)))

@@ -136,9 +136,13 @@ def test_outliers_and_rounding_move_the_exponent_as_published(epoch, inliers):
         assert f"rounded to {decimals} decimal" in found.warnings[0]
 
 
-@pytest.mark.parametrize(("cut", "n", "error", "largest", "bias"), [
-    (3e20, 177, 1.00, 4.14, 0.51), (1e21, 217, 1.05, 2.78, -0.02),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cut", "n", "error", "largest", "bias"),
+    [
+        (3e20, 177, 1.00, 4.14, 0.51),
+        (1e21, 217, 1.05, 2.78, -0.02),
+    ],
+)
 def test_larger_budgets_are_predicted_as_published(inliers, cut, n, error, largest, bias):
     N, C, L = inliers
     found = fit(*(column[cut > C] for column in inliers))
@@ -457,13 +461,16 @@ def case(kind):
     return n, d, noisy(n, d, 0.002)
 
 
-@pytest.mark.parametrize(("kind", "unknown", "word"), [
-    ("noise", {"E", "alpha", "beta"}, ""),
-    ("no N", {"A", "alpha"}, ""),
-    ("ladder", {"alpha", "beta"}, "N and D rise together"),
-    ("three sizes", set(), "N has only 3 values"),
-    ("three sizes", set(), "pairs resamples of 18 points"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "unknown", "word"),
+    [
+        ("noise", {"E", "alpha", "beta"}, ""),
+        ("no N", {"A", "alpha"}, ""),
+        ("ladder", {"alpha", "beta"}, "N and D rise together"),
+        ("three sizes", set(), "N has only 3 values"),
+        ("three sizes", set(), "pairs resamples of 18 points"),
+    ],
+)
 def test_what_is_not_pinned_down_is_said(kind, unknown, word):
     n, d, loss = case(kind)
     found = fit_law({"N": n, "D": d}, loss, resamples=200)
@@ -493,24 +500,27 @@ def test_values_within_a_percent_are_one_level():
 GOOD = ([1e6, 2e6, 4e6, 8e6] * 2, [1e8] * 4 + [1e9, 2e9, 3e9, 4e9], [4, 3.8, 3.6, 3.5] * 2)
 
 
-@pytest.mark.parametrize(("message", "columns", "options"), [
-    ("did you mean 'chinchilla'", {}, {"law": "chinchila"}),
-    ("did you mean 'log-huber'", {}, {"objective": "log_huber"}),
-    ("delta = 0", {}, {"delta": 0}),
-    ("expected 0 to 7", {}, {"drop_worst": 8}),
-    ("5 different points are too few", {}, {"drop_worst": 3}),
-    ("10 resamples are too few", {}, {"resamples": 10}),
-    ("did you mean 'cluster'", {}, {"resampling": "clusters"}),
-    ("cluster needs groups", {}, {"resampling": "cluster"}),
-    ("expected (resamples, 8)", {}, {"weights": np.ones((3, 7))}),
-    ("N has 1 value;", {"N": [1e6] * 8}, {}),
-    ("D has 2 values;", {"D": [1e8, 1e9] * 4}, {}),
-    ("differ in length (D 7, loss 8)", {"D": [1e8] * 7}, {}),
-    ("leave diverged and unfinished runs out", {"N": [None, *GOOD[0][1:]]}, {}),
-    ("all given", {"C": [1e15] * 8}, {}),
-    ("give two of N, D and C", {"D": None}, {}),
-    ("is of one predictor", {}, {"law": "power"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "columns", "options"),
+    [
+        ("did you mean 'chinchilla'", {}, {"law": "chinchila"}),
+        ("did you mean 'log-huber'", {}, {"objective": "log_huber"}),
+        ("delta = 0", {}, {"delta": 0}),
+        ("expected 0 to 7", {}, {"drop_worst": 8}),
+        ("5 different points are too few", {}, {"drop_worst": 3}),
+        ("10 resamples are too few", {}, {"resamples": 10}),
+        ("did you mean 'cluster'", {}, {"resampling": "clusters"}),
+        ("cluster needs groups", {}, {"resampling": "cluster"}),
+        ("expected (resamples, 8)", {}, {"weights": np.ones((3, 7))}),
+        ("N has 1 value;", {"N": [1e6] * 8}, {}),
+        ("D has 2 values;", {"D": [1e8, 1e9] * 4}, {}),
+        ("differ in length (D 7, loss 8)", {"D": [1e8] * 7}, {}),
+        ("leave diverged and unfinished runs out", {"N": [None, *GOOD[0][1:]]}, {}),
+        ("all given", {"C": [1e15] * 8}, {}),
+        ("give two of N, D and C", {"D": None}, {}),
+        ("is of one predictor", {}, {"law": "power"}),
+    ],
+)
 def test_bad_input_is_refused_in_one_line(message, columns, options):
     x = {"N": GOOD[0], "D": GOOD[1]} | columns
     with pytest.raises(UserError) as error:

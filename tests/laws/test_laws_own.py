@@ -48,11 +48,14 @@ def test_a_registered_law_is_fitted_by_its_name():
     assert found.params == pytest.approx({"K": 40.0, "g": 0.08}, rel=1e-6)
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("chinchilla", "law 'chinchilla' is built in; choose another name"),
-    ("toy", "law 'toy' is registered already; choose another name"),
-    ("to y", "law 'to y': choose another name, of letters, digits and -_."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("chinchilla", "law 'chinchilla' is built in; choose another name"),
+        ("toy", "law 'toy' is registered already; choose another name"),
+        ("to y", "law 'to y': choose another name, of letters, digits and -_."),
+    ],
+)
 def test_a_law_takes_no_name_that_has_an_owner(name, says):
     first = register_law(toy())
     with pytest.raises(UserError) as error:
@@ -77,14 +80,17 @@ def test_a_file_of_laws_is_loaded_by_name_and_anew_when_it_was_edited(tmp_path):
     assert law_of("toy").names == ("K", "slope")
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("x = 1", "registers no law; call nanoscale.laws.register_law(law) in it"),
-    ("1 / 0", "ZeroDivisionError: division by zero"),
-    (TOY + "\nimport nothing_of_the_kind", "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
-    ("def f(:", "SyntaxError: "),
-    (TOY.replace('"toy"', '"kaplan"'), "law 'kaplan' is built in; choose another name"),
-    (None, "FileNotFoundError: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1", "registers no law; call nanoscale.laws.register_law(law) in it"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (TOY + "\nimport of_no_kind", "ModuleNotFoundError: No module named 'of_no_kind'"),
+        ("def f(:", "SyntaxError: "),
+        (TOY.replace('"toy"', '"kaplan"'), "law 'kaplan' is built in; choose another name"),
+        (None, "FileNotFoundError: "),
+    ],
+)
 def test_a_broken_file_of_laws_is_refused_in_one_line_and_registers_nothing(text, says, tmp_path):
     file = tmp_path / "mine.py"
     if text is not None:
@@ -94,4 +100,4 @@ def test_a_broken_file_of_laws_is_refused_in_one_line_and_registers_nothing(text
         load_laws(file)
     assert str(error.value).startswith(f"laws file {file}: {says}")
     assert "\n" not in str(error.value)
-    assert registry.LAWS == before
+    assert before == registry.LAWS

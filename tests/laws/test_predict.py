@@ -23,9 +23,13 @@ def noisy(N, D, sd, seed=0):
     return LAW.loss(TRUTH, N, D) * np.exp(sd * np.random.default_rng(seed).standard_normal(len(N)))
 
 
-@pytest.mark.parametrize(("cut", "n", "error", "largest", "bias", "inside"), [
-    (3e20, 177, 1.00, 4.14, 0.51, 0.40), (1e21, 217, 1.05, 2.78, -0.02, 0.42),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cut", "n", "error", "largest", "bias", "inside"),
+    [
+        (3e20, 177, 1.00, 4.14, 0.51, 0.40),
+        (1e21, 217, 1.05, 2.78, -0.02, 0.42),
+    ],
+)
 def test_the_published_hold_outs(epoch, cut, n, error, largest, bias, inside):
     N, C, L = epoch
     row = holdout({"N": N, "C": C}, L, cut, drop_worst=5)
@@ -111,11 +115,14 @@ def test_a_hold_out_holds_the_planted_runs_in_its_intervals():
     assert "within a run's 95 % interval" in row.text()
 
 
-@pytest.mark.parametrize(("message", "cut", "options"), [
-    ("leaves 0 runs to fit and 24 to predict; budgets reach from 1e+17 to 1e+20", 1e16, {}),
-    ("leaves 24 runs to fit and 0 to predict", 1e21, {}),
-    ("did you mean 'kaplan'", 1e19, {"law": "kaplann"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "cut", "options"),
+    [
+        ("leaves 0 runs to fit and 24 to predict; budgets reach from 1e+17 to 1e+20", 1e16, {}),
+        ("leaves 24 runs to fit and 0 to predict", 1e21, {}),
+        ("did you mean 'kaplan'", 1e19, {"law": "kaplann"}),
+    ],
+)
 def test_a_hold_out_that_cannot_be_is_refused(message, cut, options):
     N, D = budgets()
     with pytest.raises(UserError) as error:

@@ -169,12 +169,15 @@ def test_the_unit_is_that_of_normal_noise():
     assert unit_of(Objective("mse"), r, 5) == pytest.approx(1e-4, rel=0.02)
 
 
-@pytest.mark.parametrize(("message", "options"), [
-    ("parameter 'alhpa': not of this fit; did you mean 'alpha'?", {"names": ["alhpa"]}),
-    ("level = 95", {"level": 95}),
-    ("noise 'none': choose 'equal' or 'own'", {"noise": "none"}),
-    ("differ in length (groups 2, loss 24)", {"groups": [1, 2]}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("parameter 'alhpa': not of this fit; did you mean 'alpha'?", {"names": ["alhpa"]}),
+        ("level = 95", {"level": 95}),
+        ("noise 'none': choose 'equal' or 'own'", {"noise": "none"}),
+        ("differ in length (groups 2, loss 24)", {"groups": [1, 2]}),
+    ],
+)
 def test_bad_input_is_refused_in_one_line(message, options):
     N, D = budgets()
     loss = noisy(N, D, 0.004)
