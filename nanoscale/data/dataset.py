@@ -205,7 +205,8 @@ def _bytes_per_token(meta: Meta, split: str, tokens: Tokens) -> float | None:
     if meta.kind != "char" or meta.itos is None:
         return None
     if meta.splits is not None:
-        return meta.splits[split]["bytes"] / len(tokens)
+        counted: int = meta.splits[split]["bytes"]
+        return counted / len(tokens)
 
     widths = symbol_bytes(meta.itos)
     step = BLOCK * 16

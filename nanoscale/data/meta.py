@@ -59,11 +59,9 @@ def _checked_json(path: Path, raw: bytes) -> Meta:
         record = json.loads(raw)
         newer = record["schema"] > META_SCHEMA
         names = ("kind", "vocab_size", "itos", "splits")
-        meta = Meta(
-            *(record[name] for name in names),
-            dataset=record.get("dataset", ""),
-            facts={key: value for key, value in record.items() if key not in names},
-        )
+        facts = {key: value for key, value in record.items() if key not in names}
+        kind, size, itos, splits = (record[name] for name in names)
+        meta = Meta(kind, size, itos, splits, record.get("dataset", ""), facts)
         counts = [meta.vocab_size]
         for split in SPLITS:
             counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"]]
