@@ -81,11 +81,7 @@ def multiplier(a: Levels, b: Levels, paired: bool) -> ComputeMultiplier:
     shared = [("A", i) for i, loss in enumerate(of_a.loss) if of_b.reaches(loss)]
     shared += [("B", i) for i, loss in enumerate(of_b.loss) if of_a.reaches(loss)]
     if not shared:
-        lower, higher = ("B", "A") if of_b.loss[0] < of_a.loss[-1] else ("A", "B")
-        return ComputeMultiplier(
-            reason=f"every loss of {lower} lies below those of {higher}: run {higher} with more "
-            f"FLOPs, or {lower} with fewer"
-        )
+        return ComputeMultiplier(reason=_apart(of_a, of_b))
 
     def logs(of_a: LossCurve, of_b: LossCurve) -> np.ndarray:
         """(K,) ln of A's FLOPs over B's at the shared levels' losses."""
@@ -101,10 +97,13 @@ def multiplier(a: Levels, b: Levels, paired: bool) -> ComputeMultiplier:
     low, high = np.exp(mean.ci95).tolist()
     at = []
     for (arm, i), log in zip(shared, each, strict=True):
-        curve = of_a if arm == "A" else of_b
-        flops = round(math.exp(curve.flops[i]))
-        at.append(MultiplierAt(math.exp(curve.loss[i]), arm, flops, math.exp(log)))
+        at.append(_read_at(arm, of_a if arm == "A" else of_b, i, log))
     return ComputeMultiplier(math.exp(mean.value), (low, high), at)
+
+
+def _read_at(arm: str, curve: LossCurve, i: int, log: float) -> MultiplierAt:
+    flops = round(math.exp(curve.flops[i]))
+    return MultiplierAt(math.exp(curve.loss[i]), arm, flops, math.exp(log))
 
 
 def _no_curves(of_a: LossCurve, of_b: LossCurve) -> str:
@@ -121,6 +120,14 @@ def _no_curves(of_a: LossCurve, of_b: LossCurve) -> str:
             "next: name runs of one ladder"
         )
     return ""
+
+
+def _apart(of_a: LossCurve, of_b: LossCurve) -> str:
+    lower, higher = ("B", "A") if of_b.loss[0] < of_a.loss[-1] else ("A", "B")
+    return (
+        f"every loss of {lower} lies below those of {higher}: run {higher} with more FLOPs, or "
+        f"{lower} with fewer"
+    )
 
 
 # -- the jackknife ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from nanoscale.checks.drift import UNKNOWN, Interval, LrGrid, drift_of, interval
+from nanoscale.checks.drift import UNKNOWN, Drift, Interval, LrGrid, Transferred, drift_of, interval
 from nanoscale.checks.lr_reasons import Evidence, never_worse
 from nanoscale.checks.lr_verdict import (
     JudgedNumber,
@@ -71,44 +71,29 @@ def transfer_verdict(
     """
     limits = {"drift": tolerance, "largest_shift": max_shift, "max_regret": max_regret}
     runs = read_runs(size, lr, loss, seed, names, limits)
-    done = runs.in_order()
-    known = np.unique(done.size)
-    base = float(known[0] if base is None else base)
-    if base not in known:
-        there = ", ".join(f"{size:g}" for size in known)
-        raise UserError(f"base={base:g}: no run of that {names.size}; there are {there}")
-
-    # what is measured
     rng = np.random.default_rng(rng_seed)
-    curves = []
-    for k in known:
-        rows = done.size == k
-        curves.append(curve_of(float(k), np.log2(done.lr[rows]), done.loss[rows], done.seed[rows]))
-    grid = LrGrid.of(curves, int(np.searchsorted(known, base)), rng, resamples)
-    sizes = [size_optimum(grid, k) for k in range(len(curves))]
-
-    # what is judged
+    grid = _measured(runs, base, names, resamples, rng)
+    sizes = [size_optimum(grid, k) for k in range(len(grid.curves))]
     drift = drift_of(grid, rng)
-    shift = largest([(size.shift, size.shift_ci95) for size in sizes])
-    regret = largest([(size.regret, size.regret_ci95) for size in sizes])
-    judged = {
-        "drift": JudgedNumber.of(drift.value, drift.ci95, tolerance),
-        "largest_shift": JudgedNumber.of(*shift, max_shift),
-        "max_regret": JudgedNumber.of(*regret, max_regret),
-    }
-    missing = int(np.isnan(runs.loss).sum())
-    evidence = Evidence(grid, sizes, judged, drift.scatter, missing, names.size)
+    evidence = Evidence(
+        grid,
+        sizes,
+        _judged(drift, sizes, limits),
+        drift.scatter,
+        missing=int(np.isnan(runs.loss).sum()),
+        size_name=names.size,
+    )
     verdict, reason = evidence.conclude()
     noise = grid.noise
     return TransferVerdict(
         verdict=verdict,
         reason=reason,
         **asdict(names),
-        base=base,
+        base=sizes[grid.base].size,
         base_lr=sizes[grid.base].optimum_lr,
-        drift=judged["drift"],
-        largest_shift=judged["largest_shift"],
-        max_regret=judged["max_regret"],
+        drift=evidence.judged["drift"],
+        largest_shift=evidence.judged["largest_shift"],
+        max_regret=evidence.judged["max_regret"],
         larger_is_never_worse=never_worse(sizes),
         seed_sd=math.hypot(noise.sd, noise.shift_sd) if noise.source == "seeds" else None,
         noise=noise,
@@ -119,6 +104,40 @@ def transfer_verdict(
         warnings=evidence.warnings(),
         runs=runs,
     )
+
+
+def _measured(
+    runs: LrRuns,
+    base: float | None,
+    names: LrColumns,
+    resamples: int,
+    rng: np.random.Generator,
+) -> LrGrid:
+    """Every size's curve and resamples of it."""
+    done = runs.in_order()
+    known = np.unique(done.size)
+    base = float(known[0] if base is None else base)
+    if base not in known:
+        there = ", ".join(f"{size:g}" for size in known)
+        raise UserError(f"base={base:g}: no run of that {names.size}; there are {there}")
+    curves = []
+    for size in known:
+        rows = done.size == size
+        x = np.log2(done.lr[rows])
+        curves.append(curve_of(float(size), x, done.loss[rows], done.seed[rows]))
+    return LrGrid.of(curves, int(np.searchsorted(known, base)), rng, resamples)
+
+
+def _judged(
+    drift: Drift, sizes: Sequence[SizeOptimum], limits: Mapping[str, float]
+) -> dict[str, JudgedNumber]:
+    shift, shift_ci95 = largest([(size.shift, size.shift_ci95) for size in sizes])
+    regret, regret_ci95 = largest([(size.regret, size.regret_ci95) for size in sizes])
+    return {
+        "drift": JudgedNumber.of(drift.value, drift.ci95, limits["drift"]),
+        "largest_shift": JudgedNumber.of(shift, shift_ci95, limits["largest_shift"]),
+        "max_regret": JudgedNumber.of(regret, regret_ci95, limits["max_regret"]),
+    }
 
 
 # -- columns ------------------------------------------------------------------------------------
@@ -177,18 +196,12 @@ def _check_positive(name: str, values: np.ndarray) -> None:
 # -- numbers ------------------------------------------------------------------------------------
 def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
     """What the record says of size k: LRs as they were typed, shifts in octaves, losses in nats."""
-    curve, fit, valley = grid.curves[k], grid.curves[k].fit, grid.curves[k].valley
+    curve, fit = grid.curves[k], grid.curves[k].fit
     x, draws = float(grid.optimum[k]), grid.optima[k]
     transferred = grid.at_base(k)
     low, high = interval(draws - grid.optima[grid.base])  # of the shift
 
-    least, regret, regret_ci95 = math.nan, math.nan, UNKNOWN
-    if valley:
-        least = float(valley.loss(valley.coef, x))
-        excess = np.maximum(transferred.draws - valley.loss(grid.coefs[k], draws), 0)
-        if not math.isnan(transferred.loss):
-            regret = max(0.0, transferred.loss - least)
-        regret_ci95 = interval(excess) if math.isfinite(regret) else (regret, regret)
+    least, regret, regret_ci95 = _regret(grid, k, transferred)
     return SizeOptimum(
         size=curve.size,
         optimum_lr=2.0**x,
@@ -211,6 +224,22 @@ def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
         cells=_cells(curve, grid.noises[k].sd),
         parabola=Parabola(_exp2(fit.window), 2.0**fit.centre, fit.coef.tolist()) if fit else None,
     )
+
+
+def _regret(grid: LrGrid, k: int, transferred: Transferred) -> tuple[float, float, Interval]:
+    """The least loss of size k, what training at the base's optimum costs beyond it, and the
+    interval of that."""
+    valley = grid.curves[k].valley
+    if not valley:
+        return math.nan, math.nan, UNKNOWN
+    least = float(valley.loss(valley.coef, float(grid.optimum[k])))
+    if math.isnan(transferred.loss):
+        return least, math.nan, UNKNOWN
+    regret = max(0.0, transferred.loss - least)
+    if math.isinf(regret):
+        return least, regret, (regret, regret)
+    excess = transferred.draws - valley.loss(grid.coefs[k], grid.optima[k])
+    return least, regret, interval(np.maximum(excess, 0))
 
 
 def _cells(curve: LrCurve, sd: float) -> list[LrCell]:

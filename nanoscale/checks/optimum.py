@@ -118,16 +118,7 @@ def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> LrC
     mean = np.bincount(cell, y) / np.bincount(cell)  # inf where a seed diverged
     diverged = lrs[np.isinf(mean)]
     if len(diverged) == len(lrs):
-        return LrCurve(
-            size,
-            x=lrs[:0],
-            mean=mean[:0],
-            runs=mean[:0],
-            diverged=diverged,
-            n_lrs=len(lrs),
-            problem="every LR diverged",
-            wanted=tuple(lrs[0] - np.arange(1, 4)),
-        )
+        return _all_diverged(size, lrs)
 
     # what lies between the diverged LRs next to the lowest mean
     lowest = lrs[mean.argmin()]
@@ -147,6 +138,20 @@ def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> LrC
     curve = LrCurve(size, lrs, level, runs, diverged, n_lrs, below, above, fit)
     problem, wanted = unbracketed(curve, int(mean.argmin()))
     return replace(curve, problem=problem, wanted=wanted)
+
+
+def _all_diverged(size: float, lrs: np.ndarray) -> LrCurve:
+    nothing = lrs[:0]
+    return LrCurve(
+        size,
+        x=nothing,
+        mean=nothing,
+        runs=nothing,
+        diverged=lrs,
+        n_lrs=len(lrs),
+        problem="every LR diverged",
+        wanted=tuple(lrs[0] - np.arange(1, 4)),
+    )
 
 
 def window(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -187,9 +192,7 @@ def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> P
     # from losses to means without shifts, from means to the parabola
     to_means = (cells / runs).T @ (np.eye(len(y)) - seeds @ solve)  # (L, n)
     means = to_means @ y
-    centre = lrs.mean()
-    powers = (lrs - centre)[:, None] ** np.arange(3)  # (L, 3)
-    to_coef = np.linalg.solve((powers.T * runs) @ powers, powers.T * runs)  # (3, L)
+    powers, to_coef = _parabola_solver(lrs, runs)
     coef = to_coef @ means
     noise_to_coef = to_coef @ to_means  # (3, n)
 
@@ -197,7 +200,7 @@ def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> P
     misfit = means - powers @ coef
     return ParabolaFit(
         window=(float(lrs[0]), float(lrs[-1])),
-        centre=float(centre),
+        centre=float(lrs.mean()),
         coef=coef,
         root=np.linalg.cholesky(noise_to_coef @ noise_to_coef.T),
         n_seeds=len(np.unique(seed)),
@@ -207,6 +210,13 @@ def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> P
         shift=Squares(float(shift @ shift), rank),
         shift_of_noise=float((solve**2).sum()),
     )
+
+
+def _parabola_solver(lrs: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Powers of log2 LR - centre (L, 3), and what solves means for their coefficients (3, L)."""
+    powers = (lrs - lrs.mean())[:, None] ** np.arange(3)
+    weighted = powers.T * runs
+    return powers, np.linalg.solve(weighted @ powers, weighted)
 
 
 def _shift_solver(

@@ -141,11 +141,16 @@ def shared_seeds(a: Cells, b: Cells) -> bool:
 
     Decided by what was run, never by what came out.
     """
-    fewer = {cell: min(len(a[cell]), len(b[cell])) for cell in a}
-    both = {cell: len(a[cell].keys() & b[cell].keys()) for cell in a}
-    if all(n == 1 for n in fewer.values()):
-        return all(both.values())
-    return all(both[cell] >= 2 and 2 * both[cell] > fewer[cell] for cell in a)
+    single = True
+    enough = True
+    for cell in a:
+        fewer = min(len(a[cell]), len(b[cell]))
+        both = len(a[cell].keys() & b[cell].keys())
+        if both == 0:
+            return False
+        single = single and fewer == 1
+        enough = enough and both >= 2 and 2 * both > fewer
+    return single or enough
 
 
 def difference_of(a: Cells, b: Cells) -> Difference:
