@@ -136,6 +136,11 @@ def _scatter(size: np.ndarray, optimum: np.ndarray, weight: np.ndarray, dof: int
     c = size - np.average(size, weights=weight)
     slope = _slope(size, weight) @ optimum
     rest = optimum - np.average(optimum, weights=weight) - slope * c
+    excess = weight @ rest**2 - dof
+
     # what one unit of scatter's square adds to the weighted squares
-    gain = weight.sum() - weight @ weight / weight.sum() - weight**2 @ c**2 / (weight @ c**2)
-    return math.sqrt(max(0.0, (weight @ rest**2 - dof) / gain))
+    total = weight.sum()
+    of_mean = weight @ weight / total
+    of_slope = weight**2 @ c**2 / (weight @ c**2)
+    gain = total - of_mean - of_slope
+    return math.sqrt(max(0.0, excess / gain))

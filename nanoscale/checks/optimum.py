@@ -101,11 +101,14 @@ class LrCurve:
         x = np.asarray(x, float)
         low, high = fit.window
         line = np.interp(x, self.x, self.mean)
-        value = np.where((x >= low) & (x <= high), fit.loss(coef, x), line)
+        fitted = (x >= low) & (x <= high)
+        value = np.where(fitted, fit.loss(coef, x), line)
 
-        outside = (x < self.x[0] - 1e-9) | (x > self.x[-1] + 1e-9)
-        value = np.where(outside, math.nan, value)
-        return np.where((x <= self.below) | (x >= self.above), math.inf, value)
+        first, last = self.x[0] - 1e-9, self.x[-1] + 1e-9
+        not_run = (x < first) | (x > last)
+        value = np.where(not_run, math.nan, value)
+        diverged = (x <= self.below) | (x >= self.above)
+        return np.where(diverged, math.inf, value)
 
 
 # -- from runs to curves ------------------------------------------------------------------------
@@ -130,14 +133,21 @@ def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> LrC
     lrs, mean = lrs[between], mean[between]
 
     fit = fit_of(x, y, seed, lrs[window(lrs, mean)]) if len(lrs) >= 3 else None
+    level, runs = _means(lrs, x, y, seed, fit)
+    curve = LrCurve(size, lrs, level, runs, diverged, n_lrs, below, above, fit)
+    problem, wanted = unbracketed(curve, int(mean.argmin()))
+    return replace(curve, problem=problem, wanted=wanted)
+
+
+def _means(
+    lrs: np.ndarray, x: np.ndarray, y: np.ndarray, seed: np.ndarray, fit: ParabolaFit | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) mean losses without the seeds' shifts, and (L,) how many runs each is of."""
     if fit:
         y = y - [fit.shifts.get(s, 0.0) for s in seed]
     cell = np.searchsorted(lrs, x)
     runs = np.bincount(cell)
-    level = np.bincount(cell, y) / runs
-    curve = LrCurve(size, lrs, level, runs, diverged, n_lrs, below, above, fit)
-    problem, wanted = unbracketed(curve, int(mean.argmin()))
-    return replace(curve, problem=problem, wanted=wanted)
+    return np.bincount(cell, y) / runs, runs
 
 
 def _all_diverged(size: float, lrs: np.ndarray) -> LrCurve:

@@ -115,18 +115,8 @@ def _parabola(size: SizeOptimum) -> tuple[np.ndarray, np.ndarray]:
 
 # -- a panel ------------------------------------------------------------------------------------
 def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> None:
-    lrs: list[float] = []
-    diverged: list[float] = []
-    for size in verdict.sizes:
-        lrs += [cell.lr for cell in size.cells]
-        diverged += size.diverged_lrs
-    lrs += diverged
-    span = math.log2(max(lrs) / min(lrs)) or 1.0
-    left, right = min(lrs) * 2 ** (-LABEL_ROOM * span), max(lrs) * 2 ** (0.04 * span)
-    log_axis(axes, "x", left, right)
-    if right > 5 * left:  # a panel is narrow
-        ticks = [digit * 10.0**k for k in range(-12, 3) for digit in (1, 3)]
-        ticks_on(axes.xaxis, [tick for tick in ticks if left <= tick <= right])
+    diverged = [lr for size in verdict.sizes for lr in size.diverged_lrs]
+    _lr_axis(axes, [cell.lr for size in verdict.sizes for cell in size.cells] + diverged)
     axes.set_ylim(low, high)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     if math.isfinite(verdict.base_lr):
@@ -157,6 +147,17 @@ def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> Non
     )
     _labels(axes, verdict.sizes, colours)
     axes.set_xlabel(LR_NAMES.get(verdict.lr, verdict.lr), labelpad=6)
+
+
+def _lr_axis(axes: Axes, lrs: Sequence[float]) -> None:
+    """All LRs, with room for the labels of the curves at the left."""
+    span = math.log2(max(lrs) / min(lrs)) or 1.0
+    left = min(lrs) * 2 ** (-LABEL_ROOM * span)
+    right = max(lrs) * 2 ** (0.04 * span)
+    log_axis(axes, "x", left, right)
+    if right > 5 * left:  # a panel is narrow
+        ticks = [digit * 10.0**k for k in range(-12, 3) for digit in (1, 3)]
+        ticks_on(axes.xaxis, [tick for tick in ticks if left <= tick <= right])
 
 
 def _curve(

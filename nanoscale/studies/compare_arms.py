@@ -113,7 +113,13 @@ def compare(
         Side("A", arm_a, cells_a, {pair.size: pair.counted[0] for pair in pairs}),
         Side("B", arm_b, cells_b, {pair.size: pair.counted[1] for pair in pairs}),
     )
-    comparison = _record(pairs, sides, keys, loss, rope)
+    return _in_words(_record(pairs, sides, keys, loss, rope), pairs, sides)
+
+
+def _in_words(
+    comparison: Comparison, pairs: Sequence[Pair], sides: tuple[Side, Side]
+) -> Comparison:
+    """With its reason and warnings, which are made from its numbers."""
     offers = {"A": [pair.a for pair in pairs], "B": [pair.b for pair in pairs]}
     warnings = [
         *warnings_of(comparison, offers),
