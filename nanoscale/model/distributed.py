@@ -1,7 +1,7 @@
 """One process or many under torchrun, behind the same few functions.
 
 DDP: every rank holds the whole model. FSDP2 (after Zhao et al. 2023, arXiv 2304.11277): every rank
-holds its rows of each parameter, gradient and optimizer tensor, and a block's parameters are whole
+holds its rows of each parameter, gradient and optimizer tensor, and a block's parameters are full
 only while it computes. DTensor is imported where it is used: it takes half a second.
 """
 
@@ -10,18 +10,24 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nanoscale.errors import UserError
 from nanoscale.spec.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+Tensors = Mapping[str, "Tensor | Tensors"]  # tensors by name, nested at will
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: T) -> T:
         """The master's plain `value`, on every rank."""
         if self.world == 1:
             return value
@@ -55,37 +61,23 @@ class Ranks:
         return box[0]
 
 
-def pick_device(config: ExperimentConfig, local: int = 0) -> torch.device:
-    """`auto` is CUDA, then Apple's MPS, then the CPU; anything else is checked."""
-    wanted = config.device
-    if wanted == "auto":
-        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        wanted = "cuda" if cuda else "mps" if mps else "cpu"
-    if wanted == "cuda":
-        wanted = f"cuda:{local}"
-    try:
-        device = torch.device(wanted)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(
-            f"device={config.device}: not available here; use device=auto or device=cpu"
-        ) from e
-    return device
-
-
 @contextmanager
-def session(config: ExperimentConfig) -> Iterator[Ranks]:
-    """The process group that torchrun asked for, or a world of one."""
+def session(
+    config: ExperimentConfig, pick_device: Callable[[ExperimentConfig, int], torch.device]
+) -> Iterator[Ranks]:
+    """The process group that torchrun asked for, or a world of one.
+
+    `pick_device` gives the device of the config for a process's number on its machine.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
+
     ranks = Ranks(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ["LOCAL_RANK"]),
-        config.sharding == "fsdp",
+        rank=int(os.environ["RANK"]),
+        world=int(os.environ["WORLD_SIZE"]),
+        local=int(os.environ["LOCAL_RANK"]),
+        sharded=config.sharding == "fsdp",
     )
     device = pick_device(config, ranks.local)
     if device.type == "cuda":
@@ -132,47 +124,57 @@ def no_sync(model: nn.Module) -> Iterator[None]:
         with model.no_sync():
             yield
         return
-    model.set_requires_gradient_sync(False)
+
+    sharded = cast("FSDPModule", model)  # or its compiled self, which passes this on
+    sharded.set_requires_gradient_sync(False)
     try:
         yield
     finally:
-        model.set_requires_gradient_sync(True)
+        sharded.set_requires_gradient_sync(True)
 
 
 # -- tensors in shards --------------------------------------------------------------------------
-def is_sharded(x: Tensor) -> bool:
-    """Whether x is a DTensor."""
-    return hasattr(x, "full_tensor")
+def as_sharded(x: Tensor) -> DTensor | None:
+    """x itself if it is in shards, as what it then is."""
+    return cast("DTensor", x) if hasattr(x, "full_tensor") else None
 
 
 def local(x: Tensor) -> Tensor:
     """This rank's rows of x, which share its memory; x itself where it is not sharded."""
-    return x.to_local() if is_sharded(x) else x
+    sharded = as_sharded(x)
+    return x if sharded is None else sharded.to_local()
 
 
-def whole(x: Tensor) -> Tensor:
+def full(x: Tensor) -> Tensor:
     """All of x; where it is sharded, every rank must ask."""
-    return x.full_tensor() if is_sharded(x) else x
+    sharded = as_sharded(x)
+    return x if sharded is None else sharded.full_tensor()
 
 
 def held_as(x: Tensor, like: Tensor) -> Tensor:
-    """The whole x as `like` is held: itself, or in shards if it is of the same shape."""
-    if not is_sharded(like) or x.shape != like.shape:
+    """The full x as `like` is held: itself, or in shards if it is of the same shape."""
+    sharded = as_sharded(like)
+    if sharded is None or x.shape != like.shape:
         return x
+
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(x, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
-def gathered(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """Nested dicts of tensors, whole: in the master's memory; every rank must ask, the others get
-    empty ones."""
-    found: dict[str, Any] = {}
+def gathered(state: Tensors, ranks: Ranks) -> Tensors:
+    """Nested tensors, full, in the master's memory.
+
+    Every rank must ask; the others get the same names of nothing.
+    """
+    result: dict[str, Tensor | Tensors] = {}
     for name, value in state.items():
-        if isinstance(value, dict):
-            found[name] = gathered(value, ranks)
+        if isinstance(value, Mapping):
+            result[name] = gathered(value, ranks)
             continue
-        full = whole(value)
+        tensor = full(value)
+        if tensor is not value:
+            tensor = tensor.cpu()
         if ranks.is_master:
-            found[name] = full if full is value else full.cpu()
-    return found
+            result[name] = tensor
+    return result

@@ -61,11 +61,11 @@ template <class T> inline void store(T* p, vf v, i64 n) {
   memcpy(p, part, n * sizeof(T));
 }
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
-#define FOLD(v, join)  /* halves onto each other until one lane holds all */                       \
-  v = join(v, __builtin_shuffle(v, vi{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));     \
-  v = join(v, __builtin_shuffle(v, vi{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));     \
-  v = join(v, __builtin_shuffle(v, vi{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));     \
-  v = join(v, __builtin_shuffle(v, vi{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))
+#define FOLD(v, with)  /* halves onto each other until one lane holds all */                       \
+  v = with(v, __builtin_shuffle(v, vi{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));     \
+  v = with(v, __builtin_shuffle(v, vi{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));     \
+  v = with(v, __builtin_shuffle(v, vi{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));     \
+  v = with(v, __builtin_shuffle(v, vi{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))
 inline vf plus(vf a, vf b) { return a + b; }
 inline float sum(vf v) { FOLD(v, plus); return v[0]; }
 inline float largest(vf v) { FOLD(v, larger); return v[0]; }
@@ -103,8 +103,8 @@ inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
 struct Norm { const float *weight, *bias; float eps; bool rms; };
 
 template <class T>
-void join_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm norm, float* sum_out,
-               T* y, float* stats) {
+void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm norm, float* sum_out,
+              T* y, float* stats) {
 #pragma omp parallel for schedule(static)
   for (i64 r = 0; r < rows; r++) {
     const float* in = x + r * d;
@@ -139,8 +139,8 @@ void join_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm n
 
 // gx = gs + the gradient through the norm, gbranch = m gx; gw, gb are summed over rows.
 template <class T>
-void join_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const float* x, float m,
-                        Norm norm, const float* stats, float* gx, T* gbranch, float* gw, float* gb) {
+void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const float* x, float m,
+                       Norm norm, const float* stats, float* gx, T* gbranch, float* gw, float* gb) {
   int threads = omp_get_max_threads();
   i64 dp = padded(d);
   std::vector<float> parts(2 * threads * dp, 0.f);
@@ -183,8 +183,8 @@ void join_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const flo
 // -- queries and keys: RMSNorm over the head, then rotation ---------------------------------------
 // x is rows of `heads` heads of size h, `stride` apart; row r stands at position r mod length.
 template <class T>
-void turn(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const float* weight,
-          float eps, const float* cos, const float* sin, T* y) {
+void norm_rope(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const float* weight,
+               float eps, const float* cos, const float* sin, T* y) {
 #pragma omp parallel
   {
     std::vector<float> v(2 * padded(h));
@@ -220,9 +220,9 @@ void turn(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const 
 
 // From g (rows `gstride` apart) to gx, which may be g itself.
 template <class T>
-void turn_backward(i64 rows, i64 heads, i64 h, i64 stride, i64 gstride, i64 length, const T* x,
-                   const float* weight, float eps, const float* cos, const float* sin, const T* g,
-                   T* gx, float* gw) {
+void norm_rope_backward(i64 rows, i64 heads, i64 h, i64 stride, i64 gstride, i64 length, const T* x,
+                        const float* weight, float eps, const float* cos, const float* sin,
+                        const T* g, T* gx, float* gw) {
   int threads = omp_get_max_threads();
   i64 hp = padded(h);
   std::vector<float> parts(threads * hp, 0.f);
@@ -620,6 +620,7 @@ void adamw(i64 count, const Update* u, double beta1, double beta2) {
 #define BOTH(f) {(void*)f<float>, (void*)f<bf16>}
 #define ONCE(f) {(void*)f, (void*)f}
 extern "C" void* const nanoscale_kernels[][2] = {
-    BOTH(join_norm), BOTH(join_norm_backward), BOTH(turn), BOTH(turn_backward), BOTH(attend),
-    BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu), BOTH(swiglu_backward),
-    BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip), ONCE(adamw)};
+    BOTH(add_norm), BOTH(add_norm_backward), BOTH(norm_rope), BOTH(norm_rope_backward),
+    BOTH(attend), BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu),
+    BOTH(swiglu_backward), BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip),
+    ONCE(adamw)};

@@ -13,12 +13,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from ctypes import c_double, c_float, c_int64, c_void_p
+from collections.abc import Callable
+from ctypes import c_bool, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _ctypes import _CData
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = (
@@ -35,37 +39,59 @@ FLAGS = (
 
 
 class NormArguments(ctypes.Structure):
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float), ("rms", ctypes.c_bool)]
+    """A norm, as the struct `Norm` of `kernels.cpp`."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("eps", c_float), ("rms", c_bool))
 
 
 class HeadsArguments(ctypes.Structure):
-    _fields_ = [(name, c_int64) for name in ("B", "T", "H", "K", "h", "sq", "sk", "sv")] + [
-        ("scale", c_float)
-    ]
+    """Sizes of attention and how far tokens lie apart, as the struct `Heads`."""
+
+    _fields_ = (
+        ("B", c_int64),
+        ("T", c_int64),
+        ("H", c_int64),
+        ("K", c_int64),
+        ("h", c_int64),
+        ("sq", c_int64),
+        ("sk", c_int64),
+        ("sv", c_int64),
+        ("scale", c_float),
+    )
 
 
-_N, _F, _P = c_int64, c_float, c_void_p
-SIGNATURES: dict[str, tuple[Any, ...]] = {  # in the order of the table at the end of kernels.cpp
-    "join_norm": (_N, _N, _P, _P, _F, NormArguments, _P, _P, _P),
-    "join_norm_backward": (_N, _N, _P, _P, _P, _F, NormArguments, _P, _P, _P, _P, _P),
-    "turn": (_N, _N, _N, _N, _N, _P, _P, _F, _P, _P, _P),
-    "turn_backward": (_N, _N, _N, _N, _N, _N, _P, _P, _F, _P, _P, _P, _P, _P),
-    "attend": (HeadsArguments, _P, _P, _P, _P, _P),
-    "attend_backward": (HeadsArguments, _P, _P, _P, _P, _P, _P, _P, _P, _P, _N),
-    "gelu": (_N, _P, _P),
-    "gelu_backward": (_N, _P, _P, _P),
-    "swiglu": (_N, _N, _N, _P, _P, _P),
-    "swiglu_backward": (_N, _N, _N, _N, _P, _P, _P, _P, _P),
-    "cross_entropy": (_N, _N, _P, _P, _F, _P, _P),
-    "embed": (_N, _N, _N, _P, _P, _P, _F, _P),
-    "embed_backward": (_N, _N, _N, _P, _P, _F, _P, _P),
-    "clip": (_N, _P, _F, _P),
-    "adamw": (_N, _P, c_double, c_double),
+# Letters as in Python's `struct`, and our two structures.
+TYPES: dict[str, type[_CData]] = {
+    "q": c_int64,
+    "f": c_float,
+    "d": c_double,
+    "P": c_void_p,
+    "N": NormArguments,
+    "H": HeadsArguments,
 }
+# The kernels' arguments, in the order of the table at the end of kernels.cpp.
+SIGNATURES = {
+    "add_norm": "qqPPfNPPP",
+    "add_norm_backward": "qqPPPfNPPPPP",
+    "norm_rope": "qqqqqPPfPPP",
+    "norm_rope_backward": "qqqqqqPPfPPPPP",
+    "attend": "HPPPPP",
+    "attend_backward": "HPPPPPPPPPq",
+    "gelu": "qPP",
+    "gelu_backward": "qPPP",
+    "swiglu": "qqqPPP",
+    "swiglu_backward": "qqqqPPPPP",
+    "cross_entropy": "qqPPfPP",
+    "embed": "qqqPPPfP",
+    "embed_backward": "qqqPPfPP",
+    "clip": "qPfP",
+    "adamw": "qPdd",
+}
+Kernel = Callable[..., None]
 
 
 @functools.cache
-def library() -> dict[str, dict[torch.dtype, Any]] | None:
+def library() -> dict[tuple[str, torch.dtype], Kernel] | None:
     """Each kernel by name and type of activations; None where they cannot be built."""
     path = built()
     if path is None:
@@ -75,16 +101,25 @@ def library() -> dict[str, dict[torch.dtype, Any]] | None:
     except OSError:  # damaged: made anew by the next process
         path.unlink(missing_ok=True)
         return None
-    table = (c_void_p * 2 * len(SIGNATURES)).in_dll(loaded, "nanoscale_kernels")
-    return {
-        name: {
-            dtype: ctypes.CFUNCTYPE(None, *signature)(address)
-            for dtype, address in zip((torch.float32, torch.bfloat16), row, strict=True)
-        }
-        for (name, signature), row in zip(SIGNATURES.items(), table, strict=True)
-    }
+
+    addresses = (c_void_p * 2 * len(SIGNATURES)).in_dll(loaded, "nanoscale_kernels")
+    kernels: dict[tuple[str, torch.dtype], Kernel] = {}
+    for (name, signature), (single, narrow) in zip(SIGNATURES.items(), addresses, strict=True):
+        prototype = ctypes.CFUNCTYPE(None, *(TYPES[letter] for letter in signature))
+        kernels[name, torch.float32] = prototype(single)
+        kernels[name, torch.bfloat16] = prototype(narrow)
+    return kernels
 
 
+def call(name: str, dtype: torch.dtype, *arguments: object) -> None:
+    """Run a kernel on activations of `dtype`; tensors go as their addresses, None as null."""
+    kernels = library()
+    assert kernels is not None, "whoever chooses the kernels has looked whether they are there"
+    plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    kernels[name, dtype](*plain)
+
+
+# -- where it comes from --------------------------------------------------------------------------
 def built() -> Path | None:
     """The compiled library, from the cache or made now (about two seconds, once per machine)."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
@@ -134,8 +169,3 @@ def compile_to(path: Path, command: list[str]) -> bool:
     except (OSError, subprocess.CalledProcessError):
         return False
     return True
-
-
-def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Run a kernel; tensors go as their addresses, None as null."""
-    library()[name][dtype](*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])

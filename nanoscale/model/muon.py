@@ -7,7 +7,7 @@ Jordan et al. 2024 (kellerjordan.github.io/posts/muon); shape factors as in Bern
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,47 +35,69 @@ def orthogonalize(G: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -
     tall = X.size(-2) > X.size(-1)
     if tall:  # the products are of the smaller side squared
         X = X.mT
+
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=NS_EPS)
     for _ in range(steps):
         A = torch.bmm(X, X.mT)
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    return (X.mT if tall else X).reshape(G.shape).to(G.dtype)
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A^2
+        X = torch.baddbmm(X, B, X, beta=a)  # a X + B X
+
+    if tall:
+        X = X.mT
+    return X.reshape(G.shape).to(G.dtype)
+
+
+# -- the same, shared out over ranks ------------------------------------------------------------
+def share_of(count: int, ranks: Ranks) -> int:
+    """How many of `count` matrices a rank orthogonalizes; the last ranks may have fewer."""
+    return -(-count // ranks.world)
 
 
 def orthogonalize_dealt(
-    whole: list[Tensor], steps: int, ranks: Ranks, dtype: torch.dtype | None = None
+    matrices: list[Tensor], steps: int, ranks: Ranks, dtype: torch.dtype | None = None
 ) -> list[Tensor]:
     """`orthogonalize` of equal shapes that every rank holds: each does its share, all get all."""
-    share = -(-len(whole) // ranks.world)
-    mine = whole[ranks.rank * share : (ranks.rank + 1) * share]
-    done = whole[0].new_zeros(share, *whole[0].shape)  # the last shares may be short
+    share = share_of(len(matrices), ranks)
+    mine = matrices[ranks.rank * share : (ranks.rank + 1) * share]
+    done = matrices[0].new_zeros(share, *matrices[0].shape)
     if mine:
         done[: len(mine)] = orthogonalize(torch.stack(mine), steps, dtype)
+
     parts = [torch.empty_like(done) for _ in range(ranks.world)]
     dist.all_gather(parts, done)
-    return [matrix for part in parts for matrix in part][: len(whole)]
+    return list(torch.cat(parts)[: len(matrices)])
 
 
 def orthogonalize_sharded(
-    rows: list[Tensor], fan_out: int, steps: int, ranks: Ranks, dtype: torch.dtype | None = None
+    rows: list[Tensor],
+    fan_out: int,
+    steps: int,
+    ranks: Ranks,
+    dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """`orthogonalize` of equal shapes of which every rank holds some rows, in FSDP2's partition.
 
     Each rank is sent all rows of its share, and sends back to each rank that one's of the result.
     """
-    world, share = ranks.world, -(-len(rows) // ranks.world)
+    world = ranks.world
+    share = share_of(len(rows), ranks)
     height = -(-fan_out // world)  # of a rank's part; the last ones may be short or empty
     parts = rows[0].new_zeros(world, share, height, rows[0].size(-1))  # by owner
     for i, part in enumerate(rows):
-        parts[i // share, i % share, : len(part)] = part
+        owner, place = divmod(i, share)
+        parts[owner, place, : len(part)] = part
+
     owned = torch.empty_like(parts)  # by source
     dist.all_to_all_single(owned, parts)
-    whole = owned.transpose(0, 1).flatten(1, 2)[:, :fan_out]  # (share, fan_out, fan_in)
-    done = F.pad(orthogonalize(whole, steps, dtype), (0, 0, 0, world * height - fan_out))
-    dist.all_to_all_single(parts, done.unflatten(1, (world, height)).transpose(0, 1).contiguous())
+    full = owned.transpose(0, 1).flatten(1, 2)  # (share, fan_out and padding, fan_in)
+    done = orthogonalize(full[:, :fan_out], steps, dtype)
+    done = F.pad(done, (0, 0, 0, world * height - fan_out))
+    by_rank = done.view(share, world, height, -1).transpose(0, 1)
+    dist.all_to_all_single(parts, by_rank.contiguous())
     return [parts[i // share, i % share, : len(part)] for i, part in enumerate(rows)]
 
 
+# -- the optimizer ------------------------------------------------------------------------------
 class Muon(torch.optim.Optimizer):
     """Muon over groups of matrices (fan_out, fan_in); equal shapes are orthogonalised in one batch.
 
@@ -87,7 +109,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -96,25 +118,27 @@ class Muon(torch.optim.Optimizer):
         ranks: Ranks | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "ns_steps": ns_steps,
-                "scale": scale,
-            },
-        )
-        self.ranks, self.dtype = ranks or Ranks(), dtype
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "ns_steps": ns_steps,
+            "scale": scale,
+        }
+        super().__init__(params, defaults)
+        self.ranks = ranks or Ranks()
+        self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(  # type: ignore[override]  # torch's two overloads in one
+        self, closure: Callable[[], Tensor] | None = None
+    ) -> Tensor | None:
         """One update of every matrix that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -124,24 +148,33 @@ class Muon(torch.optim.Optimizer):
                 self._update(params, group)
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        weights, grads = [local(p) for p in params], [local(p.grad) for p in params]
-        buffers = [local(self.state[p]["momentum_buffer"]) for p in params]
-        momentum, lr = group["momentum"], group["lr"]
+    def _update(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
+        """Update matrices of equal shape, whole or this rank's rows of each."""
+        weights = [local(p) for p in params]
+        grads = [local(p.grad) for p in params if p.grad is not None]
+        buffers = [local(self._momentum_buffer(p)) for p in params]
+        momentum = group["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
-        updates = self._orthogonal(nesterov, params[0].size(0), group["ns_steps"])
-        factor = shape_factor(group["scale"], *params[0].shape)
+
+        fan_out, fan_in = params[0].shape
+        updates = self._orthogonal(list(nesterov), fan_out, group["ns_steps"])
+        lr = group["lr"]
+        factor = shape_factor(group["scale"], fan_out, fan_in)
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         torch._foreach_add_(weights, updates, alpha=-lr * factor)
 
-    def _orthogonal(self, held: list[Tensor], fan_out: int, steps: int) -> Iterable[Tensor]:
+    def _momentum_buffer(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+    def _orthogonal(self, held: list[Tensor], fan_out: int, steps: int) -> list[Tensor]:
         """`orthogonalize` of each matrix, of which this rank holds all or some rows."""
         if self.ranks.world == 1:
-            return orthogonalize(torch.stack(held), steps, self.dtype).unbind()
+            return list(orthogonalize(torch.stack(held), steps, self.dtype))
         if self.ranks.sharded:
             return orthogonalize_sharded(held, fan_out, steps, self.ranks, self.dtype)
         return orthogonalize_dealt(held, steps, self.ranks, self.dtype)

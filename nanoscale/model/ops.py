@@ -1,6 +1,6 @@
 """What a block is made of, in torch's own operations: they run, compile and differentiate anywhere.
 
-The model calls these and nothing else between its parameters; `kernels.FusedOps` does the same in
+The model calls these and nothing else between its parameters; `fused_ops.FusedOps` does the same in
 fewer passes on a CPU and is tested against this file. Shapes: B sequences, T tokens, H heads, K
 key-value heads, h head size, d = n_embd, V symbols. Under autocast the products, and what lies
 between them, are in its narrower type; the residual stream, norms and losses are float32.
@@ -8,7 +8,8 @@ between them, are in its narrower type; the residual stream, norms and losses ar
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,38 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin of the angles, (T, h) each
+Linear = nn.Linear | nn.Embedding  # `weight` (fan_out, fan_in); a tied head is the embedding
+LossAndGradient = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, float]]
+
+# A target that no vocabulary has: torch ignores one value, and none of ours may be ignored.
+_NO_TARGET = -(2**31)
+
+
+def apply(function: type[Function], *inputs: object) -> Tensor:
+    """A differentiable function's output; torch gives `Function.apply` no types."""
+    return cast(Tensor, function.apply(*inputs))  # type: ignore[no-untyped-call]  # torch's
+
+
+def apply_many(function: type[Function], *inputs: object) -> tuple[Tensor, ...]:
+    """The same of a function with several outputs."""
+    return cast(tuple[Tensor, ...], apply(function, *inputs))  # a tuple, by its `forward`
+
+
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Refuse tokens or targets outside the vocabulary, alike under all operations.
+
+    On a GPU torch's device-side assertions do it, as a look from here would wait for every step.
+
+    Raises:
+        IndexError: a token is negative or not below `vocab_size`.
+    """
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+
+    least, largest = torch.aminmax(tokens)
+    for token in (largest, least):
+        if not 0 <= token < vocab_size:
+            raise IndexError(f"token {int(token)} is not in the vocabulary of {vocab_size}")
 
 
 class Norm(nn.Module):
@@ -25,7 +58,8 @@ class Norm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if bias and not rms else None
-        self.eps, self.rms = eps, rms
+        self.eps = eps
+        self.rms = rms
 
     def forward(self, x: Tensor) -> Tensor:
         shape = self.weight.shape
@@ -37,8 +71,8 @@ class Norm(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x_i, x_{i + h/2}) by its position's angle; x (B, T, H, h), cos (T, h)."""
     low, high = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return (x * cos + torch.cat([-high, low], dim=-1) * sin).type_as(x)
+    turned = torch.cat([-high, low], dim=-1)
+    return (x * cos[:, None] + turned * sin[:, None]).type_as(x)
 
 
 class Ops:
@@ -46,32 +80,34 @@ class Ops:
 
     name = "torch"
 
-    def weights_changed(self) -> None:
-        """Called after every update of the parameters: what was derived from them is stale."""
-
     def embed(
         self, idx: Tensor, tokens: Tensor, positions: Tensor | None, multiplier: float
     ) -> Tensor:
         """Embeddings of idx (B, T), with positions (T, d) added, times `multiplier`: (B, T, d)."""
+        check_tokens(idx, tokens.size(0))
         x = F.embedding(idx, tokens)
-        x = x if positions is None else x + positions
+        if positions is not None:
+            x = x + positions
         return x if multiplier == 1 else x * multiplier
 
-    def join(
+    def add_norm(
         self, x: Tensor, branch: Tensor | None, multiplier: float, norm: Norm
     ) -> tuple[Tensor, Tensor]:
         """The residual stream with `multiplier` times a branch added, and its norm; (B, T, d)."""
         if branch is not None:
-            x = x + (branch if multiplier == 1 else multiplier * branch)
+            if multiplier != 1:
+                branch = multiplier * branch
+            x = x + branch
         return x, norm(x)
 
-    def linear(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    def linear(self, x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
         """Each layer's map of the same x, (..., fan_in) to (..., fan_out)."""
-        return tuple(F.linear(x, layer.weight, getattr(layer, "bias", None)) for layer in layers)
+        return tuple(F.linear(x, layer.weight, bias_of(layer)) for layer in layers)
 
-    def turn(self, x: Tensor, norm: Norm | None, rotary: Rotary | None) -> Tensor:
+    def norm_rope(self, x: Tensor, norm: Norm | None, rotary: Rotary | None) -> Tensor:
         """Queries or keys (B, T, H, h), normed over each head, then rotated, as asked."""
-        x = x if norm is None else norm(x)
+        if norm is not None:
+            x = norm(x)
         return x if rotary is None else rotate(x, *rotary)
 
     def attention(
@@ -81,15 +117,14 @@ class Ops:
 
         With T = 1 the query sees all S; otherwise S = T.
         """
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H or K, T, h)
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
+            q.transpose(1, 2),  # (B, H, T, h)
+            k.transpose(1, 2),  # (B, K, S, h)
+            v.transpose(1, 2),
             dropout_p=dropout,
             scale=scale,
-            is_causal=q.size(2) > 1,
-            enable_gqa=q.size(1) != k.size(1),
+            is_causal=q.size(1) > 1,
+            enable_gqa=q.size(2) != k.size(2),
         )
         return y.transpose(1, 2).flatten(2)
 
@@ -102,18 +137,22 @@ class Ops:
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         """Mean over tokens of -log softmax(logits)[target] + z_loss logsumexp(logits)^2."""
-        flat = logits.flatten(0, -2).float()
-        loss = F.cross_entropy(flat, targets.flatten())
+        check_tokens(targets, logits.size(-1))
+        flat = logits.flatten(0, -2).float()  # (B T, V)
+        loss = F.cross_entropy(flat, targets.flatten(), ignore_index=_NO_TARGET)
         if z_loss:
-            loss = loss + z_loss * flat.logsumexp(dim=-1).square().mean()
+            lse = flat.logsumexp(dim=-1)
+            loss = loss + z_loss * lse.square().mean()
         return loss
 
     def chunked_cross_entropy(
         self, x: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int
     ) -> Tensor:
         """`cross_entropy` of x (B, T, d) times a head's weight (V, d), by `chunk` tokens."""
-        return ChunkedCrossEntropy.apply(
-            x, weight, self.narrow(weight), targets, z_loss, chunk, self.loss_and_gradient
+        check_tokens(targets, weight.size(0))
+        narrow = self.narrow(weight)
+        return apply(
+            ChunkedCrossEntropy, x, weight, narrow, targets, z_loss, chunk, self.loss_and_gradient
         )
 
     def narrow(self, weight: Tensor) -> Tensor:
@@ -128,14 +167,20 @@ class Ops:
     ) -> tuple[Tensor, Tensor, float]:
         """Sum over tokens of the loss of logits (n, V); its gradient is the next two's product."""
         p = logits.float()  # overwritten step by step
-        lse = p.logsumexp(dim=-1, keepdim=True)
+        lse = p.logsumexp(dim=-1, keepdim=True)  # (n, 1)
         at = targets[:, None]
         loss = (lse - p.gather(1, at)).sum() + z_loss * lse.square().sum()
+
         p = p.sub_(lse).exp_()
         if z_loss:
             p.mul_(1 + 2 * z_loss * lse)
         p.scatter_add_(1, at, -torch.ones_like(lse))
         return loss, p.to(logits.dtype), 1.0
+
+
+def bias_of(layer: Linear) -> Tensor | None:
+    """A layer's bias, if it has one; an embedding never does."""
+    return layer.bias if isinstance(layer, nn.Linear) else None
 
 
 class ChunkedCrossEntropy(Function):
@@ -154,16 +199,20 @@ class ChunkedCrossEntropy(Function):
         targets: Tensor,
         z_loss: float,
         chunk: int,
-        loss_and_gradient: Any,
+        loss_and_gradient: LossAndGradient,
     ) -> Tensor:
-        flat, targets = x.flatten(0, -2), targets.flatten()
+        flat = x.flatten(0, -2)  # (B T, d)
         gx = torch.empty_like(flat)
         gw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         total = weight.new_zeros(())
+        parts = zip(
+            torch.split(flat, chunk),
+            torch.split(gx, chunk),
+            torch.split(targets.flatten(), chunk),
+            strict=True,
+        )
         with torch.autocast(weight.device.type, enabled=False):
-            for part, gpart, answers in zip(
-                flat.split(chunk), gx.split(chunk), targets.split(chunk), strict=True
-            ):
+            for part, gpart, answers in parts:
                 part = part.to(narrow.dtype)
                 loss, g, factor = loss_and_gradient(part @ narrow.t(), answers, z_loss)
                 total += loss
@@ -174,6 +223,7 @@ class ChunkedCrossEntropy(Function):
                 else:
                     gw.add_(g.t() @ part, alpha=factor)
                 del g  # before the next chunk's logits
+
         ctx.save_for_backward(gx.view_as(x), gw)
         return total / len(flat)
 

@@ -1,62 +1,63 @@
-"""Roles to optimizer groups: a partition of the parameters, each group with its own base LR."""
+"""The optimizer step, and the groups that it steps: by role, each with its own base LR."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from nanoscale.model.adamw import AdamW, clip_grad_norm
-from nanoscale.model.distributed import Ranks, held_as
+from nanoscale.model.distributed import Ranks, full, held_as
 from nanoscale.model.muon import Muon
-from nanoscale.spec.architecture import tensors
-from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.parametrization import betas, rule
+from nanoscale.spec.parametrization import Rules
+
+OptimizerState = Mapping[str, Mapping[str, Tensor]]  # parameter name -> its state by name
+ParameterGroup = dict[str, object]  # as torch.optim takes them
 
 
 class Optimizers:
-    """AdamW and, when asked for, Muon, behind one optimizer's verbs.
-
-    Under `numerics` AdamW goes through our kernels or not, and Muon's products are in bfloat16 if
-    the model's are; states are float32.
+    """AdamW and, when asked for, Muon, behind one optimizer's verbs; their states are float32.
 
     The schedule is a multiplier: `set_lr(m)` gives each group m times its own base LR, so there is
-    one writer of every learning rate.
+    one writer of every learning rate. `in_kernel`: AdamW and clipping go through our kernels.
+    `muon_dtype` is that of Muon's products.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        config: ResolvedConfig,
+        rules: Rules,
         ranks: Ranks | None = None,
-        numerics: Mapping[str, Any] | None = None,
+        *,
+        in_kernel: bool = False,
+        muon_dtype: torch.dtype | None = None,
     ) -> None:
-        self.named, numerics = dict(model.named_parameters()), numerics or {}
-        self.in_kernel = numerics.get("kernels") == "fused"
-        groups = parameter_groups(self.named, config)
-        self.parts: list[torch.optim.Optimizer] = [
-            AdamW(
-                groups["adamw"],
-                betas=betas(config),
-                in_kernel=self.in_kernel,
-                fused=next(iter(self.named.values())).device.type in ("cpu", "cuda"),
-            )
-        ]
+        self.named = dict(model.named_parameters())
+        self.in_kernel = in_kernel
+        groups = parameter_groups(self.named, rules)
+        self.parts: list[torch.optim.Optimizer] = []
+
+        if in_kernel:
+            self.parts.append(AdamW(groups["adamw"], betas=rules.betas))
+        else:
+            device = next(model.parameters()).device.type
+            fused = device in ("cpu", "cuda")
+            self.parts.append(torch.optim.AdamW(groups["adamw"], betas=rules.betas, fused=fused))
         if groups["muon"]:
-            narrow = torch.bfloat16 if numerics.get("dtype") == "bfloat16" else None
-            self.parts.append(
-                Muon(
-                    groups["muon"],
-                    momentum=config.muon_momentum,
-                    ns_steps=config.muon_ns_steps,
-                    scale=config.muon_scale,
-                    ranks=ranks,
-                    dtype=narrow,
-                )
+            config = rules.config
+            muon = Muon(
+                groups["muon"],
+                momentum=config.muon_momentum,
+                ns_steps=config.muon_ns_steps,
+                scale=config.muon_scale,
+                ranks=ranks,
+                dtype=muon_dtype,
             )
+            self.parts.append(muon)
         self.groups = [group for part in self.parts for group in part.param_groups]
 
     def set_lr(self, multiplier: float) -> None:
@@ -64,10 +65,33 @@ class Optimizers:
         for group in self.groups:
             group["lr"] = group["base_lr"] * multiplier
 
+    def step(
+        self,
+        scaler: GradScaler,
+        grad_clip: float,
+        before_clipping: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """One update from the gradients that the parameters have; none has any afterwards.
+
+        `scaler` is what scaled the loss, `grad_clip` the largest joint norm (0: any). Returns the
+        norm before clipping. `before_clipping` sees the gradients at that moment, unscaled.
+        """
+        for part in self.parts:
+            scaler.unscale_(part)
+        if before_clipping is not None:
+            before_clipping()
+        norm = self.clip(grad_clip)
+
+        for part in self.parts:
+            scaler.step(part)  # skipped where float16 overflowed
+        scaler.update()
+        self.zero_grad()
+        return norm
+
     def clip(self, most: float) -> Tensor:
         """Scale the gradients down to the joint norm `most` (0: never); returns it as it was."""
         clip = clip_grad_norm if self.in_kernel else torch.nn.utils.clip_grad_norm_
-        return clip(self.named.values(), most or math.inf)
+        return full(clip(self.named.values(), most or math.inf))
 
     def zero_grad(self) -> None:
         for part in self.parts:
@@ -78,31 +102,40 @@ class Optimizers:
         by_parameter = {p: state for part in self.parts for p, state in part.state.items()}
         return {name: dict(by_parameter[p]) for name, p in self.named.items() if p in by_parameter}
 
-    def load_state(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Put whole tensors back; each goes where its parameter is, and is held as that."""
-        owner = {p: part for part in self.parts for g in part.param_groups for p in g["params"]}
+    def load_state(self, state: OptimizerState) -> None:
+        """Put full tensors back; each goes where its parameter is, and is held as that."""
+        owner = {
+            p: part for part in self.parts for group in part.param_groups for p in group["params"]
+        }
         for name, values in state.items():
             p = self.named[name]
-            on_mps = p.device.type == "mps"  # unfused AdamW counts its steps on the CPU
-            owner[p].state[p] = {
-                key: held_as(v.to("cpu" if key == "step" and on_mps else p.device, copy=True), p)
-                for key, v in values.items()
-            }
+            loaded = {}
+            for key, value in values.items():
+                # torch's AdamW on MPS, which is not fused, counts its steps on the CPU
+                on_cpu = key == "step" and p.device.type == "mps"
+                loaded[key] = held_as(value.to("cpu" if on_cpu else p.device, copy=True), p)
+            owner[p].state[p] = loaded
 
 
-def parameter_groups(
-    named: dict[str, Tensor], config: ResolvedConfig
-) -> dict[str, list[dict[str, Any]]]:
+def parameter_groups(named: Mapping[str, Tensor], rules: Rules) -> dict[str, list[ParameterGroup]]:
     """Optimizer -> groups of equal role, LR, weight decay and eps; each parameter is in one."""
-    groups: dict[str, dict[tuple, dict[str, Any]]] = {"adamw": {}, "muon": {}}
-    for spec in tensors(config):
-        r = rule(spec, config)
-        settings = {"base_lr": r.lr, "lr": r.lr, "weight_decay": r.weight_decay}
-        settings |= {"eps": r.eps} if r.optimizer == "adamw" else {}
-        key = (spec.role, *settings.values())
-        group = groups[r.optimizer].setdefault(
-            key, {"params": [], "names": [], "role": spec.role, **settings}
-        )
-        group["params"].append(named[spec.name])
-        group["names"].append(spec.name)
-    return {kind: list(by_key.values()) for kind, by_key in groups.items()}
+    members = defaultdict(list)
+    for tensor in rules.tensors:
+        rule = rules.rule(tensor)
+        eps = rule.eps if rule.optimizer == "adamw" else None
+        members[rule.optimizer, tensor.role, rule.lr, rule.weight_decay, eps].append(tensor.name)
+
+    groups: dict[str, list[ParameterGroup]] = {"adamw": [], "muon": []}
+    for (optimizer, role, lr, weight_decay, eps), names in members.items():
+        group: ParameterGroup = {
+            "params": [named[name] for name in names],
+            "names": names,
+            "role": role,
+            "base_lr": lr,
+            "lr": lr,
+            "weight_decay": weight_decay,
+        }
+        if eps is not None:
+            group["eps"] = eps
+        groups[optimizer].append(group)
+    return groups

@@ -11,38 +11,6 @@ from __future__ import annotations
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, tensors
 from nanoscale.spec.config import ExperimentConfig
 
-# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "A40": 149.7e12,
-    "A30": 165e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 6000 Ada": 364e12,
-    "RTX A6000": 155e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 4080": 97.5e12,
-    "RTX 3090": 71e12,
-    "RTX 3080": 59.5e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "MI300X": 1307e12,
-    "MI250X": 383e12,
-}
-# Words that make it another, slower or faster, device than the one named.
-OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
-
 
 def parameters_by_role(config: ExperimentConfig) -> dict[str, int]:
     """Role -> number of parameters; roles that the model lacks are 0."""
@@ -110,11 +78,3 @@ def flops_per_token(config: ExperimentConfig) -> dict[str, float]:
 def flops_per_iter(config: ExperimentConfig) -> int:
     """Exact training FLOPs of one update."""
     return 3 * sum(forward_flops(config).values()) * config.sequences_per_iter
-
-
-def peak_flops(device_name: str) -> float | None:
-    """The device's dense bf16 peak in FLOP/s; None where it is unknown, so MFU is null there."""
-    words = set(device_name.replace("-", " ").split())
-    if words & OTHER_DEVICE:
-        return None
-    return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)

@@ -1,7 +1,7 @@
 """Time the training step, as nanoGPT's bench.py does: burn in, then the median of timed steps.
 
-The step is `training.update` itself on a run that writes nothing. With `--peer=PATH` a nanoGPT
-clone's step at the same shapes takes turns with it, so that both meet the same machine and minute.
+The step is `loop.update` itself on a run that writes nothing. With a peer a nanoGPT clone's step at
+the same shapes takes turns with it, so that both meet the same machine and minute.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.data.meta import GPT2_VOCAB_SIZE, Meta
@@ -24,12 +26,15 @@ from nanoscale.errors import DONE, UserError, did_you_mean, disk_errors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.options import keys_of, option
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import FIELDS, Source, build, coerce, help_text, parse_arguments, typed
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import run_spec
+from nanoscale.training.bench_peer import PeerJob
 
 if TYPE_CHECKING:
-    from nanoscale.training.run import Run
+    from nanoscale.training.state import Run
 
 BURN_IN = 10  # steps before the clock counts
 TURN = 4  # timed steps in a row
@@ -38,12 +43,7 @@ PATIENCE = 20.0  # seconds: slow steps are timed for about this long, one turn a
 PROFILE_STEPS = 5  # each of: waiting, warming up, recording
 TRACE_FOLDER = Path("bench_log")
 
-DEFAULTS = Source("bench's defaults", {"gradient_accumulation_steps": 1})
-OWN: dict[str, tuple[Any, Any, str]] = {
-    "real_data": (True, bool, "False: random tokens, no dataset needed"),
-    "profile": (False, bool, f"write a torch profiler trace to ./{TRACE_FOLDER} instead"),
-    "peer": (None, str | None, "a nanoGPT clone, timed in alternation at the same shapes"),
-}
+BENCH_DEFAULTS = Source("bench's defaults", {"gradient_accumulation_steps": 1})
 WORKER = Path(__file__).with_name("bench_peer.py")
 # The keys that change our step and not the peer's, with the values at which the two are alike.
 PEER_LACKS = {
@@ -56,55 +56,53 @@ PEER_LACKS = {
     "optimizer": "adamw",
 }
 
-Step = Callable[[], float]  # makes one update and returns its seconds
+TimedStep = Callable[[], float]  # makes one update and returns its seconds
+
+
+# -- what is timed --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to do with a config's training step."""
+
+    real_data: bool = option(True, "False: random tokens, no dataset needed")
+    profile: bool = option(False, f"write a torch profiler trace to ./{TRACE_FOLDER} instead")
+    peer: str | None = option(None, "a nanoGPT clone, timed in alternation at the same shapes")
+
+
+BENCH_KEYS = keys_of(BenchOptions)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to time: everything that was typed, checked; nothing of it needs torch."""
+class Benchmark:
+    """A run to time, everything checked that needs no torch."""
 
     spec: RunSpec
     dataset: Dataset
-    real_data: bool
-    profile: bool
-    peer: Path | None
+    options: BenchOptions
+    clone: Path | None  # the peer's folder
 
 
-# -- what was typed -------------------------------------------------------------------------------
-def requested(arguments: Sequence[str]) -> Request:
-    """The flags of this module and the config that the others describe.
+def benchmark_of(
+    config: ExperimentConfig, typed: Mapping[str, Json], options: BenchOptions
+) -> Benchmark:
+    """The benchmark of a config; `typed` are the keys of it that the user set.
 
     Raises:
-        UserError: a bad flag, config, dataset or clone.
+        UserError: options that exclude each other, or a bad config, dataset or clone.
     """
-    own, rest = {key: default for key, (default, _, _) in OWN.items()}, []
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or key in FIELDS:
-            rest.append(argument)
-        elif key in OWN and equals:
-            own[key] = coerce(f"--{key}", value, OWN[key][1])
-        elif key in OWN:
-            raise UserError(f"{argument}: flags are written --key=value")
-        else:
-            raise UserError(
-                f"--{key}: unknown key{did_you_mean(key, [*OWN, *FIELDS]) or '; --help lists all'}"
-            )
-    if own["profile"] and own["peer"]:
+    if options.profile and options.peer:
         raise UserError("--profile=True and --peer exclude each other; leave one out")
-    peer = own["peer"] and checked_clone(own["peer"])
-    sources = [DEFAULTS, *parse_arguments(rest)]
-    config = build(sources)
-    dataset = real_dataset(config) if own["real_data"] else random_dataset(config)
-    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
-    return Request(spec, dataset, own["real_data"], own["profile"], peer)
+    clone = checked_clone(options.peer) if options.peer else None
+    dataset = real_dataset(config) if options.real_data else random_dataset(config)
+    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed)
+    return Benchmark(spec, dataset, options, clone)
 
 
-def checked_clone(typed_path: str) -> Path:
+def checked_clone(path: str) -> Path:
     """The folder of a nanoGPT clone."""
-    if not (Path(typed_path) / "model.py").is_file():
-        raise UserError(f"--peer={typed_path}: no model.py there; name a nanoGPT clone's folder")
-    return Path(typed_path).resolve()
+    if not (Path(path) / "model.py").is_file():
+        raise UserError(f"--peer={path}: no model.py there; name a nanoGPT clone's folder")
+    return Path(path).resolve()
 
 
 def real_dataset(config: ExperimentConfig) -> Dataset:
@@ -116,61 +114,85 @@ def real_dataset(config: ExperimentConfig) -> Dataset:
 
 def random_dataset(config: ExperimentConfig) -> Dataset:
     """A dataset in memory alone: uniformly random tokens of GPT-2's vocabulary or `vocab_size`."""
-    import numpy as np
-
-    size, shape = config.vocab_size or GPT2_VOCAB_SIZE, 2**20 + config.block_size
-    tokens = np.random.default_rng(config.seed).integers(size, size=shape)
+    vocab_size = config.vocab_size or GPT2_VOCAB_SIZE
+    length = 2**20 + config.block_size
+    tokens = np.random.default_rng(config.seed).integers(vocab_size, size=length)
     return Dataset(
-        "random",
-        Path(),
-        size,
-        "random",
-        {"train": tokens, "val": tokens},
-        {"train": None, "val": None},
-        Meta("ids", size),
+        name="random",
+        folder=Path(),
+        vocab_size=vocab_size,
+        fingerprint="random",
+        tokens={"train": tokens, "val": tokens},
+        bytes_per_token={"train": None, "val": None},
+        meta=Meta("ids", vocab_size),
     )
 
 
+def requested(arguments: Sequence[str]) -> Benchmark:
+    """The benchmark that `[config.py ...] [--key=value ...]` describe."""
+    ours: dict[str, Any] = {}
+    rest = []
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or key in FIELDS:
+            rest.append(argument)
+        elif key in BENCH_KEYS and equals:
+            ours[key] = coerce(f"--{key}", value, BENCH_KEYS[key].kind)
+        elif key in BENCH_KEYS:
+            raise UserError(f"{argument}: flags are written --key=value")
+        else:
+            hint = did_you_mean(key, [*BENCH_KEYS, *FIELDS]) or "; --help lists all"
+            raise UserError(f"--{key}: unknown key{hint}")
+    sources = [BENCH_DEFAULTS, *parse_arguments(rest)]
+    return benchmark_of(build(sources), typed(sources), BenchOptions(**ours))
+
+
 # -- the two steps --------------------------------------------------------------------------------
-def build_run(what: Request) -> Run:
+def live_run(what: Benchmark) -> Run:
     """The run at its beginning; it has no folder, so nothing is written."""
     from nanoscale.model.distributed import Ranks
-    from nanoscale.training.run import build as build_live
+    from nanoscale.training.state import build
 
-    return build_live(what.spec, what.dataset, Ranks())
+    return build(what.spec, what.dataset, Ranks())
 
 
-def our_step(run: Run) -> Step:
-    """`training.update`, waited for."""
+def our_step(run: Run) -> TimedStep:
+    """`loop.update`, waited for."""
     from nanoscale.training.loop import update
 
     def step() -> float:
         started = time.perf_counter()
-        update(run)["train_loss"].item()  # waits for the device
+        update(run).loss.item()  # waits for the device
         return time.perf_counter() - started
 
     return step
 
 
-def job_of(what: Request, run: Run) -> dict[str, Any]:
-    """What the peer's worker needs to know (`peer.py`)."""
+def job_of(what: Benchmark, run: Run) -> PeerJob:
+    """What the peer's worker needs to know."""
     config = what.spec.config
     shape = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
-    same = ("batch_size", "learning_rate", "weight_decay", "grad_clip", "seed")
-    return {
-        "path": str(what.peer),
-        "model": {key: getattr(config, key) for key in shape},
-        **{key: getattr(config, key) for key in same},
-        "betas": [config.beta1, config.beta2],
-        "accumulation": config.gradient_accumulation_steps,
-        "device": str(run.device),
-        **{key: run.numerics[key] for key in ("dtype", "compile", "threads")},
-        "train_bin": str((what.dataset.folder / "train.bin").resolve()) if what.real_data else None,
-    }
+    train_bin = str((what.dataset.folder / "train.bin").resolve())
+    return PeerJob(
+        path=str(what.clone),
+        model={key: getattr(config, key) for key in shape},
+        train_bin=train_bin if what.options.real_data else None,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=[config.beta1, config.beta2],
+        grad_clip=config.grad_clip,
+        seed=config.seed,
+        device=str(run.device),
+        dtype=run.numerics.dtype,
+        compile=run.numerics.compile,
+        threads=run.numerics.threads,
+    )
 
 
 @contextmanager
-def peer_step(job: Mapping[str, Any]) -> Iterator[Step]:
+def peer_step(job: PeerJob) -> Iterator[TimedStep]:
     """The clone's step, in a process that works only while it is waited for."""
     with (
         tempfile.TemporaryFile() as errors,
@@ -182,32 +204,38 @@ def peer_step(job: Mapping[str, Any]) -> Iterator[Step]:
             stderr=errors,
         ) as process,
     ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        requests, answers = process.stdin, process.stdout
 
         def ask(line: str) -> str:
             with suppress(BrokenPipeError):
-                process.stdin.write(f"{line}\n".encode())
-            answer = process.stdout.readline().decode()
+                requests.write(f"{line}\n".encode())
+            answer = answers.readline().decode()
             if not answer:
                 errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines() or ["no reason"]
-                raise UserError(f"--peer={job['path']}: its training step failed: {said[-1]}")
+                lines = errors.read().decode(errors="replace").strip().splitlines()
+                reason = lines[-1] if lines else "no reason"
+                raise UserError(f"--peer={job.path}: its training step failed: {reason}")
             return answer
 
-        ask(json.dumps(job))  # answered once the clone's model stands
+        ask(json.dumps(asdict(job)))  # answered once the clone's model stands
         yield lambda: float(ask("step"))
 
 
 def differences(run: Run) -> list[str]:
     """The keys by which our step is other work than a nanoGPT clone's."""
     config = run.config
-    lacking = [key for key, alike in PEER_LACKS.items() if getattr(config, key) != alike]
-    lacking += ["n_kv_head"] if config.kv_heads != config.n_head else []
-    half = run.numerics["dtype"] != "float32" and run.device.type != "cuda"
-    return lacking + ([f"dtype={run.numerics['dtype']}"] if half else [])
+    keys = [key for key, alike in PEER_LACKS.items() if getattr(config, key) != alike]
+    if config.kv_heads != config.n_head:
+        keys.append("n_kv_head")
+    if run.numerics.dtype != "float32" and run.device.type != "cuda":
+        keys.append(f"dtype={run.numerics.dtype}")
+    return keys
 
 
 # -- timing ---------------------------------------------------------------------------------------
-def burn_in(step: Step) -> float:
+def burn_in(step: TimedStep) -> float:
     """Up to BURN_IN steps, the first (it compiles) and then as many as patience allows.
 
     Returns the seconds of the last one.
@@ -220,7 +248,7 @@ def burn_in(step: Step) -> float:
     return seconds
 
 
-def measure(steps: Mapping[str, Step]) -> dict[str, float]:
+def measure(steps: Mapping[str, TimedStep]) -> dict[str, float]:
     """The median seconds of each step; several take turns, never at the same time."""
     slowest = max([burn_in(step) for step in steps.values()])
     turns = min(max(int(PATIENCE / (TURN * slowest)), 1), MOST_TURNS)
@@ -233,7 +261,7 @@ def measure(steps: Mapping[str, Step]) -> dict[str, float]:
     return {name: median(seconds) for name, seconds in times.items()}
 
 
-def write_trace(step: Step) -> None:
+def write_trace(step: TimedStep) -> None:
     """A trace of a few steps in TRACE_FOLDER, for TensorBoard, Perfetto or chrome://tracing."""
     from torch.profiler import profile, schedule, tensorboard_trace_handler
 
@@ -250,60 +278,75 @@ def write_trace(step: Step) -> None:
                 profiler.step()
 
 
-def introduce(run: Run) -> None:
+# -- as people call it ----------------------------------------------------------------------------
+@dataclass(frozen=True)
+class BenchResult:
+    """Seconds of one update, and what follows from them."""
+
+    seconds: float
+    mfu: float | None
+    peer_seconds: float | None
+
+
+def bench(what: Benchmark) -> BenchResult | None:
+    """Time a run's step, or trace it (then there is no result); nanoGPT's line comes last."""
+    run = live_run(what)
+    print(introduction(run), flush=True)
+    if what.options.profile:
+        write_trace(our_step(run))
+        print(f"wrote a trace to {TRACE_FOLDER}")
+        return None
+
+    with ExitStack() as stack:
+        steps = {"nanoscale": our_step(run)}
+        if what.clone:
+            steps["peer"] = stack.enter_context(peer_step(job_of(what, run)))
+        medians = measure(steps)
+    seconds = medians["nanoscale"]
+    result = BenchResult(seconds, run.meter.timing(seconds, 1).mfu, medians.get("peer"))
+    for line in lines(run, result):
+        print(line)
+    return result
+
+
+def introduction(run: Run) -> str:
     """What is timed, in one line."""
-    config, numerics = run.config, run.numerics
-    print(
-        f"{parameter_counts(config)['non_position'] / 1e6:.2f}M parameters, "
-        f"{config.sequences_per_iter} x {config.block_size} tokens per iteration, "
-        f"{'compiled' if numerics['compile'] else 'eager'}, {numerics['dtype']} on "
-        f"{numerics['device_name']}"
-        + (f", {numerics['threads']} threads" if numerics["threads"] else ""),
-        flush=True,
+    config = run.config
+    numerics = run.numerics
+    millions = parameter_counts(config)["non_position"] / 1e6
+    mode = "compiled" if numerics.compile else "eager"
+    line = (
+        f"{millions:.2f}M parameters, {config.sequences_per_iter} x {config.block_size} tokens per "
+        f"iteration, {mode}, {numerics.dtype} on {numerics.device_name}"
     )
+    if numerics.threads:
+        line += f", {numerics.threads} threads"
+    return line
 
 
-def compare(run: Run, medians: Mapping[str, float]) -> None:
-    """Both medians and their ratio, and what makes the comparison an unequal one."""
-    ours, peers = medians["nanoscale"], medians["peer"]
-    if differences(run):
-        print(f"note: the peer has no {', '.join(differences(run))}: not the same work")
-    print(
-        f"nanoscale {ours * 1000:.4f}ms, peer {peers * 1000:.4f}ms, "
-        f"ratio {ours / peers:.3f} (below 1: nanoscale is faster)"
-    )
+def lines(run: Run, result: BenchResult) -> Iterator[str]:
+    """Both medians, their ratio, and what makes the comparison an unequal one; nanoGPT's line."""
+    ours = f"{result.seconds * 1000:.4f}ms"
+    if result.peer_seconds is not None:
+        if differences(run):
+            yield f"note: the peer has no {', '.join(differences(run))}: not the same work"
+        yield (
+            f"nanoscale {ours}, peer {result.peer_seconds * 1000:.4f}ms, "
+            f"ratio {result.seconds / result.peer_seconds:.3f} (below 1: nanoscale is faster)"
+        )
+    mfu = "n/a" if result.mfu is None else f"{result.mfu:.2%}"
+    yield f"time per iteration: {ours}, MFU: {mfu}"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Time what the arguments describe; nanoGPT's line comes last."""
+    """Time what the arguments describe."""
     if any(a in ("--help", "-h") for a in arguments):
-        own = "\n".join(
-            f"  --{key}={default}".ljust(38) + f" {doc}" for key, (default, _, doc) in OWN.items()
+        own = [f"  --{key}={k.default}".ljust(38) + f" {k.doc}" for key, k in BENCH_KEYS.items()]
+        usage = (
+            "usage: bench [config.py ...] [--key=value ...], left to right; "
+            "gradient_accumulation_steps is 1 unless given\n\n"
         )
-        print(
-            help_text(
-                "usage: bench [config.py ...] [--key=value ...], left to right; "
-                f"gradient_accumulation_steps is 1 unless given\n\n{own}"
-            )
-        )
+        print(help_text(usage + "\n".join(own)))
         return DONE
-    what = requested(arguments)
-    run = build_run(what)
-    introduce(run)
-    if what.profile:
-        write_trace(our_step(run))
-        print(f"wrote a trace to {TRACE_FOLDER}")
-        return DONE
-    with ExitStack() as stack:
-        steps = {"nanoscale": our_step(run)}
-        if what.peer:
-            steps["peer"] = stack.enter_context(peer_step(job_of(what, run)))
-        medians = measure(steps)
-    if what.peer:
-        compare(run, medians)
-    mfu = run.meter.rates(medians["nanoscale"], 1)["mfu"]
-    print(
-        f"time per iteration: {medians['nanoscale'] * 1000:.4f}ms, "
-        f"MFU: {'n/a' if mfu is None else f'{mfu:.2%}'}"
-    )
+    bench(requested(arguments))
     return DONE

@@ -1,7 +1,7 @@
 """The other side of `bench.py --peer`: one training step of a nanoGPT clone, on request.
 
 Run as a script in a process of its own, where `model` is the clone's: it imports nothing of ours.
-A JSON job comes in as one line, answered when the model stands; every further line asks for one
+A job comes in as one line of JSON, answered when the model stands; every further line asks for one
 step, answered with its seconds.
 The step is that of nanoGPT's train.py (github.com/karpathy/nanoGPT): the next batch is cut between
 the forward and the backward pass, gradients are scaled and clipped, its own AdamW steps.
@@ -9,82 +9,105 @@ the forward and the backward pass, gradients are scaled and clipped, its own Ada
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
 
 
-def batches(job: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:
+@dataclass(frozen=True)
+class PeerJob:
+    """A clone, the config of its model, and how to train it."""
+
+    path: str
+    model: dict[str, int | float | bool]
+    train_bin: str | None  # None: random tokens
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    weight_decay: float
+    betas: list[float]
+    grad_clip: float
+    seed: int
+    device: str
+    dtype: str
+    compile: bool
+    threads: int | None
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+
+def batches(job: PeerJob) -> Callable[[], tuple[Tensor, Tensor]]:
     """A function that returns inputs and targets, (batch_size, block_size) each."""
     import numpy as np
     import torch
 
-    B, T = job["batch_size"], job["model"]["block_size"]
-    if job["train_bin"] is None:
-        fixed = torch.randint(job["model"]["vocab_size"], (2, B, T), device=job["device"])
-        return lambda: (fixed[0], fixed[1])
+    B, T = job.batch_size, int(job.model["block_size"])
+    if job.train_bin is None:
+        tokens = torch.randint(int(job.model["vocab_size"]), (2, B, T), device=job.device)
+        return lambda: (tokens[0], tokens[1])
 
-    def cut() -> tuple[Any, Any]:
-        tokens = np.memmap(job["train_bin"], np.uint16, "r")  # anew each time, as nanoGPT does
+    def placed(tokens: npt.NDArray[np.uint16], starts: list[int]) -> Tensor:
+        windows = [torch.from_numpy(tokens[s : s + T].astype(np.int64)) for s in starts]
+        batch = torch.stack(windows)
+        if job.on_cuda:
+            return batch.pin_memory().to(job.device, non_blocking=True)
+        return batch.to(job.device)
+
+    def cut() -> tuple[Tensor, Tensor]:
+        tokens = np.memmap(str(job.train_bin), np.uint16, "r")  # anew each time, as nanoGPT does
         starts = torch.randint(len(tokens) - T, (B,)).tolist()
-        X, Y = (
-            torch.stack(
-                [
-                    torch.from_numpy(tokens[s + shift : s + shift + T].astype(np.int64))
-                    for s in starts
-                ]
-            )
-            for shift in (0, 1)
-        )
-        if job["device"].startswith("cuda"):
-            return tuple(t.pin_memory().to(job["device"], non_blocking=True) for t in (X, Y))
-        return X.to(job["device"]), Y.to(job["device"])
+        return placed(tokens, starts), placed(tokens[1:], starts)
 
     return cut
 
 
-def stepper(job: dict[str, Any]) -> Callable[[], float]:
+def stepper(job: PeerJob) -> Callable[[], float]:
     """The clone's model and optimizer, as a function that makes one update and returns its loss."""
     import torch
 
-    from model import GPT, GPTConfig  # the clone's
-
-    torch.manual_seed(job["seed"])
+    torch.manual_seed(job.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if job["threads"]:
-        torch.set_num_threads(job["threads"])
-    device_type = "cuda" if job["device"].startswith("cuda") else "cpu"  # it knows two types
-    bare = GPT(GPTConfig(**job["model"])).to(job["device"])
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    clone = importlib.import_module("model")
+    bare = clone.GPT(clone.GPTConfig(**job.model)).to(job.device)
+    device_type = "cuda" if job.on_cuda else "cpu"  # it knows two types
     optimizer = bare.configure_optimizers(
-        job["weight_decay"], job["learning_rate"], tuple(job["betas"]), device_type
+        job.weight_decay, job.learning_rate, tuple(job.betas), device_type
     )
-    scaler = torch.amp.GradScaler(device_type, enabled=job["dtype"] == "float16")
-    model = torch.compile(bare) if job["compile"] else bare
-    autocast = (
-        nullcontext()
-        if device_type == "cpu"
-        else torch.autocast(device_type, getattr(torch, job["dtype"]))
-    )
+    scaler = torch.amp.GradScaler(device_type, enabled=job.dtype == "float16")
+    model = torch.compile(bare) if job.compile else bare
+    dtype = getattr(torch, job.dtype)
+    autocast = torch.autocast("cuda", dtype) if job.on_cuda else nullcontext()
     get_batch = batches(job)
-    following = [get_batch()]
+    X, Y = get_batch()
 
     def step() -> float:
-        for _ in range(job["accumulation"]):
+        nonlocal X, Y
+        for _ in range(job.accumulation):
             with autocast:
-                loss = model(*following[0])[1] / job["accumulation"]
-            following[0] = get_batch()
+                loss = model(X, Y)[1] / job.accumulation
+            X, Y = get_batch()
             scaler.scale(loss).backward()
-        if job["grad_clip"]:
+        if job.grad_clip:
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(bare.parameters(), job["grad_clip"])
+            torch.nn.utils.clip_grad_norm_(bare.parameters(), job.grad_clip)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()  # waits for the device
+        return float(loss.item())  # waits for the device
 
     return step
 
@@ -93,8 +116,8 @@ def main() -> None:
     """Serve steps until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the clone prints is no answer
-    job = json.loads(sys.stdin.readline())
-    sys.path.insert(0, job["path"])
+    job = PeerJob(**json.loads(sys.stdin.readline()))
+    sys.path.insert(0, job.path)
     step = stepper(job)
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:

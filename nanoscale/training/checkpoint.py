@@ -20,7 +20,7 @@ from nanoscale.errors import UserError
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.files import atomic_write
 
-FORMAT, SCHEMA = "nanoscale", 1
+FORMAT, CHECKPOINT_SCHEMA = "nanoscale", 1
 
 
 def digest(payload: dict[str, Any]) -> str:
@@ -34,7 +34,7 @@ def digest(payload: dict[str, Any]) -> str:
         elif isinstance(value, Tensor):
             h.update(f"{path} {value.dtype} {tuple(value.shape)}\n".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
-            h.update(memoryview(flat.view(torch.uint8).numpy()))
+            h.update(flat.view(torch.uint8).numpy().data)
         else:
             h.update(f"{path} {json.dumps(value)}\n".encode())
 
@@ -51,7 +51,9 @@ def only_plain(value: Any) -> Any:
 
 def save(path: Path, spec: RunSpec, **content: Any) -> None:
     """Write a checkpoint of `spec` with `content` (nested dicts of tensors and plain types)."""
-    payload = only_plain({"format": FORMAT, "schema": SCHEMA, "spec": spec.to_json(), **content})
+    payload = only_plain(
+        {"format": FORMAT, "schema": CHECKPOINT_SCHEMA, "spec": spec.to_json(), **content}
+    )
     payload["checksum"] = digest(payload)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
@@ -84,9 +86,10 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
         keys = sorted(map(str, payload))[:6] if isinstance(payload, dict) else []
         kind = "a nanoGPT checkpoint" if "model_args" in keys else "a checkpoint of another program"
         raise UserError(f"{path}: {kind}; nanoscale continues only its own")
-    if payload.get("schema") != SCHEMA:
+    if payload.get("schema") != CHECKPOINT_SCHEMA:
+        schema = payload.get("schema")
         raise UserError(
-            f"{path}: checkpoint schema {payload.get('schema')}, this version reads {SCHEMA}"
+            f"{path}: checkpoint schema {schema}, this version reads {CHECKPOINT_SCHEMA}"
         )
     checksum = payload.pop("checksum", None)
     try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
-from contextlib import suppress
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from inspect import isfunction
-from typing import Any
 
-import numpy as np
 import torch
 
 from nanoscale.errors import UserError
@@ -21,94 +21,131 @@ from nanoscale.model.distributed import Ranks
 from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.ops import Ops
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.counting import flops_per_iter, peak_flops
-from nanoscale.training.telemetry import device_name
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.training import hardware
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEDIUM_FROM_WIDTH = 192  # torch's operations lose with it at 128 and win at 256 (LOG)
 COMPILE_SECONDS = 60.0  # what compilation may cost; a run expected to be shorter stays eager
 EAGER_SHARE = 0.3  # of the peak that an eager step of a large model reaches
 EAGER_BLOCK_SECONDS = 1e-3  # what launching one block's operations costs, forward and backward
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+DType = torch.dtype  # `torch` is a field of the record below
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What bit equality depends on beside the config."""
+
+    device: str
+    device_name: str
+    dtype: str  # of the products
+    threads: int | None  # of a CPU
+    kernels: str  # "fused" (ours) or "torch"
+    matmul_precision: str  # torch's setting for float32 products
+    compile: bool
+    torch: str  # its version
+    sharding: str | None = None  # "ddp" or "fsdp" over several processes
+
+    @property
+    def fused(self) -> bool:
+        return self.kernels == "fused"
+
+    @property
+    def torch_dtype(self) -> DType:
+        return DTYPES[self.dtype]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Products in this type; weights, the residual stream and losses stay float32."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, dtype=self.torch_dtype)
+
+    def to_json(self) -> dict[str, str | int | None]:
+        record = asdict(self)
+        if self.sharding is None:
+            del record["sharding"]
+        return record
 
 
 def decide(
     config: ResolvedConfig,
     device: torch.device,
-    saved: dict[str, Any] | None = None,
-    asked: frozenset[str] = frozenset(),
+    began: Numerics | None = None,
+    asked: Collection[str] = (),
     ranks: Ranks | None = None,
-) -> dict[str, Any]:
-    """What bit equality depends on beside the config, put into effect for this process.
+) -> Numerics:
+    """The numerics of a run; `apply` puts them into effect.
 
-    `saved` is what a resumed run began with, `asked` the keys that the user typed.
+    `began` is what a resumed run began with, `asked` the keys that the user typed.
+
+    Raises:
+        UserError: `kernels=fused` where they cannot be built or are of no use.
     """
-    saved, ranks = saved or {}, ranks or Ranks()
-    kernel = decide_kernels(config, device, saved, asked, ranks.sharded)
+    ranks = ranks or Ranks()
+    kernel = decide_kernels(config, device, began, asked, ranks.sharded)
     dtype = config.dtype
     if dtype == "auto":
-        dtype = saved.get("dtype") or best_dtype(device, kernel)
-    threads = config.threads or saved.get("threads")
-    if device.type == "cpu":
+        dtype = began.dtype if began else best_dtype(device, kernel)
+    threads = config.threads or (began and began.threads) or hardware.threads()
+    sharding = "fsdp" if ranks.sharded else "ddp"
+    return Numerics(
+        device=device.type,
+        device_name=hardware.device_name(device),
+        dtype=dtype,
+        threads=threads if device.type == "cpu" else None,
+        kernels=kernel,
+        matmul_precision=began.matmul_precision if began else precision(config, device, kernel),
+        compile=decide_compile(config, device, kernel, began, asked),
+        torch=str(torch.__version__),
+        sharding=sharding if ranks.world > 1 else None,
+    )
+
+
+def apply(numerics: Numerics) -> None:
+    """Put the numerics into effect for this process."""
+    if numerics.threads is not None:
         keep_memory()
-        if threads:
-            torch.set_num_threads(threads)
-    precision = saved.get("matmul_precision") or matmul_precision(config, device, kernel)
-    torch.set_float32_matmul_precision(precision)
-    compiles = decide_compile(config, device, kernel, saved, asked)
-    if not compiles:
+        torch.set_num_threads(numerics.threads)
+    torch.set_float32_matmul_precision(numerics.matmul_precision)
+    if not numerics.compile:
         leave_out_dynamo()
-    return {
-        "device": device.type,
-        "device_name": device_name(device),
-        "dtype": dtype,
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "kernels": kernel,
-        "matmul_precision": precision,
-        "compile": compiles,
-        "torch": str(torch.__version__),
-        **({"sharding": "fsdp" if ranks.sharded else "ddp"} if ranks.world > 1 else {}),
-    }
 
 
-def ops(numerics: dict[str, Any]) -> Ops:
+def ops(numerics: Numerics) -> Ops:
     """The operations that the numerics name."""
-    return FusedOps() if numerics["kernels"] == "fused" else Ops()
+    return FusedOps() if numerics.fused else Ops()
 
 
+# -- the decisions --------------------------------------------------------------------------------
 def decide_kernels(
     config: ResolvedConfig,
     device: torch.device,
-    saved: dict[str, Any],
-    asked: frozenset[str],
-    sharded: bool = False,
+    began: Numerics | None,
+    asked: Collection[str],
+    sharded: bool,
 ) -> str:
     """Our own where they exist, unless a compiled model was asked for by name.
 
-    They hold on to whole weights between passes, so a sharded run does without.
-
-    Raises:
-        UserError: `kernels=fused` where they cannot be built.
+    They hold on to full weights between passes, so a sharded run does without.
     """
     if sharded and config.kernels == "fused":
         raise UserError(
             "kernels=fused: they keep whole weights, which sharding=fsdp avoids; use kernels=auto"
         )
-    if sharded or config.kernels == "torch" or (saved and saved.get("kernels", "torch") == "torch"):
+    if sharded or config.kernels == "torch" or (began and not began.fused):
         return "torch"
+
     compiled = "compile" in asked and config.compile and config.kernels == "auto"
-    there = (
-        device.type == "cpu"
-        and config.dtype != "float16"
-        and not compiled
-        and kernels.library() is not None
-    )
-    if config.kernels == "fused" and not there:
+    possible = device.type == "cpu" and config.dtype != "float16" and not compiled
+    if possible and kernels.library() is not None:
+        return "fused"
+    if config.kernels == "fused":
         raise UserError(
             "kernels=fused: they need a CPU under Linux, g++, and float32 or bfloat16; "
             "use kernels=auto"
         )
-    return "fused" if there else "torch"
+    return "torch"
 
 
 def best_dtype(device: torch.device, kernel: str) -> str:
@@ -117,51 +154,48 @@ def best_dtype(device: torch.device, kernel: str) -> str:
     Losses agree with float32's (docs/results/speed). torch's own bfloat16 operations are no faster
     than float32 on a CPU.
     """
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    found = torch.cpu.get_capabilities() if device.type == "cpu" and kernel == "fused" else {}
-    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
+    if device.type == "cpu" and kernel == "torch":
+        return "float32"
+    if hardware.multiplies_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
 
 
-def matmul_precision(config: ResolvedConfig, device: torch.device, kernel: str) -> str:
-    """torch's setting for float32 products: the fastest that is as accurate as float32.
-
-    On some CPUs `medium` picks a backend twice as fast at the same accuracy, on others it means
-    bfloat16; so its error on one product decides (2e-7 or 2e-3). CUDA's stays exact.
-    """
+def precision(config: ResolvedConfig, device: torch.device, kernel: str) -> str:
+    """torch's setting for float32 products: the fastest that is as accurate as float32."""
     if device.type != "cpu" or (kernel == "torch" and config.n_embd < MEDIUM_FROM_WIDTH):
-        return "highest"
-    a, b = (torch.from_numpy(x) for x in np.random.RandomState(0).randn(2, 128, 128))
-    exact = a @ b
-    torch.set_float32_matmul_precision("medium")
-    error = (a.float() @ b.float() - exact).norm() / exact.norm()
-    return "medium" if error < 1e-6 else "highest"
+        return "highest"  # CUDA's stays exact
+    return "medium" if hardware.medium_is_exact() else "highest"
 
 
 def decide_compile(
     config: ResolvedConfig,
     device: torch.device,
     kernel: str,
-    saved: dict[str, Any],
-    asked: frozenset[str],
+    began: Numerics | None,
+    asked: Collection[str],
 ) -> bool:
     """Whether torch.compile is allowed, possible, and pays for itself within the run."""
-    compiles = saved.get("compile", config.compile) and kernel == "torch"
-    if compiles and device.type == "cpu":
-        compiles = bool(shutil.which("g++") or shutil.which("clang++"))
-    if "compile" in saved or "compile" in asked:
-        return compiles
-    return compiles and eager_seconds(config, device) > COMPILE_SECONDS
+    wanted = began.compile if began else config.compile
+    if not wanted or kernel != "torch":
+        return False
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return False
+    return began is not None or "compile" in asked or pays(config, device)
 
 
-def eager_seconds(config: ResolvedConfig, device: torch.device) -> float:
-    """A rough forecast of the run without compilation: its FLOPs, or its launches if they last."""
-    peak = peak_flops(device_name(device)) or 1e12
+def pays(config: ResolvedConfig, device: torch.device) -> bool:
+    """Whether the run would last so long without compilation that it is worth its time.
+
+    A rough forecast: its FLOPs, or its launches if they last longer.
+    """
+    peak = hardware.peak_flops(hardware.device_name(device)) or 1e12
     step = flops_per_iter(config) / (EAGER_SHARE * peak)
     launches = config.n_layer * config.gradient_accumulation_steps * EAGER_BLOCK_SECONDS
-    return config.max_iters * max(step, launches)
+    return config.max_iters * max(step, launches) > COMPILE_SECONDS
 
 
+# -- into effect ----------------------------------------------------------------------------------
 def leave_out_dynamo() -> None:
     """Let optimizers be made without importing torch's compiler: 1.3 s of every start.
 

@@ -1,166 +1,220 @@
-"""The live parts of one run: built from its folder, put back from a checkpoint, saved to one."""
+"""One run: folder in, folder filled. Started from a config, from a folder, or under torchrun.
+
+torch is imported once all that was asked for is checked, so a refusal comes at once.
+"""
 
 from __future__ import annotations
 
-import math
-import time
+import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from nanoscale.data.dataset import Dataset, Sampler, open_dataset
+from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
-from nanoscale.model.distributed import Ranks, gathered, held_as, pick_device, place, wrap
-from nanoscale.model.gpt import GPT
-from nanoscale.model.optim import Optimizers
-from nanoscale.spec.config import ResolvedConfig
+from nanoscale.signals import stop_requests
+from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.identity import RunSpec
-from nanoscale.store.folder import CHECKPOINT, RunFolder, checkpoint_file, parse_branch
-from nanoscale.store.resume import check_past
-from nanoscale.training import checkpoint, numerics
-from nanoscale.training.numerics import DTYPES
-from nanoscale.training.telemetry import Meter, peak
+from nanoscale.spec.parametrization import scheme_of
+from nanoscale.spec.resolve import resolve
+from nanoscale.spec.values import Json
+from nanoscale.store.folder import (
+    CHECKPOINT,
+    COMPLETE,
+    DIVERGED,
+    RUNNING,
+    WAITING,
+    RunFolder,
+    run_spec,
+)
+from nanoscale.store.lease import Lease
+from nanoscale.store.resume import is_finished, open_folder, take_over_rows
+from nanoscale.training.records import RunResult
+
+if TYPE_CHECKING:
+    from nanoscale.model.distributed import Ranks
 
 
-@dataclass
-class Run:
-    """Everything that one update needs, and where the run stands."""
+# -- from a config --------------------------------------------------------------------------------
+def train(
+    config: ExperimentConfig,
+    out_dir: Path | str | None = None,
+    *,
+    resume: bool = False,
+    typed: Mapping[str, Json] | None = None,
+) -> RunResult:
+    """Train the run that a config describes, in `out_dir` or else the config's own.
 
-    spec: RunSpec
-    ranks: Ranks
-    device: torch.device
-    numerics: dict[str, Any]
-    dataset: Dataset
-    sampler: Sampler
-    model: GPT  # the bare model: evaluation, statistics, checkpoints
-    trained: nn.Module  # the same, compiled and spread over ranks as asked
-    optimizers: Optimizers
-    scaler: torch.amp.GradScaler
-    meter: Meter
-    step: int = 0  # completed updates
-    best_val_loss: float = math.inf
-    saved_at: float = field(default_factory=time.perf_counter)
+    A folder that holds the same run continues it, or has its result already; one that holds
+    another is moved aside, or continued as this run with `resume`, where their pasts are equal.
+    `typed` are the keys that the user set, for the record; else those that differ from defaults.
 
-    @property
-    def config(self) -> ResolvedConfig:
-        return self.spec.config
-
-    def autocast(self) -> AbstractContextManager:
-        """Products in the run's dtype; weights, the residual stream and losses stay float32."""
-        dtype = DTYPES[self.numerics["dtype"]]
-        if dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=dtype)
-
-    def to_device(self, *arrays: np.ndarray) -> list[Tensor]:
-        """Arrays as tensors on the run's device."""
-        found = [torch.from_numpy(a) for a in arrays]
-        if self.device.type == "cuda":
-            return [t.pin_memory().to(self.device, non_blocking=True) for t in found]
-        return [t.to(self.device) for t in found]
-
-
-def dataset_of(spec: RunSpec) -> Dataset:
-    """The run's dataset; refused if it has changed since the run was made."""
-    name = spec.config.dataset
-    dataset = open_dataset(name, spec.config.data_root)
-    if dataset.fingerprint != spec.data_fingerprint:
-        raise UserError(
-            f"dataset {name!r} has changed since this run was made "
-            f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}); restore it "
-            "or start a new run"
-        )
-    return dataset
-
-
-def build(
-    spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: dict[str, Any] | None = None
-) -> Run:
-    """The run at its beginning, or where the checkpoint `saved` left it.
+    >>> import tempfile
+    >>> from nanoscale.data.prepare import prepare
+    >>> here = Path(tempfile.mkdtemp())
+    >>> data = prepare("synthetic", out=here / "synthetic")  # doctest: +ELLIPSIS
+    ...
+    >>> config = ExperimentConfig(
+    ...     dataset=str(data), n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=8,
+    ...     gradient_accumulation_steps=1, max_iters=20, warmup_iters=0, eval_interval=0,
+    ...     final_eval_tokens=1000, device="cpu",
+    ... )
+    >>> result = train(config, here / "run")  # doctest: +ELLIPSIS
+    tokens per iteration will be: 256
+    ...
+    >>> result.status, result.iter_num, result.val_loss < 5
+    ('COMPLETE', 20, True)
+    >>> result.folder.rows()[-1]["step"]
+    20
 
     Raises:
-        UserError: the device is not there, or the checkpoint is of another model.
+        UserError: the config, the data, the device, a checkpoint or the disk refuses.
+        Held: another process trains there.
     """
-    config = spec.config
-    device = pick_device(config, ranks.local)
-    how = numerics.decide(config, device, saved and saved["numerics"], frozenset(spec.typed), ranks)
-    sampler = Sampler(
-        dataset.tokens["train"], config.block_size, config.data_seed, config.data_order
-    )
-    model = GPT(config, numerics.ops(how))
-    place(model, model.transformer.h, ranks, device)
-    optimizers = Optimizers(model, config, ranks, how)
-    graphs = config.cuda_graphs and device.type == "cuda"
-    trained = wrap(
-        torch.compile(model, mode="reduce-overhead" if graphs else None)
-        if how["compile"]
-        else model,
-        ranks,
-        device,
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=how["dtype"] == "float16")
-    best = peak(device, DTYPES[how["dtype"]])
-    meter = Meter(spec, best and best * ranks.world, saved["seconds"] if saved else 0.0)
-    run = Run(spec, ranks, device, how, dataset, sampler, model, trained, optimizers, scaler, meter)
-    if saved:
-        restore(run, saved)
-    return run
+    if out_dir is not None:
+        config = replace(config, out_dir=str(out_dir))
+    if resume:
+        config = replace(config, init_from="resume")
+    spec = described(config, typed)
+    path = Path(config.out_dir)
+    resume = config.init_from == "resume"
+    if world_size() > 1:
+        return train_ranks(spec, path, resume)
+    return train_folder(open_folder(path, spec, resume))
 
 
-def load_start(spec: RunSpec, folder: RunFolder) -> dict[str, Any] | None:
-    """The checkpoint to continue from, the folder's or else the parent's, its past checked."""
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        if spec.config.branch_from is None:
-            return None
-        parent, step = parse_branch(spec.config.branch_from)
-        path = Path(parent) / checkpoint_file(step)
-    saved = checkpoint.load(path)
-    check_past(saved["spec"], spec, saved["step"], path)
-    return saved
+def evaluate(config: ExperimentConfig, *, typed: Mapping[str, Json] | None = None) -> float:
+    """The final evaluation of what `out_dir` holds, or of an untrained model; writes nothing."""
+    spec = described(config, typed)
+    folder = RunFolder(config.out_dir)
+
+    from nanoscale.model.distributed import Ranks
+    from nanoscale.training.evaluation import final_losses
+    from nanoscale.training.state import build, dataset_of, load_start
+
+    saved = None
+    if config.init_from == "resume":
+        if not (folder / CHECKPOINT).is_file():
+            raise UserError(f"init_from=resume: {folder.path} holds no checkpoint to evaluate")
+        saved = load_start(spec, folder)
+    run = build(spec, dataset_of(spec), Ranks(), saved)
+    loss = float(final_losses(run).mean())
+    print(f"step {run.step}: val loss {loss:.4f}")
+    return loss
 
 
-def restore(run: Run, saved: dict[str, Any]) -> None:
-    """Put a checkpoint's content back."""
-    try:
-        now = run.model.state_dict()
-        run.model.load_state_dict({n: held_as(v, now[n]) for n, v in saved["model"].items()})
-        run.optimizers.load_state(saved["optimizer"])
-    except (RuntimeError, KeyError) as e:
+def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> RunSpec:
+    """The run that a config describes on its dataset; everything that can be refused now is."""
+    if typed is None:
+        defaults = flatten(ExperimentConfig())
+        typed = {key: value for key, value in flatten(config).items() if value != defaults[key]}
+    dataset = open_dataset(config.dataset, config.data_root)
+    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed)
+    dataset.require_block(config.block_size)
+    scheme_of(spec.config)  # a user's own file of rules may refuse
+    check_machine(config)
+    return spec
+
+
+def check_machine(config: ExperimentConfig) -> None:
+    """Refuse a device or a mirror that is not here, before anything is written."""
+    for wanted, package in ((config.wandb_log, "wandb"), (config.tensorboard_log, "tensorboard")):
+        if wanted and find_spec(package) is None:
+            raise UserError(
+                f"{package}_log=True needs {package}: pip install "
+                f"'nanoscale[{package}]', or leave it out"
+            )
+    if config.device not in ("auto", "cpu"):
+        from nanoscale.training.hardware import pick_device
+
+        pick_device(config)
+
+
+# -- from a folder --------------------------------------------------------------------------------
+def train_folder(folder: RunFolder) -> RunResult:
+    """Train what is left to train; say where the result is and what to try next."""
+    spec = folder.spec()
+    if is_finished(folder):
+        result = RunResult.read(folder)
+        print(f"{folder.path}: this run is {result.status} already; see {folder / 'metrics.json'}")
+        return result
+
+    from nanoscale.model.distributed import session
+    from nanoscale.training.hardware import pick_device
+
+    with session(spec.config, pick_device) as ranks:
+        result = fill(folder, ranks)
+    if result.status == COMPLETE:
+        print(
+            f"COMPLETE: results in {folder / 'metrics.json'}; "
+            f"next: python sample.py --out_dir={folder.path}"
+        )
+    elif result.status == DIVERGED:
+        print(f"DIVERGED: see {folder / 'metrics.jsonl'}; try a lower learning_rate")
+    return result
+
+
+def fill(folder: RunFolder, ranks: Ranks) -> RunResult:
+    """Run the folder's config to its end, as one of `ranks`, of which the master owns the folder.
+
+    Raises:
+        UserError: the data, a checkpoint or the disk refuses; the run stays WAITING.
+        Held: another process trains there.
+    """
+    from nanoscale.training.loop import loop
+    from nanoscale.training.recorder import Recorder
+    from nanoscale.training.state import build, dataset_of, load_start
+
+    spec = folder.spec()
+    if spec.config.sequences_per_iter % ranks.world:
         raise UserError(
-            "the checkpoint's tensors do not fit this model; delete it to start from the beginning"
-        ) from e
-    run.scaler.load_state_dict(saved["scaler"])
-    run.step = saved["step"]
-    run.best_val_loss = math.inf if saved["best_val_loss"] is None else saved["best_val_loss"]
+            f"{spec.config.sequences_per_iter} sequences per update do not divide over "
+            f"{ranks.world} processes; change batch_size or "
+            "gradient_accumulation_steps"
+        )
+    with stop_requests() as asked, owned(folder, ranks) as lease:
+        if is_finished(folder):  # by another process, while this one was starting
+            return RunResult.read(folder)
+        run = build(spec, dataset_of(spec), ranks, load_start(spec, folder))
+        if ranks.is_master:
+            take_over_rows(folder, spec, run.step)
+            folder.set_status(state=RUNNING, step=run.step, reason=None)
+        with Recorder(run, folder, lease) as recorder:
+            recorder.introduce()
+            state = loop(run, recorder, asked)
+            if state == WAITING:
+                return recorder.interrupted()
+            return recorder.finish(state)
 
 
-def save(run: Run, folder: RunFolder, name: str = CHECKPOINT) -> None:
-    """Write the full state; the folder's rows up to this step are complete.
+def owned(folder: RunFolder, ranks: Ranks) -> AbstractContextManager[Lease | None]:
+    """The master's lease of the folder, with a heartbeat."""
+    return folder.take().beat() if ranks.is_master else nullcontext()
 
-    Every rank calls it, the master writes.
-    """
-    state = gathered(
-        {"model": run.model.state_dict(), "optimizer": run.optimizers.state()}, run.ranks
-    )
-    if not run.ranks.is_master:
-        return
-    best = run.best_val_loss if math.isfinite(run.best_val_loss) else None
-    checkpoint.save(
-        folder / name,
-        run.spec,
-        step=run.step,
-        best_val_loss=best,
-        numerics=run.numerics,
-        seconds=run.meter.wall_seconds(),
-        scaler=run.scaler.state_dict(),
-        **state,
-    )
-    if name == CHECKPOINT:
-        folder.set_status(checkpoint_step=run.step, step=run.step)
-        run.saved_at = time.perf_counter()
+
+# -- under torchrun -------------------------------------------------------------------------------
+def world_size() -> int:
+    """How many processes torchrun has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def train_ranks(spec: RunSpec, path: Path, resume: bool) -> RunResult:
+    """Train over ranks: the master opens the folder, the others follow its decision."""
+    from nanoscale.model.distributed import session
+    from nanoscale.training.hardware import pick_device
+
+    folder = RunFolder(path)
+    with session(spec.config, pick_device) as ranks:
+        refusal = None
+        if ranks.is_master:
+            try:
+                open_folder(path, spec, resume)
+            except UserError as e:
+                refusal = str(e)
+        refusal = ranks.broadcast(refusal)
+        if refusal is not None:
+            raise UserError(refusal)
+        return RunResult.read(folder) if is_finished(folder) else fill(folder, ranks)

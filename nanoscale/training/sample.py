@@ -9,13 +9,13 @@ checked.
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from nanoscale.data.dataset import Dataset, open_dataset, philox_words
 from nanoscale.errors import DONE, UserError, did_you_mean
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from nanoscale.model.gpt import GPT, KVCache
 
-SAMPLING = 4  # second word of the Philox key; data.py uses 1 to 3
+SAMPLING = 4  # second word of the Philox key; data/dataset.py uses 1 to 3
+Logits = npt.NDArray[np.float64]
 
 
 # -- what was typed -------------------------------------------------------------------------------
@@ -56,36 +57,40 @@ class SampleOptions:
     use_cache: bool = option(True, "keep keys and values; the tokens are the same without")
 
 
-FIELDS = keys_of(SampleOptions)
+SAMPLE_KEYS = keys_of(SampleOptions)
 
 
 def parse(arguments: Sequence[str]) -> SampleOptions:
     """`[config.py ...] [--key=value ...]`, left to right over the defaults."""
-    values = {key: f.default for key, f in FIELDS.items()}
+    values = {name: key.default for name, key in SAMPLE_KEYS.items()}
     for argument in arguments:
         if argument.startswith("-"):
-            key, equals, value = argument.lstrip("-").partition("=")
-            check_key(key, f"--{key}")
-            if not (argument.startswith("--") and equals):
-                raise UserError(
-                    f"{argument}: flags are written --key=value, as in --{key}="
-                    f"{FIELDS[key].default!r}"
-                )
-            typed, place = {key: unquoted(value) if key == "start" else value}, "--"
+            name, equals, value = argument.lstrip("-").partition("=")
+            check_name(name, f"--{name}")
+            if not argument.startswith("--") or not equals:
+                example = f"--{name}={SAMPLE_KEYS[name].default!r}"
+                raise UserError(f"{argument}: flags are written --key=value, as in {example}")
+            typed: Mapping[str, object] = {name: unquoted(value) if name == "start" else value}
+            place = "--"
         else:
-            typed, place = read_file(argument, values).values, f"{argument}: "
-        for key, value in typed.items():
-            check_key(key, place + key)
-            verbatim = key == "start" and isinstance(value, str)
-            values[key] = value if verbatim else coerce(place + key, value, FIELDS[key].kind)
-            FIELDS[key].check(values[key], place + key)
+            typed = read_file(argument, values).values
+            place = f"{argument}: "
+        for name, given in typed.items():
+            check_name(name, place + name)
+            verbatim = name == "start" and isinstance(given, str)
+            values[name] = (
+                given if verbatim else coerce(place + name, given, SAMPLE_KEYS[name].kind)
+            )
+            SAMPLE_KEYS[name].check(values[name], place + name)
     return SampleOptions(**values)
 
 
-def check_key(key: str, spelled: str) -> None:
+def check_name(name: str, spelled: str) -> None:
     """Refuse a key that sampling does not have."""
-    if key not in FIELDS:
-        raise UserError(f"{spelled}: unknown key{did_you_mean(key, FIELDS) or '; see --help'}")
+    if name not in SAMPLE_KEYS:
+        raise UserError(
+            f"{spelled}: unknown key{did_you_mean(name, SAMPLE_KEYS) or '; see --help'}"
+        )
 
 
 def unquoted(text: str) -> str:
@@ -101,8 +106,41 @@ def unquoted(text: str) -> str:
 
 def help_text() -> str:
     """Every key with its default and one line of meaning."""
-    lines = [f"  --{key}={f.default!r}".ljust(28) + f" {f.doc}" for key, f in FIELDS.items()]
-    return "\n".join(["usage: sample [config.py ...] [--key=value ...], left to right", "", *lines])
+    lines = ["usage: sample [config.py ...] [--key=value ...], left to right", ""]
+    for name, key in SAMPLE_KEYS.items():
+        lines.append(f"  --{name}={key.default!r}".ljust(28) + f" {key.doc}")
+    return "\n".join(lines)
+
+
+# -- the run and the prompt -----------------------------------------------------------------------
+def open_run(out_dir: str) -> tuple[Path, ResolvedConfig, Dataset]:
+    """The weights to load (the best, else the newest), the run's config, and its dataset."""
+    folder = RunFolder(out_dir)
+    if not folder.exists():
+        raise UserError(
+            f"out_dir={out_dir}: no run there; train one first with "
+            f"`python train.py --out_dir={out_dir}`, or name its folder"
+        )
+    spec = folder.spec()
+    weights = folder / BEST
+    if not weights.is_file():
+        weights = folder / CHECKPOINT
+    if not weights.is_file():
+        raise UserError(
+            f"out_dir={out_dir}: the run has saved no weights yet (it is "
+            f"{folder.state()}); train it further"
+        )
+    try:
+        dataset = open_dataset(spec.config.dataset, spec.config.data_root)
+    except UserError as e:
+        raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}") from e
+    if dataset.fingerprint != spec.data_fingerprint:
+        raise UserError(
+            f"out_dir={out_dir}: dataset {spec.config.dataset!r} has changed since "
+            f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
+            "may mean other text; restore it"
+        )
+    return weights, spec.config, dataset
 
 
 def prompt(start: str) -> str:
@@ -122,35 +160,6 @@ def prompt(start: str) -> str:
     return start
 
 
-# -- the run --------------------------------------------------------------------------------------
-def open_run(out_dir: str) -> tuple[Path, ResolvedConfig, Dataset]:
-    """The weights to load (the best, else the newest), the run's config, and its dataset."""
-    folder = RunFolder(out_dir)
-    if not folder.exists():
-        raise UserError(
-            f"out_dir={out_dir}: no run there; train one first with "
-            f"`python train.py --out_dir={out_dir}`, or name its folder"
-        )
-    spec = folder.spec()
-    found = [folder / name for name in (BEST, CHECKPOINT) if (folder / name).is_file()]
-    if not found:
-        raise UserError(
-            f"out_dir={out_dir}: the run has saved no weights yet (it is "
-            f"{folder.state()}); train it further"
-        )
-    try:
-        dataset = open_dataset(spec.config.dataset, spec.config.data_root)
-    except UserError as e:
-        raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}") from e
-    if dataset.fingerprint != spec.data_fingerprint:
-        raise UserError(
-            f"out_dir={out_dir}: dataset {spec.config.dataset!r} has changed since "
-            f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
-            "may mean other text; restore it"
-        )
-    return found[0], spec.config, dataset
-
-
 def load_model(path: Path, config: ResolvedConfig, device: torch.device) -> GPT:
     """The model of `config` with the weights in `path`, ready to generate."""
     from nanoscale.model.gpt import GPT
@@ -166,38 +175,43 @@ def load_model(path: Path, config: ResolvedConfig, device: torch.device) -> GPT:
 
 
 # -- generation -----------------------------------------------------------------------------------
-def uniforms(seed: int, samples: int, t: int, symbols: int) -> np.ndarray:
-    """One number in (0, 1) per sample and symbol for step t, (samples, symbols) float64."""
-    words = np.stack(
-        [philox_words(seed, SAMPLING, s, t * symbols, symbols) for s in range(samples)]
-    )
-    return ((words >> np.uint64(12)) + 0.5) * 2.0**-52  # the ends excluded, exactly
+def uniforms(seed: int, samples: int, t: int, symbols: int) -> Logits:
+    """One number in (0, 1) per sample and symbol for step t, (samples, symbols)."""
+    words = [philox_words(seed, SAMPLING, s, t * symbols, symbols) for s in range(samples)]
+    bits = np.stack(words) >> np.uint64(12)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-52  # the ends excluded, exactly
 
 
 def choose(
-    logits: np.ndarray, temperature: float, top_k: int | None, seed: int, t: int
-) -> np.ndarray:
-    """The next token of each sample, (B,), from its logits (B, V) float64.
+    logits: Logits, temperature: float, top_k: int | None, seed: int, t: int
+) -> npt.NDArray[np.intp]:
+    """The next token of each sample, (B,), from its logits (B, V).
 
     argmax(logits / temperature + Gumbel noise) has the softmax distribution (Gumbel 1954; Maddison
-    et al. 2014); symbols below the k-th largest logit never win, as in nanoGPT.
+    et al. 2014).
     """
-    if temperature == 0:
-        return logits.argmax(axis=1)
-    kept = np.ones(logits.shape, bool)
-    if top_k is not None and top_k < logits.shape[1]:
-        kept = logits >= np.partition(logits, -top_k, axis=1)[:, -top_k, None]
-    noise = -np.log(-np.log(uniforms(seed, len(logits), t, logits.shape[1])[kept]))
-    scores = np.full(logits.shape, -np.inf)
-    with np.errstate(over="ignore"):  # a tiny temperature: the likeliest stays at 0, others -inf
-        scores[kept] = ((logits - logits.max(axis=1, keepdims=True)) / temperature)[kept] + noise
-    return scores.argmax(axis=1)
+    scores = logits
+    if temperature > 0:
+        kept = likeliest(logits, top_k)
+        noise = -np.log(-np.log(uniforms(seed, len(logits), t, logits.shape[1])[kept]))
+        relative = logits - logits.max(axis=1, keepdims=True)
+        scores = np.full(logits.shape, -np.inf)
+        with np.errstate(over="ignore"):  # a tiny temperature: the likeliest is 0, others -inf
+            scores[kept] = (relative / temperature)[kept] + noise
+    tokens: npt.NDArray[np.intp] = scores.argmax(axis=1)
+    return tokens
+
+
+def likeliest(logits: Logits, top_k: int | None) -> npt.NDArray[np.bool_]:
+    """Which symbols may be drawn: none below the k-th largest logit, as in nanoGPT."""
+    if top_k is None or top_k >= logits.shape[1]:
+        return np.ones(logits.shape, bool)
+    return logits >= np.partition(logits, -top_k, axis=1)[:, -top_k, None]
 
 
 def last_logits(model: GPT, idx: Tensor, cache: KVCache | None) -> Tensor:
     """The logits after the last of tokens `idx` (B, T), (B, V)."""
-    head = model.transformer.wte if model.lm_head is None else model.lm_head
-    return model.hidden(idx, cache)[:, -1] @ head.weight.T
+    return model.hidden(idx, cache)[:, -1] @ model.head.weight.T
 
 
 def generate(
@@ -220,15 +234,9 @@ def generate(
     """
     import torch
 
-    from nanoscale.model.gpt import KVCache
-
-    block_size, kind = model.config.block_size, idx.device.type
+    block_size = model.config.block_size
     logits_of = torch.compile(last_logits) if compile else last_logits
-    half = torch.is_autocast_enabled(kind)
-    like = torch.empty(
-        0, device=idx.device, dtype=torch.get_autocast_dtype(kind) if half else torch.float32
-    )
-    cache = KVCache(model.config, idx.size(0), like) if use_cache else None
+    cache = cache_for(model, idx) if use_cache else None
     with torch.no_grad():
         for t in range(max_new_tokens):
             if cache is not None and idx.size(1) <= block_size:
@@ -241,38 +249,34 @@ def generate(
     return idx
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print `num_samples` continuations of `start`, a line of dashes after each.
+def cache_for(model: GPT, idx: Tensor) -> KVCache:
+    """An empty cache for continuing `idx`, in the type that keys and values will have."""
+    import torch
+
+    from nanoscale.model.gpt import KVCache
+
+    kind = idx.device.type
+    narrow = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if narrow else torch.float32
+    return KVCache(model.config, idx.size(0), torch.empty(0, device=idx.device, dtype=dtype))
+
+
+# -- as people call it ----------------------------------------------------------------------------
+def sample(options: SampleOptions) -> list[str]:
+    """`num_samples` continuations of `start`, each with it, drawn in one batch.
 
     Raises:
-        UserError: an unknown or impossible flag, no run, no weights, another dataset, or a prompt
-            that the run's vocabulary cannot spell.
+        UserError: no run, no weights, another dataset, or a prompt that the run's vocabulary cannot
+            spell.
     """
-    if any(a in ("--help", "-h") for a in arguments):
-        print(help_text())
-        return DONE
-    options = parse(arguments)
     text = prompt(options.start)
     path, config, dataset = open_run(options.out_dir)
     ids = dataset.encode(text)
-    for sample in draw(path, config, dataset, ids, options):
-        print(dataset.decode(sample))
-        print("---------------")
-    return DONE
 
-
-def draw(
-    path: Path,
-    config: ResolvedConfig,
-    dataset: Dataset,
-    ids: Sequence[int],
-    options: SampleOptions,
-) -> list[list[int]]:
-    """The samples, each the prompt's tokens `ids` and what follows, drawn in one batch."""
     import torch
 
-    from nanoscale.model.distributed import pick_device
-    from nanoscale.training.numerics import DTYPES, decide
+    from nanoscale.training.hardware import pick_device
+    from nanoscale.training.numerics import apply, decide
 
     # torch's operations: one token at a time is no work for the kernels, and a CPU then samples
     # in float32, what the weights say
@@ -280,13 +284,12 @@ def draw(
         config, device=options.device, dtype=options.dtype, compile=options.compile, kernels="torch"
     )
     device = pick_device(config)
-    numerics = decide(config, device, asked=frozenset(["compile"]))
-    dtype = DTYPES[numerics["dtype"]]
+    numerics = decide(config, device, asked=["compile"])
+    apply(numerics)
     model = load_model(path, config, device)
     idx = torch.tensor([list(ids)] * options.num_samples, device=device)
-    full = dtype == torch.float32
-    with nullcontext() if full else torch.autocast(device.type, dtype=dtype):
-        found = generate(
+    with numerics.autocast():
+        tokens = generate(
             model,
             idx,
             options.max_new_tokens,
@@ -295,6 +298,17 @@ def draw(
             options.use_cache,
             options.seed,
             symbols=dataset.vocab_size,
-            compile=numerics["compile"],
+            compile=numerics.compile,
         )
-    return found.tolist()
+    return [dataset.decode(row) for row in tokens.tolist()]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the samples that the arguments ask for, a line of dashes after each."""
+    if any(a in ("--help", "-h") for a in arguments):
+        print(help_text())
+        return DONE
+    for text in sample(parse(arguments)):
+        print(text)
+        print("---------------")
+    return DONE

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +21,16 @@ import torch
 from tiny import ROOT, TINY, run_python, spec_maker, tiny_config
 
 from nanoscale.errors import UserError
-from nanoscale.model.distributed import held_as, place, session, whole
+from nanoscale.model.distributed import Ranks, full, held_as, place, session
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import RunFolder
 from nanoscale.store.resume import open_folder
-from nanoscale.training import checkpoint
-from nanoscale.training import loop as training
-from nanoscale.training.numerics import decide_kernels
+from nanoscale.training import checkpoint, recorder
+from nanoscale.training.hardware import pick_device
+from nanoscale.training.numerics import decide
+from nanoscale.training.run import fill, train_folder, train_ranks
 
 # Odd in every way: uneven micro-batches, sizes that no number of ranks divides, statistics, and
 # evaluation windows that leave a rank without any. adam_eps is far above the rounding errors of
@@ -110,9 +112,9 @@ def trained(spec: RunSpec, path: Path, world: int = 1) -> RunFolder:
     """The run's folder after it went on to its end over `world` ranks."""
     resume = path.exists()
     if world == 1:
-        assert training.train(open_folder(path, spec, resume)) == "COMPLETE"
+        assert train_folder(open_folder(path, spec, resume)).status == "COMPLETE"
     else:
-        over_ranks(world, lambda: training.train_ranks(spec, path, resume))
+        over_ranks(world, lambda: train_ranks(spec, path, resume))
     folder = RunFolder(path)
     assert folder.state() == "COMPLETE"
     return folder
@@ -202,19 +204,19 @@ def test_the_masters_clock_alone_makes_a_checkpoint_late(spec_of, tmp_path):
     for longest, shown, expected in ((1e-9, 0.0, [1, 2, 3]), (1e9, 1e18, [3])):
         spec = spec_of(sharding="fsdp", eval_interval=0, checkpoint_seconds=longest, max_iters=3)
         cases.append((open_folder(tmp_path / str(shown), spec, False), shown, expected))
-    original = training.save
+    original = recorder.save
 
     def work() -> None:
-        with session(spec.config) as ranks:
+        with session(spec.config, pick_device) as ranks:
             for folder, shown, expected in cases:
                 saved: list[int] = []
-                training.save = lambda run, *rest, saved=saved: (
+                recorder.save = lambda run, *rest, saved=saved: (
                     saved.append(run.step),
                     original(run, *rest),
                 )
                 if not ranks.is_master:
-                    training.time = SimpleNamespace(perf_counter=lambda shown=shown: shown)
-                training.train(folder, ranks)
+                    recorder.time = SimpleNamespace(perf_counter=lambda shown=shown: shown)
+                fill(folder, ranks)
                 assert saved == expected
 
     over_ranks(2, work)
@@ -232,18 +234,18 @@ def test_muon_dealt_out_is_muon(sharding):
         model = GPT(config)
         if ranks:
             place(model, model.transformer.h, ranks, torch.device("cpu"))
-        optimizers = Optimizers(model, config, ranks)
+        optimizers = Optimizers(model, model.rules, ranks)
         for step in range(3):
             for p in model.parameters():
                 g = torch.sin(step + torch.arange(p.numel()).view(p.shape))
                 p.grad = held_as(g, p)
             optimizers.parts[1].step()
-        return {name: whole(p.detach()) for name, p in model.named_parameters()}
+        return {name: full(p.detach()) for name, p in model.named_parameters()}
 
     alone = updated()
 
     def work() -> None:
-        with session(config) as ranks:
+        with session(config, pick_device) as ranks:
             assert ranks.sharded == (sharding == "fsdp")
             for name, value in updated(ranks).items():
                 assert torch.equal(value, alone[name]), name
@@ -256,6 +258,8 @@ def test_muon_dealt_out_is_muon(sharding):
 
 def test_a_sharded_run_does_without_kernels():
     cpu = torch.device("cpu")
-    assert decide_kernels(tiny_config(), cpu, {"kernels": "fused"}, frozenset(), True) == "torch"
+    ranks = Ranks(world=2, sharded=True)
+    began = replace(decide(tiny_config(), cpu), kernels="fused")
+    assert decide(tiny_config(), cpu, began, ranks=ranks).kernels == "torch"
     with pytest.raises(UserError, match="sharding=fsdp"):
-        decide_kernels(tiny_config(kernels="fused"), cpu, {}, frozenset(), True)
+        decide(tiny_config(kernels="fused"), cpu, ranks=ranks)

@@ -13,8 +13,11 @@ import torch.nn.functional as F
 from tiny import VOCAB, flag_combinations, tiny_config
 from torch import Tensor
 
-from nanoscale.model.gpt import GPT, KVCache, normal, rotary_tables
-from nanoscale.model.ops import Norm, rotate
+from nanoscale.model import kernels
+from nanoscale.model.fused_ops import FusedOps
+from nanoscale.model.gpt import GPT, KVCache, rotary_tables
+from nanoscale.model.initial import normal
+from nanoscale.model.ops import Norm, Ops, rotate
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.parametrization import rule
@@ -24,6 +27,8 @@ ALL_FLAGS = pytest.mark.parametrize(
     flag_combinations(),
     ids=lambda f: "".join("01"[value not in (None, False)] for value in f.values()),
 )
+NO_KERNELS = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
+OPS = pytest.mark.parametrize("ops", [Ops, pytest.param(FusedOps, marks=NO_KERNELS)])
 # eps, theta and sizes at which a mistake in any of them shows in the logits
 TELLING = {"norm_eps": 0.05, "rope_theta": 50.0}
 
@@ -307,6 +312,35 @@ def test_parameters_are_the_architectures_in_its_order(flags):
         (s.name, s.shape) for s in tensors(config)
     ]
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("flags", [{}, {"use_rope": True}], ids=["learned", "rope"])
+@OPS
+def test_more_tokens_than_the_block_are_refused(ops, flags):
+    model = GPT(tiny_config(**flags), ops())
+    assert model(tokens(length=8))[0].isfinite().all()
+    for targets in (None, tokens(length=9)):
+        with pytest.raises(ValueError, match="9 tokens do not fit into block_size=8"):
+            model(tokens(length=9), targets)
+    cache = KVCache(model.config, batch=2, like=model.transformer.wte.weight)
+    with torch.no_grad():
+        model(tokens(length=8), cache=cache)
+        with pytest.raises(ValueError, match="9 tokens do not fit into block_size=8"):
+            model(tokens(length=1), cache=cache)
+    assert cache.length == 8
+
+
+@pytest.mark.parametrize("token", [-100, -1, VOCAB])
+@pytest.mark.parametrize("chunk", [None, 3])
+@OPS
+def test_what_is_not_in_the_vocabulary_is_refused_alike(ops, chunk, token):
+    """-100 too, which torch's own loss would leave out."""
+    model = GPT(tiny_config(loss_chunk=chunk, z_loss=0.01), ops()).train()
+    bad = tokens().clone()
+    bad[1, 3] = token
+    for idx, targets in ((bad, tokens()), (tokens(), bad)):
+        with pytest.raises(IndexError, match=f"token {token} is not in the vocabulary of {VOCAB}"):
+            model(idx, targets)
 
 
 # --- rotary ------------------------------------------------------------------------------------

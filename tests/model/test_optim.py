@@ -12,6 +12,7 @@ from torch import Tensor
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers, parameter_groups
 from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.parametrization import rules_of
 from nanoscale.spec.schedule import lr_multiplier
 
 MODES = ("SP", "muP", "CompleteP")
@@ -39,7 +40,7 @@ def trained(config: ExperimentConfig, steps: range, model: GPT, optimizers: Opti
 
 
 def check_partition(named: dict[str, Tensor], config: ExperimentConfig) -> None:
-    groups = parameter_groups(named, config)
+    groups = parameter_groups(named, rules_of(config))
     every = [g for kind in groups.values() for g in kind]
     assert sorted(name for g in every for name in g["names"]) == sorted(named)
     assert all(
@@ -80,7 +81,7 @@ def test_adamw_under_sp_is_nanogpts(overrides):
         betas=(config.beta1, config.beta2),
         eps=1e-10,
     )
-    optimizers = Optimizers(ours, config)
+    optimizers = Optimizers(ours, ours.rules)
     for step in range(10):
         optimizers.set_lr(lr_multiplier(config, step))
         for group in plain.param_groups:
@@ -106,7 +107,7 @@ def test_the_schedule_multiplies_every_groups_own_base_lr():
         tie_embeddings=False,
         bias=True,
     )
-    optimizers = Optimizers(GPT(config), config)
+    optimizers = Optimizers(GPT(config), rules_of(config))
     base = [group["lr"] for group in optimizers.groups]
     assert len(set(base)) >= 5
     for multiplier in (0.5, 1e-3, 0.0, 1.0):
@@ -118,9 +119,9 @@ def test_the_schedule_multiplies_every_groups_own_base_lr():
 def test_the_multipliers_survive_scheduler_steps_saving_and_loading():
     config = tiny_config(optimizer="muon", mode="muP", base_n_embd=4, warmup_iters=2)
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     trained(config, range(3), model, optimizers)
-    again = Optimizers(model, config)
+    again = Optimizers(model, model.rules)
     again.load_state(optimizers.state())
     again.set_lr(lr_multiplier(config, 3))
     optimizers.set_lr(lr_multiplier(config, 3))
@@ -143,19 +144,19 @@ def test_muon_and_adamw_have_their_own_base_lr_and_decay():
         beta1=0.8,
         adam_eps=1e-9,
     )
-    adamw, muon = Optimizers(GPT(config), config).parts
+    adamw, muon = Optimizers(GPT(config), rules_of(config)).parts
     assert {(g["lr"], g["weight_decay"]) for g in muon.param_groups} == {(0.5, 0.7)}
     assert {(g["momentum"], g["ns_steps"], g["scale"]) for g in muon.param_groups} == {
         (0.6, 7, "original")
     }
     assert {(g["lr"], g["weight_decay"]) for g in adamw.param_groups} == {(1e-3, 0.2), (1e-3, 0.0)}
     assert {(g["betas"], g["eps"]) for g in adamw.param_groups} == {((0.8, 0.95), 1e-9)}
-    assert len(Optimizers(GPT(tiny_config()), tiny_config()).parts) == 1
+    assert len(Optimizers(GPT(tiny_config()), rules_of(tiny_config())).parts) == 1
 
 
 def test_embeddings_and_an_untied_head_have_their_lr_multipliers():
     config = tiny_config(embedding_lr_mult=3.0, head_lr_mult=0.5, tie_embeddings=False)
-    rates = {g["role"]: g["lr"] / 6e-4 for g in Optimizers(GPT(config), config).groups}
+    rates = {g["role"]: g["lr"] / 6e-4 for g in Optimizers(GPT(config), rules_of(config)).groups}
     assert rates == {
         "embedding": pytest.approx(3),
         "position": pytest.approx(3),
@@ -172,7 +173,7 @@ def test_embeddings_and_an_untied_head_have_their_lr_multipliers():
 def test_state_put_back_continues_bit_for_bit(optimizer, mode):
     config = tiny_config(optimizer=optimizer, mode=mode, bias=True, tie_embeddings=False)
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     trained(config, range(4), model, optimizers)
     state = {
         name: {key: v.clone() for key, v in values.items()}
@@ -181,7 +182,7 @@ def test_state_put_back_continues_bit_for_bit(optimizer, mode):
     assert state.keys() == dict(model.named_parameters()).keys()
     other = GPT(config)
     other.load_state_dict({name: v.clone() for name, v in model.state_dict().items()})
-    continued = Optimizers(other, config)
+    continued = Optimizers(other, other.rules)
     continued.load_state(state)
     trained(config, range(4, 8), model, optimizers)
     trained(config, range(4, 8), other, continued)
@@ -194,10 +195,10 @@ def test_state_put_back_continues_bit_for_bit(optimizer, mode):
 def test_loaded_state_is_a_copy_and_a_foreign_name_is_refused():
     config = tiny_config()
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     trained(config, range(1), model, optimizers)
     state = optimizers.state()
-    again = Optimizers(model, config)
+    again = Optimizers(model, model.rules)
     again.load_state(state)
     name = "transformer.wte.weight"
     again.state()[name]["exp_avg"].zero_()
@@ -210,7 +211,7 @@ def test_a_tied_embedding_takes_one_step_of_its_own_rule():
     config = tiny_config(embedding_lr_mult=2.0, weight_decay=0.0)
     model = GPT(config)
     before = model.transformer.wte.weight.detach().clone()
-    trained(config, range(1), model, Optimizers(model, config))
+    trained(config, range(1), model, Optimizers(model, model.rules))
     change = (model.transformer.wte.weight.detach() - before).abs().max()
     assert float(change) == pytest.approx(2 * 6e-4, rel=1e-3)  # Adam's first step is +-LR
     assert math.isfinite(float(change))
@@ -219,7 +220,7 @@ def test_a_tied_embedding_takes_one_step_of_its_own_rule():
 def test_zero_grad_leaves_no_gradient():
     config = tiny_config(optimizer="muon")
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     gradients(model, 0)
     optimizers.zero_grad()
     assert all(p.grad is None for p in model.parameters())

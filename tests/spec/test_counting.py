@@ -12,13 +12,11 @@ from nanoscale.model.gpt import GPT
 from nanoscale.spec.architecture import ROLES
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import (
-    PEAK_FLOPS,
     flops_per_iter,
     flops_per_token,
     forward_flops,
     parameter_counts,
     parameters_by_role,
-    peak_flops,
 )
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build
@@ -173,50 +171,3 @@ def test_flops_per_token_of_the_baby_gpt_by_hand():
         "6N_12LdT": 6 * 10_646_784 + 12 * 6 * 384 * 256,
     }
     assert found["6N_12LdT"] * 5000 * 64 * 256 == pytest.approx(5.8e15, rel=0.01)  # nanoGPT's run
-
-
-# --- peaks -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A100 80GB PCIe", 312e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H100 NVL", 835e12),
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA GH200 480GB", 989e12),
-        ("NVIDIA B200", 2250e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA L40", 181e12),
-        ("NVIDIA A10", 125e12),
-        ("NVIDIA A10G", 70e12),
-        ("NVIDIA A40", 149.7e12),
-        ("Tesla T4", 65e12),
-        ("Tesla V100-SXM2-16GB", 125e12),
-        ("NVIDIA GeForce RTX 4090", 165.2e12),
-        ("NVIDIA GeForce RTX 3090", 71e12),
-        ("NVIDIA RTX 6000 Ada Generation", 364e12),
-        ("NVIDIA RTX A6000", 155e12),
-        ("AMD Instinct MI300X", 1307e12),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA GeForce RTX 3080 Ti", None),
-        ("NVIDIA GeForce RTX 4080 SUPER", None),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
-        ("NVIDIA GeForce GTX 1080", None),
-        ("Quadro RTX 6000", None),
-        ("Apple M3 Max", None),
-        ("Intel(R) Xeon(R) CPU @ 2.20GHz", None),
-        ("", None),
-        ("L4-like", 121e12),
-    ],
-)
-def test_a_peak_is_the_named_devices_or_unknown(name, expected):
-    assert peak_flops(name) == expected
-
-
-def test_every_device_of_the_table_is_found_by_its_own_name():
-    assert {name: peak_flops(f"NVIDIA {name}") for name in PEAK_FLOPS} == PEAK_FLOPS

@@ -73,7 +73,7 @@ ALL_ON = {
 def two_updates(config: ResolvedConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and weights of the first two updates on fixed tokens."""
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     generator = torch.Generator().manual_seed(0)
     losses = []
     for step in range(2):

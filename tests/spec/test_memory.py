@@ -32,7 +32,7 @@ from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source
 from nanoscale.spec.sources import build as build_config
 from nanoscale.training import loop as training
-from nanoscale.training.run import build, dataset_of
+from nanoscale.training.state import build, dataset_of
 
 OPS = pytest.mark.parametrize(
     "ops",

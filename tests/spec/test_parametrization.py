@@ -287,7 +287,7 @@ AT_BASE = {"base_n_embd": 16, "base_n_layer": 2, "base_head_dim": 4}
 def after_five_updates(config: ResolvedConfig) -> list[torch.Tensor]:
     """Initial weights, first logits, and the weights and logits after five clipped updates."""
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     idx = torch.randint(VOCAB, (6, 2, 8), generator=torch.Generator().manual_seed(0))
     found = [*(p.detach().clone() for p in model.parameters()), model(idx[5])[0].detach()]
     for step in range(5):
@@ -354,7 +354,7 @@ def ten_losses(
     """Ten updates of AdamW under `scheme` in muP's place, nothing clipped."""
     monkeypatch.setitem(SCHEMES, "muP", scheme)
     model = GPT(config)
-    optimizers, losses = Optimizers(model, config), []
+    optimizers, losses = Optimizers(model, model.rules), []
     for step in range(10):
         idx = torch.randint(VOCAB, (2, 8), generator=torch.Generator().manual_seed(step))
         loss = model(idx, idx.roll(-1, 1))[1]

@@ -15,12 +15,13 @@ from nanoscale.checks.coordinate_verdict import CoordinateVerdict
 from nanoscale.checks.coordinates import FAIL, PASS, UNSURE
 from nanoscale.commands.coord_check import command, lines, plan_of
 from nanoscale.commands.main import main
+from nanoscale.model.distributed import Ranks
 from nanoscale.report.activation_panels import coordinates_figure
 from nanoscale.store.files import plain
 from nanoscale.studies.coordinate_study import PROTOCOL, CoordinatePlan, coord_check
 from nanoscale.training import loop as training
-from nanoscale.training import telemetry
-from nanoscale.training.run import build, dataset_of
+from nanoscale.training import statistics
+from nanoscale.training.state import build, dataset_of
 
 RULES = f"--parametrization.rules={ROOT / 'tests' / 'faulty_rules.py'}"
 LLAMA = ["--use_rmsnorm=True", "--use_rope=True", "--use_swiglu=True"]
@@ -37,11 +38,11 @@ def planned(arguments: Sequence[str]) -> CoordinatePlan:
 # -- statistics -----------------------------------------------------------------------------------
 def test_changes_and_scores_against_a_model_probed_by_hand(data_root):
     plan = planned([f"--data_root={data_root}", "--dataset=tiny", "--widths=16,32,48"])
-    run = build(plan.cells[0].spec, dataset_of(plan.cells[0].spec), training.Ranks())
-    X = next(training.micro_batches(run))[0][0]
+    run = build(plan.cells[0].spec, dataset_of(plan.cells[0].spec), Ranks())
+    X = next(training.micro_batches(run)).X
     before, after = {}, {}
     run.model(X, probe=lambda name, x: before.__setitem__(name, x.detach().clone()))
-    found = training.update(run, with_statistics=True)["statistics"]
+    found = training.update(run, with_statistics=True).statistics
     run.model(X, probe=lambda name, x: after.__setitem__(name, x.detach().clone()))
     size = lambda x: x.double().square().mean().sqrt().item()  # noqa: E731
     changes = found["activation_change_rms"]
@@ -58,15 +59,14 @@ def test_changes_and_scores_against_a_model_probed_by_hand(data_root):
 
 
 def test_changes_are_measured_on_few_tokens(data_root, monkeypatch):
-    monkeypatch.setattr(telemetry, "CHANGE_TOKENS", 64)
+    monkeypatch.setattr(statistics, "CHANGE_TOKENS", 64)
     plan = planned([f"--data_root={data_root}", "--dataset=tiny", "--widths=16,32,48"])
-    run = build(plan.cells[0].spec, dataset_of(plan.cells[0].spec), training.Ranks())
+    run = build(plan.cells[0].spec, dataset_of(plan.cells[0].spec), Ranks())
     kept: dict[str, torch.Tensor] = {}
-    telemetry.activation_statistics(run.model, torch.zeros(4, 64, dtype=torch.long), kept)
+    idx = torch.zeros(4, 64, dtype=torch.long)
+    statistics.activation_statistics(run.model, idx, kept)
     assert {tuple(x.shape[:2]) for x in kept.values()} == {(1, 64)}
-    assert set(
-        telemetry.activation_changes(run.model, torch.zeros(4, 64, dtype=torch.long), kept).values()
-    ) == {0.0}
+    assert set(statistics.activation_changes(run.model, idx, kept).values()) == {0.0}
 
 
 # -- the real thing, small and in this process ----------------------------------------------------
@@ -99,8 +99,8 @@ WRONG = {
 
 def small(data_root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> CoordinateVerdict:
     """The check's verdict, without run folders: five steps on short sequences."""
-    monkeypatch.setattr("nanoscale.training.run.peak", lambda *_: None)
-    plan = planned(
+    monkeypatch.setattr("nanoscale.training.state.peak", lambda *_: None)
+    plan, _ = planned(
         [
             f"--data_root={data_root}",
             "--dataset=tiny",
@@ -112,13 +112,13 @@ def small(data_root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
     )
     found = []
     for cell in plan.cells:
-        run = build(cell.spec, dataset_of(cell.spec), training.Ranks())
+        run = build(cell.spec, dataset_of(cell.spec), Ranks())
         rows = [training.update(run, with_statistics=True) for _ in range(plan.steps)]
         found.append(
             (
                 cell.spec.config,
                 [
-                    row | {"step": t, "train_loss": float(row["train_loss"])}
+                    training.record(run, row).to_json() | {"step": t}
                     for t, row in enumerate(rows, 1)
                 ],
             )

@@ -18,7 +18,7 @@ from nanoscale.commands import main as cli
 from nanoscale.errors import UserError
 from nanoscale.training import bench as benchmark
 from nanoscale.training import loop as training
-from nanoscale.training.bench import TURN, build_run, differences, measure, our_step, requested
+from nanoscale.training.bench import TURN, differences, live_run, measure, our_step, requested
 
 TINY = [
     "--batch_size=3",
@@ -136,7 +136,7 @@ def test_real_data_leaves_only_itself(letters, capsys):
 def test_the_step_is_trainings_update(kind, letters):
     """Its losses are those that the loop itself would report for the same config."""
     flags = RANDOM if kind == "random" else letters
-    run, twin = (build_run(requested(flags)) for _ in range(2))
+    run, twin = (live_run(requested(flags)) for _ in range(2))
     step = our_step(run)
     seconds = [step() for _ in range(3)]
     assert all(s > 0 for s in seconds)
@@ -172,7 +172,7 @@ def test_random_tokens_fill_the_vocabulary():
 
 
 def test_mfu_is_unknown_where_the_peak_is(monkeypatch, capsys):
-    from nanoscale.training import run as runtime
+    from nanoscale.training import state as runtime
 
     monkeypatch.setattr(runtime, "peak", lambda *_: None)
     assert benchmark.main(RANDOM) == 0
@@ -181,7 +181,7 @@ def test_mfu_is_unknown_where_the_peak_is(monkeypatch, capsys):
 
 def test_mfu_is_flops_over_peak(monkeypatch, capsys):
     from nanoscale.spec.counting import flops_per_iter
-    from nanoscale.training import run as runtime
+    from nanoscale.training import state as runtime
 
     monkeypatch.setattr(runtime, "peak", lambda *_: 1e9)
     monkeypatch.setattr(benchmark, "measure", lambda steps: {"nanoscale": 0.5})
@@ -220,7 +220,7 @@ def test_slow_steps_get_one_turn_and_a_short_burn_in(monkeypatch):
 def test_two_steps_alternate_and_the_first_of_a_turn_does_not_count():
     order: list[str] = []
 
-    def step(name: str, counted: float) -> benchmark.Step:
+    def step(name: str, counted: float) -> benchmark.TimedStep:
         def make() -> float:
             order.append(name)
             first = order[-2:-1] != [name]
@@ -294,8 +294,8 @@ def test_what_the_peer_lacks_is_said(clone, capsys):
         == 0
     )
     assert "note: the peer has no use_rope, optimizer, n_kv_head" in capsys.readouterr().out
-    assert differences(build_run(requested([*RANDOM, "--dtype=float32"]))) == []
-    assert differences(build_run(requested([*RANDOM, "--dtype=bfloat16"]))) == ["dtype=bfloat16"]
+    assert differences(live_run(requested([*RANDOM, "--dtype=float32"]))) == []
+    assert differences(live_run(requested([*RANDOM, "--dtype=bfloat16"]))) == ["dtype=bfloat16"]
     forwards = calls(clone, "forward")
     assert not any(f["shifted"] for f in forwards)  # random tokens
     assert all(f["moved"] > 0.1 for f in forwards[1:])  # unclipped
@@ -322,9 +322,11 @@ def test_a_worker_that_no_longer_listens_is_reported(monkeypatch):
         "sys.stdout.close()\nos.close(1)\n"
     )
     monkeypatch.setattr(benchmark, "WORKER", worker)
+    what = requested(RANDOM)
+    job = benchmark.job_of(what, live_run(what))
     with (
         pytest.raises(UserError, match="step failed: no reason"),
-        benchmark.peer_step({"path": "x"}) as step,
+        benchmark.peer_step(job) as step,
     ):
         step()
 

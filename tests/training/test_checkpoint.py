@@ -76,7 +76,7 @@ def test_what_was_saved_comes_back_exactly(saved):
 def test_a_training_state_comes_back_exactly(tmp_path, optimizer):
     config = tiny_config(optimizer=optimizer, bias=True)
     model = GPT(config)
-    optimizers = Optimizers(model, config)
+    optimizers = Optimizers(model, model.rules)
     model(torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long))[1].backward()
     for part in optimizers.parts:
         part.step()
@@ -287,7 +287,7 @@ def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content):
 
 
 def test_another_schema_is_refused_by_number(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SCHEMA", 2)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", 2)
     assert "checkpoint schema 1, this version reads 2" in refusal(saved)
 
 

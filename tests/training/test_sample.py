@@ -18,7 +18,7 @@ from nanoscale.data.dataset import open_dataset
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
-from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig
+from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig, ResolvedConfig
 from nanoscale.spec.resolve import resolve
 from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder, run_spec
 from nanoscale.training import checkpoint
@@ -51,12 +51,16 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def config_of(**changes: object) -> ExperimentConfig:
+def typed_config(**changes: object) -> ExperimentConfig:
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": T, "vocab_size": V}
     return ExperimentConfig(**(shape | {"compile": False, "device": "cpu"} | changes))
 
 
-def lively(config: ExperimentConfig) -> GPT:
+def config_of(**changes: object) -> ResolvedConfig:
+    return resolve(typed_config(**changes), V)
+
+
+def lively(config: ResolvedConfig) -> GPT:
     """A model whose weights are large enough that its text wanders."""
     model = GPT(config).eval()
     random = torch.Generator().manual_seed(5)
@@ -210,7 +214,7 @@ def run(tmp_path, monkeypatch):
 def make_run(path: str, **changes: object) -> RunFolder:
     dataset = open_dataset("letters")
     config = resolve(
-        config_of(dataset="letters", **({"vocab_size": None} | changes)), dataset.vocab_size
+        typed_config(dataset="letters", **({"vocab_size": None} | changes)), dataset.vocab_size
     )
     spec, folder = run_spec(config, dataset, {}), RunFolder(path)
     folder.create(spec)

@@ -10,7 +10,7 @@ from tiny import RUN as BASE
 from tiny import flags, run_python
 
 from nanoscale.model import kernels
-from nanoscale.training.bench import build_run, our_step, requested
+from nanoscale.training.bench import live_run, our_step, requested
 
 FUSED = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
 SHAPE = [
@@ -36,7 +36,7 @@ def torch_settings():
 
 def ratio(one: list[str], other: list[str]) -> float:
     """How many of the first's steps fit into one of the other's, by turns."""
-    steps = [our_step(build_run(requested([*SHAPE, *flags]))) for flags in (one, other)]
+    steps = [our_step(live_run(requested([*SHAPE, *flags]))) for flags in (one, other)]
     times = [[step() for step in steps] for _ in range(25)][5:]
     return median(b for _, b in times) / median(a for a, _ in times)
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from tiny import RUN as BASE
 from nanoscale.data.dataset import open_dataset
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
+from nanoscale.model.distributed import Ranks
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
 from nanoscale.store.lease import Held
 from nanoscale.store.resume import open_folder
-from nanoscale.training import checkpoint, evaluation
+from nanoscale.training import checkpoint, evaluation, recorder
 from nanoscale.training import loop as training
-from nanoscale.training.run import Run, build, dataset_of
+from nanoscale.training.run import train_folder
+from nanoscale.training.state import Run, build, dataset_of, save
 
 
 @pytest.fixture
@@ -39,12 +42,17 @@ def spec_of(data_root: Path) -> Callable[..., RunSpec]:
 
 def trained(spec: RunSpec, path: Path) -> RunFolder:
     folder = open_folder(path, spec, resume=False)
-    assert training.train(folder) == "COMPLETE"
+    assert train(folder) == "COMPLETE"
     return folder
 
 
+def train(folder: RunFolder) -> str:
+    """The state in which a folder's run ends."""
+    return train_folder(folder).status
+
+
 def start(spec: RunSpec) -> Run:
-    return build(spec, dataset_of(spec), training.Ranks())
+    return build(spec, dataset_of(spec), Ranks())
 
 
 def pure(folder: RunFolder) -> list[dict[str, Any]]:
@@ -115,6 +123,19 @@ def test_golden_run(spec_of, tmp_path, kernels):
 
 
 GOLDEN = [2.76761794, 2.52388120, 2.38978100, 2.38742828, 2.29545775]
+
+
+def test_the_losses_have_their_own_names(spec_of, tmp_path):
+    """A row's train_loss is its batch's, with the z-loss; metrics.json's is an evaluation's."""
+    plain, heavy = (
+        trained(spec_of(max_iters=1, z_loss=z, eval_interval=1), tmp_path / f"{z}")
+        for z in (0.0, 1.0)
+    )
+    before, after = (folder.rows() for folder in (plain, heavy))
+    assert before[0] | {"wall_seconds": 0} == after[0] | {"wall_seconds": 0}  # evaluated alike
+    squared = after[1]["train_loss"] - before[1]["train_loss"]
+    assert squared == pytest.approx(math.log(plain.metrics()["config"]["vocab_size"]) ** 2, rel=0.1)
+    assert heavy.metrics()["train_loss"] == after[1]["eval_train_loss"] != after[1]["train_loss"]
 
 
 # -- purity -------------------------------------------------------------------------------------
@@ -201,7 +222,7 @@ def test_statistics_come_when_asked_for(spec_of, tmp_path):
 def test_statistics_against_a_hand_made_update(spec_of):
     run = start(spec_of(weight_decay=0.0))
     before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
-    found = training.update(run, with_statistics=True)["statistics"]
+    found = training.update(run, with_statistics=True).statistics
     hidden = [n for n in before if ".c_q." in n or ".c_k." in n or ".c_v." in n or ".c_fc." in n]
     change = torch.cat(
         [(dict(run.model.named_parameters())[n] - before[n]).flatten() for n in hidden]
@@ -245,7 +266,7 @@ def test_killed_and_resumed_equals_the_uninterrupted_twin(spec_of, tmp_path, opt
         attempt += 1
         folder = open_folder(tmp_path / f"run{attempt}", spec, resume=False)
         while folder.state() != "COMPLETE":
-            pid = in_child(lambda folder=folder: training.train(folder))
+            pid = in_child(lambda folder=folder: train(folder))
             time.sleep(rng.uniform(0.0, 0.6 * seconds / attempt))
             os.kill(pid, number)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -265,23 +286,23 @@ def test_a_checkpoint_cut_short_by_the_kill_is_never_read(spec_of, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", torn)
         with pytest.raises(KeyboardInterrupt):
-            training.train(folder)
+            train(folder)
     assert not list(folder.path.glob("*.pt"))
     assert not list(folder.path.glob(".*.tmp"))
     assert folder.state() == "WAITING"
-    assert training.train(folder) == "COMPLETE"
+    assert train(folder) == "COMPLETE"
     assert_twins(folder, trained(spec, tmp_path / "twin"))
 
 
 def test_time_between_checkpoints_is_bounded(spec_of, tmp_path):
     folder = open_folder(tmp_path / "run", spec_of(eval_interval=0, checkpoint_seconds=1e-9), False)
     saved = []
-    original = training.save
+    original = recorder.save
     try:
-        training.save = lambda run, *rest: (saved.append(run.step), original(run, *rest))
-        training.train(folder)
+        recorder.save = lambda run, *rest: (saved.append(run.step), original(run, *rest))
+        train(folder)
     finally:
-        training.save = original
+        recorder.save = original
     assert saved == list(range(1, 11))
 
 
@@ -290,7 +311,7 @@ def test_a_longer_run_continues_where_the_schedule_allows_it(spec_of, tmp_path):
     trained(spec_of(max_iters=10, **constant), tmp_path / "run")
     longer = spec_of(max_iters=20, **constant)
     folder = open_folder(tmp_path / "run", longer, resume=True)
-    assert training.train(folder) == "COMPLETE"
+    assert train(folder) == "COMPLETE"
     assert folder.spec().id == longer.id
     assert state_of(folder) == state_of(trained(longer, tmp_path / "twin"))
     with pytest.raises(UserError, match="LR multiplier of update"):
@@ -308,15 +329,15 @@ def test_a_cooldown_branch_equals_the_run_from_scratch(spec_of, tmp_path):
     assert_twins(branch, whole)
     late = spec_of(max_iters=14, branch_from=f"{trunk.path}@12", **wsd)
     with pytest.raises(UserError, match="LR multiplier of update 12"):
-        training.train(open_folder(tmp_path / "late", late, resume=False))
+        train(open_folder(tmp_path / "late", late, resume=False))
 
 
 def test_numerics_are_kept_on_resume(spec_of, tmp_path):
     folder = open_folder(tmp_path / "run", spec_of(dtype="auto"), resume=False)
     run = start(folder.spec())
-    run.numerics["dtype"] = "bfloat16"  # as begun on hardware that prefers it
-    training.save(run, folder)
-    assert training.train(folder) == "COMPLETE"
+    run.numerics = replace(run.numerics, dtype="bfloat16")  # as begun on hardware that prefers it
+    save(run, folder)
+    assert train(folder) == "COMPLETE"
     assert folder.metrics()["numerics"]["dtype"] == "bfloat16"
 
 
@@ -333,7 +354,7 @@ def test_a_run_has_its_folder_to_itself(spec_of, tmp_path, monkeypatch):
     folder = open_folder(tmp_path / "out", spec_of(max_iters=6, log_interval=1), resume=False)
     real, seen = training.update, []
 
-    def update(run: Run, *rest: Any) -> dict[str, Any]:
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
         if run.step == 2:
             seen.append(run_nanoscale("run", str(folder.path)))
         if run.step == 4:
@@ -342,7 +363,7 @@ def test_a_run_has_its_folder_to_itself(spec_of, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "update", update)
     with pytest.raises(Held):
-        training.train(folder)
+        train(folder)
     assert (seen[0].returncode, "is training there" in seen[0].stdout) == (130, True)
     assert [row["step"] for row in folder.rows()] == [0, 1, 2, 3, 4]
     assert folder.status()["state"] == "RUNNING"  # the successor's word
@@ -355,7 +376,7 @@ def test_changed_data_is_refused(spec_of, tmp_path, data_root):
     try:
         train_bin.write_bytes(np.frombuffer(original, "<u2")[::-1].tobytes())  # the same symbols
         with pytest.raises(UserError, match="has changed since this run was made"):
-            training.train(folder)
+            train(folder)
     finally:
         train_bin.write_bytes(original)
 
@@ -364,7 +385,7 @@ def test_changed_data_is_refused(spec_of, tmp_path, data_root):
 def test_divergence_is_a_result(spec_of, tmp_path):
     spec = spec_of(learning_rate=1e30, max_iters=50, eval_interval=0, weight_decay=0.9)
     folder = open_folder(tmp_path / "run", spec, resume=False)
-    assert training.train(folder) == folder.state() == "DIVERGED"
+    assert train(folder) == folder.state() == "DIVERGED"
     metrics = folder.metrics()
     assert metrics["status"] == "DIVERGED"
     assert metrics["val_loss"] is None
@@ -372,11 +393,33 @@ def test_divergence_is_a_result(spec_of, tmp_path):
     assert folder.rows()[-1]["train_loss"] is None  # null, never zero
 
 
+BLOWN_UP = {"learning_rate": 1e39, "max_iters": 6, "checkpoint_steps": "[1, 2]"}  # by one update
+
+
+def test_a_state_that_is_not_finite_is_never_kept(spec_of, tmp_path):
+    """The first batch's loss is finite, the weights after its update are not."""
+    folder = open_folder(tmp_path / "run", spec_of(eval_interval=1, **BLOWN_UP), resume=False)
+    assert train(folder) == "DIVERGED"
+    assert [row["step"] for row in folder.rows()] == [0, 1, 2]
+    assert [row["train_loss"] is None for row in folder.rows()] == [True, False, True]
+    assert not list(folder.path.glob("ckpt*.pt"))
+
+
+def test_nor_where_the_loss_is_looked_at_in_rows_alone(spec_of, tmp_path, monkeypatch):
+    """As on a GPU, where six updates pass before anybody knows, and each asks to be saved."""
+    monkeypatch.setattr(training, "looks_are_free", lambda run: False)
+    late = {"eval_interval": 0, "log_interval": 100, "checkpoint_seconds": 1e-9}
+    folder = open_folder(tmp_path / "run", spec_of(**late, **BLOWN_UP), resume=False)
+    assert train(folder) == "DIVERGED"
+    assert [row["step"] for row in folder.rows()] == [1, 6]
+    assert not list(folder.path.glob("ckpt*.pt"))
+
+
 def test_a_crash_is_failed_with_its_reason(spec_of, tmp_path, monkeypatch):
     folder = open_folder(tmp_path / "run", spec_of(), resume=False)
     monkeypatch.setattr(training, "update", lambda *a: (_ for _ in ()).throw(ValueError("boom")))
     with pytest.raises(ValueError, match="boom"):
-        training.train(folder)
+        train(folder)
     assert folder.state() == "FAILED"
     assert "boom" in folder.status()["reason"]
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +26,8 @@ from nanoscale.errors import exit_code_of
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.store.files import atomic_write, write_json
 from nanoscale.training import bench as benchmark
-from nanoscale.training.run import Run
-from nanoscale.training.telemetry import device_name
+from nanoscale.training.hardware import device_name
+from nanoscale.training.state import Run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -60,14 +61,14 @@ def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
     """Our median step at a shape, by turns with bare matrix products; then
     with the peer, eager and compiled."""
     typed = ["--dataset=shakespeare_char", "--kernels=fused", *flags(SHAPES[name])]
-    run = benchmark.build_run(benchmark.requested([*typed, f"--dtype={dtype}"]))
+    run = benchmark.live_run(benchmark.requested([*typed, f"--dtype={dtype}"]))
     product, flops = product_step(run)
     medians = benchmark.measure({"ours": benchmark.our_step(run), "product": product})
     alone, best = medians["ours"], flops / medians["product"]
     beside = {}
     for mode in ("eager", "compiled") if peer else ():  # one at a time: an idle one disturbs too
         what = benchmark.requested([*typed, f"--peer={peer}"])
-        job = benchmark.job_of(what, run) | {"compile": mode == "compiled"}
+        job = replace(benchmark.job_of(what, run), compile=mode == "compiled")
         with benchmark.peer_step(job) as theirs:
             medians = benchmark.measure({"ours": benchmark.our_step(run), "peer": theirs})
         beside[mode] = {who: 1000 * seconds for who, seconds in medians.items()}
@@ -82,11 +83,11 @@ def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
     }
 
 
-def product_step(run: Run) -> tuple[benchmark.Step, int]:
+def product_step(run: Run) -> tuple[benchmark.TimedStep, int]:
     """A step that is one bare matrix product after another, and the FLOPs in it."""
     n, times = 512, 40
     # float32's backend is what the run's own matmul precision picks
-    a = torch.ones(n, n, dtype=getattr(torch, run.numerics["dtype"]))
+    a = torch.ones(n, n, dtype=run.numerics.torch_dtype)
 
     def step() -> float:
         started = time.perf_counter()

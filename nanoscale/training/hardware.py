@@ -1,0 +1,143 @@
+"""Hardware facts: which device there is, its name, how fast it is, what it computes well."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import torch
+
+from nanoscale.errors import UserError
+from nanoscale.spec.config import ExperimentConfig
+
+# Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 4080": 97.5e12,
+    "RTX 3090": 71e12,
+    "RTX 3080": 59.5e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "MI300X": 1307e12,
+    "MI250X": 383e12,
+}
+# Words that make it another, slower or faster, device than the one named.
+OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
+
+
+def pick_device(config: ExperimentConfig, local: int = 0) -> torch.device:
+    """`auto` is CUDA, then Apple's MPS, then the CPU; anything else is checked.
+
+    `local` is this process's number on its machine, and its CUDA device's.
+    """
+    wanted = config.device
+    if wanted == "auto":
+        wanted = best_device()
+    if wanted == "cuda":
+        wanted = f"cuda:{local}"
+    try:
+        device = torch.device(wanted)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(
+            f"device={config.device}: not available here; use device=auto or device=cpu"
+        ) from e
+    return device
+
+
+def best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return device.type
+
+
+# -- how fast -------------------------------------------------------------------------------------
+def peak_flops(device_name: str) -> float | None:
+    """The device's dense bf16 peak in FLOP/s; None where it is unknown, so MFU is null there."""
+    words = set(device_name.replace("-", " ").split())
+    if words & OTHER_DEVICE:
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that MFU is relative to: the data sheet's for a GPU, measured for a CPU (0.1 s)."""
+    if device.type == "cuda":
+        return peak_flops(device_name(device))
+    if device.type != "cpu":
+        return None
+
+    n = 512
+    a = torch.ones(n, n, dtype=dtype)
+    best = float("inf")
+    for _ in range(40):  # the best of many: a busy machine shows its peak rarely
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+# -- what it computes well ------------------------------------------------------------------------
+def threads() -> int:
+    """How many threads a CPU's operations take now."""
+    return torch.get_num_threads()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device.type != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def medium_is_exact() -> bool:
+    """Whether torch's `medium` float32 products are as accurate as float32 on this CPU.
+
+    On some CPUs it picks a backend twice as fast at the same accuracy, on others it means bfloat16;
+    so its error on one product decides (2e-7 or 2e-3).
+    """
+    a, b = torch.from_numpy(np.random.RandomState(0).randn(2, 128, 128))
+    exact = a @ b
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    error = (a.float() @ b.float() - exact).norm() / exact.norm()
+    torch.set_float32_matmul_precision(before)
+    return bool(error < 1e-6)

@@ -1,0 +1,75 @@
+"""What a run says to people, line by line: nanoGPT's lines, and what they should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nanoscale.model import kernels
+from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.identity import label
+from nanoscale.spec.resolve import warnings
+from nanoscale.training.records import MetricsRow
+from nanoscale.training.state import Run
+
+
+def introduction(run: Run) -> Iterator[str]:
+    """nanoGPT's first lines, and what a reader should know before the first step."""
+    config = run.config
+    n = parameter_counts(config)
+    yield f"tokens per iteration will be: {config.tokens_per_iter:,}"
+    yield f"found vocab_size = {run.dataset.vocab_size} (inside {run.dataset.folder})"
+    yield (
+        f"number of parameters: {n['non_position'] / 1e6:.2f}M "
+        f"({n['total']:,} in total, {n['non_embedding']:,} without embeddings)"
+    )
+    p = config.parametrization
+    if p.mode != "SP":
+        yield (
+            f"{p.mode} relative to base_n_embd={p.base_n_embd}, base_n_layer={p.base_n_layer}, "
+            f"base_head_dim={p.base_head_dim}"
+        )
+    if run.device.type == "cpu" and config.kernels == "auto" and kernels.library() is None:
+        yield "our kernels need Linux and g++: on torch's operations, about half as fast"
+    for warning in warnings(config):
+        yield f"warning: {warning}"
+    yield how(run)
+
+
+def how(run: Run) -> str:
+    """Which model, on what, and how it is computed."""
+    numerics = run.numerics
+    operations = "compiled" if numerics.compile else f"{numerics.kernels} kernels"
+    line = f"{label(run.config)} on {numerics.device_name} in {numerics.dtype}, {operations}"
+    if run.ranks.world > 1:
+        line += f", {numerics.sharding} over {run.ranks.world} processes"
+    if run.step:
+        line += f", continuing after step {run.step}"
+    return line
+
+
+def progress(run: Run, row: MetricsRow) -> str:
+    """nanoGPT's line of an update, with tokens and the time left."""
+    assert row.update is not None
+    assert row.timing.time_ms is not None
+    line = f"iter {row.step}: loss {row.update.batch_loss:.4f}, time {row.timing.time_ms:.2f}ms"
+    if row.timing.mfu is not None:
+        line += f", mfu {100 * row.timing.mfu:.2f}%"
+    left = (run.config.max_iters - row.step) * row.timing.time_ms / 1000
+    return f"{line}, tokens {row.tokens_seen:,}, eta {duration(left)}"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are more than one and a half."""
+    if seconds > 1.5 * 3600:
+        return f"{seconds / 3600:.1f}h"
+    if seconds > 1.5 * 60:
+        return f"{seconds / 60:.1f}m"
+    return f"{seconds:.0f}s"
+
+
+def final(tokens: int, loss: float, bits_per_byte: float | None) -> str:
+    """The final evaluation's line."""
+    line = f"final: val loss {loss:.4f}"
+    if bits_per_byte:
+        line += f", {bits_per_byte:.4f} bits per byte"
+    return f"{line} over {tokens:,} tokens"

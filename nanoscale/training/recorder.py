@@ -1,0 +1,192 @@
+"""What a run leaves in its folder while it goes on, and at its end."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+
+import numpy as np
+
+from nanoscale.errors import UserError
+from nanoscale.model.distributed import gathered
+from nanoscale.spec.counting import flops_per_iter
+from nanoscale.store.files import atomic_write, write_json
+from nanoscale.store.folder import (
+    BEST,
+    CHECKPOINT,
+    COMPLETE,
+    FAILED,
+    METRICS,
+    WAITING,
+    WINDOWS,
+    RunFolder,
+    checkpoint_file,
+)
+from nanoscale.store.lease import Held, Lease
+from nanoscale.store.provenance import provenance
+from nanoscale.training import checkpoint, lines
+from nanoscale.training.evaluation import bits_per_byte, evaluate, final_losses
+from nanoscale.training.records import Evaluation, MetricsRow, RunResult, UpdateRecord, so_far
+from nanoscale.training.state import Run, save
+from nanoscale.training.telemetry import Log, RowWriter
+
+
+class Recorder:
+    """Writes the run's lines, rows, checkpoints and results: the master's alone, silent elsewhere.
+
+    A context: what is raised inside becomes the folder's state.
+    """
+
+    def __init__(self, run: Run, folder: RunFolder, lease: Lease | None) -> None:
+        self.run = run
+        self.folder = folder
+        self.lease = lease
+        self.log: Log | None = None
+        self.rows: RowWriter | None = None
+        if run.ranks.is_master:
+            self.rows = RowWriter(folder, run.spec)
+            self.log = Log(folder)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self.run.ranks.is_master and not isinstance(error, Held):
+            refused = isinstance(error, (UserError, KeyboardInterrupt))
+            with suppress(UserError, OSError):
+                self.folder.set_status(
+                    state=WAITING if refused else FAILED,
+                    reason=f"{type(error).__name__}: {error}",
+                )
+        if self.rows is not None:
+            self.rows.close()
+        if self.log is not None:
+            self.log.close()
+
+    def say(self, line: str) -> None:
+        if self.log is not None:
+            self.log(line)
+
+    def introduce(self) -> None:
+        for line in lines.introduction(self.run):
+            self.say(line)
+
+    def writes(self) -> bool:
+        """Whether this rank writes; refuses once others have taken the folder over."""
+        if self.lease is not None:
+            self.lease.check()
+        return self.run.ranks.is_master
+
+    def row(self, update: UpdateRecord | None, evaluation: Evaluation | None) -> MetricsRow:
+        """Append a row, of the updates since the one before."""
+        run = self.run
+        row = MetricsRow(
+            step=run.step,
+            tokens_seen=run.step * run.config.tokens_per_iter,
+            flops=run.step * flops_per_iter(run.config),
+            timing=run.meter.row(),
+            update=update,
+            evaluation=evaluation,
+        )
+        if self.writes() and self.rows is not None:
+            self.rows.write(row.step, row.to_json())
+        return row
+
+    def evaluate(self) -> Evaluation:
+        """An evaluation, told in a line; the weights of the best so far are kept."""
+        run = self.run
+        evaluation = evaluate(run)
+        self.say(
+            f"step {run.step}: train loss {evaluation.eval_train_loss:.4f}, "
+            f"val loss {evaluation.val_loss:.4f}"
+        )
+        if evaluation.val_loss < run.best_val_loss:
+            run.best_val_loss = evaluation.val_loss
+            if run.step > 0 and run.config.keep != "none":
+                self.save_best(evaluation.val_loss)
+        return evaluation
+
+    def save_best(self, val_loss: float) -> None:
+        weights = gathered({"model": self.run.model.state_dict()}, self.run.ranks)
+        if self.writes():
+            path, step = self.folder / BEST, self.run.step
+            checkpoint.save(path, self.run.spec, step=step, val_loss=val_loss, **weights)
+
+    def late(self) -> bool:
+        """Whether it is long since the last checkpoint; by the master's clock alone."""
+        since = time.perf_counter() - self.run.saved_at
+        return self.run.ranks.is_master and 0 < self.run.config.checkpoint_seconds < since
+
+    def save(self, due: bool) -> None:
+        """Checkpoint when due and at kept steps; every rank takes part."""
+        kept = self.run.step in self.run.config.checkpoint_steps
+        if due or kept:
+            self.writes()
+        if due:
+            save(self.run, self.folder)
+        if kept:
+            save(self.run, self.folder, checkpoint_file(self.run.step))
+
+    # -- the end ----------------------------------------------------------------------------------
+    def interrupted(self) -> RunResult:
+        """The run stops where it was saved, and can go on."""
+        step = self.run.step
+        self.say(f"interrupted: saved after step {step}; the same command continues")
+        if self.run.ranks.is_master:
+            self.folder.set_status(state=WAITING, step=step)
+        return self.result(WAITING)
+
+    def finish(self, state: str) -> RunResult:
+        """The final evaluation, `windows.npy`, `metrics.json`, and the state that ends the run."""
+        run, folder = self.run, self.folder
+        result = self.result(state)
+        losses = final_losses(run) if state == COMPLETE else None
+        if losses is not None:
+            loss = float(losses.mean())
+            bpb = bits_per_byte(run, loss)
+            self.say(lines.final(len(losses) * run.config.block_size, loss, bpb))
+            result = replace(result, val_loss=loss, val_bits_per_byte=bpb)
+            if result.best_val_loss is None:  # max_iters=0: no other evaluation was made
+                result = replace(result, best_val_loss=loss)
+        if not self.writes():
+            return result
+
+        if losses is not None:
+            rows = folder.rows()
+            result = replace(result, train_loss=rows[-1]["eval_train_loss"] if rows else None)
+            with atomic_write(folder / WINDOWS) as path, open(path, "wb") as file:
+                np.save(file, losses)
+        write_json(folder / METRICS, result.to_json())
+        folder.set_status(state=state, step=run.step)
+        if run.config.keep != "all":
+            folder.set_status(checkpoint_step=None)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        return result
+
+    def result(self, state: str) -> RunResult:
+        """What is known without a final evaluation."""
+        run = self.run
+        total = run.meter.total()
+        data = {"name": run.spec.data_name, "fingerprint": run.spec.data_fingerprint}
+        machine = {
+            "device": run.numerics.device_name,
+            "data": data,
+            "world_size": run.ranks.world,
+        }
+        return replace(
+            so_far(self.folder, run.spec, state, run.step),
+            best_val_loss=run.best_val_loss if math.isfinite(run.best_val_loss) else None,
+            mfu=total.mfu,
+            tokens_per_second=total.tokens_per_second,
+            wall_seconds=total.wall_seconds,
+            numerics=run.numerics.to_json(),
+            provenance=provenance() | machine,
+        )
