@@ -22,14 +22,12 @@ import numpy as np
 
 from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.data.meta import GPT2_VOCAB_SIZE, Meta
-from nanoscale.errors import DONE, UserError, did_you_mean, disk_errors
+from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import RunSpec
-from nanoscale.spec.options import keys_of, option
 from nanoscale.spec.resolve import resolve
-from nanoscale.spec.sources import FIELDS, Source, build, coerce, help_text, parse_arguments, typed
-from nanoscale.spec.values import Json
+from nanoscale.spec.sources import Source, build, typed
 from nanoscale.store.folder import run_spec
 from nanoscale.training.bench_peer import PeerJob
 
@@ -64,12 +62,9 @@ TimedStep = Callable[[], float]  # makes one update and returns its seconds
 class BenchOptions:
     """What to do with a config's training step."""
 
-    real_data: bool = option(True, "False: random tokens, no dataset needed")
-    profile: bool = option(False, f"write a torch profiler trace to ./{TRACE_FOLDER} instead")
-    peer: str | None = option(None, "a nanoGPT clone, timed in alternation at the same shapes")
-
-
-BENCH_KEYS = keys_of(BenchOptions)
+    real_data: bool = True  # False: random tokens, no dataset needed
+    profile: bool = False  # write a trace to TRACE_FOLDER instead
+    peer: str | None = None  # a nanoGPT clone, timed in alternation at the same shapes
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,8 @@ class Benchmark:
     clone: Path | None  # the peer's folder
 
 
-def benchmark_of(
-    config: ExperimentConfig, typed: Mapping[str, Json], options: BenchOptions
-) -> Benchmark:
-    """The benchmark of a config; `typed` are the keys of it that the user set.
+def benchmark_of(sources: Sequence[Source], options: BenchOptions) -> Benchmark:
+    """The benchmark of the config that `sources` describe over bench's defaults.
 
     Raises:
         UserError: options that exclude each other, or a bad config, dataset or clone.
@@ -93,8 +86,10 @@ def benchmark_of(
     if options.profile and options.peer:
         raise UserError("--profile=True and --peer exclude each other; leave one out")
     clone = checked_clone(options.peer) if options.peer else None
+    sources = [BENCH_DEFAULTS, *sources]
+    config = build(sources)
     dataset = real_dataset(config) if options.real_data else random_dataset(config)
-    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed)
+    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
     return Benchmark(spec, dataset, options, clone)
 
 
@@ -126,25 +121,6 @@ def random_dataset(config: ExperimentConfig) -> Dataset:
         bytes_per_token={"train": None, "val": None},
         meta=Meta("ids", vocab_size),
     )
-
-
-def requested(arguments: Sequence[str]) -> Benchmark:
-    """The benchmark that `[config.py ...] [--key=value ...]` describe."""
-    ours: dict[str, Any] = {}
-    rest = []
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or key in FIELDS:
-            rest.append(argument)
-        elif key in BENCH_KEYS and equals:
-            ours[key] = coerce(f"--{key}", value, BENCH_KEYS[key].kind)
-        elif key in BENCH_KEYS:
-            raise UserError(f"{argument}: flags are written --key=value")
-        else:
-            hint = did_you_mean(key, [*BENCH_KEYS, *FIELDS]) or "; --help lists all"
-            raise UserError(f"--{key}: unknown key{hint}")
-    sources = [BENCH_DEFAULTS, *parse_arguments(rest)]
-    return benchmark_of(build(sources), typed(sources), BenchOptions(**ours))
 
 
 # -- the two steps --------------------------------------------------------------------------------
@@ -336,17 +312,3 @@ def lines(run: Run, result: BenchResult) -> Iterator[str]:
         )
     mfu = "n/a" if result.mfu is None else f"{result.mfu:.2%}"
     yield f"time per iteration: {ours}, MFU: {mfu}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Time what the arguments describe."""
-    if any(a in ("--help", "-h") for a in arguments):
-        own = [f"  --{key}={k.default}".ljust(38) + f" {k.doc}" for key, k in BENCH_KEYS.items()]
-        usage = (
-            "usage: bench [config.py ...] [--key=value ...], left to right; "
-            "gradient_accumulation_steps is 1 unless given\n\n"
-        )
-        print(help_text(usage + "\n".join(own)))
-        return DONE
-    bench(requested(arguments))
-    return DONE

@@ -8,9 +8,7 @@ checked.
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nanoscale.data.dataset import Dataset, open_dataset, philox_words
-from nanoscale.errors import DONE, UserError, did_you_mean
+from nanoscale.errors import UserError
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.options import keys_of, option
-from nanoscale.spec.sources import coerce, read_file
 from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder
+from nanoscale.training.sample_options import SampleOptions
 
 if TYPE_CHECKING:
     import torch
@@ -32,84 +29,6 @@ if TYPE_CHECKING:
 
 SAMPLING = 4  # second word of the Philox key; data/dataset.py uses 1 to 3
 Logits = npt.NDArray[np.float64]
-
-
-# -- what was typed -------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class SampleOptions:
-    """nanoGPT's keys and defaults, but that device, dtype and the cache look after themselves."""
-
-    init_from: str = option("resume", "from the run in out_dir", choices=("resume",))
-    out_dir: str = option("out", "any run folder")
-    start: str = option("\n", "the prompt, or FILE:PATH to read it from")
-    num_samples: int = option(10, "samples to draw", least=1)
-    max_new_tokens: int = option(500, "tokens generated in each", least=0)
-    temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", least=0)
-    top_k: int | None = option(200, "draw among the k likeliest only; None: all", least=1)
-    seed: int = option(1337, "of the draws", least=0, below=2**63)
-    device: str = option("auto", "auto: cuda, mps or cpu")
-    dtype: str = option(
-        "auto",
-        "of the products: bfloat16 or float16 on CUDA, else float32",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
-    compile: bool = option(False, "torch.compile the step")
-    use_cache: bool = option(True, "keep keys and values; the tokens are the same without")
-
-
-SAMPLE_KEYS = keys_of(SampleOptions)
-
-
-def parse(arguments: Sequence[str]) -> SampleOptions:
-    """`[config.py ...] [--key=value ...]`, left to right over the defaults."""
-    values = {name: key.default for name, key in SAMPLE_KEYS.items()}
-    for argument in arguments:
-        if argument.startswith("-"):
-            name, equals, value = argument.lstrip("-").partition("=")
-            check_name(name, f"--{name}")
-            if not argument.startswith("--") or not equals:
-                example = f"--{name}={SAMPLE_KEYS[name].default!r}"
-                raise UserError(f"{argument}: flags are written --key=value, as in {example}")
-            typed: Mapping[str, object] = {name: unquoted(value) if name == "start" else value}
-            place = "--"
-        else:
-            typed = read_file(argument, values).values
-            place = f"{argument}: "
-        for name, given in typed.items():
-            check_name(name, place + name)
-            verbatim = name == "start" and isinstance(given, str)
-            values[name] = (
-                given if verbatim else coerce(place + name, given, SAMPLE_KEYS[name].kind)
-            )
-            SAMPLE_KEYS[name].check(values[name], place + name)
-    return SampleOptions(**values)
-
-
-def check_name(name: str, spelled: str) -> None:
-    """Refuse a key that sampling does not have."""
-    if name not in SAMPLE_KEYS:
-        raise UserError(
-            f"{spelled}: unknown key{did_you_mean(name, SAMPLE_KEYS) or '; see --help'}"
-        )
-
-
-def unquoted(text: str) -> str:
-    """A Python string literal, as in --start='"\\n"', as what it spells; else the text itself."""
-    if text[:1] not in ("'", '"'):
-        return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if isinstance(value, str) else text
-
-
-def help_text() -> str:
-    """Every key with its default and one line of meaning."""
-    lines = ["usage: sample [config.py ...] [--key=value ...], left to right", ""]
-    for name, key in SAMPLE_KEYS.items():
-        lines.append(f"  --{name}={key.default!r}".ljust(28) + f" {key.doc}")
-    return "\n".join(lines)
 
 
 # -- the run and the prompt -----------------------------------------------------------------------
@@ -301,14 +220,3 @@ def sample(options: SampleOptions) -> list[str]:
             compile=numerics.compile,
         )
     return [dataset.decode(row) for row in tokens.tolist()]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the samples that the arguments ask for, a line of dashes after each."""
-    if any(a in ("--help", "-h") for a in arguments):
-        print(help_text())
-        return DONE
-    for text in sample(parse(arguments)):
-        print(text)
-        print("---------------")
-    return DONE
