@@ -7,62 +7,13 @@ from collections.abc import Callable, Sequence
 import click
 
 from nanoscale.commands.verb import Verb
-from nanoscale.errors import DONE, FAILED, INTERRUPTED, UserError
+from nanoscale.errors import DONE
 
 
 class Passthrough(Verb):
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         context.params["arguments"] = tuple(arguments)
         return []
-
-
-def train(arguments: Sequence[str]) -> int:
-    """train [config.py ...] [--key=value ...]     train one GPT into --out_dir"""
-    from nanoscale.spec.sources import build, help_text, parse_arguments, typed
-    from nanoscale.training.run import evaluate
-    from nanoscale.training.run import train as start
-
-    if asks_help(arguments):
-        print(help_text("usage: train [config.py ...] [--key=value ...], left to right"))
-        return DONE
-    sources = parse_arguments(arguments)
-    config = build(sources)
-    if config.eval_only:
-        evaluate(config, typed=typed(sources))
-        return DONE
-    return EXIT_CODES[start(config, typed=typed(sources)).status]
-
-
-def run(arguments: Sequence[str]) -> int:
-    """run FOLDER                                  train what a run folder's config says"""
-    from nanoscale.store.folder import RunFolder
-    from nanoscale.store.lease import Held
-    from nanoscale.training.run import train_folder
-
-    if len(arguments) != 1 or asks_help(arguments):
-        raise UserError("usage: nanoscale run FOLDER, a folder that holds config.json")
-    try:
-        return EXIT_CODES[train_folder(RunFolder(arguments[0])).status]
-    except Held as e:  # two runners started it; this one may come back when that is done
-        print(e)
-        return INTERRUPTED
-
-
-EXIT_CODES = {"COMPLETE": DONE, "WAITING": INTERRUPTED, "DIVERGED": FAILED, "PRUNED": FAILED}
-
-
-def sample(arguments: Sequence[str]) -> int:
-    """sample [--out_dir=DIR] [--start=TEXT] ...   generate text from a run"""
-    from nanoscale.training.sample import main
-
-    return main(list(arguments))
-
-
-def bench(arguments: Sequence[str]) -> int:
-    """bench [config.py ...] [--key=value ...]     time the training step"""
-    from nanoscale.training.bench import main
-
-    return main(list(arguments))
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -92,11 +43,7 @@ def with_options(
     return DONE if names is None else main(names, options)
 
 
-def asks_help(arguments: Sequence[str]) -> bool:
-    return any(a in ("--help", "-h") for a in arguments)
-
-
-LEGACY = {verb.__name__.replace("_", "-"): verb for verb in (train, run, sample, bench, fit, plan)}
+LEGACY = {verb.__name__.replace("_", "-"): verb for verb in (fit, plan)}
 
 
 def command_of(name: str) -> click.Command:

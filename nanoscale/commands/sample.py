@@ -57,7 +57,9 @@ def options_of(arguments: Sequence[str]) -> SampleOptions:
         for name, given in typed.items():
             check_name(name, place + name)
             verbatim = name == "start" and isinstance(given, str)
-            values[name] = given if verbatim else coerce(place + name, given, SAMPLE_KEYS[name].kind)
+            values[name] = (
+                given if verbatim else coerce(place + name, given, SAMPLE_KEYS[name].kind)
+            )
             SAMPLE_KEYS[name].check(values[name], place + name)
     return SampleOptions(**values)
 
@@ -65,7 +67,9 @@ def options_of(arguments: Sequence[str]) -> SampleOptions:
 def check_name(name: str, spelled: str) -> None:
     """Refuse a key that sampling does not have."""
     if name not in SAMPLE_KEYS:
-        raise UserError(f"{spelled}: unknown key{did_you_mean(name, SAMPLE_KEYS) or '; see --help'}")
+        raise UserError(
+            f"{spelled}: unknown key{did_you_mean(name, SAMPLE_KEYS) or '; see --help'}"
+        )
 
 
 def unquoted(text: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from nanoscale.errors import UserError, did_you_mean, one_of
-from nanoscale.spec.sources import FIELDS
+from nanoscale.spec.options import Kind
+from nanoscale.spec.sources import FIELDS, coerce
 
 OUTPUT_ROOT = "experiments_out"
 
@@ -164,6 +165,20 @@ class Number(click.ParamType):
             what = "a whole number" if self.whole else "a number"
             raise UserError(f"{typed}: expected {what}")
         return int(number) if number.is_integer() else number
+
+
+class Value(click.ParamType):
+    """What a config's key of the same kind takes: True or False, text, None."""
+
+    name = "value"
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        return coerce(parameter.opts[0] if parameter else "", value, self.kind)
 
 
 class Choice(click.ParamType):

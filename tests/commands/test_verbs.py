@@ -57,9 +57,7 @@ def test_a_verbs_help_has_a_sentence_per_option_and_two_examples(verb):
 def test_help_ends_well_and_says_how_it_is_called(verb, capsys):
     for flag in ("--help", "-h"):
         assert dispatch([verb, flag]) == 0
-        assert "sage: nanoscale " in capsys.readouterr().out.replace(
-            "usage: train", "usage: nanoscale train"
-        )
+        assert capsys.readouterr().out.startswith(f"Usage: nanoscale {verb} ")
 
 
 def test_no_verb_is_bad_input_and_help_is_not(capsys):

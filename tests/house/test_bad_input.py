@@ -195,7 +195,7 @@ def test_resuming_another_past(desk, begun, capsys):
 
 
 def test_run_folders(desk, begun, capsys):
-    assert_refused(desk, capsys, lambda: main(["run"]), "usage: nanoscale run FOLDER")
+    assert_refused(desk, capsys, lambda: main(["run"]), "nanoscale run: FOLDER is missing")
     assert_refused(desk, capsys, lambda: main(["run", "nowhere"]), "nowhere")
     config = begun.parent / "config.json"
     config.write_text(config.read_text().replace('"n_layer": 2', '"n_layer": 3'))

@@ -14,6 +14,7 @@ import torch
 from tiny import ROOT
 
 from nanoscale.commands import main as cli
+from nanoscale.commands.sample import options_of
 from nanoscale.data.dataset import open_dataset
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
@@ -23,7 +24,8 @@ from nanoscale.spec.resolve import resolve
 from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder, run_spec
 from nanoscale.training import checkpoint
 from nanoscale.training import sample as sampling
-from nanoscale.training.sample import SampleOptions, choose, generate, parse
+from nanoscale.training.sample import choose, generate
+from nanoscale.training.sample_options import SampleOptions
 
 V, T = 23, 16
 TEXT = "the cat sat on the mat, the dog sat on the log.\n" * 8
@@ -224,7 +226,7 @@ def make_run(path: str, **changes: object) -> RunFolder:
 
 def text_of(capsys, *arguments: str) -> list[str]:
     capsys.readouterr()
-    assert sampling.main(arguments) == 0
+    assert cli.dispatch(["sample", *arguments]) == 0
     *samples, rest = capsys.readouterr().out.split("\n---------------\n")
     assert rest == ""
     return samples
@@ -278,7 +280,7 @@ def test_a_config_file_sets_what_flags_after_it_change(run):
         "num_samples = 2\ntop_k = None\nseed = num_samples\n"
         """start = "'sat'"\n"""
     )
-    options = parse(["--seed=9", "mine.py", "--num_samples=4"])
+    options = options_of(["--seed=9", "mine.py", "--num_samples=4"])
     assert options == SampleOptions(num_samples=4, top_k=None, start="'sat'", seed=2)
 
 
@@ -295,7 +297,7 @@ def test_a_config_file_sets_what_flags_after_it_change(run):
     ],
 )
 def test_a_quoted_start_is_read_as_python_does(typed, meant):
-    assert parse([f"--start={typed}"]).start == meant
+    assert options_of([f"--start={typed}"]).start == meant
 
 
 def test_the_best_weights_are_preferred_to_the_newest(run):
@@ -311,7 +313,7 @@ def test_a_vocabulary_wider_than_the_datasets_is_decoded(run, capsys):
 
 
 def test_help_lists_every_key(capsys):
-    assert sampling.main(["--help"]) == 0
+    assert cli.dispatch(["sample", "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"--{f.name}=" in shown for f in fields(SampleOptions))
 
@@ -361,7 +363,7 @@ def test_bad_input_is_refused_in_one_line(run, capsys, argument, message):
 
 def refusal(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
-        sampling.main(arguments)
+        cli.dispatch(["sample", *arguments])
     return str(caught.value)
 
 

@@ -10,11 +10,11 @@ from tiny import RUN as BASE
 from tiny import flags, run_python
 
 from nanoscale.model import kernels
-from nanoscale.training.bench import live_run, our_step, requested
+from nanoscale.spec.sources import parse_arguments
+from nanoscale.training.bench import BenchOptions, benchmark_of, live_run, our_step
 
 FUSED = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
 SHAPE = [
-    "--real_data=False",
     "--vocab_size=65",
     "--n_layer=2",
     "--n_head=4",
@@ -36,7 +36,11 @@ def torch_settings():
 
 def ratio(one: list[str], other: list[str]) -> float:
     """How many of the first's steps fit into one of the other's, by turns."""
-    steps = [our_step(live_run(requested([*SHAPE, *flags]))) for flags in (one, other)]
+    random = BenchOptions(real_data=False)
+    steps = []
+    for typed in (one, other):
+        sources = parse_arguments([*SHAPE, *typed])
+        steps.append(our_step(live_run(benchmark_of(sources, random))))
     times = [[step() for step in steps] for _ in range(25)][5:]
     return median(b for _, b in times) / median(a for a, _ in times)
 

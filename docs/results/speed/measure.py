@@ -24,8 +24,10 @@ import torch
 
 from nanoscale.errors import exit_code_of
 from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.sources import parse_arguments
 from nanoscale.store.files import atomic_write, write_json
 from nanoscale.training import bench as benchmark
+from nanoscale.training.bench import BenchOptions
 from nanoscale.training.hardware import device_name
 from nanoscale.training.state import Run
 
@@ -61,13 +63,15 @@ def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
     """Our median step at a shape, by turns with bare matrix products; then
     with the peer, eager and compiled."""
     typed = ["--dataset=shakespeare_char", "--kernels=fused", *flags(SHAPES[name])]
-    run = benchmark.live_run(benchmark.requested([*typed, f"--dtype={dtype}"]))
+    sources = parse_arguments([*typed, f"--dtype={dtype}"])
+    run = benchmark.live_run(benchmark.benchmark_of(sources, BenchOptions()))
     product, flops = product_step(run)
     medians = benchmark.measure({"ours": benchmark.our_step(run), "product": product})
     alone, best = medians["ours"], flops / medians["product"]
     beside = {}
     for mode in ("eager", "compiled") if peer else ():  # one at a time: an idle one disturbs too
-        what = benchmark.requested([*typed, f"--peer={peer}"])
+        options = BenchOptions(peer=str(peer))
+        what = benchmark.benchmark_of(parse_arguments(typed), options)
         job = replace(benchmark.job_of(what, run), compile=mode == "compiled")
         with benchmark.peer_step(job) as theirs:
             medians = benchmark.measure({"ours": benchmark.our_step(run), "peer": theirs})
