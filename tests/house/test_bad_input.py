@@ -73,7 +73,7 @@ def test_typed_nonsense(desk, capsys, case):
 
 
 def test_a_missing_package(desk, capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("nanoscale.training.run.find_spec", lambda name: None)
     for package in ("wandb", "tensorboard"):
         assert_refused(
             desk,
