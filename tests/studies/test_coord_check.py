@@ -100,7 +100,7 @@ WRONG = {
 def small(data_root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> CoordinateVerdict:
     """The check's verdict, without run folders: five steps on short sequences."""
     monkeypatch.setattr("nanoscale.training.state.peak", lambda *_: None)
-    plan, _ = planned(
+    plan = planned(
         [
             f"--data_root={data_root}",
             "--dataset=tiny",
