@@ -14,7 +14,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 from nanoscale.errors import UserError, one_of
-from nanoscale.spec.options import Key, keys_of, option
+from nanoscale.spec.options import ConfigKey, keys_of, option
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
@@ -287,7 +287,7 @@ MODE = "parametrization.mode"
 
 
 @cache
-def all_fields() -> dict[str, Key]:
+def all_fields() -> dict[str, ConfigKey]:
     """Dotted name -> key, in the order of the help."""
     return keys_of(ExperimentConfig)
 

@@ -8,7 +8,14 @@ from nanoscale.spec.architecture import ROLES, TensorSpec
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.spec.memory import assumed, memory_estimate
-from nanoscale.spec.parametrization import BUILT_IN, SCHEMES, Rules, Scheme, rules_of, shape_factor
+from nanoscale.spec.parametrization import (
+    BUILT_IN_SCHEMES,
+    SCHEMES,
+    Rules,
+    Scheme,
+    rules_of,
+    shape_factor,
+)
 
 _COLUMNS = (
     "tensor",
@@ -32,7 +39,7 @@ OF_FORWARD = {
 }
 
 
-def rules_table(names: Sequence[str] = BUILT_IN) -> str:
+def rules_table(names: Sequence[str] = BUILT_IN_SCHEMES) -> str:
     """The schemes as a Markdown table: what the docs show. What is 1 everywhere is left out."""
     columns = [_texts(SCHEMES[name]) for name in names]
     lines = [["multiplier", *names], ["---"] * (len(names) + 1)]

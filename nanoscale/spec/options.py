@@ -12,12 +12,12 @@ Kind = type | UnionType | GenericAlias  # a field's type, as in `int | None` or 
 
 
 def option(default: object, doc: str, **beside: Any) -> Any:
-    """A field: its default, one line of help, and what else a `Key` may say of it."""
+    """A field: its default, one line of help, and what else a `ConfigKey` may say of it."""
     return field(default=default, metadata={"doc": doc, **beside})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class ConfigKey:
     """One key of a config: what a user may type for it, and what it means."""
 
     name: str  # as typed; a nested one with a dot
@@ -53,14 +53,14 @@ class Key:
             raise UserError(f"{spelled}={value}: must be {bound}")
 
 
-def keys_of(config: type, prefix: str = "") -> dict[str, Key]:
+def keys_of(config: type, prefix: str = "") -> dict[str, ConfigKey]:
     """Name -> key of a dataclass of options, in their order; a dataclass in it adds a dot."""
     kinds = get_type_hints(config)
-    table: dict[str, Key] = {}
+    table: dict[str, ConfigKey] = {}
     for f in fields(config):
         name, kind = f"{prefix}{f.name}", kinds[f.name]
         if f.metadata:
-            table[name] = Key(name=name, kind=kind, default=f.default, **f.metadata)
+            table[name] = ConfigKey(name=name, kind=kind, default=f.default, **f.metadata)
         else:
             table |= keys_of(kind, f"{name}.")
     return table

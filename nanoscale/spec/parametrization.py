@@ -158,7 +158,7 @@ COMPLETEP = Scheme(
 )
 
 SCHEMES: dict[str, Scheme] = {"SP": SP, "muP": MUP, "CompleteP": COMPLETEP}
-BUILT_IN = tuple(SCHEMES)
+BUILT_IN_SCHEMES = tuple(SCHEMES)
 DECAYED = ("embedding", "position", "hidden", "residual_out", "readout")
 
 
@@ -174,7 +174,7 @@ def register(name: str, scheme: Scheme) -> None:
     Raises:
         UserError: the name is taken or no plain word, or a role has no row.
     """
-    if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name in BUILT_IN:
+    if not re.fullmatch(r"[A-Za-z][\w.-]*", name) or name in BUILT_IN_SCHEMES:
         raise UserError(f"register({name!r}): choose another name, of letters, digits and -_.")
     lacking = [role for role in ROLES if role not in scheme.rows]
     if lacking:
@@ -217,7 +217,7 @@ def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
         raise UserError(f"parametrization.rules={file}: {e}") from e
     except Exception as e:
         raise UserError(f"parametrization.rules={file}: {type(e).__name__}: {e}") from e
-    registered = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN}
+    registered = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN_SCHEMES}
     if not registered:
         raise UserError(
             f"parametrization.rules={file}: registers no mode; call "
