@@ -393,21 +393,6 @@ class Rules:
         return beta1, beta2
 
 
-def rule(tensor: TensorSpec, config: ResolvedConfig) -> Rule:
-    """One tensor's rule; for several, `rules_of(config)` looks the scheme up once."""
-    return rules_of(config).rule(tensor)
-
-
-def multipliers(config: ResolvedConfig) -> Multipliers:
-    """The forward multipliers; beside rules, `rules_of(config)` looks the scheme up once."""
-    return rules_of(config).multipliers
-
-
-def betas(config: ResolvedConfig) -> tuple[float, float]:
-    """AdamW's betas; beside rules, `rules_of(config)` looks the scheme up once."""
-    return rules_of(config).betas
-
-
 def shape_factor(scale: str, fan_out: int, fan_in: int) -> float:
     """What the orthogonal update is multiplied by, beside the LR.
 

@@ -17,7 +17,6 @@ from nanoscale.store import lease
 from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
 from nanoscale.store.run_records import RunStatus
 
-SCHEMA = RECORD_SCHEMA  # its name before; goes once training/ has moved over
 WAITING, RUNNING, COMPLETE = "WAITING", "RUNNING", "COMPLETE"
 PRUNED, DIVERGED, FAILED = "PRUNED", "DIVERGED", "FAILED"
 FINISHED = (COMPLETE, PRUNED, DIVERGED)  # results, never run again

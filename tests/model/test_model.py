@@ -20,7 +20,7 @@ from nanoscale.model.initial import normal
 from nanoscale.model.ops import Norm, Ops, rotate
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import ExperimentConfig
-from nanoscale.spec.parametrization import rule
+from nanoscale.spec.parametrization import rules_of
 
 ALL_FLAGS = pytest.mark.parametrize(
     "flags",
@@ -432,7 +432,7 @@ def test_initial_values_have_their_rules_mean_and_spread(mode):
     )
     state = GPT(config).state_dict()
     for spec in tensors(config):
-        values, target = state[spec.name].double(), rule(spec, config).init_std
+        values, target = state[spec.name].double(), rules_of(config).rule(spec).init_std
         if spec.role == "bias" or "norm" in spec.role:
             assert (values == (0 if spec.role == "bias" else 1)).all()
             continue
