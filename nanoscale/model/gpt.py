@@ -213,10 +213,12 @@ class GPT(nn.Module):
     `ops` are the operations that it is made of, torch's if none are given; `rules` those of the
     config's parametrization, if they have been looked up already.
 
-    >>> from nanoscale.spec.config import ExperimentConfig
+    >>> import torch
+    >>> import nanoscale as ns
     >>> from nanoscale.spec.resolve import resolve
-    >>> config = resolve(ExperimentConfig(n_layer=2, n_head=2, n_embd=32, block_size=8), 65)
-    >>> logits, loss = GPT(config)(torch.zeros(1, 8, dtype=torch.long))
+    >>> config = ns.ExperimentConfig(n_layer=2, n_head=2, n_embd=32, block_size=8)
+    >>> model = ns.GPT(resolve(config, vocab_size=65))
+    >>> logits, loss = model(torch.zeros(1, 8, dtype=torch.long))
     >>> logits.shape
     torch.Size([1, 8, 65])
     """

@@ -105,6 +105,16 @@ class Muon(torch.optim.Optimizer):
 
     Each step: buf <- momentum buf + (1 - momentum) g; u = g + momentum (buf - g) (Nesterov);
     W <- (1 - lr weight_decay) W - lr shape_factor orthogonalize(u).
+
+    >>> import torch
+    >>> import nanoscale as ns
+    >>> W = torch.nn.Parameter(torch.eye(2))
+    >>> optimizer = ns.Muon([W], lr=0.5, weight_decay=0.0)
+    >>> W.grad = torch.tensor([[0.0, 3.0], [1.0, 0.0]])
+    >>> optimizer.step()
+    >>> (torch.eye(2) - W.detach()).sign()  # the gradient's directions, all of about one size
+    tensor([[0., 1.],
+            [1., 0.]])
     """
 
     def __init__(

@@ -52,17 +52,16 @@ def train(
     another is moved aside, or continued as this run with `resume`, where their pasts are equal.
     `typed` are the keys that the user set, for the record; else those that differ from defaults.
 
-    >>> import tempfile
-    >>> from nanoscale.data.prepare import prepare
-    >>> here = Path(tempfile.mkdtemp())
-    >>> data = prepare("synthetic", out=here / "synthetic")  # doctest: +ELLIPSIS
+    >>> import nanoscale as ns
+    >>> data = ns.prepare("synthetic", out="synthetic")  # doctest: +ELLIPSIS
+    vocab size: 32
     ...
-    >>> config = ExperimentConfig(
+    >>> config = ns.ExperimentConfig(
     ...     dataset=str(data), n_layer=1, n_head=2, n_embd=32, block_size=32, batch_size=8,
     ...     gradient_accumulation_steps=1, max_iters=20, warmup_iters=0, eval_interval=0,
     ...     final_eval_tokens=1000, device="cpu",
     ... )
-    >>> result = train(config, here / "run")  # doctest: +ELLIPSIS
+    >>> result = ns.train(config, "run")  # doctest: +ELLIPSIS
     tokens per iteration will be: 256
     ...
     >>> result.status, result.iter_num, result.val_loss < 5
