@@ -1,20 +1,17 @@
-"""How every figure looks: colours, axes, ticks, and the way to SVG.
+"""How every figure looks: its colours, its axes with their ticks, and how numbers are set.
 
-The one idea: a figure is drawn once, in named colours. In a page each name is a CSS variable, so
-the same SVG is legible on paper, on a light and on a dark screen; in a file it is the light one.
+The one idea: every colour has a name and a twin for dark screens, and is used by its name alone.
 Sizes are ordered, so their colours run through lightness as well as hue (colour-blind safe).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
@@ -24,9 +21,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
-
-from nanoscale.errors import UserError
-from nanoscale.store.files import atomic_write
 
 # name -> (light, dark); what is drawn is the light one, and no two names share it
 COLOURS = {
@@ -56,7 +50,7 @@ PAPER, INK, MUTED, RULE, ACCENT = (LIGHT[k] for k in ("paper", "ink", "muted", "
 SIZES = [LIGHT[f"s{i}"] for i in range(1, 9)]
 HEAT = [LIGHT[f"h{i}"] for i in range(1, 8)]  # worst to best
 
-RC = {
+RC: dict[Any, object] = {  # the names that matplotlib knows are a type of its own
     "font.family": "sans-serif",
     "font.size": 9,
     "svg.fonttype": "none",
@@ -69,6 +63,8 @@ RC = {
     "axes.unicode_minus": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": MUTED,
@@ -88,9 +84,12 @@ RC = {
 
 
 MINUS, TIMES, THIN = "\u2212", "\u00d7", "\u202f"  # as numbers are set in print
-MARGIN = 34.0  # points left of every axes, for its tick labels
 SUPERSCRIPTS = str.maketrans("0123456789-.g", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·ᵍ")
-LEVEL = {high: low for low, high in SUPERSCRIPTS.items()} | {ord("⁻"): MINUS}
+MARGIN = 34.0  # points left of every axes, for its tick labels
+WIDTH = 7.6  # inches of a figure as wide as a page's text
+STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
+ONE_VALUE = 1.02  # the ratio of an axis' ends below which it as good as holds one value
+XY = Literal["x", "y"]
 
 
 @contextmanager
@@ -109,57 +108,32 @@ def canvas(width: float, height: float) -> Figure:
     return figure
 
 
-def svg(figure: Figure, prefix: str = "") -> str:
-    """The figure as one `<svg>` element for a page: colours are variables, fonts are the page's.
-
-    `prefix` keeps the ids of several figures of one page apart. Equal figures give equal text.
-    """
-    buffer = io.StringIO()
-    with styled():
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].rstrip()
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"; font-family: [^\";]*", "", text)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵍ][⁰¹²³⁴⁵⁶⁷⁸⁹·]*)(?=</text>)", _tspan, text)
-    for name, colour in LIGHT.items():
-        text = text.replace(colour, f"var(--{name}, {colour})")
-    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)
-
-
-def _tspan(match: re.Match) -> str:
-    """Raised digits as the page's own, smaller: few fonts have all of the raised ones."""
-    return f'<tspan dy="-.45em" font-size="72%">{match[1].translate(LEVEL)}</tspan>'
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write the figure in the format of the path's ending (png, pdf, svg), atomically."""
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in ("png", "pdf", "svg"):
-        raise UserError(f"cannot draw {path.name!r}; end the name in .png, .pdf or .svg")
-    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    with styled(), atomic_write(path) as part:
-        figure.savefig(
-            part, format=kind, dpi=200, metadata=undated, bbox_inches="tight", pad_inches=0.12
-        )
-    return path
-
-
 def size_colours(n: int) -> list[str]:
     """`n` colours from the smallest to the largest; neighbours share one beyond eight."""
     places = np.linspace(0, len(SIZES) - 1, n) if n > 1 else [len(SIZES) - 3]
     return [SIZES[round(float(p))] for p in places]
 
 
+# -- numbers ------------------------------------------------------------------------------------
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is one, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def quantities(values: Sequence[object]) -> list[str]:
     """`values` for the ticks of one axis, in one notation: 0.003, 250, words, or powers of ten."""
-    numbers = [v for v in values if isinstance(v, Real) and v]
+    numbers = [v for v in values if is_number(v) and v]
     far = any(not 1e-3 <= abs(v) < 1e5 for v in numbers)
-    short = all(len(f"{v:.12e}".split("e")[0].strip("-0.").replace(".", "")) <= 2 for v in numbers)
-    return [_power(v) if far and short and v in numbers else _plain(v) for v in values]
+    short = all(_digits(v) <= 2 for v in numbers)
+    if not (far and short):
+        return [_plain(v) for v in values]
+    return [_power(v) if is_number(v) and v else _plain(v) for v in values]
+
+
+def _digits(value: float) -> int:
+    """The significant ones."""
+    mantissa = f"{value:.12e}".split("e")[0]
+    return len(mantissa.strip("-0.").replace(".", ""))
 
 
 def _plain(value: object) -> str:
@@ -179,28 +153,60 @@ def raised(text: str) -> str:
     return re.sub(r"\^([\d.]+|g)", lambda m: m[1].translate(SUPERSCRIPTS), text)
 
 
+def interval(ends: Sequence[float] | None, form: str) -> str:
+    """` [low, high]` after a number; nothing where no interval is known."""
+    return f" [{ends[0]:{form}}, {ends[1]:{form}}]" if ends else ""
+
+
+# -- axes ---------------------------------------------------------------------------------------
 def log_ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers of [low, high], evenly spread on a log axis if it is long."""
     if high / low < 5:
-        ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        ticks = MaxNLocator(6, steps=STEPS).tick_values(low, high)
         return [float(t) for t in ticks if low <= t <= high]
+    return _few(low, high, ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)), most=8)
+
+
+def round_numbers(low: float, high: float, digits: Sequence[int]) -> list[float]:
+    """The numbers of [low, high] that are one of `digits` times a power of ten."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
-        if len(ticks) <= 8:
+    numbers = [d * 10.0**k for k in decades for d in digits]
+    return [n for n in numbers if low <= n <= high]
+
+
+def _few(
+    low: float, high: float, choices: Sequence[Sequence[int]], most: int
+) -> list[float]:
+    """The round numbers of the first choice of digits with at most `most` of them, or some."""
+    ticks: list[float] = []
+    for digits in choices:
+        ticks = round_numbers(low, high, digits)
+        if len(ticks) <= most:
             return ticks
-    return ticks[:: math.ceil(len(ticks) / 8)]
+    return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def log_axis(axes: Axes, which: str, low: float, high: float) -> None:
-    """Make the x or y axis logarithmic from `low` to `high`, with round numbers on it."""
-    set_scale, set_lim = getattr(axes, f"set_{which}scale"), getattr(axes, f"set_{which}lim")
-    axis = getattr(axes, f"{which}axis")
-    if high / low < 1.02:  # one value, as good as
-        low, high = low / 1.02, high * 1.02
-    set_scale("log")
-    set_lim(low, high)
-    ticks_on(axis, log_ticks(low, high))
+def axis_of(axes: Axes, which: XY) -> Axis:
+    """Its x or y axis."""
+    return axes.xaxis if which == "x" else axes.yaxis
+
+
+def log_axis(axes: Axes, which: XY, low: float, high: float, *, most: int | None = None) -> None:
+    """Make the x or y axis logarithmic from `low` to `high`, with round numbers on it.
+
+    most: of ticks, for an axis of half a figure.
+    """
+    if high / low < ONE_VALUE:
+        low, high = low / ONE_VALUE, high * ONE_VALUE
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+
+    ticks = log_ticks(low, high)
+    if most is not None and len(ticks) > most:
+        if high / low < 10:
+            ticks = ticks[:: math.ceil(len(ticks) / most)]
+        else:
+            ticks = _few(low, high, ((1, 2, 5), (1, 3), (1,)), most)
+    ticks_on(axis_of(axes, which), ticks)
 
 
 def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None) -> None:
@@ -208,6 +214,26 @@ def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = 
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FixedFormatter(labels or quantities(ticks)))
     axis.set_minor_locator(NullLocator())
+
+
+def linear_ticks(axis: Axis, most: int) -> None:
+    """Round numbers, at most `most` and one, on a linear axis."""
+    axis.set_major_locator(MaxNLocator(most, steps=STEPS))
+
+
+def points_of(axes: Axes) -> tuple[float, float]:
+    """Width and height of the axes in points."""
+    dpi = axes.figure.dpi
+    return axes.bbox.width / dpi * 72, axes.bbox.height / dpi * 72
+
+
+def panels(figure: Figure, count: int, across: int) -> list[Axes]:
+    """`count` axes that share the y axis, in rows of `across`."""
+    down = math.ceil(count / across)
+    grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return list(grid[:count])
 
 
 def place(
@@ -225,16 +251,6 @@ def place(
     figure.subplots_adjust(
         left / width, below / height, 1 - right / width, 1 - above / height, **gaps
     )
-
-
-def headed(axes: Axes, title: str, y_label: str, left: float = MARGIN) -> None:
-    """Title and the quantity on y above the axes, `left` points before them, where ticks begin."""
-    lines = [(title, INK, "bold", 9.5), (y_label, MUTED, "normal", 9)]
-    for row, (text, colour, weight, size) in enumerate(reversed([t for t in lines if t[0]])):
-        axes.annotate(
-            text, (0, 1), (-left, 9 + 14 * row), xycoords="axes fraction", size=size,
-            textcoords="offset points", color=colour, weight=weight, annotation_clip=False,
-        )  # fmt: skip
 
 
 def note(
@@ -275,4 +291,4 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
         moved[1:] += short / 2
     result = np.empty(len(moved))
     result[order] = moved
-    return result.tolist()
+    return [float(place) for place in result]

@@ -1,0 +1,127 @@
+"""A ladder in one picture: its runs, the law through them, and how far each lies from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanoscale.report.law_figures import floor
+from nanoscale.report.marks import ROUNDING, Band, headed, label, law_line, mark, notes, shade
+from nanoscale.report.run_figures import Table, positive, table_of
+from nanoscale.report.style import (
+    ACCENT,
+    INK,
+    MUTED,
+    WIDTH,
+    canvas,
+    log_axis,
+    place,
+    raised,
+    size_colours,
+    styled,
+    ticks_on,
+)
+
+if TYPE_CHECKING:
+    from nanoscale.laws import LadderFit
+
+
+def law_figure(
+    points: Table,
+    fit: LadderFit | None,
+    *,
+    x_label: str = "training compute C (FLOPs, exact, forward + backward)",
+    y_label: str = "validation loss (nats per token)",
+    title: str = "",
+) -> Figure:
+    """A ladder and the law through it on log axes; below, how far each run lies from the law.
+
+    points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`; runs without
+    a finite loss are left out. fit: of the ladder, or None for the runs alone, as they stand for a
+    fit that did not converge.
+    """
+    table = positive(table_of(points, ("x", "loss")), "x", "loss").sort_values("x", kind="stable")
+    if fit is not None and fit.status == "max_iter":
+        fit = None
+    with styled():
+        figure = canvas(WIDTH, 4.0 if fit is None else 5.1)
+        heights = (1,) if fit is None else (3.6, 1)
+        rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+        top, bottom = rows[0, 0], rows[-1, 0]
+        place(figure, title, hspace=0.24)
+
+        ends = [table["x"].min() * 0.7, table["x"].max() * 1.4]
+        losses = list(table["loss"])
+        if fit is not None:
+            law = _curve_of(fit)
+            ends = [law.x[0], law.x[-1]]
+            losses += [law.y[-1], law.low[-1], *_law(top, fit, law, table)]
+            _residuals(bottom, law, table)
+        _runs(top, table)
+
+        room = (max(losses) / min(losses)) ** 0.09
+        log_axis(top, "x", *ends)
+        log_axis(top, "y", min(losses) / room**1.4, max(losses) * room)
+        top.grid(axis="y")
+        headed(top, title, y_label)
+        bottom.set_xlabel(x_label, labelpad=6)
+    return figure
+
+
+def _curve_of(fit: LadderFit) -> Band:
+    return Band(*(np.array(fit.curve[key], float) for key in ("x", "loss", "lo", "hi")))
+
+
+def _sizes(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
+    """(label, its rows, colour) of every size in the order of the table; rows alone without."""
+    labelled = "size" in table.columns
+    keys = table["size"] if labelled else table["x"]
+    distinct = list(dict.fromkeys(keys))
+    colours = size_colours(len(distinct))
+    return [
+        (str(key) if labelled else "", table[keys == key], colour)
+        for key, colour in zip(distinct, colours, strict=True)
+    ]
+
+
+def _runs(axes: Axes, table: pd.DataFrame) -> None:
+    for name, rows, colour in _sizes(table):
+        mark(axes, rows["x"], rows["loss"], colour)
+        seeds = f"\n{len(rows)} seeds" if len(rows) > 1 else ""
+        lowest = (rows["x"].iloc[0], rows["loss"].min())
+        label(axes, name + seeds, lowest, (0, -9), on="data", ha="center", va="top")
+
+
+def _law(axes: Axes, fit: LadderFit, law: Band, table: pd.DataFrame) -> list[float]:
+    """The law, what it is, and E where it is known, which is returned."""
+    law_line(axes, law, ROUNDING * table["x"].max(), width=1.3, alpha=0.16)
+    lines = [(raised(fit.equation()), INK), ("band: 95 % interval", MUTED)]
+    if fit.not_identified:
+        lines.append((f"{', '.join(fit.not_identified)} not identified", MUTED))
+    notes(axes, lines)
+    return floor(axes, fit, ACCENT)
+
+
+def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
+    """Loss over law, in per cent, read off the fit's own curve."""
+    near = law.part(slice(int((law.x <= 1.2 * table["x"].max()).sum())))
+    low, high = 100 * (near.low / near.y - 1), 100 * (near.high / near.y - 1)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
+    shade(axes, Band(near.x, np.zeros(len(near)), low, high), INK, 0.16)
+
+    worst = 0.0
+    for _, rows, colour in _sizes(table):
+        expected = np.exp(np.interp(np.log(rows["x"]), np.log(law.x), np.log(law.y)))
+        off = 100 * (rows["loss"] / expected - 1)
+        mark(axes, rows["x"], off, colour)
+        worst = max(worst, off.abs().max())
+
+    limit = 1.35 * max(worst, 1e-6)
+    axes.set_ylim(-limit, limit)
+    step = float(f"{worst:.1g}")
+    ticks_on(axes.yaxis, [-step, 0, step])
+    headed(axes, "", "run over law (%)")

@@ -1,0 +1,197 @@
+"""The report: one self-contained HTML file, made from strings, tables and figures.
+
+The one idea: the page needs nothing but itself. No script, no request (its own policy forbids
+them), one style sheet for screen, dark screen and paper; and equal input gives equal bytes. How it
+reads is in `page.html.jinja`, how it looks in `page.css`; here are the words and numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nanoscale.errors import disk_errors
+from nanoscale.report.figure_files import svg
+from nanoscale.report.style import COLOURS, MINUS, THIN, TIMES, is_number
+from nanoscale.store.files import write_text
+
+MISSING = "\u2013"
+TEXT_WIDTH = 7.6  # inches of a figure as wide as the text
+INTERVAL = re.compile(r"(\[[^\][]*\])")
+MARKED = re.compile(r"\^(?P<power>-?\d[\d.]*|\w)|(?P<unknown>not identified)")
+Piece = tuple[str, str]  # what a piece of text is (power, unknown, or nothing special), and it
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    question: str,
+    summary_lines: Sequence[str],
+    figures: Sequence[tuple[str, Figure]],
+    tables: Sequence[tuple[str, pd.DataFrame]],
+    settings: Mapping[str, object],
+    command: str,
+    warnings: Sequence[str] = (),
+) -> Path:
+    """Write the page, atomically: question, answer, figures, tables, settings, command.
+
+    The first of `summary_lines` is the answer and stands alone; figures and tables are numbered
+    in order and come with their captions; nested settings are shown with dots.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # only who writes a page pays
+
+    environment = Environment(
+        loader=PackageLoader("nanoscale.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=title,
+        question=question,
+        colours=COLOURS,
+        answer=[_formula(line) for line in summary_lines],
+        warnings=warnings,
+        figures=[_drawn(i, *figure) for i, figure in enumerate(figures, start=1)],
+        tables=[_table(*table) for table in tables],
+        settings=[(name, _words(value)) for name, value in _flat(settings)],
+        command=command,
+    )
+    path = Path(path)
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page)
+    return path
+
+
+def _formula(line: str) -> list[tuple[bool, list[Piece]]]:
+    """The line in parts, each with whether it is an interval, and its pieces."""
+    parts = INTERVAL.split(line)  # every second one is an interval
+    return [(i % 2 == 1, _pieces(part)) for i, part in enumerate(parts)]
+
+
+def _pieces(text: str) -> list[Piece]:
+    """Exponents, which are raised, and `not identified`, which is set apart, among the rest."""
+    pieces, end = [], 0
+    for match in MARKED.finditer(text):
+        kind = match.lastgroup or ""
+        pieces += [("", text[end : match.start()]), (kind, match[kind])]
+        end = match.end()
+    return [*pieces, ("", text[end:])]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    caption: str
+    share: str  # of the text's width
+    svg: str  # what follows `<svg`
+
+
+def _drawn(number: int, caption: str, figure: Figure) -> _Drawn:
+    share = figure.get_size_inches()[0] / TEXT_WIDTH
+    drawing = svg(figure, prefix=f"f{number}-")
+    return _Drawn(caption, f"{share:.4f}", drawing.removeprefix("<svg"))
+
+
+# -- tables -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    power: str = ""  # of ten, after the text
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    numeric: bool
+    cells: list[_Cell]
+
+
+@dataclass(frozen=True)
+class _Table:
+    caption: str
+    columns: list[_Column]
+    rows: list[tuple[_Cell, ...]]
+
+
+def _table(caption: str, table: pd.DataFrame) -> _Table:
+    columns = [_column(str(name), table.iloc[:, i]) for i, name in enumerate(table.columns)]
+    rows = zip(*(column.cells for column in columns), strict=True)
+    return _Table(caption, columns, list(rows))
+
+
+def _column(name: str, series: pd.Series) -> _Column:
+    """One notation per column, so that numbers line up."""
+    values: list[object] = [v.item() if isinstance(v, np.generic) else v for v in series]
+    present = [v for v in values if not _missing(v)]
+    numbers = [v for v in present if is_number(v)]
+    numeric = bool(numbers) and len(numbers) == len(present)
+    in_notation = _notation(numbers) if numeric else None
+
+    cells = []
+    for value in values:
+        if _missing(value):
+            cells.append(_Cell(MISSING))
+        elif in_notation is not None and is_number(value):
+            cells.append(in_notation(value))
+        else:
+            cells.append(_Cell(_words(value)))
+    return _Column(name, numeric, cells)
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (is_number(value) and not math.isfinite(value))
+
+
+def _notation(values: Sequence[float]) -> Callable[[float], _Cell]:
+    """How to write every number of one column."""
+    sizes = [abs(float(v)) for v in values if v] or [1.0]
+    low, high = min(sizes), max(sizes)
+    whole = all(float(v).is_integer() for v in values)
+    if high >= 1e10 or (not whole and (low < 1e-4 or high >= 1e7 * low)):
+        return _scientific
+    if whole:
+        form = ",d" if high >= 1e4 else "d"
+        return lambda v: _Cell(_set(f"{int(v):{form}}"))
+
+    digits = max(len(f"{abs(float(v)):.6g}".partition(".")[2]) for v in values)
+    decimals = min(digits, max(0, 4 - math.floor(math.log10(high))))
+    return lambda v: _Cell(_set(f"{float(v):,.{decimals}f}"))
+
+
+def _scientific(value: float) -> _Cell:
+    mantissa, exponent = f"{float(value):.3e}".split("e")
+    return _Cell(f"{_set(mantissa)}{TIMES}10", _set(str(int(exponent))))
+
+
+def _set(number: str) -> str:
+    """A number as it is set in print."""
+    return number.replace(",", THIN).replace("-", MINUS)
+
+
+# -- settings -----------------------------------------------------------------------------------
+def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs
