@@ -1,17 +1,20 @@
-"""The report: figures and one self-contained page, made from tables and JSON records alone.
+"""The report: figures and one self-contained page, made from tables and the records of checks and
+laws.
 
-`figures` draws, `style` is how everything looks, `html` writes the page.
+`X_figures` draws X, from what `style` and `marks` hold for all of them; `page` writes the page.
 """
 
-from nanoscale.report.doubt import cloud_figure, multiverse_figure, rollout_figure
-from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure, loss_curves_figure
-from nanoscale.report.html import write_report
-from nanoscale.report.isoflop import valleys_figure
-from nanoscale.report.laws import frontier_figure, residuals_figure, surface_figure
+from nanoscale.report.doubt_figures import cloud_figure, rollout_figure
+from nanoscale.report.figure_files import save, svg
+from nanoscale.report.ladder_figures import law_figure
+from nanoscale.report.law_figures import frontier_figure, residuals_figure, surface_figure
 from nanoscale.report.lr_curves import transfer_figure
+from nanoscale.report.multiverse_figures import multiverse_figure
+from nanoscale.report.page import write_report
 from nanoscale.report.paired_losses import compare_figure
-from nanoscale.report.search import contour_figure, search_figure
-from nanoscale.report.style import save, svg
+from nanoscale.report.run_figures import heatmap_figure, lines_figure, loss_curves_figure
+from nanoscale.report.search_figures import contour_figure, search_figure
+from nanoscale.report.valley_figures import valleys_figure
 
 __all__ = [
     "cloud_figure",

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nanoscale.report.law_figures import floor
-from nanoscale.report.marks import ROUNDING, Band, headed, label, law_line, mark, notes, shade
+from nanoscale.report.marks import ROUNDING, headed, label, law_line, mark, notes, shade
 from nanoscale.report.run_figures import Table, positive, table_of
 from nanoscale.report.style import (
     ACCENT,
     INK,
+    LOSS,
     MUTED,
     WIDTH,
     canvas,
@@ -28,14 +29,15 @@ from nanoscale.report.style import (
 
 if TYPE_CHECKING:
     from nanoscale.laws import LadderFit
+    from nanoscale.laws.band import Band
+
+X_LABEL = "training compute C (FLOPs, exact, forward + backward)"
 
 
 def law_figure(
     points: Table,
     fit: LadderFit | None,
     *,
-    x_label: str = "training compute C (FLOPs, exact, forward + backward)",
-    y_label: str = "validation loss (nats per token)",
     title: str = "",
 ) -> Figure:
     """A ladder and the law through it on log axes; below, how far each run lies from the law.
@@ -52,7 +54,7 @@ def law_figure(
         heights = (1,) if fit is None else (3.6, 1)
         rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
         top, bottom = rows[0, 0], rows[-1, 0]
-        place(figure, title, hspace=0.24)
+        place(figure, heads=2 if title else 1, hspace=0.24)
 
         ends = [table["x"].min() * 0.7, table["x"].max() * 1.4]
         losses = list(table["loss"])
@@ -67,12 +69,14 @@ def law_figure(
         log_axis(top, "x", *ends)
         log_axis(top, "y", min(losses) / room**1.4, max(losses) * room)
         top.grid(axis="y")
-        headed(top, title, y_label)
-        bottom.set_xlabel(x_label, labelpad=6)
+        headed(top, LOSS, title=title)
+        bottom.set_xlabel(X_LABEL, labelpad=6)
     return figure
 
 
 def _curve_of(fit: LadderFit) -> Band:
+    from nanoscale.laws.band import Band  # who has a fit has loaded it
+
     return Band(*(np.array(fit.curve[key], float) for key in ("x", "loss", "lo", "hi")))
 
 
@@ -111,7 +115,7 @@ def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
     near = law.part(slice(int((law.x <= 1.2 * table["x"].max()).sum())))
     low, high = 100 * (near.low / near.y - 1), 100 * (near.high / near.y - 1)
     axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
-    shade(axes, Band(near.x, np.zeros(len(near)), low, high), INK, 0.16)
+    shade(axes, near.x, low, high, INK, 0.16)
 
     worst = 0.0
     for _, rows, colour in _sizes(table):
@@ -124,4 +128,4 @@ def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
     axes.set_ylim(-limit, limit)
     step = float(f"{worst:.1g}")
     ticks_on(axes.yaxis, [-step, 0, step])
-    headed(axes, "", "run over law (%)")
+    headed(axes, "run over law (%)")

@@ -19,7 +19,6 @@ from nanoscale.report.marks import (
     BEYOND,
     HALO,
     LABELS,
-    Band,
     Columns,
     checked,
     colour_key,
@@ -51,6 +50,7 @@ from nanoscale.report.style import (
 
 if TYPE_CHECKING:
     from nanoscale.laws import Fit, LawFit
+    from nanoscale.laws.band import Band
 
 BINNED = 32  # points from which residuals get a running median
 MESH = 121  # points of a side of the surface
@@ -66,7 +66,6 @@ def frontier_figure(
     x: str = "C",
     hull: Sequence[int] = (),
     labels: Mapping[str, str] = LABELS,
-    title: str = "",
 ) -> Figure:
     """Loss against compute, the runs on the lower envelope, and the law's least loss at each C.
 
@@ -78,7 +77,7 @@ def frontier_figure(
     with styled():
         figure = canvas(WIDTH, 4.4)
         axes = figure.add_subplot()
-        place(figure, title)
+        place(figure)
         log_axis(axes, "x", at.min() / 1.4, 1.4 * at.max() if law is None else law.x[-1])
         runs(axes, at, loss, sizes)
         _envelope(axes, at[list(hull)], loss[list(hull)])
@@ -95,7 +94,7 @@ def frontier_figure(
         notes(axes, _told(law, fit, sizes is not None, len(hull) > 0))
         if sizes is not None:
             colour_key(axes, sizes, labels["N"])
-        headed(axes, title, labels["loss"])
+        headed(axes, labels["loss"])
         axes.set_xlabel(labels[x], labelpad=6)
     return figure
 
@@ -148,7 +147,6 @@ def surface_figure(
     best: Band | None = None,
     *,
     labels: Mapping[str, str] = LABELS,
-    title: str = "",
 ) -> Figure:
     """The law's loss over N and D, the runs on it, lines of equal compute, the best path.
 
@@ -160,20 +158,22 @@ def surface_figure(
     with styled():
         figure = canvas(6.6, 5.4)
         axes = figure.add_subplot()
-        place(figure, title, left=MARGIN + 8, right=46)
+        place(figure, left=MARGIN + 8, right=46)
         log_axis(axes, "x", *spans[0])
         log_axis(axes, "y", *spans[1])
         _levels(axes, fit, *spans)
         _budgets(axes, *spans)
         area, rim, alpha = dots(len(n))
-        axes.scatter(n, d, s=area, color=INK, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=4)
+        axes.scatter(
+            n, d, s=area, color=INK, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=4
+        )
 
         if fit.status != "converged":
             state = fit.status.replace("_", " ")
             notes(axes, [(f"the law is {state}: no N* is drawn", ACCENT)], above=True)
         elif best is not None:
             _optimum(axes, best, (6 * n * d).max())
-        headed(axes, title, labels["D"], left=MARGIN + 8)
+        headed(axes, labels["D"], left=MARGIN + 8)
         axes.set_xlabel(f"{labels['N']}; shades and numbers: the law's loss", labelpad=6)
     return figure
 
@@ -242,7 +242,6 @@ def residuals_figure(
     fit: LawFit,
     *,
     labels: Mapping[str, str] = LABELS,
-    title: str = "",
 ) -> Figure:
     """How far each run lies from the law, against C, N, D and the law's own loss.
 
@@ -259,7 +258,7 @@ def residuals_figure(
     with styled():
         figure = canvas(WIDTH, 2.5 * math.ceil(len(shown) / 2) + 0.7)
         grid = panels(figure, len(shown), across=2)
-        place(figure, "two lines", wspace=0.06, hspace=0.42)
+        place(figure, heads=2, wspace=0.06, hspace=0.42)
         for axes, (name, at) in zip(grid, shown.items(), strict=True):
             axes.set_ylim(-limit, limit)
             room = (at.max() / at.min()) ** 0.04
@@ -272,7 +271,7 @@ def residuals_figure(
             axes.set_xlabel(name, labelpad=4)
 
         grid[0].yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        headed(grid[0], title, "run over law (%)")
+        headed(grid[0], "run over law (%)")
         told = [(f"root mean square {np.sqrt(np.mean(off**2)):.2g} %", MUTED)]
         if len(off) >= BINNED:
             told.append(("running median", ACCENT))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,6 +29,9 @@ from nanoscale.report.style import (
     quantities,
     spread,
 )
+
+if TYPE_CHECKING:
+    from nanoscale.laws.band import Band
 
 BEYOND = (0, (4, 3))  # the dash of what no run has reached
 DOTTED = (0, (1, 1.6))
@@ -78,11 +82,10 @@ def label(
     )
 
 
-def headed(axes: Axes, title: str, y_label: str, left: float = MARGIN) -> None:
+def headed(axes: Axes, y_label: str, *, title: str = "", left: float = MARGIN) -> None:
     """Title and the quantity on y above the axes, `left` points before them, where ticks begin."""
     label(axes, y_label, (0, 1), (-left, 9), size=9)
-    above = 23 if y_label else 9
-    label(axes, title, (0, 1), (-left, above), colour=INK, size=9.5, weight="bold")
+    label(axes, title, (0, 1), (-left, 23), colour=INK, size=9.5, weight="bold")
 
 
 def notes(axes: Axes, lines: Sequence[tuple[str, str]], above: bool = False) -> None:
@@ -223,40 +226,28 @@ def mark(
 
 
 def bar(
-    axes: Axes, x: ArrayLike, y: ArrayLike, colour: str, width: float, zorder: float = 4
+    axes: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    colour: str,
+    width: float,
+    zorder: float = 4,
+    on: Transform | None = None,
 ) -> None:
-    """An interval: a line with ends that are where they are."""
-    axes.plot(x, y, color=colour, linewidth=width, solid_capstyle="butt", zorder=zorder)
+    """An interval: a line with ends that are where they are; `on` an edge of the axes, if given."""
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        linewidth=width,
+        solid_capstyle="butt",
+        zorder=zorder,
+        transform=on or axes.transData,
+        clip_on=on is None,
+    )
 
 
 # -- lines --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Band:
-    """A line and its interval: y at x, from low to high, each (n,), in order of x."""
-
-    x: np.ndarray
-    y: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def part(self, rows: slice) -> Band:
-        """Some of it."""
-        return Band(self.x[rows], self.y[rows], self.low[rows], self.high[rows])
-
-    def split(self, reach: float) -> tuple[Band, Band]:
-        """Up to `reach`, and from the last point before it on."""
-        seen = int((self.x <= reach).sum())
-        return self.part(slice(seen)), self.part(slice(max(seen - 1, 0), None))
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether an interval is known."""
-        return bool((self.low != self.high).any())
-
-
 def line(
     axes: Axes, band: Band, reach: float, colour: str, *, width: float, zorder: float = 3
 ) -> None:
@@ -265,9 +256,11 @@ def line(
         axes.plot(part.x, part.y, color=colour, linewidth=width, linestyle=dash, zorder=zorder)
 
 
-def shade(axes: Axes, band: Band, colour: str, alpha: float) -> None:
-    """From its low to its high end."""
-    axes.fill_between(band.x, band.low, band.high, color=colour, alpha=alpha, linewidth=0)
+def shade(
+    axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, alpha: float
+) -> None:
+    """An interval over x."""
+    axes.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
 
 
 def law_line(
@@ -275,8 +268,8 @@ def law_line(
 ) -> None:
     """A law and its interval; beyond `reach` it is half as dark, and said to be extrapolated."""
     seen, beyond = band.split(reach)
-    shade(axes, seen, INK, alpha)
-    shade(axes, beyond, INK, alpha / 2)
+    shade(axes, seen.x, seen.low, seen.high, INK, alpha)
+    shade(axes, beyond.x, beyond.low, beyond.high, INK, alpha / 2)
     line(axes, band, reach, INK, width=width, zorder=zorder)
     if len(beyond) > 1:
         middle = len(beyond) // 2

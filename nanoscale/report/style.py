@@ -89,6 +89,7 @@ MARGIN = 34.0  # points left of every axes, for its tick labels
 WIDTH = 7.6  # inches of a figure as wide as a page's text
 STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
 ONE_VALUE = 1.02  # the ratio of an axis' ends below which it as good as holds one value
+LOSS = "validation loss (nats per token)"
 XY = Literal["x", "y"]
 
 
@@ -174,9 +175,7 @@ def round_numbers(low: float, high: float, digits: Sequence[int]) -> list[float]
     return [n for n in numbers if low <= n <= high]
 
 
-def _few(
-    low: float, high: float, choices: Sequence[Sequence[int]], most: int
-) -> list[float]:
+def _few(low: float, high: float, choices: Sequence[Sequence[int]], most: int) -> list[float]:
     """The round numbers of the first choice of digits with at most `most` of them, or some."""
     ticks: list[float] = []
     for digits in choices:
@@ -238,16 +237,16 @@ def panels(figure: Figure, count: int, across: int) -> list[Axes]:
 
 def place(
     figure: Figure,
-    title: str,
     *,
+    heads: int = 1,
     left: float = MARGIN,
     right: float = 8,
     below: float = 40,
     **gaps: float,
 ) -> None:
-    """Put the axes these points from the figure's edges, with room above for what heads them."""
+    """Put the axes these points from the figure's edges; `heads` lines stand above them."""
     width, height = figure.get_size_inches() * 72
-    above = 40 if title else 26
+    above = 12 + 14 * heads
     figure.subplots_adjust(
         left / width, below / height, 1 - right / width, 1 - above / height, **gaps
     )

@@ -323,8 +323,9 @@ def test_the_importance_names_the_key_that_matters():
 
 
 def test_a_surface_and_slices_are_drawn_from_the_trials():
-    from nanoscale.report import contour_figure, search_figure
     from nanoscale.report.search import smooth
+
+    from nanoscale.report import contour_figure, search_figure
 
     space = SPACE | {"optimizer": ["adamw", "muon"]}
     dimensions = read_space(space, "s")

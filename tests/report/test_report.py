@@ -40,24 +40,15 @@ from nanoscale.report.style import (
 X = np.geomspace(1e14, 1e16, 6)
 
 
-def fit_record(**changes):
-    """What a fit's JSON holds of a law L = 1.5 + 100 / C^0.12 with a band of 2 %."""
-    x = np.geomspace(0.7 * X[0], 10 * X[-1], 121)
-    loss = 1.5 + 100 * x**-0.12
-    return {
-        "status": "converged",
-        "equation": "L(C) = 1.50 + 100 / C^0.120",
-        "params": {"E": 1.5, "K": 100.0, "g": 0.12},
-        "ci95": {"E": [1.4, 1.6], "K": [80.0, 120.0], "g": [0.11, 0.13]},
-        "not_identified": [],
-        "curve": {
-            "x": x.tolist(),
-            "loss": loss.tolist(),
-            "lo": (loss * 0.98).tolist(),
-            "hi": (loss * 1.02).tolist(),
-        },
-        **changes,
-    }
+def fit(**changes):
+    """L(C) = 1.5 + 100 / C^0.12 with a band of 2 %."""
+    from planted_fits import ladder_fit  # needs the laws, which a page does not
+
+    return ladder_fit(X, **changes)
+
+
+def unknown(*names):
+    return dict.fromkeys(names, "the runs do not say")
 
 
 def ladder():
@@ -103,7 +94,7 @@ def dashed(axes):
 
 
 def test_the_law_figure_shows_every_run_the_law_and_where_it_is_extrapolated():
-    figure = law_figure(ladder(), fit_record(), title="Loss")
+    figure = law_figure(ladder(), fit(), title="Loss")
     top, bottom = figure.axes
     runs = sorted(zip(ladder()["x"], ladder()["loss"], strict=True))
     assert dots(top) == runs
@@ -121,31 +112,31 @@ def test_the_law_figure_shows_every_run_the_law_and_where_it_is_extrapolated():
 
 
 def test_the_law_figure_shows_how_far_each_run_is_from_the_law():
-    bottom = law_figure(ladder(), fit_record()).axes[1]
+    bottom = law_figure(ladder(), fit()).axes[1]
     assert [y for _, y in dots(bottom)] == pytest.approx([1.0] * 8, abs=1e-3)
 
 
 def test_E_is_a_labelled_line_only_where_it_is_identified():
-    known = law_figure(ladder(), fit_record())
-    unknown = law_figure(ladder(), fit_record(not_identified=["E"]))
+    known = law_figure(ladder(), fit())
+    lost = law_figure(ladder(), fit(not_identified=unknown("E")))
     at_E = [line for line in dashed(known.axes[0]) if set(line.get_ydata()) == {1.5}]
     assert len(at_E) == 1
     assert "E = 1.50 [1.40, 1.60]" in texts(known)
-    assert len(dashed(unknown.axes[0])) == 1
-    assert "E not identified" in texts(unknown)
+    assert len(dashed(lost.axes[0])) == 1
+    assert "E not identified" in texts(lost)
 
 
 def test_without_a_fit_or_with_none_that_converged_the_runs_stand_alone():
-    broken = fit_record(status="max_iter", curve={"x": [], "loss": [], "lo": [], "hi": []})
-    for fit in (None, broken):
-        figure = law_figure(ladder(), fit)
+    broken = fit(status="max_iter", curve={"x": [], "loss": [], "lo": [], "hi": []})
+    for law in (None, broken):
+        figure = law_figure(ladder(), law)
         assert len(figure.axes) == 1
         assert len(dots(figure.axes[0])) == 8
 
 
 def test_a_run_without_a_loss_is_left_out_and_all_of_them_is_an_error():
     table = ladder().assign(loss=lambda t: t["loss"].where(t["size"] != "8M"))
-    assert len(dots(law_figure(table, fit_record()).axes[0])) == 7
+    assert len(dots(law_figure(table, fit()).axes[0])) == 7
     with pytest.raises(UserError, match="no run has a positive finite 'loss'"):
         law_figure(table.assign(loss=None), None)
 
@@ -230,7 +221,7 @@ def test_a_missing_column_is_named_with_the_nearest():
 
 def all_figures():
     return [
-        law_figure(ladder(), fit_record()),
+        law_figure(ladder(), fit()),
         loss_curves_figure(curves()),
         heatmap_figure([*grid(), {"lr": 1e-2, "wd": 0.1, "loss": None}], "lr", "wd", "loss"),
         lines_figure(grid(), x="lr", y={"loss": "loss"}, group="wd", mark_lowest=True),
@@ -249,15 +240,15 @@ def test_every_colour_of_an_svg_has_a_dark_twin(index):
 
 
 def test_equal_figures_give_equal_text_whatever_the_settings_of_the_process():
-    first = svg(law_figure(ladder(), fit_record()))
+    first = svg(law_figure(ladder(), fit()))
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
         before = dict(matplotlib.rcParams)
-        assert svg(law_figure(ladder(), fit_record())) == first
+        assert svg(law_figure(ladder(), fit())) == first
         assert dict(matplotlib.rcParams) == before
 
 
 def test_raised_digits_become_small_ones_of_the_page():
-    text = svg(law_figure(ladder(), fit_record()))
+    text = svg(law_figure(ladder(), fit()))
     assert 'C<tspan dy="-.45em" font-size="72%">0.120</tspan></text>' in text
     assert '10<tspan dy="-.45em" font-size="72%">15</tspan></text>' in text
     assert '10<tspan dy="-.45em" font-size="72%">\u22124</tspan></text>' in svg(
@@ -322,7 +313,7 @@ def test_labels_that_would_touch_are_moved_apart():
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_saving_writes_the_file_whole_and_the_same_each_time(tmp_path, ending):
-    figure = law_figure(ladder(), fit_record())
+    figure = law_figure(ladder(), fit())
     first = save(figure, tmp_path / f"a.{ending}").read_bytes()
     assert save(figure, tmp_path / f"a.{ending}").read_bytes() == first
     assert [p.name for p in tmp_path.iterdir()] == [f"a.{ending}"]
@@ -372,7 +363,14 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
-def report(path, **changes):
+def law_and_curves():
+    return [
+        ("The law.", law_figure(ladder(), fit())),
+        ("Curves.", loss_curves_figure(curves())),
+    ]
+
+
+def report(path, figures=None, **changes):
     table = pd.DataFrame(
         {
             "run": ["a", NASTY, "c"],
@@ -387,8 +385,7 @@ def report(path, **changes):
         "title": "How does loss fall?",
         "question": "Which law?",
         "summary_lines": ["L(C) = 1.5 [1.4, 1.6] + 100 / C^0.12", "E: not identified (why)"],
-        "figures": [("The law.", law_figure(ladder(), fit_record())),
-                    ("Curves.", loss_curves_figure(curves()))],
+        "figures": law_and_curves() if figures is None else figures,
         "tables": [("The runs.", table)],
         "settings": {"dataset": "pysource", "parametrization": {"mode": "muP", "base": 64},
                      "betas": [0.9, 0.95]},
@@ -435,7 +432,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 
 def test_everything_is_escaped(tmp_path):
-    figures = [(NASTY, law_figure(ladder().assign(size=NASTY), fit_record(), title=NASTY))]
+    figures = [(NASTY, law_figure(ladder().assign(size=NASTY), fit(), title=NASTY))]
     path = report(
         tmp_path / "report.html", title=NASTY, question=NASTY, summary_lines=[NASTY, NASTY],
         figures=figures, tables=[(NASTY, pd.DataFrame({NASTY: [NASTY, 1]}))],
@@ -499,9 +496,10 @@ import sys, hashlib, pathlib
 sys.path.insert(0, {tests!r})
 import nanoscale.report
 loaded = [m for m in ("torch", "scipy", "matplotlib.pyplot", "nanoscale.laws") if m in sys.modules]
-from test_report import report
-page = report(pathlib.Path({path!r}))
+from test_report import ladder, law_figure, report
+report(pathlib.Path({path!r}), figures=[("The runs.", law_figure(ladder(), None))])
 late = [m for m in ("torch", "matplotlib.pyplot", "nanoscale.laws") if m in sys.modules]
+page = report(pathlib.Path({path!r}))
 print(loaded + late, hashlib.sha256(page.read_bytes()).hexdigest())
 """
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
+from planted_fits import law_fit
 
 from nanoscale.errors import UserError
+from nanoscale.laws.band import Band
+from nanoscale.laws.isoflop import Grid, IsoFlop, Valley
 from nanoscale.report import (
     cloud_figure,
     frontier_figure,
@@ -21,8 +26,8 @@ from nanoscale.report import (
     svg,
     valleys_figure,
 )
-from nanoscale.report.laws import BEYOND, dots, narrow_axis
-from nanoscale.report.style import ACCENT, INK, LIGHT, PAPER, canvas
+from nanoscale.report.marks import BEYOND, dots
+from nanoscale.report.style import ACCENT, INK, LIGHT, PAPER, canvas, log_axis
 
 G, A = 0.1, 0.5  # N* = G C^A of the planted law
 LABELS = {
@@ -45,123 +50,129 @@ def points(budgets=4, sizes=7):
     return {"N": n, "D": d, "C": c, "loss": 1.01 * law(n, d)}
 
 
-def path():
-    """The least loss at C, three quarters of it within the runs' budgets."""
-    c = np.geomspace(1e16, 1e20, 41)
-    n = np.sqrt(c / 6)
-    loss = law(n, n)
-    return {
-        "C": c,
-        "N": n,
-        "N_lo": n / 1.5,
-        "N_hi": n * 1.5,
-        "loss": loss,
-        "lo": 0.99 * loss,
-        "hi": 1.01 * loss,
-    }
+BUDGETS = np.geomspace(1e16, 1e20, 41)  # the runs' are the first three quarters
+
+
+def frontier():
+    """The least loss at C, within 1 %."""
+    n = np.sqrt(BUDGETS / 6)
+    return Band(BUDGETS, law(n, n), 0.99 * law(n, n), 1.01 * law(n, n))
+
+
+def best():
+    """N* at C, within a factor 1.5."""
+    n = np.sqrt(BUDGETS / 6)
+    return Band(BUDGETS, n, n / 1.5, n * 1.5)
 
 
 def fit(**changes):
-    return {
-        "equation": "L(N, D) = 1.50 + 300 / N^0.300 + 300 / D^0.300",
-        "params": {"E": 1.5},
-        "ci95": {"E": [1.4, 1.6]},
-        "not_identified": [],
-        **changes,
-    }
+    """`law`, fitted."""
+    params = {"E": 1.5, "A": 300.0, "B": 300.0, "alpha": 0.3, "beta": 0.3}
+    return law_fit(params, **changes)
 
 
-def valleys(given, hollow=1, few=1):
-    """A record of Approach 2: true parabolas in log10 N, one hollow, and budgets of too few."""
-    found = []
-    for i, c in enumerate(np.unique(given["C"])):
-        rows = np.flatnonzero(given["C"] == c)
-        x = np.log10(given["N"][rows])
-        coefficients = np.polyfit(x - x.mean(), given["loss"][rows], 2)
-        vertex = 10 ** (x.mean() - coefficients[1] / (2 * coefficients[0]))
-        found.append(
-            {
-                "C": c,
-                "n_points": len(rows),
-                "vertex": vertex,
-                "ci95": [vertex / 1.3, vertex * 1.3],
-                "loss": given["loss"][rows].min(),
-                "used": i != hollow,
-                "flags": [],
-                "rows": rows,
-                "curve": {"centre": x.mean(), "coefficients": coefficients},
-            }
-        )
-    found += [
-        {
-            "C": 3e18,
-            "n_points": 2,
-            "vertex": None,
-            "ci95": None,
-            "loss": None,
-            "used": False,
-            "flags": ["too few points"],
-            "rows": [0, 1],
-            "curve": None,
-        }
-    ] * few
-    c = np.geomspace(1e16, 1e20, 21)
-    n = np.sqrt(c / 6)
-    return {
-        "axis": "N",
-        "valleys": found,
-        "exponents": {"a": A, "b": 1 - A},
-        "ci95": {"a": [0.48, 0.53]},
-        "line": {"C": c, "N": n, "lo": n / 1.2, "hi": n * 1.2},
-    }
+def unknown(*names):
+    return dict.fromkeys(names, "the runs do not say")
+
+
+def valleys(given, hollow=1, few=1, faint=None):
+    """Approach 2 with true parabolas in log10 N, one hollow, and budgets of too few points."""
+    by_budget = [np.flatnonzero(given["C"] == c) for c in np.unique(given["C"])]
+    found = [valley(given, rows, used=i != hollow) for i, rows in enumerate(by_budget)]
+    if faint is not None:
+        found[faint] = replace(found[faint], ci95=None)
+    lost = Valley(
+        C=3e18, n_points=2, vertex=None, ci95=None, offset=None, loss=None,
+        flags=["too few points"], used=False,
+    )  # fmt: skip
+    grid = Grid(given["N"], given["D"], "N", 2, [*by_budget, *([np.array([0, 1])] * few)])
+    return IsoFlop(
+        axis="N",
+        degree=2,
+        valleys=[*found, *([lost] * few)],
+        slope=A,
+        intercept=0.0,
+        exponents={"a": A, "b": 1 - A},
+        ci95={"a": [0.48, 0.53]},
+        noise=0.0,
+        resamples=0,
+        lost=0,
+        warnings=[],
+        grid=grid,
+        used=np.array([v.used for v in found] + [False] * few),
+        lines=np.empty((0, 2)),
+    )
+
+
+def valley(given, rows, used):
+    """The minimum at one budget, known within a factor 1.3."""
+    x, loss = np.log10(given["N"][rows]), given["loss"][rows]
+    second, first, _ = np.polyfit(x - x.mean(), loss, 2)
+    vertex = 10 ** (x.mean() - first / (2 * second))
+    return Valley(
+        C=given["C"][rows[0]], n_points=len(rows), vertex=vertex, ci95=[vertex / 1.3, vertex * 1.3],
+        offset=0.0, loss=loss.min(), flags=[], used=used,
+    )  # fmt: skip
+
+
+def valley_line():
+    """N* at C through the valleys, within a factor 1.2."""
+    n = np.sqrt(BUDGETS / 6)
+    return Band(BUDGETS, n, n / 1.2, n * 1.2)
+
+
+def no_valley():
+    """Approach 2 of no budget at all."""
+    return replace(valleys(points()), valleys=[], grid=Grid(*np.ones((2, 28)), "N", 2, []))
 
 
 def holdouts(**last):
     rows = [
-        {
-            "threshold": t,
-            "bias": b,
-            "bias_ci95": [b - 0.01, b + 0.01],
-            "mean_abs_error": 0.012,
-            "in_sample_error": 0.004,
-            "n_fitted": n,
-            "n_held_out": 30 - n,
-            "distance": 10.0,
-        }
+        SimpleNamespace(
+            threshold=t,
+            bias=b,
+            bias_ci95=[b - 0.01, b + 0.01],
+            mean_abs_error=0.012,
+            in_sample_error=0.004,
+            n_fitted=n,
+            n_held_out=30 - n,
+            distance=10.0,
+        )
         for t, b, n in ((1e17, -0.008, 7), (1e18, 0.006, 14), (1e19, 0.004, 21))
     ]
-    rows[-1] |= last
+    rows[-1].__dict__.update(last)
     return rows
 
 
 def analyses():
     """Eight fits and one without: a is 0.5 + 0.1 for the convention `bent`, + 0.01 per outlier."""
     rows = [
-        {
-            "convention": c,
-            "approach": approach,
-            "objective": o,
-            "delta": delta,
-            "dropped": k,
-            "a": 0.5 + 0.1 * (c == "bent") + 0.01 * k,
-            "status": "converged",
-        }
+        SimpleNamespace(
+            convention=c,
+            approach=approach,
+            objective=o,
+            delta=delta,
+            dropped=k,
+            a=0.5 + 0.1 * (c == "bent") + 0.01 * k,
+            status="converged",
+        )
         for c in ("total", "bent")
         for k in (0, 1)
         for approach, o, delta in (("1", None, None), ("3", "log-huber", 1e-3))
     ]
-    rows.append(rows[0] | {"approach": "2", "a": None, "status": "no budgets"})
-    return {
-        "rows": rows,
-        "a": {"lowest": 0.5, "median": 0.555, "highest": 0.61},
-        "spread": {
+    lost = {"approach": "2", "a": None, "status": "no budgets"}
+    rows.append(SimpleNamespace(**vars(rows[0]) | lost))
+    return SimpleNamespace(
+        rows=rows,
+        a={"lowest": 0.5, "median": 0.555, "highest": 0.61},
+        spread={
             "convention": 0.1,
             "approach": 0.0,
             "objective": None,
             "delta": None,
             "dropped": 0.01,
         },
-    }
+    )
 
 
 def draws(n=4000):
@@ -177,24 +188,26 @@ def draws(n=4000):
 FOUND = {"alpha": 0.34, "beta": 0.36, "a": 0.51, "E": 1.8}
 
 
-def surface():
-    n, d = np.geomspace(1e6, 1e10, 31), np.geomspace(1e7, 1e10, 41)
-    return {"N": n, "D": d, "loss": law(n[None], d[:, None])}
+def draw_valleys(found=None, surface=None):
+    given = points()
+    return valleys_figure(
+        found or valleys(given), given["loss"], valley_line(), surface, labels=LABELS
+    )
 
 
 FIGURES = {
     "frontier": lambda: frontier_figure(
-        points(), path(), fit(), hull=[3, 10, 17, 24], labels=LABELS
+        points(), frontier(), fit(), hull=[3, 10, 17, 24], labels=LABELS
     ),
     "bare": lambda: frontier_figure({"C": [1e16, 1e17], "loss": [3.0, 2.5]}, None, labels=LABELS),
-    "surface": lambda: surface_figure(points(), surface(), path(), labels=LABELS),
-    "residuals": lambda: residuals_figure(
-        points(), law(points()["N"], points()["D"]), labels=LABELS
-    ),
+    "surface": lambda: surface_figure(points(), fit(), best(), labels=LABELS),
+    "residuals": lambda: residuals_figure(points(), fit(), labels=LABELS),
     "cloud": lambda: cloud_figure(draws(300), FOUND),
     "rollout": lambda: rollout_figure(holdouts(), labels=LABELS),
-    "valleys": lambda: valleys_figure(points(), valleys(points()), path(), labels=LABELS),
-    "multiverse": lambda: multiverse_figure(analyses(), own={"a": 0.5, "ci95": [0.45, 0.55]}),
+    "valleys": lambda: draw_valleys(surface=best()),
+    "multiverse": lambda: multiverse_figure(
+        analyses(), fit(exponents={"a": 0.5}, ci95={"a": [0.45, 0.55]})
+    ),
 }
 
 
@@ -287,14 +300,14 @@ def test_axes_say_their_convention(name):
 
 # -- each of them -------------------------------------------------------------------------------
 def test_the_frontier_has_every_run_the_envelope_and_a_law_that_is_dashed_beyond_the_runs():
-    given, best = points(), path()
+    given = points()
     axes = FIGURES["frontier"]().axes[0]
     drawn = scattered(axes)
     assert sorted(map(tuple, drawn)) == sorted(zip(given["C"], given["loss"], strict=True))
     solid, beyond = lines(axes, INK, "-")[0], lines(axes, INK, "--")[0]
     assert solid.get_xdata()[-1] == beyond.get_xdata()[0] <= 1e19 * 1.0001
     assert beyond.get_xdata()[-1] == pytest.approx(1e20)
-    assert list(solid.get_ydata()) == list(best["loss"][: len(solid.get_ydata())])
+    assert list(solid.get_ydata()) == list(frontier().y[: len(solid.get_ydata())])
     envelope = lines(axes, ACCENT)[0]
     assert list(envelope.get_xdata()) == list(given["C"][[3, 10, 17, 24]])
     assert {
@@ -306,7 +319,8 @@ def test_the_frontier_has_every_run_the_envelope_and_a_law_that_is_dashed_beyond
 
 
 def test_the_frontier_says_what_is_not_identified_and_draws_no_floor_then():
-    figure = frontier_figure(points(), path(), fit(not_identified=["E", "beta"]), labels=LABELS)
+    law = fit(not_identified=unknown("E", "beta"))
+    figure = frontier_figure(points(), frontier(), law, labels=LABELS)
     assert "not identified: E, beta" in texts(figure)
     assert not [t for t in texts(figure) if t.startswith("E = ")]
 
@@ -318,15 +332,15 @@ def test_the_surface_has_the_path_at_equal_compute_and_a_band_along_it():
     assert n == pytest.approx(d)  # the planted optimum: N* = D* = sqrt(C / 6)
     assert (6 * n * d).max() <= 1e19 * 1.0001
     band = axes.patches[0].get_xy()
-    assert 6 * band[0, 0] * band[0, 1] == pytest.approx(path()["C"][0])
-    assert band[0, 0] == pytest.approx(path()["N"][0] / 1.5)
-    assert list(band[41]) == pytest.approx([1.5 * path()["N"][-1], path()["N"][-1] / 1.5])
+    assert 6 * band[0, 0] * band[0, 1] == pytest.approx(BUDGETS[0])
+    assert band[0, 0] == pytest.approx(best().y[0] / 1.5)
+    assert list(band[41]) == pytest.approx([1.5 * best().y[-1], best().y[-1] / 1.5])
     for line in axes.lines:
         if line.get_linewidth() == 0.6 and line.get_color() != ACCENT:
             x, y = line.get_data()
             assert x[0] * y[0] == pytest.approx(x[1] * y[1])  # equal compute
-    noted = surface_figure(points(), surface(), None, note="the law is not identified")
-    assert "the law is not identified" in texts(noted)
+    noted = surface_figure(points(), fit(status="not_identified"), best())
+    assert "the law is not identified: no N* is drawn" in texts(noted)
     assert not lines(noted.axes[0], ACCENT)
 
 
@@ -336,7 +350,8 @@ def test_the_shades_of_the_surface_are_the_laws_and_share_the_plane():
     shades = [to_hex(c) for c in bands.get_facecolor()]
     assert shades == [LIGHT[f"h{i}"] for i in range(6, 0, -1)]
     levels = [float(t.get_text()) for t in axes.texts if re.fullmatch(r"\d\.\d+", t.get_text())]
-    inside = np.digitize(surface()["loss"], sorted(set(levels)))
+    n, d = (np.geomspace(*ends, 41) for ends in (axes.get_xlim(), axes.get_ylim()))
+    inside = np.digitize(law(n[None], d[:, None]), sorted(set(levels)))
     assert len(set(levels)) == 5
     assert np.bincount(inside.ravel()).min() > 0.1 * inside.size
 
@@ -344,7 +359,7 @@ def test_the_shades_of_the_surface_are_the_laws_and_share_the_plane():
 def test_residuals_are_per_cent_over_the_law_against_c_n_d_and_the_law():
     given = points()
     predicted = law(given["N"], given["D"])
-    panels = residuals_figure(given, predicted, labels=LABELS).axes
+    panels = residuals_figure(given, fit(), labels=LABELS).axes
     for axes, x in zip(panels, (given["C"], given["N"], given["D"], predicted), strict=True):
         drawn = scattered(axes)
         assert drawn[:, 1] == pytest.approx(np.ones(28))
@@ -352,7 +367,7 @@ def test_residuals_are_per_cent_over_the_law_against_c_n_d_and_the_law():
     assert panels[3].get_xlabel() == "loss of the law"
     assert not lines(panels[0], ACCENT)  # too few for a running median
     many = points(10, 40)
-    panel = residuals_figure(many, law(many["N"], many["D"]), labels=LABELS).axes[0]
+    panel = residuals_figure(many, fit(), labels=LABELS).axes[0]
     assert lines(panel, ACCENT)[0].get_ydata() == pytest.approx(np.ones(12))
 
 
@@ -394,16 +409,16 @@ def test_one_wild_budget_of_a_rollout_leaves_the_others_legible_and_says_its_val
 
 
 def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
-    given, record = points(), valleys(points())
-    left, right = valleys_figure(given, record, path(), labels=LABELS).axes
+    given = points()
+    found = valleys(given)
+    left, right = draw_valleys(surface=best()).axes
     curves = [line for line in left.lines if len(line.get_xdata()) == 61]
     assert [line.get_linestyle() for line in curves] == ["-", "--", "-", "-"]
-    for curve, valley in zip(curves, record["valleys"], strict=False):
+    for curve, rows in zip(curves, found.grid.rows, strict=False):
         x, y = curve.get_data()
-        expected = np.polyval(
-            valley["curve"]["coefficients"], np.log10(x) - valley["curve"]["centre"]
-        )
-        assert y == pytest.approx(expected)
+        log_n = np.log10(given["N"][rows])
+        parabola = np.polyfit(log_n - log_n.mean(), given["loss"][rows], 2)
+        assert y == pytest.approx(np.polyval(parabola, np.log10(x) - log_n.mean()))
     faces = [to_hex(c.get_facecolor()[0]) for c in left.collections]
     assert [face == PAPER for face in faces] == [False, True, False, False]
     marks = {
@@ -411,13 +426,13 @@ def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
         for line in right.lines
         if line.get_marker() == "D"
     }
-    assert [marks[v["C"]] == PAPER for v in record["valleys"][:4]] == [False, True, False, False]
+    assert [marks[v.C] == PAPER for v in found.valleys[:4]] == [False, True, False, False]
     bars = [
         list(line.get_ydata())
         for line in right.lines
         if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
     ]
-    assert bars == [v["ci95"] for v in record["valleys"] if v["used"]]
+    assert bars == [v.ci95 for v in found.valleys if v.used]
     assert (
         "hollow: no minimum on its grid (1); not drawn: too few points (1 of 5 budgets)"
         in texts(left.figure)
@@ -426,18 +441,12 @@ def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
 
 
 def test_a_minimum_lost_in_the_noise_is_faint_and_no_valley_at_all_is_an_error():
-    record = valleys(points(), hollow=None, few=0)
-    record["valleys"][2]["ci95"] = None
-    left = valleys_figure(points(), record, labels=LABELS).axes[0]
-    assert [line.get_alpha() for line in left.lines if len(line.get_xdata()) == 61] == [
-        1,
-        1,
-        0.4,
-        1,
-    ]
+    left = draw_valleys(valleys(points(), hollow=None, few=0, faint=2)).axes[0]
+    curves = [line for line in left.lines if len(line.get_xdata()) == 61]
+    assert [line.get_alpha() for line in curves] == [1, 1, 0.4, 1]
     assert "faint: minimum lost in the noise (1)" in texts(left.figure)
     with pytest.raises(UserError, match="there is no valley"):
-        valleys_figure(points(), record | {"valleys": []})
+        draw_valleys(no_valley())
 
 
 def test_the_multiverse_marks_the_choices_of_every_exponent_in_order():
@@ -476,22 +485,22 @@ def test_five_thousand_dots_are_small_and_five_are_not():
     assert dots(5)[0] > 5 * dots(5000)[0]
     assert dots(5000)[1] == 0
     given = points(50, 100)
-    axes = residuals_figure(given, law(given["N"], given["D"]), labels=LABELS).axes[0]
+    axes = residuals_figure(given, fit(), labels=LABELS).axes[0]
     assert len(scattered(axes)) == 5000
 
 
 def test_one_value_or_five_runs_make_every_figure():
     few = points(5, 1)
-    frontier_figure(few, path(), fit(), hull=range(5), labels=LABELS)
-    surface_figure(few, surface(), path(), labels=LABELS)
-    residuals_figure(few, law(few["N"], few["D"]), labels=LABELS)
+    frontier_figure(few, frontier(), fit(), hull=range(5), labels=LABELS)
+    surface_figure(few, fit(), best(), labels=LABELS)
+    residuals_figure(few, fit(), labels=LABELS)
     frontier_figure({"C": [1e16], "N": [1e6], "loss": [3.0]}, None, labels=LABELS)
 
 
 def test_ticks_of_a_narrow_axis_are_few():
     axes = canvas(3, 3).add_subplot()
     for low, high in ((1, 2), (2.9, 5.8), (3e7, 4e10), (1e3, 1e30)):
-        narrow_axis(axes, "x", low, high)
+        log_axis(axes, "x", low, high, most=5)
         ticks = axes.xaxis.get_ticklocs()
         assert 2 <= len(ticks) <= 5
         assert low <= ticks[0] < ticks[-1] <= high

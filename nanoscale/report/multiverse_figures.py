@@ -1,0 +1,180 @@
+"""One exponent under every analysis that could be defended, and which choices made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nanoscale.report.marks import bar, headed, label
+from nanoscale.report.style import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    SIZES,
+    WIDTH,
+    canvas,
+    linear_ticks,
+    place,
+    points_of,
+    quantities,
+    styled,
+)
+
+if TYPE_CHECKING:
+    from nanoscale.laws import LawFit
+    from nanoscale.laws.multiverse import Analysis, Multiverse
+
+FEW = 60  # analyses that have a dot with a rim each
+RIGHT = 112  # points right of the axes: what each choice is worth
+LONGEST_BAR = 95  # points of it
+CHOICES = {
+    "convention": "counting of N, D and C",
+    "approach": "approach",
+    "objective": "objective",
+    "delta": "delta",
+    "dropped": "highest losses dropped",
+}
+APPROACHES = {"1": "envelope", "2": "parabola", "2 cubic": "cubic", "3": "surface"}
+COLOURS_OF_APPROACHES = {"1": SIZES[0], "2": SIZES[2], "2 cubic": SIZES[4], "3": SIZES[7]}
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A choice that was made in several ways, and what each is called."""
+
+    key: str
+    options: dict[object, str]
+
+    @classmethod
+    def of(cls, analyses: Sequence[Analysis], key: str) -> _Choice:
+        taken = dict.fromkeys(getattr(row, key) for row in analyses)
+        options = [option for option in taken if option is not None]
+        if key == "approach":
+            names = [f"{str(o).split()[0]}, {APPROACHES[str(o)]}" for o in options]
+        elif key == "delta":
+            names = quantities(options)
+        else:
+            names = [str(option) for option in options]
+        return cls(key, dict(zip(options, names, strict=True)))
+
+
+def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
+    """The exponent a under every analysis, sorted, and below it which choices each one made.
+
+    At the right of each choice: by how much a moves with it, all else equal. fit: the one that was
+    asked for, whose a stands beside.
+    """
+    fitted = [row for row in record.rows if row.a is not None]
+    rows = sorted(fitted, key=attrgetter("a"))
+    choices = [_Choice.of(record.rows, key) for key in CHOICES]
+    choices = [choice for choice in choices if len(choice.options) > 1]
+    names = [name for choice in choices for name in choice.options.values()]
+    lines = len(names) + len(choices)
+    room = 14 + 4.5 * max([22, *(len(name) for name in names)])
+    with styled():
+        width = max(WIDTH, 4.6 + (room + RIGHT) / 72)
+        figure = canvas(width, 3.2 + 0.155 * lines)
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(160, 11.2 * lines + 1))
+        place(figure, left=room, right=RIGHT, below=14, hspace=0.06)
+        if fit is not None:
+            _asked(top, fit)
+        _exponents(top, rows)
+        _matrix(below, rows, choices, record)
+        headed(top, "a of N* ~ C^a, one mark per analysis, sorted")
+        lost = len(record.rows) - len(rows)
+        text = f"{len(rows)} analyses" + (f"; {lost} have no fit" if lost else "")
+        label(top, text, (1, 0), (0, 5), size=8.5, ha="right", halo=True)
+    return figure
+
+
+def _asked(axes: Axes, fit: LawFit) -> None:
+    a, ends = fit.exponents["a"], fit.ci95.get("a")
+    text = "this fit"
+    if ends:
+        axes.axhspan(*ends, color=ACCENT, alpha=0.10, linewidth=0, zorder=0)
+        text += "\nand its 95 % interval"
+    axes.axhline(a, color=ACCENT, linewidth=1.1, zorder=2)
+    beside = axes.get_yaxis_transform()
+    label(axes, text, (1, a), (5, 0), on=beside, colour=ACCENT, va="center")
+
+
+def _exponents(axes: Axes, rows: Sequence[Analysis]) -> None:
+    area, rim = (30, 0.6) if len(rows) <= FEW else (10, 0)
+    axes.scatter(
+        range(len(rows)),
+        np.array([row.a for row in rows], float),
+        s=area,
+        c=[COLOURS_OF_APPROACHES[row.approach] for row in rows],
+        linewidths=rim,
+        edgecolors=PAPER,
+        zorder=3,
+    )
+    axes.set_xlim(-0.02 * len(rows) - 0.6, 1.02 * len(rows) - 0.4)
+    axes.margins(y=0.1)
+    linear_ticks(axes.yaxis, 6)
+    axes.grid(axis="y")
+    axes.tick_params(bottom=False, labelbottom=False)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _matrix(
+    axes: Axes, rows: Sequence[Analysis], choices: Sequence[_Choice], record: Multiverse
+) -> None:
+    """A line per option with a mark under every analysis that took it."""
+    width, _ = points_of(axes)
+    mark_width = float(np.clip(0.5 * width / len(rows), 0.5, 3))
+    beside = axes.get_yaxis_transform()
+    largest = max([moved for moved in record.spread.values() if moved] or [1.0])
+    y = 0.0
+    for choice in choices:
+        y += 0.1
+        title = CHOICES[choice.key]
+        label(
+            axes,
+            title,
+            (0, y),
+            (-6, 0),
+            on=beside,
+            colour=INK,
+            ha="right",
+            va="center",
+            weight="bold",
+        )
+        _worth(axes, y, record.spread.get(choice.key), largest)
+        y += 0.9
+        for option, name in choice.options.items():
+            at = [i for i, row in enumerate(rows) if getattr(row, choice.key) == option]
+            colour = COLOURS_OF_APPROACHES[str(option)] if choice.key == "approach" else MUTED
+            axes.plot(
+                at,
+                [y] * len(at),
+                "|",
+                color=colour,
+                markersize=6.5,
+                markeredgewidth=mark_width,
+                zorder=3,
+            )
+            label(axes, name, (0, y), (-6, 0), on=beside, ha="right", va="center")
+            y += 1
+    axes.set_ylim(y, -0.6)
+    axes.set_yticks([])
+    axes.tick_params(bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+
+def _worth(axes: Axes, y: float, moved: float | None, largest: float) -> None:
+    """By how much a moves with a choice, in words and as a bar."""
+    beside = axes.get_yaxis_transform()
+    text = "n/a" if moved is None else f"moves a by {moved:.3f}"
+    label(axes, text, (1, y), (5, 0), on=beside, colour=INK, va="center")
+    if moved is not None:
+        width, _ = points_of(axes)
+        start, length = 5 / width, LONGEST_BAR * moved / largest / width
+        bar(axes, [1 + start, 1 + start + length], [y + 0.9] * 2, ACCENT, 4, on=beside)
