@@ -47,7 +47,7 @@ from nanoscale.report.style import (
 )
 
 if TYPE_CHECKING:
-    from nanoscale.laws.rollout import HeldOut
+    from nanoscale.laws.holdout import RolloutStep
 
 IN_95 = math.sqrt(-2 * math.log(0.05))  # sd of the ellipse that holds 95 % of a 2-D normal
 MIDDLE_95 = (0.025, 0.975)
@@ -119,7 +119,7 @@ def _span(values: np.ndarray) -> tuple[float, float]:
 
 
 # -- hold-outs ----------------------------------------------------------------------------------
-def rollout_figure(rows: Sequence[HeldOut], *, labels: Mapping[str, str] = LABELS) -> Figure:
+def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str] = LABELS) -> Figure:
     """Fit below a budget, predict above it: the error, for one budget after another.
 
     rows: in order of threshold.
@@ -162,7 +162,7 @@ def _sizes_of_error(axes: Axes, c: list[float], errors: list[float], colour: str
     axes.plot(c, per_cent, "o-", color=colour, linewidth=1, markersize=3.5, zorder=3)
 
 
-def _bias(axes: Axes, row: HeldOut, limit: float) -> None:
+def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
     """One mean error and its interval; what leaves the axes ends in an arrow, with its value."""
     at, bias = row.threshold, 100 * row.bias
     ends = [100 * end for end in row.bias_ci95 or ()]
@@ -180,15 +180,15 @@ def _bias(axes: Axes, row: HeldOut, limit: float) -> None:
         label(axes, text, (at, shown), (8, 0), on="data", colour=ACCENT, va="center", halo=True)
 
 
-def _limit(rows: Sequence[HeldOut]) -> float:
+def _limit(rows: Sequence[RolloutStep]) -> float:
     """Per cent that the axes hold: all, but nothing beyond `FAR` times the usual size of error."""
     usual = FAR * float(np.median([row.mean_abs_error for row in rows]))
     means = max(abs(row.bias) for row in rows)
-    ends = max((abs(end) for row in rows for end in row.bias_ci95 or ()), default=0)
+    ends = max((abs(end) for row in rows for end in row.bias_ci95 or ()), default=0.0)
     return 115 * max(min(means, usual), min(ends, usual), usual / FAR, 1e-6)
 
 
-def _counts(axes: Axes, row: HeldOut) -> None:
+def _counts(axes: Axes, row: RolloutStep) -> None:
     """Under a budget, the runs that it rests on, and how far they reach."""
     reach = quantities([float(f"{row.distance:.3g}")])[0]
     for line, text in enumerate((str(row.n_fitted), str(row.n_held_out), reach + TIMES)):
