@@ -1,29 +1,27 @@
-"""The figures of a fit: which ones its table allows, what they show, and their files.
-
-The one idea: laws compute and report draws, and neither knows the other; here a fit becomes the
-arrays that figures take.
-"""
+"""The gallery of a fit: which figures its table allows, what they show, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanoscale import report
 from nanoscale.errors import disk_errors
-from nanoscale.laws import bootstrap
+from nanoscale.laws import LawFit, bootstrap
+from nanoscale.laws.arrays import Array
+from nanoscale.laws.band import Band
 from nanoscale.laws.envelope import hull
 from nanoscale.laws.ladder import CURVE_REACH
-from nanoscale.laws.points import compute, kept, numbers, predictors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from nanoscale.laws import LawFit
+    from nanoscale.studies.table_fit import TableFit
 
-MESH, CURVE = 121, 97  # points of a surface's side, of a line
+CURVE = 97  # points of a line
 COUNTED = {
     "total_params": "total parameters",
     "non_embedding_params": "parameters without embeddings and head",
@@ -38,136 +36,114 @@ NAMES = {
     "a": "a of N* ~ C^a",
     "g": "exponent g",
 }
+PAIRS = (("alpha", "beta"), ("a", "E"), ("g", "E"), ("aN", "aD"))  # of parameters, in a cloud
 
 
-def figures_of(
-    fit: LawFit,
-    columns: Mapping[str, Sequence[float]],
-    loss: Sequence[float],
-    record: Mapping[str, Any],
-    drop_worst: int = 0,
+def gallery(result: TableFit) -> dict[str, Figure]:
+    """Name -> figure, of those that the fit and what was asked beside it allow."""
+    fit, data = result.fit, result.points
+    points = data.columns | {"loss": data.loss}
+    names = set(points)
+    labels = labels_of(result.rows.columns)
+    if data.budgets is not None:
+        points["C"] = data.budgets
+    known = fit.status != "max_iter"
+    figures = {}
+    if names == {"N", "D", "loss"}:
+        figures |= _of_surface(result, points, labels)
+    if len(data.names) == 1:
+        (name,) = data.names
+        law = _line(fit, data.x[0]) if known else None
+        figures["law"] = report.frontier_figure(points, law, fit, x=name, labels=labels)
+    if known:
+        figures["residuals"] = report.residuals_figure(points, fit, labels=labels)
+    figures |= _of_resamples(fit)
+    if result.rollout:
+        figures["rollout"] = report.rollout_figure(result.rollout, labels=labels)
+    if result.multiverse is not None:
+        figures["multiverse"] = report.multiverse_figure(result.multiverse, fit)
+    return figures
+
+
+def _of_surface(
+    result: TableFit, points: Mapping[str, Array], labels: Mapping[str, str]
 ) -> dict[str, Figure]:
-    """Name -> figure, of those that the fit and its record allow.
-
-    columns: as `fit_law` takes them; record: the fit's, with `columns` (option -> column) and, if
-    they were asked for, `isoflop`, `multiverse` and `rollout`.
-    """
-    from nanoscale import report
-
-    loss = numbers(loss, "loss")
-    names, x = predictors(fit.form, columns, len(loss))
-    keep = kept(loss, drop_worst)
-    x, loss = x[:, keep], loss[keep]
-    points = {**dict(zip(names, x, strict=True)), "loss": loss}
-    labels = labels_of(record["columns"], names)
-    if {"N", "D"} <= points.keys():
-        points["C"] = compute(points)
-    sound = fit.status != "max_iter"
-    found = _of_surface(report, fit, points, record, labels) if {"N", "D"} == set(names) else {}
-    if len(names) == 1:
-        path = _line(fit, names[0], x[0]) if sound else None
-        found["law"] = report.frontier_figure(points, path, record, x=names[0], labels=labels)
-    if sound:
-        found["residuals"] = report.residuals_figure(points, fit(*x), labels=labels)
-    found |= _of_resamples(report, fit)
-    if record.get("rollout"):
-        found["rollout"] = report.rollout_figure(record["rollout"], labels=labels)
-    if record.get("multiverse"):
-        own = {"a": fit.exponents["a"], "ci95": fit.ci95.get("a")}
-        found["multiverse"] = report.multiverse_figure(record["multiverse"], own=own)
-    return found
-
-
-def _of_surface(report, fit: LawFit, points, record, labels) -> dict[str, Figure]:
     """Of laws of N and D alone."""
-    path = frontier(fit, points["C"])
+    fit = result.fit
+    least, best = frontier(fit, points["C"]) or (None, None)
     runs = hull(np.log(points["C"]), np.log(points["loss"]))
-    found = {"frontier": report.frontier_figure(points, path, record, hull=runs, labels=labels)}
+    figures = {
+        "frontier": report.frontier_figure(points, least, fit, hull=runs.tolist(), labels=labels)
+    }
     if fit.status != "max_iter":
-        ends = [np.geomspace(points[k].min() / 1.6, points[k].max() * 2.5, MESH) for k in "ND"]
-        n, d = np.meshgrid(*ends)
-        surface = {"N": ends[0], "D": ends[1], "loss": fit(n, d)}
-        known = fit.status == "converged"
-        found["surface"] = report.surface_figure(
-            points,
-            surface,
-            path if known else None,
-            labels=labels,
-            note="" if known else f"the law is {fit.status.replace('_', ' ')}: no N* is drawn",
-        )
-    for name in ("parabola", "cubic"):
-        one = record.get("isoflop", {}).get(name, {})
-        if one and "error" not in one:
-            found[f"isoflop_{name}"] = report.valleys_figure(points, one, path, labels=labels)
-    return found
+        figures["surface"] = report.surface_figure(points, fit, best, labels=labels)
+    if result.isoflop is not None:
+        for name in ("parabola", "cubic"):
+            valleys = getattr(result.isoflop, name)
+            if not isinstance(valleys, str):
+                figures[f"isoflop_{name}"] = report.valleys_figure(
+                    valleys.isoflop, valleys.loss, valleys.line, best, labels=labels
+                )
+    return figures
 
 
-def _of_resamples(report, fit: LawFit) -> dict[str, Figure]:
+def _of_resamples(fit: LawFit) -> dict[str, Figure]:
     draws = dict(zip(fit.form.names, fit.draws.T, strict=True)) | fit.form.exponents(fit.draws)
-    pairs = [
-        p for p in (("alpha", "beta"), ("a", "E"), ("g", "E"), ("aN", "aD")) if {*p} <= draws.keys()
-    ]
+    pairs = [pair for pair in PAIRS if {*pair} <= draws.keys()]
     if len(fit.draws) < bootstrap.FEWEST or not pairs:
         return {}
-    return {"resamples": report.cloud_figure(draws, fit.params | fit.exponents, pairs, names=NAMES)}
+    values = fit.params | fit.exponents
+    return {"resamples": report.cloud_figure(draws, values, pairs, names=NAMES)}
 
 
-def frontier(fit: LawFit, C: np.ndarray) -> dict[str, np.ndarray] | None:
-    """N* and the loss there over the budgets C and ten times beyond, with 95 % intervals.
+# -- lines --------------------------------------------------------------------------------------
+def frontier(fit: LawFit, budgets: Array) -> tuple[Band, Band] | None:
+    """The least loss and N* over the budgets (n,) and ten times beyond, with 95 % intervals.
 
-    Keys C, N, N_lo, N_hi, loss, lo, hi, each (n,); None for a law without an optimum.
+    None for a law without an optimum.
     """
     if not fit.exponents or fit.status == "max_iter":
         return None
-    low, high = CURVE_REACH
-    at = np.geomspace(low * C.min(), high * C.max(), CURVE)
-    draws = np.vstack([list(fit.params.values()), fit.draws])  # the fit itself comes first
+    C = _reach(budgets)
+    draws = np.vstack([list(fit.params.values()), fit.draws])  # (1 + R, p), the fit itself first
     with np.errstate(all="ignore"):
-        n = np.stack([fit.form.optimum(draws, c)[0] for c in at], axis=1)  # (1 + R, n)
-        losses = np.stack(
-            [
-                fit.form.loss(draws, v[:, None], (c / 6 / v)[:, None])[:, 0]
-                for c, v in zip(at, n.T, strict=True)
-            ],
-            axis=1,
-        )
-    if not (np.isfinite(n[0]).all() and np.isfinite(losses[0]).all()):
+        N = np.stack([fit.form.optimum(draws, c)[0] for c in C], axis=1)  # (1 + R, n)
+        D = C / 6 / N
+        at_each = [fit.form.loss(draws, N[:, [i]], D[:, [i]])[:, 0] for i in range(len(C))]
+        loss = np.stack(at_each, axis=1)
+    if not (np.isfinite(N[0]).all() and np.isfinite(loss[0]).all()):
         return None
-    n_ends, ends = (_ends(values) for values in (n, losses))
-    return {
-        "C": at,
-        "N": n[0],
-        "N_lo": n_ends[0],
-        "N_hi": n_ends[1],
-        "loss": losses[0],
-        "lo": ends[0],
-        "hi": ends[1],
-    }
+    return _band(C, loss), _band(C, N)
 
 
-def _line(fit: LawFit, name: str, x: np.ndarray) -> dict[str, np.ndarray]:
+def _line(fit: LawFit, x: Array) -> Band:
     """A law of one predictor, over its range and ten times beyond."""
+    at = _reach(x)
+    return _band(at, np.vstack([fit(at), fit.form.loss(fit.draws, at)]))
+
+
+def _reach(x: Array) -> Array:
     low, high = CURVE_REACH
-    at = np.geomspace(low * x.min(), high * x.max(), CURVE)
-    low, high = _ends(np.vstack([fit(at), fit.form.loss(fit.draws, at)]))
-    return {name: at, "loss": fit(at), "lo": low, "hi": high}
+    return np.geomspace(low * x.min(), high * x.max(), CURVE)
 
 
-def _ends(values: np.ndarray) -> np.ndarray:
-    """(2, n): the 95 % of all rows but the first, which is the fit's; that one without others."""
+def _band(x: Array, values: Array) -> Band:
+    """The first row of values (1 + R, n) is the fit's; the others give its 95 % interval, if any."""
     sound = values[1:][np.isfinite(values[1:]).all(axis=1)]
-    return bootstrap.interval(sound) if len(sound) else np.stack([values[0]] * 2)
+    low, high = bootstrap.interval(sound) if len(sound) else (values[0], values[0])
+    return Band(x, values[0], low, high)
 
 
-def labels_of(columns: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+# -- words --------------------------------------------------------------------------------------
+def labels_of(columns: Mapping[str, str]) -> dict[str, str]:
     """What the axes say: which column is N, D, C and the loss, and what follows from which."""
-    two = {"N", "D"} <= set(names)
     n, d, c = (columns.get(key) for key in ("n", "d", "c"))
-    counted = COUNTED.get(n, "parameters")
+    of_both = ", 6 N D" if len({"n", "d", "c"} & columns.keys()) > 1 else ""
+    counted = COUNTED.get(n or "", "parameters")
     return {
         "N": f"N: {counted}{_column(n, 'N')}" if n else "N: parameters, C / 6 D",
         "D": f"D: training tokens{_column(d, 'D')}" if d else "D: training tokens, C / 6 N",
-        "C": f"C: training FLOPs{_column(c, 'C')}{', 6 N D' * two}",
+        "C": f"C: training FLOPs{_column(c, 'C')}{of_both}",
         "loss": NATS.get(columns["loss"], f"L: {columns['loss']}"),
     }
 
@@ -176,11 +152,9 @@ def _column(name: str | None, key: str) -> str:
     return "" if name in (None, key) else f" ({name})"
 
 
-# -- files ----------------------------------------------------------------------------------------
+# -- files --------------------------------------------------------------------------------------
 def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write every figure as NAME.png, each whole or not at all."""
-    from nanoscale.report import save
-
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [report.save(figure, folder / f"{name}.png") for name, figure in figures.items()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.laws import Influence, Law, LawFit, Profiles
-    from nanoscale.laws.multiverse import Multiverse
-    from nanoscale.laws.predict import Basis, HoldOut
-    from nanoscale.laws.rollout import HeldOut
-    from nanoscale.studies.approaches import Approaches
+    from nanoscale.laws.holdout import FitOptions, HoldOut, RolloutStep
+    from nanoscale.laws.points import Points
+    from nanoscale.laws.predict import Basis
+    from nanoscale.studies.approaches import Approaches, TableMultiverse
 
 OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss"}
 OUR_N = ("total_params", "non_position_params", "non_embedding_params", "matrices_and_head_params")
@@ -64,10 +64,29 @@ class FitSettings:
 
         return law_of(self.law)
 
+    @property
     def columns(self) -> dict[str, str]:
-        """The columns that are named."""
+        """Those that are named."""
         named = {key: getattr(self, key) for key in ("n", "d", "c", "u", "loss", "group")}
         return {key: name for key, name in named.items() if name is not None}
+
+    @property
+    def options(self) -> FitOptions:
+        """Of `fit_law`, as far as they know no table."""
+        return {
+            "law": self.form,
+            "objective": self.objective,
+            "delta": self.delta,
+            "resampling": self.resampling,
+            "rng_seed": self.seed,
+        }
+
+    @property
+    def n_resamples(self) -> int:
+        """As told, else as many as the law has time for."""
+        if self.resamples is not None:
+            return self.resamples
+        return RESAMPLES if self.form.terms else FEWER_RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -140,48 +159,105 @@ class TableFit:
     fit: LawFit
     basis: Basis
     holdout: HoldOut | None = None
-    approaches: Approaches | None = None
-    multiverse: Multiverse | None = None
+    isoflop: Approaches | None = None
+    multiverse: TableMultiverse | None = None
     profile: Profiles | None = None
     influence: Influence | None = None
-    rollout: list[HeldOut] | None = None
+    rollout: list[RolloutStep] | None = None
 
     @property
     def warnings(self) -> list[str]:
         """Of the rows, then of the fit."""
         return [*self.rows.notes, *self.fit.warnings]
 
+    @property
+    def points(self) -> Points:
+        """What was fitted."""
+        from nanoscale.laws.points import Points
+
+        rows, drop = self.rows, self.settings.drop_worst
+        return Points.of(self.fit.form, rows.values, rows.loss, drop)
+
+    def ask(
+        self,
+        *,
+        holdout: float | None = None,
+        isoflop: bool = False,
+        multiverse: bool = False,
+        profile: bool = False,
+        influence: bool = False,
+        rollout: bool = False,
+    ) -> TableFit:
+        """The same with answers to more questions.
+
+        Args:
+            holdout: what would the runs below so many FLOPs have said of those above?
+            isoflop: what do Approaches 1 and 2 say, and how are they biased on this grid?
+            multiverse: how far is the exponent a choice?
+            profile: how far can each parameter be pushed before the law is refuted?
+            influence: which run decides?
+            rollout: `holdout` at one budget after another.
+
+        Raises:
+            UserError: the table does not allow it.
+        """
+        from nanoscale.laws import influence_of, profile_law
+        from nanoscale.laws.holdout import holdout as hold_out
+        from nanoscale.laws.holdout import rollout as roll_out
+        from nanoscale.studies.approaches import Approaches, TableMultiverse
+
+        settings, rows = self.settings, self.rows
+        data = (rows.values, rows.loss)
+        groups, drop = rows.groups, settings.drop_worst
+        resamples = settings.n_resamples
+        options = settings.options
+        answered = self
+        if holdout is not None:
+            held = hold_out(
+                *data, holdout, resamples=resamples, groups=groups, drop_worst=drop, **options
+            )
+            answered = replace(answered, holdout=held)
+        if isoflop:
+            answered = replace(answered, isoflop=Approaches.of(self.fit, self.points))
+        if multiverse:
+            ways = TableMultiverse.of(rows.conventions(), rows.loss, settings.delta, drop)
+            answered = replace(answered, multiverse=ways)
+        if profile:
+            ends = profile_law(self.fit, *data, groups=groups, drop_worst=drop, noise="own")
+            answered = replace(answered, profile=ends)
+        if influence:
+            owed = influence_of(self.fit, *data, groups=groups, drop_worst=drop)
+            answered = replace(answered, influence=owed)
+        if rollout:
+            steps = roll_out(
+                *data,
+                also=[] if holdout is None else [holdout],
+                resamples=resamples,
+                groups=groups,
+                drop_worst=drop,
+                **options,
+            )
+            answered = replace(answered, rollout=steps)
+        return answered
+
     def to_json(self) -> dict[str, object]:
         """The record that `nanoscale fit --json` writes."""
-        record = self.fit.to_json() | self.basis.to_json() | {"warnings": self.warnings}
+        record: dict[str, object] = {**self.fit.to_json(), **self.basis.to_json()}
+        record["warnings"] = self.warnings
         if self.holdout is not None:
             record["holdout"] = self.holdout.to_json()
         record |= {"columns": self.rows.columns, "table": self.table}
-        if self.approaches is not None:
-            record["isoflop"] = self.approaches.to_json()
-        if self.multiverse is not None:
-            conventions = dict.fromkeys(row.convention for row in self.multiverse.rows)
-            record["multiverse"] = self.multiverse.to_json() | {"conventions": list(conventions)}
-        if self.profile is not None:
-            record["profile"] = self.profile.to_json()
-        if self.influence is not None:
-            record["influence"] = self.influence.to_json()
+        for name in ("isoflop", "multiverse", "profile", "influence"):
+            answer = getattr(self, name)
+            if answer is not None:
+                record[name] = answer.to_json()
         if self.rollout is not None:
-            record["rollout"] = [row.to_json() for row in self.rollout]
+            record["rollout"] = [step.to_json() for step in self.rollout]
         return record
 
 
 def fit_table(
-    table: DataFrame,
-    settings: FitSettings | None = None,
-    *,
-    name: str = "",
-    holdout: float | None = None,
-    isoflop: bool = False,
-    multiverse: bool = False,
-    profile: bool = False,
-    influence: bool = False,
-    rollout: bool = False,
+    table: DataFrame, settings: FitSettings | None = None, *, name: str = ""
 ) -> TableFit:
     """Fit a law to the rows of `table` that have a result.
 
@@ -189,44 +265,25 @@ def fit_table(
         table: one row per run, as `read_table` gives it.
         settings: which law, which columns, how.
         name: what to call the table.
-        holdout: FLOPs from which runs are predicted and not fitted.
-        isoflop, multiverse, profile, influence, rollout: what else to ask: Approaches 1 and 2;
-            how far the exponent is choice; intervals by refitting; what each run decides; hold-outs
-            at one budget after another.
 
     Raises:
-        UserError: no law can be fitted to this table, or what is asked is not of this law.
+        UserError: no law can be fitted to this table.
     """
-    from nanoscale.laws import fit_law, influence_of, predict, profile_law
-    from nanoscale.laws.points import Points
-    from nanoscale.laws.rollout import rollout_of
-    from nanoscale.studies import approaches
+    from nanoscale.laws import fit_law
+    from nanoscale.laws.predict import Basis
 
     settings = settings or FitSettings()
-    form = settings.form
-    if isoflop or multiverse:
-        _check_surface(form, multiverse)
     rows = FitRows.of(table, settings)
-    drop = settings.drop_worst
-    how = {
-        "law": form,
-        "objective": settings.objective,
-        "delta": settings.delta,
-        "drop_worst": drop,
-        "resamples": resamples_of(settings),
-        "resampling": settings.resampling,
-        "groups": rows.groups,
-        "rng_seed": settings.seed,
-    }
-    fit = fit_law(rows.values, rows.loss, **how)
-    ...
-
-
-def resamples_of(settings: FitSettings) -> int:
-    """As told, else as many as the law has time for."""
-    if settings.resamples is not None:
-        return settings.resamples
-    return RESAMPLES if settings.form.terms else FEWER_RESAMPLES
+    fit = fit_law(
+        rows.values,
+        rows.loss,
+        drop_worst=settings.drop_worst,
+        resamples=settings.n_resamples,
+        groups=rows.groups,
+        **settings.options,
+    )
+    basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
+    return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
 
 
 def _check_surface(form: Law, multiverse: bool) -> None:
