@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nanoscale.laws.registry import register_law
     from nanoscale.model.gpt import GPT
     from nanoscale.model.muon import Muon
-    from nanoscale.report.figures import heatmap_figure, law_figure, lines_figure
+    from nanoscale.report.ladder_figures import law_figure
+    from nanoscale.report.run_figures import heatmap_figure, lines_figure
     from nanoscale.spec.config import ExperimentConfig
     from nanoscale.spec.parametrization import register as register_scheme
     from nanoscale.spec.sources import load_config
@@ -50,9 +51,9 @@ _PLACES = {
     "coord_check": ("studies.coordinate_study", "coord_check"),
     "fit_law": ("laws.fit", "fit_law"),
     "fit_power_law": ("laws.ladder", "fit_power_law"),
-    "heatmap_figure": ("report.figures", "heatmap_figure"),
-    "law_figure": ("report.figures", "law_figure"),
-    "lines_figure": ("report.figures", "lines_figure"),
+    "heatmap_figure": ("report.run_figures", "heatmap_figure"),
+    "law_figure": ("report.ladder_figures", "law_figure"),
+    "lines_figure": ("report.run_figures", "lines_figure"),
     "load_config": ("spec.sources", "load_config"),
     "open_dataset": ("data.dataset", "open_dataset"),
     "plan": ("studies.next_run", "plan"),

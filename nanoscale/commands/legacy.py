@@ -18,14 +18,14 @@ class Passthrough(Verb):
 
 def fit(arguments: Sequence[str]) -> int:
     """fit TABLE|STUDY --n=COL --d=COL --loss=COL  a scaling law, its certainty and intervals"""
-    from nanoscale.studies.table_fit import FIGURES, OPTIONS, SWITCHES, main
+    from nanoscale.commands.fit import FIGURES, OPTIONS, SWITCHES, main
 
     return with_options(main, (*OPTIONS, FIGURES), arguments, SWITCHES)
 
 
 def plan(arguments: Sequence[str]) -> int:
     """plan TABLE|STUDY|FIT.json --budget=FLOPS    the next run: N, D, a model, its loss, hours"""
-    from nanoscale.studies.next_run import OPTIONS, main
+    from nanoscale.commands.plan import OPTIONS, main
 
     return with_options(main, OPTIONS, arguments)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
 import numpy as np
@@ -20,8 +20,8 @@ from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law
 from nanoscale.laws.points import Points
 from nanoscale.laws.predict import Basis, new_runs
+from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
-from nanoscale.store.files import plain
 
 MOST_BUDGETS, MOST_RESAMPLES = 6, 400  # of a rollout
 POINTS_PER_PARAMETER = 2  # of the runs below a budget of a rollout
@@ -29,7 +29,7 @@ APART = np.log(2)  # of a budget that was asked for, others are
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoldOut:
+class HoldOut(Record):
     """A law of the smaller runs against the larger ones; errors are (law - loss) / loss."""
 
     threshold: float  # FLOPs
@@ -45,11 +45,6 @@ class HoldOut:
     covered: float | None  # share within the 95 % interval of a run; None without resamples
     exponents: dict[str, float]
     params: dict[str, float]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain types."""
-        record: dict[str, object] = plain(asdict(self))
-        return record
 
     def text(self) -> str:
         """In one line."""

@@ -45,6 +45,12 @@ def law_figure(
     points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`; runs without
     a finite loss are left out. fit: of the ladder, or None for the runs alone, as they stand for a
     fit that did not converge.
+
+    >>> import nanoscale as ns
+    >>> C = [1e15, 3e15, 1e16, 3e16, 1e17]
+    >>> losses = [1.5 + 100 / c**0.12 for c in C]
+    >>> law = ns.fit_power_law(C, losses, resamples=100)
+    >>> figure = ns.law_figure([{"x": c, "loss": loss} for c, loss in zip(C, losses)], law)
     """
     table = positive(table_of(points, ("x", "loss")), "x", "loss").sort_values("x", kind="stable")
     if fit is not None and fit.status == "max_iter":

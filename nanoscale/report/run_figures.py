@@ -120,6 +120,7 @@ def lines_figure(
     x: str,
     y: Mapping[str, str],
     group: str | None = None,
+    x_label: str = "",
     mark_lowest: bool = False,
 ) -> Figure:
     """Measured quantities against one knob (batch size, depth, ...), a panel per quantity.
@@ -127,6 +128,11 @@ def lines_figure(
     rows: one per run. y: column -> label of its panel. group: one line per value of that column;
     runs at one x and group are drawn as dots and joined at their mean. `mark_lowest` rings each
     line's minimum: where a learning rate is best, say.
+
+    >>> import nanoscale as ns
+    >>> runs = [{"batch_size": b, "val_loss": 2 + 0.1 / b} for b in (8, 16, 32)]
+    >>> figure = ns.lines_figure(runs, x="batch_size", y={"val_loss": "loss (nats)"})
+    >>> figure.savefig("batch.png")
     """
     table = table_of(rows, (x, *y, *([group] if group else ()))).sort_values(x, kind="stable")
     with styled():
@@ -141,7 +147,7 @@ def lines_figure(
             if group:
                 end_labels(axes, ends)
             headed(axes, name)
-            axes.set_xlabel(x, labelpad=6)
+            axes.set_xlabel(x_label or x, labelpad=6)
     return figure
 
 
@@ -185,6 +191,10 @@ def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     rows: one per run; runs of one cell are averaged. The best cell is framed, a cell without a
     finite value (diverged, or not run) is hatched. Shades run from the best to twice the median's
     distance from it, so that one bad corner does not hide the valley.
+
+    >>> import nanoscale as ns
+    >>> runs = [{"lr": lr, "wd": wd, "loss": 2 + lr + wd} for lr in (0.1, 0.2) for wd in (0, 1)]
+    >>> figure = ns.heatmap_figure(runs, "lr", "wd", "loss")
     """
     table = table_of(rows, (x, y, value))
     losses = pd.to_numeric(table[value], errors="coerce")

@@ -128,7 +128,7 @@ def _reach(x: Array) -> Array:
 
 
 def _band(x: Array, values: Array) -> Band:
-    """The first row of values (1 + R, n) is the fit's; the others give its 95 % interval, if any."""
+    """Of values (1 + R, n): the first row is the fit's, the others give its 95 % interval."""
     sound = values[1:][np.isfinite(values[1:]).all(axis=1)]
     low, high = bootstrap.interval(sound) if len(sound) else (values[0], values[0])
     return Band(x, values[0], low, high)

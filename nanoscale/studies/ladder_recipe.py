@@ -106,8 +106,7 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
         "Final validation loss of every run against its training compute, and below it the "
         "distance from the law."
     )
-    law = answer.result.to_json() if answer.result else None
-    return [Picture("law", caption, law_figure(points, law)), *curves(study, done)]
+    return [Picture("law", caption, law_figure(points, answer.result)), *curves(study, done)]
 
 
 RECIPE = Recipe(

@@ -1,103 +1,130 @@
-"""`nanoscale plan`: what to train with a budget, from a table of runs or a stored fit.
+"""What to train with a budget: from a table of runs, which is fitted anew, or from a fit.
 
-A table or a study is fitted anew, as `nanoscale fit` does, so the plan's intervals come from its
-resamples; a stored fit without draws gives the point alone. What is printed is made from the record
-that `--json` writes.
+A table's plan has intervals from the fit's resamples; a stored fit without draws gives the point
+alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nanoscale.commands.options import number, usage_of
-from nanoscale.errors import DONE, INCONCLUSIVE, UserError
+from nanoscale.errors import UserError
 from nanoscale.experiments.tables import read_table
-from nanoscale.store.files import check_outputs, write_json
-from nanoscale.studies.table_fit import DEFAULTS, fitted
-from nanoscale.studies.table_fit import OPTIONS as FIT_OPTIONS
-from nanoscale.studies.table_fit import number_of as fit_number
+from nanoscale.studies.table_fit import FitSettings, fit_table
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from nanoscale.laws import LawFit
-
-SPEEDS = {"tokens-per-second": "tokens/s", "flops-per-second": "FLOP/s"}
-SHAPE = {"vocab_size": 50304, "block_size": 1024}  # GPT-2's vocabulary, padded, as nanoGPT
-OPTIONS = ("budget", *SPEEDS, *SHAPE, "batch-tokens", *(o for o in FIT_OPTIONS if o != "holdout"))
-
-
-def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale plan FIT.json|TABLE|STUDY --budget=FLOPS [--tokens-per-second=X |
-    --flops-per-second=X] [--vocab_size=50304] [--block_size=1024] [--batch-tokens=B] [--json=OUT]
-    and, of a table, the options of nanoscale fit"""
-    if len(names) != 1:
-        raise UserError(f"usage: {usage_of(main)}")
-    if "budget" not in options:
-        raise UserError("how many FLOPs? say it, as in --budget=1e20")
-    check_outputs(options)
-    budget, speed = _positive("budget", options), _speed(options)
-    batch = _positive("batch-tokens", options)
-    shape = {key: _whole(key, options) for key in SHAPE}
-    fit, record, known, notes = _fit(names[0], options)
-    from nanoscale.laws.plan import plan
+    from nanoscale.laws.plan import Plan
     from nanoscale.laws.predict import Basis
 
-    made = plan(
-        fit,
+VOCAB_SIZE, BLOCK_SIZE = 50304, 1024  # GPT-2's vocabulary, padded, as nanoGPT
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What a plan rests on: a fit, and what is known of the runs that it is of."""
+
+    fit: LawFit
+    basis: Basis | None = None
+    vocab_size: int | None = None
+    block_size: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def plan(
+    table_or_fit: DataFrame | LawFit | Grounds | str | Path,
+    *,
+    budget: float,
+    settings: FitSettings | None = None,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+    batch_tokens: float | None = None,
+    tokens_per_second: float | None = None,
+    flops_per_second: float | None = None,
+) -> Plan:
+    """What to train with `budget` FLOPs: N* and D*, the nearest model, its loss and its time.
+
+    Args:
+        table_or_fit: runs (a table, or the name of one or of a study), or a law's fit (itself, or
+            the file that `nanoscale fit --json` wrote).
+        budget: FLOPs, counted as 6 N D.
+        settings: how a table is fitted.
+        vocab_size, block_size: of the model; by default the table's, else GPT-2's.
+        batch_tokens: of an update; by default what Step Law says for D*.
+        tokens_per_second, flops_per_second: how fast the run will be, in one of them.
+
+    Raises:
+        UserError: the table, the fit or a number is none that a plan can be made of.
+
+    Example:
+        >>> import nanoscale as ns
+        >>> N = [1e6, 1e7, 1e8, 1e9] * 4
+        >>> D = [1e8] * 4 + [1e9] * 4 + [1e10] * 4 + [1e11] * 4
+        >>> losses = [1.7 + 400 / n**0.34 + 400 / d**0.28 for n, d in zip(N, D)]
+        >>> fit = ns.fit_law({"N": N, "D": D}, losses, resamples=0)
+        >>> run = ns.plan(fit, budget=1e20)
+        >>> f"{run.N:.2e} parameters, {run.D:.2e} tokens, loss {run.loss:.3f}"
+        '5.67e+08 parameters, 2.94e+10 tokens, loss 2.623'
+    """
+    from nanoscale.laws.plan import plan as plan_run
+
+    if tokens_per_second is not None and flops_per_second is not None:
+        raise UserError("--tokens-per-second and --flops-per-second: give one of them")
+    grounds = grounds_of(table_or_fit, settings)
+    made = plan_run(
+        grounds.fit,
         budget,
-        Basis.read(record) if "noise" in record else None,
-        batch_tokens=batch,
-        **{k: shape[k] or known.get(k) or SHAPE[k] for k in SHAPE},
-        **speed,
+        grounds.basis,
+        vocab_size=vocab_size or grounds.vocab_size or VOCAB_SIZE,
+        block_size=block_size or grounds.block_size or BLOCK_SIZE,
+        batch_tokens=batch_tokens,
+        speed=flops_per_second if tokens_per_second is None else tokens_per_second,
+        unit="FLOP/s" if tokens_per_second is None else "tokens/s",
     )
-    out = made.to_json() | {"from": names[0], "params": fit.params, "data": fit.data}
-    out["warnings"] = [*notes, *out["warnings"]]
-    print("\n".join([*made.summary(), *(f"warning: {w}" for w in out["warnings"])]))
-    if "json" in options:
-        write_json(Path(options["json"]), out)
-    return DONE if fit.status == "converged" else INCONCLUSIVE
+    return replace(made, warnings=[*grounds.warnings, *made.warnings])
 
 
-def _fit(
-    name: str, options: Mapping[str, str]
-) -> tuple[LawFit, dict[str, Any], dict[str, int], list[str]]:
-    """The fit, its record, the models' shape where the table says it, and what to warn of."""
-    stored = _stored(name)
-    if stored is not None:
-        from nanoscale.laws.plan import fit_of
+def grounds_of(
+    source: DataFrame | LawFit | Grounds | str | Path,
+    settings: FitSettings | None = None,
+    output_root: str | Path = "experiments_out",
+) -> Grounds:
+    """Fit a table, or take a fit as it is."""
+    from nanoscale.laws import LawFit
 
-        given = [f"--{key}" for key in options if key in FIT_OPTIONS and key != "json"]
-        if given:
-            raise UserError(
-                f"{name} is a stored fit; {given[0]} is of a table, so give "
-                f"{stored.get('table', 'the table')} in its place"
-            )
-        fit = fit_of(stored)
-        notes = (
-            []
-            if len(fit.draws)
-            else [
-                f"{name} holds no draws, so there are no intervals: give the table "
-                f"({stored.get('table', 'that it was fitted to')}) in its place"
-            ]
-        )
-        return fit, stored, {}, notes
-    settings = {
-        key: fit_number(key, options.get(key, default)) for key, default in DEFAULTS.items()
-    }
-    frame = read_table(name, output_root=options.get("output_root", "experiments_out"))
-    fit, record = fitted(frame, options, settings)
-    known = {
-        key: int(float(frame[key].iloc[0]))
-        for key in SHAPE
-        if key in frame and frame[key].nunique() == 1 and frame[key].notna().all()
-    }
-    return fit, record, known, record["warnings"]
+    if isinstance(source, Grounds):
+        return source
+    if isinstance(source, LawFit):
+        return Grounds(source)
+    if isinstance(source, str | Path):
+        stored = stored_fit(source)
+        if stored is not None:
+            return _of_stored(str(source), stored)
+        source = read_table(source, output_root=output_root)
+    result = fit_table(source, settings)
+    return Grounds(
+        result.fit,
+        result.basis,
+        _shared(source, "vocab_size"),
+        _shared(source, "block_size"),
+        tuple(result.warnings),
+    )
 
 
-def _stored(name: str) -> dict[str, Any] | None:
+def _shared(table: DataFrame, key: str) -> int | None:
+    """The whole number that all runs of a table share."""
+    if key not in table or table[key].isna().any() or table[key].nunique() != 1:
+        return None
+    return int(float(table[key].iloc[0]))
+
+
+# -- stored fits --------------------------------------------------------------------------------
+def stored_fit(name: str | Path) -> dict[str, object] | None:
     """The record of a stored fit; None for what is no such file."""
     path = Path(name)
     if path.suffix != ".json" or not path.is_file():
@@ -116,24 +143,16 @@ def _stored(name: str) -> dict[str, Any] | None:
     return record
 
 
-def _positive(key: str, options: Mapping[str, str]) -> float | None:
-    if key not in options:
-        return None
-    value = number(key, options[key])
-    if not 0 < value < float("inf"):
-        raise UserError(f"--{key}={options[key]}: expected a number above 0")
-    return float(value)
+def _of_stored(name: str, record: dict[str, object]) -> Grounds:
+    from nanoscale.laws.plan import fit_of
+    from nanoscale.laws.predict import Basis
 
-
-def _whole(key: str, options: Mapping[str, str]) -> int | None:
-    value = _positive(key, options)
-    if value is not None and not value.is_integer():
-        raise UserError(f"--{key}={options[key]}: expected a whole number")
-    return None if value is None else int(value)
-
-
-def _speed(options: Mapping[str, str]) -> dict[str, Any]:
-    given = [key for key in SPEEDS if key in options]
-    if len(given) == 2:
-        raise UserError("--tokens-per-second and --flops-per-second: give one of them")
-    return {"speed": _positive(given[0], options), "unit": SPEEDS[given[0]]} if given else {}
+    fit = fit_of(record)
+    basis = Basis.read(record) if "noise" in record else None
+    if len(fit.draws):
+        return Grounds(fit, basis)
+    table = record.get("table", "that it was fitted to")
+    warning = (
+        f"{name} holds no draws, so there are no intervals: give the table ({table}) in its place"
+    )
+    return Grounds(fit, basis, warnings=(warning,))

@@ -56,8 +56,8 @@ def curves(study: Study, done: DataFrame) -> list[Picture]:
     rows = curve_rows(study, done)
     if len(rows) <= len({row["run"] for row in rows}):
         return []
-    figure = loss_curves_figure(rows, y_label="validation loss (nats per token)")
-    return [Picture("curves", "Validation loss of every run while it trained.", figure)]
+    caption = "Validation loss of every run while it trained."
+    return [Picture("curves", caption, loss_curves_figure(rows))]
 
 
 def curve_rows(study: Study, done: DataFrame) -> list[dict[str, object]]:

@@ -45,16 +45,15 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
     if outcome is None or not any(trial.losses[-1] is not None for trial in outcome.trials):
         return []
 
-    search = study.asked.search or {}
-    trials = [trial.to_json() for trial in outcome.trials]
-    every_key = search_figure(trials, search["space"], outcome.importance)
+    space = (study.asked.search or {})["space"]
+    every_key = search_figure(outcome, space)
     caption = (
         "Validation loss of every trial against each key, the most important first; the diamond "
         "is the best trial."
     )
     pictures = [Picture("search", caption, every_key)]
 
-    contour = contour_figure(trials, search["space"], outcome.importance)
+    contour = contour_figure(outcome, space)
     if contour is not None:
         caption = (
             "Validation loss over the two most important ranges, smoothed, at the first length; "

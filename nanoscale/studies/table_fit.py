@@ -7,9 +7,9 @@ The one idea: what is fitted, what is asked beside the fit and what is drawn all
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.tables import STATES, column, number_at
@@ -212,6 +212,8 @@ class TableFit:
         resamples = settings.n_resamples
         options = settings.options
         answered = self
+        if isoflop or multiverse:
+            check_surface(settings.form, multiverse)
         if holdout is not None:
             held = hold_out(
                 *data, holdout, resamples=resamples, groups=groups, drop_worst=drop, **options
@@ -256,9 +258,7 @@ class TableFit:
         return record
 
 
-def fit_table(
-    table: DataFrame, settings: FitSettings | None = None, *, name: str = ""
-) -> TableFit:
+def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: str = "") -> TableFit:
     """Fit a law to the rows of `table` that have a result.
 
     Args:
@@ -286,7 +286,7 @@ def fit_table(
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
 
 
-def _check_surface(form: Law, multiverse: bool) -> None:
+def check_surface(form: Law, multiverse: bool) -> None:
     """Approaches 1 and 2, and the multiverse, ask for the best N and D at a budget."""
     if {*form.predictors} != {"N", "D"}:
         raise UserError(
@@ -304,7 +304,7 @@ def columns_of(table: DataFrame, settings: FitSettings) -> dict[str, str]:
     if table.empty:
         raise UserError("the table has no rows; it needs one per run")
     predictors = settings.form.predictors
-    columns = {key: column(key, name, table) for key, name in settings.columns().items()}
+    columns = {key: column(key, name, table) for key, name in settings.columns.items()}
     if ("U" in predictors) != ("u" in columns):
         remedy = (
             "give it, as in --u=unique_tokens"

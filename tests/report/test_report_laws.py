@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,9 @@ from planted_fits import law_fit
 
 from nanoscale.errors import UserError
 from nanoscale.laws.band import Band
-from nanoscale.laws.isoflop import Grid, IsoFlop, Valley
+from nanoscale.laws.holdout import RolloutStep
+from nanoscale.laws.isoflop import IsoFlop, IsoflopGrid, Valley
+from nanoscale.laws.multiverse import Analysis, Multiverse
 from nanoscale.report import (
     cloud_figure,
     frontier_figure,
@@ -75,21 +76,24 @@ def unknown(*names):
     return dict.fromkeys(names, "the runs do not say")
 
 
-def valleys(given, hollow=1, few=1, faint=None):
+def with_two_runs_of_another_budget(given):
+    """Too few for a curve."""
+    n, c = np.array([1e9, 2e9]), np.full(2, 3e19)
+    d = c / 6 / n
+    more = {"N": n, "D": d, "C": c, "loss": law(n, d)}
+    return {key: np.append(values, more[key]) for key, values in given.items()}
+
+
+def valleys(given, hollow=1, faint=None):
     """Approach 2 with true parabolas in log10 N, one hollow, and budgets of too few points."""
-    by_budget = [np.flatnonzero(given["C"] == c) for c in np.unique(given["C"])]
-    found = [valley(given, rows, used=i != hollow) for i, rows in enumerate(by_budget)]
+    grid = IsoflopGrid(given["N"], given["D"], "N", 2)
+    found = [valley(given, rows, used=i != hollow) for i, rows in enumerate(grid.rows)]
     if faint is not None:
         found[faint] = replace(found[faint], ci95=None)
-    lost = Valley(
-        C=3e18, n_points=2, vertex=None, ci95=None, offset=None, loss=None,
-        flags=["too few points"], used=False,
-    )  # fmt: skip
-    grid = Grid(given["N"], given["D"], "N", 2, [*by_budget, *([np.array([0, 1])] * few)])
     return IsoFlop(
         axis="N",
         degree=2,
-        valleys=[*found, *([lost] * few)],
+        valleys=found,
         slope=A,
         intercept=0.0,
         exponents={"a": A, "b": 1 - A},
@@ -99,20 +103,23 @@ def valleys(given, hollow=1, few=1, faint=None):
         lost=0,
         warnings=[],
         grid=grid,
-        used=np.array([v.used for v in found] + [False] * few),
+        used=np.array([v.used for v in found]),
         lines=np.empty((0, 2)),
     )
 
 
 def valley(given, rows, used):
     """The minimum at one budget, known within a factor 1.3."""
+    C = given["C"][rows[0]]
+    if len(rows) < 4:
+        return Valley(C=C, n_points=len(rows), flags=["too few points"], used=False)
     x, loss = np.log10(given["N"][rows]), given["loss"][rows]
     second, first, _ = np.polyfit(x - x.mean(), loss, 2)
     vertex = 10 ** (x.mean() - first / (2 * second))
+    ends = [vertex / 1.3, vertex * 1.3]
     return Valley(
-        C=given["C"][rows[0]], n_points=len(rows), vertex=vertex, ci95=[vertex / 1.3, vertex * 1.3],
-        offset=0.0, loss=loss.min(), flags=[], used=used,
-    )  # fmt: skip
+        C=C, n_points=len(rows), vertex=vertex, ci95=ends, loss=loss.min(), flags=[], used=used
+    )
 
 
 def valley_line():
@@ -121,33 +128,33 @@ def valley_line():
     return Band(BUDGETS, n, n / 1.2, n * 1.2)
 
 
-def no_valley():
-    """Approach 2 of no budget at all."""
-    return replace(valleys(points()), valleys=[], grid=Grid(*np.ones((2, 28)), "N", 2, []))
-
-
 def holdouts(**last):
-    rows = [
-        SimpleNamespace(
+    steps = [
+        RolloutStep(
             threshold=t,
-            bias=b,
-            bias_ci95=[b - 0.01, b + 0.01],
-            mean_abs_error=0.012,
-            in_sample_error=0.004,
+            law="chinchilla",
             n_fitted=n,
             n_held_out=30 - n,
+            status="converged",
+            mean_abs_error=0.012,
+            max_abs_error=0.02,
+            bias=b,
+            in_sample_error=0.004,
             distance=10.0,
+            covered=None,
+            exponents={},
+            params={},
+            bias_ci95=[b - 0.01, b + 0.01],
         )
         for t, b, n in ((1e17, -0.008, 7), (1e18, 0.006, 14), (1e19, 0.004, 21))
     ]
-    rows[-1].__dict__.update(last)
-    return rows
+    return [*steps[:-1], replace(steps[-1], **last)]
 
 
 def analyses():
     """Eight fits and one without: a is 0.5 + 0.1 for the convention `bent`, + 0.01 per outlier."""
     rows = [
-        SimpleNamespace(
+        Analysis(
             convention=c,
             approach=approach,
             objective=o,
@@ -160,9 +167,8 @@ def analyses():
         for k in (0, 1)
         for approach, o, delta in (("1", None, None), ("3", "log-huber", 1e-3))
     ]
-    lost = {"approach": "2", "a": None, "status": "no budgets"}
-    rows.append(SimpleNamespace(**vars(rows[0]) | lost))
-    return SimpleNamespace(
+    rows.append(replace(rows[0], approach="2", a=None, status="no budgets"))
+    return Multiverse(
         rows=rows,
         a={"lowest": 0.5, "median": 0.555, "highest": 0.61},
         spread={
@@ -188,10 +194,9 @@ def draws(n=4000):
 FOUND = {"alpha": 0.34, "beta": 0.36, "a": 0.51, "E": 1.8}
 
 
-def draw_valleys(found=None, surface=None):
-    given = points()
+def draw_valleys(given, surface=None, **how):
     return valleys_figure(
-        found or valleys(given), given["loss"], valley_line(), surface, labels=LABELS
+        valleys(given, **how), given["loss"], valley_line(), surface, labels=LABELS
     )
 
 
@@ -204,7 +209,7 @@ FIGURES = {
     "residuals": lambda: residuals_figure(points(), fit(), labels=LABELS),
     "cloud": lambda: cloud_figure(draws(300), FOUND),
     "rollout": lambda: rollout_figure(holdouts(), labels=LABELS),
-    "valleys": lambda: draw_valleys(surface=best()),
+    "valleys": lambda: draw_valleys(with_two_runs_of_another_budget(points()), best()),
     "multiverse": lambda: multiverse_figure(
         analyses(), fit(exponents={"a": 0.5}, ci95={"a": [0.45, 0.55]})
     ),
@@ -409,9 +414,9 @@ def test_one_wild_budget_of_a_rollout_leaves_the_others_legible_and_says_its_val
 
 
 def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
-    given = points()
+    given = with_two_runs_of_another_budget(points())
     found = valleys(given)
-    left, right = draw_valleys(surface=best()).axes
+    left, right = draw_valleys(given, best()).axes
     curves = [line for line in left.lines if len(line.get_xdata()) == 61]
     assert [line.get_linestyle() for line in curves] == ["-", "--", "-", "-"]
     for curve, rows in zip(curves, found.grid.rows, strict=False):
@@ -441,12 +446,12 @@ def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
 
 
 def test_a_minimum_lost_in_the_noise_is_faint_and_no_valley_at_all_is_an_error():
-    left = draw_valleys(valleys(points(), hollow=None, few=0, faint=2)).axes[0]
+    left = draw_valleys(points(), hollow=None, faint=2).axes[0]
     curves = [line for line in left.lines if len(line.get_xdata()) == 61]
     assert [line.get_alpha() for line in curves] == [1, 1, 0.4, 1]
     assert "faint: minimum lost in the noise (1)" in texts(left.figure)
     with pytest.raises(UserError, match="there is no valley"):
-        draw_valleys(no_valley())
+        draw_valleys({key: values[:3] for key, values in points().items()})
 
 
 def test_the_multiverse_marks_the_choices_of_every_exponent_in_order():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from planted_tables import TRUTH, rows, write
 
+from nanoscale.commands.fit import settings_of
 from nanoscale.commands.main import main
 from nanoscale.laws import LAWS
-from nanoscale.studies.table_fit import settings_of
 
 KEYS = {
     "law",
@@ -426,7 +426,7 @@ def test_epochs_points_beyond_the_fit(epoch_table, tmp_path, monkeypatch):
 
 def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
     from nanoscale.laws import fit_law
-    from nanoscale.studies.law_figures import frontier
+    from nanoscale.studies.fit_gallery import frontier
 
     columns = rows()
     law = fit_law(
@@ -434,24 +434,24 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
         columns["val_loss"],
         resamples=200,
     )
-    path = frontier(law, np.array(columns["flops"]))
-    assert path["C"][[0, -1]] == pytest.approx([0.7e17, 1e21])
+    least, N = frontier(law, np.array(columns["flops"]))
+    assert least.x[[0, -1]] == pytest.approx([0.7e17, 1e21])
+    assert list(N.x) == list(least.x)
     for i in (0, 50, 96):
-        best = law.optimum(path["C"][i])
-        assert path["N"][i] == pytest.approx(best["N"])
-        assert [path["N_lo"][i], path["N_hi"][i]] == pytest.approx(best["N_ci95"])
+        best = law.optimum(N.x[i])
+        assert N.y[i] == pytest.approx(best["N"])
+        assert [N.low[i], N.high[i]] == pytest.approx(best["N_ci95"])
         at = law.predict(N=best["N"], D=best["D"])
-        assert path["loss"][i] == pytest.approx(at["loss"])
-        assert path["lo"][i] < path["loss"][i] < path["hi"][i]
-        assert path["hi"][i] <= at["loss_ci95"][1] * 1.001  # each law's own least is no higher
+        assert least.y[i] == pytest.approx(at["loss"])
+        assert least.low[i] < least.y[i] < least.high[i]
+        assert least.high[i] <= at["loss_ci95"][1] * 1.001  # each law's own least is no higher
 
 
 @pytest.mark.parametrize(
-    ("columns", "names", "wanted"),
+    ("columns", "wanted"),
     [
         (
             {"n": "total_params", "d": "tokens_seen", "loss": "val_loss"},
-            "ND",
             {
                 "N": "N: total parameters (total_params)",
                 "D": "D: training tokens (tokens_seen)",
@@ -461,7 +461,6 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
         ),
         (
             {"n": "non_embedding_params", "c": "flops", "loss": "final"},
-            "ND",
             {
                 "N": "N: parameters without embeddings and head (non_embedding_params)",
                 "D": "D: training tokens, C / 6 N",
@@ -469,13 +468,13 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
                 "loss": "L: final",
             },
         ),
-        ({"c": "C", "loss": "loss"}, "C", {"C": "C: training FLOPs", "loss": "L: loss"}),
+        ({"c": "C", "loss": "loss"}, {"C": "C: training FLOPs", "loss": "L: loss"}),
     ],
 )
-def test_axes_name_the_columns_and_what_follows_from_them(columns, names, wanted):
-    from nanoscale.studies.law_figures import labels_of
+def test_axes_name_the_columns_and_what_follows_from_them(columns, wanted):
+    from nanoscale.studies.fit_gallery import labels_of
 
-    assert labels_of(columns, list(names)).items() >= wanted.items()
+    assert labels_of(columns).items() >= wanted.items()
 
 
 def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monkeypatch, capsys):
@@ -528,4 +527,4 @@ def test_slow_laws_have_fewer_resamples_unless_told():
         ("kaplan", {}, 400),
         ("kaplan", {"bootstrap": "7"}, 7),
     ):
-        assert settings_of({"law": law} | told)["bootstrap"] == wanted
+        assert settings_of({"law": law} | told).n_resamples == wanted
