@@ -69,7 +69,7 @@ def plan(
         >>> fit = ns.fit_law({"N": N, "D": D}, losses, resamples=0)
         >>> run = ns.plan(fit, budget=1e20)
         >>> f"{run.N:.2e} parameters, {run.D:.2e} tokens, loss {run.loss:.3f}"
-        '5.67e+08 parameters, 2.94e+10 tokens, loss 2.623'
+        '6.56e+08 parameters, 2.54e+10 tokens, loss 2.590'
     """
     from nanoscale.laws.plan import plan as plan_run
 

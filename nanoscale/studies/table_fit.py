@@ -202,45 +202,58 @@ class TableFit:
             UserError: the table does not allow it.
         """
         from nanoscale.laws import influence_of, profile_law
-        from nanoscale.laws.holdout import holdout as hold_out
-        from nanoscale.laws.holdout import rollout as roll_out
         from nanoscale.studies.approaches import Approaches, TableMultiverse
 
-        settings, rows = self.settings, self.rows
-        data = (rows.values, rows.loss)
+        settings, rows, fit = self.settings, self.rows, self.fit
         groups, drop = rows.groups, settings.drop_worst
-        resamples = settings.n_resamples
-        options = settings.options
         answered = self
         if isoflop or multiverse:
             check_surface(settings.form, multiverse)
         if holdout is not None:
-            held = hold_out(
-                *data, holdout, resamples=resamples, groups=groups, drop_worst=drop, **options
-            )
-            answered = replace(answered, holdout=held)
+            answered = replace(answered, holdout=self._held_out(holdout))
         if isoflop:
-            answered = replace(answered, isoflop=Approaches.of(self.fit, self.points))
+            answered = replace(answered, isoflop=Approaches.of(fit, self.points))
         if multiverse:
             ways = TableMultiverse.of(rows.conventions(), rows.loss, settings.delta, drop)
             answered = replace(answered, multiverse=ways)
         if profile:
-            ends = profile_law(self.fit, *data, groups=groups, drop_worst=drop, noise="own")
+            ends = profile_law(
+                fit, rows.values, rows.loss, groups=groups, drop_worst=drop, noise="own"
+            )
             answered = replace(answered, profile=ends)
         if influence:
-            owed = influence_of(self.fit, *data, groups=groups, drop_worst=drop)
+            owed = influence_of(fit, rows.values, rows.loss, groups=groups, drop_worst=drop)
             answered = replace(answered, influence=owed)
         if rollout:
-            steps = roll_out(
-                *data,
-                also=[] if holdout is None else [holdout],
-                resamples=resamples,
-                groups=groups,
-                drop_worst=drop,
-                **options,
-            )
-            answered = replace(answered, rollout=steps)
+            also = [] if holdout is None else [holdout]
+            answered = replace(answered, rollout=self._rolled_out(also))
         return answered
+
+    def _held_out(self, threshold: float) -> HoldOut:
+        from nanoscale.laws.holdout import holdout
+
+        return holdout(
+            self.rows.values,
+            self.rows.loss,
+            threshold,
+            drop_worst=self.settings.drop_worst,
+            resamples=self.settings.n_resamples,
+            groups=self.rows.groups,
+            **self.settings.options,
+        )
+
+    def _rolled_out(self, also: Sequence[float]) -> list[RolloutStep]:
+        from nanoscale.laws.holdout import rollout
+
+        return rollout(
+            self.rows.values,
+            self.rows.loss,
+            also=also,
+            drop_worst=self.settings.drop_worst,
+            resamples=self.settings.n_resamples,
+            groups=self.rows.groups,
+            **self.settings.options,
+        )
 
     def to_json(self) -> dict[str, object]:
         """The record that `nanoscale fit --json` writes."""
