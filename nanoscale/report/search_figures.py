@@ -132,7 +132,7 @@ def contour_figure(found: SearchOutcome, space: Space) -> Figure | None:
         axes.contourf(
             x_range.value(mesh),
             y_range.value(mesh),
-            np.minimum(_smooth(x_range.unit(x), y_range.unit(y), losses, mesh), top),
+            np.minimum(smooth(x_range.unit(x), y_range.unit(y), losses, mesh), top),
             levels=np.linspace(losses.min(), top, LEVELS + 1),
             cmap=ListedColormap(HEAT[::-1]),
             extend="both",
@@ -147,7 +147,7 @@ def contour_figure(found: SearchOutcome, space: Space) -> Figure | None:
     return figure
 
 
-def _smooth(u: np.ndarray, v: np.ndarray, losses: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+def smooth(u: np.ndarray, v: np.ndarray, losses: np.ndarray, mesh: np.ndarray) -> np.ndarray:
     """(v, u) losses by a kernel as wide as trials are apart, so that noise makes no hills."""
     width = 0.6 / math.sqrt(len(u))
     du, dv = mesh[:, None] - u, mesh[:, None] - v  # (mesh, trials)

@@ -7,7 +7,7 @@ The one idea: what is fitted, what is asked beside the fit and what is drawn all
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 

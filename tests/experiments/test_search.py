@@ -323,7 +323,7 @@ def test_the_importance_names_the_key_that_matters():
 
 
 def test_a_surface_and_slices_are_drawn_from_the_trials():
-    from nanoscale.report.search import smooth
+    from nanoscale.report.search_figures import smooth
 
     from nanoscale.report import contour_figure, search_figure
 
