@@ -323,9 +323,8 @@ def test_the_importance_names_the_key_that_matters():
 
 
 def test_a_surface_and_slices_are_drawn_from_the_trials():
-    from nanoscale.report.search_figures import smooth
-
     from nanoscale.report import contour_figure, search_figure
+    from nanoscale.report.search_figures import smooth
 
     space = SPACE | {"optimizer": ["adamw", "muon"]}
     dimensions = read_space(space, "s")
