@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nanoscale.commands.options import usage_of
+import click
+
+from nanoscale.commands.how_to_fit import how_to_fit, settings_of
+from nanoscale.commands.verb import Number, Verb, json_output, output_root
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.experiments.tables import read_table
-from nanoscale.store.files import check_outputs, write_json
-from nanoscale.studies.table_fit import FitSettings, TableFit, check_surface, fit_table
+from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
     from nanoscale.laws import LawFit
@@ -20,106 +21,87 @@ if TYPE_CHECKING:
     from nanoscale.laws.isoflop import Bias, IsoFlop
     from nanoscale.laws.multiverse import Multiverse
     from nanoscale.studies.approaches import Approaches, Valleys
+    from nanoscale.studies.table_fit import TableFit
 
-COLUMNS = ("n", "d", "c", "u", "loss", "group")
-OPTIONS = (
-    *COLUMNS,
-    "law",
-    "laws",
-    "objective",
-    "delta",
-    "drop-worst",
-    "bootstrap",
-    "seed",
-    "resample",
-    "holdout",
-    "json",
-    "output_root",
+
+class Folder(click.ParamType):
+    """A folder to write to, refused before any work where it cannot be."""
+
+    name = "folder"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Path:
+        typed = f"{parameter.opts[0] if parameter else ''}={value}"
+        folder = Path(value)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{typed}: that is a file; name a folder")
+        if not folder.parent.is_dir():
+            raise UserError(f"{typed}: there is no folder {folder.parent}; make it first")
+        return folder
+
+
+@click.command(
+    cls=Verb,
+    examples=[
+        "nanoscale fit ladder --figures=figures",
+        "nanoscale fit runs.csv --n=params --d=tokens --loss=loss --isoflop --json=fit.json",
+    ],
 )
-FIGURES = "figures"  # of this command alone, as these are
-SWITCHES = ("isoflop", "multiverse", "profile", "influence")
+@click.argument("name", metavar="TABLE|STUDY")
+@how_to_fit
+@click.option(
+    "--holdout", metavar="FLOPS", type=Number(least=0), help="Predict the runs from there on."
+)
+@click.option("--isoflop", is_flag=True, help="The exponent by Hoffmann et al.'s three approaches.")
+@click.option("--multiverse", is_flag=True, help="How the exponent moves with every choice.")
+@click.option("--profile", is_flag=True, help="Intervals by the profile likelihood too.")
+@click.option("--influence", is_flag=True, help="Which runs the law rests on.")
+@click.option("--figures", metavar="DIR", type=Folder(), help="Draw everything there.")
+@json_output("the record")
+@output_root()
+def command(
+    name: str,
+    holdout: float | None,
+    isoflop: bool,
+    multiverse: bool,
+    profile: bool,
+    influence: bool,
+    figures: Path | None,
+    json_path: Path | None,
+    output_root: Path,
+    **how: Any,
+) -> int:
+    """Fit a scaling law to a table, a row per run, or to a study's runs: its parameters, their
+    intervals, what it predicts and how far to believe it.
 
+    Columns of our own tables are known; of N, D and C = 6 N D two are enough. Exits with 3 where
+    the runs do not identify the law.
+    """
+    from nanoscale.experiments.tables import read_table
+    from nanoscale.studies.table_fit import check_surface, fit_table
 
-def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale fit TABLE|STUDY --n=COL --d=COL --loss=COL [--c=COL] [--u=COL] [--law=chinchilla]
-    [--laws=FILE.py] [--objective=log-huber|lad|mse|envelope] [--delta=1e-3] [--drop-worst=K]
-    [--bootstrap=4000] [--seed=0] [--resample=pairs|cluster|stratified|residual|wild|parametric]
-    [--group=COL] [--holdout=FLOPS] [--isoflop] [--multiverse] [--profile] [--influence]
-    [--figures=DIR] [--json=OUT] [--output_root=DIR]"""
-    if len(names) != 1:
-        raise UserError(f"usage: {usage_of(main)}")
-    check_outputs(options)
-    settings = settings_of(options)
-    asked = {switch: switch in options for switch in SWITCHES}
-    if asked["isoflop"] or asked["multiverse"]:
-        check_surface(settings.form, asked["multiverse"])
-    figures = _folder_of(options)
-    holdout = _number("holdout", options["holdout"]) if "holdout" in options else None
-
-    table = read_table(names[0], output_root=options.get("output_root", "experiments_out"))
-    result = fit_table(table, settings, name=names[0])
-    result = result.ask(holdout=holdout, rollout=figures is not None, **asked)
-    print("\n".join(_lines(result)))
-    if "json" in options:
-        write_json(Path(options["json"]), result.to_json())
+    settings = settings_of(how)
+    if isoflop or multiverse:
+        check_surface(settings.form, multiverse)
+    table = read_table(name, output_root=output_root)
+    result = fit_table(table, settings, name=name).ask(
+        holdout=None if holdout is None else float(holdout),
+        rollout=figures is not None,
+        isoflop=isoflop,
+        multiverse=multiverse,
+        profile=profile,
+        influence=influence,
+    )
+    click.echo("\n".join(_lines(result)))
+    if json_path is not None:
+        write_json(json_path, result.to_json())
     if figures is not None:
         from nanoscale.studies.fit_gallery import gallery, write_figures
 
         written = write_figures(gallery(result), figures)
-        print(f"figures in {figures}: {', '.join(path.name for path in written)}")
+        click.echo(f"figures in {figures}: {', '.join(path.name for path in written)}")
     return DONE if result.fit.status == "converged" else INCONCLUSIVE
-
-
-# -- options ------------------------------------------------------------------------------------
-def settings_of(options: Mapping[str, str]) -> FitSettings:
-    """How to fit, as the options say; `UserError` for a law or a number that is none."""
-    from nanoscale.laws import law_of
-
-    if "laws" in options:
-        from nanoscale.laws.registry import load_laws
-
-        load_laws(options["laws"])
-    resamples = options.get("bootstrap")
-    return FitSettings(
-        **{key: options[key] for key in COLUMNS if key in options},
-        law=law_of(options.get("law", "chinchilla")),
-        objective=options.get("objective", "log-huber"),
-        delta=_number("delta", options.get("delta", "1e-3")),
-        drop_worst=_whole("drop-worst", options.get("drop-worst", "0")),
-        resamples=None if resamples is None else _whole("bootstrap", resamples),
-        resampling=options.get("resample", "pairs"),
-        seed=_whole("seed", options.get("seed", "0")),
-    )
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise UserError(f"--{key}={text}: expected a number") from None
-    if value < 0:
-        raise UserError(f"--{key}={text}: must not be below 0")
-    return value
-
-
-def _whole(key: str, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise UserError(f"--{key}={text}: expected a whole number") from None
-    return int(_number(key, str(value)))
-
-
-def _folder_of(options: Mapping[str, str]) -> Path | None:
-    """Of the figures; `UserError` for one that cannot be."""
-    if FIGURES not in options:
-        return None
-    folder = Path(options[FIGURES])
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--figures={folder}: that is a file; name a folder")
-    if not folder.parent.is_dir():
-        raise UserError(f"--figures={folder}: there is no folder {folder.parent}; make it first")
-    return folder
 
 
 # -- what is printed ----------------------------------------------------------------------------

@@ -54,10 +54,6 @@ class Verbs(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
-        from nanoscale.commands.legacy import LEGACY, command_of
-
-        if name in LEGACY:
-            return command_of(name)
         module = import_module(f"nanoscale.commands.{name.replace('-', '_')}")
         command: click.Command = module.command
         command.name = name

@@ -2,75 +2,94 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from nanoscale.commands.fit import OPTIONS as FIT_OPTIONS
-from nanoscale.commands.fit import settings_of
-from nanoscale.commands.options import number, usage_of
+import click
+
+from nanoscale.commands.how_to_fit import how_to_fit, settings_of
+from nanoscale.commands.verb import Number, Verb, json_output, output_root
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.store.files import check_outputs, write_json
-from nanoscale.studies.next_run import grounds_of, plan, stored_fit
-from nanoscale.studies.table_fit import RESAMPLES
+from nanoscale.store.files import write_json
 
-NUMBERS = ("budget", "tokens-per-second", "flops-per-second", "batch-tokens")
-WHOLE_NUMBERS = ("vocab_size", "block_size")
-OPTIONS = (*NUMBERS, *WHOLE_NUMBERS, *(option for option in FIT_OPTIONS if option != "holdout"))
-OF_ANY_FIT = ("json", "laws")  # of those
+POSITIVE = Number(above=0)
+SIZE = Number(whole=True, above=0)
+SHAPE = ("vocab_size", "block_size")
+SPEED = ("tokens_per_second", "flops_per_second", "batch_tokens")
 
 
-def main(names: Sequence[str], options: Mapping[str, str]) -> int:
-    """nanoscale plan FIT.json|TABLE|STUDY --budget=FLOPS [--tokens-per-second=X |
-    --flops-per-second=X] [--vocab_size=50304] [--block_size=1024] [--batch-tokens=B] [--json=OUT]
-    and, of a table, the options of nanoscale fit"""
-    if len(names) != 1:
-        raise UserError(f"usage: {usage_of(main)}")
-    if "budget" not in options:
+@click.command(
+    cls=Verb,
+    examples=[
+        "nanoscale plan ladder --budget=1e20 --flops-per-second=2e14",
+        "nanoscale plan fit.json --budget=1e20 --json=plan.json",
+    ],
+)
+@click.argument("name", metavar="FIT.json|TABLE|STUDY")
+@click.option("--budget", metavar="FLOPS", type=POSITIVE, help="What the run may take, as 6 N D.")
+@click.option("--tokens-per-second", metavar="X", type=POSITIVE, help="How fast the run will be.")
+@click.option("--flops-per-second", metavar="X", type=POSITIVE, help="Or, how fast in FLOP/s.")
+@click.option("--vocab_size", metavar="V", type=SIZE, help="Of the model (the table's, or 50304).")
+@click.option("--block_size", metavar="T", type=SIZE, help="Of the model (the table's, or 1024).")
+@click.option(
+    "--batch-tokens", metavar="B", type=POSITIVE, help="Of an update (what Step Law says)."
+)
+@how_to_fit
+@json_output("the plan")
+@output_root()
+@click.pass_context
+def command(
+    context: click.Context,
+    name: str,
+    budget: float | None,
+    json_path: Path | None,
+    output_root: Path,
+    **typed: Any,
+) -> int:
+    """Say what to train with --budget: N, D, a model to build, its loss and its hours.
+
+    Of a table, the law is fitted first, by the options of `nanoscale fit`. Exits with 3 where the
+    law is not identified.
+    """
+    from nanoscale.studies.next_run import grounds_of, plan
+    from nanoscale.studies.table_fit import RESAMPLES
+
+    if budget is None:
         raise UserError("how many FLOPs? say it, as in --budget=1e20")
-    check_outputs(options)
-    numbers = {key.replace("-", "_"): _positive(key, options) for key in NUMBERS}
-    shape = {key: _whole(key, options) for key in WHOLE_NUMBERS}
-    settings = settings_of(options)
+    shape = {key: typed.pop(key) for key in SHAPE}
+    speed = {key: typed.pop(key) for key in SPEED}
+    settings = settings_of(typed)
     if settings.resamples is None:
         settings = replace(settings, resamples=RESAMPLES)
-    _check_stored(names[0], options)
+    _check_stored(name, context)
 
-    grounds = grounds_of(names[0], settings, options.get("output_root", "experiments_out"))
-    made = plan(grounds, **numbers, **shape)
-    print("\n".join([*made.summary(), *(f"warning: {warning}" for warning in made.warnings)]))
-    if "json" in options:
+    grounds = grounds_of(name, settings, output_root)
+    made = plan(grounds, budget=float(budget), **shape, **_floats(speed))
+    click.echo("\n".join([*made.summary(), *(f"warning: {w}" for w in made.warnings)]))
+    if json_path is not None:
         fit = grounds.fit
-        record = made.to_json() | {"from": names[0], "params": fit.params, "data": fit.data}
-        write_json(Path(options["json"]), record)
+        record = made.to_json() | {"from": name, "params": fit.params, "data": fit.data}
+        write_json(json_path, record)
     return DONE if grounds.fit.status == "converged" else INCONCLUSIVE
 
 
-def _check_stored(name: str, options: Mapping[str, str]) -> None:
+def _floats(numbers: dict[str, float | None]) -> dict[str, float | None]:
+    return {key: None if value is None else float(value) for key, value in numbers.items()}
+
+
+def _check_stored(name: str, context: click.Context) -> None:
     """A stored fit has been fitted: options that say how are of its table."""
+    from nanoscale.studies.next_run import stored_fit
+
     stored = stored_fit(name)
-    given = [key for key in options if key in FIT_OPTIONS and key not in OF_ANY_FIT]
-    if stored is not None and given:
-        raise UserError(
-            f"{name} is a stored fit; --{given[0]} is of a table, so give "
-            f"{stored.get('table', 'the table')} in its place"
-        )
-
-
-def _positive(key: str, options: Mapping[str, str]) -> float | None:
-    if key not in options:
-        return None
-    value = float(number(key, options[key]))
-    if not 0 < value < math.inf:
-        raise UserError(f"--{key}={options[key]}: expected a number above 0")
-    return value
-
-
-def _whole(key: str, options: Mapping[str, str]) -> int | None:
-    value = _positive(key, options)
-    if value is None:
-        return None
-    if not value.is_integer():
-        raise UserError(f"--{key}={options[key]}: expected a whole number")
-    return int(value)
+    if stored is None:
+        return
+    ours = {"budget", "json_path", "laws", "name", *SHAPE, *SPEED}
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in ours and source is click.core.ParameterSource.COMMANDLINE:
+            raise UserError(
+                f"{name} is a stored fit; {parameter.opts[0]} is of a table, so give "
+                f"{stored.get('table', 'the table')} in its place"
+            )

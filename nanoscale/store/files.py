@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from nanoscale.errors import UserError, disk_errors, one_of
+from nanoscale.errors import UserError, disk_errors
 
 
 @contextmanager
@@ -52,18 +52,6 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def check_outputs(options: Mapping[str, str]) -> None:
-    """Refuse the files of `--json` and `--figure` that could not be written, before any work."""
-    for name, endings in (("json", (".json",)), ("figure", (".png", ".pdf", ".svg"))):
-        path = options.get(name)
-        if path and Path(path).suffix.lower() not in endings:
-            raise UserError(f"--{name}={path}: end the name in {one_of(endings)}")
-        if path and not Path(path).parent.is_dir():
-            raise UserError(
-                f"--{name}={path}: there is no folder {Path(path).parent}; make it first"
-            )
 
 
 def read_json(path: Path) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from planted_tables import TRUTH, rows, write
 
-from nanoscale.commands.fit import settings_of
+from nanoscale.commands.how_to_fit import settings_of
 from nanoscale.commands.main import main
 from nanoscale.laws import LAWS
 
@@ -152,8 +152,8 @@ def test_epochs_points_by_the_command_of_the_docs(epoch_table, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("message", "arguments"), [
-    ("usage: nanoscale fit TABLE", []),
-    ("usage: nanoscale fit TABLE", ["runs.csv", "runs.csv"]),
+    ("nanoscale fit: TABLE|STUDY is missing; see nanoscale fit --help", []),
+    ("nanoscale fit: runs.csv: one argument too many", ["runs.csv", "runs.csv"]),
     ("run.csv: no such table; did you mean 'runs.csv'", ["run.csv"]),
     ("--n=total_param: the table has no such column; did you mean 'total_params'",
      ["runs.csv", "--n=total_param"]),
@@ -166,17 +166,17 @@ def test_epochs_points_by_the_command_of_the_docs(epoch_table, tmp_path, monkeyp
     ("did you mean 'envelope'", ["runs.csv", "--objective=envelop"]),
     ("--delta=small: expected a number", ["runs.csv", "--delta=small"]),
     ("--drop-worst=1.5: expected a whole number", ["runs.csv", "--drop-worst=1.5"]),
-    ("--bootstrap=-5: must not be below 0", ["runs.csv", "--bootstrap=-5"]),
+    ("--bootstrap=-5: must be at least 0", ["runs.csv", "--bootstrap=-5"]),
     ("20 resamples are too few", ["runs.csv", "--bootstrap=20"]),
     ("rng_seed = 4294967296: expected 0 to 4294967295", ["runs.csv", "--seed=4294967296"]),
     ("cluster needs groups", ["runs.csv", "--resample=cluster"]),
     ("did you mean 'wild'", ["runs.csv", "--resample=wyld"]),
-    ("--bootstraps=5: unknown option; did you mean 'bootstrap'", ["runs.csv", "--bootstraps=5"]),
+    ("--bootstraps=5: unknown option; did you mean '--bootstrap'", ["runs.csv", "--bootstraps=5"]),
     ("end the name in '.json'", ["runs.csv", "--json=out.txt"]),
     ("there is no folder nowhere", ["runs.csv", "--json=nowhere/out.json"]),
     ("--figures=runs.csv: that is a file; name a folder", ["runs.csv", "--figures=runs.csv"]),
     ("there is no folder nowhere; make it first", ["runs.csv", "--figures=nowhere/figures"]),
-    ("--isoflop=3: unknown option", ["runs.csv", "--isoflop=3"]),
+    ("--isoflop=3: the option takes no value", ["runs.csv", "--isoflop=3"]),
     ("law power reads x: leave them out",
      ["runs.csv", "--law=power", "--c=flops", "--isoflop", "--figures=figures"]),
     ("--multiverse refits law chinchilla, not kaplan",
@@ -525,6 +525,6 @@ def test_slow_laws_have_fewer_resamples_unless_told():
     for law, told, wanted in (
         ("chinchilla", {}, 4000),
         ("kaplan", {}, 400),
-        ("kaplan", {"bootstrap": "7"}, 7),
+        ("kaplan", {"resamples": 7}, 7),
     ):
         assert settings_of({"law": law} | told).n_resamples == wanted

@@ -138,11 +138,11 @@ def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [
-        ("usage: nanoscale plan FIT.json|TABLE|STUDY", ["--budget=1e20"]),
+        ("nanoscale plan: FIT.json|TABLE|STUDY is missing", ["--budget=1e20"]),
         ("how many FLOPs? say it, as in --budget=1e20", ["runs.csv"]),
-        ("--budget=0: expected a number above 0", ["runs.csv", "--budget=0"]),
+        ("--budget=0: must be above 0", ["runs.csv", "--budget=0"]),
         ("--budget=big: expected a number", ["runs.csv", "--budget=big"]),
-        ("--budget=nan: expected a number above 0", ["runs.csv", "--budget=nan"]),
+        ("--budget=nan: expected a number", ["runs.csv", "--budget=nan"]),
         (
             "give one of them",
             ["runs.csv", "--budget=1e20", "--tokens-per-second=1", "--flops-per-second=1"],
@@ -157,7 +157,7 @@ def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
         ),
         ("no fit of a law; write one with nanoscale fit", ["odd.json", "--budget=1e20"]),
         ("no study 'odd.jso' in experiments_out", ["odd.jso", "--budget=1e20"]),
-        ("did you mean 'budget'", ["runs.csv", "--budgets=1e20"]),
+        ("did you mean '--budget'", ["runs.csv", "--budgets=1e20"]),
         (
             "fit.json is a stored fit; --law is of a table",
             ["fit.json", "--budget=1e20", "--law=kaplan"],
