@@ -1,5 +1,8 @@
-"""Checks: does a parametrization keep what it promises? Verdicts from intervals.
+"""VERDICTS: arithmetic on records, and what it says in words. No folder of runs is read here.
 
-Arithmetic on records, no more: `transfer` judges the best learning rate over size (`optimum` finds
-one size's, `drift` how it moves), `coordinates` the activations over width and depth.
+The learning rate over sizes: `lr_transfer` judges it (`optimum` finds one size's best, `drift` how
+it moves, `lr_reasons` the words, `lr_verdict` the record). Two arms: `paired` by seed,
+`compute_multiplier`, and the record in `comparison`. Activations over width and depth:
+`coordinates`, what is allowed in `coordinate_bands`, what is at fault in `coordinate_faults`, the
+record in `coordinate_verdict`.
 """
