@@ -13,9 +13,9 @@ from nanoscale.checks.drift import Interval
 from nanoscale.checks.paired import Estimate
 from nanoscale.store.files import plain
 
-SCHEMA = 1
+_SCHEMA = 1
 TOKENS = "tokens"  # in place of max_iters, so that batch sizes meet at equal data
-Values = Mapping[str, object]  # config keys, or TOKENS, and their values
+SettingValues = Mapping[str, object]  # config keys, or TOKENS, and their values
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ArmSummary:
     seeds: Sequence[str]
     mean: float
     se: float
-    settings: Sequence[Values]  # that were chosen, by size
+    settings: Sequence[SettingValues]  # that were chosen, by size
     n_found: int  # runs with a loss, at any setting
     n_diverged: int
 
@@ -39,7 +39,7 @@ class ArmAtSize:
     mean: float
     se: float
     n: int
-    setting: Values
+    setting: SettingValues
     chosen_of: int
     flops: float
     tokens: int
@@ -62,7 +62,7 @@ class SeedLosses:
 class SizeComparison:
     """Both arms at one size."""
 
-    cell: Values  # what names the size
+    cell: SettingValues  # what names the size
     pooled: bool  # whether it has a part in the difference over sizes
     a: ArmAtSize
     b: ArmAtSize
@@ -100,7 +100,7 @@ class LeftOut:
     """A run that the difference does not count, and why."""
 
     arm: str
-    cell: Values
+    cell: SettingValues
     seed: str
     run: str
     why: str
@@ -135,4 +135,4 @@ class Comparison:
         for run in record["left_out"]:
             if run["setting"] is None:
                 del run["setting"]
-        return {"schema": SCHEMA, "check": "compare", **plain(record)}
+        return {"schema": _SCHEMA, "check": "compare", **plain(record)}

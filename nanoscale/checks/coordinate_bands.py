@@ -14,7 +14,7 @@ SPREAD = ("embedding", "attn", "mlp", "last_block")
 
 
 @dataclass(frozen=True)
-class Band:
+class SlopeBand:
     """The slopes that a right parametrization may have, per doubling of size."""
 
     sweep: str
@@ -28,8 +28,10 @@ class Band:
 
 
 BANDS = (
-    Band(WIDTH, SIZE, ("embedding",), START, -0.2, 0.2, "embeddings start alike at every width"),
-    Band(
+    SlopeBand(
+        WIDTH, SIZE, ("embedding",), START, -0.2, 0.2, "embeddings start alike at every width"
+    ),
+    SlopeBand(
         WIDTH,
         SIZE,
         ("attn", "mlp", "last_block"),
@@ -38,8 +40,8 @@ BANDS = (
         0.3,
         "a sum of fan_in terms of std 1/sqrt(fan_in) does not grow",
     ),
-    Band(WIDTH, SIZE, ("scores",), START, -0.3, 0.3, "heads of one size", "heads added"),
-    Band(
+    SlopeBand(WIDTH, SIZE, ("scores",), START, -0.3, 0.3, "heads of one size", "heads added"),
+    SlopeBand(
         WIDTH,
         SIZE,
         ("scores",),
@@ -50,7 +52,7 @@ BANDS = (
         "root of the head size, over the head size; related they will not shrink",
         "heads grow",
     ),
-    Band(
+    SlopeBand(
         WIDTH,
         SIZE,
         ("logits",),
@@ -60,7 +62,7 @@ BANDS = (
         "head and state, unrelated at first, sum to the root of the width, over the width",
         "untied head",
     ),
-    Band(
+    SlopeBand(
         WIDTH,
         SIZE,
         ("logits",),
@@ -70,16 +72,22 @@ BANDS = (
         "as an untied head's, but a token's own embedding is related to its state",
         "tied head",
     ),
-    Band(WIDTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "an entry moves by the LR"),
-    Band(WIDTH, SIZE, ("attn", "mlp", "last_block"), LATER, -0.3, 0.3, "what training makes of it"),
-    Band(WIDTH, SIZE, ("scores",), LATER, -0.3, 0.3, "heads of one size", "heads added"),
-    Band(WIDTH, SIZE, ("scores",), LATER, -0.8, 0.3, "from the root towards none", "heads grow"),
-    Band(WIDTH, SIZE, ("logits",), LATER, -0.65, 0.25, "from the root towards none"),
-    Band(WIDTH, CHANGE, SPREAD, FIRST, -0.3, 0.3, "features learn alike at every width"),
-    Band(WIDTH, UPDATE, VECTORS, START, -0.15, 0.15, "a vector's LR knows no width"),
-    Band(WIDTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"),
-    Band(DEPTH, SIZE, ("embedding",), START, -0.2, 0.2, "before any block"),
-    Band(
+    SlopeBand(WIDTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "an entry moves by the LR"),
+    SlopeBand(
+        WIDTH, SIZE, ("attn", "mlp", "last_block"), LATER, -0.3, 0.3, "what training makes of it"
+    ),
+    SlopeBand(WIDTH, SIZE, ("scores",), LATER, -0.3, 0.3, "heads of one size", "heads added"),
+    SlopeBand(
+        WIDTH, SIZE, ("scores",), LATER, -0.8, 0.3, "from the root towards none", "heads grow"
+    ),
+    SlopeBand(WIDTH, SIZE, ("logits",), LATER, -0.65, 0.25, "from the root towards none"),
+    SlopeBand(WIDTH, CHANGE, SPREAD, FIRST, -0.3, 0.3, "features learn alike at every width"),
+    SlopeBand(WIDTH, UPDATE, VECTORS, START, -0.15, 0.15, "a vector's LR knows no width"),
+    SlopeBand(
+        WIDTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"
+    ),
+    SlopeBand(DEPTH, SIZE, ("embedding",), START, -0.2, 0.2, "before any block"),
+    SlopeBand(
         DEPTH,
         SIZE,
         ("last_block",),
@@ -88,12 +96,12 @@ BANDS = (
         0.1,
         "L unrelated branches sum to at most sqrt(L), times 1/L^alpha",
     ),
-    Band(DEPTH, SIZE, ("logits",), START, -0.25, 0.25, "behind the final norm"),
-    Band(DEPTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "before any block"),
-    Band(DEPTH, SIZE, ("last_block",), LATER, -0.6, 0.2, "what training adds does not grow"),
-    Band(DEPTH, SIZE, ("logits",), LATER, -0.25, 0.25, "behind the final norm"),
-    Band(DEPTH, CHANGE, ("embedding",), FIRST, -0.3, 0.3, "before any block"),
-    Band(
+    SlopeBand(DEPTH, SIZE, ("logits",), START, -0.25, 0.25, "behind the final norm"),
+    SlopeBand(DEPTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "before any block"),
+    SlopeBand(DEPTH, SIZE, ("last_block",), LATER, -0.6, 0.2, "what training adds does not grow"),
+    SlopeBand(DEPTH, SIZE, ("logits",), LATER, -0.25, 0.25, "behind the final norm"),
+    SlopeBand(DEPTH, CHANGE, ("embedding",), FIRST, -0.3, 0.3, "before any block"),
+    SlopeBand(
         DEPTH,
         CHANGE,
         ("last_block",),
@@ -102,5 +110,7 @@ BANDS = (
         0.3,
         "L related changes sum to L, times 1/L^alpha and the LR's factor",
     ),
-    Band(DEPTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"),
+    SlopeBand(
+        DEPTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"
+    ),
 )

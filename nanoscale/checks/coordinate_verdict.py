@@ -27,7 +27,7 @@ from nanoscale.checks.coordinates import (
 )
 from nanoscale.store.files import plain
 
-SCHEMA = 1
+_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class CoordinateVerdict:
         record = asdict(self)
         if not self.runs:  # the rows came from elsewhere
             del record["asked"], record["runs"]
-        return {"schema": SCHEMA, "check": "coordinates", **plain(record)}
+        return {"schema": _SCHEMA, "check": "coordinates", **plain(record)}
 
 
 def coordinate_verdict(

@@ -27,7 +27,7 @@ from nanoscale.checks.coordinate_bands import (
     START,
     UPDATE,
     VECTORS,
-    Band,
+    SlopeBand,
 )
 from nanoscale.checks.t_distribution import t_quantile
 
@@ -150,7 +150,7 @@ class Finding:
 
     quantity: Quantity
     slope: Slope
-    band: Band
+    band: SlopeBand
 
     @property
     def verdict(self) -> str:

@@ -13,7 +13,7 @@ from nanoscale.checks.drift import LrGrid
 from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum
 from nanoscale.checks.optimum import Squares
 
-SIZES_NEEDED = 3
+_SIZES_NEEDED = 3
 MISFIT = 3.0  # residual over seed sd from which the curves are said to be no parabolas
 MOST_SEEDS = 20  # a remedy that asks for more is none
 
@@ -67,9 +67,9 @@ class Evidence:
                     f"the optimum at {name} {curve.size:g} is not bracketed, {curve.problem}: "
                     f"run {name} {curve.size:g} at LR {wanted}"
                 )
-        if len(self.sizes) < SIZES_NEEDED:
+        if len(self.sizes) < _SIZES_NEEDED:
             gaps.append(
-                f"a drift needs {SIZES_NEEDED} sizes, the runs have {len(self.sizes)}: run more, "
+                f"a drift needs {_SIZES_NEEDED} sizes, the runs have {len(self.sizes)}: run more, "
                 "each twice the size"
             )
         return gaps

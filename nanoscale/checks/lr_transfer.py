@@ -21,10 +21,10 @@ import numpy as np
 from nanoscale.checks.drift import UNKNOWN, Drift, Interval, LrGrid, Transferred, drift_of, interval
 from nanoscale.checks.lr_reasons import Evidence, never_worse
 from nanoscale.checks.lr_verdict import (
+    FittedParabola,
     JudgedNumber,
     LrCell,
     LrRuns,
-    Parabola,
     SizeOptimum,
     TransferVerdict,
 )
@@ -222,7 +222,9 @@ def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
         noise_sd=grid.noises[k].sd,
         diverged_lrs=(2.0**curve.diverged).tolist(),
         cells=_cells(curve, grid.noises[k].sd),
-        parabola=Parabola(_exp2(fit.window), 2.0**fit.centre, fit.coef.tolist()) if fit else None,
+        parabola=FittedParabola(_exp2(fit.window), 2.0**fit.centre, fit.coef.tolist())
+        if fit
+        else None,
     )
 
 

@@ -15,7 +15,7 @@ from nanoscale.checks.drift import Interval
 from nanoscale.checks.optimum import SeedNoise
 from nanoscale.store.files import plain
 
-SCHEMA = 1
+TRANSFER_SCHEMA = 1
 QUANTITIES = {  # name -> how it is called, printed and measured
     "drift": ("drift", "+.2f", "octaves per doubling"),
     "largest_shift": ("largest shift", ".2f", "octaves"),
@@ -66,7 +66,7 @@ class LrCell:
 
 
 @dataclass(frozen=True)
-class Parabola:
+class FittedParabola:
     """The fitted curve, in powers of log2(LR / centre), over the LRs it was fitted to."""
 
     window: Interval
@@ -97,7 +97,7 @@ class SizeOptimum:
     noise_sd: float
     diverged_lrs: Sequence[float]
     cells: Sequence[LrCell]
-    parabola: Parabola | None
+    parabola: FittedParabola | None
 
 
 @dataclass(frozen=True)
@@ -153,4 +153,4 @@ class TransferVerdict:
     def to_json(self) -> dict[str, object]:
         record = asdict(self)
         del record["runs"]
-        return {"schema": SCHEMA, "check": "transfer", **plain(record)}
+        return {"schema": TRANSFER_SCHEMA, "check": "transfer", **plain(record)}

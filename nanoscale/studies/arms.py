@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanoscale.checks.comparison import TOKENS, Values
+from nanoscale.checks.comparison import TOKENS, SettingValues
 from nanoscale.checks.paired import Choice, choose
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.experiments.results import STUDY, Study, state_of
@@ -21,7 +21,7 @@ from nanoscale.spec.config import all_fields, flatten
 from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 
 SEED_KEYS = ("seed", "init_seed", "data_seed")
-FIRST = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
+FIRST_KEYS = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
 FIELDS = all_fields()
 TUNED = {key for key, option in FIELDS.items() if option.tuned}
 Setting = tuple[object, ...]
@@ -31,7 +31,7 @@ def _replicate_keys() -> list[str]:
     """What makes runs replicates: the identity but for seeds and evaluation, sizes first."""
     hashed = {key for key, option in FIELDS.items() if option.hashed}
     measured = {key for key, option in FIELDS.items() if option.group == "evaluation"}
-    return [*FIRST, *sorted(hashed.difference(measured, SEED_KEYS, FIRST, ["max_iters"]))]
+    return [*FIRST_KEYS, *sorted(hashed.difference(measured, SEED_KEYS, FIRST_KEYS, ["max_iters"]))]
 
 
 KEYS = _replicate_keys()
@@ -43,13 +43,13 @@ class ArmRun:
     """One run of an arm; `values` name its setting and hold no seed, `loss` is NaN without one."""
 
     folder: RunFolder
-    values: Values
+    values: SettingValues
     seed: str
     state: str
     loss: float = math.nan
     flops: float = math.nan
     data: object = ""  # its fingerprint
-    numerics: Values = field(default_factory=dict)
+    numerics: SettingValues = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ def _config(values: Mapping[str, object], folder: RunFolder) -> dict[str, object
     }
 
 
-def _run(config: Values, folder: RunFolder, loss: str) -> ArmRun:
+def _run(config: SettingValues, folder: RunFolder, loss: str) -> ArmRun:
     state = state_of(folder)
     metrics = (folder.metrics() if state == COMPLETE else None) or {}
     numbers = {}
@@ -150,7 +150,7 @@ def _run(config: Values, folder: RunFolder, loss: str) -> ArmRun:
     )
 
 
-def _seed(config: Values) -> str:
+def _seed(config: SettingValues) -> str:
     """`3`, or all three of `1/1/2` where weights and data have seeds of their own."""
     seeds = [config.get(key) for key in SEED_KEYS]
     if len({*seeds} - {None}) < 2:
@@ -174,7 +174,7 @@ def _filters(text: str, tail: str) -> Filters:
     return filters
 
 
-def _has(config: Values, filters: Filters) -> bool:
+def _has(config: SettingValues, filters: Filters) -> bool:
     """What is not known of a run, as it has no folder yet, does not rule it out."""
     return all(
         key not in config or any(_same(config[key], text) for text in texts)
@@ -191,7 +191,7 @@ def _same(value: object, text: str) -> bool:
         return False
 
 
-def _no_match(filters: Filters, configs: Sequence[Values]) -> str:
+def _no_match(filters: Filters, configs: Sequence[SettingValues]) -> str:
     for key, texts in filters.items():
         if not any(_has(config, {key: texts}) for config in configs):
             values = {config[key] for config in configs if key in config}
@@ -201,7 +201,7 @@ def _no_match(filters: Filters, configs: Sequence[Values]) -> str:
 
 
 def _order(value: object) -> tuple[str, object]:
-    """Values of one type by size, whatever stands beside them."""
+    """SettingValues of one type by size, whatever stands beside them."""
     return str(type(value)), 0 if value is None else value
 
 
@@ -237,7 +237,7 @@ class ArmCell:
     """What an arm has to offer at one size: the chosen setting's runs, and the choice."""
 
     runs: Mapping[str, ArmRun]  # seed -> run
-    setting: Values  # of what was tuned
+    setting: SettingValues  # of what was tuned
     lost: Sequence[ArmRun]  # of that setting
     choice: Choice[Setting]
     edges: Sequence[str]  # tuned keys whose best value is their lowest or highest

@@ -56,7 +56,7 @@ LOSSES = ("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte")
 PER_WINDOW, PER_BYTE = LOSSES[0], LOSSES[-1]  # what windows.npy holds; comparable over tokenizers
 FOLLOW = ("n_head", "n_kv_head", "warmup_iters", "lr_decay_iters", "min_lr")  # other keys, mostly
 Runs = Mapping[str, ArmRun]  # seed -> run
-Cells = Mapping[Setting, ArmCell]  # size -> what an arm offers there
+ArmCells = Mapping[Setting, ArmCell]  # size -> what an arm offers there
 
 
 def compare(
@@ -145,7 +145,7 @@ def _check_arms(a: Arm, b: Arm, loss: str) -> None:
         )
 
 
-def _sizes(cells: Cells, keys: Sequence[str]) -> str:
+def _sizes(cells: ArmCells, keys: Sequence[str]) -> str:
     return " or ".join(in_words(dict(zip(keys, size, strict=True))) for size in cells)
 
 
@@ -195,7 +195,7 @@ class Side:
 
     which: str  # A or B
     arm: Arm
-    cells: Cells
+    cells: ArmCells
     counted: Mapping[Setting, Runs]  # of the sizes that both arms have
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nanoscale.checks.comparison import TOKENS, Comparison, LeftOut, SizeComparison, Values
+from nanoscale.checks.comparison import TOKENS, Comparison, LeftOut, SettingValues, SizeComparison
 from nanoscale.checks.paired import MANY_SEEDS, Estimate
 from nanoscale.studies.arms import ArmCell, ArmRun
 
@@ -14,7 +14,7 @@ UNEQUAL = 1.05  # times the other arm's tokens or FLOPs
 BATCH_KEYS = {"batch_size", "gradient_accumulation_steps"}
 
 
-def in_words(setting: Values) -> str:
+def in_words(setting: SettingValues) -> str:
     """`n_embd 64, learning_rate 0.002`, for people."""
     return ", ".join(f"{key} {value_text(key, value)}" for key, value in setting.items())
 
@@ -25,7 +25,7 @@ def value_text(key: str, value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def at(cell: Values, text: str) -> str:
+def at(cell: SettingValues, text: str) -> str:
     """`text` after the size it is of; a cell without keys is all there is."""
     return f"{in_words(cell)}, {text}" if cell else text
 

@@ -33,10 +33,10 @@ from nanoscale.spec.sources import COMMAND_LINE, Source, apply, read_file
 SWEPT_KEYS = {WIDTH: "n_embd", DEPTH: "n_layer"}
 LEAST_SIZES = 3
 STEPS, SEEDS = 10, 3
-Values = Mapping[str, object]
+KeyValues = Mapping[str, object]
 Rows = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
 
-MODEL: Values = {
+MODEL: KeyValues = {
     "dataset": "shakespeare_char",
     "n_layer": 2,
     "n_embd": 64,
@@ -45,7 +45,7 @@ MODEL: Values = {
 # Small LRs: an update's effect is read from the change it makes, not from a blow-up, which at 1e-2
 # differs so much by seed that three of them decide nothing. No clipping, as that depends on the
 # gauge: a rule may move a factor between a weight and its multiplier, and with it the norm.
-PROTOCOL: Values = {
+PROTOCOL: KeyValues = {
     "learning_rate": 2e-4,
     "muon_lr": 1e-2,
     "decay_lr": False,
@@ -77,7 +77,7 @@ def coord_check(
     *,
     widths: Iterable[int] = (),
     depths: Iterable[int] = (),
-    keys: Values | None = None,
+    keys: KeyValues | None = None,
     steps: int = STEPS,
     seeds: int = SEEDS,
     output_root: str | Path = "experiments_out",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoscale.checks.lr_transfer import DRIFT, REGRET, SHIFT, LrColumns, transfer_verdict
-from nanoscale.checks.lr_verdict import SCHEMA, TransferVerdict
+from nanoscale.checks.lr_verdict import TRANSFER_SCHEMA, TransferVerdict
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.results import RESULTS, Study
 from nanoscale.experiments.tables import ARM, STATES, column, number_at, read_table, study_table
@@ -127,7 +127,7 @@ def joint_record(verdicts: Verdicts) -> dict[str, object]:
     records = {name: verdict.to_json() for name, verdict in verdicts.items()}
     if len(records) == 1:
         return next(iter(records.values()))
-    return {"schema": SCHEMA, "check": "transfer", "verdicts": records}
+    return {"schema": TRANSFER_SCHEMA, "check": "transfer", "verdicts": records}
 
 
 # -- settings -----------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nanoscale.checks.coordinate_bands import DEPTH, FIRST, LATER, SIZE, SPREAD, START, WIDTH, Band
+from nanoscale.checks.coordinate_bands import (
+    DEPTH,
+    FIRST,
+    LATER,
+    SIZE,
+    SPREAD,
+    START,
+    WIDTH,
+    SlopeBand,
+)
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict, coordinate_verdict
 from nanoscale.checks.coordinates import (
     FAIL,
@@ -131,7 +140,7 @@ def test_the_interval_is_that_of_a_regression_with_an_intercept_per_seed(seeds):
     ],
 )
 def test_a_verdict_comes_from_the_whole_interval(low, high, verdict):
-    band = Band(WIDTH, SIZE, ("mlp",), START, -0.3, 0.3, "")
+    band = SlopeBand(WIDTH, SIZE, ("mlp",), START, -0.3, 0.3, "")
     judged = Slope((low + high) / 2, low, high)
     assert Finding((SIZE, "mlp"), judged, band).verdict == verdict
 
