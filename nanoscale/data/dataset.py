@@ -118,7 +118,14 @@ def _remedy(name: str, data_root: str) -> str:
 
 
 def open_dataset(name: str, data_root: str = "data") -> Dataset:
-    """Open and check a prepared dataset; everything wrong with its files is a `UserError`."""
+    """Open and check a prepared dataset; everything wrong with its files is a `UserError`.
+
+    >>> import nanoscale as ns
+    >>> data = ns.prepare("synthetic")
+    vocab size: 32...
+    >>> ns.open_dataset("synthetic").vocab_size
+    32
+    """
     folder = dataset_folder(name, data_root)
     files = tuple(_bin_stat(folder / f"{split}.bin") for split in SPLITS)
     fingerprint, largest = _fingerprint(files)

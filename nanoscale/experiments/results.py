@@ -77,6 +77,16 @@ class Study:
 
     `concerns` are the warnings about what was asked; `plan` is run id -> what this call had to do
     for it (see `planning`), empty for a study that was only opened.
+
+    >>> import nanoscale as ns
+    >>> data = ns.prepare("synthetic")
+    vocab size: 32...
+    >>> base = {"dataset": "synthetic", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16}
+    >>> runner = ns.ExperimentRunner()
+    >>> study = runner.run_grid("lrs", base, {"learning_rate": [1e-3, 2e-3]}, dry_run=True)
+    [lrs] ...
+    >>> isinstance(study, ns.Study), len(study), sorted(study.states().items())
+    (True, 2, [('WAITING', 2)])
     """
 
     def __init__(

@@ -71,6 +71,18 @@ class ExperimentRunner:
         memory_limit: bytes a run may take; then it goes on with half the micro-batch.
         budget: of a study: training FLOPs as a number, for its cheapest runs, cached ones too;
             or a time as in "90 min", after which a call starts no run and the last ones save.
+
+    >>> import nanoscale as ns
+    >>> data = ns.prepare("synthetic")
+    vocab size: 32...
+    >>> base = {"dataset": "synthetic", "n_head": 2, "n_embd": 16, "block_size": 16,
+    ...         "batch_size": 4, "gradient_accumulation_steps": 1, "max_iters": 5,
+    ...         "warmup_iters": 0, "eval_interval": 0, "final_eval_tokens": 256}
+    >>> runner = ns.ExperimentRunner(workers=1)
+    >>> study = runner.run_grid("depths", base, {"n_layer": [1, 2]})
+    [depths] ...
+    >>> study.ok, list(study.frame()["n_layer"])
+    (True, [1, 2])
     """
 
     def __init__(

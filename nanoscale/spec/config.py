@@ -67,7 +67,16 @@ class ParametrizationConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Every knob of one run: nanoGPT's keys and defaults, the LLaMA parts, and ours."""
+    """Every knob of one run: nanoGPT's keys and defaults, the LLaMA parts, and ours.
+
+    >>> import nanoscale as ns
+    >>> config = ns.ExperimentConfig(n_layer=2, n_head=2, n_embd=64, use_rope=True)
+    >>> config.head_dim, config.parametrization.mode, config.tokens_per_iter
+    (32, 'SP', 491520)
+
+    Raises:
+        UserError: a value or a combination is impossible, with the remedy.
+    """
 
     # data
     dataset: str = _data(

@@ -47,6 +47,26 @@ def run_study(
     `how` it runs: the arguments of `ExperimentRunner` (workers, budget, backend, ...), before those
     of the file's [run].
 
+    >>> import nanoscale as ns
+    >>> data = ns.prepare("synthetic")
+    vocab size: 32...
+    >>> text = '''
+    ... [study]
+    ... recipe = "grid"
+    ... [base]
+    ... dataset = "synthetic"
+    ... n_layer = 1
+    ... n_head = 2
+    ... n_embd = 16
+    ... [grid]
+    ... learning_rate = [1e-3, 2e-3]
+    ... '''
+    >>> written = Path("lrs.toml").write_text(text)
+    >>> study = ns.run_study("lrs.toml", dry_run=True)
+    [lrs] ...
+    >>> len(study)
+    2
+
     Raises:
         UserError: the file, a key, a value or the data; nothing was started or written.
     """

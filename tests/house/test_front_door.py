@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import re
+import sys
 
 import pytest
 from tiny import PACKAGE, run_python
@@ -75,9 +76,10 @@ def test_the_example_of_a_name_runs(name, tmp_path, monkeypatch):
     if name == "UserError":
         assert text
         return
-    assert any(re.search(rf"\b{name}\b", example.source) for example in examples), text
+    assert any(re.search(rf"\b{value.__name__}\b", example.source) for example in examples), text
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    test = doctest.DocTest(examples, {"ns": ns}, name, None, None, text)
+    scope = dict(vars(sys.modules[value.__module__])) | {"ns": ns}
+    test = doctest.DocTest(examples, scope, name, None, None, text)
     runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
     lines: list[str] = []
     runner.run(test, out=lines.append)
