@@ -113,7 +113,9 @@ def wrap(model: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The placed model, its gradients averaged over ranks."""
     if ranks.world == 1 or ranks.sharded:  # a sharded model averages by itself
         return model
-    ids = [device.index] if device.type == "cuda" else None
+    ids = None
+    if device.type == "cuda":
+        ids = [device.index]
     return DistributedDataParallel(model, device_ids=ids)
 
 

@@ -138,9 +138,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, ops: Ops) -> Tensor:
         if self.swiglu:
-            hidden = ops.swiglu(*ops.linear(x, self.c_gate, self.c_up))  # (B, T, width)
+            gate, up = ops.linear(x, self.c_gate, self.c_up)  # (B, T, width) each
+            hidden = ops.swiglu(gate, up)
         else:
-            hidden = ops.gelu(*ops.linear(x, self.c_fc))
+            (hidden,) = ops.linear(x, self.c_fc)
+            hidden = ops.gelu(hidden)
         return ops.linear(hidden, self.c_proj)[0]  # (B, T, d)
 
 

@@ -113,7 +113,8 @@ class Optimizers:
             for key, value in values.items():
                 # torch's AdamW on MPS, which is not fused, counts its steps on the CPU
                 on_cpu = key == "step" and p.device.type == "mps"
-                loaded[key] = held_as(value.to("cpu" if on_cpu else p.device, copy=True), p)
+                device = torch.device("cpu") if on_cpu else p.device
+                loaded[key] = held_as(value.to(device, copy=True), p)
             owner[p].state[p] = loaded
 
 

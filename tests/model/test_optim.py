@@ -224,3 +224,46 @@ def test_zero_grad_leaves_no_gradient():
     gradients(model, 0)
     optimizers.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+# --- one step ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_unscales_clips_steps_and_clears(optimizer):
+    """As its four parts by hand, from gradients of a loss that was scaled."""
+    config = tiny_config(optimizer=optimizer)
+    ours, theirs = GPT(config), GPT(config)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for model in (ours, theirs):
+        scaler.scale(model(*batch(0))[1]).backward()
+    expected = [p.grad / 1024.0 for p in theirs.parameters()]
+    for p, g in zip(theirs.parameters(), expected, strict=True):
+        p.grad = g.clone()
+    norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+    assert norm > 0.5  # so clipping has something to do
+    for part in Optimizers(theirs, theirs.rules).parts:
+        part.step()
+
+    seen: list[Tensor] = []
+    optimizers = Optimizers(ours, ours.rules)
+    found = optimizers.step(
+        scaler, 0.5, lambda: seen.extend(p.grad.clone() for p in ours.parameters())
+    )
+    assert float(found) == pytest.approx(float(norm))
+    torch.testing.assert_close(seen, expected)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+        assert p.grad is None
+
+
+def test_a_step_whose_gradients_overflowed_changes_nothing():
+    config = tiny_config()
+    model = GPT(config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(model(*batch(0))[1]).backward()
+    model.head.weight.grad[0, 0] = math.inf
+    Optimizers(model, model.rules).step(scaler, 0.0)
+    assert scaler.get_scale() == 512.0
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
