@@ -92,12 +92,19 @@ def program(context: click.Context) -> int:
 def dispatch(arguments: Sequence[str]) -> int:
     if list(arguments[:1]) == ["help"]:
         arguments = ["--help", *arguments[1:]]
+    streams = (sys.stdout, sys.stderr)
     try:
         code = program.main(list(arguments), prog_name="nanoscale", standalone_mode=False)
     except click.UsageError as error:
         raise UserError(f"{error.format_message().rstrip('.')}; see nanoscale --help") from error
     except click.Abort:
         raise KeyboardInterrupt from None
+    except SystemExit:
+        if sys.stdout is streams[0]:
+            raise
+        # click wraps both when a reader goes away, and exits with 1; to us that is no error
+        sys.stdout, sys.stderr = streams
+        raise BrokenPipeError from None
     return code or DONE
 
 
