@@ -134,6 +134,14 @@ def fit_law(
     no intervals with 0 resamples. weights: (R, n) counts of your own in place of drawn ones, for
     the points that are kept, in their order. Raises `UserError` for input that no law can be
     fitted to.
+
+    >>> import nanoscale as ns
+    >>> N = [1e6, 2e6, 4e6, 8e6] * 3
+    >>> D = [1e8] * 4 + [2e8] * 4 + [8e8] * 4
+    >>> losses = [1.7 + 400 / n**0.34 + 410 / d**0.28 for n, d in zip(N, D)]
+    >>> fit = ns.fit_law({"N": N, "D": D}, losses, resamples=0)
+    >>> fit.status, round(fit.exponents["a"], 3)
+    ('converged', 0.452)
     """
     form, rule = law_of(law), Objective.of(objective, delta)
     loss = numbers(loss, "loss")

@@ -171,6 +171,12 @@ def register(name: str, scheme: Scheme) -> None:
         from nanoscale.spec.parametrization import MUP, Power, register
         register("muP-sqrt", replace(MUP, logits=Power(m_N=-0.5)))
 
+    >>> import nanoscale as ns
+    >>> from nanoscale.spec.parametrization import SCHEMES
+    >>> ns.register_scheme("mine", replace(MUP, logits=Power(m_N=-0.5)))
+    >>> SCHEMES.pop("mine").logits.m_N
+    -0.5
+
     Raises:
         UserError: the name is taken or no plain word, or a role has no row.
     """
