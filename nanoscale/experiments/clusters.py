@@ -6,6 +6,7 @@ and either may die: leases say who trains what, and the next call goes on from t
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -13,13 +14,15 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from nanoscale.errors import INTERRUPTED, UserError, did_you_mean, disk_errors, one_of
-from nanoscale.experiments import backends, machine
-from nanoscale.experiments.backends import GRACE_SECONDS, Backend, Exit, Worker, worker_environment
+from nanoscale.errors import INTERRUPTED, UserError, disk_errors
+from nanoscale.experiments import machine
 from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.worker import GRACE_SECONDS, Exit, Worker, worker_environment
 from nanoscale.store.files import write_text
 from nanoscale.store.folder import LOG
 
@@ -37,42 +40,52 @@ class Ray:
     local = False
 
     def __init__(self, worker: Worker | None = None, address: str | None = None) -> None:
-        self._worker, self._address = worker or Worker(), address
-        self._running: dict[Any, Path] = {}
-        self._ours = False
+        self._worker = worker or Worker()
+        self._address = address
+        self._needs: dict[str, int] = {}  # of every task
+        self._running: dict[Any, Path] = {}  # by Ray's reference to the task
+        self._ours = False  # whether we have begun the session, and so end it
 
     def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
         """As many as the cluster's GPUs, or its CPUs over `threads`."""
         have = self._ray().cluster_resources()
-        gpu = device.startswith("cuda") or (device == "auto" and have.get("GPU", 0) > 0)
-        self._needs = {"num_gpus": 1} if gpu else {"num_cpus": threads or 1}
-        count = int(have.get("GPU", 0) if gpu else have.get("CPU", 1) // (threads or 1))
-        env = {} if gpu else machine.thread_environment(threads or 1)
-        return [Slot(env)] * (workers or max(1, count))
+        if device.startswith("cuda") or (device == "auto" and have.get("GPU", 0) > 0):
+            self._needs = {"num_gpus": 1}
+            slot = Slot({})
+            count = int(have.get("GPU", 0))
+        else:
+            each = threads or 1
+            self._needs = {"num_cpus": each}
+            slot = Slot(machine.thread_environment(each))
+            count = int(have.get("CPU", 1) // each)
+        return [slot] * (workers or max(1, count))
 
     def start(self, folder: Path, slot: Slot) -> None:
-        ray = self._ray()
-        task = ray.remote(run_in_task).options(max_retries=0, **self._needs)
-        env = {**slot.env, "PYTHONPATH": worker_environment(slot)["PYTHONPATH"]}
-        self._running[task.remote(list(self._worker.command), str(folder), env)] = folder
+        task = self._ray().remote(run_in_task).options(max_retries=0, **self._needs)
+        reference = task.remote(list(self._worker.command), str(folder), environment_of(slot))
+        self._running[reference] = folder
 
     def poll(self, timeout: float) -> list[Exit]:
         if not self._running:
             time.sleep(timeout)
             return []
         ray = self._ray()
-        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
-        more, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        gone = [Exit(self._running.pop(ref), self._code(ref)) for ref in {*ready, *more}]
-        for one in gone:
-            (one.folder / ASKED).unlink(missing_ok=True)  # asked for when it had just ended
-        return gone
+        tasks = list(self._running)
+        first, _ = ray.wait(tasks, num_returns=1, timeout=timeout)
+        others, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+
+        exits = []
+        for reference in {*first, *others}:
+            folder = self._running.pop(reference)
+            exits.append(Exit(folder, self._code(reference)))
+            (folder / ASKED).unlink(missing_ok=True)  # asked for when it had just ended
+        return exits
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
-        for ref, folder in self._running.items():
+        for reference, folder in self._running.items():
             if folders is None or folder in folders:
                 write_text(folder / ASKED, "kill" if kill else "save")
-                self._ray().cancel(ref)  # one that waits for its turn
+                self._ray().cancel(reference)  # one that waits for its turn
 
     def close(self) -> None:
         if self._ours:
@@ -80,37 +93,45 @@ class Ray:
         self._ours = False
         self._running.clear()
 
-    def _code(self, ref: Any) -> int | None:
+    def _code(self, reference: object) -> int | None:
         """A task's exit code; 130 if it was cancelled, None if it or its host was lost."""
         ray = self._ray()
         try:
-            return ray.get(ref)
+            code: int = ray.get(reference)
+            return code
         except ray.exceptions.TaskCancelledError:
             return INTERRUPTED
         except ray.exceptions.RayError:
             return None
 
-    def _ray(self) -> Any:
+    def _ray(self) -> ModuleType:
+        """The package, connected to the cluster."""
         try:
-            import ray
+            ray = importlib.import_module("ray")
         except ImportError:
             raise UserError("backend='ray' needs ray: pip install 'nanoscale[ray]'") from None
-        if not ray.is_initialized():
-            address = self._address or os.environ.get("RAY_ADDRESS")
-            size = {} if address else {"num_cpus": len(machine.cores()), "include_dashboard": False}
-            paths = worker_environment(Slot({}))["PYTHONPATH"]
-            try:
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level="error",
-                    runtime_env={"env_vars": {"PYTHONPATH": paths}},
-                    **size,
-                )
-            except (ConnectionError, RuntimeError) as e:
-                raise UserError(f"backend='ray': no cluster at {address}: {e}") from e
-            self._ours = True
+        if ray.is_initialized():
+            return ray
+
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        size = {} if address else {"num_cpus": len(machine.cores()), "include_dashboard": False}
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level="error",
+                runtime_env={"env_vars": environment_of(Slot({}))},
+                **size,
+            )
+        except (ConnectionError, RuntimeError) as e:
+            raise UserError(f"backend='ray': no cluster at {address}: {e}") from e
+        self._ours = True
         return ray
+
+
+def environment_of(slot: Slot) -> dict[str, str]:
+    """What a run elsewhere needs of our environment, beside its slot's."""
+    return {**slot.env, "PYTHONPATH": worker_environment(slot)["PYTHONPATH"]}
 
 
 def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
@@ -178,12 +199,24 @@ ENDED_STATES = (
 SEEN_SECONDS = 2.0  # between two looks at the queue
 
 
+@dataclass(frozen=True)
+class ArrayTask:
+    """One task of a job array."""
+
+    job: str  # Slurm's number of the array
+    array: str  # our name of it, which its files have
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.job}_{self.number}"
+
+
 class Slurm:
     """Runs as tasks of Slurm job arrays: what is started together is submitted together.
 
     A preempted run saves, is queued again by Slurm and goes on (a step, of srun, hears of that; a
     batch script alone does not). One whose time is up saves, and is submitted again. `options` are
-    sbatch's, as in {"partition": "gpu", "gres": "gpu:1"}.
+    sbatch's, as in {"partition": "gpu", "gres": "gpu:1"}; scripts and exit codes lie in `home`.
     """
 
     local = False
@@ -195,18 +228,22 @@ class Slurm:
         home: str | Path = "experiments_out/slurm",
         most: int = 64,
     ) -> None:
-        self._worker, self._options = worker or Worker(), dict(options or {})
-        self._home, self._most = Path(home).absolute(), most
-        self._new: list[tuple[Path, Slot]] = []
-        self._running: dict[tuple[str, str, int], Path] = {}  # (job id, array's name, task)
+        self._worker = worker or Worker()
+        self._options = dict(options or {})
+        self._home = Path(home).absolute()
+        self._most = most  # tasks at once, unless the study says how many
+        self._new: list[tuple[Path, Slot]] = []  # started, not yet submitted
+        self._running: dict[ArrayTask, Path] = {}
         self._seen = 0.0
 
     def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
         """`workers` runs at once, queued or running; the cluster decides how many really run."""
-        if threads and not {"cpus-per-task", "c"} & set(self._options):
-            self._options["cpus-per-task"] = str(threads)
-        env = {} if threads is None else machine.thread_environment(threads)
-        return [Slot(env)] * (workers or self._most)
+        slot = Slot({})
+        if threads:
+            slot = Slot(machine.thread_environment(threads))
+            if not {"cpus-per-task", "c"} & set(self._options):
+                self._options["cpus-per-task"] = str(threads)
+        return [slot] * (workers or self._most)
 
     def start(self, folder: Path, slot: Slot) -> None:
         self._new.append((folder, slot))
@@ -217,24 +254,22 @@ class Slurm:
         if time.monotonic() - self._seen < SEEN_SECONDS:
             return []
         self._seen = time.monotonic()
-        queued = self._queue()
-        gone = [key for key in self._running if (key[0], key[2]) not in queued]
-        return [Exit(self._running.pop(key), self._code(key)) for key in gone]
+
+        alive = self._alive()
+        gone = [task for task in self._running if str(task) not in alive]
+        return [Exit(self._running.pop(task), self._code(task)) for task in gone]
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
-        self._new = [one for one in self._new if folders is not None and one[0] not in folders]
-        chosen = [
-            f"{job}_{task}"
-            for (job, _, task), folder in self._running.items()
-            if folders is None or folder in folders
-        ]
-        if chosen:  # the batch shell passes TERM on; one that waits in the queue is only cancelled
-            command(
-                "scancel",
-                *(["--signal=KILL", "--full"] if kill else ["--signal=TERM", "--batch"]),
-                *chosen,
-            )
-            command("scancel", "--state=PENDING", *chosen)
+        if folders is None:
+            folders = [*self._running.values(), *(folder for folder, _ in self._new)]
+        self._new = [(folder, slot) for folder, slot in self._new if folder not in folders]
+        chosen = [str(task) for task, folder in self._running.items() if folder in folders]
+        if not chosen:
+            return
+        # the batch shell passes TERM on; one that waits in the queue is only cancelled
+        how = ["--signal=KILL", "--full"] if kill else ["--signal=TERM", "--batch"]
+        command("scancel", *how, *chosen)
+        command("scancel", "--state=PENDING", *chosen)
 
     def close(self) -> None:
         self.stop(kill=True)
@@ -243,22 +278,24 @@ class Slurm:
 
     def _submit(self) -> None:
         """One array of all that was started since the last look."""
-        if not self._new:
-            return
         started, self._new = self._new, []
+        if not started:
+            return
         name = f"nanoscale-{uuid.uuid4().hex[:12]}"
         with disk_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
         write_text(self._home / f"{name}.folders", "".join(f"{f}\n" for f, _ in started))
         script = self._home / f"{name}.sh"
         write_text(script, self.script(name, len(started), started[0][1]))
+
         job = command("sbatch", "--parsable", str(script)).split(";")[0].strip()
-        for task, (folder, _) in enumerate(started):
-            self._running[job, name, task] = folder
+        for number, (folder, _) in enumerate(started):
+            self._running[ArrayTask(job, name, number)] = folder
 
     def script(self, name: str, tasks: int, slot: Slot) -> str:
         """What sbatch is given."""
-        env = {**slot.env, "PYTHONPATH": worker_environment(slot)["PYTHONPATH"]}
+        exports = [f"export {key}={shlex.quote(v)}" for key, v in environment_of(slot).items()]
+        options = [f"#SBATCH --{key}={value}" for key, value in self._options.items()]
         return JOB.format(
             last=tasks - 1,
             grace=int(GRACE_SECONDS + 30),
@@ -266,36 +303,42 @@ class Slurm:
             name=name,
             log=LOG,
             command=shlex.join(self._worker.command),
-            options="\n".join(f"#SBATCH --{key}={value}" for key, value in self._options.items()),
-            exports="\n".join(f"export {key}={shlex.quote(v)}" for key, v in env.items()),
+            options="\n".join(options),
+            exports="\n".join(exports),
         )
 
-    def _queue(self) -> set[tuple[str, int]]:
-        """(job id, task) of every task of ours that waits or runs."""
-        jobs = ",".join({key[0] for key in self._running})
+    def _alive(self) -> set[str]:
+        """Every task of ours that waits or runs, as `JOB_TASK`."""
+        jobs = {task.job for task in self._running}
         if not jobs:
             return set()
         try:
-            lines = command(
+            table = command(
                 "squeue",
                 "--noheader",
                 "--array",
                 "--states=all",
                 "--format=%F %K %T",
-                f"--jobs={jobs}",
-            ).splitlines()
+                f"--jobs={','.join(jobs)}",
+            )
         except UserError as e:
             if "Invalid job id" in str(e):  # all gone from Slurm's memory
                 return set()
             print(f"warning: {e}", file=sys.stderr)  # never infer an end from a missed look
-            return {(key[0], key[2]) for key in self._running}
-        rows = [line.split() for line in lines if line.strip()]
-        return {(row[0], int(row[1])) for row in rows if row[2] not in ENDED_STATES}
+            return {str(task) for task in self._running}
 
-    def _code(self, key: tuple[str, str, int]) -> int | None:
+        alive = set()
+        for line in table.splitlines():
+            if line.strip():
+                job, number, state = line.split()[:3]
+                if state not in ENDED_STATES:
+                    alive.add(f"{job}_{number}")
+        return alive
+
+    def _code(self, task: ArrayTask) -> int | None:
         """The exit code that the job wrote down; None if it could not any more."""
         try:
-            code = int((self._home / f"{key[1]}.{key[2]}.exit").read_text())
+            code = int((self._home / f"{task.array}.{task.number}.exit").read_text())
         except (OSError, ValueError):
             return None
         return 128 - code if code > INTERRUPTED else code  # 128 + n: killed by signal n
@@ -312,24 +355,6 @@ def command(*words: str) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{words[0]} did not answer within two minutes") from None
     if done.returncode:
-        raise UserError(f"{words[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        reason = done.stderr.strip() or f"exit code {done.returncode}"
+        raise UserError(f"{words[0]}: {reason}")
     return done.stdout
-
-
-# -- by name --------------------------------------------------------------------------------------
-def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, str]) -> Backend:
-    """The backend of that name: local, subprocess, ray or slurm.
-
-    `options`: sbatch's for slurm; address for ray.
-    """
-    if not isinstance(name, str):
-        return name
-    makers = {
-        "local": backends.local_backend,
-        "subprocess": backends.Subprocess,
-        "ray": lambda: Ray(address=options.get("address")),
-        "slurm": lambda: Slurm(options=options, home=output_root / "slurm"),
-    }
-    if name not in makers:
-        raise UserError(f"backend={name!r}: choose {one_of(makers)}{did_you_mean(name, makers)}")
-    return makers[name]()

@@ -51,6 +51,7 @@ def settle(
                 return None
             if code == INTERRUPTED and verdict is None:  # saved, or another process had it first
                 return None
+
             failure = verdict or failure_of(folder, code, starved)
             folder.set_status(state=FAILED, kind=failure.kind, reason=failure.reason)
             return failure
@@ -63,34 +64,44 @@ def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
     if code is None:
         return Failure(CRASH, "its process was lost with what had started it")
     if code < 0:
-        name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
-        if name == "SIGKILL" and starved:
+        if code == -signal.SIGKILL and starved:
             return Failure(MEMORY, "its process was killed as the machine was out of memory")
-        return Failure(CRASH, f"its process was killed by {name}")
-    told = folder.status().get("reason")
+        return Failure(CRASH, f"its process was killed by {signal_name(-code)}")
+
+    reason = folder.status().get("reason")
     last = log_tail(folder, 1)
-    reason = told or (
-        last[0].removeprefix("error: ") if last else f"its process left with exit code {code}"
-    )
+    if not reason and last:
+        reason = last[0].removeprefix("error: ")
+    elif not reason:
+        reason = f"its process left with exit code {code}"
     if code == BAD_INPUT:
         return Failure(REFUSED, reason.partition("UserError: ")[2] or reason)
     return Failure(MEMORY if OUT_OF_MEMORY.search(reason) else CRASH, reason)
 
 
-def try_again(folder: RunFolder, failure: Failure, tries: int, retries: int) -> str | None:
-    """Prepare another try of a failed run and say how; None if that would be of no use.
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
-    `tries` counts those that were made.
+
+def try_again(folder: RunFolder, failure: Failure, tries: int, retries: int) -> str:
+    """Prepare another try of a failed run and say how; "" if that would be of no use.
+
+    A crash has `retries` more tries, of which `tries` count the first and those since; memory that
+    did not suffice has one for every half of the micro-batch; a refusal and a run out of time have
+    none.
     """
     if failure.kind in (REFUSED, TIME):
-        return None
+        return ""
     try:
         with folder.take():
+            how = ""
             if failure.kind == MEMORY:
-                size = halve_micro_batch(folder)
-                how = size and f"again with micro_batch_size={size}, which changes no result"
-            else:
-                how = f"try {tries + 1} of {retries + 1}" if tries <= retries else None
+                how = halve_micro_batch(folder)
+            elif tries <= retries:
+                how = f"try {tries + 1} of {retries + 1}"
             if how:
                 folder.set_status(state=WAITING, kind=None, reason=None)
             return how
@@ -98,15 +109,16 @@ def try_again(folder: RunFolder, failure: Failure, tries: int, retries: int) -> 
         return "another process has it by now"
 
 
-def halve_micro_batch(folder: RunFolder) -> int | None:
-    """Halve a run's micro-batch, which is no part of its identity; None if it is one sequence."""
+def halve_micro_batch(folder: RunFolder) -> str:
+    """Halve a run's micro-batch, no part of its identity, and say so; "" if it is one sequence."""
     spec = folder.spec()
     size = spec.config.micro_batch_size or spec.config.batch_size
     if size == 1:
-        return None
-    spec = replace(spec, config=replace(spec.config, micro_batch_size=(size + 1) // 2))
+        return ""
+    half = (size + 1) // 2
+    spec = replace(spec, config=replace(spec.config, micro_batch_size=half))
     write_json(folder / CONFIG, spec.to_json())
-    return (size + 1) // 2
+    return f"again with micro_batch_size={half}, which changes no result"
 
 
 def log_tail(folder: RunFolder, lines: int) -> list[str]:

@@ -1,7 +1,7 @@
 """A process that imports torch once and forks a child per run: 40 times cheaper than a new Python.
 
 It is started by name, never through `multiprocessing`, so a script without a main guard, one read
-from standard input and a notebook can all have it. It speaks JSON lines: `{"start": folder, ...}`
+from standard input and a notebook can all have it. It speaks JSON lines: `{"start": a RunRequest}`
 and `{"stop": "save" | "kill"}` come in, `{"exit": folder, "code": n}` goes out. When its input
 closes (its user is gone, by SIGKILL too) it asks the children to save, waits, and leaves.
 
@@ -22,33 +22,44 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import NoReturn
 
 from nanoscale.errors import DONE, FAILED, exit_code_of
-from nanoscale.store.folder import LOG
+from nanoscale.experiments.worker import GRACE_SECONDS, RunRequest
 
-GRACE_SECONDS = 60.0  # between asking a child to save and killing it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 STDIN, STDOUT, STDERR = 0, 1, 2
 MOST_RUNS = 32  # of one child: what compiled code holds on to is given back then
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
 
 
+@dataclass
+class Child:
+    """A process of ours, and the run that it has."""
+
+    pid: int
+    folder: str | None  # None: it waits for another run
+    shape: str = ""
+    requests: int | None = None  # where a child that stays hears of its next run
+    runs: int = 1
+
+
 class Server:
-    """The running children, and the pipes to whoever started us."""
+    """The children, and the pipes to whoever started us."""
 
     def __init__(self, entry: str, fork: bool, output: int) -> None:
-        self.entry, self.fork, self.output = entry, fork, output
-        self.pids: set[int] = set()  # of every child
-        self.children: dict[int, str] = {}  # pid -> the folder that it runs
-        self.staying: dict[int, Staying] = {}  # pid -> a child that may take another run
-        self.heard, self.tell = os.pipe()  # on which those say that a run has ended
+        self.entry = entry
+        self.fork = fork
+        self.output = output
+        self.children: dict[int, Child] = {}  # by pid
         self.kill_at: float | None = None
         self.asked_to_leave = self.leaving = False
         self.unread = b""
+        self.heard, self.tell = os.pipe()  # on which children that stay say that a run has ended
         # a signal writes a byte here, which wakes select: no polling, no thread to fork with
         self.wake, self.alarm = os.pipe()
         for end in (self.wake, self.alarm, self.heard):
@@ -60,12 +71,16 @@ class Server:
 
     def serve(self) -> None:
         """Obey until the input closes or SIGTERM comes; then wait for the children."""
-        while self.pids or not self.leaving:
-            for one in self.idle() if self.leaving else []:
-                self.dismiss(one)
+        while self.children or not self.leaving:
+            inputs = [self.wake, self.heard]
+            if self.leaving:
+                for child in self.idle():
+                    self.dismiss(child)
+            else:
+                inputs.append(STDIN)
             wait = None if self.kill_at is None else max(0.0, self.kill_at - time.monotonic())
-            inputs = [self.wake, self.heard] + ([] if self.leaving else [STDIN])
             ready = select.select(inputs, [], [], wait)[0]
+
             with suppress(BlockingIOError):
                 os.read(self.wake, 4096)
             self.hear()
@@ -73,7 +88,8 @@ class Server:
             if STDIN in ready:
                 self.read()
             if self.asked_to_leave and not self.leaving:
-                self.leave()
+                self.leaving = True
+                self.stop("save")
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
                 self.stop("kill")
 
@@ -83,97 +99,105 @@ class Server:
         if not data:
             self.ask_to_leave()
         *lines, self.unread = (self.unread + data).split(b"\n")
-        for message in map(json.loads, lines):
+        for line in lines:
+            message = json.loads(line)
             if "stop" in message:
                 self.stop(message["stop"], message["folders"])
             else:
-                self.start(message)
+                self.start(RunRequest(**message["start"]))
 
-    def start(self, message: Mapping[str, Any]) -> None:
-        """Give the run a process of its own."""
+    def ask_to_leave(self, *_: object) -> None:
+        self.asked_to_leave = True  # no more: a signal may come in the middle of a fork
+
+    # -- runs -----------------------------------------------------------------------------------
+    def start(self, request: RunRequest) -> None:
+        """Give the run a process of its own, or one that has waited for another of its shape."""
         try:
-            pid = self.handed(message)
-            if pid is None:
-                pid = self.forked(message) if self.fork else spawned(message)
+            if not self.hand_over(request):
+                child = self.forked(request) if self.fork else spawned(request)
+                self.children[child.pid] = child
         except OSError as e:
-            with suppress(OSError), open(log_of(message), "a") as log:
+            with suppress(OSError), open(request.log, "a") as log:
                 log.write(f"no process could be started for this run: {e}\n")
-            self.report(message["start"], FAILED)
-        else:
-            self.pids.add(pid)
-            self.children[pid] = message["start"]
+            self.report(request.folder, FAILED)
 
-    def handed(self, message: Mapping[str, Any]) -> int | None:
-        """The pid of an idle child that takes the run; None: none of its shape is there.
+    def hand_over(self, request: RunRequest) -> bool:
+        """Whether an idle child takes the run.
 
-        Its slot is free, so for the new child that it needs one of another shape has to go.
+        The run's slot is free, so for a new child one of another shape has to go.
         """
         idle = self.idle()
-        for one in idle:
-            if one.shape == message["shape"] and one.runs < MOST_RUNS:
-                one.runs += 1
-                with suppress(BrokenPipeError):  # it is gone; the next or a new one takes the run
-                    os.write(one.requests, json.dumps(message).encode() + b"\n")
-                    return one.pid
-        for one in idle[:1]:
-            self.dismiss(one)
-        return None
+        for child in idle:
+            if child.requests is None or child.shape != request.shape or child.runs >= MOST_RUNS:
+                continue
+            child.runs += 1
+            with suppress(BrokenPipeError):  # it is gone; the next or a new one takes the run
+                write_line(child.requests, vars(request))
+                child.folder = request.folder
+                return True
+        for child in idle[:1]:
+            self.dismiss(child)
+        return False
 
-    def idle(self) -> list[Staying]:
+    def idle(self) -> list[Child]:
         """The children that wait for a run."""
-        return [one for pid, one in self.staying.items() if pid not in self.children]
+        waiting = (child for child in self.children.values() if child.folder is None)
+        return [child for child in waiting if child.requests is not None]
 
-    def dismiss(self, one: Staying) -> None:
-        """Let an idle child leave: its requests end."""
-        os.close(one.requests)
-        del self.staying[one.pid]
+    def dismiss(self, child: Child) -> None:
+        """Let a child that stays leave: its requests end."""
+        if child.requests is not None:
+            os.close(child.requests)
+        child.requests = None
+
+    def forked(self, request: RunRequest) -> Child:
+        """A fork that runs the entry and never returns here."""
+        server = os.getpid()
+        theirs, ours = os.pipe() if request.shape else (None, None)
+        # blocked until the child has its own handlers: a SIGTERM between must stop it, not us
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                pipes = [child.requests for child in self.children.values()]
+                for end in (self.output, self.wake, self.alarm, self.heard, ours, *pipes):
+                    if end is not None:
+                        os.close(end)
+                run_child(self.entry, request, server, theirs, self.tell)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+        if theirs is not None:
+            os.close(theirs)
+        return Child(pid, request.folder, request.shape, ours)
 
     def hear(self) -> None:
         """Children that stay report their runs."""
         with suppress(BlockingIOError):  # nothing was said
             for line in os.read(self.heard, 1 << 16).splitlines():
                 message = json.loads(line)
-                self.report(self.children.pop(message["pid"]), message["code"])
-
-    def forked(self, message: Mapping[str, Any]) -> int:
-        """The pid of a fork that runs the entry and never returns here."""
-        server = os.getpid()
-        theirs, ours = os.pipe() if message["shape"] else (None, None)
-        # blocked until the child has its own handlers: a SIGTERM between must stop it, not us
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                others = [one.requests for one in self.staying.values()]
-                for inherited in filter(
-                    None, (self.output, self.wake, self.alarm, self.heard, ours, *others)
-                ):
-                    os.close(inherited)
-                run_child(self.entry, message, server, theirs, self.tell)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-        if message["shape"]:
-            os.close(theirs)
-            self.staying[pid] = Staying(pid, message["shape"], ours)
-        return pid
+                self.ended(self.children[message["pid"]], message["code"])
 
     def reap(self) -> None:
         """Report the children that have ended."""
-        for pid in list(self.pids):
-            gone, status = os.waitpid(pid, os.WNOHANG)
+        for child in list(self.children.values()):
+            gone, status = os.waitpid(child.pid, os.WNOHANG)
             if gone:
                 self.hear()  # what it said before it went
-                self.pids.remove(pid)
-                if pid in self.staying:
-                    self.dismiss(self.staying[pid])
-                if pid in self.children:
-                    self.report(self.children.pop(pid), os.waitstatus_to_exitcode(status))
-        if not self.children:
+                del self.children[child.pid]
+                self.dismiss(child)
+                self.ended(child, os.waitstatus_to_exitcode(status))
+        if all(child.folder is None for child in self.children.values()):
             self.kill_at = None
+
+    def ended(self, child: Child, code: int) -> None:
+        """The run of a child, if it has one, has ended."""
+        if child.folder is not None:
+            self.report(child.folder, code)
+        child.folder = None
 
     def report(self, folder: str, code: int) -> None:
         with suppress(BrokenPipeError):  # our user is gone; the run folder says it all
-            os.write(self.output, json.dumps({"exit": folder, "code": code}).encode() + b"\n")
+            write_line(self.output, {"exit": folder, "code": code})
 
     def stop(self, how: str, folders: Sequence[str] | None = None) -> None:
         """Ask children to save and leave; or kill them, with all that they started.
@@ -183,62 +207,31 @@ class Server:
         kill = how == "kill"
         if folders is None:
             self.kill_at = None if kill else time.monotonic() + GRACE_SECONDS
-        chosen = [
-            pid for pid, folder in self.children.items() if folders is None or folder in folders
-        ]
-        for pid in chosen:
+        for child in self.children.values():
+            if child.folder is None or (folders is not None and child.folder not in folders):
+                continue
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if kill else signal.SIGTERM)
+                os.kill(child.pid, signal.SIGKILL if kill else signal.SIGTERM)
             if kill:
                 with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                    os.killpg(child.pid, signal.SIGKILL)
 
-    def ask_to_leave(self, *_: Any) -> None:
-        self.asked_to_leave = True  # no more: a signal may come in the middle of a fork
 
-    def leave(self) -> None:
-        """Take no more runs; let the children save."""
-        self.leaving = True
-        self.stop("save")
+def write_line(pipe: int, message: object) -> None:
+    os.write(pipe, json.dumps(message).encode() + b"\n")
 
 
 # -- children -----------------------------------------------------------------------------------
-@dataclass
-class Staying:
-    """A child that stays for further runs of one shape: where it reads of them."""
-
-    pid: int
-    shape: str
-    requests: int
-    runs: int = 1
-
-
 def run_child(
-    entry: str, message: Mapping[str, Any], server: int, requests: int | None, tell: int
+    entry: str, request: RunRequest, server: int, requests: int | None, tell: int
 ) -> NoReturn:
-    """In a fresh fork: become the run's process, run, and exit with the entry's code.
-
-    With `requests`, a run that has its result is told of instead, and the next one read.
-    """
-    module, function = entry.split(":")
-    code, next_requests = FAILED, requests and os.fdopen(requests)
+    """In a fresh fork: become the run's process, run, and exit with the entry's code."""
+    code = FAILED
     try:
-        while True:
-            become_worker(message, server)
-            main = getattr(importlib.import_module(module), function)
-            code = FAILED  # of what raises
-            code = exit_code_of(lambda main=main, message=message: main(["run", message["start"]]))
-            if requests is None or code not in (DONE, FAILED):
-                break
-            sys.stdout.flush()
-            gc.collect()  # models hold cycles, and the next one needs the room
-            os.write(tell, json.dumps({"pid": os.getpid(), "code": code}).encode() + b"\n")
-            code, line = DONE, next_requests.readline()
-            if not line:
-                break
-            message = json.loads(line)
+        code = run_in_turn(entry, request, server, requests, tell)
     except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else FAILED
+        if isinstance(e.code, int):
+            code = e.code
     except BaseException:
         traceback.print_exc()
     finally:
@@ -248,7 +241,32 @@ def run_child(
         os._exit(code)
 
 
-def become_worker(message: Mapping[str, Any], server: int) -> None:
+def run_in_turn(
+    entry: str, request: RunRequest, server: int, requests: int | None, tell: int
+) -> int:
+    """The exit code of a run; with `requests`, of the last of those that come after it.
+
+    Then each run that has its result is told of, and the next one read.
+    """
+    module, function = entry.split(":")
+    following = None if requests is None else os.fdopen(requests)
+    while True:
+        become_worker(request, server)
+        main = getattr(importlib.import_module(module), function)
+        code = exit_code_of(partial(main, ["run", request.folder]))
+        if following is None or code not in (DONE, FAILED):
+            return code
+
+        sys.stdout.flush()
+        gc.collect()  # models hold cycles, and the next one needs the room
+        write_line(tell, {"pid": os.getpid(), "code": code})
+        line = following.readline()
+        if not line:
+            return DONE
+        request = RunRequest(**json.loads(line))
+
+
+def become_worker(request: RunRequest, server: int) -> None:
     """Output to the run's log, the slot's environment and CPUs, signals as in a new Python."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -256,15 +274,15 @@ def become_worker(message: Mapping[str, Any], server: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgid(0, 0)  # what it starts can be killed with it
     redirect(os.open(os.devnull, os.O_RDONLY), STDIN)
-    redirect(os.open(log_of(message), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), STDOUT)
+    redirect(os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), STDOUT)
     os.dup2(STDOUT, STDERR)
     # line by line, so that a killed run loses none
     sys.stdout = open(STDOUT, "w", buffering=1, closefd=False)
     sys.stderr = open(STDERR, "w", buffering=1, closefd=False)
-    os.environ.update(message["env"])
-    if message["cpus"]:
-        os.sched_setaffinity(0, message["cpus"])
-    sys.argv = ["nanoscale", "run", message["start"]]
+    os.environ.update(request.env)
+    if request.cpus:
+        os.sched_setaffinity(0, request.cpus)
+    sys.argv = ["nanoscale", "run", request.folder]
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # saves even if the server is killed
     if os.getppid() != server:
         os._exit(FAILED)
@@ -277,29 +295,25 @@ def redirect(source: int, target: int) -> None:
         os.close(source)
 
 
-def spawned(message: Mapping[str, Any]) -> int:
-    """The pid of a new Python for the run: where forking this process is not safe."""
+def spawned(request: RunRequest) -> Child:
+    """A new Python for the run: where forking this process is not safe."""
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
-        message["command"][0],
-        message["command"],
-        os.environ | message["env"],
+        request.command[0],
+        request.command,
+        os.environ | request.env,
         setpgroup=0,
         setsigdef=HANDLED,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, STDIN, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, STDOUT, log_of(message), log_flags, 0o666),
+            (os.POSIX_SPAWN_OPEN, STDOUT, request.log, log_flags, 0o666),
             (os.POSIX_SPAWN_DUP2, STDOUT, STDERR),
         ],
     )
-    if message["cpus"]:
+    if request.cpus:
         with suppress(OSError):  # it may be gone already
-            os.sched_setaffinity(pid, message["cpus"])
-    return pid
-
-
-def log_of(message: Mapping[str, Any]) -> str:
-    return os.path.join(message["start"], LOG)
+            os.sched_setaffinity(pid, request.cpus)
+    return Child(pid, request.folder)
 
 
 # -- the process --------------------------------------------------------------------------------

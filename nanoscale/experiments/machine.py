@@ -32,24 +32,26 @@ class Slot:
 def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
     """The slots of this machine for runs on `device` with `threads` CPU threads each."""
     if on_gpu(device):
-        # cuda:1 counts among all GPUs, so none may be hidden
-        names = [] if ":" in device else gpus()
-        places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in names] or [Slot({})]
+        places = [Slot({})]
+        if ":" not in device:  # cuda:1 counts among all GPUs, so none may be hidden
+            places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or places
         return [places[i % len(places)] for i in range(workers or len(places))]
-    if device == "mps" or (
-        device == "auto" and platform.system() == "Darwin" and platform.machine() == "arm64"
-    ):
+    if device == "mps" or (device == "auto" and apple_silicon()):
         return [Slot({})] * (workers or 1)
+
     free = cores()
     each = threads or len(free)
     count = workers or max(1, len(free) // each)
     env = thread_environment(each)
     # A worker is pinned only when together they take every core; else the kernel spreads them
     # better than we could, as other runners may have the first cores too.
-    pinned = count * each == len(free) and hasattr(os, "sched_setaffinity")
-    return [
-        Slot(env, tuple(free[i * each : (i + 1) * each]) if pinned else ()) for i in range(count)
-    ]
+    if count * each != len(free) or not hasattr(os, "sched_setaffinity"):
+        return [Slot(env)] * count
+    return [Slot(env, tuple(free[i : i + each])) for i in range(0, len(free), each)]
+
+
+def apple_silicon() -> bool:
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -105,11 +107,12 @@ def cores() -> list[int]:
 
 def memory_kills() -> int:
     """How many processes the kernel has killed for memory since it started; 0: it does not say."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-    except OSError:
-        return 0
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            name, count = line.split()
+            if name == "oom_kill":
+                return int(count)
+    return 0
 
 
 def memory_of(pid: int) -> int:
@@ -118,10 +121,10 @@ def memory_of(pid: int) -> int:
 
     total = 0
     with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
             with suppress(psutil.Error):
-                total += one.memory_info().rss
+                total += process.memory_info().rss
     return total
 
 

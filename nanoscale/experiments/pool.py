@@ -6,24 +6,25 @@ their limits and tries again where that may help; what came out is in the run fo
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from nanoscale.experiments import machine
-from nanoscale.experiments.backends import GRACE_SECONDS, Backend, Exit
 from nanoscale.experiments.failures import ALIKE, MEMORY, TIME, Failure, settle, try_again
 from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.worker import GRACE_SECONDS, Backend, Exit
 from nanoscale.signals import on_stop_signal
 from nanoscale.store import lease
 from nanoscale.store.folder import FAILED, FINISHED, RUNNING, RunFolder
 
 POLL_SECONDS = 0.25
-LIMITS_SECONDS = 1.0
+LIMITS_SECONDS = 1.0  # between two looks at the limits
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,22 @@ class Job:
     flops: int
     title: str
 
+    @property
+    def path(self) -> Path:
+        return self.folder.path
+
+
+MoreJobs = Callable[[int], Sequence[Job]]  # up to so many further jobs
+
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one run: seconds and bytes it may take, and how often a crashed one is tried again; of
-    all: seconds, of which the cheapest runs get the first.
-    """
+    """What runs may take. A run beyond a limit saves, leaves, and counts as failed."""
 
-    time_limit: float | None = None
-    memory_limit: float | None = None
-    retries: int = 1
-    seconds: float | None = None
+    time_limit: float | None = None  # seconds of one run
+    memory_limit: float | None = None  # bytes of one run
+    retries: int = 1  # of a run that crashed
+    seconds: float | None = None  # of all runs, of which the cheapest get the first
     cheapest_first: bool = False
 
 
@@ -57,7 +63,7 @@ class Running:
     kills_before: int  # see machine.memory_kills
     began: float
     verdict: Failure | None = None  # why we have asked it to leave
-    kill_at: float = float("inf")
+    kill_at: float = math.inf
 
 
 class Watch(Protocol):
@@ -80,48 +86,53 @@ class Pool:
     def __init__(
         self, backend: Backend, slots: Sequence[Slot], watch: Watch, limits: Limits | None = None
     ) -> None:
-        self.backend, self.watch, self.limits = backend, watch, limits or Limits()
+        self.backend = backend
+        self.watch = watch
+        self.limits = limits or Limits()
         self.free = list(slots)
-        self.running: dict[os.PathLike, Running] = {}
+        self.running: dict[Path, Running] = {}
         self.queue: deque[Job] = deque()
-        self.tries: Counter[os.PathLike] = Counter()
-        self.alike: tuple[str, int] = ("", 0)  # the last failure, and how many runs in a row had it
+        self.tries: Counter[Path] = Counter()
+        self.last_failure = ""  # its likeness, and how many runs in a row had it
+        self.alike = 0
         self.closing = ""  # why no run is started any more
         self.limits_seen = 0.0
 
-    def run(self, jobs: Sequence[Job], more: Callable[[int], Sequence[Job]] | None = None) -> str:
+    def run(self, jobs: Sequence[Job], more: MoreJobs | None = None) -> str:
         """Run the jobs, longest first, which packs them best; why not all were run, if not.
 
-        `more(n)` gives up to n further jobs whenever n slots have nothing to do.
+        `more(n)` gives up to n further jobs whenever n slots have nothing to do. What fails is not
+        raised: it is in the run folders.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once every run has saved and left.
         """
-        sign = 1 if self.limits.cheapest_first else -1
-        self.queue = deque(sorted(jobs, key=lambda job: sign * job.flops))
+        longest_first = not self.limits.cheapest_first
+        self.queue = deque(sorted(jobs, key=lambda job: job.flops, reverse=longest_first))
         self.began = time.monotonic()
         try:
-            with interrupts() as count:
-                asked = 0
+            with interrupts() as signals:
+                heard = 0
                 self.refill(more)
                 while self.running or (self.queue and not self.closing):
-                    if len(count) > asked:
-                        asked = len(count)
-                        self.close("interrupted", kill=asked > 1)
+                    if len(signals) > heard:
+                        heard = len(signals)
+                        self.close("interrupted", kill=heard > 1)
                     if not self.closing:
                         self.start_what_can()
                     for gone in self.backend.poll(POLL_SECONDS):
                         self.take_back(gone)
                     self.refill(more)
-                    self.enforce()
+                    self.enforce_limits()
                     self.watch.tick()
         finally:
             self.backend.close()
-        if count:
+
+        if signals:
             raise KeyboardInterrupt
         return self.closing if self.queue else ""
 
-    def refill(self, more: Callable[[int], Sequence[Job]] | None) -> None:
+    def refill(self, more: MoreJobs | None) -> None:
         """Ask for more jobs where slots would be idle."""
         idle = len(self.free) - len(self.queue)
         if more is not None and idle > 0 and not self.closing:
@@ -138,7 +149,7 @@ class Pool:
         while self.queue and self.free:
             job = self.queue.popleft()
             state = job.folder.state()
-            if job.folder.path in self.running:  # two trials may be one run
+            if job.path in self.running:  # two trials may be one run
                 kept.append(job)
             elif state == RUNNING:
                 kept.append(job)
@@ -146,83 +157,93 @@ class Pool:
             elif state in (*FINISHED, FAILED):
                 self.watch.ended(job)
             else:
-                slot = self.free.pop(0)
-                self.running[job.folder.path] = Running(
-                    job, slot, machine.memory_kills(), time.monotonic()
-                )
-                self.backend.start(job.folder.path, slot)
-                self.watch.started(job)
+                self.start(job, self.free.pop(0))
         self.queue.extendleft(reversed(kept))
+
+    def start(self, job: Job, slot: Slot) -> None:
+        self.running[job.path] = Running(job, slot, machine.memory_kills(), time.monotonic())
+        self.backend.start(job.path, slot)
+        self.watch.started(job)
 
     def take_back(self, gone: Exit) -> None:
         """Free the slot of a run that ended; settle its state; see to its failure, if any."""
-        one = self.running.pop(gone.folder)
-        job = one.job
-        self.free.append(one.slot)
-        starved = machine.memory_kills() > one.kills_before
-        # what leaves because we close is no failure: it has saved, or goes on from its checkpoint
-        failure = None if self.closing else settle(job.folder, gone.code, starved, one.verdict)
+        run = self.running.pop(gone.folder)
+        self.free.append(run.slot)
+        job = run.job
+        failure = None
+        if not self.closing:  # what leaves then has saved, or goes on from its checkpoint
+            starved = machine.memory_kills() > run.kills_before
+            failure = settle(job.folder, gone.code, starved, run.verdict)
+
         if failure is None and job.folder.state() not in FINISHED:
             self.queue.append(job)  # interrupted, or another process's meanwhile
             if self.closing:
                 self.watch.ended(job)
             return
-        self.tries[gone.folder] += 1
-        how = failure and try_again(
-            job.folder, failure, self.tries[gone.folder], self.limits.retries
-        )
-        if failure and how:
-            self.watch.again(job, failure, how)
-            self.queue.appendleft(job)
-            return
-        self.watch.ended(job)
-        self.remember(job.folder, failure)
 
-    def remember(self, folder: RunFolder, failure: Failure | None) -> None:
-        """Count failures alike; enough runs in a row stop the study."""
-        likeness = failure.likeness(folder) if failure else ""
-        before, runs = self.alike
-        self.alike = (likeness, runs + 1 if likeness == before else 1)
-        if failure and self.alike[1] >= ALIKE and not self.closing:
+        self.tries[gone.folder] += 1
+        if failure is not None:
+            how = try_again(job.folder, failure, self.tries[gone.folder], self.limits.retries)
+            if how:
+                self.watch.again(job, failure, how)
+                self.queue.appendleft(job)
+                return
+        self.watch.ended(job)
+        self.count_alike(job.folder, failure)
+
+    def count_alike(self, folder: RunFolder, failure: Failure | None) -> None:
+        """Enough runs in a row whose failures are alike stop the study."""
+        if failure is None:
+            self.last_failure = ""
+            return
+        likeness = failure.likeness(folder)
+        self.alike = self.alike + 1 if likeness == self.last_failure else 1
+        self.last_failure = likeness
+        if self.alike >= ALIKE and not self.closing:
             self.close(f"{ALIKE} runs in a row failed alike: {failure.reason}; mend that first")
 
-    def enforce(self) -> None:
+    # -- limits ---------------------------------------------------------------------------------
+    def enforce_limits(self) -> None:
         """Ask runs beyond their limits to save and leave; kill those that do not."""
         now = time.monotonic()
         if now - self.limits_seen < LIMITS_SECONDS:
             return
         self.limits_seen = now
-        most = self.limits.seconds
-        if most is not None and now - self.began > most and not self.closing:
-            self.close(f"the budget of {most:g} seconds is spent")
-        for path, one in self.running.items():
-            if one.verdict is None:
-                one.verdict = self.beyond(one, now)
-                if one.verdict is not None:
-                    one.kill_at = now + GRACE_SECONDS
+
+        budget = self.limits.seconds
+        if budget is not None and now - self.began > budget and not self.closing:
+            self.close(f"the budget of {budget:g} seconds is spent")
+        for path, run in self.running.items():
+            if run.verdict is None:
+                run.verdict = self.verdict_on(run, now)
+                if run.verdict is not None:
+                    run.kill_at = now + GRACE_SECONDS
                     self.backend.stop(folders=[path])
-            elif now > one.kill_at:
-                one.kill_at = float("inf")
+            elif now > run.kill_at:
+                run.kill_at = math.inf
                 self.backend.stop(kill=True, folders=[path])
 
-    def beyond(self, one: Running, now: float) -> Failure | None:
+    def verdict_on(self, run: Running, now: float) -> Failure | None:
         """Which limit a run exceeds, if any."""
-        seconds, size = self.limits.time_limit, self.limits.memory_limit
-        if seconds is not None and now - one.began > seconds:
+        seconds = self.limits.time_limit
+        if seconds is not None and now - run.began > seconds:
             return Failure(
                 TIME,
-                f"it ran longer than time_limit={seconds:g} seconds; what it has "
-                "saved is kept, and the next call goes on from there",
+                f"it ran longer than time_limit={seconds:g} seconds; what it has saved is kept, "
+                "and the next call goes on from there",
             )
-        holder = one.job.folder.holder() if size is not None else None
-        here = holder is not None and holder.get("machine") == lease.machine()
-        used = machine.memory_of(holder["pid"]) if here else 0
-        if size is not None and used > size:
-            return Failure(
-                MEMORY,
-                f"it took {used / 2**30:.2f} GiB of memory, more than memory_limit={size:g} bytes",
-            )
-        return None
+
+        size = self.limits.memory_limit
+        holder = run.job.folder.holder() if size is not None else None
+        if size is None or holder is None or holder.get("machine") != lease.machine():
+            return None
+        used = machine.memory_of(holder["pid"])
+        if used <= size:
+            return None
+        gib = used / 2**30
+        return Failure(
+            MEMORY, f"it took {gib:.2f} GiB of memory, more than memory_limit={size:g} bytes"
+        )
 
 
 @contextmanager
