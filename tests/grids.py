@@ -11,7 +11,8 @@ from pathlib import Path
 from tiny import ROOT
 
 from nanoscale.experiments import ExperimentRunner
-from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.experiments.local import ForkServer
+from nanoscale.experiments.worker import Worker
 from nanoscale.store.folder import RunFolder
 
 TESTS = ROOT / "tests"
@@ -53,7 +54,7 @@ def script(text: str) -> str:
         from fake_worker import TINY, SLOW
         from grids import FAKE
         from nanoscale.experiments import ExperimentRunner
-        from nanoscale.experiments.backends import ForkServer
+        from nanoscale.experiments.local import ForkServer
         """).format(root=str(ROOT), tests=str(TESTS)) + textwrap.dedent(text)
 
 

@@ -9,47 +9,56 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.errors import UserError
-from nanoscale.experiments.records import RunEntry, describe
-from nanoscale.spec.config import ExperimentConfig, flatten, from_flat
+from nanoscale.experiments.records import Json, Row, RunEntry, describe
+from nanoscale.spec.config import ExperimentConfig, from_flat
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.parametrization import scheme_of
 from nanoscale.spec.resolve import resolve, warnings
-from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, typed
+from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, layered, typed
 from nanoscale.store.folder import run_spec
 
 MOST_WARNINGS = 5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a study: the varied keys' values, the config as asked, and the run it is."""
 
-    values: Mapping[str, Any]
+    values: Row
     config: ExperimentConfig  # relative forms (tokens_per_param, min_lr_frac, ...) still in place
     spec: RunSpec
 
     @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
     def flops(self) -> int:
         """Exact training FLOPs of the run, from its branch on if it has one."""
+        config = self.spec.config
         past = int(self.spec.parent.rpartition("@")[2]) if self.spec.parent else 0
-        return flops_per_iter(self.spec.config) * max(self.spec.config.max_iters - past, 0)
+        return flops_per_iter(config) * max(config.max_iters - past, 0)
 
     @property
     def entry(self) -> RunEntry:
         """Its entry in the study's record."""
-        return RunEntry(self.spec.id, self.spec.name, dict(self.values), self.flops)
+        return RunEntry(self.id, self.spec.name, dict(self.values), self.flops)
 
     def __str__(self) -> str:
         return describe(self.values) or self.spec.name
 
 
-def plain_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def plain_values(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
     """`values` with nested tables as dotted keys and numpy's scalars as Python's."""
+    if values is None:
+        return {}
     if not isinstance(values, Mapping):
         raise UserError(f"{name}={values!r}: expected a dict of config keys")
     return {key: plain(value) for key, value in flatten_keys(values).items()}
@@ -61,7 +70,9 @@ def plain(value: Any) -> Any:
 
 
 # -- grids --------------------------------------------------------------------------------------
-def grid_lists(params: Mapping[str, Any], seeds: Any, where: str) -> dict[str, list[Any]]:
+def grid_lists(
+    params: Mapping[str, Any] | None, seeds: Iterable[int] | None, where: str
+) -> dict[str, list[Any]]:
     """The axes of a grid: key -> its values; `seeds`, if any, is one more axis, the last.
 
     `where` is how messages call the lists.
@@ -69,18 +80,19 @@ def grid_lists(params: Mapping[str, Any], seeds: Any, where: str) -> dict[str, l
     Raises:
         UserError: a key's values are no list, or an empty one.
     """
-    lists = {key: _as_list(f"{where}: {key}", v) for key, v in plain_values(where, params).items()}
+    values = plain_values(where, params)
+    lists = {key: _as_list(f"{where}: {key}", axis) for key, axis in values.items()}
     if seeds is not None:
         lists["seed"] = _as_list(f"{where}: seeds", plain(seeds))
     return lists
 
 
-def combinations(lists: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def combinations(lists: Mapping[str, Sequence[Json]]) -> list[dict[str, Json]]:
     """Every combination of the axes, the last one running fastest."""
     return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
 
 
-def _as_list(name: str, values: Any) -> list[Any]:
+def _as_list(name: str, values: object) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise UserError(f"{name}={values!r}: expected a list of values, as in [{values!r}]")
     items = [plain(value) for value in values]
@@ -90,13 +102,13 @@ def _as_list(name: str, values: Any) -> list[Any]:
 
 
 # -- cells --------------------------------------------------------------------------------------
-Opened = dict[tuple[str, str], Dataset]
+Opened = dict[tuple[str, str], Dataset]  # by name and root
 
 
 def make_cells(
-    defaults: Mapping[str, Any],
+    defaults: Row,
     sources: Sequence[Source],
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[Row],
     where: str,
     opened: Opened | None = None,
 ) -> list[Cell]:
@@ -108,9 +120,7 @@ def make_cells(
     Raises:
         UserError: a key, a value or a combination is bad, naming it and its cell.
     """
-    base = flatten(ExperimentConfig())
-    for source in (Source("defaults", defaults), *sources):
-        base = apply(base, source)
+    base = layered([Source("defaults", defaults), *sources])
     opened = {} if opened is None else opened
     cells: dict[str, Cell] = {}
     for row in rows:
@@ -118,72 +128,75 @@ def make_cells(
         values = apply(base, source)
         try:
             config = from_flat(values)
-            dataset = _open(opened, config)
-            dataset.require_block(config.block_size)
-            resolved = resolve(config, dataset.vocab_size)
-            scheme_of(resolved)
-            spec = run_spec(resolved, dataset, typed([*sources, source]))
+            spec = _spec(config, opened, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
         cells.setdefault(spec.id, Cell({key: values[key] for key in row}, config, spec))
     return list(cells.values())
 
 
-def _open(opened: Opened, config: ExperimentConfig) -> Dataset:
-    key = (config.dataset, config.data_root)
-    if key not in opened:
-        opened[key] = open_dataset(*key)
-    return opened[key]
+def _spec(config: ExperimentConfig, opened: Opened, typed_values: Row) -> RunSpec:
+    """The run that a config is on its dataset."""
+    name = (config.dataset, config.data_root)
+    if name not in opened:
+        opened[name] = open_dataset(*name)
+    dataset = opened[name]
+    dataset.require_block(config.block_size)
+    resolved = resolve(config, dataset.vocab_size)
+    scheme_of(resolved)  # a user's own file of rules may refuse
+    return run_spec(resolved, dataset, typed_values)
 
 
 # -- warnings -----------------------------------------------------------------------------------
 def questions(cells: Sequence[Cell], asked: int) -> list[str]:
     """What a careful reader of the plan would ask about; `asked` cells were written down."""
-    found = _merged_cells(cells, asked) + _fixed_absolutes(cells)
-    found += list(dict.fromkeys(text for cell in cells for text in warnings(cell.spec.config)))
-    if len(found) > MOST_WARNINGS:
-        more = len(found) - MOST_WARNINGS
-        found[MOST_WARNINGS:] = [f"... and {more} more of these"]
-    return found
+    texts = _merged_cells(cells, asked) + _fixed_absolutes(cells)
+    for cell in cells:
+        texts += [text for text in warnings(cell.spec.config) if text not in texts]
+    more = len(texts) - MOST_WARNINGS
+    if more > 0:
+        texts[MOST_WARNINGS:] = [f"... and {more} more of these"]
+    return texts
 
 
 def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
     if len(cells) == asked:
         return []
-    idle = [
-        key
-        for key in cells[0].values
-        if not FIELDS[key].hashed and key not in ("dataset", "branch_from")
-    ]
-    why = f" ({', '.join(idle)} says where or how a run runs, not what it is)" if idle else ""
+    named = [key for key in cells[0].values if key not in ("dataset", "branch_from")]
+    idle = [key for key in named if not FIELDS[key].hashed]
+    why = ""
+    if idle:
+        why = f" ({', '.join(idle)} says where or how a run runs, not what it is)"
     return [f"{asked} cells are {len(cells)} different runs{why}"]
 
 
 def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
     """Where length or LR varies and a part of the schedule, given in absolute numbers, does not."""
+    decaying = [cell.config for cell in cells if cell.config.decay_lr]
+    floor = _shared(decaying, lambda config: config.min_lr)
+    warmup = _shared(decaying, lambda config: config.warmup_iters)
+    decay = _shared(decaying, lambda config: config.lr_decay_iters)
 
-    def differ(read: Callable[[Cell], Any]) -> bool:
-        return len({read(cell) for cell in cells}) > 1
-
-    def fixed(key: str) -> Any:
-        values = {getattr(cell.config, key) for cell in cells if cell.config.decay_lr}
-        return values.pop() if len(values) == 1 else None
-
-    found = []
-    floor, warmup, decay = fixed("min_lr"), fixed("warmup_iters"), fixed("lr_decay_iters")
-    if floor and differ(lambda c: c.config.learning_rate):
-        found.append(
+    texts = []
+    if floor and _shared(cells, lambda cell: cell.config.learning_rate) is None:
+        texts.append(
             f"learning_rate varies but min_lr={floor} does not, so the LR falls to "
             "another part of its peak in every run; set min_lr_frac=0.1"
         )
-    if differ(lambda c: c.spec.config.max_iters):
+    if _shared(cells, lambda cell: cell.spec.config.max_iters) is None:
         if warmup:
-            found.append(
+            texts.append(
                 f"the runs' length varies but warmup_iters={warmup} does not; set warmup_frac=0.05"
             )
         if decay:
-            found.append(
+            texts.append(
                 f"the runs' length varies but lr_decay_iters={decay} does not; "
                 "set lr_decay_iters=None, the run's length"
             )
-    return found
+    return texts
+
+
+def _shared(items: Sequence[T], read: Callable[[T], float | None]) -> float | None:
+    """The number that all items have; None: they differ, or have none."""
+    values = {read(item) for item in items}
+    return values.pop() if len(values) == 1 else None

@@ -300,7 +300,7 @@ def spawned(request: RunRequest) -> Child:
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     pid = os.posix_spawn(
         request.command[0],
-        request.command,
+        list(request.command),
         os.environ | request.env,
         setpgroup=0,
         setsigdef=HANDLED,

@@ -151,7 +151,7 @@ def shape_of(folder: RunFolder) -> str:
         if config.compile:
             shape = {}
             for key, value in flatten(config).items():
-                if key in BATCH or FIELDS[key].metadata["group"] in ("model", "machine"):
+                if key in BATCH or FIELDS[key].group in ("model", "machine"):
                     shape[key] = value
             return str(shape)
     return ""

@@ -13,17 +13,20 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.failures import Failure, log_tail
 from nanoscale.experiments.pool import Job
-from nanoscale.store.folder import COMPLETE, FAILED, RUNNING, RunFolder
-from nanoscale.store.folder import ROWS as ROWS_FILE
+from nanoscale.store.folder import COMPLETE, FAILED, ROWS, RUNNING, RunFolder
 
-PLAIN_SECONDS, LIVE_SECONDS = 30.0, 0.5
+if TYPE_CHECKING:
+    from rich.console import Group
+
+PLAIN_SECONDS, LIVE_SECONDS = 30.0, 0.5  # between two looks
 TAIL_BYTES = 1 << 16
-LOG_LINES = 5  # of a failed try
+TRY_LINES = 5  # of a failed try's log
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Reading:
     loss: float | None
     tokens_per_second: float | None
     tokens: int | None  # seen so far
+
+    @property
+    def done(self) -> float:
+        """The share of its updates that it has made."""
+        return min(1.0, self.step / self.max_iters) if self.max_iters else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -64,28 +72,35 @@ def read(folder: RunFolder) -> Reading:
 def last_row(folder: RunFolder) -> dict[str, Any]:
     """The last whole row of `metrics.jsonl`, from the end of the file alone; {} without one."""
     try:
-        with open(folder / ROWS_FILE, "rb") as file:
+        with open(folder / ROWS, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1]) if lines else {}
+        row: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        return row
     except (OSError, ValueError):
         return {}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """About how many runs a search will still ask for, and their FLOPs."""
+
+    runs: int = 0
+    flops: float = 0.0
 
 
 class Progress:
     """Counts, FLOPs and time of one call's runs; prints a line per start and per end."""
 
-    def __init__(self, name: str, jobs: Sequence[Job], later: tuple[int, float] = (0, 0.0)) -> None:
-        self.name, self.total = name, len(jobs) + later[0]
-        self.running: dict[str, Job] = {}
+    def __init__(self, name: str, jobs: Sequence[Job], later: Expected) -> None:
+        self.name = name
+        self.total = len(jobs) + later.runs
+        self.running: dict[Path, Job] = {}
         self.ended_runs = self.failed_runs = 0
         self.began = self.shown = time.monotonic()
         # a resumed run's past took no time of this call
-        self.past = {str(job.folder.path): self.done_flops(job) for job in jobs}
-        # `later`: runs, and their FLOPs, that a search will ask for
-        self.flops_to_do = later[1] + sum(
-            job.flops - self.past[str(job.folder.path)] for job in jobs
-        )
+        self.past = {job.path: done_flops(job) for job in jobs}
+        self.flops_to_do = later.flops + sum(job.flops - self.past[job.path] for job in jobs)
         self.flops_ended = 0.0
         self.told: set[str] = set()
 
@@ -96,21 +111,20 @@ class Progress:
 
     # -- what the pool tells ----------------------------------------------------------------
     def started(self, job: Job) -> None:
-        self.running[str(job.folder.path)] = job
+        self.running[job.path] = job
         step = read(job.folder).step
         self.say(f"start {job.title}" + (f", after step {step}" if step else ""))
 
     def ended(self, job: Job) -> None:
-        path = str(job.folder.path)
-        self.running.pop(path, None)
+        self.running.pop(job.path, None)
         self.ended_runs += 1
         state = job.folder.state()
         self.failed_runs += state == FAILED
-        done = job.flops if state == COMPLETE else self.done_flops(job)
-        self.flops_ended += done - self.past.get(path, 0.0)
+        done = job.flops if state == COMPLETE else done_flops(job)
+        self.flops_ended += done - self.past.get(job.path, 0.0)
         self.flops_to_do -= job.flops - done
         self.say(
-            f"{state} {job.title}{self.outcome(job, state)}  "
+            f"{state} {job.title}{outcome(job.folder, state)}  "
             f"({self.ended_runs}/{self.total}, {self.time_left()})"
         )
 
@@ -118,62 +132,28 @@ class Progress:
         if job.title not in self.told:
             self.told.add(job.title)
             who = job.folder.holder() or {}
-            self.say(
-                f"wait for {job.title}: process {who.get('pid')} on {who.get('host')} "
-                "is training it"
-            )
+            place = f"process {who.get('pid')} on {who.get('host')}"
+            self.say(f"wait for {job.title}: {place} is training it")
 
     def again(self, job: Job, failure: Failure, how: str) -> None:
-        self.running.pop(str(job.folder.path), None)
+        self.running.pop(job.path, None)
         self.say(f"failed {job.title}: {failure.reason}; {how}")
-        for line in log_tail(job.folder, LOG_LINES):
+        for line in log_tail(job.folder, TRY_LINES):
             self.say(f"    {line}")
 
     def tick(self) -> None:
         if time.monotonic() - self.shown > PLAIN_SECONDS and self.running:
             self.shown = time.monotonic()
-            runs = "; ".join(self.run_line(job) for job in self.running.values())
-            self.say(
-                f"{self.ended_runs}/{self.total} done, {self.spent()}, {self.time_left()}: {runs}"
-            )
+            runs = "; ".join(run_line(job) for job in self.running.values())
+            self.say(f"{self.ended_runs}/{self.total} done, {self.spent()}: {runs}")
 
     # -- words ------------------------------------------------------------------------------
     def say(self, line: str) -> None:
         print(f"[{self.name}] {line}", flush=True)
 
-    def outcome(self, job: Job, state: str) -> str:
-        """What a run came to: its loss, or why there is none."""
-        if state == FAILED:
-            return f": {job.folder.status().get('reason', '')}"
-        metrics = job.folder.metrics() if state == COMPLETE else None
-        if not metrics or metrics.get("val_loss") is None:
-            return ""
-        seconds = metrics.get("wall_seconds")
-        took = "" if seconds is None else f", {duration(seconds)}"
-        return f": val_loss {metrics['val_loss']:.4f}{took}"
-
-    def run_line(self, job: Job) -> str:
-        """`n_layer=4 step 120/1000 loss 2.31`."""
-        r = read(job.folder)
-        loss = "" if r.loss is None else f" loss {r.loss:.4f}"
-        return f"{job.title} step {r.step}/{r.max_iters}{loss}"
-
-    # -- time -------------------------------------------------------------------------------
-    @staticmethod
-    def done_flops(job: Job) -> float:
-        """FLOPs of the updates that a run has made."""
-        r = read(job.folder)
-        return job.flops * min(1.0, r.step / r.max_iters) if r.max_iters else 0.0
-
-    def flops_done(self) -> float:
-        """FLOPs of this call so far."""
-        return self.flops_ended + sum(
-            self.done_flops(job) - self.past.get(path, 0.0) for path, job in self.running.items()
-        )
-
     def spent(self) -> str:
-        """FLOPs of this call so far, of all that it will take."""
-        return f"{self.flops_done():.3g} of {self.flops_to_do:.3g} FLOPs"
+        """FLOPs of this call so far, of all that it will take, and the time left."""
+        return f"{self.flops_done():.3g} of {self.flops_to_do:.3g} FLOPs, {self.time_left()}"
 
     def time_left(self) -> str:
         """Time to the end at the speed of this call so far."""
@@ -185,6 +165,13 @@ class Progress:
             return "time left unknown"
         return f"{duration(elapsed * (self.flops_to_do - done) / done)} left"
 
+    def flops_done(self) -> float:
+        """FLOPs of this call so far."""
+        done = self.flops_ended
+        for path, job in self.running.items():
+            done += done_flops(job) - self.past.get(path, 0.0)
+        return done
+
 
 class LiveProgress(Progress):
     """The same, with a table of the running runs that stays below the printed lines."""
@@ -194,11 +181,11 @@ class LiveProgress(Progress):
 
         # no refresh thread: the pool ticks
         self.live = Live(self.table(), auto_refresh=False, transient=True)
-        self.live.__enter__()
+        self.live.start(refresh=True)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.live.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
 
     def say(self, line: str) -> None:
         self.live.console.print(line, markup=False, highlight=False)
@@ -208,7 +195,7 @@ class LiveProgress(Progress):
             self.shown = time.monotonic()
             self.live.update(self.table(), refresh=True)
 
-    def table(self) -> Any:
+    def table(self) -> Group:
         from rich.console import Group
         from rich.table import Table
 
@@ -216,28 +203,58 @@ class LiveProgress(Progress):
         failed = f", {self.failed_runs} failed" if self.failed_runs else ""
         line = (
             f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
-            f"{self.spent()}, {self.time_left()}"
+            f"{self.spent()}"
         )
-        table = Table()
-        for column in ("run", "state", "step", "loss", "tokens/s", "left"):
-            table.add_column(column, justify="left" if column in ("run", "state") else "right")
+        table = Table("run", "state")
+        for column in ("step", "loss", "tokens/s", "left"):
+            table.add_column(column, justify="right")
         for job in self.running.values():
-            r = read(job.folder)
+            run = read(job.folder)
             table.add_row(
                 job.title,
-                r.state or RUNNING,
-                f"{r.step:,}/{r.max_iters:,}",
-                "" if r.loss is None else f"{r.loss:.4f}",
-                "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}",
-                "" if r.seconds_left is None else duration(r.seconds_left),
+                run.state or RUNNING,
+                f"{run.step:,}/{run.max_iters:,}",
+                text(run.loss, "{:.4f}"),
+                text(run.tokens_per_second, "{:,.0f}"),
+                "" if run.seconds_left is None else duration(run.seconds_left),
             )
         return Group(line, table)
 
 
-def open_progress(name: str, jobs: Sequence[Job], later: tuple[int, float] = (0, 0.0)) -> Progress:
+def open_progress(name: str, jobs: Sequence[Job], later: Expected | None = None) -> Progress:
     """A live table where standard output is a terminal that can show one."""
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return (LiveProgress if live else Progress)(name, jobs, later)
+    kind = LiveProgress if live else Progress
+    return kind(name, jobs, later or Expected())
+
+
+def done_flops(job: Job) -> float:
+    """FLOPs of the updates that a run has made."""
+    return job.flops * read(job.folder).done
+
+
+def outcome(folder: RunFolder, state: str) -> str:
+    """What a run came to: its loss, or why there is none."""
+    if state == FAILED:
+        return f": {folder.status().get('reason', '')}"
+    metrics = folder.metrics() if state == COMPLETE else None
+    if not metrics or metrics.get("val_loss") is None:
+        return ""
+    seconds = metrics.get("wall_seconds")
+    took = "" if seconds is None else f", {duration(seconds)}"
+    return f": val_loss {metrics['val_loss']:.4f}{took}"
+
+
+def run_line(job: Job) -> str:
+    """`n_layer=4 step 120/1000 loss 2.31`."""
+    run = read(job.folder)
+    loss = text(run.loss, " loss {:.4f}")
+    return f"{job.title} step {run.step}/{run.max_iters}{loss}"
+
+
+def text(value: float | None, form: str) -> str:
+    """A number in a form, as in "{:.4f}"; "" for none."""
+    return "" if value is None else form.format(value)
 
 
 def duration(seconds: float) -> str:

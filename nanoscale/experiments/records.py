@@ -62,27 +62,27 @@ class Asked:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """One run of a study: which cell it is, and what it is for."""
+    """One run of a study: which cell it is, and what it is for; None is not in the file."""
 
     id: str
     folder: str  # its name in the store of runs
     values: Row  # of the keys that the study varies
     flops: int  # training FLOPs, from its branch on
-    left_out: bool | None = None  # beyond the study's budget
-    trial: int | None = None  # of a search, as are the next two
+    left_out: bool | None = None  # beyond the budget; None: of a search
+    trial: int | None = None  # of a search, as are the rung and the values of the space's keys
     rung: int | None = None
     trial_values: Row | None = None
     target: bool | None = None  # trains a search's best values at the size that they are for
     state: str | None = None  # of its folder, when the record was saved
 
-    def to_json(self) -> dict[str, Json]:
-        record = {key: value for key, value in vars(self).items() if value is not None}
-        if self.trial is not None and self.target:
-            record["target"] = record.pop("target")  # became one after its trial had ended
-        return record
-
     def __str__(self) -> str:
         return describe(self.values) or self.folder
+
+    def to_json(self) -> dict[str, Json]:
+        record = _given(self)
+        if self.target and self.trial is not None:
+            record["target"] = record.pop("target")  # became one after its trial had ended
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class BestRun:
     folder: str
 
     def to_json(self) -> dict[str, Json]:
-        return {key: value for key, value in vars(self).items() if value is not None}
+        return _given(self)
 
 
 @dataclass(frozen=True)
@@ -143,3 +143,7 @@ class SearchOutcome:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SearchOutcome:
         return cls([TrialResult(**trial) for trial in record["trials"]], record["importance"])
+
+
+def _given(record: RunEntry | BestRun) -> dict[str, Json]:
+    return {key: value for key, value in vars(record).items() if value is not None}

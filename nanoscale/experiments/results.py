@@ -153,6 +153,11 @@ class Study:
     def folder(self) -> Path:
         return self.output_root / self.name
 
+    def say(self, *lines: str) -> None:
+        """Print lines under the study's name."""
+        for line in lines:
+            print(f"[{self.name}] {line}", flush=True)
+
     def __len__(self) -> int:
         return len(self.entries)
 

@@ -1,76 +1,75 @@
-"""`ExperimentRunner`: grids of runs by content.
+"""`ExperimentRunner`: grids and searches of runs by content.
 
 A finished run is never run again, a killed one goes on where it was, one run's failure is its own.
 
-Everything goes through `run_specs`: cells (checked before anything starts) become run folders in
-one store below the output root, whatever their study, and a pool runs those without a result.
+Here questions become cells, checked before anything starts; `planning` says what each still needs,
+and `execution` brings it to a result. The runs of all studies lie in one store below the output
+root, so the same cell in two studies is one run.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import machine
-from nanoscale.experiments.backends import Backend
+from nanoscale.experiments.backends import backend_of
 from nanoscale.experiments.cells import (
     Cell,
+    Opened,
     combinations,
     grid_lists,
     make_cells,
     plain_values,
     questions,
 )
-from nanoscale.experiments.clusters import backend_of
+from nanoscale.experiments.execution import Execution
+from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.planning import (
-    CACHED,
     LEFT_OUT,
-    Store,
+    PlannedRun,
     dry_lines,
-    make_ready,
     plan_line,
-    plan_of,
+    planned,
     read_budget,
     within,
 )
-from nanoscale.experiments.pool import Job, Limits, Pool
-from nanoscale.experiments.progress import duration, open_progress
-from nanoscale.experiments.records import Asked
-from nanoscale.experiments.results import (
-    RUNS,
-    TABLE,
-    Study,
-    check_name,
-    failure_lines,
-    matching_studies,
-)
-from nanoscale.experiments.search import SearchPlan, need_optuna
+from nanoscale.experiments.pool import Limits
+from nanoscale.experiments.records import Asked, Row
+from nanoscale.experiments.results import RUNS, Study, check_name, matching_studies
+from nanoscale.experiments.samplers import need_optuna
+from nanoscale.experiments.search import SearchPlan
 from nanoscale.experiments.space import read_space
-from nanoscale.experiments.trials import Ladder, Trials
+from nanoscale.experiments.trials import Trials
+from nanoscale.experiments.worker import Backend
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import Source, read_file
-from nanoscale.store.folder import RunFolder
+
+Params = Mapping[str, Any]  # config keys and values as a user gives them: nested, or numpy's
 
 
 class ExperimentRunner:
-    """Runs studies on this machine.
+    """Runs studies on this machine, or on a cluster.
 
     Args:
         base_config_path: a config file under every run (from here, else from the clone), or None.
         output_root: where runs and studies are kept.
         workers: runs at once; by default one per GPU, or the physical cores over `threads`.
         threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
-        backend: who starts the runs: local (a fork each), subprocess, ray or slurm.
+        backend: who starts the runs: local (a fork each), subprocess, ray or slurm, or a name that
+            was registered (see `register_backend`).
         backend_options: sbatch's for slurm, as in {"partition": "gpu"}; {"address": ...} for ray.
         retries: how often a run that crashed is tried again, from its last checkpoint.
         time_limit: seconds a run may take in one call; then it saves, and counts as failed.
         memory_limit: bytes a run may take; then it goes on with half the micro-batch.
         budget: of a study: training FLOPs as a number, for its cheapest runs, cached ones too;
             or a time as in "90 min", after which a call starts no run and the last ones save.
+
+    Raises:
+        UserError: an argument is no number that it can be, or names no backend.
 
     >>> import nanoscale as ns
     >>> data = ns.prepare("synthetic")
@@ -98,44 +97,41 @@ class ExperimentRunner:
         budget: float | str | None = None,
         backend_options: Mapping[str, str] | None = None,
     ) -> None:
-        for name, value, least in (
-            ("workers", workers, 1),
-            ("threads", threads, 1),
-            ("retries", retries, 0),
-        ):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UserError(f"{name}={value!r}: expected a whole number, at least {least}")
-        for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
-            if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
-                raise UserError(f"{name}={limit!r}: expected a positive number")
+        _check_count("workers", 1 if workers is None else workers, 1)
+        _check_count("threads", threads, 1)
+        _check_count("retries", retries, 0)
+        _check_limit("time_limit", time_limit)
+        _check_limit("memory_limit", memory_limit)
         self.base = [_read_base(base_config_path)] if base_config_path else []
         self.output_root = Path(output_root)
-        self.workers, self.threads = workers, threads
-        self.backend = backend_of(backend, self.output_root, backend_options or {})
+        self.store = self.output_root.absolute() / RUNS
+        self.threads = threads
+        chosen = backend_of(backend, self.output_root, backend_options or {})
         self.budget, seconds = read_budget(budget)
-        self.limits = Limits(time_limit, memory_limit, retries, seconds, budget is not None)
+        limits = Limits(time_limit, memory_limit, retries, seconds, budget is not None)
+        self.execution = Execution(chosen, workers, limits)
 
     # -- what users call --------------------------------------------------------------------
     def run_grid(
         self,
         grid_name: str,
-        base_params: Mapping[str, Any] | None = None,
-        grid_params: Mapping[str, Any] | None = None,
+        base_params: Params | None = None,
+        grid_params: Params | None = None,
         seeds: Iterable[int] | None = None,
         dry_run: bool = False,
     ) -> Study:
         """Run every combination of the lists in `grid_params`, for each of `seeds` if given.
 
-        The study `grid_name` becomes exactly these runs. Failed runs do not raise: see `.failed`.
+        The study `grid_name` becomes exactly these runs; those that have finished, in whatever
+        study, are not run again. Failed runs do not raise: see `.failed`.
 
         Raises:
             UserError: a name, key, value or combination is bad; nothing was started or written.
         """
-        lists = grid_lists(grid_params or {}, seeds, "grid_params")
-        base = Source("base_params", plain_values("base_params", base_params or {}))
+        lists = grid_lists(grid_params, seeds, "grid_params")
         return self.run_rows(
             grid_name,
-            base,
+            Source("base_params", plain_values("base_params", base_params)),
             combinations(lists),
             "grid_params",
             asked=Asked(grid_params=lists),
@@ -145,11 +141,11 @@ class ExperimentRunner:
     def run_random(
         self,
         name: str,
-        base_params: Mapping[str, Any] | None = None,
-        space: Mapping[str, Any] | None = None,
+        base_params: Params | None = None,
+        space: Params | None = None,
         trials: int = 32,
         search_seed: int = 0,
-        proxy: Mapping[str, Any] | None = None,
+        proxy: Params | None = None,
         seeds: Iterable[int] | None = None,
         dry_run: bool = False,
     ) -> Study:
@@ -169,14 +165,14 @@ class ExperimentRunner:
     def run_hpo(
         self,
         name: str,
-        base_params: Mapping[str, Any] | None = None,
-        space: Mapping[str, Any] | None = None,
+        base_params: Params | None = None,
+        space: Params | None = None,
         trials: int = 32,
         sampler: str = "tpe",
         search_seed: int = 0,
         rungs: Sequence[int] = (),
         promote: float = 1 / 3,
-        proxy: Mapping[str, Any] | None = None,
+        proxy: Params | None = None,
         seeds: Iterable[int] | None = None,
         dry_run: bool = False,
     ) -> Study:
@@ -200,7 +196,7 @@ class ExperimentRunner:
         Raises:
             UserError: a name, key, value or range is bad; nothing was started or written.
         """
-        fresh = () if seeds is None else grid_lists({}, seeds, "search")["seed"]
+        fresh = grid_lists({}, seeds, "search").get("seed", ())
         plan = SearchPlan(
             read_space(space, "space"),
             trials,
@@ -208,41 +204,51 @@ class ExperimentRunner:
             search_seed,
             tuple(rungs) or (0,),
             promote,
-            plain_values("proxy", proxy or {}),
+            plain_values("proxy", proxy),
             fresh,
         )
-        base = Source("base_params", plain_values("base_params", base_params or {}))
+        base = Source("base_params", plain_values("base_params", base_params))
         return self.run_search(name, base, plan, "space", dry_run=dry_run)
 
     def run_experiment(
-        self,
-        params: Mapping[str, Any] | None = None,
-        name: str | None = None,
-        dry_run: bool = False,
+        self, params: Params | None = None, name: str | None = None, dry_run: bool = False
     ) -> Study:
         """Run one config as the study `name`, by default the name of its run folder."""
-        source = Source("params", plain_values("params", params or {}))
+        source = Source("params", plain_values("params", params))
         return self.run_rows(name, source, [{}], "params", dry_run=dry_run)
 
     def load_metrics(self, grid_name_filter: str = "") -> list[dict[str, Any]]:
         """`metrics.json` of the finished runs of the study of that name, else of all studies whose
         names contain it; in the order they were asked, each run once, with `experiment_name`.
         """
-        found: dict[str, dict[str, Any]] = {}
+        by_run: dict[str, dict[str, Any]] = {}
         for study in matching_studies(self.output_root, grid_name_filter):
             for metrics in study.metrics():
-                found.setdefault(metrics["id"], metrics)
-        return list(found.values())
+                by_run.setdefault(metrics["id"], metrics)
+        return list(by_run.values())
+
+    def retry(self, name: str) -> Study:
+        """Run again what failed in the study `name`, and what waits, from its folders alone."""
+        study = Study.open(self.output_root / name)
+        cells = []
+        for entry, folder in study.runs():
+            if folder.exists():
+                spec = folder.spec()
+                cells.append(Cell(entry.values, spec.config, spec))
+        runs = [planned(cell, self.store) for cell in cells]
+        self._announce(study, runs)
+        self.execution.bring(study, runs)
+        return study
 
     # -- the way down -----------------------------------------------------------------------
     def run_rows(
         self,
         name: str | None,
         base: Source,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[Row],
         where: str,
         *,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Row | None = None,
         asked: Asked | None = None,
         dry_run: bool = False,
     ) -> Study:
@@ -250,11 +256,14 @@ class ExperimentRunner:
 
         `where` is how messages call the rows, `defaults` lie under the base config, and `asked` is
         kept in the study's record.
+
+        Raises:
+            UserError: as `run_grid`.
         """
         if name is not None:
             check_name(name)
         sources = [*self.base, base]
-        cells = make_cells(self._defaults(sources) | dict(defaults or {}), sources, rows, where)
+        cells = make_cells(self._defaults(sources, defaults), sources, rows, where)
         return self.run_specs(
             name or cells[0].spec.name,
             cells,
@@ -262,70 +271,6 @@ class ExperimentRunner:
             warn=questions(cells, len(rows)),
             dry_run=dry_run,
         )
-
-    def _over(self, base: Source, asked: Asked | None) -> Asked:
-        """What is asked, with what lies under its runs."""
-        files = [source.name for source in self.base]
-        return replace(asked or Asked(), base_config=files, base_params=dict(base.values))
-
-    def run_search(
-        self,
-        name: str,
-        base: Source,
-        plan: SearchPlan,
-        where: str,
-        *,
-        defaults: Mapping[str, Any] | None = None,
-        asked: Asked | None = None,
-        dry_run: bool = False,
-    ) -> Study:
-        """Run a search as a study; `run_hpo` with the arguments of `run_rows`."""
-        check_name(name)
-        need_optuna(plan.sampler)
-        sources, opened = [*self.base, base], {}
-        under = self._defaults(sources) | dict(defaults or {})
-
-        def make(row: Mapping[str, Any]) -> Cell:
-            return make_cells(under, sources, [row], where, opened)[0]
-
-        ladder = Ladder(plan, make)
-        asked = replace(self._over(base, asked), search=plan.to_json())
-        study = Study(name, asked, self.output_root)
-        trials = Trials(
-            study, plan, ladder, Store(self.output_root / RUNS), self._folder, self.budget
-        )
-        study.concerns = trials.warnings()
-        for line in [trials.title(), *(f"warning: {text}" for text in study.concerns)]:
-            print(f"[{name}] {line}")
-        if dry_run:
-            return study
-        trials.replay()
-        if trials.unfinished():
-            self._run(study, trials.waiting(), [trials.last_rung], trials.more, trials.expected)
-        for line in trials.conclude():
-            print(f"[{name}] {line}")
-        if targets := trials.targets():
-            self._bring_targets(study, targets)
-        return study
-
-    def _bring_targets(self, study: Study, cells: Sequence[Cell]) -> None:
-        """Train a search's best values at the target, and say what came of it."""
-        plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
-        study.plan |= plan
-        known = {entry.id: entry for entry in study.entries}
-        for cell in cells:  # one may be a trial's too, without a proxy, and stays it
-            entry = known.get(cell.spec.id, cell.entry)
-            known[entry.id] = replace(entry, values=cell.entry.values, target=True)
-        study.entries = list(known.values())
-        print(f"[{study.name}] at the target: {plan_line(plan, cells)}")
-        self._bring(study, cells)
-        print(f"[{study.name}] {study.target}")
-
-    def _defaults(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
-        named = [s.values["device"] for s in sources if "device" in s.values]
-        device = str(named[-1]) if named else "auto"
-        return {} if machine.on_gpu(device) else {"threads": self.threads, "compile": False}
 
     def run_specs(
         self,
@@ -336,97 +281,101 @@ class ExperimentRunner:
         warn: Sequence[str] = (),
         dry_run: bool = False,
     ) -> Study:
-        """Bring every cell to a result and return the study; what all the others stand on."""
-        folders = {cell.spec.id: self._folder(cell) for cell in cells}
-        paid = within(cells, self.budget)
-        plan = {run: plan_of(folder) for run, folder in folders.items()}
-        plan |= {run: LEFT_OUT for run in plan if run not in paid and plan[run] != CACHED}
-        entries = [replace(cell.entry, left_out=plan[cell.spec.id] == LEFT_OUT) for cell in cells]
-        study = Study(name, asked, self.output_root, entries, warn, plan)
-        for line in [plan_line(plan, cells), *(f"warning: {text}" for text in warn)]:
-            print(f"[{name}] {line}")
+        """Bring every cell that the budget pays for to a result, and return the study."""
+        runs = within([planned(cell, self.store) for cell in cells], self.budget)
+        entries = [replace(run.cell.entry, left_out=run.plan == LEFT_OUT) for run in runs]
+        study = Study(name, asked, self.output_root, entries, warn)
+        self._announce(study, runs)
+        study.say(*(f"warning: {text}" for text in warn))
         if dry_run:
-            slots, store = self._slots(study, cells), Store(self.output_root / RUNS)
-            for line in dry_lines(cells, plan, folders, store, len(slots)):
-                print(f"[{name}] {line}")
-            return study
-        self._bring(study, cells)
+            workers = len(self.execution.slots(study, cells))
+            study.say(*dry_lines(runs, Neighbours(self.store), workers))
+        else:
+            self.execution.bring(study, runs)
         return study
 
-    def retry(self, name: str) -> Study:
-        """Run again what failed in the study `name`, and what waits, from its folders alone."""
-        study = Study.open(self.output_root / name)
-        specs = [(entry, folder.spec()) for entry, folder in study.runs() if folder.exists()]
-        cells = [Cell(entry.values, spec.config, spec) for entry, spec in specs]
-        study.plan = {cell.spec.id: plan_of(self._folder(cell)) for cell in cells}
-        print(f"[{name}] {plan_line(study.plan, cells)}")
-        self._bring(study, cells)
-        return study
-
-    def _bring(self, study: Study, cells: Sequence[Cell]) -> None:
-        """Bring the cells to a result, as the study's plan says."""
-        for cell in cells:
-            make_ready(self._folder(cell), cell.spec, study.plan[cell.spec.id])
-        study.save_record()
-        todo = {
-            cell.spec.id: Job(self._folder(cell), cell.flops, str(cell))
-            for cell in cells
-            if study.plan[cell.spec.id] not in (CACHED, LEFT_OUT)
-        }
-        self._run(study, list(todo.values()), cells)
-
-    def _folder(self, cell: Cell) -> RunFolder:
-        return RunFolder(self.output_root.absolute() / RUNS / cell.spec.name)
-
-    def _run(
+    def run_search(
         self,
-        study: Study,
-        todo: Sequence[Job],
-        cells: Sequence[Cell],
-        more: Callable[[int], Sequence[Job]] | None = None,
-        expected: tuple[int, float] = (0, 0.0),
-    ) -> None:
-        """Run what is to be done, and what `more` adds, and say what came of it."""
-        began, stopped = time.monotonic(), ""
-        try:
-            if todo or more:
-                slots = self._slots(study, cells)
-                with open_progress(study.name, todo, expected) as progress:
-                    stopped = Pool(self.backend, slots, progress, self.limits).run(todo, more)
-        except KeyboardInterrupt:
-            print(f"[{study.name}] interrupted; every run has saved, the same command continues")
-            raise
-        finally:
-            study.save()
-        mixed = [f"warning: {text}" for text in study.mixed_numerics()]
-        for line in [*mixed, *failure_lines(study)]:
-            print(f"[{study.name}] {line}")
-        if stopped:
-            print(f"[{study.name}] stopped: {stopped}; the same command goes on")
-        print(
-            f"[{study.name}] {study.counts()} in {duration(time.monotonic() - began)}; table: "
-            f"{study.folder / TABLE}",
-            flush=True,
-        )
+        name: str,
+        base: Source,
+        plan: SearchPlan,
+        where: str,
+        *,
+        defaults: Row | None = None,
+        asked: Asked | None = None,
+        dry_run: bool = False,
+    ) -> Study:
+        """Run a search as a study; `run_hpo` with the arguments of `run_rows`."""
+        check_name(name)
+        need_optuna(plan.sampler)
+        sources = [*self.base, base]
+        under = self._defaults(sources, defaults)
+        opened: Opened = {}
 
-    def _slots(self, study: Study, cells: Sequence[Cell]) -> list[machine.Slot]:
-        """This machine's slots, for the study's device and its largest number of threads."""
-        device = cells[0].spec.config.device
-        wanted = {cell.spec.config.threads for cell in cells}
-        threads = None if None in wanted else max(wanted)
-        slots = self.backend.slots(device, threads, self.workers)
-        free = len(machine.cores())
-        shared = self.backend.local and not machine.on_gpu(device)
-        if shared and len(slots) > max(1, free // (threads or free)):
-            print(
-                f"[{study.name}] warning: {len(slots)} workers of {threads or free} threads "
-                f"share {free} cores and slow each other down; leave workers out to fit them"
-            )
-        return slots
+        def make(row: Row) -> Cell:
+            return make_cells(under, sources, [row], where, opened)[0]
+
+        asked = replace(self._over(base, asked), search=plan.to_json())
+        study = Study(name, asked, self.output_root)
+        trials = Trials(study, plan, make, self.store, self.budget)
+        study.concerns = trials.warnings()
+        study.say(trials.title(), *(f"warning: {text}" for text in study.concerns))
+        if dry_run:
+            return study
+
+        trials.replay()
+        if trials.unfinished():
+            cells = [trials.last_rung]
+            self.execution.run(study, trials.waiting(), cells, trials.more, trials.expected)
+        study.say(*trials.conclude())
+        if targets := trials.targets():
+            self._bring_targets(study, targets)
+        return study
+
+    def _bring_targets(self, study: Study, cells: Sequence[Cell]) -> None:
+        """Train a search's best values at the target, and say what came of it."""
+        entries = {entry.id: entry for entry in study.entries}
+        for cell in cells:  # one may be a trial's too, without a proxy, and stays it
+            entry = entries.get(cell.id, cell.entry)
+            entries[cell.id] = replace(entry, values=cell.entry.values, target=True)
+        study.entries = list(entries.values())
+
+        runs = [planned(cell, self.store) for cell in cells]
+        self._announce(study, runs, "at the target: ")
+        self.execution.bring(study, runs)
+        study.say(str(study.target))
+
+    def _announce(self, study: Study, runs: Sequence[PlannedRun], where: str = "") -> None:
+        """Say what is to be done, and keep it in the study."""
+        study.plan |= {run.cell.id: run.plan for run in runs}
+        study.say(where + plan_line(runs))
+
+    def _defaults(self, sources: Sequence[Source], more: Row | None) -> Row:
+        """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
+        device = "auto"
+        for source in sources:
+            device = str(source.values.get("device", device))
+        below = {} if machine.on_gpu(device) else {"threads": self.threads, "compile": False}
+        return {**below, **(more or {})}
+
+    def _over(self, base: Source, asked: Asked | None) -> Asked:
+        """What is asked, with what lies under its runs."""
+        files = [source.name for source in self.base]
+        return replace(asked or Asked(), base_config=files, base_params=dict(base.values))
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{name}={value!r}: expected a whole number, at least {least}")
+
+
+def _check_limit(name: str, limit: object) -> None:
+    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+        raise UserError(f"{name}={limit!r}: expected a positive number")
 
 
 def _read_base(path: str | Path) -> Source:
     """The base config file, from here or from the clone that the package lies in."""
     clone = Path(__file__).resolve().parents[2]
-    found = next((p for p in (Path(path), clone / path) if p.is_file()), Path(path))
-    return read_file(str(found), flatten(ExperimentConfig()))
+    files = [file for file in (Path(path), clone / path) if file.is_file()]
+    return read_file(str(files[0] if files else path), flatten(ExperimentConfig()))

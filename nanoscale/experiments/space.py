@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
+from nanoscale.experiments.records import Json
 from nanoscale.spec.sources import FIELDS, coerce
 
 if TYPE_CHECKING:
@@ -25,40 +26,47 @@ RANGE = ("low", "high", "log")
 class Dimension:
     """One key of a space: a choice, or a range of floats or whole numbers."""
 
-    key: str
-    choices: tuple[Any, ...] = ()
+    choices: tuple[bool | int | float | str | None, ...] = ()
     low: float = 0.0
     high: float = 0.0
     log: bool = False
     whole: bool = False
 
-    def at(self, u: float) -> Any:
+    def at(self, u: float) -> Json:
         """The value at `u` in [0, 1) of the dimension's own measure."""
         if self.choices:
             return self.choices[int(u * len(self.choices))]
-        low, high = (self.low, self.high + 1) if self.whole else (self.low, self.high)
-        value = low * (high / low) ** u if self.log else low + u * (high - low)
+        high = self.high + 1 if self.whole else self.high
+        value = self.low * (high / self.low) ** u if self.log else self.low + u * (high - self.low)
         return min(int(value), int(self.high)) if self.whole else five_digits(value)
 
-    def extremes(self) -> tuple[Any, ...]:
+    def extremes(self) -> tuple[Json, ...]:
         """Every choice, or both ends of the range."""
         return self.choices or (self.at(0.0), self.at(1.0 - 1e-12))
 
-    def holds(self, value: Any) -> bool:
-        """Whether `value` lies in the dimension."""
-        return value in self.choices if self.choices else self.low <= value <= self.high
+    def holds(self, value: Json) -> bool:
+        """Whether `value` lies in the dimension; None never does."""
+        if self.choices:
+            return value is not None and value in self.choices
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+    def to_json(self) -> Json:
+        if self.choices:
+            return list(self.choices)
+        return {"low": self.low, "high": self.high, "log": self.log}
 
     def optuna(self) -> BaseDistribution:
         """The same as Optuna says it."""
-        from optuna import distributions as d
+        from optuna import distributions
 
         if self.choices:
-            return d.CategoricalDistribution(self.choices)
-        kind = d.IntDistribution if self.whole else d.FloatDistribution
-        return kind(*(int(x) if self.whole else x for x in (self.low, self.high)), log=self.log)
+            return distributions.CategoricalDistribution(self.choices)
+        if self.whole:
+            return distributions.IntDistribution(int(self.low), int(self.high), log=self.log)
+        return distributions.FloatDistribution(self.low, self.high, log=self.log)
 
 
-def read_space(space: Any, where: str) -> dict[str, Dimension]:
+def read_space(space: object, where: str) -> dict[str, Dimension]:
     """Key -> dimension; `where` is how messages call the space.
 
     Raises:
@@ -72,32 +80,34 @@ def read_space(space: Any, where: str) -> dict[str, Dimension]:
     return {key: _dimension(f"{where}: {key}", key, values) for key, values in _flat(space).items()}
 
 
-def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(space: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested tables as dotted keys, down to the ranges."""
-    found: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, values in space.items():
         if isinstance(values, Mapping) and not set(RANGE) & set(values):
-            found |= _flat(values, f"{prefix}{key}.")
+            flat |= _flat(values, f"{prefix}{key}.")
         else:
-            found[prefix + str(key)] = values
-    return found
+            flat[f"{prefix}{key}"] = values
+    return flat
 
 
-def _dimension(name: str, key: str, values: Any) -> Dimension:
+def _dimension(name: str, key: str, values: object) -> Dimension:
     if key not in FIELDS:
         raise UserError(f"{name}: unknown key{did_you_mean(key, FIELDS)}")
     if not FIELDS[key].hashed:
         raise UserError(f"{name} says where or how a run runs, not what it is; search another key")
     if isinstance(values, Mapping):
         return _range(name, key, values)
-    if isinstance(values, str) or not isinstance(plain(values), Sequence):
+
+    values = plain(values)
+    if isinstance(values, str) or not isinstance(values, Sequence):
         raise UserError(f"{name}={values!r}: expected a list, or a range with {one_of(RANGE[:2])}")
-    choices = tuple(coerce(key, plain(value)) for value in plain(values))
+    choices = tuple(coerce(key, plain(value)) for value in values)
     if len(choices) < 2:
         raise UserError(
             f"{name}={list(values)}: a choice has at least two values; one belongs to the base"
         )
-    return Dimension(key, choices)
+    return Dimension(choices)
 
 
 def _range(name: str, key: str, values: Mapping[str, Any]) -> Dimension:
@@ -105,22 +115,22 @@ def _range(name: str, key: str, values: Mapping[str, Any]) -> Dimension:
         if word not in RANGE:
             raise UserError(f"{name}: unknown {word!r}{did_you_mean(word, RANGE)}")
     kind = str(FIELDS[key].kind)
-    whole = "int" in kind and "float" not in kind
-    if not whole and "float" not in kind:
+    whole = "float" not in kind
+    if whole and "int" not in kind:
         raise UserError(f"{name}: its values are no numbers; give a list")
     try:
-        low, high = (coerce(key, plain(values[word])) for word in ("low", "high"))
+        low = coerce(key, plain(values["low"]))
+        high = coerce(key, plain(values["high"]))
     except KeyError as e:
         raise UserError(f"{name}: a range needs {e}") from None
+
     log = values.get("log", False)
     if not isinstance(log, bool):
         raise UserError(f"{name}: log={log!r}: expected true or false")
     if not low < high or (log and low <= 0):
-        raise UserError(
-            f"{name}: low={low}, high={high}: expected low < high"
-            + (", both above 0 for log" if log else "")
-        )
-    return Dimension(key, (), low, high, log, whole)
+        also = ", both above 0 for log" if log else ""
+        raise UserError(f"{name}: low={low}, high={high}: expected low < high{also}")
+    return Dimension((), low, high, log, whole)
 
 
 def five_digits(value: float) -> float:

@@ -14,33 +14,29 @@ LOOK_SECONDS, IDLE_SECONDS = 0.5, 10.0
 
 def watch(study: Study) -> None:
     """Show the runs of a study as they start and end; until all have ended or nobody runs any."""
-    jobs = {
-        entry.id: Job(folder, entry.flops, str(entry))
-        for entry, folder in study.runs()
-        if not entry.left_out
-    }
-    waiting = {
-        run: job for run, job in jobs.items() if state_of(job.folder) not in (*FINISHED, FAILED)
-    }
-    print(f"[{study.name}] {len(jobs)} runs, {len(jobs) - len(waiting)} have ended")
-    seen: set[str] = set()
+    runs = [(entry, folder) for entry, folder in study.runs() if not entry.left_out]
+    jobs = [Job(folder, entry.flops, str(entry)) for entry, folder in runs]
+    waiting = [job for job in jobs if state_of(job.folder) not in (*FINISHED, FAILED)]
+    study.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} have ended")
+
+    started: set[str] = set()
     moved = time.monotonic()
-    with open_progress(study.name, list(waiting.values())) as shown:
+    with open_progress(study.name, waiting) as shown:
         while waiting and time.monotonic() - moved < IDLE_SECONDS:
-            for run, job in list(waiting.items()):
+            for job in list(waiting):
                 state = state_of(job.folder)
-                if state == RUNNING:
-                    moved = time.monotonic()
-                    if run not in seen:
-                        shown.started(job)
-                        seen.add(run)
-                elif state in (*FINISHED, FAILED):
-                    shown.ended(waiting.pop(run))
-                    moved = time.monotonic()
+                if state in (*FINISHED, FAILED):
+                    waiting.remove(job)
+                    shown.ended(job)
+                elif state == RUNNING and job.title not in started:
+                    started.add(job.title)
+                    shown.started(job)
+                elif state != RUNNING:
+                    continue
+                moved = time.monotonic()
             shown.tick()
             time.sleep(LOOK_SECONDS if waiting else 0)
+
     if waiting:
-        print(
-            f"[{study.name}] {len(waiting)} runs wait and nobody runs them: "
-            f"{study.asked.command or 'nanoscale retry ' + study.name}"
-        )
+        command = study.asked.command or f"nanoscale retry {study.name}"
+        study.say(f"{len(waiting)} runs wait and nobody runs them: {command}")

@@ -14,8 +14,9 @@ from grids import FAKE, a_runner, running, starts
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, clusters, pool
-from nanoscale.experiments.backends import ForkServer, Subprocess
-from nanoscale.experiments.clusters import Ray, Slurm, backend_of
+from nanoscale.experiments.backends import backend_of
+from nanoscale.experiments.clusters import ArrayTask, Ray, Slurm
+from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
 
 
@@ -158,10 +159,10 @@ def test_the_job_script_runs_its_folder_and_writes_the_code_down(tmp_path):
     running(tmp_path / "experiments_out", 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 130
-    assert slurm._code(("1", "x", 0)) == 130
+    assert slurm._code(ArrayTask("1", "x", 0)) == 130
     (tmp_path / "x.1.exit").write_text("137\n")
-    assert slurm._code(("1", "x", 1)) == -9
-    assert slurm._code(("1", "x", 2)) is None
+    assert slurm._code(ArrayTask("1", "x", 1)) == -9
+    assert slurm._code(ArrayTask("1", "x", 2)) is None
 
 
 def test_a_preempted_run_saves_and_slurm_brings_it_back(tmp_path):
@@ -218,7 +219,7 @@ def test_a_backend_that_is_not_here_is_refused_in_a_line(monkeypatch, tmp_path):
 
 def test_a_missed_look_at_the_queue_is_no_end(monkeypatch, tmp_path):
     slurm = Slurm(FAKE, home=tmp_path)
-    slurm._running["7", "x", 0] = tmp_path
+    slurm._running[ArrayTask("7", "x", 0)] = tmp_path
     answers = iter(
         [
             UserError("squeue: Unable to contact slurm controller"),

@@ -19,9 +19,9 @@ from tiny import ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, failures, machine, pool
-from nanoscale.experiments.backends import ForkServer, Subprocess
 from nanoscale.experiments.failures import CRASH as CRASHED
 from nanoscale.experiments.failures import MEMORY, Failure
+from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.store.folder import FAILED, TIMING_COLUMNS, RunFolder
 
 BACKENDS = pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import pytest
 from fake_worker import CRASH, DIE, DIVERGE, TINY
 from grids import a_runner, starts, wait_for
 
-from nanoscale.experiments import ExperimentRunner, backends
-from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.experiments import ExperimentRunner, local
+from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.worker import Worker
 from nanoscale.store.folder import TIMING_COLUMNS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
@@ -69,7 +70,7 @@ def server(tmp_path, monkeypatch):
         """)
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(backends, "shape_of", lambda folder: folder.path.name.split("-")[0])
+    monkeypatch.setattr(local, "shape_of", lambda folder: folder.path.name.split("-")[0])
     backend = ForkServer(Worker(entry="look:main", preload=()))
     yield backend
     backend.close()
@@ -128,7 +129,7 @@ def test_what_a_run_computes_is_the_same_in_a_process_that_has_run_another(monke
     pytest.importorskip("torch")
 
     def rows(name: str, shape: str) -> list[list[dict]]:
-        monkeypatch.setattr(backends, "shape_of", lambda folder: shape)
+        monkeypatch.setattr(local, "shape_of", lambda folder: shape)
         study = ExperimentRunner(output_root=name, workers=1).run_grid(
             "g",
             TINY | {"dropout": 0.1, "eval_interval": 2, "eval_iters": 1, "warmup_iters": 0},

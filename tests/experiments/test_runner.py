@@ -21,9 +21,10 @@ from tiny import ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table
-from nanoscale.experiments.backends import ForkServer, Subprocess, Worker
+from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.pool import Job
+from nanoscale.experiments.worker import Worker
 from nanoscale.store.folder import COMPLETE, RUNNING, WAITING, RunFolder
 
 
@@ -364,7 +365,8 @@ def toy_clone(tmp_path: Path, real: bool = False) -> None:
         textwrap.dedent("""
         from functools import partial
         from nanoscale.experiments import ExperimentRunner
-        from nanoscale.experiments.backends import ForkServer, Worker
+        from nanoscale.experiments.local import ForkServer
+        from nanoscale.experiments.worker import Worker
         fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
         ExperimentRunner = partial(ExperimentRunner, backend=fake)
         """)
@@ -561,7 +563,7 @@ def test_plain_progress_is_a_line_per_event_and_one_at_most_every_30_seconds(mon
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = progress.open_progress("p", [job])
-    shown.past = {str(job.folder.path): 0.0}
+    shown.past = {job.path: 0.0}
     shown.flops_to_do = job.flops
     shown.started(job)
     capsys.readouterr()
@@ -586,7 +588,7 @@ def test_a_terminal_gets_a_live_table(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     shown = progress.open_progress("p", [job])
     assert isinstance(shown, progress.LiveProgress)
-    shown.running[str(job.folder.path)] = job
+    shown.running[job.path] = job
     with open(os.devnull, "w") as nowhere:
         console = Console(width=100, record=True, file=nowhere)
         console.print(shown.table())

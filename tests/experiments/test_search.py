@@ -11,8 +11,9 @@ from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from grids import a_runner, starts
 
 from nanoscale.errors import UserError
-from nanoscale.experiments import search as module
-from nanoscale.experiments.search import Search, SearchPlan, uniform
+from nanoscale.experiments import samplers
+from nanoscale.experiments.samplers import uniform
+from nanoscale.experiments.search import Search, SearchPlan
 from nanoscale.experiments.space import read_space
 
 LR = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
@@ -304,7 +305,7 @@ def test_rungs_share_one_warmup_and_refuse_pasts_that_differ():
 
 
 def test_nothing_here_needs_optuna_for_random(monkeypatch):
-    monkeypatch.setitem(module.__dict__, "quiet", None)
+    monkeypatch.setattr(samplers, "quiet", None)
     study = a_runner().run_random("s", BASE, LR, trials=2)
     assert json.loads((study.folder / "study.json").read_text())["best"]["val_loss"] > 0
 

@@ -23,7 +23,8 @@ from nanoscale.commands.main import dispatch
 from nanoscale.commands.main import main as cli_main
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
-from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.experiments.local import ForkServer
+from nanoscale.experiments.worker import Worker
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.resolve import resolve

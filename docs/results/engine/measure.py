@@ -26,8 +26,9 @@ from typing import Any
 from nanoscale.commands import studies as commands
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner
-from nanoscale.experiments.backends import Exit, Local
+from nanoscale.experiments.local import Local
 from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.worker import Exit
 from nanoscale.store.files import write_json, write_text
 from nanoscale.store.folder import COMPLETE, METRICS, RunFolder
 

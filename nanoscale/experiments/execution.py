@@ -1,0 +1,84 @@
+"""Execution: planned runs brought to a result by a pool on a backend, and what came of it said."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanoscale.experiments import machine
+from nanoscale.experiments.cells import Cell
+from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.planning import PlannedRun
+from nanoscale.experiments.pool import Job, Limits, MoreJobs, Pool
+from nanoscale.experiments.progress import Expected, duration, open_progress
+from nanoscale.experiments.results import TABLE, Study, failure_lines
+from nanoscale.experiments.worker import Backend
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How runs are run: by whom, how many at once (None: as many as fit), within which limits."""
+
+    backend: Backend
+    workers: int | None
+    limits: Limits
+
+    def bring(self, study: Study, runs: Sequence[PlannedRun]) -> None:
+        """Bring planned runs to a result, those that are to be done; their folders come first."""
+        for run in runs:
+            run.make_ready()
+        study.save_record()
+        jobs = [run.job for run in runs if run.to_do]
+        self.run(study, jobs, [run.cell for run in runs])
+
+    def run(
+        self,
+        study: Study,
+        jobs: Sequence[Job],
+        cells: Sequence[Cell],
+        more: MoreJobs | None = None,
+        later: Expected | None = None,
+    ) -> None:
+        """Run `jobs`, and what `more` adds; write the study's table; say what came of it.
+
+        `cells` say on which device and threads; `later` is about what `more` will add.
+
+        Raises:
+            KeyboardInterrupt: once every run has saved, and the table is written.
+        """
+        began = time.monotonic()
+        stopped = ""
+        try:
+            if jobs or more:
+                slots = self.slots(study, cells)
+                with open_progress(study.name, jobs, later) as progress:
+                    stopped = Pool(self.backend, slots, progress, self.limits).run(jobs, more)
+        except KeyboardInterrupt:
+            study.say("interrupted; every run has saved, the same command continues")
+            raise
+        finally:
+            study.save()
+
+        study.say(*(f"warning: {text}" for text in study.mixed_numerics()), *failure_lines(study))
+        if stopped:
+            study.say(f"stopped: {stopped}; the same command goes on")
+        took = duration(time.monotonic() - began)
+        study.say(f"{study.counts()} in {took}; table: {study.folder / TABLE}")
+
+    def slots(self, study: Study, cells: Sequence[Cell]) -> list[Slot]:
+        """The backend's slots, for the cells' device and their largest number of threads."""
+        device = cells[0].spec.config.device
+        wanted = [cell.spec.config.threads or math.inf for cell in cells]
+        threads = None if math.inf in wanted else int(max(wanted))
+        slots = self.backend.slots(device, threads, self.workers)
+        if self.backend.local and not machine.on_gpu(device):
+            free = len(machine.cores())
+            each = threads or free
+            if len(slots) > max(1, free // each):
+                study.say(
+                    f"warning: {len(slots)} workers of {each} threads share {free} cores and slow "
+                    "each other down; leave workers out to fit them"
+                )
+        return slots
