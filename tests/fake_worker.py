@@ -42,6 +42,7 @@ TINY = {
     "device": "cpu",
 }
 CRASH, DIE, SLOW, DIVERGE, REFUSE, VALLEY = 0.11, 0.22, 0.33, 0.44, 0.55, 0.66  # values of beta1
+ENDLESS = 2000  # updates of a slow run that is ended before it has made them
 HUNGRY, FLAKY, GREEDY, DEAF = 0.12, 0.13, 0.14, 0.15
 
 
@@ -71,19 +72,19 @@ def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
 def main(arguments: list[str]) -> int:
     """Run the folder; the exit code of `nanoscale run`."""
     folder = RunFolder(arguments[1])
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     try:
         with folder.take().beat():
-            return 0 if folder.status()["state"] in FINISHED else run(folder)
+            return 0 if folder.status()["state"] in FINISHED else run(folder, stopped)
     except Held:
         return 130
 
 
-def run(folder: RunFolder) -> int:
-    """Do what its beta1 says."""
+def run(folder: RunFolder, stopped: list[int]) -> int:
+    """Do what its beta1 says, until SIGTERM fills `stopped`."""
     config = folder.spec().config
     first = folder.status()["checkpoint_step"] or 0
-    stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     print(f"pid {os.getpid()} threads {os.environ.get('OMP_NUM_THREADS')} from {first}")
     folder.set_status(state=RUNNING, step=first)
     with open(folder / "starts.txt", "a") as file:
@@ -103,17 +104,18 @@ def run(folder: RunFolder) -> int:
     if config.beta1 == REFUSE:
         print("error: the data are gone; prepare them again", file=sys.stderr)
         return 2
+    pause = float(os.environ.get("SLOW_SECONDS", "0.1")) if config.beta1 == SLOW else 0.0
+    often = 1 if pause else 1 + config.max_iters // 100
     for step in range(first + 1, config.max_iters + 1):
         with open(folder / ROWS, "a") as file:
             file.write(row_line({"step": step, "train_loss": 5.0 / step, "tokens_per_second": 1e4}))
-        if step % (1 + config.max_iters // 100) == 0:
+        if step % often == 0:
             folder.set_status(step=step, checkpoint_step=step)
         if step in config.checkpoint_steps:
             (folder / f"ckpt-{step}.pt").touch()
         if config.beta1 == DIE:
             os.kill(os.getpid(), signal.SIGKILL)
-        if config.beta1 == SLOW:
-            time.sleep(float(os.environ.get("SLOW_SECONDS", "0.1")))
+        time.sleep(pause)
         if stopped:
             folder.set_status(state=WAITING)
             return 130

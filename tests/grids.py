@@ -7,15 +7,18 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 from tiny import ROOT
 
-from nanoscale.experiments import ExperimentRunner
+from nanoscale.experiments import ExperimentRunner, pool
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
 from nanoscale.store.folder import RunFolder
 
 TESTS = ROOT / "tests"
+PATIENCE = 120  # seconds: a machine may have other things to do
 FAKE = Worker(
     command=(sys.executable, str(TESTS / "fake_worker.py"), "run"),
     entry="fake_worker:main",
@@ -70,8 +73,26 @@ def running(folder: Path, count: int) -> list[int]:
     return pids()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.01)
+
+
+def jump(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
+    """Let the pool's clock jump by an hour once `when` is true, so that no limit is a race."""
+    late: list[bool] = []
+
+    def monotonic() -> float:
+        if not late and when():
+            late.append(True)
+        return time.monotonic() + 3600 * len(late)
+
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(pool, "LIMITS_SECONDS", 0.05)
+
+
+def begun(folder: Path) -> list[RunFolder]:
+    """The folders of the runs below `folder` that a process has begun."""
+    return [RunFolder(path.parent) for path in folder.glob("runs/*/starts.txt")]

@@ -124,6 +124,7 @@ def test_a_busy_process_is_not_asked_and_a_stopped_one_leaves(server, tmp_path):
     assert codes(server, 1) == [1]
 
 
+@pytest.mark.slow
 def test_what_a_run_computes_is_the_same_in_a_process_that_has_run_another(monkeypatch):
     """Real training, with dropout; a diverged run and another shape of data order between."""
     pytest.importorskip("torch")

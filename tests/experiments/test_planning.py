@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import time
 
 import pytest
-from fake_worker import CRASH, SLOW, TINY
-from grids import a_runner
+from fake_worker import CRASH, ENDLESS, SLOW, TINY
+from grids import TESTS, a_runner, begun, jump
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.planning import read_budget
+from nanoscale.spec.sources import Source
 from nanoscale.store.folder import RunFolder
 
 
@@ -100,26 +100,25 @@ def test_a_budget_of_flops_pays_for_the_cheapest_runs_and_says_what_it_leaves_ou
     assert more.frame()["state"].tolist() == ["COMPLETE"] * 4
 
 
-def test_a_budget_of_time_starts_with_the_cheapest_and_the_last_ones_save(capsys, monkeypatch):
-    monkeypatch.setattr("nanoscale.experiments.pool.LIMITS_SECONDS", 0.05)
-    monkeypatch.setenv("SLOW_SECONDS", "0.2")
-    grid = {"n_layer": [3, 1, 2], "beta1": [SLOW]}  # 1.6 seconds each
-    began = time.monotonic()
-    study = a_runner(budget="3 s", workers=1).run_grid("g", TINY | {"max_iters": 8}, grid)
-    assert time.monotonic() - began < 10
-    states = study.frame()["state"].tolist()
-    assert states[1] == "COMPLETE"
-    assert states[0] == "WAITING"
+def test_a_budget_of_time_starts_with_the_cheapest_and_the_last_ones_save(
+    capsys, monkeypatch, tmp_path
+):
+    jump(monkeypatch, when=lambda: len(begun(tmp_path / "experiments_out")) == 2)
+    base = Source("base", TINY | {"max_iters": ENDLESS})
+    kinds = {3: SLOW, 1: 0.9, 2: SLOW}
+    rows = [{"n_layer": n_layer, "beta1": beta1} for n_layer, beta1 in kinds.items()]
+    study = a_runner(budget="1000 s", workers=1).run_rows("g", base, rows, "rows")
+    assert study.frame()["state"].tolist() == ["WAITING", "COMPLETE", "WAITING"]
     assert not study.ok
-    assert lines(capsys, "stopped: the budget of 3 seconds is spent; the same command goes on")
-    half = next(
-        RunFolder(folder)
-        for folder, state in zip(study.frame()["folder"], states, strict=True)
-        if state == "WAITING"
-    )
-    assert half.state() == "WAITING"
+    assert lines(capsys, "stopped: the budget of 1000 seconds is spent; the same command goes on")
+    dear, _, half = (RunFolder(folder) for folder in study.frame()["folder"])
+    assert dear.status()["checkpoint_step"] is None
+    assert 0 <= half.status()["step"] < ENDLESS
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
     monkeypatch.setenv("SLOW_SECONDS", "0")
-    assert a_runner(budget="1 h").run_grid("g", TINY | {"max_iters": 8}, grid).ok
+    assert a_runner(budget="2 h").run_rows("g", base, rows, "rows").ok
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import fake_worker
 import psutil
 import pytest
-from fake_worker import CRASH, DIE, DIVERGE, REFUSE, SLOW, TINY
-from grids import FAKE, SNIPPET, TESTS, a_runner, running, script, starts, wait_for
+from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
+from grids import FAKE, PATIENCE, SNIPPET, TESTS, a_runner, running, script, starts, wait_for
 from tiny import ROOT
 
 from nanoscale.errors import UserError
@@ -57,7 +56,7 @@ def test_a_grid_gives_a_row_per_run_and_isolates_failures(backend, capsys):
     assert "threads 1 from 0" in (RunFolder(frame["folder"][0]) / "log.txt").read_text()
 
 
-def test_the_same_grid_again_runs_nothing_and_failures_get_one_more_try():
+def test_the_same_grid_again_runs_nothing_and_failures_get_one_more_try(monkeypatch):
     grid = {"n_layer": [1, 2], "beta1": [0.9, CRASH]}
     first = a_runner(retries=0).run_grid("g", TINY, grid)
     second = a_runner(retries=0).run_grid("g", TINY, grid)
@@ -65,9 +64,8 @@ def test_the_same_grid_again_runs_nothing_and_failures_get_one_more_try():
     assert [len(starts(folder)) for _, folder in second.runs()] == [1, 2, 1, 2]
     assert first.frame()["run"].tolist() == second.frame()["run"].tolist()
 
-    began = time.monotonic()
+    monkeypatch.setattr(ForkServer, "start", None)  # nothing is started
     third = a_runner(backend="local").run_grid("h", TINY, {"n_layer": [1, 2]})
-    assert time.monotonic() - began < 1
     assert third.ok
     assert set(third.plan.values()) == {"cached"}
 
@@ -279,7 +277,7 @@ def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(
 ):
     text = script(f"""
         runner = ExperimentRunner(workers=2, backend=ForkServer(FAKE, fork={fork}))
-        runner.run_grid("s", TINY | dict(max_iters=40, beta1=SLOW), dict(n_layer=[1, 2]))
+        runner.run_grid("s", TINY | dict(max_iters=2000, beta1=SLOW), dict(n_layer=[1, 2]))
         """)
     process = subprocess.Popen(
         [sys.executable, "-"],
@@ -293,17 +291,18 @@ def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(
     children = running(tmp_path / "experiments_out", 2)
     server = psutil.Process(process.pid).children()
     process.send_signal(getattr(signal, number))
-    assert process.wait(10) != 0
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children), 10)
-    wait_for(lambda: not any(p.is_running() for p in server), 10)
+    assert process.wait(PATIENCE) != 0
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in children))
+    wait_for(lambda: not any(p.is_running() for p in server))
 
     monkeypatch.setenv("SLOW_SECONDS", "0")
-    study = a_runner().run_grid("s", TINY | {"max_iters": 40, "beta1": SLOW}, {"n_layer": [1, 2]})
+    base = TINY | {"max_iters": ENDLESS, "beta1": SLOW}
+    study = a_runner().run_grid("s", base, {"n_layer": [1, 2]})
     assert study.ok
     assert set(study.plan.values()) == {"resume"}
     for _, folder in study.runs():
         assert [first > 0 for _, first in starts(folder)] == [False, True]
-        assert [row["step"] for row in folder.rows()] == list(range(1, 41))
+        assert [row["step"] for row in folder.rows()] == list(range(1, ENDLESS + 1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
@@ -311,19 +310,19 @@ def test_runs_save_when_their_server_is_killed_and_are_tried_again(tmp_path, mon
     def kill_server() -> None:
         running(tmp_path / "experiments_out", 1)
         monkeypatch.setenv("SLOW_SECONDS", "0")
-        backend._server.kill()
+        backend._server.process.kill()
 
     backend = ForkServer(FAKE)
     killer = threading.Thread(target=kill_server)
     killer.start()
     study = a_runner(backend=backend, workers=1).run_grid(
-        "s", TINY | {"max_iters": 40}, {"n_layer": [1, 2], "beta1": [SLOW]}
+        "s", TINY | {"max_iters": ENDLESS}, {"n_layer": [1, 2], "beta1": [SLOW]}
     )
     killer.join()
     assert study.ok
     hit = next(folder for _, folder in study.runs() if len(starts(folder)) == 2)
     assert [first > 0 for _, first in starts(hit)] == [False, True]
-    assert [row["step"] for row in hit.rows()] == list(range(1, 41))
+    assert [row["step"] for row in hit.rows()] == list(range(1, ENDLESS + 1))
 
 
 def test_a_run_of_another_live_process_is_waited_for(capsys):
@@ -386,13 +385,14 @@ def test_the_original_snippet_runs_as_a_bare_script_and_from_standard_input(
         input=text,
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "[depth_study] 3 COMPLETE" in done.stdout
     assert Study.open(tmp_path / "experiments_out" / "depth_study").ok
 
 
+@pytest.mark.slow
 def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     toy_clone(tmp_path)
@@ -406,12 +406,13 @@ def test_the_original_snippet_runs_in_a_notebook(tmp_path, monkeypatch):
             ),
         ]
     )
-    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3").execute()
     first, second = (cell.outputs for cell in notebook.cells)
     assert "[depth_study] 3 COMPLETE" in "".join(o.get("text", "") for o in first)
     assert "<table" in second[-1]["data"]["text/html"]
 
 
+@pytest.mark.slow
 def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monkeypatch):
     toy_clone(tmp_path, real=True)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -420,7 +421,7 @@ def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monk
         input=SNIPPET.replace("1000", "10"),
         text=True,
         capture_output=True,
-        timeout=100,
+        timeout=3 * PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     metrics = ExperimentRunner().load_metrics("depth_study")
@@ -456,6 +457,7 @@ def test_the_door_is_the_packages_runner():
 
 
 # -- the fork server ----------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
 def test_with_torch_imported_the_server_has_one_thread_and_no_child(tmp_path, monkeypatch):
     (tmp_path / "look.py").write_text(

@@ -116,7 +116,7 @@ def test_a_bad_search_is_refused(options, words):
 
 
 def test_a_sampler_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(samplers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs optuna: pip install 'nanoscale\[hpo\]'"):
         a_runner().run_hpo("s", BASE, LR)
 
@@ -143,7 +143,7 @@ def test_a_dry_search_writes_nothing_and_says_what_it_would_cost(capsys):
 
 # -- samplers -------------------------------------------------------------------------------------
 @needs_optuna
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "cma"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "cma"])
 def test_a_sampler_finds_the_valley_and_total_means_total(sampler):
     if sampler == "gp":
         pytest.importorskip("scipy")
@@ -276,7 +276,7 @@ def test_rungs_are_branches_off_the_trunk(capsys):
             assert entry.flops == per_step * (length - int(at))
         else:
             assert entry.flops == per_step * 10
-    assert f"{sum(e['flops'] for e in entries):.3g} FLOPs" in capsys.readouterr().out
+    assert f"{sum(e.flops for e in entries):.3g} FLOPs" in capsys.readouterr().out
     again = a_runner().run_hpo(
         "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
     )
