@@ -13,7 +13,8 @@ from tiny import PACKAGE
 
 from nanoscale.commands.main import dispatch
 from nanoscale.errors import UserError
-from nanoscale.experiments.backends import ForkServer, Worker
+from nanoscale.experiments.local import ForkServer
+from nanoscale.experiments.worker import Worker
 from nanoscale.studies import recipe
 from nanoscale.studies.recipe import BUILT_IN, Recipe, recipe_of, register_recipe
 
