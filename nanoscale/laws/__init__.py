@@ -12,7 +12,8 @@ from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law, Parameter, Term
 from nanoscale.laws.influence import Influence, influence_of, without_highest
 from nanoscale.laws.ladder import LadderFit, fit_power_law
-from nanoscale.laws.profile import Profile, Profiles, profile_law
+from nanoscale.laws.profile import Profiles, profile_law
+from nanoscale.laws.profile_search import Profile
 from nanoscale.laws.registry import LAWS, law_of, load_laws, register_law
 from nanoscale.laws.result import Fit
 from nanoscale.laws.sweeps import SweepLaw, sweep_law

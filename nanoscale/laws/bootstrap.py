@@ -7,19 +7,24 @@ Student's t does and not as a normal would. No law is named here: a law is its f
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from nanoscale.errors import UserError
+from nanoscale.laws.arrays import Array, Index, Mask
+from nanoscale.laws.record import Record
 
 SEEDS_NEEDED, SIZES_NEEDED = 3, 2  # below these, seed noise does not count as measured
 LEVEL = (0.025, 0.975)
 FEWEST = 100  # resamples that an interval needs
 
+Labels = Index | Sequence[object]  # of n points
+
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Record):
     """Noise of ln L of one run (so relative to the loss); None where it cannot be had."""
 
     seed_sd: float | None  # pooled within sizes
@@ -31,33 +36,36 @@ class Noise:
     @property
     def used(self) -> float:
         """The larger of the two; residuals alone where seeds were not measured."""
-        return max(self.residual_sd, self.seed_sd) if self.seeds_measured else self.residual_sd
+        if self.seed_sd is None or not self.seeds_measured:
+            return self.residual_sd
+        return max(self.residual_sd, self.seed_sd)
 
     @property
     def dof(self) -> int:
         """Degrees of freedom of `used`."""
         return self.residual_dof if self.used == self.residual_sd else self.seed_dof
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, object]:
         """Plain types, with `used` and its `dof`."""
-        return {**asdict(self), "used": self.used, "dof": self.dof}
+        return super().to_json() | {"used": self.used, "dof": self.dof}
 
 
-def seed_noise(y: np.ndarray, size: np.ndarray) -> tuple[float | None, int, bool]:
+def seed_noise(y: Array, size: Index) -> tuple[float | None, int, bool]:
     """Pooled sd of ln L within sizes, its degrees of freedom, and whether that is a measurement.
 
     y: (n,) ln L; size: (n,) integer label of each run's model size.
     """
     counts = np.bincount(size)
-    mean = np.bincount(size, y) / counts
     dof = int((counts - 1).sum())
     if dof == 0:
         return None, 0, False
+    mean = np.bincount(size, y) / counts
     sd = float(np.sqrt(((y - mean[size]) ** 2).sum() / dof))
-    return sd, dof, bool((counts >= SEEDS_NEEDED).sum() >= SIZES_NEEDED and sd > 0)
+    sizes = (counts >= SEEDS_NEEDED).sum()
+    return sd, dof, bool(sizes >= SIZES_NEEDED and sd > 0)
 
 
-def noise_of(y: np.ndarray, size: np.ndarray, fitted: np.ndarray, n_params: int) -> Noise:
+def noise_of(y: Array, size: Index, fitted: Array, n_params: int) -> Noise:
     """Noise of the runs y = ln L (n,) about `fitted` (n,)."""
     sd, dof, measured = seed_noise(y, size)
     left = len(y) - n_params
@@ -65,7 +73,7 @@ def noise_of(y: np.ndarray, size: np.ndarray, fitted: np.ndarray, n_params: int)
     return Noise(sd, dof, residual_sd, left, measured)
 
 
-def resampled(fitted: np.ndarray, noise: Noise, resamples: int, rng_seed: int) -> np.ndarray:
+def resampled(fitted: Array, noise: Noise, resamples: int, rng_seed: int) -> Array:
     """(resamples, n): new ln L of the same runs around `fitted` (n,)."""
     rng = np.random.default_rng(rng_seed)
     sd = noise.used * np.sqrt(noise.dof / rng.chisquare(noise.dof, resamples))
@@ -80,19 +88,19 @@ def check_resamples(resamples: int) -> None:
         )
 
 
-def interval(draws: np.ndarray) -> np.ndarray:
+def interval(draws: Array) -> Array:
     """(2, ...): the central 95 % of draws (R, ...)."""
     return np.quantile(draws, LEVEL, axis=0)
 
 
-def widened(ends: np.ndarray, others: np.ndarray) -> np.ndarray:
+def widened(ends: Array, others: Array) -> Array:
     """`ends` (2, p) stretched until it holds every row of `others` (k, p); NaN rows do nothing."""
     low = np.fmin.reduce(others, axis=0, initial=np.inf)
     high = np.fmax.reduce(others, axis=0, initial=-np.inf)
     return np.stack([np.minimum(ends[0], low), np.maximum(ends[1], high)])
 
 
-def without_smallest(size: np.ndarray, keep: int) -> list[np.ndarray]:
+def without_smallest(size: Index, keep: int) -> list[Mask]:
     """Masks (n,) that leave out the smallest 1, 2, ... sizes while `keep` sizes remain.
 
     size: (n,) 0, 1, ... in order of x.
@@ -101,13 +109,14 @@ def without_smallest(size: np.ndarray, keep: int) -> list[np.ndarray]:
 
 
 # -- resamples of points and of residuals -------------------------------------------------------
-METHODS = ("pairs", "cluster", "stratified", "residual", "wild", "parametric")
+OF_POINTS = ("pairs", "cluster", "stratified")
+METHODS = (*OF_POINTS, "residual", "wild", "parametric")
 WEBB = np.sqrt([0.5, 1.0, 1.5])  # and their negatives: mean 0, variance 1 (Webb 2023)
 
 
 def point_weights(
-    method: str, n: int, groups: np.ndarray | None, resamples: int, rng_seed: int
-) -> np.ndarray:
+    method: str, n: int, groups: Labels | None, resamples: int, rng_seed: int
+) -> Array:
     """(resamples, n): how often every point is in every resample.
 
     pairs: n points with replacement. cluster: whole groups with replacement, for points of one
@@ -118,7 +127,8 @@ def point_weights(
     rng = np.random.RandomState(rng_seed)
     if method == "pairs":
         return _counts(rng, n, resamples)
-    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    index = numbered(groups, n)
+    sizes = np.bincount(index)
     if method == "cluster":
         return _counts(rng, len(sizes), resamples)[:, index]
     weights = np.empty((resamples, n))
@@ -127,20 +137,29 @@ def point_weights(
     return weights
 
 
-def _counts(rng: np.random.RandomState, n: int, resamples: int) -> np.ndarray:
+def numbered(groups: Labels | None, n: int) -> Index:
+    """Labels as numbers 0, 1, ... (n,); each point its own without any."""
+    if groups is None:
+        return np.arange(n)
+    return np.unique(np.asarray(groups), return_inverse=True)[1]
+
+
+def _counts(rng: np.random.RandomState, n: int, resamples: int) -> Array:
+    """(resamples, n): how often each of n is drawn in n draws."""
     drawn = rng.randint(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(float)
+    counts = np.bincount(drawn.ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(float)
 
 
 def residual_draws(
     method: str,
-    fitted: np.ndarray,
-    y: np.ndarray,
+    fitted: Array,
+    y: Array,
     n_params: int,
-    groups: np.ndarray | None,
+    groups: Labels | None,
     resamples: int,
     rng_seed: int,
-) -> np.ndarray:
+) -> Array:
     """(resamples, n): new y about `fitted` (n,) from the residuals of y (n,).
 
     residual: centred residuals with replacement. wild: every residual times a random number of
@@ -148,13 +167,15 @@ def residual_draws(
     of freedom. parametric: see `resampled`; groups are sizes with seeds.
     """
     n = len(y)
+    index = numbered(groups, n)
     if method == "parametric":
-        index = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(n)
         return resampled(fitted, noise_of(y, index, fitted, n_params), resamples, rng_seed)
+
     rng = np.random.default_rng(rng_seed)
     residual = (y - fitted) * np.sqrt(n / (n - n_params))
     if method == "residual":
-        return fitted + (residual - residual.mean())[rng.integers(n, size=(resamples, n))]
-    index = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    factor = rng.choice(np.concatenate([WEBB, -WEBB]), size=(resamples, index.max() + 1))
+        drawn = rng.integers(n, size=(resamples, n))
+        return fitted + (residual - residual.mean())[drawn]
+    signs = np.concatenate([WEBB, -WEBB])
+    factor = rng.choice(signs, size=(resamples, index.max() + 1))
     return fitted + residual * factor[:, index]

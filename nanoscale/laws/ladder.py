@@ -2,6 +2,10 @@
 
 The one idea: a ladder has few runs, so its interval comes from the measured noise of a run
 (parametric resamples) and from how far the law moves without its smallest sizes.
+
+This is the estimator of a ladder study. `fit_law` with law `power` is another: its delta is the
+field's 1e-3 and not the runs' noise, it resamples points, and drops no sizes; on the same runs the
+two differ by a share of their intervals.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoscale.laws import bootstrap, solver
+from nanoscale.laws.arrays import Array
+from nanoscale.laws.certified import Certified
 from nanoscale.laws.forms import number
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.problem import Problem, problem_of
+from nanoscale.laws.problem import problem_of
 from nanoscale.laws.published import POWER
 from nanoscale.laws.result import (
     NO_FIT,
@@ -36,6 +42,40 @@ CURVE_REACH = (0.7, 10.0)  # of the smallest and largest x
 P = len(POWER.parameters)
 
 
+@dataclass(frozen=True)
+class Refit:
+    """The law without the smallest sizes; parameters are NaN where the solver did not converge."""
+
+    sizes_dropped: int
+    n_points: int
+    smallest_x: float
+    params: dict[str, float]
+    objective: float
+    status: str
+
+
+@dataclass(frozen=True)
+class LawCurve:
+    """The law over x, and its 95 % band: of the law, not of a new run."""
+
+    x: list[float]
+    loss: list[float]
+    lo: list[float]
+    hi: list[float]
+
+
+@dataclass(frozen=True)
+class LadderPoint:
+    """A run beside the law; `residual` is of ln L."""
+
+    x: float
+    loss: float
+    fitted: float
+    residual: float
+    size: object  # labels, as given
+    seed: object
+
+
 @dataclass(frozen=True, kw_only=True)
 class LadderFit(Fit):
     """A power law through a ladder. `ci95` = `ci95_noise` stretched over the `dropped` refits."""
@@ -43,25 +83,24 @@ class LadderFit(Fit):
     x_name: str
     n_sizes: int
     ci95_noise: dict[str, list[float]]
-    noise: dict[str, object]
-    dropped: list[dict[str, object]]
-    curve: dict[str, list[float]]  # x, loss, lo, hi: 95 % band of the law, not of a new run
-    points: list[dict[str, object]]  # in order of x
+    noise: bootstrap.Noise
+    dropped: list[Refit]
+    curve: LawCurve
+    points: list[LadderPoint]  # in order of x
 
     def summary(self) -> list[str]:
         """The lines a user sees: the law, what is not identified, what both rest on."""
         lines = [self.equation(with_intervals=True)]
         for name, reason in self.not_identified.items():
             lines.append(f"{name}: not identified ({reason})")
-        noise = f"noise {100 * self.noise['used']:.2g} % of the loss"
         lines.append(
-            f"{self.n_sizes} sizes, {self.n_points} runs; {noise}; {self.objective_name}, delta "
-            f"{self.delta:.2g}; {self.starts_agreeing()}"
+            f"{self.n_sizes} sizes, {self.n_points} runs; noise {100 * self.noise.used:.2g} % of "
+            f"the loss; {self.objective_name}, delta {self.delta:.2g}; {self.starts_agreeing()}"
         )
         if self.dropped:
-            g = ", ".join(number(d["params"]["g"], self.se["g"]) for d in self.dropped)
-            counts = ", ".join(str(d["sizes_dropped"]) for d in self.dropped)
-            lines.append(f"without the smallest {counts} sizes: g = {g}")
+            exponents = ", ".join(number(d.params["g"], self.se["g"]) for d in self.dropped)
+            counts = ", ".join(str(d.sizes_dropped) for d in self.dropped)
+            lines.append(f"without the smallest {counts} sizes: g = {exponents}")
         return lines
 
 
@@ -78,170 +117,148 @@ def fit_power_law(
 ) -> LadderFit:
     """Fit L(x) = E + K / x^g to one (x, loss) per run by the Huber loss of ln L.
 
-    `size` labels each run's model size (default: its x); runs of one size are replicates, told
-    apart by `seed`. `delta` is the Huber threshold in ln L; by default 1.345 times the noise, at
-    least 1e-3. Intervals: `resamples` parametric resamples around the fit with the larger of the
-    seed and the residual sd, stretched over the refits without the smallest 1, 2, ... sizes.
-    Raises `UserError` for input that no law can be fitted to.
-
-    >>> import nanoscale as ns
-    >>> C = [1e15, 3e15, 1e16, 3e16, 1e17]
-    >>> law = ns.fit_power_law(C, [1.5 + 100 / c**0.12 for c in C], resamples=100)
-    >>> law.equation()
-    'L(C) = 1.5... + 100... / C^0.12...'
+    The form is Hestness et al.'s (2017). `size` labels each run's model size (default: its x);
+    runs of one size are replicates, told apart by `seed`. `delta` is the Huber threshold in ln L;
+    by default 1.345 times the noise, at least 1e-3. Intervals: `resamples` parametric resamples
+    around the fit with the larger of the seed and the residual sd, stretched over the refits
+    without the smallest 1, 2, ... sizes. Raises `UserError` for input that no law can be fitted to.
     """
     runs = Runs.of(x, loss, size, seed, x_name)
     bootstrap.check_resamples(resamples)
-    objective = _huber(runs) if delta is None else Objective.of("log-huber", delta)
-    return _fit(runs, objective, resamples, rng_seed)
+    rule = _huber(runs) if delta is None else Objective.of("log-huber", delta)
+    best = _certified(runs.x, runs.loss, rule)
+    noise = bootstrap.noise_of(_logs(best), runs.size, np.log(best.fitted), P)
+    draws, lost = _resampled(best, noise, resamples, rng_seed)
+    dropped = _dropped(runs, rule)
 
-
-def _fit(runs: Runs, objective: Objective, resamples: int, rng_seed: int) -> LadderFit:
-    problem, best = _solve(runs.x, runs.loss, objective)
-    doubt = _Doubt.of(runs, problem, best, objective, resamples, rng_seed)
-    reasons = (
-        not_identified(problem, best.theta[0], doubt.ends, (runs.x_name,))
-        if best.converged[0]
-        else dict.fromkeys(POWER.names, NO_FIT)
-    )
-    bounds = bounds_hit(problem, best.theta[0], (runs.x_name,))
-    params = problem.params(best.theta[0])
+    ends_noise = bootstrap.interval(draws)
+    others = np.array([list(refit.params.values()) for refit in dropped])
+    ends = bootstrap.widened(ends_noise, others.reshape(-1, P))
+    reasons = dict.fromkeys(POWER.names, NO_FIT)
+    if best.converged:
+        reasons = not_identified(best.problem, best.theta, ends, (x_name,))
+    bounds = bounds_hit(best.problem, best.theta, (x_name,))
     return LadderFit(
         law=POWER.name,
         form=POWER,
-        x_name=runs.x_name,
-        x_names=(runs.x_name,),
-        objective_name=objective.name,
-        delta=objective.delta,
+        x_name=x_name,
+        x_names=(x_name,),
+        objective_name=rule.name,
+        delta=rule.delta,
         n_points=len(runs.x),
         n_sizes=runs.n_sizes,
-        params=named(POWER, params),
-        objective=float(best.objective[0]),
-        status=status_of(best.converged[0], bounds, reasons),
+        params=named(POWER, best.params),
+        objective=float(best.solution.objective[0]),
+        status=status_of(best.converged, bounds, reasons),
         not_identified=reasons,
-        agreement_of_starts=float(best.agreeing[0] / STARTS),
+        agreement_of_starts=best.agreement,
         n_starts=STARTS,
+        se=named(POWER, draws.std(0)),
+        ci95=_by_name(ends),
+        ci95_noise=_by_name(ends_noise),
+        noise=noise,
+        dropped=dropped,
         resamples=resamples,
         rng_seed=rng_seed,
-        warnings=_warnings(runs, best, doubt),
-        curve=_curve(runs, params, doubt),
-        points=_points(runs, params),
-        **doubt.record(),
+        warnings=_warnings(runs, best, noise, lost, resamples),
+        curve=_curve(runs, best.params, draws, dropped),
+        points=_points(runs, best.params),
     )
 
 
-def _solve(x: np.ndarray, loss: np.ndarray, objective: Objective):
-    problem = problem_of(POWER, x[None], loss)
-    ones = np.ones((1, len(x)))
-    return problem, solver.solve(problem, objective, loss[None] / problem.scale, ones, STARTS)
+def _by_name(ends: Array) -> dict[str, list[float]]:
+    return dict(zip(POWER.names, ends.T.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class _Doubt:
-    """What resampling and dropping the smallest sizes say about one fit."""
+# -- fits and refits ------------------------------------------------------------------------------
+def _certified(x: Array, loss: Array, rule: Objective) -> Certified:
+    return Certified.of(problem_of(POWER, x[None], loss), loss, rule, STARTS)
 
-    noise: bootstrap.Noise
-    params: np.ndarray  # (R, 3): of the resamples whose fit converged
-    lost: int  # resamples whose fit did not
-    dropped: list[dict[str, object]]
-    ends_noise: np.ndarray  # (2, 3) of E, K, g
-    ends: np.ndarray
 
-    @classmethod
-    def of(cls, runs: Runs, problem: Problem, best, objective, resamples, rng_seed) -> _Doubt:
-        fitted = np.log(problem.at(best.theta).m[0])
-        noise = bootstrap.noise_of(runs.y, runs.size, fitted, P)
-        draws = np.exp(bootstrap.resampled(fitted, noise, resamples, rng_seed))
-        ones = np.ones((1, len(fitted)))
-        refits = solver.solve(problem, objective, draws, ones, STARTS_OF_RESAMPLES)
-        found = refits.converged
-        thetas = refits.theta[found] if found.any() else np.full((1, P), math.nan)
-        params = problem.params(thetas)
-        dropped = _dropped(runs, objective)
-        ends_noise = bootstrap.interval(params)
-        others = np.array([list(d["params"].values()) for d in dropped])
-        ends = bootstrap.widened(ends_noise, others.reshape(-1, P))
-        return cls(noise, params, int((~found).sum()), dropped, ends_noise, ends)
-
-    def record(self) -> dict[str, object]:
-        """The fields of `LadderFit` that come from here."""
-        return {
-            "se": named(POWER, self.params.std(0)),
-            "ci95": dict(zip(POWER.names, self.ends.T.tolist(), strict=True)),
-            "ci95_noise": dict(zip(POWER.names, self.ends_noise.T.tolist(), strict=True)),
-            "noise": self.noise.to_json(),
-            "dropped": self.dropped,
-        }
+def _logs(best: Certified) -> Array:
+    """(n,) ln L about 0."""
+    return np.log(best.scaled[0])
 
 
 def _huber(runs: Runs) -> Objective:
     """1.345 times the larger of the seed sd and the robust sd about a least-squares fit."""
-    problem, pilot = _solve(runs.x, runs.loss, Objective("log-huber", math.inf))
-    residual = runs.y - np.log(problem.at(pilot.theta).m[0])
-    n = len(residual)
-    robust = 1.4826 * np.median(np.abs(residual)) * math.sqrt(n / (n - P))
-    sd, _, measured = bootstrap.seed_noise(runs.y, runs.size)
-    delta = max(HUBER * max(robust, sd if measured else 0.0), DELTA_FLOOR)
-    return Objective("log-huber", float(delta))
+    pilot = _certified(runs.x, runs.loss, Objective("log-huber", math.inf))
+    n = len(runs.x)
+    spread = 1.4826 * np.median(np.abs(pilot.residual)) * math.sqrt(n / (n - P))
+    seed_sd, _, measured = bootstrap.seed_noise(_logs(pilot), runs.size)
+    if seed_sd is not None and measured:
+        spread = max(spread, seed_sd)
+    return Objective("log-huber", float(max(HUBER * spread, DELTA_FLOOR)))
 
 
-def _dropped(runs: Runs, objective: Objective) -> list[dict[str, object]]:
-    """The refits without the smallest sizes; parameters are None where one did not converge."""
+def _resampled(
+    best: Certified, noise: bootstrap.Noise, resamples: int, rng_seed: int
+) -> tuple[Array, int]:
+    """Parameters (R, p) of the resamples that converged, and how many did not."""
+    losses = np.exp(bootstrap.resampled(np.log(best.fitted), noise, resamples, rng_seed))
+    refits = solver.solve(best.problem, best.rule, losses, best.ones, STARTS_OF_RESAMPLES)
+    theta = refits.theta[refits.converged]
+    lost = resamples - len(theta)
+    if not len(theta):
+        theta = np.full((1, P), math.nan)
+    return best.problem.params(theta), lost
+
+
+def _dropped(runs: Runs, rule: Objective) -> list[Refit]:
+    """The refits without the smallest 1, 2, ... sizes."""
     refits = []
-    for k, mask in enumerate(bootstrap.without_smallest(runs.size, SIZES_NEEDED), start=1):
-        problem, fit = _solve(runs.x[mask], runs.loss[mask], objective)
-        found = bool(fit.converged[0])
-        params = problem.params(fit.theta[0]) if found else np.full(P, math.nan)
-        bounds = bounds_hit(problem, fit.theta[0], (runs.x_name,))
-        refits.append(
-            {
-                "sizes_dropped": k,
-                "n_points": int(mask.sum()),
-                "smallest_x": float(runs.x[mask][0]),
-                "params": named(POWER, params),
-                "objective": float(fit.objective[0]),
-                "status": status_of(found, bounds, {}),
-            }
+    for k, keep in enumerate(bootstrap.without_smallest(runs.size, SIZES_NEEDED), start=1):
+        x = runs.x[keep]
+        best = _certified(x, runs.loss[keep], rule)
+        params = best.params if best.converged else np.full(P, math.nan)
+        bounds = bounds_hit(best.problem, best.theta, (runs.x_name,))
+        refit = Refit(
+            sizes_dropped=k,
+            n_points=len(x),
+            smallest_x=float(x[0]),
+            params=named(POWER, params),
+            objective=float(best.solution.objective[0]),
+            status=status_of(best.converged, bounds, {}),
         )
+        refits.append(refit)
     return refits
 
 
-def _warnings(runs: Runs, best: solver.Solution, doubt: _Doubt) -> list[str]:
-    found, noise = [], doubt.noise
-    if not noise.seeds_measured:
-        found.append(
+# -- what is said of them -------------------------------------------------------------------------
+def _warnings(
+    runs: Runs, best: Certified, noise: bootstrap.Noise, lost: int, resamples: int
+) -> list[str]:
+    warnings = []
+    if noise.seed_sd is None or not noise.seeds_measured:
+        warnings.append(
             "seed noise is not measured (3 seeds at 2 sizes would do): the interval rests on the "
             f"residuals alone, {noise.residual_dof} degrees of freedom"
         )
     elif noise.residual_sd > MISFIT * noise.seed_sd:
-        found.append(
+        warnings.append(
             f"the law misses the runs by {noise.residual_sd / noise.seed_sd:.1f} times the seed "
             "noise: the sizes are not tuned alike, or the law is not theirs"
         )
     remedy = "fit those of metrics.json, which are at full precision"
-    resamples = doubt.lost + len(doubt.params)
-    return found + warnings_of(runs.loss, best.agreeing[0], STARTS, doubt.lost, resamples, remedy)
+    return warnings + warnings_of(runs.loss, best.solution, lost, resamples, remedy)
 
 
-def _curve(runs: Runs, params: np.ndarray, doubt: _Doubt) -> dict[str, list[float]]:
+def _curve(runs: Runs, params: Array, draws: Array, dropped: list[Refit]) -> LawCurve:
     """The law and its band, which each refit without small sizes stretches from its runs on."""
-    x = np.geomspace(runs.x[0] * CURVE_REACH[0], runs.x[-1] * CURVE_REACH[1], 121)
-    ends = bootstrap.interval(POWER.loss(doubt.params, x))
-    others = np.empty((len(doubt.dropped), len(x)))
-    for row, refit in zip(others, doubt.dropped, strict=True):
-        law = POWER.loss(np.array(list(refit["params"].values())), x)
-        row[:] = np.where(x >= refit["smallest_x"], law, np.nan)
-    band = {"loss": POWER.loss(params, x)}
-    band["lo"], band["hi"] = bootstrap.widened(ends, others)
-    return {"x": x.tolist(), **{k: v.tolist() for k, v in band.items()}}
+    low, high = CURVE_REACH
+    x = np.geomspace(runs.x[0] * low, runs.x[-1] * high, 121)
+    others = np.empty((len(dropped), len(x)))
+    for row, refit in zip(others, dropped, strict=True):
+        law = POWER.loss(np.array(list(refit.params.values())), x)
+        row[:] = np.where(x >= refit.smallest_x, law, np.nan)
+    lo, hi = bootstrap.widened(bootstrap.interval(POWER.loss(draws, x)), others)
+    return LawCurve(x.tolist(), POWER.loss(params, x).tolist(), lo.tolist(), hi.tolist())
 
 
-def _points(runs: Runs, params: np.ndarray) -> list[dict[str, object]]:
-    """One row per run, in order of x; `residual` is of ln L."""
+def _points(runs: Runs, params: Array) -> list[LadderPoint]:
+    """One per run, in order of x."""
     fitted = POWER.loss(params, runs.x)
     residual = np.log(runs.loss / fitted)
     seeds = runs.seeds or [None] * len(runs.x)
-    numbers = (column.tolist() for column in (runs.x, runs.loss, fitted, residual))
-    names = ("x", "loss", "fitted", "residual", "size", "seed")
-    rows = zip(*numbers, runs.labels, seeds, strict=True)
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    columns = [column.tolist() for column in (runs.x, runs.loss, fitted, residual)]
+    return [LadderPoint(*row) for row in zip(*columns, runs.labels, seeds, strict=True)]

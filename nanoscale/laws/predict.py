@@ -1,4 +1,4 @@
-"""Predictions of runs not yet made, and how earlier ones would have fared.
+"""Predictions of runs not yet made.
 
 The one idea: a new run misses the law by two things, the law's own uncertainty (its resamples) and
 the noise of a run (seeds or residuals, whichever is larger); a prediction's interval holds both.
@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from nanoscale.laws import bootstrap
+from nanoscale.laws.arrays import Array
 from nanoscale.laws.fit import LawFit
-from nanoscale.laws.points import compute, kept, numbers, predictors
-from nanoscale.store.files import plain
+from nanoscale.laws.points import Points
+from nanoscale.laws.record import Record
 
 FAR = 10.0  # times beyond the budgets fitted: there the form of the law decides, not the runs
 
 
 @dataclass(frozen=True)
-class Basis:
-    """What a prediction needs beside the fit: the noise of a run, and how far the runs reach."""
+class Basis(Record):
+    """What a prediction needs beside the fit: the noise of a run, and how far the runs reach.
+
+    Its JSON are the keys that `nanoscale fit` adds to its record.
+    """
 
     noise: bootstrap.Noise
     reach: dict[str, list[float]]  # predictor, and C of N and D -> smallest and largest
@@ -36,25 +41,23 @@ class Basis:
         drop_worst: int = 0,
     ) -> Basis:
         """Of the points that `fit` was made of; runs at the same predictors are seeds."""
-        loss = numbers(loss, "loss")
-        names, x = predictors(fit.form, columns, len(loss))
-        keep = kept(loss, drop_worst)
-        x, loss = x[:, keep], loss[keep]
-        cell = np.unique(x, axis=1, return_inverse=True)[1].ravel()
-        noise = bootstrap.noise_of(np.log(loss), cell, np.log(fit(*x)), len(fit.params))
-        values = dict(zip(names, x, strict=True))
-        values |= {} if (C := compute(values)) is None else {"C": C}
-        return cls(noise, {k: [float(v.min()), float(v.max())] for k, v in values.items()})
+        points = Points.of(fit.form, columns, loss, drop_worst)
+        cell = np.unique(points.x, axis=1, return_inverse=True)[1].ravel()
+        fitted = np.log(fit(*points.x))
+        noise = bootstrap.noise_of(np.log(points.loss), cell, fitted, len(fit.params))
+
+        values = points.columns
+        budgets = points.budgets
+        if budgets is not None:
+            values["C"] = budgets
+        return cls(noise, {name: [float(v.min()), float(v.max())] for name, v in values.items()})
 
     @classmethod
-    def read(cls, record: Mapping[str, object]) -> Basis:
+    def read(cls, record: Mapping[str, Any]) -> Basis:
         """Of a record's `noise` and `reach`."""
-        known = {k: v for k, v in record["noise"].items() if k not in ("used", "dof")}
+        derived = ("used", "dof")
+        known = {key: value for key, value in record["noise"].items() if key not in derived}
         return cls(bootstrap.Noise(**known), dict(record["reach"]))
-
-    def to_json(self) -> dict[str, object]:
-        """The keys that `nanoscale fit` adds to its record."""
-        return plain({"noise": self.noise.to_json(), "reach": self.reach})
 
     def distance(self, C: float) -> float | None:
         """How many times the largest budget C FLOPs are; None for a law of neither."""
@@ -77,7 +80,7 @@ def predict(
     return record | {"run_ci95": bootstrap.interval(runs)[:, 0].tolist()}
 
 
-def new_runs(laws: np.ndarray, noise: bootstrap.Noise, rng_seed: int) -> np.ndarray:
+def new_runs(laws: Array, noise: bootstrap.Noise, rng_seed: int) -> Array:
     """(R, n): one run about each of the losses `laws` (R, n) of every resample."""
     draws = bootstrap.resampled(np.zeros(laws.shape[1]), noise, len(laws), rng_seed)
     return laws * np.exp(draws)

@@ -136,8 +136,8 @@ def test_the_95_percent_interval_of_g_covers(seeds, n_sizes):
         for name, value in (("E", law.E), ("g", law.g)):
             low, high = found.ci95[name]
             held[name] += low <= value <= high
-        end = {k: found.curve[k][-1] for k in ("x", "lo", "hi")}
-        held["curve"] += end["lo"] <= law(end["x"]) <= end["hi"]
+        curve = found.curve
+        held["curve"] += curve.lo[-1] <= law(curve.x[-1]) <= curve.hi[-1]
     assert min(held.values()) >= 0.93 * worlds, held
 
 
@@ -161,13 +161,13 @@ def test_seed_noise_is_pooled_within_sizes_and_measured_from_three_seeds_at_two(
 def test_the_larger_noise_is_used_and_seeds_only_once_measured():
     x, loss, size, seed = world()
     loss = loss * np.where(np.array(seed) == 1, np.exp(0.02), 1)
-    found = fit(x, loss, size, seed).noise
-    assert found["seeds_measured"]
-    assert found["used"] == max(found["seed_sd"], found["residual_sd"])
+    noise = fit(x, loss, size, seed).noise
+    assert noise.seeds_measured
+    assert noise.used == max(noise.seed_sd, noise.residual_sd)
     x, loss, size, seed = world(seeds=2)
-    found = fit(x, loss, size, seed).noise
-    assert not found["seeds_measured"]
-    assert found["used"] == found["residual_sd"]
+    noise = fit(x, loss, size, seed).noise
+    assert not noise.seeds_measured
+    assert noise.used == noise.residual_sd
 
 
 def test_noisier_seeds_widen_the_interval_and_more_seeds_narrow_it():
@@ -184,18 +184,18 @@ def test_dropping_the_smallest_sizes_stretches_the_interval_over_the_refits():
     drift = 1 + 0.05 * (x / x.min()) ** -0.8  # small sizes do worse than the law
     loss = noisy(law, x, 0.001, np.random.default_rng(0)) * drift
     found = fit(x, loss, size, seed)
-    assert [d["sizes_dropped"] for d in found.dropped] == [1, 2, 3, 4]
-    assert [d["n_points"] for d in found.dropped] == [11, 8, 7, 6]
+    assert [d.sizes_dropped for d in found.dropped] == [1, 2, 3, 4]
+    assert [d.n_points for d in found.dropped] == [11, 8, 7, 6]
     for name in ("E", "K", "g"):
-        ends = [*found.ci95_noise[name], *(d["params"][name] for d in found.dropped)]
+        ends = [*found.ci95_noise[name], *(d.params[name] for d in found.dropped)]
         assert found.ci95[name] == [min(ends), max(ends)]
     assert found.ci95["g"][0] < 0.9 * found.ci95_noise["g"][0]
     again = fit(x[x > x.min()], loss[x > x.min()], resamples=100, delta=found.delta)
-    assert again.params == pytest.approx(found.dropped[0]["params"], rel=1e-6)
-    end = found.curve["x"][-1]
-    refits = [PowerLaw(**d["params"])(end) for d in found.dropped]
-    assert found.curve["lo"][-1] <= min(refits)
-    assert found.curve["hi"][-1] >= max(refits)
+    assert again.params == pytest.approx(found.dropped[0].params, rel=1e-6)
+    end = found.curve.x[-1]
+    refits = [PowerLaw(**d.params)(end) for d in found.dropped]
+    assert found.curve.lo[-1] <= min(refits)
+    assert found.curve.hi[-1] >= max(refits)
 
 
 def test_widened_ignores_refits_that_are_not_there():

@@ -542,7 +542,7 @@ def test_resamples_in_parts_are_as_good(method, monkeypatch):
     truth = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
     loss = LAWS["chinchilla"].loss(truth, n, d) * np.exp(0.005 * rng.standard_normal(60))
     whole = fit_law({"N": n, "D": d}, loss, resamples=900, resampling=method)
-    monkeypatch.setattr("nanoscale.laws.fit.MOST_AT_ONCE", 60 * 400)
+    monkeypatch.setattr("nanoscale.laws.resampling.MOST_AT_ONCE", 60 * 400)
     parts = fit_law({"N": n, "D": d}, loss, resamples=900, resampling=method)
     assert len(parts.draws) == 900 == len(np.unique(parts.draws, axis=0))
     if method == "pairs":  # equal streams up to the end of the first part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -101,3 +103,10 @@ def test_a_broken_file_of_laws_is_refused_in_one_line_and_registers_nothing(text
     assert str(error.value).startswith(f"laws file {file}: {says}")
     assert "\n" not in str(error.value)
     assert before == registry.LAWS
+
+
+@pytest.mark.parametrize("module", ["fit", "registry"])
+def test_the_examples_of_docstrings_run(module):
+    results = doctest.testmod(importlib.import_module(f"nanoscale.laws.{module}"))
+    assert results.attempted > 0
+    assert results.failed == 0
