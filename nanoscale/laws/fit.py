@@ -18,6 +18,7 @@ from nanoscale.laws.forms import Law, number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.points import LEVELS_WANTED, Points, check_points, levels, rise_together
 from nanoscale.laws.problem import problem_of
+from nanoscale.laws.record import Optimum, PredictedLoss
 from nanoscale.laws.registry import law_of
 from nanoscale.laws.resampling import Resampling
 from nanoscale.laws.result import (
@@ -57,26 +58,20 @@ class LawFit(Fit):
     def _values(self) -> Array:
         return np.array(list(self.params.values()))
 
-    def predict(self, **x: float) -> dict[str, float | list[float]]:
+    def predict(self, **x: float) -> PredictedLoss:
         """The loss at e.g. N=1e9, D=2e10, and its 95 % interval (of the law, not of a run)."""
         at = [np.array([float(x[name])]) for name in self.form.predictors]
         loss = self.form.loss(self._values, *at)[0]
-        losses = self.form.loss(self.draws, *at)[:, 0]
-        return {"loss": float(loss), **_interval("loss", losses)}
+        return PredictedLoss(float(loss), _ends(self.form.loss(self.draws, *at)[:, 0]))
 
-    def optimum(self, C: float) -> dict[str, float | list[float]]:
+    def optimum(self, C: float) -> Optimum:
         """N* and D* of least loss at C = 6 N D FLOPs, with 95 % intervals.
 
         Source: Hoffmann et al. 2022, equation 4. Raises `UserError` for a law without N and D.
         """
         N, D = self.form.optimum(self._values, C)
         draws_N, draws_D = self.form.optimum(self.draws, C)
-        return {
-            "N": float(N),
-            "D": float(D),
-            **_interval("N", draws_N),
-            **_interval("D", draws_D),
-        }
+        return Optimum(float(N), float(D), _ends(draws_N), _ends(draws_D))
 
     def summary(self) -> list[str]:
         """The lines a user sees: the law, every parameter's interval, what they rest on."""
@@ -116,9 +111,12 @@ class LawFit(Fit):
         return f"{line}{self.status}, {self.starts_agreeing()}"
 
 
-def _interval(name: str, draws: Array) -> dict[str, list[float]]:
+def _ends(draws: Array) -> list[float] | None:
     """The 95 % of draws (R,), if there are any."""
-    return {f"{name}_ci95": bootstrap.interval(draws).tolist()} if len(draws) else {}
+    if not len(draws):
+        return None
+    low, high = bootstrap.interval(draws)
+    return [float(low), float(high)]
 
 
 def fit_law(

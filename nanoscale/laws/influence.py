@@ -272,10 +272,10 @@ def _bounds(
                 "there is no conclusion to change"
             )
         return (float(low), float(high)), "the bounds given"
-    ends: object = fit.ci95.get(target)
-    if not ends and at:
-        ends = fit.predict(**at).get("loss_ci95")
-    if isinstance(ends, list):
+    ends = fit.ci95.get(target)
+    if ends is None and at:
+        ends = fit.predict(**at).loss_ci95
+    if ends is not None:
         low, high = ends
         return (low, high), "its 95 % interval"
     room = STANDARD_ERRORS * se

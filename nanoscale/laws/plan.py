@@ -7,30 +7,65 @@ and the tokens are what the budget then leaves; what that rounding costs is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from nanoscale.errors import UserError
+from nanoscale.laws.bootstrap import Noise
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.predict import FAR, Basis, predict
+from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
-from nanoscale.store.files import plain
 
-SCHEMA = 1
+PLAN_SCHEMA = 1
 LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True}
 # from, to, in steps of, head size
 WIDTHS = ((32, 256, 16, 16), (288, 512, 32, 32), (576, 2048, 64, 64), (2304, 40960, 256, 128))
 ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is worth 4 % of N
-OFF_SIZE, OFF_FLOPS = 0.1, 0.1  # relative differences that are worth a warning
+MOST_OFF_SIZE, MOST_OFF_FLOPS = 0.1, 0.1  # relative differences; more gets a warning
+FEW_UPDATES = 100
 BATCH, BATCH_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025 (Step Law)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BuildableRun:
+    """The run nearest to a plan that can be built. Intervals are 95 %; None without draws."""
+
+    config: dict[str, int | bool]
+    N: int
+    D: int
+    N_off: float  # N over the best, minus 1
+    iterations: int
+    batch_tokens: int
+    flops: float  # exact
+    flops_ratio: float  # of 6 N D
+    loss: float
+    loss_ci95: list[float] | None  # of the law
+    run_ci95: list[float] | None  # of one new run
+    hours: float | None = None
+    speed: float | None = None
+    unit: str | None = None
+
+    def lines(self) -> list[str]:
+        """What a user sees of it."""
+        flags = " ".join(f"--{key}={value}" for key, value in self.config.items())
+        lines = [
+            f"  run   {flags}",
+            f"        N = {self.N:.4g} ({100 * self.N_off:+.1f} %), D = {self.D:.4g}: "
+            f"{self.iterations:,} updates of {self.batch_tokens:,} tokens; loss "
+            f"{self.loss:.4f}; exact FLOPs {self.flops:.4g}, {self.flops_ratio:.2f} of 6 N D",
+        ]
+        if self.hours is not None:
+            lines.append(f"        {self.hours:.3g} hours at {self.speed:.3g} {self.unit}")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
     """A run at a budget of C = 6 N D FLOPs. Intervals are 95 %; None without the fit's draws."""
 
     schema: int
@@ -46,36 +81,30 @@ class Plan:
     loss_ci95: list[float] | None  # of the law
     run_ci95: list[float] | None  # of one new run
     distance: float | None  # budget over the largest fitted
-    run: dict[str, object]  # the nearest buildable one
+    run: BuildableRun
     warnings: list[str]
-
-    def to_json(self) -> dict[str, object]:
-        """Plain types."""
-        return plain(asdict(self))
 
     def summary(self) -> list[str]:
         """The lines a user sees."""
-        run = self.run
         far = "" if self.distance is None else f", {self.distance:.3g} times the largest fitted"
-        lines = [
+        loss = f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
+        if self.run_ci95:
+            loss += f"; a new run{_ends(self.run_ci95, '.4f')}"
+        return [
             f"{self.budget:.4g} FLOPs (C = 6 N D){far}; the {self.law} law is {self.status}",
             f"  N*    {self.N:.4g}{_ends(self.N_ci95)} parameters",
             f"  D*    {self.D:.4g}{_ends(self.D_ci95)} tokens, {self.tokens_per_param:.3g} per "
             "parameter",
-            f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
-            + (f"; a new run {_ends(self.run_ci95, '.4f').strip()}" if self.run_ci95 else ""),
-            "  run   " + " ".join(f"--{key}={value}" for key, value in run["config"].items()),
-            f"        N = {run['N']:.4g} ({100 * run['N_off']:+.1f} %), D = {run['D']:.4g}: "
-            f"{run['iterations']:,} updates of {run['batch_tokens']:,} tokens; loss "
-            f"{run['loss']:.4f}; exact FLOPs {run['flops']:.4g}, {run['flops_ratio']:.2f} of 6 N D",
+            loss,
+            *self.run.lines(),
         ]
-        if run["hours"] is not None:
-            lines.append(f"        {run['hours']:.3g} hours at {run['speed']:.3g} {run['unit']}")
-        return lines
 
 
 def _ends(ends: list[float] | None, spec: str = ".3g") -> str:
-    return "" if ends is None else f" [{ends[0]:{spec}}, {ends[1]:{spec}}]"
+    if ends is None:
+        return ""
+    low, high = ends
+    return f" [{low:{spec}}, {high:{spec}}]"
 
 
 def plan(
@@ -99,25 +128,28 @@ def plan(
         raise UserError(f"budget {C:g}: expected FLOPs above 0")
     best = fit.optimum(C)
     noise = None if basis is None else basis.noise
-    expected = predict(fit, noise, N=best["N"], D=best["D"])
-    run = _run(fit, C, best["N"], vocab_size, block_size, batch_tokens)
-    run |= _expected(fit, noise, run) | _time(run, speed, unit)
+    expected = predict(fit, noise, N=best.N, D=best.D)
+    model = buildable(best.N, vocab_size, block_size)
+    run = _run(fit, noise, C, best.N, model, batch_tokens)
+    if speed is not None:
+        work = run.D if unit == "tokens/s" else run.flops
+        run = replace(run, hours=work / speed / 3600, speed=float(speed), unit=unit)
     return Plan(
-        schema=SCHEMA,
+        schema=PLAN_SCHEMA,
         law=fit.law,
         status=fit.status,
         budget=float(C),
-        N=best["N"],
-        D=best["D"],
-        N_ci95=best.get("N_ci95"),
-        D_ci95=best.get("D_ci95"),
-        tokens_per_param=best["D"] / best["N"],
-        loss=expected["loss"],
-        loss_ci95=expected.get("loss_ci95"),
-        run_ci95=expected.get("run_ci95"),
+        N=best.N,
+        D=best.D,
+        N_ci95=best.N_ci95,
+        D_ci95=best.D_ci95,
+        tokens_per_param=best.D / best.N,
+        loss=expected.loss,
+        loss_ci95=expected.loss_ci95,
+        run_ci95=expected.run_ci95,
         distance=None if basis is None else basis.distance(C),
         run=run,
-        warnings=_warnings(fit, best["N"], C, basis, run),
+        warnings=_warnings(fit, best.N, C, basis, run),
     )
 
 
@@ -144,109 +176,97 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
     shape away from 64 channels per block pays a little, as nothing else tells equal sizes apart.
     """
 
-    def cost(candidate: tuple[int, int, int, float]) -> float:
-        n_embd, n_layer, _, size = candidate
-        shape = abs(math.log(n_embd / n_layer / ASPECT))
-        return abs(math.log(size / N)) + ASPECT_WEIGHT * shape
+    def model(n_layer: int, n_embd: int, head: int) -> ExperimentConfig:
+        return ExperimentConfig(
+            n_layer=n_layer,
+            n_embd=n_embd,
+            n_head=n_embd // head,
+            vocab_size=vocab_size,
+            block_size=block_size,
+            **LLAMA,
+        )
 
-    n_embd, n_layer, head, _ = min(_shapes(N, vocab_size, block_size), key=cost)
-    return _config(n_layer, n_embd, head, vocab_size, block_size)
+    cheapest = math.inf
+    for first, last, step, head in WIDTHS:
+        for n_embd in range(first, last + 1, step):
+            shallow = _size(model(1, n_embd, head))
+            block = _size(model(2, n_embd, head)) - shallow
+            depth = max((N - shallow) / block + 1, 2)  # N is linear in the depth
+            for n_layer in {math.floor(depth), math.ceil(depth)}:
+                size = shallow + (n_layer - 1) * block
+                shape = abs(math.log(n_embd / n_layer / ASPECT))
+                cost = abs(math.log(size / N)) + ASPECT_WEIGHT * shape
+                if cost < cheapest:
+                    cheapest = cost
+                    best = (n_layer, n_embd, head)
+    return model(*best)
 
 
-def _config(
-    n_layer: int, n_embd: int, head: int, vocab_size: int, block_size: int
-) -> ExperimentConfig:
-    return ExperimentConfig(
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_head=n_embd // head,
-        vocab_size=vocab_size,
-        block_size=block_size,
-        **LLAMA,
-    )
-
-
-def _shapes(N: float, vocab_size: int, block_size: int) -> Iterator[tuple[int, int, int, float]]:
-    """(n_embd, n_layer, head size, total parameters) of every width at its best depths."""
-    for least, most, step, head in WIDTHS:
-        for n_embd in range(least, most + 1, step):
-            one, two = (
-                parameter_counts(_config(n, n_embd, head, vocab_size, block_size))["total"]
-                for n in (1, 2)
-            )
-            best = max((N - one) / (two - one) + 1, 2)  # N is linear in the depth
-            for n_layer in {math.floor(best), math.ceil(best)}:
-                yield n_embd, n_layer, head, one + (n_layer - 1) * (two - one)
+def _size(config: ExperimentConfig) -> int:
+    return parameter_counts(config)["total"]
 
 
 def _run(
-    fit: LawFit, C: float, N: float, vocab_size: int, block_size: int, batch_tokens: float | None
-) -> dict[str, object]:
-    """The nearest model, and the updates that the budget leaves it."""
-    config = buildable(N, vocab_size, block_size)
-    size = parameter_counts(config)["total"]
+    fit: LawFit,
+    noise: Noise | None,
+    C: float,
+    N: float,
+    model: ExperimentConfig,
+    batch_tokens: float | None,
+) -> BuildableRun:
+    """The updates that the budget leaves a model, and the loss there."""
+    size = _size(model)
     tokens = C / (6 * size)
     batch = BATCH * tokens**BATCH_POWER if batch_tokens is None else batch_tokens
-    sequences = max(1, round(batch / block_size))
-    iterations = max(1, round(tokens / (sequences * block_size)))
-    seen = iterations * sequences * block_size
-    flops = flops_per_token(config)["exact"] * seen
-    shape = {
-        key: getattr(config, key)
-        for key in ("n_layer", "n_embd", "n_head", *LLAMA, "vocab_size", "block_size")
-    }
-    return {
-        "config": shape
-        | {"batch_size": sequences, "gradient_accumulation_steps": 1, "max_iters": iterations},
-        "N": size,
-        "D": seen,
-        "N_off": size / N - 1,
-        "iterations": iterations,
-        "batch_tokens": sequences * block_size,
-        "flops": flops,
-        "flops_ratio": flops / (6 * size * seen),
-    }
+    sequences = max(1, round(batch / model.block_size))
+    update = sequences * model.block_size
+    iterations = max(1, round(tokens / update))
+    seen = iterations * update
+    flops = flops_per_token(model)["exact"] * seen
+    loss = predict(fit, noise, N=size, D=seen)
+    keys = ("n_layer", "n_embd", "n_head", *LLAMA, "vocab_size", "block_size")
+    config = {key: getattr(model, key) for key in keys}
+    config["batch_size"] = sequences
+    config["gradient_accumulation_steps"] = 1
+    config["max_iters"] = iterations
+    return BuildableRun(
+        config=config,
+        N=size,
+        D=seen,
+        N_off=size / N - 1,
+        iterations=iterations,
+        batch_tokens=update,
+        flops=flops,
+        flops_ratio=flops / (6 * size * seen),
+        loss=loss.loss,
+        loss_ci95=loss.loss_ci95,
+        run_ci95=loss.run_ci95,
+    )
 
 
-def _expected(fit: LawFit, noise, run: Mapping[str, float]) -> dict[str, object]:
-    found = predict(fit, noise, N=run["N"], D=run["D"])
-    return {key: found.get(key) for key in ("loss", "loss_ci95", "run_ci95")}
-
-
-def _time(run: Mapping[str, float], speed: float | None, unit: str) -> dict[str, object]:
-    if speed is None:
-        return {"hours": None, "speed": None, "unit": None}
-    work = run["D"] if unit == "tokens/s" else run["flops"]
-    return {"hours": work / speed / 3600, "speed": float(speed), "unit": unit}
-
-
-def _warnings(
-    fit: LawFit, N: float, C: float, basis: Basis | None, run: Mapping[str, float]
-) -> list[str]:
-    found = [f"{name} is not identified: {reason}" for name, reason in fit.not_identified.items()]
+def _warnings(fit: LawFit, N: float, C: float, basis: Basis | None, run: BuildableRun) -> list[str]:
+    warnings = [f"{name} is not identified: {why}" for name, why in fit.not_identified.items()]
     least, most = (C, C) if basis is None else basis.reach["C"]
     if least / C > FAR:
-        found.append(
+        warnings.append(
             f"the budget is {least / C:.3g} times below the smallest fitted, more than "
             f"{FAR:g}: the law was not seen there"
         )
     if C / most > FAR:
-        distance = C / most
-        found.append(
-            f"the budget is {distance:.3g} times the largest fitted, beyond {FAR:g}: the "
+        warnings.append(
+            f"the budget is {C / most:.3g} times the largest fitted, beyond {FAR:g}: the "
             "intervals do not hold that the law itself may bend; hold out the largest "
             "budgets (nanoscale fit --holdout=FLOPS) to see how it did before"
         )
-    if abs(run["N_off"]) > OFF_SIZE:
-        found.append(
-            f"N* = {N:.3g} is far from any model with this vocabulary; the nearest has "
-            f"{run['N']:.3g}"
+    if abs(run.N_off) > MOST_OFF_SIZE:
+        warnings.append(
+            f"N* = {N:.3g} is far from any model with this vocabulary; the nearest has {run.N:.3g}"
         )
-    if abs(run["flops_ratio"] - 1) > OFF_FLOPS:
-        found.append(
-            f"the run's exact FLOPs are {run['flops_ratio']:.2f} of 6 N D (attention, "
+    if abs(run.flops_ratio - 1) > MOST_OFF_FLOPS:
+        warnings.append(
+            f"the run's exact FLOPs are {run.flops_ratio:.2f} of 6 N D (attention, "
             "embeddings): the budget is in the table's convention"
         )
-    if run["iterations"] < 100:
-        found.append(f"{run['iterations']} updates are few: give a smaller --batch-tokens")
-    return found
+    if run.iterations < FEW_UPDATES:
+        warnings.append(f"{run.iterations} updates are few: give a smaller --batch-tokens")
+    return warnings

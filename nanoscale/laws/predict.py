@@ -8,7 +8,7 @@ What neither holds, that the form itself is wrong further out, is asked of the p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.points import Points
-from nanoscale.laws.record import Record
+from nanoscale.laws.record import PredictedLoss, Record
 
 FAR = 10.0  # times beyond the budgets fitted: there the form of the law decides, not the runs
 
@@ -66,18 +66,18 @@ class Basis(Record):
 
 def predict(
     fit: LawFit, noise: bootstrap.Noise | None, *, rng_seed: int = 0, **x: float
-) -> dict[str, float | list[float]]:
+) -> PredictedLoss:
     """The loss of one new run at e.g. N=1e9, D=2e10.
 
     `loss_ci95`: of the law there; `run_ci95`: of a run, the law's and the run's noise together.
     Neither without the fit's draws.
     """
-    record = fit.predict(**x)
+    prediction = fit.predict(**x)
     if noise is None or not len(fit.draws):
-        return record
+        return prediction
     at = [np.array([float(x[name])]) for name in fit.form.predictors]
     runs = new_runs(fit.form.loss(fit.draws, *at), noise, rng_seed)
-    return record | {"run_ci95": bootstrap.interval(runs)[:, 0].tolist()}
+    return replace(prediction, run_ci95=bootstrap.interval(runs)[:, 0].tolist())
 
 
 def new_runs(laws: Array, noise: bootstrap.Noise, rng_seed: int) -> Array:

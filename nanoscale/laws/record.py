@@ -39,3 +39,12 @@ class Optimum(Record):
     D: float
     N_ci95: list[float] | None = None
     D_ci95: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class PredictedLoss(Record):
+    """A loss where no run has been, and 95 % intervals; None without resamples."""
+
+    loss: float
+    loss_ci95: list[float] | None = None  # of the law
+    run_ci95: list[float] | None = None  # of one new run

@@ -54,9 +54,9 @@ def test_each_change_is_that_of_a_fit_without_it(by):
         keep = (run != one.units[0]) if by == "run" else np.arange(45) != one.units[0]
         keep[highest] = False
         alone = fit_law({"N": N[keep], "D": D[keep]}, loss[keep], objective="mse", resamples=0)
-        now = alone.params | alone.exponents | {"loss": alone.predict(**at)["loss"]}
+        now = alone.params | alone.exponents | {"loss": alone.predict(**at).loss}
         assert one.values == pytest.approx(now, rel=1e-6)
-        before = fit.params | fit.exponents | {"loss": fit.predict(**at)["loss"]}
+        before = fit.params | fit.exponents | {"loss": fit.predict(**at).loss}
         assert one.change == pytest.approx({k: now[k] - before[k] for k in now}, abs=1e-7, rel=1e-4)
 
 

@@ -443,8 +443,8 @@ def test_a_sound_design_is_silent():
     n, d = budgets()
     found = fit_law({"N": n, "D": d}, noisy(n, d, 0.002), resamples=500)
     assert (found.status, found.not_identified, found.warnings) == ("converged", {}, [])
-    ends = found.predict(N=1e9, D=2e10)
-    assert ends["loss_ci95"][0] < CHINCHILLA.loss(HOFFMANN, 1e9, 2e10) < ends["loss_ci95"][1]
+    low, high = found.predict(N=1e9, D=2e10).loss_ci95
+    assert low < CHINCHILLA.loss(HOFFMANN, 1e9, 2e10) < high
 
 
 def case(kind):

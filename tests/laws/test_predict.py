@@ -62,9 +62,9 @@ def test_the_interval_of_a_new_run_covers_it_and_that_of_the_law_the_law():
             [
                 low < value < high
                 for (low, high), value in (
-                    (found["run_ci95"], new),
-                    (found["loss_ci95"], truth),
-                    (found["loss_ci95"], new),
+                    (found.run_ci95, new),
+                    (found.loss_ci95, truth),
+                    (found.loss_ci95, new),
                 )
             ]
         )

@@ -89,7 +89,7 @@ def test_a_world_is_fitted_and_resampled_as_fit_law_does(method):
         resampling=method,
         rng_seed=seed_of(0, 7),
     )
-    expected = fit.ci95 | {"N*@1e24": fit.optimum(1e24)["N_ci95"]}
+    expected = fit.ci95 | {"N*@1e24": fit.optimum(1e24).N_ci95}
     for answer in answers[:-1]:
         assert answer.ends == pytest.approx(expected[answer.question], rel=1e-5)
 

@@ -439,12 +439,12 @@ def test_the_frontier_drawn_is_the_laws_optimum_with_its_interval():
     assert list(N.x) == list(least.x)
     for i in (0, 50, 96):
         best = law.optimum(N.x[i])
-        assert N.y[i] == pytest.approx(best["N"])
-        assert [N.low[i], N.high[i]] == pytest.approx(best["N_ci95"])
-        at = law.predict(N=best["N"], D=best["D"])
-        assert least.y[i] == pytest.approx(at["loss"])
+        assert N.y[i] == pytest.approx(best.N)
+        assert [N.low[i], N.high[i]] == pytest.approx(best.N_ci95)
+        at = law.predict(N=best.N, D=best.D)
+        assert least.y[i] == pytest.approx(at.loss)
         assert least.low[i] < least.y[i] < least.high[i]
-        assert least.high[i] <= at["loss_ci95"][1] * 1.001  # each law's own least is no higher
+        assert least.high[i] <= at.loss_ci95[1] * 1.001  # each law's own least is no higher
 
 
 @pytest.mark.parametrize(
