@@ -6,14 +6,18 @@ noise is psi = rho' and its mean slope at these residuals.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from nanoscale.laws.arrays import Array
 from nanoscale.laws.objectives import OVERESTIMATE, Objective
 
+LAD_WIDTH = 1e-6  # in noise sd, within which lad is no corner
 SMOOTH = 1.06  # Silverman's factor, of the width that the residuals' density at 0 is taken over
 
 
-def psi_of(rule: Objective, r: np.ndarray) -> np.ndarray:
+def psi_of(rule: Objective, r: Array) -> Array:
     """(n,) derivatives of the objective by its residuals."""
     if rule.raw:
         return 2 * r
@@ -21,13 +25,13 @@ def psi_of(rule: Objective, r: np.ndarray) -> np.ndarray:
     return np.where(r < 0, OVERESTIMATE * psi, psi) if rule.name == "envelope" else psi
 
 
-def spread_of(r: np.ndarray, n_params: int) -> float:
+def spread_of(r: Array, n_params: int) -> float:
     """The sd of residuals (n,), outliers left aside."""
     sd = float(np.sqrt((r * r).sum() / (len(r) - n_params)))
     return min(1.4826 * float(np.median(np.abs(r))), sd) or sd
 
 
-def bend_of(rule: Objective, r: np.ndarray, n_params: int) -> np.ndarray:
+def bend_of(rule: Objective, r: Array, n_params: int) -> Array:
     """(n,) derivatives of psi; for a Huber, in the mean over residuals of about this size.
 
     Within delta there may be few, and n_params of them by the fit itself: these are left out, and
@@ -42,7 +46,23 @@ def bend_of(rule: Objective, r: np.ndarray, n_params: int) -> np.ndarray:
     return np.where(r < 0, OVERESTIMATE * bend, bend) if rule.name == "envelope" else bend
 
 
-def unit_of(rule: Objective, r: np.ndarray, n_params: int) -> float:
+def unit_of(rule: Objective, r: Array, n_params: int) -> float:
     """What the objective rises by per unit of S, of residuals (n,): mean psi^2 / 2 mean psi'."""
     psi, bend = psi_of(rule, r), bend_of(rule, r, n_params)
     return float(psi @ psi / (len(r) - n_params) / (2 * bend.mean()))
+
+
+def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
+    """Of one point's noise as the objective sees it: E psi^2 / (E psi')^2 (Huber 1981).
+
+    noise: the sd of a normal, or what it is drawn from (m,).
+    """
+    if not isinstance(noise, float):
+        inside = max(float((np.abs(noise) <= rule.delta).mean()), 1 / len(noise))
+        return float((np.clip(noise, -rule.delta, rule.delta) ** 2).mean()) / inside**2
+    if rule.raw:
+        return noise**2
+    k = rule.delta / noise if rule.name != "lad" else LAD_WIDTH
+    inside = math.erf(k / math.sqrt(2))
+    density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
+    return noise**2 * (inside - 2 * k * density + k * k * (1 - inside)) / inside**2

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     from pandas import DataFrame
 
-    from nanoscale.laws.design import Answer, Design, NextRun
+    from nanoscale.laws.design import Answer, Design
     from nanoscale.laws.forms import Law
+    from nanoscale.laws.information import NextRun
     from nanoscale.laws.questions import Question
 
 SCHEMA = 1
@@ -341,7 +342,7 @@ def _rounded_down(C: float) -> str:
 
 def _candidates(design: Design, settings: DesignSettings) -> tuple[np.ndarray, np.ndarray]:
     """Runs to add, (P, m), and their FLOPs: by default none dearer than those planned."""
-    from nanoscale.laws.design import lattice
+    from nanoscale.laws.information import lattice
     from nanoscale.laws.questions import flops
 
     cost = flops(design.form, design.x)
@@ -364,7 +365,8 @@ def _next(
     """The run that narrows most, the one that does most per FLOP, and the first confirmed."""
     import numpy as np
 
-    from nanoscale.laws.design import next_runs, simulate
+    from nanoscale.laws.design import simulate
+    from nanoscale.laws.information import next_runs
 
     found = next_runs(design, question, *candidates)
     best = found[0]

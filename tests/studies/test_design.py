@@ -17,13 +17,11 @@ from nanoscale.laws.design import (
     CHINCHILLA_TRUTH,
     Design,
     draw_worlds,
-    lattice,
-    next_runs,
     seed_of,
     simulate,
-    standard_error,
     wilson,
 )
+from nanoscale.laws.information import lattice, next_runs, standard_error
 from nanoscale.laws.questions import Question
 
 LAW, TRUTH = LAWS["chinchilla"], np.array(CHINCHILLA_TRUTH)

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from nanoscale.laws import LAWS, fit_law
-from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, simulate, standard_error
+from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, simulate
+from nanoscale.laws.information import standard_error
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.questions import Question
 from nanoscale.store.files import write_text

@@ -1,0 +1,107 @@
+"""Expected information: what the planned runs will say, and one run more, without any world drawn.
+
+The one idea: Gauss-Newton at the truth gives the covariance of the parameters to expect, and the
+delta method that of any question asked of them; one run more is a rank-one update of it.
+`laws.design` confirms the best of them by simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanoscale.laws.arrays import Array
+from nanoscale.laws.design import Design
+from nanoscale.laws.forms import Law
+from nanoscale.laws.questions import Question, flops
+
+STEP = 1e-5  # of ln parameters, in derivatives
+LEAST_LEFT = 1e-300  # of a width, so that its logarithm is finite
+ROUNDING = 1 + 1e-9  # of budgets that count as equal
+
+
+@dataclass(frozen=True)
+class NextRun:
+    """One run more: where, its cost, and the share of the question's width that it leaves."""
+
+    x: tuple[float, ...]
+    cost: float
+    left: float  # of the width, in (0, 1]
+    per_flop: float  # -d ln width / d FLOP
+
+
+def standard_error(design: Design, question: Question) -> float:
+    """Expected of the question's point fit: Gauss-Newton at the first truth, the delta method.
+
+    Of its logarithm where the question is a ratio.
+    """
+    slopes, gradient = _slopes(design, question)
+    z = _whitened(slopes, gradient[None])
+    return math.sqrt(design.variance() * float((z**2).sum()))
+
+
+def next_runs(design: Design, question: Question, candidates: Array, cost: Array) -> list[NextRun]:
+    """Candidates (P, m) by how much one more run there narrows the question, most first.
+
+    cost (m,): FLOPs of each. By the rank-one update of the expected covariance (Sherman-Morrison).
+    """
+    slopes, gradient = _slopes(design, question)
+    z = _whitened(slopes, gradient[None])[0]
+    rows = _whitened(slopes, _jacobian(design.form, design.truths[0], candidates))
+    gain = (rows @ z) ** 2 / (1 + (rows**2).sum(1)) / (z**2).sum()
+    left = np.sqrt(np.maximum(1 - gain, 0))
+    per_flop = -np.log(np.maximum(left, LEAST_LEFT)) / cost
+    return [
+        NextRun(
+            tuple(candidates[:, i].tolist()), float(cost[i]), float(left[i]), float(per_flop[i])
+        )
+        for i in np.argsort(left)
+    ]
+
+
+def lattice(design: Design, most: float, per_axis: int = 16) -> tuple[Array, Array]:
+    """Candidates (P, m) in the design's range of each predictor, at most `most` FLOPs, and cost.
+
+    The law was to be seen there anyway, so its form is not asked to hold further out.
+    """
+    axes = [np.geomspace(values.min(), values.max(), per_axis) for values in design.x]
+    mesh = np.array(np.meshgrid(*axes, indexing="ij")).reshape(len(axes), -1)
+    points = np.concatenate([mesh, np.unique(design.x, axis=1)], axis=1)
+    cost = flops(design.form, points)
+    keep = cost <= most * ROUNDING
+    return points[:, keep], cost[keep]
+
+
+def _slopes(design: Design, question: Question) -> tuple[Array, Array]:
+    """d ln L (n, p) and d question (p,) by ln parameters, at the first truth."""
+    truth = design.truths[0]
+    values = question.of(_steps(truth))
+    if question.ratio:
+        values = np.log(values)
+    return _jacobian(design.form, truth, design.x), _difference(values)
+
+
+def _jacobian(form: Law, truth: Array, x: Array) -> Array:
+    """d ln L (m, p) by ln parameters at points x (P, m)."""
+    return _difference(np.log(form.loss(_steps(truth), *x))).T
+
+
+def _steps(truth: Array) -> Array:
+    """(2 p, p): each parameter a step up, then each a step down."""
+    unit = np.eye(len(truth))
+    return truth * np.exp(STEP * np.concatenate([unit, -unit]))
+
+
+def _difference(values: Array) -> Array:
+    """(p, ...): the central difference of values (2 p, ...) at `_steps`."""
+    up, down = np.split(values, 2)
+    return (up - down) / (2 * STEP)
+
+
+def _whitened(slopes: Array, rows: Array) -> Array:
+    """rows (k, p) times the inverse of R of slopes = QR: their products are covariances."""
+    scale = np.linalg.norm(slopes, axis=0)
+    upper = np.linalg.qr(slopes / scale, mode="r")
+    return np.linalg.solve(upper.T, (rows / scale).T).T
