@@ -17,9 +17,9 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.fit import POINTS_PER_PARAMETER
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.calibration import asymptotic_variance
+from nanoscale.laws.fit import POINTS_PER_PARAMETER
 from nanoscale.laws.forms import Law
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.objectives import Objective
