@@ -122,6 +122,12 @@ def fit_power_law(
     by default 1.345 times the noise, at least 1e-3. Intervals: `resamples` parametric resamples
     around the fit with the larger of the seed and the residual sd, stretched over the refits
     without the smallest 1, 2, ... sizes. Raises `UserError` for input that no law can be fitted to.
+
+    >>> import nanoscale as ns
+    >>> C = [1e15, 3e15, 1e16, 3e16, 1e17]
+    >>> law = ns.fit_power_law(C, [1.5 + 100 / c**0.12 for c in C], resamples=100)
+    >>> law.equation()
+    'L(C) = 1.5... + 100... / C^0.12...'
     """
     runs = Runs.of(x, loss, size, seed, x_name)
     bootstrap.check_resamples(resamples)
