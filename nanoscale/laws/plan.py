@@ -17,7 +17,7 @@ from nanoscale.laws.bootstrap import Noise
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.predict import FAR, Basis, predict
 from nanoscale.laws.record import Record
-from nanoscale.laws.registry import law_of
+from nanoscale.laws.registry import digest_of, law_of
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 
@@ -156,6 +156,11 @@ def plan(
 def fit_of(record: Mapping[str, object]) -> LawFit:
     """The fit of a record that `nanoscale fit --json` wrote; its draws if it has the key."""
     form = law_of(record["law"])
+    if record.get("laws_digest") != digest_of(form.name):
+        raise UserError(
+            f"law {form.name!r}: its file is not what it was when this was fitted; give the one "
+            "it was, as in --laws=FILE, or fit anew"
+        )
     values = {f.name: record[f.name] for f in fields(LawFit) if f.name in record}
     draws = np.array(record.get("draws", []), float).reshape(-1, len(form.names))
     return LawFit(

@@ -6,8 +6,10 @@ fits them as it does ours.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import runpy
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanoscale.errors import UserError, did_you_mean, one_of
@@ -17,7 +19,16 @@ from nanoscale.laws.published import PUBLISHED
 LAWS: dict[str, Law] = {law.name: law for law in PUBLISHED}
 BUILT_IN = tuple(LAWS)
 
-_of_files: dict[str, list[str]] = {}  # file -> the laws it registered
+
+@dataclass(frozen=True)
+class LawsFile:
+    """What a user's file was when it was loaded, and the laws that it registered."""
+
+    digest: str
+    names: list[str]
+
+
+_files: dict[str, LawsFile] = {}  # by their paths
 
 
 def register_law(law: Law) -> Law:
@@ -53,10 +64,12 @@ def load_laws(path: str | Path) -> list[str]:
     """
     file = str(path)
     known = dict(LAWS)
-    for name in _of_files.get(file, []):
-        del LAWS[name]
+    if file in _files:
+        for name in _files[file].names:
+            del LAWS[name]
     before = set(LAWS)
     try:
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
         runpy.run_path(file)
         names = [name for name in LAWS if name not in before]
         if not names:
@@ -67,8 +80,16 @@ def load_laws(path: str | Path) -> list[str]:
         reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         raise UserError(f"laws file {file}: {reason}") from e
 
-    _of_files[file] = names
+    _files[file] = LawsFile(digest, names)
     return names
+
+
+def digest_of(name: str) -> str | None:
+    """16 hex digits of the SHA-256 of the file that registered a law; None where no file did."""
+    for file in _files.values():
+        if name in file.names:
+            return file.digest
+    return None
 
 
 def law_of(name: str | Law) -> Law:

@@ -257,11 +257,16 @@ class TableFit:
 
     def to_json(self) -> dict[str, object]:
         """The record that `nanoscale fit --json` writes."""
+        from nanoscale.laws.registry import digest_of
+
         record: dict[str, object] = {**self.fit.to_json(), **self.basis.to_json()}
         record["warnings"] = self.warnings
         if self.holdout is not None:
             record["holdout"] = self.holdout.to_json()
         record |= {"columns": self.rows.columns, "table": self.table}
+        laws_digest = digest_of(self.fit.law)
+        if laws_digest is not None:
+            record["laws_digest"] = laws_digest
         for name in ("isoflop", "multiverse", "profile", "influence"):
             answer = getattr(self, name)
             if answer is not None:

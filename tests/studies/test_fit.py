@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from planted_tables import TRUTH, rows, write
 
 from nanoscale.commands.how_to_fit import settings_of
 from nanoscale.commands.main import main
-from nanoscale.laws import LAWS
+from nanoscale.laws import LAWS, registry
 
 KEYS = {
     "law",
@@ -528,3 +530,59 @@ def test_slow_laws_have_fewer_resamples_unless_told():
         ("kaplan", {"resamples": 7}, 7),
     ):
         assert settings_of({"law": law} | told).n_resamples == wanted
+
+
+TOY_LAW = """
+import numpy as np
+
+from nanoscale.laws import Law, Parameter, register_law
+
+register_law(Law(
+    name="no-floor",
+    predictors=("N", "D"),
+    parameters=(
+        Parameter("A", "coefficient"), Parameter("B", "coefficient"),
+        Parameter("alpha", "exponent"), Parameter("beta", "exponent"),
+    ),
+    formula="{A} / N^{alpha} + {B} / D^{beta}",
+    function=lambda A, B, alpha, beta, N, D: A / N**alpha + B / D**beta,
+    balance=lambda A, B, alpha, beta: (A, alpha, B, beta),
+))
+"""
+
+
+def test_a_law_of_ones_own_is_fitted_from_its_file_and_planned_with(table, monkeypatch, capsys):
+    """The file's content is recorded, and a stored fit is planned with by that file alone."""
+    monkeypatch.setattr(registry, "LAWS", {name: LAWS[name] for name in registry.BUILT_IN})
+    monkeypatch.setattr(registry, "_files", {})
+    Path("mine.py").write_text(TOY_LAW, encoding="utf-8")
+    quick = ("--bootstrap=0", "--json=out.json")
+    _, ours = fit(table, *quick)
+    _, beside = fit(table, "--laws=mine.py", *quick)
+    assert beside == ours
+    code, record = fit(table, "--laws=mine.py", "--law=no-floor", *quick)
+    assert code in (0, 3)
+    assert (record["law"], [*record["params"]]) == ("no-floor", ["A", "B", "alpha", "beta"])
+    assert record["equation"].startswith("L(N, D) = ")
+    assert record["laws_digest"] == hashlib.sha256(TOY_LAW.encode()).hexdigest()[:16]
+    assert main(["plan", "out.json", "--budget=1e20", "--laws=mine.py"]) == code
+    capsys.readouterr()
+    Path("mine.py").write_text(TOY_LAW + "# another\n", encoding="utf-8")
+    assert main(["plan", "out.json", "--budget=1e20", "--laws=mine.py"]) == 2
+    assert "its file is not what it was when this was fitted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1 / 0", "laws file mine.py: ZeroDivisionError: division by zero"),
+        ("x = 1", "laws file mine.py: registers no law; call"),
+        (TOY_LAW.replace("no-floor", "kaplan"), "laws file mine.py: law 'kaplan' is built in"),
+    ],
+)
+def test_a_broken_file_of_laws_is_one_line_and_exit_2(table, text, says, capsys):
+    Path("mine.py").write_text(text, encoding="utf-8")
+    assert main(["fit", table, "--laws=mine.py", "--law=no-floor"]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
