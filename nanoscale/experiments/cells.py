@@ -55,7 +55,7 @@ class Cell:
         return describe(self.values) or self.spec.name
 
 
-def plain_values(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+def plain_values(name: str, values: object) -> dict[str, Json]:
     """`values` with nested tables as dotted keys and numpy's scalars as Python's."""
     if values is None:
         return {}
@@ -70,9 +70,7 @@ def plain(value: Any) -> Any:
 
 
 # -- grids --------------------------------------------------------------------------------------
-def grid_lists(
-    params: Mapping[str, Any] | None, seeds: Iterable[int] | None, where: str
-) -> dict[str, list[Any]]:
+def grid_lists(params: object, seeds: Iterable[int] | None, where: str) -> dict[str, list[Any]]:
     """The axes of a grid: key -> its values; `seeds`, if any, is one more axis, the last.
 
     `where` is how messages call the lists.
@@ -162,8 +160,8 @@ def questions(cells: Sequence[Cell], asked: int) -> list[str]:
 def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
     if len(cells) == asked:
         return []
-    named = [key for key in cells[0].values if key not in ("dataset", "branch_from")]
-    idle = [key for key in named if not FIELDS[key].hashed]
+    named = set(cells[0].values) - {"dataset", "branch_from"}
+    idle = [key for key in cells[0].values if key in named and not FIELDS[key].hashed]
     why = ""
     if idle:
         why = f" ({', '.join(idle)} says where or how a run runs, not what it is)"

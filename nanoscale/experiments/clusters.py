@@ -58,7 +58,8 @@ class Ray:
             self._needs = {"num_cpus": each}
             slot = Slot(machine.thread_environment(each))
             count = int(have.get("CPU", 1) // each)
-        return [slot] * (workers or max(1, count))
+        number = workers or max(1, count)
+        return [slot] * number
 
     def start(self, folder: Path, slot: Slot) -> None:
         task = self._ray().remote(run_in_task).options(max_retries=0, **self._needs)
@@ -243,7 +244,8 @@ class Slurm:
             slot = Slot(machine.thread_environment(threads))
             if not {"cpus-per-task", "c"} & set(self._options):
                 self._options["cpus-per-task"] = str(threads)
-        return [slot] * (workers or self._most)
+        number = workers or self._most
+        return [slot] * number
 
     def start(self, folder: Path, slot: Slot) -> None:
         self._new.append((folder, slot))

@@ -61,7 +61,8 @@ class Execution:
         finally:
             study.save()
 
-        study.say(*(f"warning: {text}" for text in study.mixed_numerics()), *failure_lines(study))
+        study.warn(study.mixed_numerics())
+        study.say(*failure_lines(study))
         if stopped:
             study.say(f"stopped: {stopped}; the same command goes on")
         took = duration(time.monotonic() - began)
@@ -77,8 +78,9 @@ class Execution:
             free = len(machine.cores())
             each = threads or free
             if len(slots) > max(1, free // each):
-                study.say(
-                    f"warning: {len(slots)} workers of {each} threads share {free} cores and slow "
-                    "each other down; leave workers out to fit them"
+                text = (
+                    f"{len(slots)} workers of {each} threads share {free} cores and slow each "
+                    "other down; leave workers out to fit them"
                 )
+                study.warn([text])
         return slots

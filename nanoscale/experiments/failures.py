@@ -43,11 +43,11 @@ def settle(
     `code` is the process's exit code (see `backends.Exit`); `starved`: the kernel killed processes
     for memory meanwhile; `verdict`: the failure for which we ended it ourselves.
     """
-    if folder.status()["state"] in FINISHED:
+    if folder.status().state in FINISHED:
         return None
     try:
         with folder.take():
-            if folder.status()["state"] in FINISHED:
+            if folder.status().state in FINISHED:
                 return None
             if code == INTERRUPTED and verdict is None:  # saved, or another process had it first
                 return None
@@ -68,7 +68,7 @@ def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
             return Failure(MEMORY, "its process was killed as the machine was out of memory")
         return Failure(CRASH, f"its process was killed by {signal_name(-code)}")
 
-    reason = folder.status().get("reason")
+    reason = folder.status().reason
     last = log_tail(folder, 1)
     if not reason and last:
         reason = last[0].removeprefix("error: ")

@@ -37,7 +37,8 @@ def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
             places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or places
         return [places[i % len(places)] for i in range(workers or len(places))]
     if device == "mps" or (device == "auto" and apple_silicon()):
-        return [Slot({})] * (workers or 1)
+        number = workers or 1
+        return [Slot({})] * number
 
     free = cores()
     each = threads or len(free)

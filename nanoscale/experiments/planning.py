@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,11 +17,11 @@ from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.pool import Job
 from nanoscale.experiments.progress import duration
-from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import memory_estimate
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, WAITING, RunFolder
 from nanoscale.store.lease import Held
+from nanoscale.store.resume import check_same, renewed
 
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"
 ELSEWHERE, LEFT_OUT = "elsewhere", "left out"
@@ -60,9 +59,9 @@ class PlannedRun:
                 folder.create(spec)
                 return
             with folder.take():
-                state = folder.status()["state"]
+                state = folder.status().state
                 if state not in FINISHED:
-                    write_json(folder / CONFIG, with_old(spec, folder).to_json())
+                    write_json(folder / CONFIG, renewed(folder, spec).to_json())
                     if state != WAITING:
                         folder.set_status(state=WAITING, kind=None, reason=None)
 
@@ -71,10 +70,14 @@ def planned(cell: Cell, store: Path) -> PlannedRun:
     """What a cell's run, in a store of runs, needs.
 
     Nothing (cached), a start, to go on, another try, or its owner's time.
+
+    Raises:
+        UserError: the folder of that name holds another run.
     """
     folder = RunFolder(store / cell.spec.name)
     if not folder.exists():
         return PlannedRun(cell, folder, NEW)
+    check_same(folder, cell.spec)
     state = folder.state()
     plan = ELSEWHERE
     if state in FINISHED:
@@ -82,7 +85,7 @@ def planned(cell: Cell, store: Path) -> PlannedRun:
     elif state == FAILED:
         plan = RETRY
     elif state == WAITING:
-        plan = NEW if folder.status().get("checkpoint_step") is None else RESUME
+        plan = NEW if folder.status().checkpoint_step is None else RESUME
     return PlannedRun(cell, folder, plan)
 
 
@@ -121,24 +124,12 @@ def read_budget(budget: float | str | None) -> tuple[float | None, float | None]
     )
 
 
-def with_old(spec: RunSpec, folder: RunFolder) -> RunSpec:
-    """`spec` with what a folder's run must keep: its numerics, a micro-batch that was halved."""
-    old = folder.spec().config
-    config = spec.config
-    if config.micro_batch_size is None:
-        config = replace(config, micro_batch_size=old.micro_batch_size)
-    if folder.status().get("checkpoint_step") is not None:
-        # they round differently
-        config = replace(config, device=old.device, threads=old.threads, compile=old.compile)
-    return replace(spec, config=config)
-
-
 # -- in words -------------------------------------------------------------------------------------
 def plan_line(runs: Sequence[PlannedRun]) -> str:
     """`12 runs: 8 new, 4 cached; 3.2e+12 FLOPs to do`."""
-    counts = Counter(run.plan for run in runs)
-    plans = ", ".join(f"{counts[plan]} {plan}" for plan in PLANS if counts[plan])
-    line = f"{len(runs)} runs: {plans}"
+    plans = [run.plan for run in runs]
+    counts = [f"{plans.count(plan)} {plan}" for plan in PLANS if plan in plans]
+    line = f"{len(runs)} runs: {', '.join(counts)}"
     flops = sum(run.cell.flops for run in runs if run.to_do)
     return f"{line}; {flops:.3g} FLOPs to do" if flops else line
 
@@ -178,10 +169,10 @@ def why(run: PlannedRun, neighbours: Neighbours) -> str:
     status = run.folder.status()
     if run.plan == CACHED:
         loss = (run.folder.metrics() or {}).get("val_loss")
-        return status["state"] if loss is None else f"{status['state']}, val_loss {loss:.4f}"
+        return status.state if loss is None else f"{status.state}, val_loss {loss:.4f}"
     if run.plan == RESUME:
-        return f"after step {status['checkpoint_step']} of {status['max_iters']}"
+        return f"after step {status.checkpoint_step} of {status.max_iters}"
     if run.plan == RETRY:
-        return f"failed: {status.get('reason') or 'no reason was recorded'}"
+        return f"failed: {status.reason or 'no reason was recorded'}"
     holder = run.folder.holder() or {}
     return f"process {holder.get('pid')} on {holder.get('host')} is training it"

@@ -55,14 +55,18 @@ class Reading:
 
 def read(folder: RunFolder) -> Reading:
     """The run's progress now; a file being replaced counts as not there yet."""
-    status: dict[str, Any] = {}
+    state = ""
+    step = max_iters = 0
     with suppress(UserError):
         status = folder.status()
+        state = status.state
+        step = status.step or 0
+        max_iters = status.max_iters or 0
     row = last_row(folder)
     return Reading(
-        status.get("state", ""),
-        max(row.get("step", 0), status.get("step") or 0),
-        status.get("max_iters") or 0,
+        state,
+        max(row.get("step", 0), step),
+        max_iters,
         row.get("train_loss"),
         row.get("tokens_per_second"),
         row.get("tokens_seen"),
@@ -75,9 +79,9 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
         with open(folder / ROWS, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
-        row: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        row: dict[str, Any] = json.loads(lines[-1])
         return row
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):
         return {}
 
 
@@ -236,7 +240,7 @@ def done_flops(job: Job) -> float:
 def outcome(folder: RunFolder, state: str) -> str:
     """What a run came to: its loss, or why there is none."""
     if state == FAILED:
-        return f": {folder.status().get('reason', '')}"
+        return f": {folder.status().reason}"
     metrics = folder.metrics() if state == COMPLETE else None
     if not metrics or metrics.get("val_loss") is None:
         return ""

@@ -158,6 +158,10 @@ class Study:
         for line in lines:
             print(f"[{self.name}] {line}", flush=True)
 
+    def warn(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.say(f"warning: {text}")
+
     def __len__(self) -> int:
         return len(self.entries)
 
@@ -177,7 +181,7 @@ class Study:
     @property
     def failed(self) -> list[RunFolder]:
         """The folders of the runs that failed."""
-        return [folder for _, folder in self.runs() if state_of(folder) == FAILED]
+        return [folder for _, folder in failed_runs(self)]
 
     @property
     def ok(self) -> bool:
@@ -342,12 +346,15 @@ def export(study: Study, path: Path) -> Path:
     return path
 
 
+def failed_runs(study: Study) -> list[tuple[RunEntry, RunFolder]]:
+    return [(entry, folder) for entry, folder in study.runs() if state_of(folder) == FAILED]
+
+
 def failure_lines(study: Study) -> list[str]:
     """What went wrong in each failed run: its cell, the reason, the end of the first ones' logs."""
     lines: list[str] = []
-    failed = [(entry, folder) for entry, folder in study.runs() if state_of(folder) == FAILED]
-    for number, (entry, folder) in enumerate(failed):
-        reason = folder.status().get("reason") or "no reason was recorded"
+    for number, (entry, folder) in enumerate(failed_runs(study)):
+        reason = folder.status().reason or "no reason was recorded"
         lines.append(f"FAILED {entry}: {reason}")
         if number < LOGS_SHOWN:
             lines += [f"    {line}" for line in log_tail(folder, LOG_LINES)]

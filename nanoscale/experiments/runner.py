@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import machine
@@ -38,7 +38,7 @@ from nanoscale.experiments.planning import (
     within,
 )
 from nanoscale.experiments.pool import Limits
-from nanoscale.experiments.records import Asked, Row
+from nanoscale.experiments.records import Asked, Json, Row
 from nanoscale.experiments.results import RUNS, Study, check_name, matching_studies
 from nanoscale.experiments.samplers import need_optuna
 from nanoscale.experiments.search import SearchPlan
@@ -48,7 +48,8 @@ from nanoscale.experiments.worker import Backend
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import Source, read_file
 
-Params = Mapping[str, Any]  # config keys and values as a user gives them: nested, or numpy's
+# Config keys as a user gives them: values, nested tables, and lists of values, numpy's too.
+Params: TypeAlias = "Mapping[str, Json | Iterable[Any]]"
 
 
 class ExperimentRunner:
@@ -235,9 +236,7 @@ class ExperimentRunner:
             if folder.exists():
                 spec = folder.spec()
                 cells.append(Cell(entry.values, spec.config, spec))
-        runs = [planned(cell, self.store) for cell in cells]
-        self._announce(study, runs)
-        self.execution.bring(study, runs)
+        self.execution.bring(study, self._announce(study, self._planned(cells)))
         return study
 
     # -- the way down -----------------------------------------------------------------------
@@ -282,11 +281,11 @@ class ExperimentRunner:
         dry_run: bool = False,
     ) -> Study:
         """Bring every cell that the budget pays for to a result, and return the study."""
-        runs = within([planned(cell, self.store) for cell in cells], self.budget)
+        runs = within(self._planned(cells), self.budget)
         entries = [replace(run.cell.entry, left_out=run.plan == LEFT_OUT) for run in runs]
         study = Study(name, asked, self.output_root, entries, warn)
         self._announce(study, runs)
-        study.say(*(f"warning: {text}" for text in warn))
+        study.warn(warn)
         if dry_run:
             workers = len(self.execution.slots(study, cells))
             study.say(*dry_lines(runs, Neighbours(self.store), workers))
@@ -319,7 +318,8 @@ class ExperimentRunner:
         study = Study(name, asked, self.output_root)
         trials = Trials(study, plan, make, self.store, self.budget)
         study.concerns = trials.warnings()
-        study.say(trials.title(), *(f"warning: {text}" for text in study.concerns))
+        study.say(trials.title())
+        study.warn(study.concerns)
         if dry_run:
             return study
 
@@ -340,15 +340,21 @@ class ExperimentRunner:
             entries[cell.id] = replace(entry, values=cell.entry.values, target=True)
         study.entries = list(entries.values())
 
-        runs = [planned(cell, self.store) for cell in cells]
-        self._announce(study, runs, "at the target: ")
+        runs = self._announce(study, self._planned(cells), "at the target: ")
         self.execution.bring(study, runs)
         study.say(str(study.target))
 
-    def _announce(self, study: Study, runs: Sequence[PlannedRun], where: str = "") -> None:
-        """Say what is to be done, and keep it in the study."""
-        study.plan |= {run.cell.id: run.plan for run in runs}
+    def _planned(self, cells: Sequence[Cell]) -> list[PlannedRun]:
+        return [planned(cell, self.store) for cell in cells]
+
+    def _announce(
+        self, study: Study, runs: Sequence[PlannedRun], where: str = ""
+    ) -> Sequence[PlannedRun]:
+        """The runs, once it is said what they need, and kept in the study."""
+        for run in runs:
+            study.plan[run.cell.id] = run.plan
         study.say(where + plan_line(runs))
+        return runs
 
     def _defaults(self, sources: Sequence[Source], more: Row | None) -> Row:
         """On a CPU, the study's threads and no compilation, which pays only on long runs there."""

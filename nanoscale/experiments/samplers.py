@@ -21,11 +21,13 @@ from nanoscale.experiments.space import Dimension, five_digits
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 SAMPLERS = ("random", "tpe", "gp", "cma")
 STARTUP = 10  # trials drawn at random before a sampler is asked
 
 Space = Mapping[str, Dimension]
+Distributions = dict[str, "BaseDistribution"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Told:
     whole: bool  # it has reached the last
     running: bool = False
 
-    def as_optuna(self, space: Space) -> optuna.trial.FrozenTrial:
+    def as_optuna(self, distributions: Distributions) -> optuna.trial.FrozenTrial:
         """A whole trial, a stopped one or a running one."""
         from optuna.trial import TrialState, create_trial
 
@@ -49,7 +51,7 @@ class Told:
         return create_trial(
             state=state,
             params=dict(self.values),
-            distributions={key: dimension.optuna() for key, dimension in space.items()},
+            distributions=distributions,
             value=self.losses[-1] if state == TrialState.COMPLETE else None,
             intermediate_values=dict(enumerate(self.losses)),
         )
@@ -67,10 +69,9 @@ class Sampler:
 
     def propose(self, number: int, told: Iterable[Told]) -> Row:
         """The values of trial `number`."""
-        distributions = {key: dimension.optuna() for key, dimension in self.space.items()}
         with quiet():
-            trials = [point.as_optuna(self.space) for point in told]
-            asked = self._study(number, trials).ask(distributions)
+            trials = as_trials(told, self.space)
+            asked = self._study(number, trials).ask(distributions_of(self.space))
         if self.name == "cma":
             self._asked[number] = asked
         values = dict(asked.params)
@@ -129,7 +130,8 @@ def importance_of(space: Space, results: Sequence[tuple[Row, float]]) -> dict[st
         import optuna
 
         study = optuna.create_study()
-        study.add_trials([Told(values, [loss], True).as_optuna(space) for values, loss in results])
+        told = [Told(values, [loss], whole=True) for values, loss in results]
+        study.add_trials(as_trials(told, space))
         return optuna.importance.get_param_importances(
             study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
@@ -144,7 +146,17 @@ def write_journal(path: Path, name: str, space: Space, told: Iterable[Told]) -> 
         path.unlink(missing_ok=True)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
         study = optuna.create_study(study_name=name, storage=storage)
-        study.add_trials([point.as_optuna(space) for point in told])
+        study.add_trials(as_trials(told, space))
+
+
+def distributions_of(space: Space) -> Distributions:
+    """The space as Optuna says it."""
+    return {key: dimension.optuna() for key, dimension in space.items()}
+
+
+def as_trials(told: Iterable[Told], space: Space) -> list[optuna.trial.FrozenTrial]:
+    distributions = distributions_of(space)
+    return [point.as_optuna(distributions) for point in told]
 
 
 def uniform(seed: int, number: int, key: str) -> float:

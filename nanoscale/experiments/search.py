@@ -198,13 +198,12 @@ class Search:
     # -- what is known --------------------------------------------------------------------------
     def best(self) -> Trial | None:
         """The trial of lowest loss among those that came furthest."""
-        done = [t for t in self.trials if t.losses and not t.diverged]
-        return min(done, key=lambda t: (-len(t.losses), t.losses[-1]), default=None)
+        return min(self.finite(), key=lambda t: (-len(t.losses), t.losses[-1]), default=None)
 
     def told(self) -> list[Told]:
         """Everything known: of other studies, and every trial that has not failed."""
         finite = [loss for _, loss in self.known if math.isfinite(loss)]
-        finite += [t.losses[-1] for t in self.trials if t.losses and not t.diverged]
+        finite += [t.losses[-1] for t in self.finite()]
         worst = max(finite, default=0.0) + WORSE
 
         top = len(self.plan.rungs)
@@ -222,5 +221,8 @@ class Search:
 
     def importance(self) -> dict[str, float] | None:
         """Key -> its share in what separates the best trials from the others; None for few."""
-        done = [(t.values, t.losses[0]) for t in self.trials if t.losses and not t.diverged]
-        return importance_of(self.plan.space, done)
+        return importance_of(self.plan.space, [(t.values, t.losses[0]) for t in self.finite()])
+
+    def finite(self) -> list[Trial]:
+        """The trials that have a loss and have not diverged."""
+        return [t for t in self.trials if t.losses and not t.diverged]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
-from nanoscale.experiments.records import Json
+from nanoscale.experiments.records import Json, Row
 from nanoscale.spec.sources import FIELDS, coerce
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def read_space(space: object, where: str) -> dict[str, Dimension]:
     return {key: _dimension(f"{where}: {key}", key, values) for key, values in _flat(space).items()}
 
 
-def _flat(space: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def _flat(space: Row, prefix: str = "") -> dict[str, Json]:
     """Nested tables as dotted keys, down to the ranges."""
-    flat: dict[str, object] = {}
+    flat: dict[str, Json] = {}
     for key, values in space.items():
         if isinstance(values, Mapping) and not set(RANGE) & set(values):
             flat |= _flat(values, f"{prefix}{key}.")
@@ -110,7 +110,7 @@ def _dimension(name: str, key: str, values: object) -> Dimension:
     return Dimension(choices)
 
 
-def _range(name: str, key: str, values: Mapping[str, Any]) -> Dimension:
+def _range(name: str, key: str, values: Row) -> Dimension:
     for word in values:
         if word not in RANGE:
             raise UserError(f"{name}: unknown {word!r}{did_you_mean(word, RANGE)}")

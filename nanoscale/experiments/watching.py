@@ -14,8 +14,10 @@ LOOK_SECONDS, IDLE_SECONDS = 0.5, 10.0
 
 def watch(study: Study) -> None:
     """Show the runs of a study as they start and end; until all have ended or nobody runs any."""
-    runs = [(entry, folder) for entry, folder in study.runs() if not entry.left_out]
-    jobs = [Job(folder, entry.flops, str(entry)) for entry, folder in runs]
+    jobs = []
+    for entry, folder in study.runs():
+        if not entry.left_out:
+            jobs.append(Job(folder, entry.flops, str(entry)))
     waiting = [job for job in jobs if state_of(job.folder) not in (*FINISHED, FAILED)]
     study.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} have ended")
 

@@ -62,6 +62,20 @@ def test_the_first_run_and_runs_of_another_version(capsys, monkeypatch):
     assert lines(capsys, "which another version made)")
 
 
+def test_a_folder_of_that_name_that_holds_another_run_is_no_hit():
+    """An id is 40 bits: of 100,000 runs of one label, two may share it."""
+    study = a_runner().run_grid("g", TINY, {"n_layer": [1]})
+    folder = next(study.runs())[1]
+    other = next(a_runner().run_grid("h", TINY, {"n_layer": [2]}).runs())[1]
+    text = (other / "config.json").read_text()
+    (folder / "config.json").write_text(text)  # as if both had the first one's name
+    with pytest.raises(UserError, match="another run has this folder's name: n_layer was 2, now 1"):
+        a_runner().run_grid("g", TINY, {"n_layer": [1]})
+    assert a_runner().run_grid("h", TINY, {"n_layer": [2]}, dry_run=True).plan.popitem()[1] == (
+        "cached"
+    )
+
+
 # -- time ---------------------------------------------------------------------------------------
 def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
     runner = a_runner(workers=2)
