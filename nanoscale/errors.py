@@ -10,7 +10,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 DONE, FAILED, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -33,7 +33,7 @@ def one_of(choices: Iterable[object]) -> str:
 
 
 @contextmanager
-def disk_errors(path: object):
+def disk_errors(path: object) -> Iterator[None]:
     """Turn the disk's refusals (full, read-only, a file in the way) into a `UserError`."""
     try:
         yield

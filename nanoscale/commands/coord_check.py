@@ -23,7 +23,7 @@ SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # steps, and the last one
 NAMED = 3  # of the intervals that are too wide
 
 
-class Sizes(click.ParamType):
+class Sizes(click.ParamType[list[int]]):
     """Sizes with commas, ascending."""
 
     name = "sizes"
@@ -70,6 +70,7 @@ COUNT = Number(whole=True, least=1)
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     arguments: tuple[str, ...],
     workers: int | None,
     json_path: Path | None,

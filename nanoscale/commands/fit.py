@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nanoscale.studies.table_fit import TableFit
 
 
-class Folder(click.ParamType):
+class Folder(click.ParamType[Path]):
     """A folder to write to, refused before any work where it cannot be."""
 
     name = "folder"

@@ -41,6 +41,7 @@ SPEED = ("tokens_per_second", "flops_per_second", "batch_tokens")
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     name: str,
     budget: float | None,
     json_path: Path | None,

@@ -133,7 +133,7 @@ def typed(option: str, arguments: Sequence[str]) -> str:
 
 
 # -- types of values ----------------------------------------------------------------------------
-class Number(click.ParamType):
+class Number(click.ParamType[float]):
     """A number within bounds: an int where it is one, and where it must be."""
 
     name = "number"
@@ -167,7 +167,7 @@ class Number(click.ParamType):
         return int(number) if number.is_integer() else number
 
 
-class Value(click.ParamType):
+class Value(click.ParamType[object]):
     """What a config's key of the same kind takes: True or False, text, None."""
 
     name = "value"
@@ -181,7 +181,7 @@ class Value(click.ParamType):
         return coerce(parameter.opts[0] if parameter else "", value, self.kind)
 
 
-class Choice(click.ParamType):
+class Choice(click.ParamType[str]):
     """One of a few words."""
 
     name = "choice"
@@ -199,7 +199,7 @@ class Choice(click.ParamType):
         return str(value)
 
 
-class OutputFile(click.ParamType):
+class OutputFile(click.ParamType[Path]):
     """A file to write, refused before any work where its name or folder cannot be."""
 
     name = "file"

@@ -175,7 +175,9 @@ def residual_draws(
     residual = (y - fitted) * np.sqrt(n / (n - n_params))
     if method == "residual":
         drawn = rng.integers(n, size=(resamples, n))
-        return fitted + (residual - residual.mean())[drawn]
+        moved: Array = fitted + (residual - residual.mean())[drawn]
+        return moved
     signs = np.concatenate([WEBB, -WEBB])
     factor = rng.choice(signs, size=(resamples, index.max() + 1))
-    return fitted + residual * factor[:, index]
+    flipped: Array = fitted + residual * factor[:, index]
+    return flipped

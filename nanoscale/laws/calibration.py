@@ -41,7 +41,7 @@ def bend_of(rule: Objective, r: Array, n_params: int) -> Array:
         return np.full(len(r), 2.0)
     width = max(SMOOTH * spread_of(r, n_params) * len(r) ** -0.2, rule.delta)
     bend = np.where(np.abs(r) <= width, rule.delta / width, 0.0)
-    near = max(np.count_nonzero(bend), n_params + 1)
+    near = max(int(np.count_nonzero(bend)), n_params + 1)
     bend *= (near - n_params) / near * len(r) / (len(r) - n_params)
     return np.where(r < 0, OVERESTIMATE * bend, bend) if rule.name == "envelope" else bend
 

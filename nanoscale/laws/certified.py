@@ -46,7 +46,7 @@ class Certified:
     @property
     def theta(self) -> Array:
         """(p,) in the solver's coordinates."""
-        return self.solution.theta[0]
+        return np.asarray(self.solution.theta[0])
 
     @property
     def params(self) -> Array:
@@ -56,7 +56,7 @@ class Certified:
     @property
     def fitted(self) -> Array:
         """(n,) the law's losses over the problem's scale."""
-        return self.problem.at(self.solution.theta).m[0]
+        return np.asarray(self.problem.at(self.solution.theta).m[0])
 
     @property
     def residual(self) -> Array:

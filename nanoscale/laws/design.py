@@ -197,8 +197,8 @@ def simulate(
     for i, question in enumerate(questions):
         inside = [edge.keys().isdisjoint(question.needs) for edge in edges]
         identified = best.converged & np.array(inside)
-        values = question.of(truth), question.of(estimates)
-        answers.append(_answer(question, *values, ends[..., i], identified))
+        aims, guesses = question.of(truth), question.of(estimates)
+        answers.append(_answer(question, aims, guesses, ends[..., i], identified))
     return answers
 
 

@@ -103,5 +103,5 @@ def _difference(values: Array) -> Array:
 def _whitened(slopes: Array, rows: Array) -> Array:
     """rows (k, p) times the inverse of R of slopes = QR: their products are covariances."""
     scale = np.linalg.norm(slopes, axis=0)
-    upper = np.linalg.qr(slopes / scale, mode="r")
+    upper: Array = np.asarray(np.linalg.qr(slopes / scale, mode="r"))
     return np.linalg.solve(upper.T, (rows / scale).T).T

@@ -83,6 +83,7 @@ def log(a: Jet) -> Jet:
 def add(a: Operand, b: Operand) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
+    assert isinstance(a, Jet)
     if not isinstance(b, Jet):
         return Jet(a.value + b, a.d, a.dd)
     return Jet(a.value + b.value, a.d + b.d, a.dd + b.dd)
@@ -91,6 +92,7 @@ def add(a: Operand, b: Operand) -> Jet:
 def multiply(a: Operand, b: Operand) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
+    assert isinstance(a, Jet)
     if not isinstance(b, Jet):
         return Jet(a.value * b, a.d * b, a.dd * b)
     cross = a.d[:, None] * b.d[None]
@@ -109,6 +111,7 @@ def power(a: Operand, b: Operand) -> Jet:
     """a ** b; a law's bases are positive, so an exponent that is a jet goes by logarithms."""
     if isinstance(b, Jet):
         return exp(multiply(b, np.log(a)))
+    assert isinstance(a, Jet)
     return a.through(a.value**b, b * a.value ** (b - 1), b * (b - 1) * a.value ** (b - 2))
 
 

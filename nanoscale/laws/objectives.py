@@ -129,4 +129,6 @@ class Objective:
 
 
 def _sum(rho: Array, w: Array) -> Array:
-    return rho @ w[0] if len(w) == 1 else np.einsum("bn,bn->b", rho, w)
+    if len(w) > 1:
+        return np.asarray(np.einsum("bn,bn->b", rho, w))
+    return np.asarray(rho @ w[0])

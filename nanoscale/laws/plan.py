@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 
 PLAN_SCHEMA = 1
-LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True}
+LLAMA = ("use_rmsnorm", "use_rope", "use_swiglu")
 # from, to, in steps of, head size
 WIDTHS = ((32, 256, 16, 16), (288, 512, 32, 32), (576, 2048, 64, 64), (2304, 40960, 256, 128))
 ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is worth 4 % of N
@@ -153,7 +154,7 @@ def plan(
     )
 
 
-def fit_of(record: Mapping[str, object]) -> LawFit:
+def fit_of(record: Mapping[str, Any]) -> LawFit:
     """The fit of a record that `nanoscale fit --json` wrote; its draws if it has the key."""
     form = law_of(record["law"])
     if record.get("laws_digest") != digest_of(form.name):
@@ -188,7 +189,9 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
             n_head=n_embd // head,
             vocab_size=vocab_size,
             block_size=block_size,
-            **LLAMA,
+            use_rmsnorm=True,
+            use_rope=True,
+            use_swiglu=True,
         )
 
     cheapest = math.inf

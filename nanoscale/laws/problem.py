@@ -104,7 +104,7 @@ class Problem:
         theta = theta.T
         at_lower = theta <= self.lower[:, None]
         at_upper = theta >= self.upper[:, None]
-        stopped = (at_lower & (gradient > 0)) | (at_upper & (gradient < 0))
+        stopped: Mask = (at_lower & (gradient > 0)) | (at_upper & (gradient < 0))
         if self.fixed is not None:
             stopped[self.fixed] = True
         return stopped
@@ -380,7 +380,8 @@ def _projections(
             total = weight @ phi[axes[0]] ** len(factors)
         else:
             total = (phi[axes[0]].T * weight[:, None]) @ phi[axes[1]]
-        return total.reshape(R, *[size if k in axes else 1 for k, size in enumerate(sizes)])
+        shape = [size if k in axes else 1 for k, size in enumerate(sizes)]
+        return np.asarray(total.reshape(R, *shape))
 
     h = np.empty((q, R, *sizes))
     G = np.empty((q, q, R, *sizes))

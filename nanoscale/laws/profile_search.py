@@ -255,7 +255,7 @@ class Search:
         ratio = refits.ratio[pair]
         starts = refits.theta[pair]
         for _ in range(ROUNDS):
-            values = np.linspace(*ends, INSIDE + 2)
+            values = np.linspace(ends[0], ends[1], INSIDE + 2)
             solution = self._solved(values, starts)
             inside = self._ratio(solution.objective)
             inside[0], inside[-1] = ratio

@@ -95,7 +95,7 @@ def repetition_starts(loss: Array, x: Array) -> Array:
     U = np.minimum(D, unique)
     starts = []
     for alpha, beta, RD in itertools.product(SLOPES, SLOPES, DECAYS):
-        seen = worth(U, D / U - 1, RD)
+        seen = worth(U, D / U - 1, np.asarray(RD))
         powers = [np.ones_like(N), (N.min() / N) ** alpha, (D.min() / seen) ** beta]
         basis = np.stack(powers) / loss
 

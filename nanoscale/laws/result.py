@@ -102,7 +102,7 @@ def bounds_hit(problem: Problem, theta: Array, x_names: tuple[str, ...]) -> dict
     law = problem.law
     low = theta <= problem.lower
     high = theta >= problem.upper
-    reasons = {}
+    reasons: dict[str, str] = {}
     for i, p in enumerate(law.parameters):
         if low[i] or high[i]:
             reasons |= _at_its_end(law, p, theta[i], bool(high[i]))

@@ -120,7 +120,7 @@ def improve(
         [solution.theta, solution.objective, solution.converged],
         [wider.theta[better], wider.objective[better], wider.converged[better]],
     )
-    return better
+    return np.asarray(better)
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")

@@ -100,7 +100,7 @@ def is_under(x: np.float32, layer: int, uniform: np.float32) -> bool:
     low = np.float32(curve(edge[layer]))
     high = np.float32(curve(inner[layer]))
     height = (high - low) * uniform + low
-    return bool(height < curve(x))
+    return bool(height < curve(float(x)))
 
 
 def tail(uniform: Floats, at: int) -> tuple[np.float32, int]:

@@ -83,7 +83,8 @@ def law_figure(
 def _curve_of(fit: LadderFit) -> Band:
     from nanoscale.laws.band import Band  # who has a fit has loaded it
 
-    return Band(*(np.array(fit.curve[key], float) for key in ("x", "loss", "lo", "hi")))
+    curve = fit.curve
+    return Band(*map(np.array, (curve.x, curve.loss, curve.lo, curve.hi)))
 
 
 def _sizes(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:

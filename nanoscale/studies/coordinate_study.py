@@ -29,6 +29,7 @@ from nanoscale.spec.config import (
 )
 from nanoscale.spec.parametrization import rules_of
 from nanoscale.spec.sources import COMMAND_LINE, Source, apply, read_file
+from nanoscale.spec.values import Json
 
 SWEPT_KEYS = {WIDTH: "n_embd", DEPTH: "n_layer"}
 LEAST_SIZES = 3
@@ -159,7 +160,7 @@ class CoordinatePlan:
         own = {"max_iters": steps, "stats_interval": 1, "init_seed": None, "data_seed": None}
         settings = Source("the check's settings", PROTOCOL)
         sources = [*files, settings, *flags, Source("the check", own)]
-        defaults = {} if files else MODEL
+        defaults: dict[str, Json] = {} if files else {**MODEL}
         rows = _rows(sweep, sizes, seeds, [Source("defaults", defaults), *sources], typed)
         return cls(sweep, sizes, steps, make_cells(defaults, sources, rows, f"--{sweep}s"))
 
@@ -201,7 +202,8 @@ def _rows(
     for source in sources:
         values = apply(values, source)
     seed = values["seed"]
-    rows = combinations({SWEPT_KEYS[sweep]: sizes, "seed": range(seed, seed + seeds)})
+    axes = {SWEPT_KEYS[sweep]: sizes, "seed": range(seed, seed + seeds)}
+    rows: list[dict[str, Any]] = [*combinations(axes)]
     if sweep == DEPTH or ("n_head" in typed and "n_embd" not in typed):
         return rows
 

@@ -48,7 +48,7 @@ def gallery(result: TableFit) -> dict[str, Figure]:
     if data.budgets is not None:
         points["C"] = data.budgets
     known = fit.status != "max_iter"
-    figures = {}
+    figures: dict[str, Figure] = {}
     if names == {"N", "D", "loss"}:
         figures |= _of_surface(result, points, labels)
     if len(data.names) == 1:

@@ -83,7 +83,7 @@ def next_command(frame: DataFrame) -> list[str]:
         return []
     relative = os.path.relpath(sys.executable)
     python = "python" if relative.startswith("..") else relative
-    best = done.loc[done["val_loss"].astype(float).idxmin(), "folder"]
+    best = done.sort_values("val_loss", kind="stable")["folder"].iloc[0]
     return [f"next: {python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"]
 
 

@@ -18,6 +18,7 @@ from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.records import Asked
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies import grid_recipe
 from nanoscale.studies.recipe import Answer, Picture, Recipe, Row, load_recipes, recipe_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 OUTPUT_ROOT = "experiments_out"
-DEFAULTS = {
+DEFAULTS: dict[str, Json] = {
     "data_order": "epoch",
     "min_lr_frac": 0.1,
     "warmup_frac": 0.05,

@@ -69,8 +69,8 @@ class StudyArm:
         for key, value in {**self.values, **size}.items():
             runs = runs[runs[key] == value]
         losses = runs["val_loss"].astype(float).where(runs["state"] == COMPLETE, math.inf)
-        means: dict[float, float] = losses.groupby(runs[self.lr].astype(float)).mean().to_dict()
-        return means
+        means = losses.groupby(runs[self.lr].astype(float)).mean()
+        return dict(zip(means.index, means, strict=True))
 
     def to_json(self) -> dict[str, object]:
         return {"name": self.name, "lr": self.lr, "values": dict(self.values)}
