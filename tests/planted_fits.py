@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nanoscale.laws import LAWS, LadderFit, LawFit
+from nanoscale.laws.ladder import LawCurve
 
 FIT = {
     "objective_name": "log-huber",
@@ -43,7 +44,7 @@ def ladder_fit(x: np.ndarray, **changes: Any) -> LadderFit:
         ci95_noise={},
         noise={},
         dropped=[],
-        curve={key: values.tolist() for key, values in curve.items()},
+        curve=LawCurve(**{key: values.tolist() for key, values in curve.items()}),
         points=[],
     )
     return replace(fit, **changes)

@@ -127,7 +127,9 @@ def test_E_is_a_labelled_line_only_where_it_is_identified():
 
 
 def test_without_a_fit_or_with_none_that_converged_the_runs_stand_alone():
-    broken = fit(status="max_iter", curve={"x": [], "loss": [], "lo": [], "hi": []})
+    from nanoscale.laws.ladder import LawCurve
+
+    broken = fit(status="max_iter", curve=LawCurve([], [], [], []))
     for law in (None, broken):
         figure = law_figure(ladder(), law)
         assert len(figure.axes) == 1
