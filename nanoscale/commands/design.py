@@ -9,7 +9,7 @@ import click
 
 from nanoscale.commands.verb import Number, Verb, column, json_output
 from nanoscale.errors import DONE, INCONCLUSIVE
-from nanoscale.store.files import plain, write_json
+from nanoscale.store.files import write_json
 
 FEWEST_WORLDS = 50
 
@@ -74,8 +74,8 @@ def command(name: str, json_path: Path | None, **typed: Any) -> int:
             typed[key] = float(typed[key])
     settings = {key: value for key, value in typed.items() if value is not None}
     record = design_study(name, DesignSettings(**settings))
-    warnings = [f"warning: {warning}" for warning in record["warnings"]]
-    click.echo("\n".join([*record["summary"], *warnings]))
+    warnings = [f"warning: {warning}" for warning in record.warnings]
+    click.echo("\n".join([*record.summary(), *warnings]))
     if json_path is not None:
-        write_json(json_path, plain(record))
-    return DONE if record["status"] == "identified" else INCONCLUSIVE
+        write_json(json_path, record.to_json())
+    return DONE if record.status == "identified" else INCONCLUSIVE

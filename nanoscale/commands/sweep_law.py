@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nanoscale.laws.sweeps import Sweep, SweepLaw, SweepOptimum
     from nanoscale.studies.sweep_laws import SweepStudy
 
-RESAMPLES = 1000
+_RESAMPLES = 1000
 
 
 @click.command(
@@ -39,8 +39,8 @@ RESAMPLES = 1000
     "resamples",
     metavar="R",
     type=Number(whole=True, least=0),
-    default=RESAMPLES,
-    help=f"Resamples of the runs' noise, for intervals ({RESAMPLES}).",
+    default=_RESAMPLES,
+    help=f"Resamples of the runs' noise, for intervals ({_RESAMPLES}).",
 )
 @json_output("the record")
 @figure_output("the optima")

@@ -25,16 +25,16 @@ from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.points import LEVELS_WANTED, check_points, levels, rise_together
 from nanoscale.laws.problem import Problem, problem_of
-from nanoscale.laws.questions import Question
+from nanoscale.laws.questions import LawQuestion
 from nanoscale.laws.result import bounds_hit
 
 # E, A, B, alpha, beta: Hoffmann et al. 2022's points refitted (Besiroglu et al. 2024), certified
 CHINCHILLA_TRUTH = (1.8172181, 477.82588, 2143.41732, 0.3473105, 0.36717243)
-POWER = 0.8  # share of worlds in which a question worth training for is identified
+WANTED_POWER = 0.8  # share of worlds in which a question worth training for is identified
 Z95 = 1.959963985  # of a normal
 CELLS = 4_000_000  # points of all resamples worked on together
-STARTS, STARTS_KEPT = 9, 3  # of a world, beside the truth
-CHECKED = 4  # resamples of a world that are solved from as many starts as well
+_STARTS, _STARTS_KEPT = 9, 3  # of a world, beside the truth
+_CHECKED = 4  # resamples of a world that are solved from as many starts as well
 WORTH = 0.05  # of a width, that another delta saves and that is worth a word
 
 
@@ -143,7 +143,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DesignAnswer:
     """What a design will say of one question, over worlds."""
 
     question: str
@@ -162,43 +162,30 @@ class Answer:
 
     @property
     def identified(self) -> bool:
-        """Whether it will be, in at least `POWER` of worlds."""
-        return 1 - self.not_identified >= POWER
+        """Whether it will be, in at least `WANTED_POWER` of worlds."""
+        return 1 - self.not_identified >= WANTED_POWER
 
 
 @np.errstate(all="ignore")
 def simulate(
-    design: Design, questions: Sequence[Question], *, worlds: int = 200, rng_seed: int = 0
-) -> list[Answer]:
+    design: Design, questions: Sequence[LawQuestion], *, worlds: int = 200, rng_seed: int = 0
+) -> list[DesignAnswer]:
     """An answer per question, from `worlds` worlds. Worlds with more points of the same design
     share the noise of the others, so that two designs differ by their points alone."""
     truth = design.truths_of(worlds)
     problem = problem_of(design.form, design.x, design.form.loss(design.truths[0], *design.x))
     loss = draw_worlds(design, worlds, rng_seed) / problem.scale
-    ones = np.ones((1, loss.shape[1]))
-    grid = problem.starts(loss, ones, STARTS)
-    grid = np.broadcast_to(grid, (worlds, *grid.shape[1:]))
-    starts = np.concatenate([problem.theta(truth)[:, None], grid], axis=1)
-    best = solver.solve(problem, design.rule, loss, ones, starts)
-
-    ends = np.empty((2, worlds, len(questions)))
-    step = max(1, CELLS // (design.resamples * loss.shape[1]))
-    for first in range(0, worlds, step):
-        some = np.arange(first, min(first + step, worlds))
-        seeds = [seed_of(world, rng_seed) for world in some]
-        draws = _resample_fits(design, problem, best.theta[some], loss[some], seeds)
-        for world, params in zip(some, draws, strict=True):
-            values = np.stack([question.of(params) for question in questions], -1)  # (R, q)
-            ends[:, world] = _interval(values)
+    best = _world_fits(design, problem, loss, truth)
+    ends = _intervals(design, problem, best.theta, loss, questions, rng_seed)
 
     estimates = problem.params(best.theta)
     edges = [bounds_hit(problem, theta, design.form.predictors) for theta in best.theta]
     answers = []
     for i, question in enumerate(questions):
         inside = [edge.keys().isdisjoint(question.needs) for edge in edges]
-        identified = best.converged & np.array(inside)
-        aims, guesses = question.of(truth), question.of(estimates)
-        answers.append(_answer(question, aims, guesses, ends[..., i], identified))
+        sound = best.converged & np.array(inside)
+        answer = _answer(question, question.of(truth), question.of(estimates), ends[..., i], sound)
+        answers.append(answer)
     return answers
 
 
@@ -221,6 +208,37 @@ def seed_of(world: int, rng_seed: int = 0) -> int:
     return int(np.random.SeedSequence([rng_seed, int(world)]).generate_state(1)[0])
 
 
+def _world_fits(design: Design, problem: Problem, loss: Array, truth: Array) -> solver.Solution:
+    """Of every world's losses (W, n), from its truth (p,) and from a grid."""
+    ones = np.ones((1, loss.shape[1]))
+    grid = problem.starts(loss, ones, _STARTS)
+    grid = np.broadcast_to(grid, (len(loss), *grid.shape[1:]))
+    starts = np.concatenate([problem.theta(truth)[:, None], grid], axis=1)
+    return solver.solve(problem, design.rule, loss, ones, starts)
+
+
+def _intervals(
+    design: Design,
+    problem: Problem,
+    theta: Array,
+    loss: Array,
+    questions: Sequence[LawQuestion],
+    rng_seed: int,
+) -> Array:
+    """(2, W, q): the 95 % of every world's resamples, as many worlds at once as there is room."""
+    worlds, n = loss.shape
+    ends = np.empty((2, worlds, len(questions)))
+    step = max(1, CELLS // (design.resamples * n))
+    for first in range(0, worlds, step):
+        some = np.arange(first, min(first + step, worlds))
+        seeds = [seed_of(world, rng_seed) for world in some]
+        draws = _resample_fits(design, problem, theta[some], loss[some], seeds)
+        for world, params in zip(some, draws, strict=True):
+            values = np.stack([question.of(params) for question in questions], -1)  # (R, q)
+            ends[:, world] = _interval(values)
+    return ends
+
+
 def _resample_fits(
     design: Design, problem: Problem, theta: Array, loss: Array, seeds: Sequence[int]
 ) -> Array:
@@ -231,14 +249,14 @@ def _resample_fits(
     solution = solver.solve(*task, np.repeat(theta, R, axis=0)[:, None])
 
     first = np.arange(B)[:, None] * R  # resample of every world
-    some = (first + np.linspace(0, R - 1, CHECKED).astype(int)).ravel()
+    some = (first + np.linspace(0, R - 1, _CHECKED).astype(int)).ravel()
     rows = np.union1d(some, np.flatnonzero(~solution.converged))
     was_converged = solution.converged[rows]
-    better = solver.improve(*task, solution, rows, STARTS)
+    better = solver.improve(*task, solution, rows, _STARTS)
     moved = rows[better & was_converged]
     if len(moved):  # as `solver.resolve`, of these worlds
         rows = (first[np.unique(moved // R)] + np.arange(R)).ravel()
-        solver.improve(*task, solution, rows, STARTS_KEPT)
+        solver.improve(*task, solution, rows, _STARTS_KEPT)
 
     params = problem.params(solution.theta)
     params[~solution.converged] = np.nan
@@ -272,7 +290,9 @@ def _interval(values: Array) -> Array:
     return bootstrap.interval(known)
 
 
-def _answer(question: Question, truth: Array, estimates: Array, ends: Array, sound: Mask) -> Answer:
+def _answer(
+    question: LawQuestion, truth: Array, estimates: Array, ends: Array, sound: Mask
+) -> DesignAnswer:
     """Of one question: truth, estimates and `sound` (fitted, off its bounds) (W,), ends (2, W)."""
     low, high = ends
     covered = (low <= truth) & (truth <= high)
@@ -289,7 +309,7 @@ def _answer(question: Question, truth: Array, estimates: Array, ends: Array, sou
     width = question.width(typical)
     identified = sound & (high <= question.limit * low)
     error = np.log(estimates / truth) if question.ratio else estimates - truth
-    return Answer(
+    return DesignAnswer(
         question=question.text,
         truth=float(truth.mean()),
         width=float(np.median(width)),

@@ -25,7 +25,7 @@ from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.record import Record
 from nanoscale.store.files import plain
 
-AT_ONCE = 500  # refits
+_AT_ONCE = 500  # refits
 MOST_TOGETHER = 5  # runs that are taken away together
 STANDARD_ERRORS = 2.0  # of the jackknife, that bound a conclusion without an interval
 PREDICTED_LOSS = "loss"  # the name of a target that is one
@@ -320,8 +320,8 @@ class _Refits:
         form = self.fit.form
         params = np.full((len(weights), len(form.names)), np.nan)
         enough = np.flatnonzero([self._enough(row > 0) for row in weights])
-        for first in range(0, len(enough), AT_ONCE):
-            rows = enough[first : first + AT_ONCE]
+        for first in range(0, len(enough), _AT_ONCE):
+            rows = enough[first : first + _AT_ONCE]
             refits = solver.resolve(self.problem, self.rule, self.loss, weights[rows], self.optimum)
             done = refits.converged
             params[rows[done]] = self.problem.params(refits.theta[done])

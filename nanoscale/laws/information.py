@@ -15,11 +15,11 @@ import numpy as np
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.design import Design
 from nanoscale.laws.forms import Law
-from nanoscale.laws.questions import Question, flops
+from nanoscale.laws.questions import LawQuestion, flops
 
-STEP = 1e-5  # of ln parameters, in derivatives
+_STEP = 1e-5  # of ln parameters, in derivatives
 LEAST_LEFT = 1e-300  # of a width, so that its logarithm is finite
-ROUNDING = 1 + 1e-9  # of budgets that count as equal
+_ROUNDING = 1 + 1e-9  # of budgets that count as equal
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class NextRun:
     per_flop: float  # -d ln width / d FLOP
 
 
-def standard_error(design: Design, question: Question) -> float:
+def standard_error(design: Design, question: LawQuestion) -> float:
     """Expected of the question's point fit: Gauss-Newton at the first truth, the delta method.
 
     Of its logarithm where the question is a ratio.
@@ -42,7 +42,9 @@ def standard_error(design: Design, question: Question) -> float:
     return math.sqrt(design.variance() * float((z**2).sum()))
 
 
-def next_runs(design: Design, question: Question, candidates: Array, cost: Array) -> list[NextRun]:
+def next_runs(
+    design: Design, question: LawQuestion, candidates: Array, cost: Array
+) -> list[NextRun]:
     """Candidates (P, m) by how much one more run there narrows the question, most first.
 
     cost (m,): FLOPs of each. By the rank-one update of the expected covariance (Sherman-Morrison).
@@ -70,11 +72,11 @@ def lattice(design: Design, most: float, per_axis: int = 16) -> tuple[Array, Arr
     mesh = np.array(np.meshgrid(*axes, indexing="ij")).reshape(len(axes), -1)
     points = np.concatenate([mesh, np.unique(design.x, axis=1)], axis=1)
     cost = flops(design.form, points)
-    keep = cost <= most * ROUNDING
+    keep = cost <= most * _ROUNDING
     return points[:, keep], cost[keep]
 
 
-def _slopes(design: Design, question: Question) -> tuple[Array, Array]:
+def _slopes(design: Design, question: LawQuestion) -> tuple[Array, Array]:
     """d ln L (n, p) and d question (p,) by ln parameters, at the first truth."""
     truth = design.truths[0]
     values = question.of(_steps(truth))
@@ -91,13 +93,13 @@ def _jacobian(form: Law, truth: Array, x: Array) -> Array:
 def _steps(truth: Array) -> Array:
     """(2 p, p): each parameter a step up, then each a step down."""
     unit = np.eye(len(truth))
-    return truth * np.exp(STEP * np.concatenate([unit, -unit]))
+    return truth * np.exp(_STEP * np.concatenate([unit, -unit]))
 
 
 def _difference(values: Array) -> Array:
     """(p, ...): the central difference of values (2 p, ...) at `_steps`."""
     up, down = np.split(values, 2)
-    return (up - down) / (2 * STEP)
+    return (up - down) / (2 * _STEP)
 
 
 def _whitened(slopes: Array, rows: Array) -> Array:

@@ -152,12 +152,7 @@ def isoflop(
     vertices = grid.vertices(curves)[0]
     inside = grid.inside(vertices)
     used = np.isfinite(vertices) & (inside | extrapolated)
-    if used.sum() < BUDGETS_NEEDED:
-        raise UserError(
-            f"{used.sum()} of {len(used)} budgets have a minimum inside their grid; "
-            f"Approach 2 needs {BUDGETS_NEEDED}, better {BUDGETS_WANTED}: add sizes on "
-            "both sides of the lowest loss"
-        )
+    _check_enough(used)
 
     redrawn, noise = _resampled(grid, losses, curves, resamples, rng_seed)
     draws = grid.vertices(grid.coefficients(redrawn))  # (R, budgets)
@@ -186,6 +181,16 @@ def isoflop(
         used=used,
         lines=lines,
     )
+
+
+def _check_enough(used: Mask) -> None:
+    count = used.sum()
+    if count < BUDGETS_NEEDED:
+        raise UserError(
+            f"{count} of {len(used)} budgets have a minimum inside their grid; "
+            f"Approach 2 needs {BUDGETS_NEEDED}, better {BUDGETS_WANTED}: add sizes on "
+            "both sides of the lowest loss"
+        )
 
 
 def grid_of(

@@ -20,8 +20,8 @@ from nanoscale.laws.isoflop import IsoFlop, isoflop
 from nanoscale.laws.points import kept, numbers
 from nanoscale.laws.record import Record
 
-APPROACHES = ("1", "2", "2 cubic", "3")
-CHOICES = ("convention", "approach", "objective", "delta", "dropped")
+_APPROACHES = ("1", "2", "2 cubic", "3")
+_CHOICES = ("convention", "approach", "objective", "delta", "dropped")
 # an approach or objective brings its own objective and delta
 MOVES_TOO = {"approach": ("objective", "delta"), "objective": ("delta",)}
 WITH_DELTA = ("log-huber", "envelope")
@@ -44,7 +44,7 @@ class Analysis:
 
     def choices(self, without: Sequence[str]) -> tuple[object, ...]:
         """All but some."""
-        return tuple(getattr(self, choice) for choice in CHOICES if choice not in without)
+        return tuple(getattr(self, choice) for choice in _CHOICES if choice not in without)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def multiverse(
     conventions: Mapping[str, Mapping[str, Iterable[float]]],
     loss: Iterable[float],
     *,
-    approaches: Sequence[str] = APPROACHES,
+    approaches: Sequence[str] = _APPROACHES,
     objectives: Sequence[str] = ("log-huber", "lad", "mse"),
     deltas: Sequence[float] = (1e-4, 1e-3, 1e-2),
     dropped: Sequence[int] = (0, 1, 2, 5),
@@ -73,8 +73,8 @@ def multiverse(
     """
     losses = numbers(loss, "loss")
     for approach in approaches:
-        if approach not in APPROACHES:
-            raise UserError(f"approach {approach!r}: choose of {', '.join(APPROACHES)}")
+        if approach not in _APPROACHES:
+            raise UserError(f"approach {approach!r}: choose of {', '.join(_APPROACHES)}")
 
     rows = []
     for convention, columns in conventions.items():
@@ -88,7 +88,7 @@ def multiverse(
     if not exponents:
         raise UserError(f"no combination has a fit; the first says: {rows[0].status}")
 
-    spread = {choice: _spread(rows, choice) for choice in CHOICES}
+    spread = {choice: _spread(rows, choice) for choice in _CHOICES}
     lowest, median, highest = np.quantile(exponents, [0, 0.5, 1]).tolist()
     return Multiverse(rows, spread, {"lowest": lowest, "median": median, "highest": highest})
 

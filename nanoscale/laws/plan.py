@@ -23,13 +23,16 @@ from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 
 PLAN_SCHEMA = 1
-LLAMA = ("use_rmsnorm", "use_rope", "use_swiglu")
+LLAMA = ("use_rmsnorm", "use_rope", "use_swiglu")  # parts
 # from, to, in steps of, head size
 WIDTHS = ((32, 256, 16, 16), (288, 512, 32, 32), (576, 2048, 64, 64), (2304, 40960, 256, 128))
 ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is worth 4 % of N
 MOST_OFF_SIZE, MOST_OFF_FLOPS = 0.1, 0.1  # relative differences; more gets a warning
 FEW_UPDATES = 100
-BATCH, BATCH_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025 (Step Law)
+STEP_LAW_BATCH, STEP_LAW_POWER = (
+    0.58,
+    0.571,
+)  # tokens of an update, 0.58 D^0.571: Li et al. 2025 (Step Law)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,7 @@ def _run(
     """The updates that the budget leaves a model, and the loss there."""
     size = _size(model)
     tokens = C / (6 * size)
-    batch = BATCH * tokens**BATCH_POWER if batch_tokens is None else batch_tokens
+    batch = STEP_LAW_BATCH * tokens**STEP_LAW_POWER if batch_tokens is None else batch_tokens
     sequences = max(1, round(batch / model.block_size))
     update = sequences * model.block_size
     iterations = max(1, round(tokens / update))

@@ -21,7 +21,7 @@ MAGNITUDE = 10.0  # ends of an interval of N* or D* further apart plan nothing
 
 
 @dataclass(frozen=True)
-class Question:
+class LawQuestion:
     """A number asked of a law. Widths of a `ratio` are of the interval's ends' ratio."""
 
     text: str
@@ -32,7 +32,7 @@ class Question:
     at: float | None = None  # FLOPs of the run it is about
 
     @classmethod
-    def parse(cls, text: str, form: Law) -> Question:
+    def parse(cls, text: str, form: Law) -> LawQuestion:
         """`alpha`, `a`, `N*@1e21`, `D*@1e21`, `L@1e21` (least loss at C), `L@1e9,2e10` (at N, D).
 
         Raises `UserError` for what `form` does not answer.
@@ -68,22 +68,22 @@ class Question:
         return width
 
 
-def _parameter(name: str, form: Law) -> Question:
+def _parameter(name: str, form: Law) -> LawQuestion:
     i = form.names.index(name)
     judged = form.parameters[i].judged
     limit = RATIO if judged else math.inf
-    return Question(name, lambda params: params[..., i], (name,), not judged, limit)
+    return LawQuestion(name, lambda params: params[..., i], (name,), not judged, limit)
 
 
-def _optimal(text: str, name: str, C: float, form: Law) -> Question:
+def _optimal(text: str, name: str, C: float, form: Law) -> LawQuestion:
     """N*, D* or the least loss at a budget of C FLOPs."""
     if name == "L":
-        return Question(
+        return LawQuestion(
             text, lambda params: _loss(form, params, form.optimum(params, C)), form.names, at=C
         )
     needs = [p.name for p in form.parameters if p.kind != "floor"]
     axis = "ND".index(name)
-    return Question(
+    return LawQuestion(
         text, lambda params: form.optimum(params, C)[axis], tuple(needs), True, MAGNITUDE, C
     )
 

@@ -33,7 +33,7 @@ from nanoscale.laws.points import (
 )
 from nanoscale.laws.record import Record
 
-REACH = math.log(4.05)  # of the parabola about the lowest mean, in ln of what is swept
+_REACH = math.log(4.05)  # of the parabola about the lowest mean, in ln of what is swept
 FEWEST_VALUES = 4  # that a parabola goes through; one more than it has coefficients
 MOST_UNKNOWN = 0.025  # share of resamples without a vertex from which one is not known
 WIDTHS_BEYOND = 1.0  # of a sweep, by which a resample's vertex may lie outside it
@@ -326,7 +326,7 @@ class Parabola:
         mean = np.bincount(cell, y) / np.bincount(cell)
         lowest = int(mean.argmin())
         distance = np.abs(values - values[lowest])
-        near = distance <= REACH
+        near = distance <= _REACH
         if near.sum() < FEWEST_VALUES:  # take the nearest, the lower of two that are as near
             near = np.zeros(len(values), bool)
             near[np.lexsort((mean, distance.round(6)))[:FEWEST_VALUES]] = True

@@ -1,36 +1,35 @@
-"""`nanoscale design`: what a planned study will be able to say, before any of it is trained.
+"""What a planned study will be able to say, before any of it is trained.
 
-The plan is a table of runs to make (N and D, no loss) or a study file, of which nothing is run.
-Worlds are drawn from a law held to be true and fitted as `nanoscale fit` would; what is printed is
-made from the record that `--json` writes.
+Worlds are drawn from a law held to be true and fitted as `nanoscale fit` would; what is asked of
+each is answered with the width to expect, and the run that would narrow it most is sought.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nanoscale.errors import UserError, did_you_mean, one_of
-from nanoscale.experiments.tables import column, read_table
+from nanoscale.laws import LAWS, fit_law, law_of
+from nanoscale.laws.arrays import Array
+from nanoscale.laws.bootstrap import METHODS
+from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, DesignAnswer, simulate
+from nanoscale.laws.forms import Law
+from nanoscale.laws.information import NextRun, lattice, next_runs
+from nanoscale.laws.ladder import HUBER
+from nanoscale.laws.points import check_points
+from nanoscale.laws.predict import FAR
+from nanoscale.laws.questions import LawQuestion, flops
 from nanoscale.store.files import read_json
-from nanoscale.studies.table_fit import OURS, numbers_of
+from nanoscale.studies.design_record import AddedRun, ConfirmedRun, DesignRecord, TiedDelta, share
+from nanoscale.studies.planned_runs import PlannedRuns, planned_runs
 
-if TYPE_CHECKING:
-    import numpy as np
-    from pandas import DataFrame
-
-    from nanoscale.laws.design import Answer, Design
-    from nanoscale.laws.forms import Law
-    from nanoscale.laws.information import NextRun
-    from nanoscale.laws.questions import Question
-
-SCHEMA = 1
-NOISE, WORLDS, RESAMPLES, DELTA = 0.005, 200, 300, 1e-3
+USUAL_NOISE, USUAL_DELTA = 0.005, 1e-3
 TRUTH_FROM = 4e6  # a tenth of the smallest model that the default truth was fitted to
-FAR = 10.0  # times beyond the largest budget: there the form of the law decides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class DesignSettings:
     Attributes:
         n, d, c, group: columns of a table; a study file's are known.
         noise: sd of ln L; seeds: times that each run is made.
-        truth: files of stored fits, with commas; question: one of `Question`, or more with `;`.
+        truth: files of stored fits, with commas; question: one of `LawQuestion`, or more with `;`.
         extra: the most FLOPs that a further run may take.
         law, objective, delta, resampling, resamples: see `fit_law`.
     """
@@ -53,8 +52,8 @@ class DesignSettings:
     seeds: int | None = None
     truth: str | None = None
     question: str | None = None
-    worlds: int = WORLDS
-    resamples: int = RESAMPLES
+    worlds: int = 200
+    resamples: int = 300
     seed: int = 0
     extra: float | None = None
     law: str | None = None
@@ -62,209 +61,114 @@ class DesignSettings:
     delta: float | None = None
     resampling: str | None = None
 
-    def columns(self, *keys: str) -> dict[str, str]:
-        """Those of `keys` that are named."""
-        named = {key: getattr(self, key) for key in keys}
+    def columns(self) -> dict[str, str]:
+        """Those that are named."""
+        named = {key: getattr(self, key) for key in ("n", "d", "c", "group")}
         return {key: name for key, name in named.items() if name is not None}
 
 
-def design_study(name: str, settings: DesignSettings) -> dict[str, Any]:
-    """What a planned study will be able to say, as the record that `--json` writes.
+def design_study(name: str, settings: DesignSettings) -> DesignRecord:
+    """What a planned study will be able to say.
+
+    Args:
+        name: a table of runs to make, or a study file, of which nothing is run.
 
     Raises:
         UserError: there is no such plan, or a setting does not fit it.
     """
-    runs = _planned(name, settings)
-    design, notes = _design(runs, settings)
-    record = {"schema": SCHEMA, "plan": name} | judged(design, settings, runs)
-    record["warnings"] = [*runs.notes, *notes, *record["warnings"]]
-    return record
+    runs = planned_runs(name, settings.columns(), settings.seeds)
+    design, notes = design_of(runs, settings)
+    questions = _questions(design, settings.question)
+    candidates = _candidates(design, settings.extra)
 
+    def answered(design: Design, questions: Sequence[LawQuestion]) -> list[DesignAnswer]:
+        return simulate(design, questions, worlds=settings.worlds, rng_seed=settings.seed)
 
-def judged(design: Design, settings: DesignSettings, runs: Planned) -> dict[str, Any]:
-    """The record: an answer per question, the next run, another delta, and what they say."""
-    from nanoscale.laws.design import simulate
-
-    questions = _questions(design, settings)
-    candidates = _candidates(design, settings)
-    how = {"worlds": settings.worlds, "rng_seed": settings.seed}
-    answers = simulate(design, questions, **how)
-    first = questions[0]
+    answers = answered(design, questions)
     asked = answers[:1] if settings.question is None else answers
-    best, cheapest, then = _next(design, first, candidates, how)
+    status = "identified" if all(answer.identified for answer in asked) else "not_identified"
+    first = questions[:1]
+    ranked = next_runs(design, first[0], *candidates)
+    more = design.with_points(np.array(ranked[0].x)[:, None])
+    confirmed = answered(more, first)[0]
+    cheapest = max(ranked, key=lambda run: run.per_flop)
     tied = None
     if design.tied_delta is not None:
-        tied = simulate(replace(design, delta=design.tied_delta), [first], **how)[0]
-    known = all(answer.identified for answer in asked)
-    warnings = [*design.warnings(), *_doubts(design, answers, questions)]
-    record = {
-        "status": "identified" if known else "not_identified",
-        "law": design.form.name,
-        "truth": dict(zip(design.form.names, design.truths[0].tolist(), strict=True)),
-        "noise": design.noise,
-        "points": design.x.shape[1],
-        "cells": int(design.cells.max()) + 1,
-        "flops": float(runs.cost.sum()),
-        **how,
-        "resamples": design.resamples,
-        "resampling": design.resampling,
-        "objective": design.objective,
-        "delta": design.delta,
-        "answers": {a.question: asdict(a) for a in answers},
-        "next_run": _named(design, best) | {"then": asdict(then)},
-        "next_run_per_flop": _named(design, cheapest),
-        "tied_delta": tied and {"delta": design.tied_delta, "then": asdict(tied)},
-        "warnings": warnings,
-    }
-    return record | {"summary": _said(record, runs, answers)}
-
-
-# -- what is planned ----------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Planned:
-    """The runs of a plan, each as often as it has seeds."""
-
-    values: dict[str, np.ndarray]  # N and D, or C as well: (n,)
-    groups: np.ndarray | None
-    cost: np.ndarray  # (n,) FLOPs
-    notes: list[str]
-    ladder: bool = False  # fitted in compute alone, with the noise that seeds measure
-
-
-def _planned(name: str, settings: DesignSettings) -> Planned:
-    path = Path(name)
-    if path.suffix == ".toml":
-        for key in settings.columns("n", "d", "c", "group"):
-            raise UserError(
-                f"{name} is a study file, whose N and D are known; --{key} is of a table"
-            )
-        return _of_study(path, settings.seeds)
-    return _of_table(read_table(name), settings)
-
-
-def _of_table(frame: DataFrame, settings: DesignSettings) -> Planned:
-    import numpy as np
-
-    from nanoscale.laws.points import with_compute
-
-    if frame.empty:
-        raise UserError("the table has no rows; it needs one per planned run")
-    columns = settings.columns("n", "d", "c")
-    named = {key: column(key, name, frame) for key, name in columns.items()}
-    for key in ("n", "d", "c"):
-        if len(named) < 2 and key not in named:
-            usual = next((c for c in (OURS[key], key.upper()) if c in frame), None)
-            named |= {} if usual is None else {key: usual}
-    if len(named) < 2:
-        raise UserError(
-            "which columns are N and D? give two of --n, --d and --c (C = 6 N D), as "
-            f"in --n=total_params; the table has {', '.join(map(str, frame.columns))}"
-        )
-    K = settings.seeds or 1
-    values = with_compute(
-        {key.upper(): np.repeat(numbers_of(frame, name), K) for key, name in named.items()}
+        other = replace(design, delta=design.tied_delta)
+        tied = TiedDelta(design.tied_delta, answered(other, first)[0])
+    return DesignRecord(
+        plan=name,
+        status=status,
+        law=design.form.name,
+        truth=dict(zip(design.form.names, design.truths[0].tolist(), strict=True)),
+        noise=float(design.noise),
+        points=design.x.shape[1],
+        cells=int(design.cells.max()) + 1,
+        flops=float(runs.values["C"].sum()),
+        worlds=settings.worlds,
+        rng_seed=settings.seed,
+        resamples=design.resamples,
+        resampling=design.resampling,
+        objective=design.objective,
+        delta=design.delta,
+        answers={answer.question: answer for answer in answers},
+        next_run=ConfirmedRun(_added(design, ranked[0]), confirmed),
+        next_run_per_flop=_added(design, cheapest),
+        tied_delta=tied,
+        warnings=[*runs.notes, *notes, *design.warnings(), *_doubts(design, answers, questions)],
     )
-    group = "run" if settings.group is None else column("group", settings.group, frame)
-    groups = None
-    if group in frame and frame[group].nunique() < len(frame):
-        labels = np.unique([str(g) for g in frame[group]], return_inverse=True)[1]
-        groups = (labels[:, None] * K + np.arange(K)).ravel()
-    N, D = values["N"], values["D"]
-    return Planned({"N": N, "D": D, "C": 6 * N * D}, groups, 6 * N * D, [])
 
 
-def _of_study(path: Path, seeds_of_each: int | None) -> Planned:
-    """N (total), D (tokens) and exact C of a study file's runs, none of which is made."""
-    import numpy as np
-
-    from nanoscale.experiments.cells import make_cells
-    from nanoscale.spec.counting import parameter_counts
-    from nanoscale.spec.sources import Source
-    from nanoscale.studies.stages import DEFAULTS
-    from nanoscale.studies.study_file import read_study
-
-    file = read_study(path)
-    question = file.question
-    if not question.rows:
-        raise UserError(
-            f"{path}: a {file.recipe_name} has no rows before it runs; give a grid or a "
-            "ladder, or a table of planned runs"
-        )
-    base = Source(f"{path}, [base]", file.base)
-    cells = make_cells(DEFAULTS, [base], question.rows, question.where)
-    points: dict[tuple[int, int, int], set[Any]] = {}
-    for cell in cells:
-        config = cell.spec.config
-        key = (
-            parameter_counts(config)["total"],
-            config.max_iters * config.tokens_per_iter,
-            cell.flops,
-        )
-        points.setdefault(key, set()).add(config.seed)
-    seeds = {key: seeds_of_each or len(own) for key, own in points.items()}
-    rows = np.array([key for key, K in seeds.items() for _ in range(K)], float).T
-    notes = []
-    if sum(map(len, points.values())) < len(cells):
-        notes.append(
-            f"{len(cells)} cells are {sum(map(len, points.values()))} runs of different "
-            "N, D and seed: the others count as tuning, of which the best remains"
-        )
-    ladder = file.recipe.refits_without_smallest
-    if ladder:
-        notes.append(
-            "the study's own interval also takes in its refits without the smallest "
-            "sizes, and so may be wider"
-        )
-    return Planned(dict(zip("NDC", rows, strict=True)), None, rows[2], notes, ladder)
+def _added(design: Design, run: NextRun) -> AddedRun:
+    at = dict(zip(_read(design.form), run.x, strict=True))
+    return AddedRun(at, run.cost, run.left, run.per_flop)
 
 
 # -- the design ---------------------------------------------------------------------------------
-def _design(runs: Planned, settings: DesignSettings) -> tuple[Design, list[str]]:
-    import numpy as np
-
-    from nanoscale.laws import law_of
-    from nanoscale.laws.bootstrap import METHODS
-    from nanoscale.laws.design import Design
-    from nanoscale.laws.ladder import HUBER
-    from nanoscale.laws.points import check_points
-
-    stored = []
+def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list[str]]:
+    """The planned runs and how they will be fitted, and notes on what is held to be true."""
+    fits = []
     if settings.truth is not None:
-        stored = [_stored(name) for name in settings.truth.split(",")]
-    usual = "power" if runs.ladder else "chinchilla"
-    form = law_of(settings.law or (stored[0]["law"] if stored else usual))
-    if any(record["law"] != form.name for record in stored):
+        fits = [StoredTruth.of(name) for name in settings.truth.split(",")]
+    usual = fits[0].law if fits else "power" if runs.ladder else "chinchilla"
+    form = law_of(settings.law or usual)
+    if any(fit.law != form.name for fit in fits):
         raise UserError(f"--truth={settings.truth}: not all of the {form.name} law")
-    x = np.array([runs.values[name] for name in _read(form)])
-    check_points(form, _read(form), x)
-    method = settings.resampling or ("parametric" if runs.ladder else "pairs")
-    if method not in METHODS:
-        hint = did_you_mean(method, METHODS) or f"; choose {one_of(METHODS)}"
-        raise UserError(f"--resample={method}: no such way{hint}")
-    if method == "cluster" and runs.groups is None:
-        raise UserError(
-            "--resample=cluster: every planned point is a run of its own; name the run "
-            "that each is of, as in --group=run"
-        )
+    names = _read(form)
+    x = np.array([runs.values[name] for name in names])
+    check_points(form, names, x)
+
     noise = settings.noise
     if noise is None:
-        noises = [record["noise"]["used"] for record in stored if "noise" in record]
-        noise = noises[0] if noises else NOISE
+        noises = [fit.noise for fit in fits if fit.noise is not None]
+        noise = noises[0] if noises else USUAL_NOISE
     delta = settings.delta
     if delta is None:
-        delta = max(DELTA, HUBER * noise) if runs.ladder else DELTA
-    truths, notes = _truths(form, x, runs, stored)
-    return Design(
-        form,
-        x,
-        truths,
-        noise,
-        runs.groups,
-        settings.objective,
-        delta,
-        method,
-        settings.resamples,
-    ), notes
+        delta = max(USUAL_DELTA, HUBER * noise) if runs.ladder else USUAL_DELTA
+    resampling = _resampling(runs, settings.resampling)
+    notes = []
+    if fits:
+        truths = [[float(fit.params.get(name) or 0) for name in form.names] for fit in fits]
+    else:
+        truths = [_usual_truth(form, x, runs)]
+        smallest = runs.values["N"].min()
+        if smallest < TRUTH_FROM:
+            notes.append(
+                "the default truth is of models from 4e+07 parameters, and the plan's smallest has "
+                f"{smallest:.3g}: give a fit of your own runs, as in --truth=fit.json"
+            )
+    design = Design(
+        form=form,
+        x=x,
+        truths=np.array(truths),
+        noise=noise,
+        groups=runs.groups,
+        objective=settings.objective,
+        delta=delta,
+        resampling=resampling,
+        resamples=settings.resamples,
+    )
+    return design, notes
 
 
 def _read(form: Law) -> tuple[str, ...]:
@@ -277,61 +181,68 @@ def _read(form: Law) -> tuple[str, ...]:
     return form.predictors
 
 
-def _truths(
-    form: Law, x: np.ndarray, runs: Planned, stored: Sequence[Mapping[str, Any]]
-) -> tuple[list[Sequence[float]], list[str]]:
-    """What worlds are drawn from: stored fits, else the law of Hoffmann et al.'s points, or the law
-    nearest to that one at the planned runs."""
-    from nanoscale.laws import LAWS, fit_law
-    from nanoscale.laws.design import CHINCHILLA_TRUTH
+def _resampling(runs: PlannedRuns, method: str | None) -> str:
+    if method is None:
+        return "parametric" if runs.ladder else "pairs"
+    if method not in METHODS:
+        hint = did_you_mean(method, METHODS) or f"; choose {one_of(METHODS)}"
+        raise UserError(f"--resample={method}: no such way{hint}")
+    if method == "cluster" and runs.groups is None:
+        raise UserError(
+            "--resample=cluster: every planned point is a run of its own; name the run "
+            "that each is of, as in --group=run"
+        )
+    return method
 
-    if stored:
-        return [[float(r["params"].get(n) or 0) for n in form.names] for r in stored], []
-    notes = (
-        []
-        if runs.values["N"].min() >= TRUTH_FROM
-        else [
-            f"the default truth is of models from 4e+07 parameters, and the plan's smallest has "
-            f"{runs.values['N'].min():.3g}: give a fit of your own runs, as in --truth=fit.json"
-        ]
-    )
+
+def _usual_truth(form: Law, x: Array, runs: PlannedRuns) -> Sequence[float]:
+    """Hoffmann et al.'s law, or of this form the nearest to it at the planned runs."""
     if form.name == "chinchilla":
-        return [CHINCHILLA_TRUTH], notes
-    import numpy as np
-
-    loss = LAWS["chinchilla"].loss(np.array(CHINCHILLA_TRUTH), runs.values["N"], runs.values["D"])
-    near = fit_law(dict(zip(_read(form), x, strict=True)), loss, law=form, resamples=0)
-    return [list(near.params.values())], notes
-
-
-def _stored(name: str) -> dict[str, Any]:
-    """The record of a stored fit."""
-    if not Path(name).is_file():
-        raise UserError(
-            f"--truth={name}: no such file; write one with nanoscale fit TABLE --json={name}"
-        )
-    record = read_json(Path(name))
-    if not (isinstance(record, dict) and {"law", "params"} <= record.keys()):
-        raise UserError(
-            f"--truth={name}: no fit of a law; write one with nanoscale fit TABLE --json={name}"
-        )
-    return record
+        return CHINCHILLA_TRUTH
+    truth = np.array(CHINCHILLA_TRUTH)
+    loss = LAWS["chinchilla"].loss(truth, runs.values["N"], runs.values["D"])
+    columns = dict(zip(_read(form), x, strict=True))
+    return list(fit_law(columns, loss, law=form, resamples=0).params.values())
 
 
-def _questions(design: Design, settings: DesignSettings) -> list[Question]:
+@dataclass(frozen=True)
+class StoredTruth:
+    """What a plan needs of a stored fit."""
+
+    law: str
+    params: Mapping[str, float | None]
+    noise: float | None  # of a run, where the fit says it
+
+    @classmethod
+    def of(cls, name: str) -> StoredTruth:
+        """A file that `nanoscale fit --json` wrote; `UserError` for another."""
+        remedy = f"write one with nanoscale fit TABLE --json={name}"
+        if not Path(name).is_file():
+            raise UserError(f"--truth={name}: no such file; {remedy}")
+        record = read_json(Path(name))
+        if not (isinstance(record, dict) and {"law", "params"} <= record.keys()):
+            raise UserError(f"--truth={name}: no fit of a law; {remedy}")
+        noise = record["noise"]["used"] if "noise" in record else None
+        return cls(record["law"], record["params"], noise)
+
+
+# -- what is asked of it ------------------------------------------------------------------------
+def _questions(design: Design, text: str | None) -> list[LawQuestion]:
     """Those asked for, else all that matter, the first of them the one that decides."""
-    from nanoscale.laws.questions import Question, flops
+    form = design.form
+    if text is not None:
+        return [LawQuestion.parse(word, form) for word in text.split(";")]
 
-    if settings.question is not None:
-        words = settings.question.split(";")
+    C = _rounded_down(FAR * flops(form, design.x).max())
+    words = [p.name for p in form.parameters if p.kind == "exponent"]
+    floors = [p.name for p in form.parameters if p.kind == "floor"]
+    if form.balance is not None:
+        words = ["a", *words, *floors, f"N*@{C}", f"L@{C}"]
+    elif len(design.x) == 1:
+        words += [f"L@{C}", *floors]
     else:
-        C = _rounded_down(FAR * flops(design.form, design.x).max())
-        words = [p.name for p in design.form.parameters if p.kind in ("exponent", "floor")]
-        words += [f"L@{C}"] if len(design.x) == 1 else []
-        words = [word for word in words if word != "E"] + [word for word in words if word == "E"]
-        if design.form.balance is not None:
-            words = ["a", *words, f"N*@{C}", f"L@{C}"]
-    return [Question.parse(word, design.form) for word in words]
+        words += floors
+    return [LawQuestion.parse(word, form) for word in words]
 
 
 def _rounded_down(C: float) -> str:
@@ -340,118 +251,37 @@ def _rounded_down(C: float) -> str:
     return f"{math.floor(C / 10**power + 1e-9)}e{power}"
 
 
-def _candidates(design: Design, settings: DesignSettings) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(design: Design, extra: float | None) -> tuple[Array, Array]:
     """Runs to add, (P, m), and their FLOPs: by default none dearer than those planned."""
-    from nanoscale.laws.information import lattice
-    from nanoscale.laws.questions import flops
-
     cost = flops(design.form, design.x)
-    most = float(cost.max()) if settings.extra is None else settings.extra
-    x, found = lattice(design, most)
-    if not len(found):
+    if extra is None:
+        return lattice(design, float(cost.max()))
+    x, costs = lattice(design, extra)
+    if not len(costs):
         raise UserError(
-            f"--extra={settings.extra:g}: no run is that cheap; the cheapest planned "
+            f"--extra={extra:g}: no run is that cheap; the cheapest planned "
             f"takes {cost.min():.3g} FLOPs"
         )
-    return x, found
+    return x, costs
 
 
-def _next(
-    design: Design,
-    question: Question,
-    candidates: tuple[np.ndarray, np.ndarray],
-    how: Mapping[str, int],
-) -> tuple[NextRun, NextRun, Answer]:
-    """The run that narrows most, the one that does most per FLOP, and the first confirmed."""
-    import numpy as np
-
-    from nanoscale.laws.design import simulate
-    from nanoscale.laws.information import next_runs
-
-    found = next_runs(design, question, *candidates)
-    best = found[0]
-    then = simulate(design.with_points(np.array(best.x)[:, None]), [question], **how)[0]
-    return best, max(found, key=lambda run: run.per_flop), then
-
-
-def _named(design: Design, run: NextRun) -> dict[str, Any]:
-    return dict(zip(_read(design.form), run.x, strict=True)) | {
-        "flops": run.cost,
-        "left": run.left,
-        "per_flop": run.per_flop,
-    }
-
-
-# -- what it says -------------------------------------------------------------------------------
-def _doubts(design: Design, answers: Sequence[Answer], questions: Sequence[Question]) -> list[str]:
-    from nanoscale.laws.questions import flops
-
-    narrow = [a for a in answers if a.verdict == "too narrow"]
-    found = [
-        f"95 % intervals of {a.question} hold the truth in {_share(a)} of worlds: too narrow "
-        f"with {design.resampling} resamples; try "
-        f"--resample={'parametric' if design.resampling != 'parametric' else 'pairs'}"
-        for a in narrow
-    ]
-    most = flops(design.form, design.x).max()
-    far = [q.text for q in questions if (q.at or 0) > FAR * most]
-    return found + [
-        f"{text} is beyond {FAR:g} times the largest budget, {most:.3g}: the "
-        "intervals do not hold that the law itself may bend"
-        for text in far
-    ]
-
-
-def _share(answer: Answer) -> str:
-    low, high = answer.coverage_ci95
-    return f"{answer.coverage:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _wide(answer: Answer) -> str:
-    return f"a factor {answer.width:.3g} wide" if answer.ratio else f"{answer.width:.2g} wide"
-
-
-def _said(record: Mapping[str, Any], runs: Planned, answers: Sequence[Answer]) -> list[str]:
-    """The lines a user sees."""
-    lines = [
-        f"{record['points']} runs at {record['cells']} sizes and lengths, "
-        f"{record['flops']:.3g} FLOPs; noise {100 * record['noise']:.2g} % of the loss; "
-        f"{record['worlds']} worlds of {record['law']} x {record['resamples']} "
-        f"{record['resampling']} resamples"
-    ]
-    for a in answers:
-        if not a.identified:
-            lines.append(
-                f"  {a.question}: not identified in {100 * a.not_identified:.0f} % of "
-                f"worlds; its interval is typically {_wide(a)}"
+def _doubts(
+    design: Design, answers: Sequence[DesignAnswer], questions: Sequence[LawQuestion]
+) -> list[str]:
+    """Intervals that are too narrow, and questions far from all runs."""
+    other = "pairs" if design.resampling == "parametric" else "parametric"
+    doubts = []
+    for answer in answers:
+        if answer.verdict == "too narrow":
+            doubts.append(
+                f"95 % intervals of {answer.question} hold the truth in {share(answer)} of "
+                f"worlds: too narrow with {design.resampling} resamples; try --resample={other}"
             )
-            continue
-        low, high = a.ends
-        lines.append(
-            f"  {a.question}: {_wide(a)} (95 %), coverage {_share(a)}"
-            f"{'' if a.verdict == 'nominal' else f' ({a.verdict})'}; cannot tell "
-            f"{low:.3g} from {high:.3g}"
-        )
-    first, run, cheap = answers[0].question, record["next_run"], record["next_run_per_flop"]
-    then = run["then"]
-    wide = f"a factor {then['width']:.3g}" if then["ratio"] else f"{then['width']:.2g}"
-    lines.append(
-        f"the run that narrows {first} most: {_at(run)}; then {wide} (simulated; expected "
-        f"information: {100 * (1 - run['left']):.2g} % narrower)"
-    )
-    if _at(cheap) != _at(run):
-        lines.append(f"most per FLOP: {_at(cheap)}; {100 * (1 - cheap['left']):.2g} % narrower")
-    tied = record["tied_delta"]
-    if tied:
-        wide = tied["then"]["width"]
-        lines.append(
-            f"without any run: --delta={tied['delta']:g} (1.345 times the noise) leaves "
-            f"{'a factor ' if tied['then']['ratio'] else ''}"
-            f"{wide:.3g}, coverage {tied['then']['coverage']:.2f}"
-        )
-    return lines
-
-
-def _at(run: Mapping[str, Any]) -> str:
-    where = ", ".join(f"{key}={run[key]:.3g}" for key in ("N", "D") if key in run)
-    return f"{where} (C={run['flops']:.2g})" if where else f"C={run['flops']:.3g}"
+    most = flops(design.form, design.x).max()
+    for question in questions:
+        if question.at is not None and question.at > FAR * most:
+            doubts.append(
+                f"{question.text} is beyond {FAR:g} times the largest budget, {most:.3g}: the "
+                "intervals do not hold that the law itself may bend"
+            )
+    return doubts

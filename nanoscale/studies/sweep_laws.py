@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SCALES, SWEPT = ("n", "d", "c"), ("lr", "batch")
-COLUMNS = (*SCALES, *SWEPT, "loss", "seed")  # of a table, that are read
+_COLUMNS = (*SCALES, *SWEPT, "loss", "seed")  # of a table, that are read
 OUR_LR = ("muon_lr", "learning_rate")
 DECADE = 10.0
-ROUNDED = 1 + 1e-6  # of scales, which are means
+_ROUNDED = 1 + 1e-6  # of scales, which are means
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
     if "loss" not in named:
         raise UserError("which column is the loss? say it, as in --loss=final_loss")
     read = {}
-    for key in COLUMNS:
+    for key in _COLUMNS:
         if key in named:
             read[key.upper() if key in SCALES else key] = named[key]
     return read
@@ -212,7 +212,7 @@ def _far(at: Mapping[str, float], law: SweepLaw) -> list[str]:
     for name, value in at.items():
         seen = [sweep.at[name] for sweep in law.sweeps if sweep.optimum is not None]
         distance = max(value / max(seen), min(seen) / value)
-        if distance > ROUNDED * FAR:
+        if distance > _ROUNDED * FAR:
             warnings.append(
                 f"{name}={value:.3g} is {distance:.3g} times beyond the sweeps, more than {FAR:g}: "
                 "the interval does not hold that the law itself may bend"

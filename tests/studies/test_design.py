@@ -22,10 +22,10 @@ from nanoscale.laws.design import (
     wilson,
 )
 from nanoscale.laws.information import lattice, next_runs, standard_error
-from nanoscale.laws.questions import Question
+from nanoscale.laws.questions import LawQuestion
 
 LAW, TRUTH = LAWS["chinchilla"], np.array(CHINCHILLA_TRUTH)
-ASKED = [Question.parse(q, LAW) for q in ("alpha", "beta", "a", "E", "N*@1e24", "L@1e24")]
+ASKED = [LawQuestion.parse(q, LAW) for q in ("alpha", "beta", "a", "E", "N*@1e24", "L@1e24")]
 A = ASKED[2]
 # widths of a's interval in 100 worlds of an independent prototype
 WIDTHS = {

@@ -22,7 +22,7 @@ from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, simulate
 from nanoscale.laws.information import standard_error
 from nanoscale.laws.ladder import HUBER
-from nanoscale.laws.questions import Question
+from nanoscale.laws.questions import LawQuestion
 from nanoscale.store.files import write_text
 
 RESAMPLES = 300
@@ -94,7 +94,7 @@ def variants(path: str | None) -> Iterator[tuple[str, Design, int]]:
 
 def rows_of(name: str, design: Design, worlds: int) -> list[dict[str, str]]:
     noise = "residuals" if np.ndim(design.noise) else f"{design.noise:g}"
-    questions, began = [Question.parse(text, LAW) for text in QUESTIONS], time.perf_counter()
+    questions, began = [LawQuestion.parse(text, LAW) for text in QUESTIONS], time.perf_counter()
     answers = simulate(design, questions, worlds=worlds)
     seconds = time.perf_counter() - began
     return [

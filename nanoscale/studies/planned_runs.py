@@ -1,0 +1,120 @@
+"""The runs of a plan, none of which is made: from a table of them, or from a study file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nanoscale.errors import UserError
+from nanoscale.experiments.cells import make_cells
+from nanoscale.experiments.tables import column, read_table
+from nanoscale.laws.arrays import Array, Index
+from nanoscale.laws.points import with_compute
+from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.sources import Source
+from nanoscale.studies.stages import DEFAULTS
+from nanoscale.studies.study_file import read_study
+from nanoscale.studies.table_fit import OURS, numbers_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TWO_OF = ("n", "d", "c")  # columns, which say a run
+
+
+@dataclass(frozen=True)
+class PlannedRuns:
+    """The runs of a plan, each as often as it has seeds."""
+
+    values: dict[str, Array]  # N, D and C: (n,)
+    notes: list[str]
+    groups: Index | None = None  # (n,) the run of each point
+    ladder: bool = False  # fitted in compute alone, with the noise that seeds measure
+
+
+def planned_runs(name: str, columns: Mapping[str, str], seeds: int | None) -> PlannedRuns:
+    """Of a table (.csv, .jsonl or .parquet) or a study file (.toml).
+
+    columns: of a table, which are n, d, c and group. seeds: times that each run is made; by
+    default once, and those of a study file as it says.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        return _of_table(read_table(name), columns, seeds or 1)
+    if columns:
+        raise UserError(
+            f"{name} is a study file, whose N and D are known; --{next(iter(columns))} "
+            "is of a table"
+        )
+    return _of_study(path, seeds)
+
+
+def _of_table(table: DataFrame, columns: Mapping[str, str], seeds: int) -> PlannedRuns:
+    if table.empty:
+        raise UserError("the table has no rows; it needs one per planned run")
+    names = {key: column(key, name, table) for key, name in columns.items()}
+    group = names.pop("group", "run")
+    for key in TWO_OF:
+        if len(names) < 2 and key not in names:
+            usual = [name for name in (OURS[key], key.upper()) if name in table]
+            if usual:
+                names[key] = usual[0]
+    if len(names) < 2:
+        raise UserError(
+            "which columns are N and D? give two of --n, --d and --c (C = 6 N D), as "
+            f"in --n=total_params; the table has {', '.join(map(str, table.columns))}"
+        )
+
+    read = {}
+    for key, name in names.items():
+        read[key.upper()] = np.repeat(numbers_of(table, name), seeds)
+    values = with_compute(read)
+    values["C"] = 6 * values["N"] * values["D"]
+    if group not in table or table[group].nunique() == len(table):
+        return PlannedRuns(values, [])
+
+    labels = np.unique([str(label) for label in table[group]], return_inverse=True)[1]
+    groups = labels[:, None] * seeds + np.arange(seeds)  # each seed is a run of its own
+    return PlannedRuns(values, [], groups.ravel())
+
+
+def _of_study(path: Path, seeds: int | None) -> PlannedRuns:
+    """N (total), D (tokens) and exact C of a study file's runs."""
+    file = read_study(path)
+    question = file.question
+    if not question.rows:
+        raise UserError(
+            f"{path}: a {file.recipe_name} has no rows before it runs; give a grid or a "
+            "ladder, or a table of planned runs"
+        )
+    base = Source(f"{path}, [base]", file.base)
+    cells = make_cells(DEFAULTS, [base], question.rows, question.where)
+    points: dict[tuple[int, int, int], set[int | None]] = {}
+    for cell in cells:
+        config = cell.spec.config
+        N = parameter_counts(config)["total"]
+        D = config.max_iters * config.tokens_per_iter
+        points.setdefault((N, D, cell.flops), set()).add(config.seed)
+
+    rows: list[tuple[int, int, int]] = []
+    for point, point_seeds in points.items():
+        rows += [point] * (seeds or len(point_seeds))
+    notes = []
+    runs = sum(map(len, points.values()))
+    if runs < len(cells):
+        notes.append(
+            f"{len(cells)} cells are {runs} runs of different "
+            "N, D and seed: the others count as tuning, of which the best remains"
+        )
+    ladder = file.recipe.refits_without_smallest
+    if ladder:
+        notes.append(
+            "the study's own interval also takes in its refits without the smallest "
+            "sizes, and so may be wider"
+        )
+    values = dict(zip("NDC", np.array(rows, float).T, strict=True))
+    return PlannedRuns(values, notes, ladder=ladder)
