@@ -12,7 +12,8 @@ from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
-    from nanoscale.laws.sweeps import Sweep, SweepLaw, SweepOptimum
+    from nanoscale.laws.sweep_optima import Sweep
+    from nanoscale.laws.sweeps import SweepLaw, SweepOptimum
     from nanoscale.studies.sweep_laws import SweepStudy
 
 _RESAMPLES = 1000

@@ -32,36 +32,17 @@ from nanoscale.laws.points import (
     rise_together,
 )
 from nanoscale.laws.record import Record
+from nanoscale.laws.sweep_optima import (
+    Parabola,
+    Sweep,
+    interval_of,
+    pooled_noise,
+    redrawn_vertices,
+    sweep_of,
+)
 
-_REACH = math.log(4.05)  # of the parabola about the lowest mean, in ln of what is swept
-FEWEST_VALUES = 4  # that a parabola goes through; one more than it has coefficients
-MOST_UNKNOWN = 0.025  # share of resamples without a vertex from which one is not known
-WIDTHS_BEYOND = 1.0  # of a sweep, by which a resample's vertex may lie outside it
-OCTAVES_MORE = (1, 2)  # beyond the edge of a sweep, where its optimum is looked for next
 LEAST_VARIANCE = 1e-12  # of an optimum, so that a weight is finite
 HALVINGS = 100  # of the scatter's bracket
-
-AT_LOW_EDGE, AT_HIGH_EDGE = "lowest loss at the smallest value", "lowest loss at the largest value"
-TOO_FEW_VALUES, NOT_BENT = "too few values", "does not bend upwards"
-OUTSIDE = "minimum outside its sweep"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One (N, D): its optimum of what is swept. None: it has none, and `flag` says why."""
-
-    at: dict[str, float]  # the predictors
-    n_values: int
-    optimum: float | None = None
-    ci95: list[float] | None = None  # of noise
-    loss: float | None = None  # at the optimum
-    flag: str = ""
-    wanted: list[float] = field(default_factory=list)  # values that would bracket it
-
-    def place(self) -> str:
-        """`(N=1e+09, D=3e+10)`."""
-        values = [f"{name}={value:.3g}" for name, value in self.at.items()]
-        return f"({', '.join(values)})"
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ class SweepLaw(Record):
 
         laws = self.draws @ row
         scattered = laws + self.scatter * np.random.default_rng(0).standard_normal(len(laws))
-        return SweepOptimum(optimum, _interval(laws), _interval(scattered))
+        return SweepOptimum(optimum, interval_of(laws), interval_of(scattered))
 
     def equation(self) -> str:
         """`lr* = 1.2 N^-0.71 D^0.31`."""
@@ -176,12 +157,12 @@ class Sweeps:
         cells = _cells(x)
         places = np.stack([x[:, rows].mean(1) for rows in cells])
         parabolas = [Parabola.through(v[rows], y[rows]) for rows in cells]
-        noise, dof = _noise(parabolas)
-        draws = _vertices(parabolas, noise, dof, resamples, rng_seed)
+        noise, dof = pooled_noise(parabolas)
+        draws = redrawn_vertices(parabolas, noise, dof, resamples, rng_seed)
         sweeps = []
         for place, parabola, vertices in zip(places, parabolas, draws.T, strict=True):
             at = dict(zip(names, np.exp(place).tolist(), strict=True))
-            sweeps.append(_sweep(at, parabola, vertices))
+            sweeps.append(sweep_of(at, parabola, vertices))
         return cls(swept, names, places, parabolas, noise, draws, sweeps)
 
     @property
@@ -305,141 +286,6 @@ def _check_twins(names: Sequence[str], x: Array, v: Array, seeds: Sequence[objec
                 "and seed; keep one of them"
             )
         runs.add(run)
-
-
-# -- one sweep ------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Parabola:
-    """ln loss by u = ln value - centre, through the runs about the lowest mean."""
-
-    values: Array  # (V,) ln of all values swept, ascending
-    centre: float
-    basis: Array  # (k, 3) 1, u, u^2 of the runs inside
-    coef: Array  # (3,) NaN where there are too few values
-    residual: Array  # (k,)
-    flag: str  # why it has no minimum, or nothing
-
-    @classmethod
-    def through(cls, v: Array, y: Array) -> Parabola:
-        """Of one sweep's ln values v (n,) and ln losses y (n,)."""
-        values, cell = np.unique(v.round(9), return_inverse=True)
-        mean = np.bincount(cell, y) / np.bincount(cell)
-        lowest = int(mean.argmin())
-        distance = np.abs(values - values[lowest])
-        near = distance <= _REACH
-        if near.sum() < FEWEST_VALUES:  # take the nearest, the lower of two that are as near
-            near = np.zeros(len(values), bool)
-            near[np.lexsort((mean, distance.round(6)))[:FEWEST_VALUES]] = True
-
-        inside = near[cell]
-        centre = float(values[near].mean())
-        basis = np.vander(v[inside] - centre, 3, increasing=True)
-        coef = np.full(3, np.nan)
-        residual = np.empty(0)
-        if near.sum() >= FEWEST_VALUES:
-            coef = np.linalg.lstsq(basis, y[inside], rcond=None)[0]
-            residual = y[inside] - basis @ coef
-        return cls(values, centre, basis, coef, residual, _flag(values, lowest, centre, coef))
-
-    @property
-    def dof(self) -> int:
-        """Runs beyond the parabola's coefficients."""
-        return max(len(self.residual) - 3, 0)
-
-    def vertex(self, coef: Array) -> Array:
-        """ln of the optimum for coefficients (..., 3); NaN where they do not bend upwards.
-
-        It lies at most the sweep's own width beyond it.
-        """
-        low, high = self.values[[0, -1]]
-        room = WIDTHS_BEYOND * (high - low)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u = -coef[..., 1] / (2 * coef[..., 2])
-            vertex = np.clip(self.centre + u, low - room, high + room)
-        return np.where(coef[..., 2] > 0, vertex, np.nan)
-
-    def vertex_variance(self, noise: float) -> float:
-        """Of the vertex, by the slopes of -c1 / (2 c2)."""
-        _, first, second = self.coef
-        slope = np.array([0.0, -1 / (2 * second), first / (2 * second**2)])
-        return float(noise**2 * slope @ np.linalg.pinv(self.basis.T @ self.basis) @ slope)
-
-    def wanted(self) -> list[float]:
-        """Values that would bracket the minimum, beyond the edge that it lies towards."""
-        if self.flag in ("", TOO_FEW_VALUES, NOT_BENT):
-            return []
-        falling = self.flag == OUTSIDE and self.coef[1] > 0
-        if self.flag == AT_LOW_EDGE or falling:
-            more = [self.values[0] - k * math.log(2) for k in reversed(OCTAVES_MORE)]
-        else:
-            more = [self.values[-1] + k * math.log(2) for k in OCTAVES_MORE]
-        return [float(value) for value in np.exp(more)]
-
-
-def _flag(values: Array, lowest: int, centre: float, coef: Array) -> str:
-    """Why a sweep of ln values (V,), lowest at that index, has no minimum inside it."""
-    if lowest == 0:
-        return AT_LOW_EDGE
-    if lowest == len(values) - 1:
-        return AT_HIGH_EDGE
-    if np.isnan(coef[2]):
-        return TOO_FEW_VALUES
-    if coef[2] <= 0:
-        return NOT_BENT
-    vertex = centre - coef[1] / (2 * coef[2])
-    return "" if values[0] < vertex < values[-1] else OUTSIDE
-
-
-def _noise(parabolas: Sequence[Parabola]) -> tuple[float, int]:
-    """sd of ln loss about the parabolas, pooled over sweeps with an optimum, and its freedom."""
-    sound = [parabola for parabola in parabolas if not parabola.flag]
-    dof = sum(parabola.dof for parabola in sound)
-    if not dof:
-        return 0.0, 0
-    squares = sum(float(parabola.residual @ parabola.residual) for parabola in sound)
-    return math.sqrt(squares / dof), dof
-
-
-def _vertices(
-    parabolas: Sequence[Parabola], noise: float, dof: int, resamples: int, rng_seed: int
-) -> Array:
-    """(R, S): ln optima of losses drawn anew about the parabolas."""
-    if not resamples:
-        return np.empty((0, len(parabolas)))
-    bootstrap.check_resamples(resamples)
-    rng = np.random.default_rng(rng_seed)
-    sd = np.zeros(resamples)
-    if dof:
-        sd = noise * np.sqrt(dof / rng.chisquare(dof, resamples))
-
-    vertices = np.full((resamples, len(parabolas)), np.nan)
-    for i, parabola in enumerate(parabolas):
-        if not parabola.flag:
-            z = rng.standard_normal((resamples, len(parabola.basis))) * sd[:, None]
-            coef = parabola.coef + z @ np.linalg.pinv(parabola.basis).T
-            vertices[:, i] = parabola.vertex(coef)
-    return vertices
-
-
-def _sweep(at: dict[str, float], parabola: Parabola, draws: Array) -> Sweep:
-    """What a parabola and the vertices of its resamples, draws (R,), say."""
-    n_values = len(parabola.values)
-    if parabola.flag:
-        return Sweep(at, n_values, flag=parabola.flag, wanted=parabola.wanted())
-
-    vertex = float(parabola.vertex(parabola.coef))
-    loss = math.exp(np.polyval(parabola.coef[::-1], vertex - parabola.centre))
-    known = draws[np.isfinite(draws)]
-    ci95 = None
-    if len(known) and len(known) >= (1 - MOST_UNKNOWN) * len(draws):
-        ci95 = _interval(known)
-    return Sweep(at, n_values, math.exp(vertex), ci95, loss)
-
-
-def _interval(logarithms: Array) -> list[float]:
-    """The 95 % of what has these logarithms (R,)."""
-    low, high = np.exp(bootstrap.interval(logarithms))
-    return [float(low), float(high)]
 
 
 # -- the line through the optima ------------------------------------------------------------------

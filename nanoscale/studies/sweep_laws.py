@@ -19,7 +19,8 @@ from nanoscale.experiments.tables import STATES, column, number_at
 from nanoscale.laws.predict import FAR
 from nanoscale.laws.record import Record
 from nanoscale.laws.result import RATIO
-from nanoscale.laws.sweeps import Sweep, SweepLaw, SweepOptimum, Sweeps
+from nanoscale.laws.sweep_optima import Sweep
+from nanoscale.laws.sweeps import SweepLaw, SweepOptimum, Sweeps
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.table_fit import OURS, numbers_of
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws.sweeps import (
-    AT_HIGH_EDGE,
-    AT_LOW_EDGE,
-    NOT_BENT,
-    TOO_FEW_VALUES,
-    SweepLaw,
-    sweep_law,
-)
+from nanoscale.laws.sweep_optima import AT_HIGH_EDGE, AT_LOW_EDGE, NOT_BENT, TOO_FEW_VALUES
+from nanoscale.laws.sweeps import SweepLaw, sweep_law
 
 STEP_LAW = (1.79, -0.713, 0.307)  # Li et al. 2025
 
