@@ -157,10 +157,8 @@ def isoflop(
     redrawn, noise = _resampled(grid, losses, curves, resamples, rng_seed)
     draws = grid.vertices(grid.coefficients(redrawn))  # (R, budgets)
     lost = int((~np.isfinite(draws[:, used])).any(1).sum())
-    budget = grid.log_budget[used]
-    slope, intercept = line(budget, vertices[None, used])[0]
-    lines = line(budget, draws[:, used])
-    lines = lines[np.isfinite(lines).all(1)]
+    slope, intercept = _lines(grid, used, vertices[None])[0]
+    lines = _lines(grid, used, draws)
     valleys = []
     for i, vertex in enumerate(vertices):
         valley = _valley(grid, i, curves[i][0], vertex, draws[:, i], inside[i], used[i])
@@ -237,6 +235,12 @@ def line(x: Array, y: Array) -> Array:
     centred = (x - middle[:, None]) * known
     slope = (centred * y).sum(1) / (centred**2).sum(1)
     return np.stack([slope, y.sum(1) / count - slope * middle], 1)
+
+
+def _lines(grid: IsoflopGrid, used: Mask, vertices: Array) -> Array:
+    """(R, 2): through the vertices (R, budgets) that are used, without those of which none is."""
+    lines = line(grid.log_budget[used], vertices[:, used])
+    return lines[np.isfinite(lines).all(1)]
 
 
 def exponents(axis: str, slope: _Slope) -> dict[str, _Slope]:
