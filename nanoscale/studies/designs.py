@@ -80,22 +80,13 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
     design, notes = design_of(runs, settings)
     questions = _questions(design, settings.question)
     candidates = _candidates(design, settings.extra)
-
-    def answered(design: Design, questions: Sequence[LawQuestion]) -> list[DesignAnswer]:
-        return simulate(design, questions, worlds=settings.worlds, rng_seed=settings.seed)
-
-    answers = answered(design, questions)
+    answers = _simulated(design, questions, settings)
     asked = answers[:1] if settings.question is None else answers
     status = "identified" if all(answer.identified for answer in asked) else "not_identified"
-    first = questions[:1]
-    ranked = next_runs(design, first[0], *candidates)
-    more = design.with_points(np.array(ranked[0].x)[:, None])
-    confirmed = answered(more, first)[0]
+    ranked = next_runs(design, questions[0], *candidates)
+    best = ranked[0]
     cheapest = max(ranked, key=lambda run: run.per_flop)
-    tied = None
-    if design.tied_delta is not None:
-        other = replace(design, delta=design.tied_delta)
-        tied = TiedDelta(design.tied_delta, answered(other, first)[0])
+    confirmed = design.with_points(np.array(best.x)[:, None])
     return DesignRecord(
         plan=name,
         status=status,
@@ -112,11 +103,29 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
         objective=design.objective,
         delta=design.delta,
         answers={answer.question: answer for answer in answers},
-        next_run=ConfirmedRun(_added(design, ranked[0]), confirmed),
+        next_run=ConfirmedRun(
+            _added(design, best), _simulated(confirmed, questions[:1], settings)[0]
+        ),
         next_run_per_flop=_added(design, cheapest),
-        tied_delta=tied,
+        tied_delta=_tied(design, questions[:1], settings),
         warnings=[*runs.notes, *notes, *design.warnings(), *_doubts(design, answers, questions)],
     )
+
+
+def _simulated(
+    design: Design, questions: Sequence[LawQuestion], settings: DesignSettings
+) -> list[DesignAnswer]:
+    return simulate(design, questions, worlds=settings.worlds, rng_seed=settings.seed)
+
+
+def _tied(
+    design: Design, questions: Sequence[LawQuestion], settings: DesignSettings
+) -> TiedDelta | None:
+    """What the delta that the noise asks for would say, where it says more."""
+    delta = design.tied_delta
+    if delta is None:
+        return None
+    return TiedDelta(delta, _simulated(replace(design, delta=delta), questions, settings)[0])
 
 
 def _added(design: Design, run: NextRun) -> AddedRun:
@@ -146,17 +155,7 @@ def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list
     if delta is None:
         delta = max(USUAL_DELTA, HUBER * noise) if runs.ladder else USUAL_DELTA
     resampling = _resampling(runs, settings.resampling)
-    notes = []
-    if fits:
-        truths = [[float(fit.params.get(name) or 0) for name in form.names] for fit in fits]
-    else:
-        truths = [_usual_truth(form, x, runs)]
-        smallest = runs.values["N"].min()
-        if smallest < TRUTH_FROM:
-            notes.append(
-                "the default truth is of models from 4e+07 parameters, and the plan's smallest has "
-                f"{smallest:.3g}: give a fit of your own runs, as in --truth=fit.json"
-            )
+    truths, notes = _truths(form, x, runs, fits)
     design = Design(
         form=form,
         x=x,
@@ -169,6 +168,22 @@ def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list
         resamples=settings.resamples,
     )
     return design, notes
+
+
+def _truths(
+    form: Law, x: Array, runs: PlannedRuns, fits: Sequence[StoredTruth]
+) -> tuple[list[Sequence[float]], list[str]]:
+    """What worlds are drawn from, and a note where that is of far larger models."""
+    if fits:
+        return [[float(fit.params.get(name) or 0) for name in form.names] for fit in fits], []
+    notes = []
+    smallest = runs.values["N"].min()
+    if smallest < TRUTH_FROM:
+        notes.append(
+            "the default truth is of models from 4e+07 parameters, and the plan's smallest has "
+            f"{smallest:.3g}: give a fit of your own runs, as in --truth=fit.json"
+        )
+    return [_usual_truth(form, x, runs)], notes
 
 
 def _read(form: Law) -> tuple[str, ...]:
