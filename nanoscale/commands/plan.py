@@ -59,14 +59,22 @@ def command(
     if budget is None:
         raise UserError("how many FLOPs? say it, as in --budget=1e20")
     shape = {key: typed.pop(key) for key in SHAPE}
-    speed = {key: typed.pop(key) for key in SPEED}
+    speed = {key: _float(typed.pop(key)) for key in SPEED}
     settings = settings_of(typed)
     if settings.resamples is None:
         settings = replace(settings, resamples=RESAMPLES)
     _check_stored(name, context)
 
     grounds = grounds_of(name, settings, output_root)
-    made = plan(grounds, budget=float(budget), **shape, **_floats(speed))
+    made = plan(
+        grounds,
+        budget=float(budget),
+        vocab_size=shape["vocab_size"],
+        block_size=shape["block_size"],
+        batch_tokens=speed["batch_tokens"],
+        tokens_per_second=speed["tokens_per_second"],
+        flops_per_second=speed["flops_per_second"],
+    )
     click.echo("\n".join([*made.summary(), *(f"warning: {w}" for w in made.warnings)]))
     if json_path is not None:
         fit = grounds.fit
@@ -75,8 +83,8 @@ def command(
     return DONE if grounds.fit.status == "converged" else INCONCLUSIVE
 
 
-def _floats(numbers: dict[str, float | None]) -> dict[str, float | None]:
-    return {key: None if value is None else float(value) for key, value in numbers.items()}
+def _float(number: float | None) -> float | None:
+    return None if number is None else float(number)
 
 
 def _check_stored(name: str, context: click.Context) -> None:

@@ -47,8 +47,9 @@ class Jet(NDArrayOperatorsMixin):
         """What numpy's functions and operators do with a jet, by RULES."""
         rule = RULES.get(ufunc)
         if rule is None or method != "__call__" or options:
-            return NotImplemented
-        return rule(*inputs)
+            return NotImplemented  # type: ignore[no-any-return]  # numpy then asks the others
+        result: Jet = rule(*inputs)
+        return result
 
 
 Operand = Jet | Array | float  # at least one of two is a jet

@@ -183,7 +183,7 @@ def _certified(x: Array, loss: Array, rule: Objective) -> Certified:
 
 def _logs(best: Certified) -> Array:
     """(n,) ln L about 0."""
-    return np.log(best.scaled[0])
+    return np.asarray(np.log(best.scaled[0]))
 
 
 def _huber(runs: Runs) -> Objective:

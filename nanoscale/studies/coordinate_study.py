@@ -34,7 +34,7 @@ from nanoscale.spec.values import Json
 SWEPT_KEYS = {WIDTH: "n_embd", DEPTH: "n_layer"}
 LEAST_SIZES = 3
 STEPS, SEEDS = 10, 3
-KeyValues = Mapping[str, object]
+KeyValues = Mapping[str, Json]
 Rows = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
 
 MODEL: KeyValues = {
