@@ -14,7 +14,7 @@ from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum
 from nanoscale.checks.optimum import Squares
 
 _SIZES_NEEDED = 3
-MISFIT = 3.0  # residual over seed sd from which the curves are said to be no parabolas
+_MISFIT = 3.0  # residual over seed sd from which the curves are said to be no parabolas
 MOST_SEEDS = 20  # a remedy that asks for more is none
 
 
@@ -139,7 +139,7 @@ class Evidence:
             ]
         fits = [curve.fit for curve in self.grid.curves if curve.fit]
         misfit = Squares.pooled(fit.misfit for fit in fits)
-        if misfit.dof and misfit.total / misfit.dof > (MISFIT * noise.sd) ** 2:
+        if misfit.dof and misfit.total / misfit.dof > (_MISFIT * noise.sd) ** 2:
             return [
                 f"the losses lie {math.sqrt(misfit.total / misfit.dof):.4f} off the parabolas, "
                 f"their seeds only {noise.sd:.4f} apart: run LRs closer together"

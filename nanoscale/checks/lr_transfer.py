@@ -44,7 +44,7 @@ class LrColumns:
     seed: str | None = "seed"
 
 
-NAMES = LrColumns()
+_NAMES = LrColumns()
 
 
 def transfer_verdict(
@@ -57,7 +57,7 @@ def transfer_verdict(
     tolerance: float = DRIFT,
     max_shift: float = SHIFT,
     max_regret: float = REGRET,
-    names: LrColumns = NAMES,
+    names: LrColumns = _NAMES,
     resamples: int = 4000,
     rng_seed: int = 0,
 ) -> TransferVerdict:

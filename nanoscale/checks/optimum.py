@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-REACH = 1.05  # octaves on either side of the lowest mean: one, and room for rounded LRs
+_REACH = 1.05  # octaves on either side of the lowest mean: one, and room for rounded LRs
 RISE = 0.05  # nats: well above the noise, and where a valley is still about a parabola
 FEWEST_LRS = 4
-BEYOND = 2.0  # octaves: how far from all that was run a resample's optimum may be
-SAME = 1e-6  # octaves: LRs that differ by rounding are one
+_BEYOND = 2.0  # octaves: how far from all that was run a resample's optimum may be
+_SAME = 1e-6  # octaves: LRs that differ by rounding are one
 PRIOR_DOF = 6  # that the pooled noise counts for in one size's
 SEED_DOF_NEEDED = 4  # below this, the seeds alone do not measure their noise
 
@@ -84,8 +84,8 @@ class LrCurve:
 
         It lies between the diverged LRs, and at most `BEYOND` the others.
         """
-        low = self.below if math.isfinite(self.below) else self.x[0] - BEYOND
-        high = self.above if math.isfinite(self.above) else self.x[-1] + BEYOND
+        low = self.below if math.isfinite(self.below) else self.x[0] - _BEYOND
+        high = self.above if math.isfinite(self.above) else self.x[-1] + _BEYOND
         slope, bend = coef[..., 1], coef[..., 2]
 
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -115,7 +115,7 @@ class LrCurve:
 def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> LrCurve:
     """The curve of one size from its runs (n,): log2 LR, loss (finite, or inf: diverged), seed."""
     lrs = np.unique(x)
-    lrs = lrs[np.diff(lrs, prepend=-math.inf) > SAME]
+    lrs = lrs[np.diff(lrs, prepend=-math.inf) > _SAME]
     cell = np.searchsorted(lrs, x, side="right") - 1
     x = lrs[cell]
     mean = np.bincount(cell, y) / np.bincount(cell)  # inf where a seed diverged
@@ -173,12 +173,12 @@ def window(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """
     lowest = int(mean.argmin())
     distance = np.abs(x - x[lowest])
-    near = distance <= REACH
+    near = distance <= _REACH
 
     flat = mean <= mean[lowest] + RISE
     flat[:lowest] = np.logical_and.accumulate(flat[:lowest][::-1])[::-1]
     flat[lowest:] = np.logical_and.accumulate(flat[lowest:])
-    near |= flat & (distance <= 2 * REACH)
+    near |= flat & (distance <= 2 * _REACH)
 
     if near.sum() < FEWEST_LRS:
         near = np.zeros(len(x), bool)

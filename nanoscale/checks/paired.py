@@ -18,7 +18,7 @@ import numpy as np
 from nanoscale.checks.drift import UNKNOWN, Interval
 from nanoscale.checks.t_distribution import p_value, t_quantile
 
-LEVEL = 0.95
+_LEVEL = 0.95
 MANY_SEEDS = 100  # a remedy that asks for more is none
 Losses = Mapping[str, float]  # seed -> loss
 Cells = Mapping[Hashable, Losses]  # size or another shared setting -> its losses
@@ -107,7 +107,7 @@ class Difference:
     def ci95(self) -> Interval:
         if not self.known:
             return UNKNOWN
-        half = t_quantile(LEVEL, self.dof) * self.se if self.se else 0.0
+        half = t_quantile(_LEVEL, self.dof) * self.se if self.se else 0.0
         return self.value - half, self.value + half
 
     @property

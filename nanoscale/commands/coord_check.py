@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nanoscale.studies.coordinate_study import CoordinatePlan
 
 _LEAST_SIZES = 3
-SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # steps, and the last one
+_SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # steps, and the last one
 NAMED = 3  # of the intervals that are too wide
 
 
@@ -49,7 +49,7 @@ class Sizes(click.ParamType[list[int]]):
         return sizes
 
 
-COUNT = Number(whole=True, least=1)
+_COUNT = Number(whole=True, least=1)
 
 
 @click.command(
@@ -61,9 +61,9 @@ COUNT = Number(whole=True, least=1)
 )
 @click.option("--widths", metavar="W,W,W", type=Sizes("64,128,256"), help="Three or more n_embd.")
 @click.option("--depths", metavar="L,L,L", type=Sizes("2,4,8,16"), help="Or three or more n_layer.")
-@click.option("--steps", metavar="T", type=COUNT, default=10, help="Updates of each run (10).")
-@click.option("--seeds", metavar="K", type=COUNT, default=3, help="Runs of each size (3).")
-@click.option("--workers", metavar="N", type=COUNT, help="Runs at once (what fits here).")
+@click.option("--steps", metavar="T", type=_COUNT, default=10, help="Updates of each run (10).")
+@click.option("--seeds", metavar="K", type=_COUNT, default=3, help="Runs of each size (3).")
+@click.option("--workers", metavar="N", type=_COUNT, help="Runs at once (what fits here).")
 @json_output("the verdict")
 @figure_output("sizes over width or depth")
 @output_root()
@@ -133,7 +133,7 @@ def plan_of(
 # -- what is printed ------------------------------------------------------------------------------
 def lines(verdict: CoordinateVerdict) -> list[str]:
     """The table of slopes and the verdict."""
-    steps = [t for t in SHOWN if t < verdict.steps] + [verdict.steps]
+    steps = [t for t in _SHOWN if t < verdict.steps] + [verdict.steps]
     sizes, seeds = ", ".join(map(str, verdict.sizes)), ", ".join(map(str, verdict.seeds))
     heads = [f"{'step 1' if t == 1 else t:>6}" for t in steps]
     table = [

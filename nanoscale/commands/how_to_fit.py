@@ -12,7 +12,7 @@ from nanoscale.commands.verb import Number, column
 if TYPE_CHECKING:
     from nanoscale.studies.table_fit import FitSettings
 
-COUNT = Number(whole=True, least=0)
+_COUNT = Number(whole=True, least=0)
 FIT_OPTIONS = (
     column("n", "The column of parameters, N."),
     column("d", "The column of training tokens, D."),
@@ -28,15 +28,17 @@ FIT_OPTIONS = (
     click.option(
         "--delta", metavar="DELTA", type=Number(least=0), help="Of the Huber loss (1e-3)."
     ),
-    click.option("--drop-worst", metavar="K", type=COUNT, help="Leave out the K worst points (0)."),
+    click.option(
+        "--drop-worst", metavar="K", type=_COUNT, help="Leave out the K worst points (0)."
+    ),
     click.option(
         "--bootstrap",
         "resamples",
         metavar="R",
-        type=COUNT,
+        type=_COUNT,
         help="Resamples, for intervals (4000; of a law without terms 400).",
     ),
-    click.option("--seed", metavar="S", type=COUNT, help="Of the resamples (0)."),
+    click.option("--seed", metavar="S", type=_COUNT, help="Of the resamples (0)."),
     click.option(
         "--resample",
         "resampling",

@@ -14,7 +14,7 @@ from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 from nanoscale.store.files import write_json
 
 POSITIVE = Number(above=0)
-SIZE = Number(whole=True, above=0)
+_SIZE = Number(whole=True, above=0)
 SHAPE = ("vocab_size", "block_size")
 SPEED = ("tokens_per_second", "flops_per_second", "batch_tokens")
 
@@ -30,8 +30,8 @@ SPEED = ("tokens_per_second", "flops_per_second", "batch_tokens")
 @click.option("--budget", metavar="FLOPS", type=POSITIVE, help="What the run may take, as 6 N D.")
 @click.option("--tokens-per-second", metavar="X", type=POSITIVE, help="How fast the run will be.")
 @click.option("--flops-per-second", metavar="X", type=POSITIVE, help="Or, how fast in FLOP/s.")
-@click.option("--vocab_size", metavar="V", type=SIZE, help="Of the model (the table's, or 50304).")
-@click.option("--block_size", metavar="T", type=SIZE, help="Of the model (the table's, or 1024).")
+@click.option("--vocab_size", metavar="V", type=_SIZE, help="Of the model (the table's, or 50304).")
+@click.option("--block_size", metavar="T", type=_SIZE, help="Of the model (the table's, or 1024).")
 @click.option(
     "--batch-tokens", metavar="B", type=POSITIVE, help="Of an update (what Step Law says)."
 )

@@ -17,7 +17,7 @@ from nanoscale.store.files import write_json
 if TYPE_CHECKING:
     from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum, TransferVerdict
 
-COLUMNS = ("size", "lr", "loss", "seed")
+_COLUMNS = ("size", "lr", "loss", "seed")
 LIMIT_OPTIONS = ("base", "tolerance", "max_shift", "max_regret")
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILED}  # the worst comes last
 NEVER_WORSE = {True: "yes, within 2 standard errors", False: "no", None: "not known"}
@@ -78,7 +78,7 @@ def command(
     limits = {option: float(given[option]) for option in LIMIT_OPTIONS if option in given}
     verdicts = transfer_verdicts(
         read_table(*names, output_root=output_root),
-        {option: str(given[option]) for option in COLUMNS if option in given},
+        {option: str(given[option]) for option in _COLUMNS if option in given},
         by=by,
         only=only,
         limits=Limits(**limits),

@@ -17,7 +17,7 @@ from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.spec.options import Kind
 from nanoscale.spec.sources import FIELDS, coerce
 
-OUTPUT_ROOT = "experiments_out"
+_OUTPUT_ROOT = "experiments_out"
 
 
 class Verb(click.Command):
@@ -231,7 +231,7 @@ def output_root() -> Decorator:
         "--output_root",
         metavar="DIR",
         type=click.Path(path_type=Path),
-        default=Path(OUTPUT_ROOT),
+        default=Path(_OUTPUT_ROOT),
         help="The folder of studies and run folders (experiments_out).",
     )
 

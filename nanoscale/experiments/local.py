@@ -30,7 +30,7 @@ from nanoscale.spec.config import flatten
 from nanoscale.spec.sources import FIELDS
 from nanoscale.store.folder import LOG, RunFolder
 
-BATCH = ("batch_size", "block_size", "micro_batch_size")
+_BATCH = ("batch_size", "block_size", "micro_batch_size")
 
 
 def local_backend() -> Backend:
@@ -151,7 +151,7 @@ def shape_of(folder: RunFolder) -> str:
         if config.compile:
             shape = {}
             for key, value in flatten(config).items():
-                if key in BATCH or FIELDS[key].group in ("model", "machine"):
+                if key in _BATCH or FIELDS[key].group in ("model", "machine"):
                     shape[key] = value
             return str(shape)
     return ""

@@ -26,7 +26,7 @@ from nanoscale.store.resume import check_same, renewed
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"
 ELSEWHERE, LEFT_OUT = "elsewhere", "left out"
 PLANS = (NEW, CACHED, RESUME, RETRY, ELSEWHERE, LEFT_OUT)
-UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,14 @@ def read_budget(budget: float | str | None) -> tuple[float | None, float | None]
     if budget is None:
         return None, None
     match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([a-z]*)\s*", str(budget))
-    if match and match[2] in ("", *UNITS):
+    if match and match[2] in ("", *_UNITS):
         with suppress(ValueError):
             value = float(match[1])
             if 0 < value < math.inf:
-                return (None, value * UNITS[match[2]]) if match[2] else (value, None)
+                return (None, value * _UNITS[match[2]]) if match[2] else (value, None)
     raise UserError(
         f"budget={budget}: expected training FLOPs, as in 1e15, or a time in "
-        f"{one_of(UNITS)}, as in 90min"
+        f"{one_of(_UNITS)}, as in 90min"
     )
 
 

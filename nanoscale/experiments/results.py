@@ -31,7 +31,7 @@ from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, Run
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA = 1
+_SCHEMA = 1
 RUNS, STUDY, TABLE = "runs", "study.json", "table.csv"
 RESULTS = (
     "val_loss",
@@ -137,7 +137,7 @@ class Study:
     def to_json(self) -> dict[str, Json]:
         """`study.json`."""
         record: dict[str, Json] = {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "name": self.name,
             "asked": self.asked.to_json(),
             "warnings": self.concerns,

@@ -29,7 +29,7 @@ from nanoscale.store.resume import past_difference
 
 HEADS = ("n_head", "n_kv_head")  # follow the width
 CARRIED = {"SP": (), "muP": ("n_embd",), "CompleteP": ("n_embd", "n_layer")}
-BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
+_BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
 
 MakeCell = Callable[[Row], Cell]
 
@@ -192,7 +192,7 @@ class Trials:
         if rules.base_tokens is not None:
             carried += LENGTH_KEYS
         if rules.base_batch_tokens is not None:
-            carried += BATCH_KEYS
+            carried += _BATCH_KEYS
         return [
             f"no rule of {rules.mode} carries the best values over {key}, in which the proxy "
             "differs from the target"

@@ -16,7 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.record import Record
 
-SEEDS_NEEDED, SIZES_NEEDED = 3, 2  # below these, seed noise does not count as measured
+SEEDS_NEEDED, _SIZES_NEEDED = 3, 2  # below these, seed noise does not count as measured
 LEVEL = (0.025, 0.975)
 FEWEST = 100  # resamples that an interval needs
 
@@ -62,7 +62,7 @@ def seed_noise(y: Array, size: Index) -> tuple[float | None, int, bool]:
     mean = np.bincount(size, y) / counts
     sd = float(np.sqrt(((y - mean[size]) ** 2).sum() / dof))
     sizes = (counts >= SEEDS_NEEDED).sum()
-    return sd, dof, bool(sizes >= SIZES_NEEDED and sd > 0)
+    return sd, dof, bool(sizes >= _SIZES_NEEDED and sd > 0)
 
 
 def noise_of(y: Array, size: Index, fitted: Array, n_params: int) -> Noise:

@@ -34,7 +34,7 @@ from nanoscale.laws.result import (
     warnings_of,
 )
 
-SCHEMA = 1
+_SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
 POINTS_PER_PARAMETER = 4  # below, pairs resamples repeat points until nothing is identified
 MOVING = 0.1  # of a parameter's share in the flattest direction
@@ -206,7 +206,7 @@ def _result(
         lost=lost,
         rng_seed=plan.rng_seed,
         warnings=_warnings(best, points, plan, lost),
-        schema=SCHEMA,
+        schema=_SCHEMA,
         dropped_worst=drop_worst,
         data=digest(points.x, points.loss),
         draws=draws,

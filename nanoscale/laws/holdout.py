@@ -24,7 +24,7 @@ from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
 
 MOST_BUDGETS, MOST_RESAMPLES = 6, 400  # of a rollout
-POINTS_PER_PARAMETER = 2  # of the runs below a budget of a rollout
+_POINTS_PER_PARAMETER = 2  # of the runs below a budget of a rollout
 APART = np.log(2)  # of a budget that was asked for, others are
 
 
@@ -155,7 +155,7 @@ def rollout(
         return []
     labels = None if groups is None else points.labels(groups)
     steps = []
-    for threshold in thresholds(budgets, POINTS_PER_PARAMETER * len(form.names), also):
+    for threshold in thresholds(budgets, _POINTS_PER_PARAMETER * len(form.names), also):
         below = budgets < threshold
         try:
             row = holdout(

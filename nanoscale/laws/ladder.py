@@ -34,10 +34,10 @@ from nanoscale.laws.result import (
 )
 from nanoscale.laws.runs import SIZES_NEEDED, Runs
 
-STARTS, STARTS_OF_RESAMPLES = 32, 3
+_STARTS, STARTS_OF_RESAMPLES = 32, 3
 HUBER = 1.345  # delta in noise sd: 95 % efficient under Gaussian noise (Huber 1981)
 DELTA_FLOOR = 1e-3  # the field's delta (Hoffmann et al. 2022), used where the noise is smaller
-MISFIT = 3.0  # residual over seed sd from which the law is said to miss the runs
+_MISFIT = 3.0  # residual over seed sd from which the law is said to miss the runs
 CURVE_REACH = (0.7, 10.0)  # of the smallest and largest x
 P = len(POWER.parameters)
 
@@ -158,7 +158,7 @@ def fit_power_law(
         status=status_of(best.converged, bounds, reasons),
         not_identified=reasons,
         agreement_of_starts=best.agreement,
-        n_starts=STARTS,
+        n_starts=_STARTS,
         se=named(POWER, draws.std(0)),
         ci95=_by_name(ends),
         ci95_noise=_by_name(ends_noise),
@@ -178,7 +178,7 @@ def _by_name(ends: Array) -> dict[str, list[float]]:
 
 # -- fits and refits ------------------------------------------------------------------------------
 def _certified(x: Array, loss: Array, rule: Objective) -> Certified:
-    return Certified.of(problem_of(POWER, x[None], loss), loss, rule, STARTS)
+    return Certified.of(problem_of(POWER, x[None], loss), loss, rule, _STARTS)
 
 
 def _logs(best: Certified) -> Array:
@@ -240,7 +240,7 @@ def _warnings(
             "seed noise is not measured (3 seeds at 2 sizes would do): the interval rests on the "
             f"residuals alone, {noise.residual_dof} degrees of freedom"
         )
-    elif noise.residual_sd > MISFIT * noise.seed_sd:
+    elif noise.residual_sd > _MISFIT * noise.seed_sd:
         warnings.append(
             f"the law misses the runs by {noise.residual_sd / noise.seed_sd:.1f} times the seed "
             "noise: the sizes are not tuned alike, or the law is not theirs"

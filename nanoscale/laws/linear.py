@@ -10,7 +10,7 @@ import numpy as np
 
 from nanoscale.laws.arrays import Array, Mask
 
-FLAT = 1e-14  # of a pivot, relative to the diagonal entry it began as: rounding, taken as flat
+_FLAT = 1e-14  # of a pivot, relative to the diagonal entry it began as: rounding, taken as flat
 
 
 def solve_positive(A: Array, b: Array) -> tuple[Array, Mask]:
@@ -21,7 +21,7 @@ def solve_positive(A: Array, b: Array) -> tuple[Array, Mask]:
     A = A.copy()
     x = b.copy()
     p = len(b)
-    flat = FLAT * np.abs(A[range(p), range(p)]) + 1e-300
+    flat = _FLAT * np.abs(A[range(p), range(p)]) + 1e-300
     positive = np.ones(b.shape[1:], bool)
     for j in range(p):
         pivot = A[j, j]

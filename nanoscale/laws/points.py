@@ -16,7 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.forms import Law
 
-SAME = 0.01  # values of a predictor this near in ln are one level
+_SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_LEVELS = 10  # counted
 LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
 TOGETHER = 0.999  # correlation of two predictors' logarithms that tells nothing apart
@@ -177,7 +177,7 @@ def levels(values: Array) -> int:
     count = 0
     at = 0
     while at < len(ordered) and count < MOST_LEVELS:
-        at = int(np.searchsorted(ordered, ordered[at] + SAME, "right"))
+        at = int(np.searchsorted(ordered, ordered[at] + _SAME, "right"))
         count += 1
     return count
 

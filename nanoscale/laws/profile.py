@@ -32,9 +32,9 @@ from nanoscale.laws.points import Points
 from nanoscale.laws.profile_search import Profile, Search, Side
 from nanoscale.laws.record import Record
 
-LEVEL = 0.95
+_LEVEL = 0.95
 NOISES = ("equal", "own")
-UNEQUAL = 1.3  # times too narrow an interval that is worth a warning
+_UNEQUAL = 1.3  # times too narrow an interval that is worth a warning
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def profile_law(
     *,
     drop_worst: int = 0,
     names: Sequence[str] | None = None,
-    level: float = LEVEL,
+    level: float = _LEVEL,
     noise: str = "equal",
     groups: Iterable[object] | None = None,
 ) -> Profiles:
@@ -146,7 +146,7 @@ def _warnings(noise: str, widening: Mapping[str, float], lost: int) -> list[str]
     if lost:
         warnings.append(f"{lost} refits did not converge: an end may be too near")
     name = max(widening, key=lambda name: widening[name], default="")
-    if name and noise == "equal" and widening[name] > UNEQUAL:
+    if name and noise == "equal" and widening[name] > _UNEQUAL:
         warnings.append(
             f"residuals are not of one size: with noise='own' the interval of {name} is "
             f"{widening[name]:.1f} times as wide"

@@ -26,11 +26,11 @@ from nanoscale.laws.points import Points
 from nanoscale.laws.problem import SumProblem, problem_of
 
 OPEN = "not identified on this side"
-PAIRS = (("alpha", "beta"), ("aN", "aD"))  # a = second / (first + second)
+_PAIRS = (("alpha", "beta"), ("aN", "aD"))  # a = second / (first + second)
 BALANCE = Parameter("a", "real", range=(1e-3, 1 - 1e-3))
 BALANCES = (0.2, 0.35, 0.5, 0.65, 0.8)  # from which starts are made
-NEAR, REACH = (0.5, 1, 1.5, 2, 3, 5), (8, 13, 25, 50, 100, 200)  # half-widths, either side
-FAR = math.log(1e12)  # of a logarithm without bounds: beyond this factor nothing is asked
+NEAR, _REACH = (0.5, 1, 1.5, 2, 3, 5), (8, 13, 25, 50, 100, 200)  # half-widths, either side
+_FAR = math.log(1e12)  # of a logarithm without bounds: beyond this factor nothing is asked
 PASSES, ROUNDS, INSIDE = 6, 2, 5  # over neighbours; of closing in on an end, at so many values
 MANY_STARTS, SOME_STARTS = 16, 3
 LAD_SHARE = 0.01  # of the residuals' sd: the delta of the Huber that stands for lad
@@ -160,7 +160,7 @@ class Search:
         held = np.concatenate([[self.middle], self.middle - near, self.middle + near])
         refits = self._settled(np.unique(np.clip(held, low, high)))
 
-        far = step * np.array(REACH)
+        far = step * np.array(_REACH)
         more = [refits.at]
         if self._crossing(refits, threshold, below=True) is None:
             more.append(np.append(self.middle - far, low))
@@ -183,7 +183,7 @@ class Search:
         high = self.problem.upper[self.index]
         if self.problem.law.parameters[self.index].kind == "floor":
             high = 2 * self.best.scaled.max()  # the law is above every loss
-        return max(low, self.middle - FAR), min(high, self.middle + FAR)
+        return max(low, self.middle - _FAR), min(high, self.middle + _FAR)
 
     def _crossing(self, refits: Refits, threshold: float, below: bool) -> list[int] | None:
         """The last held value within the threshold on a side, and the first beyond it."""
@@ -272,7 +272,7 @@ class Search:
 
 def _by_balance(law: Law) -> Law:
     """The law with a = second / (first + second) as a parameter, in place of the second."""
-    pair = next((p for p in PAIRS if set(p) <= set(law.names)), None)
+    pair = next((p for p in _PAIRS if set(p) <= set(law.names)), None)
     if pair is None:
         raise UserError(f"law {law.name} has no pair of exponents that a is made of")
     first, second = pair

@@ -24,14 +24,14 @@ from nanoscale.laws.problem import Problem, State
 MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
 AGREEMENT = 1e-9  # of objectives that count as equal, relative
-ROUNDING = 1e-30  # what rounding alone leaves of one squared residual of ln L
+_ROUNDING = 1e-30  # what rounding alone leaves of one squared residual of ln L
 START_DAMPING = 0.03  # shares of reweighted least squares in the Hessian
 FIRST_DAMPING, CONVEX_DAMPING = 1e-3, 0.3  # after a poor step; where the Hessian bends down
 HEAVY_DAMPING, MOST_DAMPING = 5.0, 1e15  # from which steps are projected as well; given up
 SMALL_DAMPING = 1.0  # up to which the decrement of a damped step counts
 LEAVING = 0.1  # share of a batch that is done before it is made smaller
-BATCH = 49_152  # points of a batch, so that its arrays stay in cache
-CHECKED, STARTS_CHECKED, STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
+_BATCH = 49_152  # points of a batch, so that its arrays stay in cache
+_CHECKED, STARTS_CHECKED, _STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
 CHECKED_POINTS = 4_000  # of these resamples together, but at least two of them
 SAMPLED = 64  # starts, of which the best says how large residuals are
 
@@ -70,7 +70,7 @@ def solve(
     ends = f.reshape(R, S)
     best = ends.argmin(1)
     lowest = ends.min(1)
-    equal = ends <= (lowest * (1 + AGREEMENT) + y.shape[1] * ROUNDING)[:, None]
+    equal = ends <= (lowest * (1 + AGREEMENT) + y.shape[1] * _ROUNDING)[:, None]
     equal &= converged.reshape(R, S)
     pick = np.arange(R) * S + best
     return Solution(theta[pick], lowest, converged[pick], equal.sum(1), S)
@@ -84,13 +84,13 @@ def resolve(problem: Problem, objective: Objective, loss: Array, w: Array, best:
     """
     solution = solve(problem, objective, loss, w, best[None, None])
     R = len(solution.theta)
-    checked = min(CHECKED, max(2, CHECKED_POINTS // w.shape[1]))
+    checked = min(_CHECKED, max(2, CHECKED_POINTS // w.shape[1]))
     some = np.unique(np.linspace(0, R - 1, checked).astype(int))
     again = np.union1d(some, np.flatnonzero(~solution.converged))
 
     better = improve(problem, objective, loss, w, solution, again, STARTS_CHECKED)
     if better[np.isin(again, some)].any():
-        improve(problem, objective, loss, w, solution, np.arange(R), STARTS_KEPT)
+        improve(problem, objective, loss, w, solution, np.arange(R), _STARTS_KEPT)
     return solution
 
 
@@ -107,7 +107,7 @@ def improve(
 
     Returns which are (k,): lower in the objective, or converged at last. `solution` has them.
     """
-    rounding = ROUNDING * w.sum(1).max()
+    rounding = _ROUNDING * w.sum(1).max()
     some_loss, some_w = _rows_of(rows, loss), _rows_of(rows, w)
     starts = problem.starts(some_loss, some_w, STARTS_CHECKED)
     starts = lowest(problem, objective, some_loss, some_w, starts, few)
@@ -201,7 +201,7 @@ def _batched(
     ends = np.empty_like(theta)
     f = np.empty(len(theta))
     converged = np.empty(len(theta), bool)
-    size = max(1, BATCH // task.y.shape[1])
+    size = max(1, _BATCH // task.y.shape[1])
     for first in range(0, len(theta), size):
         rows = np.arange(first, min(first + size, len(theta)))
         some = task.take(rows // S)
@@ -242,7 +242,7 @@ def refine(task: _Task, theta: Array) -> tuple[Array, Array, Mask]:
 def _iterate(task: _Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
     """One step of every row: where it leads, the next damping (B,), and which have converged."""
     step, decrement, convex = _newton_step(task, place, damping)
-    room = TOLERANCE * place.f + place.r.shape[1] * ROUNDING
+    room = TOLERANCE * place.f + place.r.shape[1] * _ROUNDING
     done = convex & (decrement <= room) & (damping <= SMALL_DAMPING)
 
     trial = _trial(task, place, damping, step, decrement)

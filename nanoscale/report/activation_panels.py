@@ -31,7 +31,7 @@ from nanoscale.report.style import (
     ticks_on,
 )
 
-ROWS = (
+_ROWS = (
     ("size", ("embedding", "attn", "mlp", "last_block", "logits", "scores")),
     ("change", ("embedding", "attn", "mlp", "last_block")),
 )
@@ -45,9 +45,9 @@ WORDS = {
     "last_block": "last block",
     "scores": "attention scores",
 }
-STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-WIDTH, HEIGHT, ROW = 8.6, 5.55, 1.75  # inches: the figure, and a row's axes
-LEFT, GAP, COLUMNS = 0.42, 0.42, 6
+_STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+_WIDTH, HEIGHT, ROW = 8.6, 5.55, 1.75  # inches: the figure, and a row's axes
+LEFT, _GAP, _COLUMNS = 0.42, 0.42, 6
 BOTTOMS = (3.18, 0.45)  # of the rows
 LEAST_OCTAVES = 3.0  # so that noise does not fill a panel
 
@@ -56,18 +56,18 @@ def coordinates_figure(verdict: CoordinateVerdict) -> Figure:
     """A panel per activation, its size above and its change by one update below."""
     panels = [
         [(family, name) for name in names if f"{family}: {name}" in verdict.values]
-        for family, names in ROWS
+        for family, names in _ROWS
     ]
     if not any(panels):
         raise UserError("the check holds no activations: there is nothing to draw")
-    steps = [t for t in STEPS if t < verdict.steps] + [verdict.steps]
+    steps = [t for t in _STEPS if t < verdict.steps] + [verdict.steps]
     reach = max(_reach(_values(verdict, panel, steps)) for row in panels for panel in row)
     octaves = max(LEAST_OCTAVES, 1.15 * reach)
     with styled():
-        figure = canvas(WIDTH, HEIGHT)
-        for row, bottom, (family, _) in zip(panels, BOTTOMS, ROWS, strict=True):
+        figure = canvas(_WIDTH, HEIGHT)
+        for row, bottom, (family, _) in zip(panels, BOTTOMS, _ROWS, strict=True):
             figure.text(
-                (LEFT - 0.34) / WIDTH,
+                (LEFT - 0.34) / _WIDTH,
                 (bottom + ROW + 0.45) / HEIGHT,
                 TITLES[family],
                 size=9.5,
@@ -78,14 +78,14 @@ def coordinates_figure(verdict: CoordinateVerdict) -> Figure:
                 _panel(axes, verdict, panel, steps, octaves)
                 if j == len(row) - 1:
                     _step_labels(axes, _values(verdict, panel, steps), verdict.sizes[-1], steps)
-        _rose(_axes(figure, COLUMNS - 1, BOTTOMS[1]), verdict, octaves)
+        _rose(_axes(figure, _COLUMNS - 1, BOTTOMS[1]), verdict, octaves)
     return figure
 
 
 def _axes(figure: Figure, column: int, bottom: float) -> Axes:
-    wide = (WIDTH - LEFT - 0.1) / COLUMNS
+    wide = (_WIDTH - LEFT - 0.1) / _COLUMNS
     return figure.add_axes(
-        ((LEFT + column * wide) / WIDTH, bottom / HEIGHT, (wide - GAP) / WIDTH, ROW / HEIGHT)
+        ((LEFT + column * wide) / _WIDTH, bottom / HEIGHT, (wide - _GAP) / _WIDTH, ROW / HEIGHT)
     )
 
 

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 IN_95 = math.sqrt(-2 * math.log(0.05))  # sd of the ellipse that holds 95 % of a 2-D normal
 MIDDLE_95 = (0.025, 0.975)
-SHOWN = (0.002, 0.998)  # quantiles of the resamples that a cloud's axes hold
-FAR = 4.0  # times the usual error, from which a rollout's error or interval leaves its axes
+_SHOWN = (0.002, 0.998)  # quantiles of the resamples that a cloud's axes hold
+_FAR = 4.0  # times the usual error, from which a rollout's error or interval leaves its axes
 
 
 # -- resamples ----------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
 
 def _span(values: np.ndarray) -> tuple[float, float]:
     """What an axis holds of resamples: all but the farthest."""
-    low, high = np.quantile(values, SHOWN)
+    low, high = np.quantile(values, _SHOWN)
     room = 0.1 * max(high - low, 1e-12)
     return low - room, high + room
 
@@ -182,10 +182,10 @@ def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
 
 def _limit(rows: Sequence[RolloutStep]) -> float:
     """Per cent that the axes hold: all, but nothing beyond `FAR` times the usual size of error."""
-    usual = FAR * float(np.median([row.mean_abs_error for row in rows]))
+    usual = _FAR * float(np.median([row.mean_abs_error for row in rows]))
     means = max(abs(row.bias) for row in rows)
     ends = max((abs(end) for row in rows for end in row.bias_ci95 or ()), default=0.0)
-    return 115 * max(min(means, usual), min(ends, usual), usual / FAR, 1e-6)
+    return 115 * max(min(means, usual), min(ends, usual), usual / _FAR, 1e-6)
 
 
 def _counts(axes: Axes, row: RolloutStep) -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from nanoscale.laws.band import Band
 
 BINNED = 32  # points from which residuals get a running median
-MESH = 121  # points of a side of the surface
+_MESH = 121  # points of a side of the surface
 Span = tuple[float, float]
 
 
@@ -180,7 +180,7 @@ def surface_figure(
 
 def _levels(axes: Axes, fit: LawFit, n: Span, d: Span) -> None:
     """Shades of the law's loss, each with as much of the plane, between round losses."""
-    sides = np.geomspace(*n, MESH), np.geomspace(*d, MESH)
+    sides = np.geomspace(*n, _MESH), np.geomspace(*d, _MESH)
     loss = fit(*np.meshgrid(*sides))  # (d, n)
     shades = HEAT[len(HEAT) - 2 :: -1]  # the darkest would hide the runs
     wanted = np.quantile(loss, np.arange(1, len(shades)) / len(shades))

@@ -34,8 +34,8 @@ from nanoscale.report.style import (
 )
 
 LR_NAMES = {"learning_rate": "learning rate", "muon_lr": "Muon learning rate"}
-VERDICT_COLOURS = {"pass": INK, "fail": ACCENT, "inconclusive": MUTED}
-ACROSS = 3  # panels in a row
+_VERDICT_COLOURS = {"pass": INK, "fail": ACCENT, "inconclusive": MUTED}
+_ACROSS = 3  # panels in a row
 LABEL_ROOM = 0.14  # of the curves' width, left of them
 
 
@@ -50,7 +50,7 @@ def transfer_figure(
     """
     low, high = _loss_range([size for verdict in verdicts.values() for size in verdict.sizes])
     count = len(verdicts)
-    across = 2 if count == 4 else min(count, ACROSS)
+    across = 2 if count == 4 else min(count, _ACROSS)
     down = math.ceil(count / across)
     with styled():
         figure = canvas(*(5.4, 4.0) if count == 1 else (3.3 * across + 0.5, 3.6 * down))
@@ -265,7 +265,7 @@ def _head(axes: Axes, title: str, verdict: TransferVerdict, y_label: str) -> Non
         if math.isfinite(low):
             text += f" [{low:+.2f}, {high:+.2f}]"
     text = f"{text.replace('-', MINUS)} octaves per doubling"
-    colour = VERDICT_COLOURS[verdict.verdict]
+    colour = _VERDICT_COLOURS[verdict.verdict]
     note(axes, y_label, (0, 1), (-MARGIN, 9), size=9)
     note(axes, text, (0, 1), (0, 24))
     note(axes, title, (0, 1), (0, 39), color=INK, size=10, weight="bold")

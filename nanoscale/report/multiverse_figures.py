@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 FEW = 60  # analyses that have a dot with a rim each
 RIGHT = 112  # points right of the axes: what each choice is worth
 LONGEST_BAR = 95  # points of it
-CHOICES = {
+_CHOICES = {
     "convention": "counting of N, D and C",
     "approach": "approach",
     "objective": "objective",
     "delta": "delta",
     "dropped": "highest losses dropped",
 }
-APPROACHES = {"1": "envelope", "2": "parabola", "2 cubic": "cubic", "3": "surface"}
+_APPROACHES = {"1": "envelope", "2": "parabola", "2 cubic": "cubic", "3": "surface"}
 COLOURS_OF_APPROACHES = {"1": SIZES[0], "2": SIZES[2], "2 cubic": SIZES[4], "3": SIZES[7]}
 
 
@@ -57,7 +57,7 @@ class _Choice:
         taken = dict.fromkeys(getattr(row, key) for row in analyses)
         options = [option for option in taken if option is not None]
         if key == "approach":
-            names = [f"{str(o).split()[0]}, {APPROACHES[str(o)]}" for o in options]
+            names = [f"{str(o).split()[0]}, {_APPROACHES[str(o)]}" for o in options]
         elif key == "delta":
             names = quantities(options)
         else:
@@ -73,7 +73,7 @@ def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
     """
     fitted = [row for row in record.rows if row.a is not None]
     rows = sorted(fitted, key=attrgetter("a"))
-    choices = [_Choice.of(record.rows, key) for key in CHOICES]
+    choices = [_Choice.of(record.rows, key) for key in _CHOICES]
     choices = [choice for choice in choices if len(choice.options) > 1]
     names = [name for choice in choices for name in choice.options.values()]
     lines = len(names) + len(choices)
@@ -135,7 +135,7 @@ def _matrix(
     y = 0.0
     for choice in choices:
         y += 0.1
-        title = CHOICES[choice.key]
+        title = _CHOICES[choice.key]
         label(
             axes,
             title,

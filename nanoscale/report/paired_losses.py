@@ -32,16 +32,16 @@ from nanoscale.report.style import (
 )
 
 COLOUR_A, COLOUR_B = SIZES[1], SIZES[6]
-VERDICT_COLOURS = {"better": INK, "worse": ACCENT, "equal": INK, "inconclusive": MUTED}
-GAP = MARGIN + 26  # points between the panels: the right one's tick labels have a sign
-STEP, HALF = 2.6, 0.5  # from size to size, and from its middle to an arm
+_VERDICT_COLOURS = {"better": INK, "worse": ACCENT, "equal": INK, "inconclusive": MUTED}
+_GAP = MARGIN + 26  # points between the panels: the right one's tick labels have a sign
+_STEP, HALF = 2.6, 0.5  # from size to size, and from its middle to an arm
 LOSS_NAMES = {
     "val_loss": "validation loss",
     "best_val_loss": "lowest validation loss",
     "train_loss": "training loss",
     "val_bits_per_byte": "validation loss",
 }
-UNITS = {"nats": "nats per token", "bits": "bits per byte"}
+_UNITS = {"nats": "nats per token", "bits": "bits per byte"}
 
 
 def compare_figure(comparison: Comparison) -> Figure:
@@ -63,13 +63,13 @@ def compare_figure(comparison: Comparison) -> Figure:
             40 / height,
             1 - 8 / width,
             1 - 74 / height,
-            wspace=2 * GAP / (width - MARGIN - 8 - GAP),
+            wspace=2 * _GAP / (width - MARGIN - 8 - _GAP),
         )
         for i, cell in enumerate(cells):
-            _losses(losses, cell, STEP * i)
+            _losses(losses, cell, _STEP * i)
         _differences(differences, comparison)
         _sizes(losses, differences, comparison)
-        losses.set_xlim(-1.1, STEP * more + 1.1)
+        losses.set_xlim(-1.1, _STEP * more + 1.1)
         _heads(losses, differences, comparison)
     return figure
 
@@ -81,7 +81,7 @@ def _sizes(losses: Axes, differences: Axes, comparison: Comparison) -> None:
     for cell in cells:
         names.append("\n".join(quantities([value])[0] for value in cell.cell.values()))
     if len(cells) > 1:
-        ticks_on(losses.xaxis, [STEP * i for i in range(len(cells))], names)
+        ticks_on(losses.xaxis, [_STEP * i for i in range(len(cells))], names)
         ticks_on(differences.xaxis, range(len(cells) + 1), [*names, "mean"])
         for axes in (losses, differences):
             axes.set_xlabel(", ".join(comparison.keys), labelpad=6)
@@ -151,7 +151,7 @@ def _differences(axes: Axes, comparison: Comparison) -> None:
             _estimate(axes, i, cell.difference, "o", COLOUR_B)
     dash = (0, (1.5, 1)) if total.interval == "windows" else "-"
     place = len(cells) if several else 0
-    _estimate(axes, place, total, "D", VERDICT_COLOURS[comparison.verdict], dash)
+    _estimate(axes, place, total, "D", _VERDICT_COLOURS[comparison.verdict], dash)
 
     axes.set_xlim(-0.7, len(cells) + 0.6 if several else 0.7)
     low, high = axes.get_ylim()
@@ -231,7 +231,7 @@ def _heads(losses: Axes, differences: Axes, comparison: Comparison) -> None:
             weight=weight,
             annotation_clip=False,
         )
-    colour = VERDICT_COLOURS[comparison.verdict]
+    colour = _VERDICT_COLOURS[comparison.verdict]
     note(
         differences,
         comparison.verdict,
@@ -243,7 +243,7 @@ def _heads(losses: Axes, differences: Axes, comparison: Comparison) -> None:
         ha="right",
     )
     note(losses, _numbers(comparison), (0, 1), (-MARGIN, 35))
-    name = f"{LOSS_NAMES[comparison.loss]} ({UNITS[unit]})"
+    name = f"{LOSS_NAMES[comparison.loss]} ({_UNITS[unit]})"
     note(losses, name, (0, 1), (-MARGIN, 9), size=9)
     name = f"{second} {MINUS} {first} ({unit})"
     note(differences, name, (0, 1), (-MARGIN - 8, 9), size=9)

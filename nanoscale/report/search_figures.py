@@ -37,12 +37,12 @@ from nanoscale.report.style import (
 if TYPE_CHECKING:
     from nanoscale.experiments.records import SearchOutcome, TrialResult
 
-ACROSS = 3  # panels in a row
+_ACROSS = 3  # panels in a row
 MOST = 6  # keys shown
-SHOWN = 0.75  # share of the losses, from the best, that the loss axis holds
+_SHOWN = 0.75  # share of the losses, from the best, that the loss axis holds
 LEVELS = len(HEAT)
-MESH = 80  # points of a side of the smooth surface
-FEWEST = 10  # trials for one
+_MESH = 80  # points of a side of the smooth surface
+_FEWEST = 10  # trials for one
 Span = Sequence[object] | Mapping[str, float]  # choices, or low, high and whether by its log
 Space = Mapping[str, Span]
 
@@ -91,9 +91,9 @@ def search_figure(found: SearchOutcome, space: Space) -> Figure:
     importance = found.importance or {}
     keys = _ranked(space, importance)[:MOST]
     losses = [trial.loss for trial in trials]
-    low, high = min(losses), float(np.quantile(losses, SHOWN))
+    low, high = min(losses), float(np.quantile(losses, _SHOWN))
     room = max(high - low, 1e-3 * abs(low))
-    across = min(len(keys), ACROSS)
+    across = min(len(keys), _ACROSS)
     down = math.ceil(len(keys) / across)
     with styled():
         figure = canvas(3.1 * across + 0.6, 2.7 * down + 0.3)
@@ -119,13 +119,13 @@ def contour_figure(found: SearchOutcome, space: Space) -> Figure | None:
     trials = _finished(found.trials)
     spans = {key: _range_of(space[key]) for key in _ranked(space, found.importance or {})}
     ranges = {key: span for key, span in spans.items() if span is not None}
-    if len(ranges) < 2 or len(trials) < FEWEST:
+    if len(ranges) < 2 or len(trials) < _FEWEST:
         return None
     (x_key, x_range), (y_key, y_range) = list(ranges.items())[:2]
     x, y = _numbers(trials, x_key), _numbers(trials, y_key)
     losses = np.array([trial.first for trial in trials])
-    top = float(np.quantile(losses, SHOWN))
-    mesh = np.linspace(0, 1, MESH)
+    top = float(np.quantile(losses, _SHOWN))
+    mesh = np.linspace(0, 1, _MESH)
     with styled():
         figure = canvas(5.4, 4.2)
         axes = figure.subplots()

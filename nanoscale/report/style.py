@@ -87,7 +87,7 @@ MINUS, TIMES, THIN = "\u2212", "\u00d7", "\u202f"  # as numbers are set in print
 SUPERSCRIPTS = str.maketrans("0123456789-.g", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·ᵍ")
 MARGIN = 34.0  # points left of every axes, for its tick labels
 WIDTH = 7.6  # inches of a figure as wide as a page's text
-STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
+_STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
 ONE_VALUE = 1.02  # the ratio of an axis' ends below which it as good as holds one value
 LOSS = "validation loss (nats per token)"
 XY = Literal["x", "y"]
@@ -163,7 +163,7 @@ def interval(ends: Sequence[float] | None, form: str) -> str:
 def log_ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers of [low, high], evenly spread on a log axis if it is long."""
     if high / low < 5:
-        ticks = MaxNLocator(6, steps=STEPS).tick_values(low, high)
+        ticks = MaxNLocator(6, steps=_STEPS).tick_values(low, high)
         return [float(t) for t in ticks if low <= t <= high]
     return _few(low, high, ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)), most=8)
 
@@ -217,7 +217,7 @@ def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = 
 
 def linear_ticks(axis: Axis, most: int) -> None:
     """Round numbers, at most `most` and one, on a linear axis."""
-    axis.set_major_locator(MaxNLocator(most, steps=STEPS))
+    axis.set_major_locator(MaxNLocator(most, steps=_STEPS))
 
 
 def points_of(axes: Axes) -> tuple[float, float]:

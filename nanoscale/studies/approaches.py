@@ -23,10 +23,10 @@ from nanoscale.laws.points import Points
 from nanoscale.laws.predict import FAR
 from nanoscale.store.files import plain
 
-OBJECTIVES = ("log-huber", "lad", "mse")
+_OBJECTIVES = ("log-huber", "lad", "mse")
 DELTAS = (1e-4, 1e-3, 1e-2)
 DROPPED = (0, 1, 2, 5)
-CURVE = 61  # points of a line that is drawn
+_CURVE = 61  # points of a line that is drawn
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -50,7 +50,7 @@ class Valleys:
         """`UserError` where fewer than two budgets have a minimum."""
         found = isoflop(points.columns, points.loss, degree=degree)
         budgets = [valley.C for valley in found.valleys if valley.used]
-        C = np.geomspace(min(budgets) / 1.5, FAR * max(budgets), CURVE)
+        C = np.geomspace(min(budgets) / 1.5, FAR * max(budgets), _CURVE)
         optima = [found.optimum(at) for at in C]
         N = np.array([best.N for best in optima])
         ends = np.array([best.N_ci95 or [best.N, best.N] for best in optima])  # (n, 2)
@@ -142,7 +142,7 @@ class TableMultiverse(Multiverse):
         found = multiverse(
             conventions,
             loss,
-            objectives=OBJECTIVES,
+            objectives=_OBJECTIVES,
             deltas=sorted({*DELTAS, delta}),
             dropped=[count for count in dropped if count < len(loss)],
         )

@@ -22,15 +22,15 @@ from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 
 SEED_KEYS = ("seed", "init_seed", "data_seed")
 FIRST_KEYS = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
-FIELDS = all_fields()
-TUNED = {key for key, option in FIELDS.items() if option.tuned}
+_FIELDS = all_fields()
+TUNED = {key for key, option in _FIELDS.items() if option.tuned}
 Setting = tuple[object, ...]
 
 
 def _replicate_keys() -> list[str]:
     """What makes runs replicates: the identity but for seeds and evaluation, sizes first."""
-    hashed = {key for key, option in FIELDS.items() if option.hashed}
-    measured = {key for key, option in FIELDS.items() if option.group == "evaluation"}
+    hashed = {key for key, option in _FIELDS.items() if option.hashed}
+    measured = {key for key, option in _FIELDS.items() if option.group == "evaluation"}
     return [*FIRST_KEYS, *sorted(hashed.difference(measured, SEED_KEYS, FIRST_KEYS, ["max_iters"]))]
 
 
@@ -167,8 +167,8 @@ def _filters(text: str, tail: str) -> Filters:
     filters: dict[str, list[str]] = {}
     for part in tail.split(","):
         key, equals, value = part.partition("=")
-        if not equals or key not in FIELDS:
-            hint = did_you_mean(key, FIELDS) or "; write STUDY:key=value,key=value"
+        if not equals or key not in _FIELDS:
+            hint = did_you_mean(key, _FIELDS) or "; write STUDY:key=value,key=value"
             raise UserError(f"{text}: {part!r} names no config key{hint}")
         filters.setdefault(key, []).append(value)
     return filters

@@ -10,8 +10,8 @@ from nanoscale.checks.paired import MANY_SEEDS, Estimate
 from nanoscale.studies.arms import ArmCell, ArmRun
 
 MOST_NAMES = 4  # of runs that were left out
-UNEQUAL = 1.05  # times the other arm's tokens or FLOPs
-BATCH_KEYS = {"batch_size", "gradient_accumulation_steps"}
+_UNEQUAL = 1.05  # times the other arm's tokens or FLOPs
+_BATCH_KEYS = {"batch_size", "gradient_accumulation_steps"}
 
 
 def in_words(setting: SettingValues) -> str:
@@ -114,7 +114,7 @@ def warnings_of(comparison: Comparison, sides: Mapping[str, Sequence[ArmCell]]) 
             f"the arms' losses are equal to the digit at {'; '.join(same)}: what differs does "
             "nothing there"
         )
-    if BATCH_KEYS & comparison.differ_in.keys() and len(tuned) < 2:
+    if _BATCH_KEYS & comparison.differ_in.keys() and len(tuned) < 2:
         warnings.append(
             "the arms differ in batch size and were not both tuned: retune the LR at each batch "
             "size, tokens fixed"
@@ -163,7 +163,7 @@ def budget_warnings(cells: Sequence[SizeComparison]) -> Iterator[str]:
     }
     for key, numbers in spent.items():
         ratios = [b / a for a, b in numbers if a > 0 and b > 0]  # NaN is not known
-        if ratios and max(max(ratios), 1 / min(ratios)) > UNEQUAL:
+        if ratios and max(max(ratios), 1 / min(ratios)) > _UNEQUAL:
             ends = dict.fromkeys(f"{ratio:.3g}" for ratio in (min(ratios), max(ratios)))
             yield f"B has {' to '.join(ends)} times A's {key}"
 

@@ -33,7 +33,7 @@ from nanoscale.spec.values import Json
 
 SWEPT_KEYS = {WIDTH: "n_embd", DEPTH: "n_layer"}
 LEAST_SIZES = 3
-STEPS, SEEDS = 10, 3
+_STEPS, SEEDS = 10, 3
 KeyValues = Mapping[str, Json]
 Rows = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
 
@@ -79,7 +79,7 @@ def coord_check(
     widths: Iterable[int] = (),
     depths: Iterable[int] = (),
     keys: KeyValues | None = None,
-    steps: int = STEPS,
+    steps: int = _STEPS,
     seeds: int = SEEDS,
     output_root: str | Path = "experiments_out",
     workers: int | None = None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nanoscale.studies.table_fit import TableFit
 
-CURVE = 97  # points of a line
+_CURVE = 97  # points of a line
 COUNTED = {
     "total_params": "total parameters",
     "non_embedding_params": "parameters without embeddings and head",
@@ -29,14 +29,14 @@ COUNTED = {
     "matrices_and_head_params": "parameters of matrices and head",
 }
 NATS = {"val_loss": "validation loss (nats per token)"}
-NAMES = {
+_NAMES = {
     "alpha": "alpha, exponent of N",
     "beta": "beta, exponent of D",
     "E": "E, loss (floor)",
     "a": "a of N* ~ C^a",
     "g": "exponent g",
 }
-PAIRS = (("alpha", "beta"), ("a", "E"), ("g", "E"), ("aN", "aD"))  # of parameters, in a cloud
+_PAIRS = (("alpha", "beta"), ("a", "E"), ("g", "E"), ("aN", "aD"))  # of parameters, in a cloud
 
 
 def gallery(result: TableFit) -> dict[str, Figure]:
@@ -89,11 +89,11 @@ def _of_surface(
 
 def _of_resamples(fit: LawFit) -> dict[str, Figure]:
     draws = dict(zip(fit.form.names, fit.draws.T, strict=True)) | fit.form.exponents(fit.draws)
-    pairs = [pair for pair in PAIRS if {*pair} <= draws.keys()]
+    pairs = [pair for pair in _PAIRS if {*pair} <= draws.keys()]
     if len(fit.draws) < bootstrap.FEWEST or not pairs:
         return {}
     values = fit.params | fit.exponents
-    return {"resamples": report.cloud_figure(draws, values, pairs, names=NAMES)}
+    return {"resamples": report.cloud_figure(draws, values, pairs, names=_NAMES)}
 
 
 # -- lines --------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def _line(fit: LawFit, x: Array) -> Band:
 
 def _reach(x: Array) -> Array:
     low, high = CURVE_REACH
-    return np.geomspace(low * x.min(), high * x.max(), CURVE)
+    return np.geomspace(low * x.min(), high * x.max(), _CURVE)
 
 
 def _band(x: Array, values: Array) -> Band:

@@ -28,7 +28,7 @@ from nanoscale.studies.study_file import StudyFile, read_study
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-OUTPUT_ROOT = "experiments_out"
+_OUTPUT_ROOT = "experiments_out"
 DEFAULTS: dict[str, Json] = {
     "data_order": "epoch",
     "min_lr_frac": 0.1,
@@ -41,7 +41,7 @@ MOST_REFINEMENTS = 8
 
 # -- stages -------------------------------------------------------------------------------------
 def run_study(
-    path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_run: bool = False, **how: Any
+    path: Path | str, output_root: Path | str = _OUTPUT_ROOT, *, dry_run: bool = False, **how: Any
 ) -> Study:
     """Every stage of a study file: data, runs, table, answer, report.
 
@@ -90,7 +90,7 @@ def run_study(
 
 def asked_by(file: StudyFile, output_root: Path | str) -> Asked:
     """What `study.json` keeps of the file, so that `conclude` needs it no more."""
-    root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
+    root = "" if str(output_root) == _OUTPUT_ROOT else f" --output_root={output_root}"
     extras = dict(file.question.extras)
     if file.recipes is not None:
         extras["recipes"] = str(file.recipes.absolute())

@@ -14,7 +14,7 @@ from nanoscale.data.dataset import evaluation_windows, windows
 from nanoscale.training.records import Evaluation
 from nanoscale.training.state import Run
 
-AT_ONCE = 4096  # tokens, if a batch is smaller: without a backward pass there is room
+_AT_ONCE = 4096  # tokens, if a batch is smaller: without a backward pass there is room
 
 WindowLosses = npt.NDArray[np.float64]  # of windows, in nats per token, (n,)
 
@@ -32,7 +32,7 @@ def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> Wind
     starts = evaluation_windows(n_tokens, config.block_size, limit)
     mine = np.arange(ranks.rank, len(starts), ranks.world)
     batch = config.micro_batch_size or config.batch_size
-    size = max(batch, AT_ONCE // config.block_size)
+    size = max(batch, _AT_ONCE // config.block_size)
     passes = math.ceil(len(starts) / (ranks.world * size))
     losses = torch.zeros(len(starts), dtype=torch.float64)
 
