@@ -45,6 +45,7 @@ def ratio(one: list[str], other: list[str]) -> float:
     return median(b for _, b in times) / median(a for a, _ in times)
 
 
+@pytest.mark.soak  # a ratio of timings: nothing else may compute
 @FUSED
 def test_the_kernels_are_worth_having(torch_settings):
     # both in the same precision
@@ -54,6 +55,7 @@ def test_the_kernels_are_worth_having(torch_settings):
     )
 
 
+@pytest.mark.soak  # a ratio of timings: nothing else may compute
 @FUSED
 def test_the_automatic_choice_is_the_fast_one(torch_settings):
     assert ratio([], ["--kernels=torch", "--dtype=float32"]) > 1.2
