@@ -48,7 +48,7 @@ def run_sanitized(arguments: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_few_kernels_are_clean(tmp_path):
     run_sanitized(["tests/model/test_kernels.py", "-k", "gelu or swiglu"], tmp_path)
 
