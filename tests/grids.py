@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny import ROOT
+from tiny import PATIENCE, ROOT
 
 from nanoscale.experiments import ExperimentRunner, pool
 from nanoscale.experiments.local import ForkServer
@@ -18,7 +18,6 @@ from nanoscale.experiments.worker import Worker
 from nanoscale.store.folder import RunFolder
 
 TESTS = ROOT / "tests"
-PATIENCE = 120  # seconds: a machine may have other things to do
 FAKE = Worker(
     command=(sys.executable, str(TESTS / "fake_worker.py"), "run"),
     entry="fake_worker:main",

@@ -204,6 +204,10 @@ def spec_maker(base: Mapping[str, Any], data_root: Path) -> Callable[..., RunSpe
     return make
 
 
+# Seconds until a command counts as hanging: a machine may have other things to do.
+PATIENCE = 1200
+
+
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS`, with the package importable from anywhere and one thread."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -213,7 +217,7 @@ def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
         text=True,
         cwd=cwd,
         env=environment,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

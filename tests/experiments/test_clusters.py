@@ -10,7 +10,8 @@ import threading
 
 import pytest
 from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
-from grids import FAKE, PATIENCE, a_runner, begun, jump, running, starts
+from grids import FAKE, a_runner, begun, jump, running, starts
+from tiny import PATIENCE
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import clusters

@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 from fake_worker import CRASH, DEAF, DIE, ENDLESS, FLAKY, GREEDY, HUNGRY, REFUSE, SLOW, TINY
-from grids import FAKE, PATIENCE, a_runner, begun, jump, running, script, starts
+from grids import FAKE, a_runner, begun, jump, running, script, starts
+from tiny import PATIENCE
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, failures, machine, pool

@@ -15,8 +15,8 @@ import fake_worker
 import psutil
 import pytest
 from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
-from grids import FAKE, PATIENCE, SNIPPET, TESTS, a_runner, running, script, starts, wait_for
-from tiny import ROOT
+from grids import FAKE, SNIPPET, TESTS, a_runner, running, script, starts, wait_for
+from tiny import PATIENCE, ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table
@@ -421,7 +421,7 @@ def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monk
         input=SNIPPET.replace("1000", "10"),
         text=True,
         capture_output=True,
-        timeout=3 * PATIENCE,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     metrics = ExperimentRunner().load_metrics("depth_study")

@@ -12,6 +12,7 @@ from grids import a_runner, starts
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import samplers
+from nanoscale.experiments.records import SearchOutcome, TrialResult
 from nanoscale.experiments.samplers import uniform
 from nanoscale.experiments.search import Search, SearchPlan
 from nanoscale.experiments.space import read_space
@@ -329,24 +330,24 @@ def test_a_surface_and_slices_are_drawn_from_the_trials():
 
     space = SPACE | {"optimizer": ["adamw", "muon"]}
     dimensions = read_space(space, "s")
-    trials = [
-        {"values": {k: d.at(uniform(0, i, k)) for k, d in dimensions.items()}} for i in range(30)
-    ]
-    for trial in trials:
-        trial["losses"] = [octaves(trial["values"]["learning_rate"])]
-    trials[3]["losses"] = [math.inf]
+    trials = []
+    for i in range(30):
+        values = {key: d.at(uniform(0, i, key)) for key, d in dimensions.items()}
+        loss = math.inf if i == 3 else octaves(values["learning_rate"])
+        trials.append(TrialResult(values, [loss]))
     plain = SearchPlan(dimensions, 30, "random").to_json()["space"]
     shares = {"optimizer": 0.1, "learning_rate": 0.6, "weight_decay": 0.3}
-    panels = search_figure(trials, plain, shares).axes
+    outcome = SearchOutcome(trials, shares)
+    panels = search_figure(outcome, plain).axes
     assert [axes.get_title(loc="left") for axes in panels] == [
         "learning_rate",
         "weight_decay",
         "optimizer",
     ]
     assert sum(len(line.get_xdata()) for line in panels[0].lines) == 29 + 1  # and the best again
-    figure = contour_figure(trials, plain, shares)
+    figure = contour_figure(outcome, plain)
     assert figure.axes[0].get_xlabel() == "learning_rate"
-    assert contour_figure(trials, {k: plain[k] for k in ("learning_rate", "optimizer")}) is None
+    assert contour_figure(outcome, {k: plain[k] for k in ("learning_rate", "optimizer")}) is None
     import numpy as np
 
     u, v = np.random.default_rng(0).uniform(size=(2, 400))

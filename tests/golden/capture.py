@@ -39,7 +39,7 @@ from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TIMEOUT = 400.0  # seconds of one command
+TIMEOUT = 1200.0  # seconds until a command counts as hanging
 WARM = [
     ["fit", "none.csv"],
     ["plan", "none.csv", "--budget=1"],

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT, run_nanoscale, run_python
+from tiny import PATIENCE, ROOT, run_nanoscale, run_python
 
 from nanoscale.errors import (
     BAD_INPUT,
@@ -136,4 +136,4 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
     process.stdout.close()  # as `| head -0` would
     with process.stderr:
         assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == DONE
+    assert process.wait(timeout=PATIENCE) == DONE

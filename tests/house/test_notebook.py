@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from tiny import ROOT
+from tiny import PATIENCE, ROOT
 
 from nanoscale.data.prepare import prepare
 
@@ -22,7 +22,7 @@ def test_scaling_studies_notebook(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "scaling_studies.ipynb", as_version=4)
     notebook.metadata.kernelspec.name = "python3"
-    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}})
+    client = NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(ROOT)}})
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     text = "".join(output.get("text", "") for output in outputs)

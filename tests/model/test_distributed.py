@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT, TINY, run_python, spec_maker, tiny_config
+from tiny import PATIENCE, ROOT, TINY, run_python, spec_maker, tiny_config
 
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks, full, held_as, place, session
@@ -77,7 +77,7 @@ def forked(work: Callable[[], object], **environment: object) -> int:
     return pid
 
 
-def over_ranks(world: int, work: Callable[[], object], seconds: float = 30) -> None:
+def over_ranks(world: int, work: Callable[[], object]) -> None:
     """`work` in as many children as torchrun would start; each must end well and in time."""
     importlib.import_module("torch.distributed.fsdp")  # here once, not in every child
     with socket.socket() as free:
@@ -94,7 +94,7 @@ def over_ranks(world: int, work: Callable[[], object], seconds: float = 30) -> N
         )
         for rank in range(world)
     }
-    failed, end = False, time.monotonic() + seconds
+    failed, end = False, time.monotonic() + PATIENCE
     while left:
         failed |= time.monotonic() > end
         for pid in sorted(left):

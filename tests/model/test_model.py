@@ -277,7 +277,9 @@ def test_token_by_token_with_the_cache_equals_all_at_once(flags):
     parts = [model(idx[:, :3], cache=cache)[0]]
     parts += [model(idx[:, t : t + 1], cache=cache)[0] for t in range(3, 8)]
     assert cache.length == 8
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-5)
+    # float32 rounds in units of the largest logit; a wrong position or mask moves them by tenths.
+    worst = (torch.cat(parts, 1) - whole).abs().max()
+    assert worst < 1e-5 * whole.abs().max()
 
 
 @ALL_FLAGS

@@ -8,10 +8,10 @@ import pytest
 from nanoscale.checks.lr_transfer import transfer_verdict
 from nanoscale.laws import LAWS
 from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, simulate
-from nanoscale.laws.questions import Question
+from nanoscale.laws.questions import LawQuestion
 
 LAW = LAWS["chinchilla"]
-ASKED = [Question.parse(text, LAW) for text in ("alpha", "beta", "a", "E", "N*@1e24", "L@1e24")]
+ASKED = [LawQuestion.parse(text, LAW) for text in ("alpha", "beta", "a", "E", "N*@1e24", "L@1e24")]
 WIDTHS = np.array([32, 64, 128, 256])
 
 
@@ -50,7 +50,7 @@ def drift_holds(seed: int, drift: float) -> bool:
                 rows.append((width, lr, loss, trial))
     size, lr, loss, trials = zip(*rows, strict=True)
     verdict = transfer_verdict(size, lr, loss, trials)
-    low, high = verdict["drift"]["ci95"]
+    low, high = verdict.drift.ci95
     return bool(low <= drift <= high)
 
 

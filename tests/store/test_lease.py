@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from tiny import PATIENCE, ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.store import lease
@@ -90,7 +90,7 @@ def test_a_recycled_process_number_and_a_zombie_are_dead():
         "pid": process.pid,
         "process_started": psutil.Process(process.pid).create_time(),
     }
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while process_lives(record) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not process_lives(record)
@@ -131,7 +131,7 @@ def test_the_heartbeat_beats_until_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
     with take(tmp_path).beat() as mine:
         os.utime(mine.path, (0, 0))
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while mine.path.stat().st_mtime == 0 and time.monotonic() < until:
             time.sleep(0.01)
         assert mine.path.stat().st_mtime > 0
@@ -170,6 +170,6 @@ def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
         subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(8)
     ]
     for process in processes:
-        assert (process.communicate(timeout=60)[1], process.returncode) == (b"", 0)
+        assert (process.communicate(timeout=PATIENCE)[1], process.returncode) == (b"", 0)
     with take(tmp_path):
         pass

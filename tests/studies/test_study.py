@@ -17,7 +17,7 @@ from pathlib import Path
 import fake_worker
 import pytest
 from fake_worker import CRASH, DIVERGE, TINY
-from tiny import ROOT
+from tiny import PATIENCE, ROOT
 
 from nanoscale.commands.main import dispatch
 from nanoscale.commands.main import main as cli_main
@@ -513,7 +513,7 @@ def test_a_small_ladder_for_real(tmp_path):
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         text=True,
         capture_output=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "[toy] 5 COMPLETE" in done.stdout
