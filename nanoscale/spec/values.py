@@ -7,3 +7,4 @@ from typing import TypeAlias
 
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
 Value: TypeAlias = "str | float | bool | tuple[int, ...] | None"  # of a config's field
+Overrides: TypeAlias = "Mapping[str, Json]"  # dotted config keys and their values
