@@ -3,6 +3,6 @@
 They are nanoscale/spec/parametrization.py; docs/parametrization.md has every rule.
 """
 
-from nanoscale.spec.parametrization import COMPLETEP, MUP, SP, Power, Row, Scheme, register
+from nanoscale.spec.parametrization import COMPLETEP, MUP, SP, Power, Scaling, Scheme, register
 
-__all__ = ["COMPLETEP", "MUP", "SP", "Power", "Row", "Scheme", "register"]
+__all__ = ["COMPLETEP", "MUP", "SP", "Power", "Scaling", "Scheme", "register"]

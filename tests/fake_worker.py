@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     try:
         with folder.take().beat():
-            return 0 if folder.status()["state"] in FINISHED else run(folder, stopped)
+            return 0 if folder.status().state in FINISHED else run(folder, stopped)
     except Held:
         return 130
 
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
 def run(folder: RunFolder, stopped: list[int]) -> int:
     """Do what its beta1 says, until SIGTERM fills `stopped`."""
     config = folder.spec().config
-    first = folder.status()["checkpoint_step"] or 0
+    first = folder.status().checkpoint_step or 0
     print(f"pid {os.getpid()} threads {os.environ.get('OMP_NUM_THREADS')} from {first}")
     folder.set_status(state=RUNNING, step=first)
     with open(folder / "starts.txt", "a") as file:

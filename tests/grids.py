@@ -65,8 +65,8 @@ def running(folder: Path, count: int) -> list[int]:
 
     def pids() -> list[int]:
         found = [RunFolder(p.parent) for p in folder.glob("runs/*/status.json")]
-        holders = [f.holder() for f in found if f.status()["step"] >= 3]
-        return [holder["pid"] for holder in holders if holder]
+        holders = [f.holder() for f in found if f.status().step >= 3]
+        return [holder.pid for holder in holders if holder]
 
     wait_for(lambda: len(pids()) == count)
     return pids()

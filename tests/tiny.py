@@ -21,6 +21,12 @@ from nanoscale.store.folder import run_spec
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nanoscale"
 
+
+def identity(config: ResolvedConfig, data: str, parent: str | None = None) -> str:
+    """What a run is called."""
+    return RunSpec(config, {}, "data", data, parent).id
+
+
 TEXT = "the cat sat on the mat, the dog sat on the log.\n"
 VOCAB = 11  # of tiny configs; the tiny data set has its own
 

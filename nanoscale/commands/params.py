@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from nanoscale.commands.text_table import aligned
 from nanoscale.commands.verb import ConfigVerb
 from nanoscale.spec.sources import build, parse_arguments
 
@@ -22,10 +23,19 @@ def command(arguments: tuple[str, ...]) -> None:
     Needs no data when --vocab_size is given.
     """
     from nanoscale.data.dataset import open_dataset
-    from nanoscale.spec.listing import memory_table, parameter_table
+    from nanoscale.spec.listing import (
+        TEXT_COLUMNS,
+        count_lines,
+        in_words,
+        memory_lines,
+        tensor_rows,
+    )
+    from nanoscale.spec.parametrization import rules_of
     from nanoscale.spec.resolve import resolve
 
     config = build(parse_arguments(arguments))
     vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
     resolved = resolve(config, vocab)
-    click.echo(f"{parameter_table(resolved)}\n\n{memory_table(resolved)}")
+    rules = rules_of(resolved)
+    table = [*aligned(tensor_rows(rules), TEXT_COLUMNS), "", in_words(rules), ""]
+    click.echo("\n".join([*table, *count_lines(resolved), "", *memory_lines(resolved)]))

@@ -14,9 +14,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from nanoscale.data.meta import SPLITS, Meta, read_errors, read_meta
@@ -31,6 +32,8 @@ WHOLE = 2**28  # a larger file is fingerprinted by evenly spaced blocks
 SAMPLED_BLOCKS = 256
 
 Tokens: TypeAlias = NDArray[Any]  # (n,) of any integer type; of a token file, uint16
+Integers: TypeAlias = NDArray[np.int64]
+Words: TypeAlias = NDArray[np.uint64]  # of Philox
 
 # second word of the Philox key: one number per use, so that no two uses share words
 ORDER_RANDOM, ORDER_EPOCH, EPOCH_PHASE = 1, 2, 3
@@ -51,14 +54,15 @@ class Dataset:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; a character outside the vocabulary is a `UserError`."""
         if self.meta.kind == "gpt2":
-            return _gpt2().encode(text, allowed_special={"<|endoftext|>"})
+            ids: list[int] = _gpt2().encode(text, allowed_special={"<|endoftext|>"})
+            return ids
         if self.meta.kind == "byte":
             try:
                 return list(text.encode())
             except UnicodeEncodeError as e:
                 raise UserError(f"{text[e.start : e.end]!r} is not text that UTF-8 can hold") from e
-        ids = {symbol: i for i, symbol in enumerate(self._symbols())}
-        unknown = [c for c in dict.fromkeys(text) if c not in ids]
+        numbers = {symbol: i for i, symbol in enumerate(self._symbols())}
+        unknown = [c for c in dict.fromkeys(text) if c not in numbers]
         if unknown:
             shown = ", ".join(map(repr, unknown[:5]))
             if len(unknown) > 5:
@@ -67,12 +71,13 @@ class Dataset:
                 f"dataset {self.name!r} has no symbol for {shown}; "
                 f"use only characters of its {self.vocab_size}-symbol vocabulary"
             )
-        return [ids[c] for c in text]
+        return [numbers[c] for c in text]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD, padded GPT-2 ids nothing."""
         if self.meta.kind == "gpt2":
-            return _gpt2().decode([i for i in ids if i < _gpt2().n_vocab])
+            text: str = _gpt2().decode([i for i in ids if i < _gpt2().n_vocab])
+            return text
         if self.meta.kind == "byte":
             return bytes(ids).decode(errors="replace")
         symbols = self._symbols()
@@ -223,60 +228,44 @@ def _bytes_per_token(meta: Meta, split: str, tokens: Tokens) -> float | None:
     return total / len(tokens)
 
 
-def symbol_bytes(symbols: Sequence[str]) -> NDArray[np.int64]:
+def symbol_bytes(symbols: Sequence[str]) -> Integers:
     """UTF-8 length of each symbol: (vocab_size,) int64."""
     return np.array([len(s.encode(errors="replace")) for s in symbols], np.int64)
 
 
-class _Encoding(Protocol):
-    """What we use of tiktoken's."""
-
-    @property
-    def n_vocab(self) -> int: ...
-
-    def encode(self, text: str, *, allowed_special: set[str]) -> list[int]: ...
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
-
-
 @functools.cache
-def _gpt2() -> _Encoding:
+def _gpt2() -> Any:
     try:
         import tiktoken  # type: ignore[import-not-found, unused-ignore]  # an extra, seldom there
     except ImportError as e:
         raise UserError("GPT-2 tokens need tiktoken: run `pip install tiktoken`") from e
     try:
-        encoding: _Encoding = tiktoken.get_encoding("gpt2")
+        return tiktoken.get_encoding("gpt2")
     except Exception as e:  # it downloads its table, through whatever HTTP client it has
         raise UserError(f"tiktoken could not load its GPT-2 table: {e}") from e
-    return encoding
 
 
 # --- samples -----------------------------------------------------------------------------------
 
 
-def philox_words(
-    seed: int, purpose: int, stream: int, first: int, count: int
-) -> NDArray[np.uint64]:
+def philox_words(seed: int, purpose: int, stream: int, first: int, count: int) -> Words:
     """Words [first, first + count) of the random sequence (seed, purpose, stream): (count,) uint64.
 
     Word i is word i % 4 of block i // 4: key (seed, purpose), counter (1 + block, stream, 0, 0).
     Only raw words are used, as numpy promises those, unlike `Generator` methods, for good.
     """
     block, skip = divmod(first, 4)
-    key = np.array([seed, purpose], np.uint64)
-    counter = np.array([block, stream, 0, 0], np.uint64)
-    generator = np.random.Philox(key=key, counter=counter)
+    generator = np.random.Philox(key=[seed, purpose], counter=[block, stream, 0, 0])
     return generator.random_raw(skip + count)[skip:]
 
 
-def uniform_integers(words: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
+def uniform_integers(words: Words, n: int) -> Integers:
     """Each word as an integer in [0, n): floor(u n), u its upper 53 bits as a fraction."""
     fractions = (words >> np.uint64(11)) * 2.0**-53
     return (fractions * n).astype(np.int64)
 
 
-class Sampler:
+class TrainingSamples:
     """Training batches of one split, by sample number.
 
     `order='random'` draws each start anywhere in the split, with replacement, as nanoGPT does.
@@ -294,43 +283,37 @@ class Sampler:
         self.data_seed = data_seed
         self.order = order
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
-        self._epoch = -1  # the one whose starts are kept
-        self._starts_kept: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def batch(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def batch(self, first: int, count: int) -> tuple[Integers, Integers]:
         """Samples [first, first + count): X and Y, (count, block_size) int64, Y shifted by one."""
         return windows(self.tokens, self._starts(first, count), self.block_size)
 
-    def _starts(self, first: int, count: int) -> NDArray[np.int64]:
+    def _starts(self, first: int, count: int) -> Integers:
         """Where the samples start: (count,)."""
         if self.order == "random":
             words = philox_words(self.data_seed, ORDER_RANDOM, 0, first, count)
             return uniform_integers(words, len(self.tokens) - self.block_size)
-        pieces = []
-        while count > 0:
-            epoch, begin = divmod(first, self.windows_per_epoch)
-            piece = self._starts_of_epoch(epoch)[begin : begin + count]
-            pieces.append(piece)
-            first += len(piece)
-            count -= len(piece)
-        return np.concatenate(pieces)
+        epoch, skip = divmod(first, self.windows_per_epoch)
+        last = (first + count - 1) // self.windows_per_epoch
+        epochs = [self._starts_of_epoch(e) for e in range(epoch, last + 1)]
+        return np.concatenate(epochs)[skip : skip + count]
 
-    def _starts_of_epoch(self, epoch: int) -> NDArray[np.int64]:
+    def _starts_of_epoch(self, epoch: int) -> Integers:
         """Every window of an epoch in its order: (windows_per_epoch,)."""
-        if self._epoch == epoch:
-            return self._starts_kept
         n, T = self.windows_per_epoch, self.block_size
-        words = philox_words(self.data_seed, ORDER_EPOCH, epoch, 0, n)
-        # a stable sort, so that equal words cannot make the order depend on the machine
-        order = np.argsort(words, kind="stable")
+        order = _order_of_epoch(self.data_seed, epoch, n)
         word = philox_words(self.data_seed, EPOCH_PHASE, 0, epoch, 1)
-        phase = uniform_integers(word, min(T, len(self.tokens) - n * T))
-        self._epoch = epoch
-        self._starts_kept = order * T + phase
-        return self._starts_kept
+        return order * T + uniform_integers(word, min(T, len(self.tokens) - n * T))
 
 
-def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> NDArray[np.int64]:
+@functools.lru_cache(maxsize=2)
+def _order_of_epoch(seed: int, epoch: int, n: int) -> Integers:
+    words = philox_words(seed, ORDER_EPOCH, epoch, 0, n)
+    # a stable sort, so that equal words cannot make the order depend on the machine
+    return np.argsort(words, kind="stable")
+
+
+def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> Integers:
     """Starts of up to `limit` fixed windows spread evenly over a split, each at most once: (k,).
 
     Window j starts at j * block_size; of the W there are, the i-th of k chosen is floor(i W / k).
@@ -341,13 +324,9 @@ def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> NDArray[np
     return np.arange(chosen, dtype=np.int64) * available // max(chosen, 1) * block_size
 
 
-def windows(
-    tokens: Tokens, starts: NDArray[np.int64], block_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def windows(tokens: Tokens, starts: Integers, block_size: int) -> tuple[Integers, Integers]:
     """The windows at `starts`: X and Y, (len(starts), block_size) int64, Y is X shifted by one."""
-    offsets = np.arange(block_size + 1)
-    positions = starts[:, None] + offsets  # (B, T + 1)
-    rows = np.asarray(tokens)[positions]
+    rows = sliding_window_view(tokens, block_size + 1)[starts]  # (B, T + 1)
     X = rows[:, :-1].astype(np.int64)
     Y = rows[:, 1:].astype(np.int64)
     return X, Y

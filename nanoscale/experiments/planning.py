@@ -20,7 +20,7 @@ from nanoscale.experiments.progress import duration
 from nanoscale.spec.memory import memory_estimate
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, WAITING, RunFolder
-from nanoscale.store.lease import Held
+from nanoscale.store.lease import Held, Owner
 from nanoscale.store.resume import check_same, renewed
 
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"
@@ -174,5 +174,4 @@ def why(run: PlannedRun, neighbours: Neighbours) -> str:
         return f"after step {status.checkpoint_step} of {status.max_iters}"
     if run.plan == RETRY:
         return f"failed: {status.reason or 'no reason was recorded'}"
-    holder = run.folder.holder() or {}
-    return f"process {holder.get('pid')} on {holder.get('host')} is training it"
+    return f"{run.folder.holder() or Owner()} is training it"

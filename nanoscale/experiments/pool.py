@@ -234,10 +234,10 @@ class Pool:
             )
 
         size = self.limits.memory_limit
-        holder = run.job.folder.holder() if size is not None else None
-        if size is None or holder is None or holder.get("machine") != lease.machine():
+        owner = run.job.folder.holder() if size is not None else None
+        if size is None or owner is None or owner.pid is None or owner.machine != lease.machine():
             return None
-        used = machine.memory_of(holder["pid"])
+        used = machine.memory_of(owner.pid)
         if used <= size:
             return None
         gib = used / 2**30

@@ -20,6 +20,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.failures import Failure, log_tail
 from nanoscale.experiments.pool import Job
 from nanoscale.store.folder import COMPLETE, FAILED, ROWS, RUNNING, RunFolder
+from nanoscale.store.lease import Owner
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -135,9 +136,8 @@ class Progress:
     def elsewhere(self, job: Job) -> None:
         if job.title not in self.told:
             self.told.add(job.title)
-            who = job.folder.holder() or {}
-            place = f"process {who.get('pid')} on {who.get('host')}"
-            self.say(f"wait for {job.title}: {place} is training it")
+            owner = job.folder.holder() or Owner()
+            self.say(f"wait for {job.title}: {owner} is training it")
 
     def again(self, job: Job, failure: Failure, how: str) -> None:
         self.running.pop(job.path, None)

@@ -7,14 +7,14 @@ to absolute numbers before hashing (`resolve`).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
-from typing import Any, cast
+from operator import attrgetter
+from typing import Any
 
 from nanoscale.errors import UserError, one_of
 from nanoscale.spec.options import ConfigKey, keys_of, option
+from nanoscale.spec.values import Json, Overrides, Value
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
@@ -255,9 +255,9 @@ class ExperimentConfig:
     def tokens_per_iter(self) -> int:
         return self.sequences_per_iter * self.block_size
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Nested plain types, as in `config.json`."""
-        return cast("dict[str, Any]", json.loads(json.dumps(asdict(self))))  # a tuple is a list
+        return asdict(self) | {"checkpoint_steps": list(self.checkpoint_steps)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,18 +301,12 @@ def all_fields() -> dict[str, ConfigKey]:
     return keys_of(ExperimentConfig)
 
 
-def flatten(config: ExperimentConfig) -> dict[str, Any]:
+def flatten(config: ExperimentConfig) -> dict[str, Value]:
     """Dotted name -> value."""
-    return {name: _value(config, name) for name in all_fields()}
+    return {name: attrgetter(name)(config) for name in all_fields()}
 
 
-def _value(config: ExperimentConfig, name: str) -> Any:
-    outer, _, inner = name.partition(".")
-    value = getattr(config, outer)
-    return getattr(value, inner) if inner else value
-
-
-def from_flat(values: Mapping[str, Any]) -> ExperimentConfig:
+def from_flat(values: Overrides) -> ExperimentConfig:
     """The config with `values` (dotted names, already coerced) over the defaults."""
     top: dict[str, Any] = {}
     nested: dict[str, Any] = {}
@@ -328,9 +322,9 @@ def from_flat(values: Mapping[str, Any]) -> ExperimentConfig:
 # -- checks ---------------------------------------------------------------------------------
 def check(config: ExperimentConfig) -> None:
     """Refuse impossible values and combinations, naming what was typed and the remedy."""
-    for name, key in all_fields().items():
+    for name, value in flatten(config).items():
         if name != MODE or config.parametrization.rules is None:  # that file knows its own modes
-            key.check(_value(config, name), name)
+            all_fields()[name].check(value, name)
     _check_heads(config)
 
     if config.tie_embeddings and config.head_lr_mult != 1:

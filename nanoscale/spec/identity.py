@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from nanoscale.spec.config import (
     all_fields,
     flatten,
 )
-from nanoscale.spec.values import Json, Value
+from nanoscale.spec.values import Json, Overrides, Value
 
 IDENTITY_SCHEMA = 1  # of what is hashed
 NUMERICS_VERSION = 1  # bumped when the golden 20-step run changes
@@ -40,34 +41,10 @@ def scientific(config: ResolvedConfig) -> dict[str, Value]:
     }
 
 
-def content(
-    config: ResolvedConfig, data_fingerprint: str, parent: str | None = None
-) -> dict[str, Json]:
-    """All that a run depends on; `parent` is `<id>@<step>` of the run it branches from."""
-    payload: dict[str, Json] = {
-        "schema": IDENTITY_SCHEMA,
-        "numerics_version": NUMERICS_VERSION,
-        "data": data_fingerprint,
-        "config": scientific(config),
-    }
-    if parent is not None:
-        payload["branch_from"] = parent
-    return payload
-
-
-def identity(config: ResolvedConfig, data_fingerprint: str, parent: str | None = None) -> str:
-    """The run's name: 10 hex digits of the SHA-256 of its content."""
-    text = canonical_json(content(config, data_fingerprint, parent))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
 def label(config: ExperimentConfig) -> str:
     """A readable name, a pure function of the config, for folder names and legends."""
-    name = ""
-    for letter in config.dataset.rstrip("/").rpartition("/")[2]:
-        safe = letter.isalnum() or letter in "-_."
-        name += letter if safe else "_"
-    name = name.lstrip(".")[:40] or "data"
+    dataset = config.dataset.rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^\w.-]", "_", dataset).lstrip(".")[:40] or "data"
     mode = config.parametrization.mode
     return f"{name}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
 
@@ -87,7 +64,7 @@ class RunSpec:
     """A run before it starts: its resolved config, its data, its parent; hence its identity."""
 
     config: ResolvedConfig
-    typed: Mapping[str, Any]  # what the user wrote, for the record
+    typed: Overrides  # what the user wrote, for the record
     data_name: str
     data_fingerprint: str
     parent: str | None = None  # "<id>@<step>" of the run whose past it shares
@@ -95,11 +72,20 @@ class RunSpec:
     @property
     def content(self) -> dict[str, Json]:
         """All that the run depends on: equal for two specs of one run."""
-        return content(self.config, self.data_fingerprint, self.parent)
+        payload: dict[str, Json] = {
+            "schema": IDENTITY_SCHEMA,
+            "numerics_version": NUMERICS_VERSION,
+            "data": self.data_fingerprint,
+            "config": scientific(self.config),
+        }
+        if self.parent is not None:
+            payload["branch_from"] = self.parent
+        return payload
 
     @cached_property
     def id(self) -> str:
-        return identity(self.config, self.data_fingerprint, self.parent)
+        """10 hex digits of the SHA-256 of its content."""
+        return hashlib.sha256(canonical_json(self.content).encode()).hexdigest()[:10]
 
     @property
     def name(self) -> str:
@@ -143,8 +129,7 @@ class RunSpec:
 
 def config_from_dict(record: Mapping[str, Json]) -> ResolvedConfig:
     """The inverse of `ResolvedConfig.to_dict`; unknown keys are refused, missing are defaults."""
-    known = {name.split(".")[0] for name in all_fields()}
-    unknown = set(record) - known
+    unknown = set(record) - {f.name for f in fields(ResolvedConfig)}
     if unknown:
         raise UserError(f"unknown config keys {sorted(unknown)}: written by a newer nanoscale?")
     values: dict[str, Any] = dict(record)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from nanoscale.spec.architecture import MATRIX_ROLES, TensorSpec, kv_width, tensors, widths
+from nanoscale.spec.architecture import MATRIX_ROLES, TensorSpec, ffn_width, kv_width, tensors
 from nanoscale.spec.config import ResolvedConfig
 
 F4 = 4  # bytes of a float32: weights, their gradients, the residual stream, norms, losses
@@ -25,23 +25,6 @@ class StepNumerics:
     kernels: str
     device: str
     dtype: str
-
-    @property
-    def fused(self) -> bool:
-        return self.kernels == "fused"
-
-    @property
-    def cuda(self) -> bool:
-        return self.device == "cuda"
-
-    @property
-    def size(self) -> int:
-        """Of one number between products."""
-        return DTYPE_BYTES[self.dtype]
-
-    @property
-    def narrow(self) -> bool:
-        return self.size < F4
 
 
 def assumed(config: ResolvedConfig) -> StepNumerics:
@@ -60,89 +43,91 @@ def memory_estimate(config: ResolvedConfig, step: StepNumerics | None = None) ->
 
     Of one process; the second update and later ones, as the optimizer's state exists from then on.
     """
-    moments = Moments(config, step or assumed(config))
-    fullest = max(
-        moments.loss(),
-        moments.loss_backward(),
-        moments.top(),
-        moments.bottom(),
-        moments.optimizer(),
-        key=Counter.total,
-    )
+    update = Moments(config, step or assumed(config))
+    moments = [update.loss(), update.top(), update.bottom(), update.optimizer()]
+    if not config.loss_chunk:  # with chunks its first step was made with the loss
+        moments.append(update.loss_backward())
+    fullest = max(moments, key=Counter.total)
     return {part: fullest[part] for part in PARTS} | {"total": fullest.total()}
 
 
-# -- what a block keeps for its backward pass, in bytes per token ---------------------------------
-def kept_by_attention(config: ResolvedConfig, step: StepNumerics) -> int:
-    """Kept by a block's first half."""
-    d, kv, s = config.n_embd, kv_width(config), step.size
-    kept = kept_by_norm(config, step) + kept_by_dropout(config, step)
-    kept += s * d if step.fused or not step.narrow else 3 * s * d  # torch's products cast x anew
-
-    if config.dropout and not step.cuda:  # torch's own, in float32 and for each head:
-        kept += F4 * 3 * d  # q, k and v,
-        kept += F4 * 3 * config.n_head * config.block_size  # the softmax, its mask, their product
-    else:
-        kept += s * (d + 2 * kv)  # q, k and v,
-        kept += F4 * config.n_head  # and the logs of the softmax's sums
-        if step.fused and (config.use_rope or config.use_qk_norm):
-            kept += s * (d + kv)  # q and k turned; what they were stays, with v in one piece
-    if config.use_qk_norm and not step.fused:
-        kept += F4 * (d + kv)  # normed, in float32
-        if not step.cuda:
-            kept += F4 * (d + kv)  # and what came in
-    return kept + s * d  # the heads' outputs
-
-
-def kept_by_mlp(config: ResolvedConfig, step: StepNumerics) -> int:
-    """Kept by a block's second half."""
-    inputs, hidden = 1, 2  # before and after the GELU
-    if config.use_swiglu:
-        hidden = 3 if step.fused else 4  # gate, up and the product; silu(gate)
-        if step.narrow and not step.fused:
-            inputs = 2  # as each of torch's products casts x anew
-    size = inputs * config.n_embd + hidden * widths(config).ffn
-    return kept_by_norm(config, step) + kept_by_dropout(config, step) + step.size * size
-
-
-def kept_by_norm(config: ResolvedConfig, step: StepNumerics) -> int:
-    """Kept by a norm: the residual stream, two statistics, RMSNorm's steps on torch's CPU."""
-    stream = F4 * config.n_embd
-    if config.use_rmsnorm and not step.fused and not step.cuda:
-        stream *= 2
-    return stream + 2 * F4
-
-
-def kept_by_dropout(config: ResolvedConfig, step: StepNumerics) -> int:
-    """Kept by a branch's dropout: its mask."""
-    if not config.dropout:
-        return 0
-    return config.n_embd if step.cuda else step.size * config.n_embd
-
-
-# -- the moments ----------------------------------------------------------------------------------
 class Moments:
     """Bytes by part at the moments of an update that can be its fullest."""
 
     def __init__(self, config: ResolvedConfig, step: StepNumerics) -> None:
         self.config = config
-        self.step = step
-        self.size = step.size
-        self.width = config.n_embd
-        self.ffn = widths(config).ffn
-        self.attention = kept_by_attention(config, step)
-        self.mlp = kept_by_mlp(config, step)
+        self.fused = step.kernels == "fused"
+        self.cuda = step.device == "cuda"
+        self.size = DTYPE_BYTES[step.dtype]  # of one number between products
+        self.narrow = self.size < F4
         sequences = min(config.micro_batch_size or config.batch_size, config.sequences_per_iter)
         self.tokens = sequences * config.block_size
+        self.symbols = self.tokens * config.vocab_size
+
+        self.width, self.layers = config.n_embd, config.n_layer
+        self.ffn = ffn_width(self.width, config.use_swiglu, config.multiple_of)
+        self.stream = F4 * self.tokens * self.width
+        self.states = self.size * self.tokens * self.width
 
         self.tensors = tensors(config)
         self.matrices = sum(t.numel for t in self.tensors if t.role in MATRIX_ROLES)
-        self.head = config.vocab_size * config.n_embd
+        self.head = config.vocab_size * self.width
+        self.head_gradient = F4 * self.head
         self.weights = F4 * sum(t.numel for t in self.tensors)
         self.earlier = 0  # gradients of the micro-batches before
         if sequences < config.sequences_per_iter:
             self.earlier = self.weights
 
+    # -- what a block keeps for its backward pass, in bytes per token -----------------------------
+    def kept_by_attention(self) -> int:
+        """Kept by a block's first half."""
+        config, d, kv, s = self.config, self.width, kv_width(self.config), self.size
+        kept = self.kept_by_norm() + self.kept_by_dropout()
+        copies = 3 if self.narrow and not self.fused else 1  # torch's products cast x anew
+        kept += copies * s * d
+
+        if config.dropout and not self.cuda:  # torch's own, in float32 and for each head:
+            kept += F4 * 3 * d  # q, k and v,
+            kept += F4 * 3 * config.n_head * config.block_size  # softmax, its mask, their product
+        else:
+            kept += s * (d + 2 * kv)  # q, k and v,
+            kept += F4 * config.n_head  # and the logs of the softmax's sums
+            if self.fused and (config.use_rope or config.use_qk_norm):
+                kept += s * (d + kv)  # q and k turned; what they were stays, with v in one piece
+        if config.use_qk_norm and not self.fused:
+            kept += F4 * (d + kv)  # normed, in float32
+            if not self.cuda:
+                kept += F4 * (d + kv)  # and what came in
+        return kept + s * d  # the heads' outputs
+
+    def kept_by_mlp(self) -> int:
+        """Kept by a block's second half."""
+        inputs, hidden = 1, 2  # before and after the GELU
+        if self.config.use_swiglu:
+            hidden = 3 if self.fused else 4  # gate, up and the product; silu(gate)
+            if self.narrow and not self.fused:
+                inputs = 2  # as each of torch's products casts x anew
+        size = inputs * self.width + hidden * self.ffn
+        return self.kept_by_norm() + self.kept_by_dropout() + self.size * size
+
+    def kept_by_norm(self) -> int:
+        """Kept by a norm: the residual stream, two statistics, RMSNorm's steps on torch's CPU."""
+        stream = F4 * self.width
+        if self.config.use_rmsnorm and not self.fused and not self.cuda:
+            stream *= 2
+        return stream + 2 * F4
+
+    def kept_by_dropout(self) -> int:
+        """Kept by a branch's dropout: its mask."""
+        if not self.config.dropout:
+            return 0
+        return self.width if self.cuda else self.size * self.width
+
+    def kept_by_block(self) -> int:
+        """Kept by both halves of a block, for all tokens."""
+        return self.tokens * (self.kept_by_attention() + self.kept_by_mlp())
+
+    # -- the moments ------------------------------------------------------------------------------
     def moment(self, **parts: int) -> Counter[str]:
         """A moment's parts beside those of every moment."""
         states = sum(t.numel * (1 if self.by_muon(t) else 2) for t in self.tensors)
@@ -150,7 +135,7 @@ class Moments:
         total["parameters"] += self.weights
         total["optimizer"] += F4 * states
         total["activations"] += 2 * 8 * self.config.tokens_per_iter  # tokens and targets, int64
-        if self.step.fused:  # they stay
+        if self.fused:  # they stay
             total["casts"] = self.casts()
         return total
 
@@ -162,34 +147,31 @@ class Moments:
 
         In float32 the kernels still need q, k and v, and gate and up, as one matrix each.
         """
-        if self.step.narrow:
+        if self.narrow:
             return self.size * (self.matrices + self.head)
-        if not self.step.fused:
+        if not self.fused:
             return 0
         return F4 * sum(t.numel for t in self.tensors if any(name in t.name for name in JOINED))
 
     def graph_casts(self) -> int:
         """Weights of blocks that torch's graph holds in the narrow type, backward."""
-        if self.step.fused or not self.step.narrow:
+        if self.fused or not self.narrow:
             return 0
-        blocks = 1 if self.config.recompute else self.config.n_layer
-        return self.size * (self.matrices // self.config.n_layer) * blocks
+        blocks = 1 if self.config.recompute else self.layers
+        return self.size * (self.matrices // self.layers) * blocks
 
     def kept(self) -> int:
         """Kept by all blocks after the forward pass, and of the embedding its dropout mask."""
-        layers = self.config.n_layer
         mask = 0
         if self.config.dropout:
-            mask = self.width if self.step.cuda else F4 * self.width
+            mask = self.tokens * self.width if self.cuda else self.stream
         if self.config.recompute:  # each block's input: the residual stream and a branch
-            inputs = layers * F4 * self.width + (layers - 1) * self.size * self.width
-            return self.tokens * (inputs + mask)
-        return self.tokens * (layers * (self.attention + self.mlp) + mask)
+            return self.layers * self.stream + (self.layers - 1) * self.states + mask
+        return self.layers * self.kept_by_block() + mask
 
     def kept_to_the_end(self) -> int:
         """Kept by all blocks, the final norm and the head."""
-        norm = kept_by_norm(self.config, self.step)
-        return self.kept() + self.tokens * (norm + self.size * self.width)
+        return self.kept() + self.tokens * self.kept_by_norm() + self.states
 
     def loss(self) -> Counter[str]:
         """At the end of the forward pass: all activations, all casts, and the loss's own."""
@@ -197,50 +179,47 @@ class Moments:
             return self.chunked_loss(min(self.config.loss_chunk, self.tokens))
         # the kernels: logits and gradient
         per_symbol = 2 * self.size
-        if not self.step.fused:  # logits, in float32, log-probabilities; z takes one more
+        if not self.fused:  # logits, in float32, log-probabilities; z takes one more
             per_symbol = (3 if self.config.z_loss else 2) * F4
-            if self.step.narrow:
+            if self.narrow:
                 per_symbol += self.size
         return self.moment(
             activations=self.kept_to_the_end(),
             gradients=self.earlier,
             casts=self.casts(),
-            logits=self.tokens * self.config.vocab_size * per_symbol,
+            logits=self.symbols * per_symbol,
         )
 
     def chunked_loss(self, chunk: int) -> Counter[str]:
         """The same with the logits of `chunk` tokens at a time, whose gradients come with them."""
-        states = F4 * self.tokens * self.width  # their gradient
+        states = self.stream  # their gradient
         per_symbol = 2 * F4  # logits, in float32, and logsumexp's exponentials
         product = 0  # of the head's gradient
-        if self.step.fused:  # logits and their gradient
-            states = self.size * self.tokens * self.width
+        if self.fused:  # logits and their gradient
+            states = self.states
             per_symbol = 2 * self.size
-        elif self.step.narrow:
+        elif self.narrow:
             per_symbol += self.size
-        if self.step.narrow:
-            product = self.head * (self.size if self.step.cuda else self.size + F4)
+        if self.narrow:
+            product = self.head * (self.size if self.cuda else self.size + F4)
         symbols = chunk * self.config.vocab_size
         return self.moment(
             activations=self.kept_to_the_end(),
             casts=self.casts(),
             workspace=states,
-            gradients=self.earlier + F4 * self.head,
+            gradients=self.earlier + self.head_gradient,
             logits=max(symbols * per_symbol, symbols * self.size + product),
         )
 
     def loss_backward(self) -> Counter[str]:
-        """Where the backward pass begins; with chunks its first step was made with the loss."""
-        symbols = self.tokens * self.config.vocab_size
-        narrow_head = self.size * self.head if self.step.narrow else 0
-        if self.config.loss_chunk:
-            return Counter()
-        if self.step.fused:  # the gradients of the logits, the final states and the head
+        """Where the backward pass begins."""
+        narrow_head = self.size * self.head if self.narrow else 0
+        if self.fused:  # the gradients of the logits, the final states and the head
             return self.moment(
                 activations=self.kept_to_the_end(),
-                logits=self.size * symbols,
-                gradients=self.earlier + F4 * self.head,
-                workspace=self.size * self.tokens * self.width + narrow_head,
+                logits=self.size * self.symbols,
+                gradients=self.earlier + self.head_gradient,
+                workspace=self.states + narrow_head,
             )
         # log-probabilities, their gradient and the logits'; for z_loss the logits, and a gradient
         # that waits for the other
@@ -249,22 +228,21 @@ class Moments:
             activations=self.kept_to_the_end(),
             gradients=self.earlier,
             casts=self.graph_casts() + narrow_head,
-            logits=copies * F4 * symbols,
+            logits=copies * F4 * self.symbols,
         )
 
     def top(self) -> Counter[str]:
         """In the last block, backward: the head's gradient and all activations are there."""
-        stream = F4 * self.tokens * self.width
         activations = self.kept()
         if self.config.recompute:
-            activations += self.tokens * (self.attention + self.mlp)
-            if self.config.n_layer == 1:  # in the first block the residual stream is its input
-                activations -= stream
+            activations += self.kept_by_block()
+            if self.layers == 1:  # in the first block the residual stream is its input
+                activations -= self.stream
         return self.moment(
             activations=activations,
-            gradients=self.earlier + F4 * self.head,
+            gradients=self.earlier + self.head_gradient,
             casts=self.graph_casts(),
-            workspace=stream + max(self.in_mlp(), self.in_attention()),
+            workspace=self.stream + max(self.in_mlp(), self.in_attention()),
         )
 
     def in_mlp(self) -> int:
@@ -273,39 +251,37 @@ class Moments:
         matrix = F4 * self.width * self.ffn
         matrices = 2 if self.config.use_swiglu else 1  # before the nonlinearity
         branch = 0
-        if self.step.fused or self.step.narrow:  # torch in float32: the stream's own
-            branch = self.size * self.tokens * self.width
+        if self.fused or self.narrow:  # torch in float32: the stream's own
+            branch = self.states
 
         in_c_proj = branch + self.size * hidden + matrix
-        if self.step.narrow:
+        if self.narrow:
             in_c_proj += matrix // 2
         most = max(in_c_proj, matrices * self.size * hidden + matrix)  # or in the nonlinearity
-        if self.step.fused and self.step.narrow and self.config.bias:  # summed in float32
+        if self.fused and self.narrow and self.config.bias:  # summed in float32
             summed = (F4 * matrices - self.size) * hidden
             most = max(most, summed + branch + matrices * matrix)
         return most
 
     def in_attention(self) -> int:
         """The same of torch's own attention under dropout, when the MLP is done."""
-        if self.step.cuda or not self.config.dropout:
+        if self.cuda or not self.config.dropout:
             return 0
         square = F4 * self.config.n_head * self.config.block_size
-        return self.tokens * (square + F4 * self.width - self.mlp)
+        return self.tokens * (square - self.kept_by_mlp()) + self.stream
 
     def bottom(self) -> Counter[str]:
         """At the embedding, backward: all gradients; a tied head's was made apart."""
         apart = 2 if self.config.tie_embeddings else 0  # with the sum
         if self.earlier:
             apart += 1  # and the new one
-        return self.moment(
-            gradients=self.weights + apart * F4 * self.head,
-            workspace=F4 * self.tokens * self.width,
-        )
+        gradients = self.weights + apart * self.head_gradient
+        return self.moment(gradients=gradients, workspace=self.stream)
 
     def optimizer(self) -> Counter[str]:
         """In the optimizer's step: Muon orthogonalises all matrices of a shape at once."""
         stacks = Counter((t.role, t.shape) for t in self.tensors if self.by_muon(t))
-        size = 2 if self.step.cuda else F4
+        size = 2 if self.cuda else F4
         most = 0
         for (_, shape), count in stacks.items():
             rows, columns = shape

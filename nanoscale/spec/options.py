@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, fields
 from types import GenericAlias, UnionType
 from typing import Any, get_type_hints
@@ -40,17 +41,15 @@ class ConfigKey:
         if self.choices and value not in self.choices:
             raise UserError(f"{spelled}={value}: choose {one_of(self.choices)}")
 
-        bound = None  # `not >=` rather than `<`: NaN is within no bound
-        if self.least is not None and not value >= self.least:
-            bound = f"at least {self.least}"
-        elif self.above is not None and not value > self.above:
-            bound = f"above {self.above}"
-        elif self.most is not None and not value <= self.most:
-            bound = f"at most {self.most}"
-        elif self.below is not None and not value < self.below:
-            bound = f"below {self.below}"
-        if bound:
-            raise UserError(f"{spelled}={value}: must be {bound}")
+        bounds = (
+            ("at least", self.least, operator.ge),
+            ("above", self.above, operator.gt),
+            ("at most", self.most, operator.le),
+            ("below", self.below, operator.lt),
+        )
+        for words, bound, within in bounds:  # `not >=` rather than `<`: NaN is within no bound
+            if bound is not None and not within(value, bound):
+                raise UserError(f"{spelled}={value}: must be {words} {bound}")
 
 
 def keys_of(config: type, prefix: str = "") -> dict[str, ConfigKey]:

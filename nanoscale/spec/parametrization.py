@@ -86,7 +86,7 @@ ONE = Power()
 
 
 @dataclass(frozen=True)
-class Row:
+class Scaling:
     """Multipliers of one role on the base init std, LR, weight decay and eps.
 
     `wd` is that of independent decay, by which LR x decay is the same at every width.
@@ -107,8 +107,8 @@ class Scheme:
     `input_mult` and `output_mult` act unless the scheme is not `tunable`.
     """
 
-    rows: Mapping[str, Row] = field(default_factory=lambda: dict.fromkeys(ROLES, Row()))
-    muon: Row = Row()
+    rows: Mapping[str, Scaling] = field(default_factory=lambda: dict.fromkeys(ROLES, Scaling()))
+    muon: Scaling = Scaling()
     attention: Multiplier = ONE
     residual: Multiplier = ONE
     logits: Multiplier = ONE
@@ -120,41 +120,33 @@ class Scheme:
 NARROW = Power(m_N=-1)  # gradients shrink as 1/width, so eps does
 BLOCK_LR = Power(m_L=-1, m_L_alpha=1)  # m_L^(alpha-1)
 BLOCK_EPS = Power(m_N=-1, m_L_alpha=-1)
-_OUTER = {role: Row(eps=NARROW) for role in ("embedding", "position", "final_norm", "readout")}
-_MUP_MATRIX = Row(Power(m_in=-0.5), Power(m_in=-1), Power(m_in=1), NARROW)
-_COMPLETEP_MATRIX = Row(
-    Power(m_in=-0.5), Power(m_in=-1, m_L=-1, m_L_alpha=1), Power(m_in=1), BLOCK_EPS
-)
-_ATTENTION = Power(m_h=-0.5)
-_LOGITS = Power(m_N=-1)
+_MUP_MATRIX = Scaling(Power(m_in=-0.5), Power(m_in=-1), Power(m_in=1), NARROW)
+_COMPLETEP_MATRIX = replace(_MUP_MATRIX, lr=replace(BLOCK_LR, m_in=-1), eps=BLOCK_EPS)
 
 SP = Scheme(own_depth=True, tunable=False)
 MUP = Scheme(
-    _OUTER
-    | {
+    {
+        **dict.fromkeys(ROLES, Scaling(eps=NARROW)),
         "hidden": _MUP_MATRIX,
         "residual_out": _MUP_MATRIX,
-        "block_norm": Row(eps=NARROW),
-        "bias": Row(eps=NARROW),
-        "qk_norm": Row(),  # shared over heads: no width factor
+        "qk_norm": Scaling(),  # shared over heads: no width factor
     },
-    attention=_ATTENTION,
-    logits=_LOGITS,
+    attention=Power(m_h=-0.5),
+    logits=Power(m_N=-1),
 )
 # m_L is 1 outside blocks, so a final bias takes no depth factor; Muon's LR x decay stays constant
-COMPLETEP = Scheme(
-    _OUTER
-    | {
+COMPLETEP = replace(
+    MUP,
+    rows={
+        **MUP.rows,
         "hidden": _COMPLETEP_MATRIX,
         "residual_out": _COMPLETEP_MATRIX,
-        "block_norm": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
-        "bias": Row(lr=BLOCK_LR, eps=BLOCK_EPS),
-        "qk_norm": Row(lr=BLOCK_LR, eps=Power(m_L_alpha=-1)),
+        "block_norm": Scaling(lr=BLOCK_LR, eps=BLOCK_EPS),
+        "bias": Scaling(lr=BLOCK_LR, eps=BLOCK_EPS),
+        "qk_norm": Scaling(lr=BLOCK_LR, eps=Power(m_L_alpha=-1)),
     },
-    muon=Row(lr=BLOCK_LR, wd=Power(m_L=1, m_L_alpha=-1)),
-    attention=_ATTENTION,
+    muon=Scaling(lr=BLOCK_LR, wd=Power(m_L=1, m_L_alpha=-1)),
     residual=Power(m_L_alpha=-1),
-    logits=_LOGITS,
 )
 
 SCHEMES: dict[str, Scheme] = {"SP": SP, "muP": MUP, "CompleteP": COMPLETEP}

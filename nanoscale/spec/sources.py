@@ -7,11 +7,13 @@ coerced by the field they are for, a later source wins, and every refusal quotes
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import sys
 import tomllib
+import traceback
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,10 +29,11 @@ from nanoscale.spec.config import (
     from_flat,
 )
 from nanoscale.spec.options import Kind
+from nanoscale.spec.values import Json, Overrides, Value
 
 COMMAND_LINE = "the command line"
 FIELDS = all_fields()
-ALIASES = {"parametrization.mode": {"mup": "muP", "sp": "SP", "completep": "CompleteP"}}
+ALIASES = {(MODE, mode.lower()): mode for mode in FIELDS[MODE].choices}
 WANTED: dict[Kind, str] = {bool: "True or False", int: "a whole number", float: "a number"}
 
 
@@ -39,7 +42,7 @@ class Source:
     """Values from one place: `name` is how messages call it, e.g. a path or `the command line`."""
 
     name: str
-    values: Mapping[str, Any]
+    values: Overrides
 
     def spelled(self, text: str) -> str:
         """A key, or what is wrong with one, as messages begin with it."""
@@ -113,11 +116,9 @@ def _literal(value: object) -> object:
 def _text(key: str, value: object) -> str:
     if not isinstance(value, str):
         raise UserError(f"{key}={value}: expected text")
-    quoted = len(value) > 1 and value[0] == value[-1]
-    if quoted and value[0] in "'\"":
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         value = value[1:-1]
-    aliases = ALIASES.get(key, {})
-    return aliases.get(value.lower(), value)
+    return ALIASES.get((key, value.lower()), value)
 
 
 def _truth(literal: object) -> bool | None:
@@ -137,7 +138,7 @@ def _number(literal: object, kind: Kind) -> float | None:
 
 
 # -- files ----------------------------------------------------------------------------------
-def read_file(path: str, known: Mapping[str, Any]) -> Source:
+def read_file(path: str, known: Overrides) -> Source:
     """A config file as a source; `known` are the values in scope of a `.py` file."""
     text = _text_of(Path(path), path)
     try:
@@ -162,29 +163,15 @@ def _text_of(file: Path, path: str) -> str:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
 
 
-def flatten_keys(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Json]:
     """`{'parametrization': {'mode': 'muP'}}` as `{'parametrization.mode': 'muP'}`."""
-    flat: dict[str, object] = {}
+    flat: dict[str, Json] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten_keys(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-LANGUAGES = {".toml": "TOML", ".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
-
-
-def _parse(path: str, text: str) -> object:
-    """What a file of TOML, JSON or YAML holds."""
-    language = LANGUAGES[Path(path).suffix]
-    try:
-        if language == "TOML":
-            return tomllib.loads(text)
-        return json.loads(text) if language == "JSON" else _yaml(text)
-    except ValueError as e:
-        raise UserError(f"{path}: not valid {language}: {e}") from e
 
 
 def _yaml(text: str) -> object:
@@ -196,7 +183,24 @@ def _yaml(text: str) -> object:
         raise ValueError(e) from e
 
 
-def _run(path: str, text: str, known: Mapping[str, Any]) -> dict[str, Any]:
+LANGUAGES: dict[str, tuple[str, Callable[[str], object]]] = {
+    ".toml": ("TOML", tomllib.loads),
+    ".json": ("JSON", json.loads),
+    ".yaml": ("YAML", _yaml),
+    ".yml": ("YAML", _yaml),
+}
+
+
+def _parse(path: str, text: str) -> object:
+    """What a file of TOML, JSON or YAML holds."""
+    language, load = LANGUAGES[Path(path).suffix]
+    try:
+        return load(text)
+    except ValueError as e:
+        raise UserError(f"{path}: not valid {language}: {e}") from e
+
+
+def _run(path: str, text: str, known: Overrides) -> Mapping[str, object]:
     """Run a nanoGPT-style file of assignments and return the names it assigned."""
     nested = types.SimpleNamespace()
     scope: dict[str, Any] = {"parametrization": nested}
@@ -210,15 +214,15 @@ def _run(path: str, text: str, known: Mapping[str, Any]) -> dict[str, Any]:
         tree = ast.parse(text, filename=path)
         exec(compile(tree, path, "exec"), scope)
     except (Exception, SystemExit) as e:  # the user's own code: what it raises is theirs to read
-        line = getattr(e, "lineno", None) or _last_line(e, path)
+        frames = traceback.extract_tb(e.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        line = getattr(e, "lineno", None) or (lines[-1] if lines else "?")
         raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
 
     targets = list(_targets(tree))
     names = {node.id for node in targets if isinstance(node, ast.Name)}
-    values = {}
-    for name in sorted(names & scope.keys()):
-        if not name.startswith("_"):
-            values[name] = scope[name]
+    ours = sorted(name for name in names & scope.keys() if not name.startswith("_"))
+    values = {name: scope[name] for name in ours}
     for node in targets:
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "parametrization":
             values[f"parametrization.{node.attr}"] = getattr(scope["parametrization"], node.attr)
@@ -235,27 +239,13 @@ def _targets(tree: ast.Module) -> Iterator[ast.AST]:
                 yield node
 
 
-def _last_line(error: BaseException, path: str) -> int | str:
-    """The last line of the file at `path` in the error's traceback."""
-    line: int | str = "?"
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
 # -- layering -------------------------------------------------------------------------------
-def layered(sources: Iterable[Source]) -> dict[str, Any]:
+def layered(sources: Iterable[Source]) -> dict[str, Value]:
     """The values of the sources, left to right over the defaults."""
-    values = flatten(ExperimentConfig())
-    for source in sources:
-        values = apply(values, source)
-    return values
+    return functools.reduce(apply, sources, flatten(ExperimentConfig()))
 
 
-def apply(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
+def apply(values: Mapping[str, Value], source: Source) -> dict[str, Value]:
     """`values` with one source over them: coerced, known keys only, one member per quantity."""
     for name in source.values:
         if name not in FIELDS:
@@ -276,7 +266,7 @@ def apply(values: Mapping[str, Any], source: Source) -> dict[str, Any]:
                 f"{source.name} sets both {' and '.join(given)}, which say the same thing; keep one"
             )
         if given:
-            result |= dict.fromkeys(group) | {given[0]: new[given[0]]}
+            result |= dict.fromkeys(group) | new
     return result
 
 
@@ -319,13 +309,13 @@ def parse_arguments(arguments: Sequence[str]) -> list[Source]:
     return sources
 
 
-def typed(sources: Iterable[Source]) -> dict[str, Any]:
+def typed(sources: Iterable[Source]) -> dict[str, Json]:
     """What was typed, as one flat dict of plain values, for the record."""
-    merged: dict[str, Any] = {}
+    merged: dict[str, Json] = {}
     for source in sources:
         merged |= source.values
     for name, value in merged.items():
-        if not isinstance(value, (str, int, float, bool, list, type(None))):
+        if not isinstance(value, (str, int, float, list, type(None))):
             merged[name] = repr(value)
     return merged
 

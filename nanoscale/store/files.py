@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError, disk_errors
+from nanoscale.spec.values import Json
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-def row_line(row: Mapping[str, Any]) -> str:
+def row_line(row: Mapping[str, Json]) -> str:
     """One row of `metrics.jsonl`."""
     return json.dumps(plain(row), separators=(",", ":"), allow_nan=False) + "\n"
 

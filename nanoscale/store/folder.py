@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RECORD_SCHEMA, Data, RunSpec
-from nanoscale.spec.values import Json
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store import lease
 from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
 from nanoscale.store.run_records import RunStatus
@@ -48,10 +47,10 @@ def parent_of(branch_from: str) -> str:
     return f"{status.id}@{status.checkpoint_step if step is None else step}"
 
 
-def run_spec(config: ResolvedConfig, data: Data, typed: Mapping[str, Any]) -> RunSpec:
+def run_spec(config: ResolvedConfig, data: Data, typed: Overrides) -> RunSpec:
     """The spec of a config on an open dataset, with the parent it branches from."""
     parent = parent_of(config.branch_from) if config.branch_from else None
-    return RunSpec(config, dict(typed), data.name, data.fingerprint, parent)
+    return RunSpec(config, typed, data.name, data.fingerprint, parent)
 
 
 # -- the folder -------------------------------------------------------------------------------
@@ -123,8 +122,8 @@ class RunFolder:
         """The right to write here, a context; raises `lease.Held` where others have it."""
         return lease.take(self.path)
 
-    def holder(self) -> dict[str, Any] | None:
-        """Who is training here (pid, host), or None."""
+    def holder(self) -> lease.Owner | None:
+        """Who is training here, or None."""
         return lease.holder(self.path)
 
     def set_status(self, **changes: Any) -> None:

@@ -19,8 +19,8 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nanoscale.errors import UserError, disk_errors
 
@@ -28,12 +28,24 @@ BEAT_SECONDS, MISSED = 10.0, 12
 NAME = re.compile(r"lease-(\d+)\.json")
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Whose a claim is; nobody is known while its file is being written."""
+
+    pid: int | None = None
+    host: str | None = None
+    machine: str | None = None  # as `machine` says it
+    process_started: float = 0.0  # seconds since the epoch
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
 class Held(UserError):
     """Another live process holds the folder."""
 
-    def __init__(self, folder: Path, holder: dict[str, Any]) -> None:
-        pid = holder.get("pid")
-        who = f"process {pid} on {holder['host']}" if pid else "another process"
+    def __init__(self, folder: Path, holder: Owner) -> None:
+        who = str(holder) if holder.pid else "another process"
         super().__init__(f"{folder}: {who} is training there; wait for it or choose another folder")
 
 
@@ -57,7 +69,7 @@ class Lease:
     def check(self) -> None:
         """Refuse to write on once others took us for dead (a host cut off) and went on."""
         if not self.path.exists():
-            raise Held(self.path.parent, holder(self.path.parent) or {})
+            raise Held(self.path.parent, holder(self.path.parent) or Owner())
 
     def __enter__(self) -> Lease:
         return self
@@ -90,18 +102,16 @@ def take(folder: Path) -> Lease:
             time.sleep(random.uniform(0.01, 0.05))  # two that yield to each other: not in step
 
 
-def holder(folder: Path, but: int | None = None) -> dict[str, Any] | None:
-    """The record of the live process that holds the folder, or None: it is free.
+def holder(folder: Path, but: int | None = None) -> Owner | None:
+    """The live process that holds the folder, or None: it is free.
 
     `but` is a claim that does not count.
     """
     for number in claims(folder):
-        if number == but:
-            continue
         path = _path(folder, number)
-        record = _read(path)
-        if record is not None and _lives(path, record):
-            return record
+        owner = _read(path)
+        if number != but and owner is not None and _lives(path, owner):
+            return owner
     return None
 
 
@@ -115,16 +125,12 @@ def claims(folder: Path) -> list[int]:
 
 
 # -- owners -------------------------------------------------------------------------------------
-def owner() -> dict[str, Any]:
+def this_process() -> Owner:
     """Who we are: enough to tell later, from the same machine, whether this process still lives."""
     import psutil
 
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "machine": machine(),
-        "process_started": psutil.Process().create_time(),
-    }
+    started = psutil.Process().create_time()
+    return Owner(os.getpid(), socket.gethostname(), machine(), started)
 
 
 def machine() -> str:
@@ -136,10 +142,10 @@ def machine() -> str:
         return socket.gethostname()  # no Linux
 
 
-def _lives(path: Path, record: dict[str, Any]) -> bool:
+def _lives(path: Path, owner: Owner) -> bool:
     """Whether the owner of a claim lives, as far as can be told from here."""
-    if record.get("machine") == machine():
-        return process_lives(record)
+    if owner.machine == machine():
+        return process_lives(owner)
     try:
         beat = path.stat().st_mtime
     except OSError:
@@ -147,13 +153,13 @@ def _lives(path: Path, record: dict[str, Any]) -> bool:
     return _clock(path.parent) - beat < BEAT_SECONDS * MISSED
 
 
-def process_lives(record: dict[str, Any]) -> bool:
-    """Whether the process of a record made on this machine runs; its id may be another's by now."""
+def process_lives(owner: Owner) -> bool:
+    """Whether the process of an owner on this machine runs; its id may be another's by now."""
     import psutil
 
     try:
-        process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["process_started"]) < 1.0
+        process = psutil.Process(owner.pid)
+        same = abs(process.create_time() - owner.process_started) < 1.0
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -175,28 +181,26 @@ def _path(folder: Path, number: int) -> Path:
 
 def _create(path: Path) -> bool:
     """Make a claim's file with our record; False if it is there already."""
-    record = json.dumps(owner()).encode()
+    record = json.dumps(asdict(this_process())).encode()
     with disk_errors(path.parent):
         try:
-            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            file = open(path, "xb")
         except FileExistsError:
             return False
         try:
-            os.write(file, record)
+            with file:
+                file.write(record)
         except OSError:
             path.unlink()
             raise
-        finally:
-            os.close(file)
     return True
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A claim's record; None if it is gone, one without a pid while it is being written."""
+def _read(path: Path) -> Owner | None:
+    """A claim's owner; None if it is gone, one without a pid while it is being written."""
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        return record
+        return Owner(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
-        return {"pid": None}
+    except (OSError, ValueError, TypeError):
+        return Owner()

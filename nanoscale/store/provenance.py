@@ -8,13 +8,14 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+from nanoscale.spec.values import Json
 
 RECORDED_PACKAGES = ("torch", "numpy", "pandas", "nanoscale")
 
 
 @cache
-def provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Json]:
     """Commit (None outside a checkout) and whether files differ from it, versions, platform."""
     commit, dirty = commit_of(Path(__file__).parent)
     versions: dict[str, str | None] = {}

@@ -8,7 +8,7 @@ gives resuming, longer runs and cooldown branches.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,34 +35,26 @@ from nanoscale.store.lease import Held
 # -- equal runs, equal pasts ----------------------------------------------------------------------
 def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
     """What makes the past of `new` differ from `old`'s first `step` updates, or None."""
-    if old.data_fingerprint != new.data_fingerprint:
-        return _data_difference(old, new)
-    if new.config.max_iters < step:
+    same_data = old.data_fingerprint == new.data_fingerprint
+    if same_data and new.config.max_iters < step:
         return f"it has made {step} updates already, more than max_iters={new.config.max_iters}"
-
-    fixed = []
-    for name, key in all_fields().items():
-        if key.hashed and key.group not in ("length", "schedule"):
-            fixed.append(name)
-    difference = _key_difference(old, new, fixed)
+    difference = _difference(old, new, free=("length", "schedule"))
     if difference is None and step:
         difference = _length_difference(old, new) or _schedule_difference(old, new, step)
     return difference
 
 
-def _data_difference(old: RunSpec, new: RunSpec) -> str:
-    return (
-        f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
-        f"{new.data_name} {new.data_fingerprint[:8]})"
-    )
-
-
-def _key_difference(old: RunSpec, new: RunSpec, names: Iterable[str]) -> str | None:
-    """The first of these keys that differs."""
+def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | None:
+    """The data, or the first hashed key that differs, but for those of the groups in `free`."""
+    if old.data_fingerprint != new.data_fingerprint:
+        return (
+            f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
+            f"{new.data_name} {new.data_fingerprint[:8]})"
+        )
     before = flatten(old.config)
     after = flatten(new.config)
-    for name in names:
-        if before[name] != after[name]:
+    for name, key in all_fields().items():
+        if key.hashed and key.group not in free and before[name] != after[name]:
             return f"{name} was {before[name]}, now {after[name]}"
     return None
 
@@ -108,13 +100,8 @@ def check_same(folder: RunFolder, spec: RunSpec) -> None:
     old = folder.spec()
     if old.content == spec.content:
         return
-    if old.data_fingerprint != spec.data_fingerprint:
-        difference: str | None = _data_difference(old, spec)
-    else:
-        hashed = [name for name, key in all_fields().items() if key.hashed]
-        difference = _key_difference(old, spec, hashed)
-    if difference is None:
-        difference = f"branch_from was {old.parent}, now {spec.parent}"
+    branch = f"branch_from was {old.parent}, now {spec.parent}"
+    difference = _difference(old, spec) or branch
     raise UserError(
         f"{folder.path}: another run has this folder's name: {difference}; "
         "move it away, or choose another output_root"

@@ -25,10 +25,3 @@ class RunStatus:
     def from_json(cls, record: Mapping[str, Any]) -> RunStatus:
         values: dict[str, Any] = {f.name: record.get(f.name) for f in fields(cls)}
         return cls(**values)
-
-    # As it was read before it was a record; goes once everything reads attributes.
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return getattr(self, name, default)

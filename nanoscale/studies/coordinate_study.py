@@ -201,7 +201,7 @@ def _rows(
     values = flatten(ExperimentConfig())
     for source in sources:
         values = apply(values, source)
-    seed = values["seed"]
+    seed: Any = values["seed"]
     axes = {SWEPT_KEYS[sweep]: sizes, "seed": range(seed, seed + seeds)}
     rows: list[dict[str, Any]] = [*combinations(axes)]
     if sweep == DEPTH or ("n_head" in typed and "n_embd" not in typed):

@@ -50,7 +50,7 @@ def micro_batches(run: Run) -> Iterator[MicroBatch]:
     most = config.micro_batch_size or config.batch_size
     for at in range(0, share, most):
         count = min(most, share - at)
-        arrays = run.sampler.batch(first + at, count)
+        arrays = run.samples.batch(first + at, count)
         X, Y = run.to_device(*arrays)
         yield MicroBatch(X, Y, weight=count / share, last=at + count == share)
 

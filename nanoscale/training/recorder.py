@@ -13,6 +13,7 @@ import numpy as np
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import gathered
 from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, write_json
 from nanoscale.store.folder import (
     BEST,
@@ -176,7 +177,7 @@ class Recorder:
         run = self.run
         total = run.meter.total()
         data = {"name": run.spec.data_name, "fingerprint": run.spec.data_fingerprint}
-        machine = {
+        machine: dict[str, Json] = {
             "device": run.numerics.device_name,
             "data": data,
             "world_size": run.ranks.world,

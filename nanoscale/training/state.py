@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nanoscale.data.dataset import Dataset, Sampler, open_dataset
+from nanoscale.data.dataset import Dataset, TrainingSamples, open_dataset
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks, gathered, held_as, local, place, wrap
 from nanoscale.model.gpt import GPT
@@ -37,7 +37,7 @@ class Run:
     device: torch.device
     numerics: Numerics
     dataset: Dataset
-    sampler: Sampler
+    samples: TrainingSamples
     model: GPT  # the bare model: evaluation, statistics, checkpoints
     trained: nn.Module  # the same, compiled and spread over ranks as asked
     optimizers: Optimizers
@@ -123,7 +123,7 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
         device=device,
         numerics=how,
         dataset=dataset,
-        sampler=Sampler(
+        samples=TrainingSamples(
             dataset.tokens["train"], config.block_size, config.data_seed, config.data_order
         ),
         model=model,

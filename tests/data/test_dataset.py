@@ -17,7 +17,13 @@ import pytest
 from tiny import ROOT
 
 from nanoscale.data import dataset as data
-from nanoscale.data.dataset import Sampler, evaluation_windows, open_dataset, philox_words, windows
+from nanoscale.data.dataset import (
+    TrainingSamples,
+    evaluation_windows,
+    open_dataset,
+    philox_words,
+    windows,
+)
 from nanoscale.errors import UserError
 
 TEXT = "the cat sat on the mat, the dog sat on the log.\n"
@@ -80,9 +86,9 @@ def test_uniform_integers_stay_below_their_bound():
 ORDERS = pytest.mark.parametrize("order", data.ORDERS)
 
 
-def starts_of(sampler: Sampler, first: int, count: int) -> list[int]:
+def starts_of(samples: TrainingSamples, first: int, count: int) -> list[int]:
     """Where the samples begin, read off a batch of the tokens 0, 1, 2, ..."""
-    return sampler.batch(first, count)[0][:, 0].tolist()
+    return samples.batch(first, count)[0][:, 0].tolist()
 
 
 def counting_tokens(n: int) -> np.ndarray:
@@ -98,14 +104,14 @@ def test_the_numbers_of_the_samples_never_change():
     }
     tokens = counting_tokens(1000)
     for (order, seed, first), expected in frozen.items():
-        assert starts_of(Sampler(tokens, 64, seed, order), first, 6) == expected
+        assert starts_of(TrainingSamples(tokens, 64, seed, order), first, 6) == expected
 
 
 @ORDERS
 def test_a_batch_is_its_samples_in_any_order_and_split(order):
     tokens = counting_tokens(500)
-    x, y = Sampler(tokens, 16, 7, order).batch(20, 60)
-    fresh = Sampler(tokens, 16, 7, order)
+    x, y = TrainingSamples(tokens, 16, 7, order).batch(20, 60)
+    fresh = TrainingSamples(tokens, 16, 7, order)
     for i in (59, 0, 31, 30, 12):
         one_x, one_y = fresh.batch(20 + i, 1)
         assert (one_x[0] == x[i]).all()
@@ -120,7 +126,7 @@ def test_a_batch_is_its_samples_in_any_order_and_split(order):
 def test_batches_are_shifted_slices_of_the_file(order, tmp_path):
     folder = nanogpt_folder(tmp_path / "cats")
     tokens = np.memmap(folder / "train.bin", np.uint16, "r")
-    x, y = Sampler(tokens, 5, 3, order).batch(0, 50)
+    x, y = TrainingSamples(tokens, 5, 3, order).batch(0, 50)
     assert x.dtype == y.dtype == np.int64
     assert x.shape == y.shape == (50, 5)
     assert x.flags.c_contiguous
@@ -134,12 +140,14 @@ def test_batches_are_shifted_slices_of_the_file(order, tmp_path):
 def test_seeds_give_different_orders(order):
     tokens = counting_tokens(5000)
     seeds = (0, 1, 2, 1337, 2**63 - 1)
-    assert len({tuple(starts_of(Sampler(tokens, 8, s, order), 0, 20)) for s in seeds}) == len(seeds)
+    assert len(
+        {tuple(starts_of(TrainingSamples(tokens, 8, s, order), 0, 20)) for s in seeds}
+    ) == len(seeds)
 
 
 def test_random_starts_are_uniform_over_every_possible_start():
-    sampler = Sampler(counting_tokens(64 + 100), 64, 1337, "random")
-    counts = np.bincount(starts_of(sampler, 0, 50_000))
+    samples = TrainingSamples(counting_tokens(64 + 100), 64, 1337, "random")
+    counts = np.bincount(starts_of(samples, 0, 50_000))
     assert len(counts) == 100
     chi_squared = ((counts - 500) ** 2 / 500).sum()
     assert abs(chi_squared - 99) < 4 * math.sqrt(2 * 99)
@@ -147,12 +155,12 @@ def test_random_starts_are_uniform_over_every_possible_start():
 
 @pytest.mark.parametrize("n", [9, 10, 15, 16, 17, 23, 24, 25, 100, 103])
 def test_an_epoch_holds_each_window_once(n):
-    sampler = Sampler(counting_tokens(n), 8, 5, "epoch")
-    size = sampler.windows_per_epoch
+    samples = TrainingSamples(counting_tokens(n), 8, 5, "epoch")
+    size = samples.windows_per_epoch
     assert size == max(1, (n - 8) // 8)
     orders, phases = set(), set()
     for epoch in range(40):
-        starts = starts_of(sampler, epoch * size, size)
+        starts = starts_of(samples, epoch * size, size)
         phase = min(starts)
         assert sorted(starts) == list(range(phase, phase + size * 8, 8))
         assert max(starts) + 8 < n
@@ -164,24 +172,24 @@ def test_an_epoch_holds_each_window_once(n):
 
 
 def test_a_batch_may_span_many_epochs():
-    sampler = Sampler(counting_tokens(40), 8, 5, "epoch")
-    assert sampler.windows_per_epoch == 4
-    whole = starts_of(sampler, 2, 31)
-    assert whole == [s for i in range(2, 33) for s in starts_of(sampler, i, 1)]
+    samples = TrainingSamples(counting_tokens(40), 8, 5, "epoch")
+    assert samples.windows_per_epoch == 4
+    whole = starts_of(samples, 2, 31)
+    assert whole == [s for i in range(2, 33) for s in starts_of(samples, i, 1)]
 
 
 def test_short_splits_and_unknown_orders_are_refused(tmp_path):
     folder = nanogpt_folder(tmp_path / "cats")
     tokens = np.memmap(folder / "train.bin", np.uint16, "r")
     n = len(tokens)
-    Sampler(tokens, n - 1, 0, "random").batch(0, 3)
-    message = refusal(Sampler, tokens, n, 0, "random")
+    TrainingSamples(tokens, n - 1, 0, "random").batch(0, 3)
+    message = refusal(TrainingSamples, tokens, n, 0, "random")
     assert "train.bin" in message
     assert f"{n} tokens" in message
     assert f"block_size={n}" in message
     assert f"{n + 1}" in message
     assert "lower block_size" in message
-    assert "'epochs'" in refusal(Sampler, tokens, 8, 0, "epochs")
+    assert "'epochs'" in refusal(TrainingSamples, tokens, 8, 0, "epochs")
     assert "evaluated split" in refusal(evaluation_windows, 8, 8, 4)
 
 

@@ -64,7 +64,7 @@ def test_every_kind_of_end_has_its_state(backend):
         "g", TINY, {"beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]}
     )
     assert study.frame()["state"].tolist() == ["COMPLETE", "FAILED", "FAILED", "DIVERGED", "FAILED"]
-    kinds = [folder.status().get("kind") for _, folder in study.runs()]
+    kinds = [folder.status().kind for _, folder in study.runs()]
     assert (kinds[1], kinds[2], kinds[4]) == ("crash", "crash", "refused")
     folder = next(study.runs())[1]
     assert "threads 1 from 0" in (folder / "log.txt").read_text()
@@ -102,8 +102,8 @@ def test_a_run_beyond_its_time_saves_while_others_go_on(backend, monkeypatch, tm
     study = a_runner(backend=backend, workers=2, time_limit=1000).run_grid("g", base, grid)
     assert study.frame()["state"].tolist() == ["FAILED", "COMPLETE"]
     long = next(study.runs())[1]
-    assert long.status()["kind"] == "time"
-    assert 0 < long.status()["checkpoint_step"] < ENDLESS
+    assert long.status().kind == "time"
+    assert 0 < long.status().checkpoint_step < ENDLESS
     assert [len(starts(folder)) for _, folder in study.runs()] == [1, 1]
 
 

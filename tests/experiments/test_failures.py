@@ -41,7 +41,7 @@ def test_a_crash_is_tried_again_from_its_checkpoint_and_its_log_is_shown(capsys)
     out = capsys.readouterr().out
     assert "failed beta1=0.13: RuntimeError: a cosmic ray; try 2 of 2" in out
     assert "    RuntimeError: a cosmic ray" in out
-    assert only(study).status()["reason"] is None
+    assert only(study).status().reason is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_out_of_memory_halves_the_micro_batch_of_the_same_run(capsys):
 def test_one_sequence_that_does_not_fit_is_final(monkeypatch):
     monkeypatch.setattr(failures, "OUT_OF_MEMORY", re.compile("crash"))
     study = a_runner(retries=3).run_grid("g", TINY | {"beta1": CRASH}, {"n_layer": [1]})
-    assert only(study).status()["kind"] == MEMORY
+    assert only(study).status().kind == MEMORY
     assert len(starts(only(study))) == 2
     a_runner(retries=0).run_grid("g", TINY | {"beta1": CRASH}, {"n_layer": [1]})
     assert only(study).spec().config.micro_batch_size == 1  # what was learned is kept
@@ -155,14 +155,14 @@ def test_a_run_beyond_its_time_saves_and_the_next_call_goes_on(
 ):
     def has_saved() -> bool:
         runs = begun(tmp_path / "experiments_out")
-        return any(folder.status()["checkpoint_step"] for folder in runs)
+        return any(folder.status().checkpoint_step for folder in runs)
 
     jump(monkeypatch, when=has_saved)
     base, grid = TINY | {"max_iters": ENDLESS}, {"n_layer": [1], "beta1": [SLOW]}
     study = a_runner(backend=backend(), time_limit=1000).run_grid("g", base, grid)
     assert only(study).state() == FAILED
-    assert only(study).status()["kind"] == "time"
-    done = only(study).status()["checkpoint_step"]
+    assert only(study).status().kind == "time"
+    done = only(study).status().checkpoint_step
     assert 0 < done < ENDLESS
     assert "longer than time_limit=1000 seconds" in capsys.readouterr().out
     monkeypatch.setenv("SLOW_SECONDS", "0")
@@ -214,7 +214,7 @@ def test_two_runners_started_together_train_every_run_once(tmp_path):
     for folder in folders:
         assert len(starts(folder)) == 1
         assert [row["step"] for row in folder.rows()] == list(range(1, 6))
-        assert folder.status()["state"] == "COMPLETE"
+        assert folder.status().state == "COMPLETE"
         assert not list(folder.path.glob("lease-*"))
     shares = Counter(text.count("COMPLETE n_layer") for text in said)
     assert 0 not in shares, "one runner did it all"

@@ -126,8 +126,8 @@ def test_a_budget_of_time_starts_with_the_cheapest_and_the_last_ones_save(
     assert not study.ok
     assert lines(capsys, "stopped: the budget of 1000 seconds is spent; the same command goes on")
     dear, _, half = (RunFolder(folder) for folder in study.frame()["folder"])
-    assert dear.status()["checkpoint_step"] is None
-    assert 0 <= half.status()["step"] < ENDLESS
+    assert dear.status().checkpoint_step is None
+    assert 0 <= half.status().step < ENDLESS
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(TESTS))

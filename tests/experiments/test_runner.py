@@ -47,7 +47,7 @@ def test_a_grid_gives_a_row_per_run_and_isolates_failures(backend, capsys):
     assert frame.loc[frame["state"] == "FAILED", "val_loss"].isna().all()
     assert len(study.failed) == 6
     assert not study.ok
-    reasons = [RunFolder(f).status().get("reason") for f in frame["folder"][:5]]
+    reasons = [RunFolder(f).status().reason for f in frame["folder"][:5]]
     assert reasons[1:3] == ["RuntimeError: this run crashes", "its process was killed by SIGKILL"]
     assert reasons[4] == "the data are gone; prepare them again"
     out = capsys.readouterr().out

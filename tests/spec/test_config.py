@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import get_type_hints
 
 import pytest
-from tiny import OTHER, TINY, pair, tiny_config
+from tiny import OTHER, TINY, identity, pair, tiny_config
 
 from nanoscale.errors import UserError
 from nanoscale.spec import config as module
@@ -26,7 +26,7 @@ from nanoscale.spec.config import (
     from_flat,
 )
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
-from nanoscale.spec.identity import canonical_json, config_from_dict, identity, label, scientific
+from nanoscale.spec.identity import canonical_json, config_from_dict, label, scientific
 from nanoscale.spec.options import option
 from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import Source, build, parse_arguments

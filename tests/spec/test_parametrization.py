@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ROOT, VOCAB, tiny_config
+from tiny import ROOT, VOCAB, identity, tiny_config
 
 from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
@@ -16,8 +16,8 @@ from nanoscale.model.optim import Optimizers
 from nanoscale.spec.architecture import ROLES, tensors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import parameter_counts
-from nanoscale.spec.identity import identity, label
-from nanoscale.spec.listing import parameter_table, rules_table
+from nanoscale.spec.identity import label
+from nanoscale.spec.listing import count_lines, tensor_rows
 from nanoscale.spec.parametrization import (
     DECAYED,
     MUP,
@@ -25,8 +25,8 @@ from nanoscale.spec.parametrization import (
     SCHEMES,
     Multipliers,
     Power,
-    Row,
     Rule,
+    Scaling,
     Scheme,
     register,
     registered_by,
@@ -344,7 +344,7 @@ def test_logits_with_and_without_targets_are_scaled_alike(mode):
 FORM_B = replace(
     MUP,
     logits=ONE,
-    rows=MUP.rows | {"readout": Row(init=Power(m_N=-1), lr=Power(m_N=-1), wd=Power(m_N=1))},
+    rows=MUP.rows | {"readout": Scaling(init=Power(m_N=-1), lr=Power(m_N=-1), wd=Power(m_N=1))},
 )
 
 
@@ -381,9 +381,9 @@ def test_a_multiplied_head_is_a_small_head_with_its_own_lr_decay_and_eps(width, 
     losses = ten_losses(config, monkeypatch, MUP)
     assert ten_losses(config, monkeypatch, FORM_B) == pytest.approx(losses, rel=1e-6)
     for wrong in (
-        Row(Power(m_N=-1), Power(m_N=-1), Power(m_N=1), Power(m_N=-1)),
-        Row(Power(m_N=-1), Power(m_N=-1)),
-        Row(Power(m_N=-1), ONE, Power(m_N=1)),
+        Scaling(Power(m_N=-1), Power(m_N=-1), Power(m_N=1), Power(m_N=-1)),
+        Scaling(Power(m_N=-1), Power(m_N=-1)),
+        Scaling(Power(m_N=-1), ONE, Power(m_N=1)),
     ):
         other = replace(FORM_B, rows=MUP.rows | {"readout": wrong})
         assert ten_losses(config, monkeypatch, other) != pytest.approx(losses, rel=1e-4)
@@ -509,7 +509,7 @@ def test_a_file_of_rules_is_part_of_a_runs_identity_by_what_it_says(tmp_path):
         ),
         (
             "from nanoscale.spec.parametrization import *\n"
-            "register('mine', Scheme({'hidden': Row()}))",
+            "register('mine', Scheme({'hidden': Scaling()}))",
             "mine",
             "no row for 'embedding'",
         ),
@@ -558,6 +558,41 @@ def test_without_a_file_there_are_our_modes_alone():
 # --- the printed tables --------------------------------------------------------------------------
 
 
+OF_ROWS = {"init": "init std", "lr": "LR", "wd": "weight decay", "eps": "eps"}
+OF_FORWARD = {
+    "attention": "attention scores / sqrt(head size)",
+    "residual": "attention and MLP branches",
+    "logits": "logits",
+}
+
+
+def rules_table() -> str:
+    """Our schemes as a Markdown table: what the docs show. What is 1 everywhere is left out."""
+    columns = [multiplied(SCHEMES[name]) for name in MODES]
+    lines = [["multiplier", *MODES], ["---"] * (len(MODES) + 1)]
+    for title in columns[0]:
+        cells = [column[title] for column in columns]
+        if set(cells) != {"1"}:
+            lines.append([title, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def multiplied(scheme: Scheme) -> dict[str, str]:
+    """What a scheme multiplies -> by what, in the order of the docs."""
+    texts = {}
+    for role in ROLES:
+        row = scheme.rows[role]
+        for part, title in OF_ROWS.items():
+            texts[f"{role}, {title}"] = str(getattr(row, part))
+    texts["Muon's matrices, LR"] = str(scheme.muon.lr)
+    texts["Muon's matrices, weight decay"] = str(scheme.muon.wd)
+    for part, title in OF_FORWARD.items():
+        texts[f"forward: {title}"] = str(getattr(scheme, part))
+    depth = "n_layer" if scheme.own_depth else "base_n_layer"
+    texts["residual_out, base init std"] = f"init_std / sqrt(2 {depth})"
+    return texts
+
+
 def test_the_table_of_the_docs_is_the_codes():
     for page in (ROOT / "docs" / "parametrization.md",):
         assert rules_table() in page.read_text(encoding="utf-8"), "paste rules_table() there"
@@ -581,11 +616,11 @@ def test_a_power_reads_as_in_a_paper(power, text):
 
 def test_the_printed_table_has_every_tensor_its_rule_and_the_counts():
     config = tiny_config(mode="CompleteP", optimizer="muon", **EVERY_ROLE)
-    text, rules = parameter_table(config), rules_of(config)
+    rules = rules_of(config)
+    rows = {cells[0]: list(cells) for cells in tensor_rows(rules)}
     for spec in tensors(config):
-        line = next(line for line in text.splitlines() if line.startswith(f"{spec.name} "))
         r = rules.rule(spec)
-        cells = line.split()
+        cells = rows[spec.name]
         assert cells[1:4] == [spec.role, "x".join(map(str, spec.shape)), f"{r.init_std:.4g}"]
         out, fan_in = spec.shape if len(spec.shape) == 2 else (1, 1)
         muon, m = r.optimizer == "muon", rules.multipliers
@@ -596,4 +631,4 @@ def test_the_printed_table_has_every_tensor_its_rule_and_the_counts():
         assert cells[9] == (f"{forward[spec.role]:.4g}" if spec.role in forward else "-")
         assert cells[10] == f"{spec.numel:,}"
     for convention, n in parameter_counts(config).items():
-        assert re.search(rf"N {convention} +{n:,}\n", text)
+        assert any(re.fullmatch(rf"N {convention} +{n:,}", line) for line in count_lines(config))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from tiny import PATIENCE, ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.store import lease
-from nanoscale.store.lease import Held, claims, holder, owner, process_lives, take
+from nanoscale.store.lease import Held, claims, holder, process_lives, take, this_process
 
 
 def claim(folder: Path, number: int = 1, **changes: object) -> Path:
     """A claim's file as another process would have left it."""
     path = folder / f"lease-{number}.json"
-    path.write_text(json.dumps(owner() | changes))
+    path.write_text(json.dumps(asdict(this_process()) | changes))
     return path
 
 
@@ -38,7 +39,7 @@ def test_a_lease_is_held_until_its_block_ends_and_leaves_nothing(tmp_path):
     assert holder(tmp_path) is None
     with take(tmp_path):
         found = holder(tmp_path)
-        assert (found["pid"], found["host"]) == (os.getpid(), socket.gethostname())
+        assert (found.pid, found.host) == (os.getpid(), socket.gethostname())
         with pytest.raises(Held, match=rf"process {os.getpid()} on .* is training there"):
             take(tmp_path)
     assert holder(tmp_path) is None
@@ -83,17 +84,15 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_a_recycled_process_number_and_a_zombie_are_dead():
     import psutil
 
-    assert process_lives(owner())
-    assert not process_lives(owner() | {"process_started": 0.0})
+    assert process_lives(this_process())
+    assert not process_lives(replace(this_process(), process_started=0.0))
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    record = owner() | {
-        "pid": process.pid,
-        "process_started": psutil.Process(process.pid).create_time(),
-    }
+    started = psutil.Process(process.pid).create_time()
+    other = replace(this_process(), pid=process.pid, process_started=started)
     deadline = time.monotonic() + PATIENCE
-    while process_lives(record) and time.monotonic() < deadline:
+    while process_lives(other) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not process_lives(record)
+    assert not process_lives(other)
     assert process.poll() == 0  # reaped only now
 
 

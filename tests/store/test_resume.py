@@ -127,7 +127,7 @@ def test_a_refusal_names_the_place_the_difference_and_the_remedy():
 @pytest.fixture
 def one_id(monkeypatch):
     """Every run has the same id, as two of a hundred thousand may."""
-    monkeypatch.setattr(identity, "identity", lambda *_: "0123456789")
+    monkeypatch.setattr(identity.RunSpec, "id", "0123456789")
 
 
 OTHER_RUNS = [

@@ -345,7 +345,7 @@ def test_numerics_are_kept_on_resume(spec_of, tmp_path):
 def test_a_finished_run_keeps_what_it_is_told_to(spec_of, tmp_path, keep, left):
     folder = trained(spec_of(keep=keep), tmp_path / "out")
     assert {path.name for path in folder.path.glob("*.pt")} == left
-    assert folder.status()["checkpoint_step"] is None
+    assert folder.status().checkpoint_step is None
     assert losses(folder) == losses(trained(spec_of(), tmp_path / "all"))
 
 
@@ -366,7 +366,7 @@ def test_a_run_has_its_folder_to_itself(spec_of, tmp_path, monkeypatch):
         train(folder)
     assert (seen[0].returncode, "is training there" in seen[0].stdout) == (130, True)
     assert [row["step"] for row in folder.rows()] == [0, 1, 2, 3, 4]
-    assert folder.status()["state"] == "RUNNING"  # the successor's word
+    assert folder.status().state == "RUNNING"  # the successor's word
 
 
 def test_changed_data_is_refused(spec_of, tmp_path, data_root):
@@ -421,7 +421,7 @@ def test_a_crash_is_failed_with_its_reason(spec_of, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="boom"):
         train(folder)
     assert folder.state() == "FAILED"
-    assert "boom" in folder.status()["reason"]
+    assert "boom" in folder.status().reason
 
 
 # -- as users run it ----------------------------------------------------------------------------
