@@ -23,9 +23,8 @@ from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import (
     DTYPE_BYTES,
+    Moments,
     StepNumerics,
-    kept_by_attention,
-    kept_by_mlp,
     memory_estimate,
 )
 from nanoscale.spec.resolve import resolve
@@ -262,7 +261,8 @@ def test_what_a_block_keeps(ops, narrow, flags):
     one, two = (kept(tiny_config(n_layer=n, **sizes, **flags), ops(), narrow) for n in (1, 2))
     config = tiny_config(n_layer=1, **sizes, **flags)
     step = StepNumerics(ops.name, "cpu", "bfloat16" if narrow else "float32")
-    found = 2 * 64 * (kept_by_attention(config, step) + kept_by_mlp(config, step))
+    moments = Moments(config, step)
+    found = 2 * 64 * (moments.kept_by_attention() + moments.kept_by_mlp())
     if ops is Ops and narrow:  # copies of the weights
         found += 2 * sum(s.numel for s in tensors(config) if s.role in (*MATRIX_ROLES, "bias"))
     assert found == pytest.approx(two - one, rel=0.02)
