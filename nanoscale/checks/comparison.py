@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from nanoscale.checks.compute_multiplier import ComputeMultiplier
 from nanoscale.checks.drift import Interval
 from nanoscale.checks.paired import Estimate
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import plain
 
 _SCHEMA = 1
 TOKENS = "tokens"  # in place of max_iters, so that batch sizes meet at equal data
-SettingValues = Mapping[str, object]  # config keys, or TOKENS, and their values
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ArmSummary:
     seeds: Sequence[str]
     mean: float
     se: float
-    settings: Sequence[SettingValues]  # that were chosen, by size
+    settings: Sequence[Overrides]  # that were chosen, by size
     n_found: int  # runs with a loss, at any setting
     n_diverged: int
 
@@ -39,7 +39,7 @@ class ArmAtSize:
     mean: float
     se: float
     n: int
-    setting: SettingValues
+    setting: Overrides
     chosen_of: int
     flops: float
     tokens: int
@@ -62,7 +62,7 @@ class SeedLosses:
 class SizeComparison:
     """Both arms at one size."""
 
-    cell: SettingValues  # what names the size
+    cell: Overrides  # what names the size
     pooled: bool  # whether it has a part in the difference over sizes
     a: ArmAtSize
     b: ArmAtSize
@@ -100,7 +100,7 @@ class LeftOut:
     """A run that the difference does not count, and why."""
 
     arm: str
-    cell: SettingValues
+    cell: Overrides
     seed: str
     run: str
     why: str
@@ -117,7 +117,7 @@ class Comparison:
     unit: str  # nats or bits
     rope: float  # within which the arms are as good as equal
     keys: Sequence[str]  # that name a size
-    differ_in: Mapping[str, tuple[object, object]]  # key -> its values in A and in B
+    differ_in: Mapping[str, tuple[Json, Json]]  # key -> its values in A and in B
     labels: tuple[str, str]
     arms: tuple[ArmSummary, ArmSummary]
     difference: PooledEstimate  # B - A
@@ -128,7 +128,7 @@ class Comparison:
     left_out: Sequence[LeftOut]
     warnings: Sequence[str] = ()
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         record = asdict(self)
         if self.windows.block is None:
             del record["windows"]["block"]

@@ -7,17 +7,16 @@ other's losses, and the interval comes from leaving out one seed at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 
 from nanoscale.checks.drift import UNKNOWN, Interval
-from nanoscale.checks.paired import Difference, Losses, Sample, mean_of, without
+from nanoscale.checks.paired import Difference, Losses, Sample, without
 
-Level = tuple[float, Losses]  # FLOPs of a run, losses at them
-Levels = Sequence[Level]
+Levels = Sequence[tuple[float, Losses]]  # FLOPs of a run, losses at them
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,21 @@ class LossCurve:
     loss: np.ndarray  # (L,) ln, falling
 
     @classmethod
-    def of(cls, levels: Iterable[Level]) -> LossCurve:
+    def of(cls, levels: Levels) -> LossCurve:
         """Of means over seeds; of levels of equal FLOPs the lowest loss."""
         means: dict[float, float] = {}
         for flops, losses in levels:
-            means[flops] = min(mean_of(losses), means.get(flops, math.inf))
+            means[flops] = min(fmean(losses.values()), means.get(flops, math.inf))
         rising = sorted(means)
         return cls(np.log(rising), np.log([means[flops] for flops in rising]))
 
     @property
     def falls(self) -> bool:
-        return all(b < a for a, b in pairwise(self.loss))
+        return bool((np.diff(self.loss) < 0).all())
 
-    def reaches(self, loss: float) -> bool:
-        return bool(self.loss[-1] <= loss <= self.loss[0])
+    def reaches(self, loss: np.ndarray) -> np.ndarray:
+        """Mask (K,): which of the ln losses it has."""
+        return np.asarray((loss >= self.loss[-1]) & (loss <= self.loss[0]))
 
     def at(self, loss: np.ndarray) -> np.ndarray:
         """ln FLOPs at ln losses (K,); the ends' beyond them."""
@@ -68,6 +68,27 @@ class ComputeMultiplier:
     reason: str | None = None  # why there is none
 
 
+@dataclass(frozen=True)
+class SharedLevels:
+    """The levels of each arm whose loss the other arm has too, as masks over the arms' curves."""
+
+    of_a: np.ndarray
+    of_b: np.ndarray
+
+    def read(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(K,) what A's curve and then what B's is at them."""
+        return np.concatenate([a[self.of_a], b[self.of_b]])
+
+    def logs(self, a: Levels, b: Levels) -> np.ndarray:
+        """(K,) ln of A's FLOPs over B's at the shared levels' losses."""
+        of_a, of_b = LossCurve.of(a), LossCurve.of(b)
+        losses = self.read(of_a.loss, of_b.loss)
+        return np.asarray(of_a.at(losses) - of_b.at(losses))
+
+    def mean(self, a: Levels, b: Levels) -> float:
+        return float(self.logs(a, b).mean())
+
+
 def multiplier(a: Levels, b: Levels, paired: bool) -> ComputeMultiplier:
     """The geometric mean over the levels of either arm whose loss both reach.
 
@@ -75,54 +96,41 @@ def multiplier(a: Levels, b: Levels, paired: bool) -> ComputeMultiplier:
     Student's t in the log).
     """
     of_a, of_b = LossCurve.of(a), LossCurve.of(b)
-    reason = _no_curves(of_a, of_b)
+    shared = SharedLevels(of_b.reaches(of_a.loss), of_a.reaches(of_b.loss))
+    reason = _no_multiplier(of_a, of_b, shared)
     if reason:
         return ComputeMultiplier(reason=reason)
-    shared = [("A", i) for i, loss in enumerate(of_a.loss) if of_b.reaches(loss)]
-    shared += [("B", i) for i, loss in enumerate(of_b.loss) if of_a.reaches(loss)]
-    if not shared:
-        return ComputeMultiplier(reason=_apart(of_a, of_b))
-
-    def logs(of_a: LossCurve, of_b: LossCurve) -> np.ndarray:
-        """(K,) ln of A's FLOPs over B's at the shared levels' losses."""
-        curves = {"A": of_a, "B": of_b}
-        losses = np.array([curves[arm].loss[i] for arm, i in shared])
-        return np.asarray(of_a.at(losses) - of_b.at(losses))
-
-    def value(a: Levels, b: Levels) -> float:
-        return float(logs(LossCurve.of(a), LossCurve.of(b)).mean())
-
-    each = logs(of_a, of_b)
-    mean = Difference(float(each.mean()), _jackknife(value, a, b, paired))
+    mean = Difference(shared.mean(a, b), _jackknife(shared.mean, a, b, paired))
     low, high = np.exp(mean.ci95).tolist()
+
     at = []
-    for (arm, i), log in zip(shared, each, strict=True):
-        at.append(_read_at(arm, of_a if arm == "A" else of_b, i, log))
+    arms = ["A"] * shared.of_a.sum() + ["B"] * shared.of_b.sum()
+    losses = shared.read(of_a.loss, of_b.loss)
+    flops = shared.read(of_a.flops, of_b.flops)
+    for arm, loss, c, log in zip(arms, losses, flops, shared.logs(a, b), strict=True):
+        at.append(MultiplierAt(math.exp(loss), arm, round(math.exp(c)), math.exp(log)))
     return ComputeMultiplier(math.exp(mean.value), (low, high), at)
 
 
-def _read_at(arm: str, curve: LossCurve, i: int, log: float) -> MultiplierAt:
-    flops = round(math.exp(curve.flops[i]))
-    return MultiplierAt(math.exp(curve.loss[i]), arm, flops, math.exp(log))
-
-
-def _no_curves(of_a: LossCurve, of_b: LossCurve) -> str:
+def _no_multiplier(of_a: LossCurve, of_b: LossCurve, shared: SharedLevels) -> str:
     """Why the arms cannot be read against each other; or nothing."""
     if len(of_a.flops) < 2 and len(of_b.flops) < 2:
         return (
             "one compute budget per arm gives no multiplier: run both arms at two or more sizes "
             "or lengths, tuned at each"
         )
-    rising = [arm for arm, curve in (("A", of_a), ("B", of_b)) if not curve.falls]
+    rising = []
+    if not of_a.falls:
+        rising.append("A")
+    if not of_b.falls:
+        rising.append("B")
     if rising:
         return (
             f"the loss of {' and '.join(rising)} does not fall from one compute budget to the "
             "next: name runs of one ladder"
         )
-    return ""
-
-
-def _apart(of_a: LossCurve, of_b: LossCurve) -> str:
+    if shared.of_a.any() or shared.of_b.any():
+        return ""
     lower, higher = ("B", "A") if of_b.loss[0] < of_a.loss[-1] else ("A", "B")
     return (
         f"every loss of {lower} lies below those of {higher}: run {higher} with more FLOPs, or "
@@ -135,25 +143,26 @@ def _jackknife(
     value: Callable[[Levels, Levels], float], a: Levels, b: Levels, paired: bool
 ) -> tuple[Sample, ...]:
     """Samples whose standard errors are those of `value` as it loses one seed at a time."""
+    if min(len(losses) for _, losses in (*a, *b)) < 2:
+        return (Sample(math.nan, math.nan, 1),)
     if paired:
-        return (_leaving_out(lambda seed: value(_less(a, seed), _less(b, seed)), [*a, *b]),)
-    return (
-        _leaving_out(lambda seed: value(_less(a, seed), b), a),
-        _leaving_out(lambda seed: value(a, _less(b, seed)), b),
-    )
+        both = [value(_less(a, seed), _less(b, seed)) for seed in _seeds([*a, *b])]
+        return (_scatter(both),)
+    without_a = [value(_less(a, seed), b) for seed in _seeds(a)]
+    without_b = [value(a, _less(b, seed)) for seed in _seeds(b)]
+    return _scatter(without_a), _scatter(without_b)
 
 
-def _leaving_out(value: Callable[[str], float], levels: Levels) -> Sample:
-    """The scatter of `value` over the seeds of `levels`, each left out in turn."""
-    if any(len(losses) < 2 for _, losses in levels):
-        return Sample(math.nan, math.nan, 1)
-    seeds = {seed for _, losses in levels for seed in losses}
-    values = [value(seed) for seed in sorted(seeds)]
-    n = len(values)
-    mean = math.fsum(values) / n
-    spread = math.fsum((v - mean) ** 2 for v in values)
-    return Sample(math.nan, math.sqrt((n - 1) * spread), n)
+def _seeds(levels: Levels) -> list[str]:
+    return sorted({seed for _, losses in levels for seed in losses})
 
 
 def _less(levels: Levels, seed: str) -> Levels:
     return [(flops, without(seed, losses)) for flops, losses in levels]
+
+
+def _scatter(values: Sequence[float]) -> Sample:
+    """That of a value over the seeds, each left out in turn."""
+    n, mean = len(values), fmean(values)
+    spread = math.fsum((v - mean) ** 2 for v in values)
+    return Sample(math.nan, math.sqrt((n - 1) * spread), n)

@@ -9,24 +9,22 @@ text it was measured on; they never stand for seeds. Losses in nats, lower is be
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from statistics import fmean
 
 import numpy as np
 
-from nanoscale.checks.drift import UNKNOWN, Interval
+from nanoscale.checks.drift import Interval
 from nanoscale.checks.t_distribution import p_value, t_quantile
+from nanoscale.spec.values import Json
 
 _LEVEL = 0.95
 MANY_SEEDS = 100  # a remedy that asks for more is none
 Losses = Mapping[str, float]  # seed -> loss
-Cells = Mapping[Hashable, Losses]  # size or another shared setting -> its losses
-Key = TypeVar("Key", bound=Hashable)
-
-
-def mean_of(losses: Losses) -> float:
-    return math.fsum(losses.values()) / len(losses)
+Setting = tuple[Json, ...]  # the values of some config keys
+Pairs = Sequence[tuple[Losses, Losses]]  # of A and of B, at the same size or setting
 
 
 # -- a difference and its certainty -------------------------------------------------------------
@@ -43,24 +41,25 @@ class Sample:
         return self.sd / math.sqrt(self.n)
 
     @classmethod
-    def of(cls, cells: Cells) -> Sample:
+    def of(cls, cells: Sequence[Losses]) -> Sample:
         """The mean over cells of their means over seeds.
 
         Its variance is that of the seeds' own means, each over its cells, so it holds whatever the
         cells of a seed share (a sandwich over seeds; the sample variance of the seeds' means where
         no cell lacks one). The cell with the fewest seeds gives the degrees of freedom.
         """
-        means = {cell: mean_of(losses) for cell, losses in cells.items()}
-        mean = math.fsum(means.values()) / len(cells)
-        n = min(len(losses) for losses in cells.values())
-        if n < 2:
-            return cls(mean, math.nan, n)
-
-        share: dict[str, float] = {}  # seed -> what it moves the mean by
-        for cell, losses in cells.items():
+        means = []
+        share: dict[str, float] = defaultdict(float)  # seed -> what it moves the mean by
+        for losses in cells:
+            own = fmean(losses.values())
+            means.append(own)
             weight = 1 / (len(cells) * len(losses))
             for seed, loss in losses.items():
-                share[seed] = share.get(seed, 0.0) + weight * (loss - means[cell])
+                share[seed] += weight * (loss - own)
+
+        mean, n = fmean(means), min(map(len, cells))
+        if n < 2:
+            return cls(mean, math.nan, n)
         variance = math.fsum(v * v for v in share.values()) * n / (n - 1)
         return cls(mean, math.sqrt(variance * n), n)
 
@@ -93,7 +92,9 @@ class Difference:
 
     @property
     def dof(self) -> float:
-        """n - 1 for one sample, Welch and Satterthwaite's for two."""
+        """n - 1 for one sample, Welch and Satterthwaite's for two; NaN where an interval is."""
+        if not self.known:
+            return math.nan
         if self.se == 0:
             return sum(sample.n - 1.0 for sample in self.parts)
         return self.se**4 / math.fsum(sample.se**4 / (sample.n - 1) for sample in self.parts)
@@ -105,15 +106,11 @@ class Difference:
 
     @property
     def ci95(self) -> Interval:
-        if not self.known:
-            return UNKNOWN
-        half = t_quantile(_LEVEL, self.dof) * self.se if self.se else 0.0
+        half = t_quantile(_LEVEL, self.dof) * self.se
         return self.value - half, self.value + half
 
     @property
     def p(self) -> float:
-        if not self.known:
-            return math.nan
         if self.se == 0:
             return float(self.value == 0)
         return p_value(self.value / self.se, self.dof)
@@ -123,29 +120,29 @@ class Difference:
         return replace(self, parts=tuple(replace(s, n=s.n + seeds) for s in self.parts))
 
     def estimate(self) -> Estimate:
-        paired = self.paired_by is not None
+        pairs = self.parts[0] if self.paired_by else Sample(math.nan, math.nan, 0)
         return Estimate(
             value=self.value,
             ci95=self.ci95,
             p_value=self.p,
             se=self.se,
-            dof=self.dof if self.known else math.nan,
-            sd=self.parts[0].sd if paired else math.nan,
-            n_pairs=self.parts[0].n if paired else 0,
+            dof=self.dof,
+            sd=pairs.sd,
+            n_pairs=pairs.n,
             paired_by=self.paired_by,
         )
 
 
-def shared_seeds(a: Cells, b: Cells) -> bool:
-    """Whether to pair: two seeds in both arms, and most of the arm that has fewer, in every cell.
+def shared_seeds(pairs: Pairs) -> bool:
+    """Whether to pair: two seeds in both arms, and most of the arm that has fewer, at every size.
 
     Decided by what was run, never by what came out.
     """
     single = True
     enough = True
-    for cell in a:
-        fewer = min(len(a[cell]), len(b[cell]))
-        both = len(a[cell].keys() & b[cell].keys())
+    for a, b in pairs:
+        fewer = min(len(a), len(b))
+        both = len(a.keys() & b.keys())
         if both == 0:
             return False
         single = single and fewer == 1
@@ -153,17 +150,17 @@ def shared_seeds(a: Cells, b: Cells) -> bool:
     return single or enough
 
 
-def difference_of(a: Cells, b: Cells) -> Difference:
-    """B - A over the same cells: of pairs where the seeds are shared, else of means (Welch)."""
-    if not shared_seeds(a, b):
-        of_a, of_b = Sample.of(a), Sample.of(b)
+def difference_of(pairs: Pairs) -> Difference:
+    """B - A at the same sizes: of pairs where the seeds are shared, else of means (Welch)."""
+    if not shared_seeds(pairs):
+        of_a = Sample.of([a for a, _ in pairs])
+        of_b = Sample.of([b for _, b in pairs])
         return Difference(of_b.mean - of_a.mean, (of_a, of_b))
-    pairs = Sample.of({cell: _paired(a[cell], b[cell]) for cell in a})
-    return Difference(pairs.mean, (pairs,), "seed")
-
-
-def _paired(a: Losses, b: Losses) -> Losses:
-    return {seed: b[seed] - loss for seed, loss in a.items() if seed in b}
+    differences = []
+    for a, b in pairs:
+        differences.append({seed: b[seed] - a[seed] for seed in a if seed in b})
+    sample = Sample.of(differences)
+    return Difference(sample.mean, (sample,), "seed")
 
 
 def judge(ends: Interval, rope: float) -> str:
@@ -179,7 +176,7 @@ def judge(ends: Interval, rope: float) -> str:
 def seeds_needed(difference: Difference, rope: float) -> int | None:
     """More seeds of each arm after which the interval decides if mean and scatter stay; or None."""
     if not difference.known:
-        return max(0, 3 - min(sample.n for sample in difference.parts))
+        return 3 - min(sample.n for sample in difference.parts)
     for more in range(MANY_SEEDS + 1):
         if judge(difference.with_more(more).ci95, rope) != "inconclusive":
             return more
@@ -198,28 +195,29 @@ def windows_noise(difference: np.ndarray) -> tuple[float, int]:
         return math.nan, 1
     block = math.ceil(n ** (1 / 3))
     c = difference - difference.mean()
-    circle = np.concatenate([c, c[: block - 1]])
-    total = np.concatenate([[0.0], np.cumsum(circle)])
+    total = np.cumsum(np.concatenate([[0.0], c, c[: block - 1]]))
     sums = total[block:] - total[:-block]  # (n,) over every run of `block` neighbours
-    variance = max(float(sums @ sums) / block, float(c @ c)) / (n - 1)
+    of_blocks = float(sums @ sums) / block
+    of_windows = float(c @ c)
+    variance = max(of_blocks, of_windows) / (n - 1)
     return math.sqrt(variance / n), block
 
 
 # -- tuned settings -----------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Choice(Generic[Key]):
+class ChosenSetting:
     """The setting of lowest mean loss, and how far the choice itself flatters it."""
 
-    setting: Key
+    setting: Setting
     losses: Losses
     of: int  # settings that could have been chosen
     held_out: Losses  # each seed's loss at the setting that the other seeds choose
-    doubts: tuple[Key, ...] = ()  # settings of fewer seeds that are lower on those
+    doubts: tuple[Setting, ...]  # settings of fewer seeds that are lower on those
 
 
-def choose(settings: Mapping[Key, Losses]) -> Choice[Key]:
+def choose(settings: Mapping[Setting, Losses]) -> ChosenSetting:
     """Among the settings with the most seeds; noise favours those of fewer."""
-    most = max(len(losses) for losses in settings.values())
+    most = max(map(len, settings.values()))
     full = {key: losses for key, losses in settings.items() if len(losses) == most}
     best = _lowest(full)
     losses = settings[best]
@@ -236,11 +234,11 @@ def choose(settings: Mapping[Key, Losses]) -> Choice[Key]:
             continue
         if sum(fewer.values()) < sum(losses[seed] for seed in fewer):
             doubts.append(key)
-    return Choice(best, losses, len(full), held_out, tuple(doubts))
+    return ChosenSetting(best, losses, len(full), held_out, tuple(doubts))
 
 
-def _lowest(settings: Mapping[Key, Losses]) -> Key:
-    return min(settings, key=lambda key: mean_of(settings[key]))
+def _lowest(settings: Mapping[Setting, Losses]) -> Setting:
+    return min(settings, key=lambda key: fmean(settings[key].values()))
 
 
 def without(seed: str, losses: Losses) -> Losses:

@@ -9,32 +9,37 @@ in the other arm.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoscale.checks.comparison import TOKENS, SettingValues
-from nanoscale.checks.paired import Choice, choose
+from nanoscale.checks.comparison import TOKENS
+from nanoscale.checks.paired import ChosenSetting, Losses, Setting, choose, shared_seeds
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.experiments.results import STUDY, Study, state_of
 from nanoscale.spec.config import all_fields, flatten
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 
 SEED_KEYS = ("seed", "init_seed", "data_seed")
 FIRST_KEYS = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
 _FIELDS = all_fields()
-TUNED = {key for key, option in _FIELDS.items() if option.tuned}
-Setting = tuple[object, ...]
 
 
 def _replicate_keys() -> list[str]:
     """What makes runs replicates: the identity but for seeds and evaluation, sizes first."""
-    hashed = {key for key, option in _FIELDS.items() if option.hashed}
-    measured = {key for key, option in _FIELDS.items() if option.group == "evaluation"}
-    return [*FIRST_KEYS, *sorted(hashed.difference(measured, SEED_KEYS, FIRST_KEYS, ["max_iters"]))]
+    keys = [*FIRST_KEYS]
+    for key, option in sorted(_FIELDS.items()):
+        apart = key in (*SEED_KEYS, *FIRST_KEYS, "max_iters")
+        if option.hashed and option.group != "evaluation" and not apart:
+            keys.append(key)
+    return keys
 
 
 KEYS = _replicate_keys()
+TUNED = [key for key in KEYS if key != TOKENS and _FIELDS[key].tuned]
+NOT_TUNED = [key for key in KEYS if key not in TUNED]
 
 
 # -- runs ---------------------------------------------------------------------------------------
@@ -43,13 +48,13 @@ class ArmRun:
     """One run of an arm; `values` name its setting and hold no seed, `loss` is NaN without one."""
 
     folder: RunFolder
-    values: SettingValues
+    values: Overrides
     seed: str
     state: str
-    loss: float = math.nan
-    flops: float = math.nan
-    data: object = ""  # its fingerprint
-    numerics: SettingValues = field(default_factory=dict)
+    loss: float
+    flops: float
+    data: str  # its fingerprint
+    numerics: Overrides
 
     @property
     def name(self) -> str:
@@ -62,7 +67,7 @@ class ArmRun:
         return tokens
 
     def setting(self, keys: Iterable[str]) -> Setting:
-        return tuple(self.values.get(key) for key in keys)
+        return tuple(map(self.values.get, keys))
 
 
 @dataclass(frozen=True)
@@ -100,57 +105,54 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
     return Arm(text, done, [run for run in runs if not math.isfinite(run.loss)])
 
 
-def _folders(
-    text: str, filtered: bool, output_root: Path
-) -> Iterable[tuple[Mapping[str, object], RunFolder]]:
+def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Overrides, RunFolder]]:
     """Each run's folder, and what its study varies (nothing of a run named by itself)."""
     names = [part for part in text.split(",") if part]
     if filtered or (len(names) < 2 and not (Path(text) / CONFIG).is_file()):
         path = Path(text.partition(":")[0])
         study = Study.open(path if (path / STUDY).is_file() else output_root / path)
         return [(entry.values, folder) for entry, folder in study.runs()]
-    folders = [RunFolder(name) for name in names]
-    for folder in folders:
+    folders: list[tuple[Overrides, RunFolder]] = []
+    for name in names:
+        folder = RunFolder(name)
         if not folder.exists():
             raise UserError(
                 f"{folder.path}: no run folder (it has no {CONFIG}); an arm is run "
                 "folders, a study, or STUDY:key=value"
             )
-    return [({}, folder) for folder in folders]
+        folders.append(({}, folder))
+    return folders
 
 
-def _config(values: Mapping[str, object], folder: RunFolder) -> dict[str, object]:
+def _config(values: Overrides, folder: RunFolder) -> Overrides:
     """Dotted key -> value of a run; only those its study varies while it has no folder."""
     if not folder.exists():
-        return dict(values)
+        return values
     spec = folder.spec()
-    return {
-        **flatten(spec.config),
-        TOKENS: spec.config.max_iters * spec.config.tokens_per_iter,
-        "data": spec.data_fingerprint,
-    }
+    tokens = spec.config.max_iters * spec.config.tokens_per_iter
+    return flatten(spec.config) | {TOKENS: tokens, "data": spec.data_fingerprint}
 
 
-def _run(config: SettingValues, folder: RunFolder, loss: str) -> ArmRun:
+def _run(config: Overrides, folder: RunFolder, loss: str) -> ArmRun:
     state = state_of(folder)
     metrics = (folder.metrics() if state == COMPLETE else None) or {}
-    numbers = {}
-    for key in (loss, "flops"):
-        value = metrics.get(key)
-        numbers[key] = math.nan if value is None else float(value)
     return ArmRun(
         folder,
         {key: config[key] for key in KEYS if key in config},
         _seed(config),
         state,
-        numbers[loss],
-        numbers["flops"],
-        config.get("data", ""),
+        _number(metrics.get(loss)),
+        _number(metrics.get("flops")),
+        str(config.get("data", "")),
         metrics.get("numerics") or {},
     )
 
 
-def _seed(config: SettingValues) -> str:
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _seed(config: Overrides) -> str:
     """`3`, or all three of `1/1/2` where weights and data have seeds of their own."""
     seeds = [config.get(key) for key in SEED_KEYS]
     if len({*seeds} - {None}) < 2:
@@ -174,7 +176,7 @@ def _filters(text: str, tail: str) -> Filters:
     return filters
 
 
-def _has(config: SettingValues, filters: Filters) -> bool:
+def _has(config: Overrides, filters: Filters) -> bool:
     """What is not known of a run, as it has no folder yet, does not rule it out."""
     return all(
         key not in config or any(_same(config[key], text) for text in texts)
@@ -182,7 +184,7 @@ def _has(config: SettingValues, filters: Filters) -> bool:
     )
 
 
-def _same(value: object, text: str) -> bool:
+def _same(value: Json, text: str) -> bool:
     if str(value).lower() == text.lower():
         return True
     try:
@@ -191,7 +193,7 @@ def _same(value: object, text: str) -> bool:
         return False
 
 
-def _no_match(filters: Filters, configs: Sequence[SettingValues]) -> str:
+def _no_match(filters: Filters, configs: Sequence[Overrides]) -> str:
     for key, texts in filters.items():
         if not any(_has(config, {key: texts}) for config in configs):
             values = {config[key] for config in configs if key in config}
@@ -200,8 +202,8 @@ def _no_match(filters: Filters, configs: Sequence[SettingValues]) -> str:
     return "no run has all of these values" if filters else "the study has no runs"
 
 
-def _order(value: object) -> tuple[str, object]:
-    """SettingValues of one type by size, whatever stands beside them."""
+def _order(value: Json) -> tuple[str, object]:
+    """Values of one type by size, whatever stands beside them."""
     return str(type(value)), 0 if value is None else value
 
 
@@ -224,73 +226,89 @@ def _distinct(runs: Sequence[ArmRun], *keys: str) -> int:
     return len({run.setting(keys) for run in runs})
 
 
-def grouped(runs: Iterable[ArmRun], keys: Sequence[str]) -> dict[Setting, list[ArmRun]]:
+def grouped(runs: Iterable[ArmRun], keys: Iterable[str]) -> dict[Setting, list[ArmRun]]:
     """The runs by their values of `keys`, in their order."""
-    table: dict[Setting, list[ArmRun]] = {}
+    table = defaultdict(list)
     for run in runs:
-        table.setdefault(run.setting(keys), []).append(run)
-    return {cell: table[cell] for cell in sorted(table, key=lambda cell: list(map(_order, cell)))}
+        table[run.setting(keys)].append(run)
+    return table
 
 
 @dataclass(frozen=True)
 class ArmCell:
     """What an arm has to offer at one size: the chosen setting's runs, and the choice."""
 
+    size: Overrides
     runs: Mapping[str, ArmRun]  # seed -> run
-    setting: SettingValues  # of what was tuned
+    setting: Overrides  # of what was tuned
     lost: Sequence[ArmRun]  # of that setting
-    choice: Choice[Setting]
+    choice: ChosenSetting
     edges: Sequence[str]  # tuned keys whose best value is their lowest or highest
+    counted: Mapping[str, ArmRun]  # of `runs`, once they are held against the other arm's
 
     @property
     def first(self) -> ArmRun:
         return next(iter(self.runs.values()))
 
+    @property
+    def losses(self) -> Losses:
+        """Of the counted runs."""
+        return losses_of(self.counted)
+
+    def against(self, other: ArmCell | None) -> ArmCell:
+        """With its runs counted; where seeds are paired, without those that have no pair."""
+        if other is None:
+            return self
+        counted = self.runs
+        if shared_seeds([(self.choice.losses, other.choice.losses)]):
+            counted = {seed: run for seed, run in self.runs.items() if seed in other.runs}
+        return replace(self, counted=counted)
+
 
 def cells_of(arm: Arm, keys: Sequence[str]) -> dict[Setting, ArmCell]:
     """Per value of `keys`: the arm's setting of lowest mean loss there."""
     table = grouped(arm.runs, keys)
-    tuned = naming(list(table.values()), [key for key in KEYS if key in TUNED])
+    tuned = naming(list(table.values()), TUNED)
+    lost = grouped(arm.lost, [*keys, *tuned])
     cells = {}
-    for cell, runs in table.items():
-        settings = _by_seed(arm.name, runs, tuned)
-        losses = {setting: losses_of(by_seed) for setting, by_seed in settings.items()}
-        choice = choose(losses)
-        best = dict(zip(tuned, choice.setting, strict=True))
-        edges = [
-            key
-            for key, values in zip(tuned, zip(*settings, strict=True), strict=True)
-            if _at_an_end(best[key], set(values))
-        ]
-        lost = [
-            run
-            for run in arm.lost
-            if run.setting(keys) == cell and run.setting(tuned) == choice.setting
-        ]
-        cells[cell] = ArmCell(settings[choice.setting], best, lost, choice, edges)
+    for size in sorted(table, key=lambda size: list(map(_order, size))):
+        settings = grouped(table[size], tuned)
+        runs = {setting: _by_seed(arm.name, settings[setting]) for setting in settings}
+        choice = choose({setting: losses_of(runs[setting]) for setting in runs})
+        best = choice.setting
+        edges = []
+        for key, value, tried in zip(tuned, best, zip(*settings, strict=True), strict=True):
+            if _at_an_end(value, set(tried)):
+                edges.append(key)
+        cells[size] = ArmCell(
+            dict(zip(keys, size, strict=True)),
+            runs[best],
+            dict(zip(tuned, best, strict=True)),
+            lost.get((*size, *best), []),
+            choice,
+            edges,
+            {},
+        )
     return cells
 
 
-def losses_of(runs: Mapping[str, ArmRun]) -> dict[str, float]:
+def losses_of(runs: Mapping[str, ArmRun]) -> Losses:
     return {seed: run.loss for seed, run in runs.items()}
 
 
-def _by_seed(
-    name: str, runs: Iterable[ArmRun], tuned: Sequence[str]
-) -> dict[Setting, dict[str, ArmRun]]:
-    settings: dict[Setting, dict[str, ArmRun]] = {}
+def _by_seed(name: str, runs: Iterable[ArmRun]) -> dict[str, ArmRun]:
+    by_seed: dict[str, ArmRun] = {}
     for run in runs:
-        by_seed = settings.setdefault(run.setting(tuned), {})
         twin = by_seed.setdefault(run.seed, run)
         if twin is not run:
             raise UserError(
                 f"{name}: seed {run.seed} is there twice, {twin.name} and {run.name}, "
                 "and nothing that matters tells them apart; name one of them"
             )
-    return settings
+    return by_seed
 
 
-def _at_an_end(best: object, values: set[object]) -> bool:
+def _at_an_end(best: Json, values: set[Json]) -> bool:
     """Whether the best of several values is their lowest or highest; None has no order."""
     if None in values or len(values) < 2:
         return False

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from nanoscale.checks.comparison import TOKENS, Comparison, LeftOut, SettingValues, SizeComparison
+from nanoscale.checks.comparison import TOKENS, Comparison, LeftOut, SizeComparison
 from nanoscale.checks.paired import MANY_SEEDS, Estimate
-from nanoscale.studies.arms import ArmCell, ArmRun
+from nanoscale.spec.values import Json, Overrides
+from nanoscale.studies.arms import ArmCell
 
 MOST_NAMES = 4  # of runs that were left out
 _UNEQUAL = 1.05  # times the other arm's tokens or FLOPs
 _BATCH_KEYS = {"batch_size", "gradient_accumulation_steps"}
 
 
-def in_words(setting: SettingValues) -> str:
+def in_words(setting: Overrides) -> str:
     """`n_embd 64, learning_rate 0.002`, for people."""
     return ", ".join(f"{key} {value_text(key, value)}" for key, value in setting.items())
 
 
-def value_text(key: str, value: object) -> str:
+def value_text(key: str, value: Json) -> str:
     if key == TOKENS:
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def at(cell: SettingValues, text: str) -> str:
+def at(cell: Overrides, text: str) -> str:
     """`text` after the size it is of; a cell without keys is all there is."""
     return f"{in_words(cell)}, {text}" if cell else text
 
@@ -37,31 +39,35 @@ def number_of(n: int, thing: str) -> str:
 # -- the reason ---------------------------------------------------------------------------------
 def reason_of(comparison: Comparison) -> str:
     """The verdict's numbers in one line, and what would settle it."""
-    difference, needed, unit = comparison.difference, comparison.seeds_needed, comparison.unit
-    numbers = difference_text(difference, unit)
+    difference = comparison.difference
+    numbers = difference_text(difference, comparison.unit)
     if difference.n_pairs > 1:
         numbers += f", {difference.n_pairs} pairs of seeds"
-    lost = diverged_text(comparison.left_out)
+    return outcome_text(comparison, numbers) + diverged_text(comparison.left_out)
 
-    if difference.interval == "windows":
+
+def outcome_text(comparison: Comparison, numbers: str) -> str:
+    needed = comparison.seeds_needed
+    if comparison.difference.interval == "windows":
         return (
             f"{numbers}, an interval of evaluation noise only, as one seed says nothing of the "
-            f"seeds' noise: run {needed} more seeds of each arm{lost}"
+            f"seeds' noise: run {needed} more seeds of each arm"
         )
     if comparison.verdict == "equal":
-        return f"the arms are within {comparison.rope:g} {unit} of each other: {numbers}{lost}"
+        rope = f"{comparison.rope:g} {comparison.unit}"
+        return f"the arms are within {rope} of each other: {numbers}"
     if comparison.verdict == "better":
-        return f"B's loss is lower: {numbers}{lost}"
+        return f"B's loss is lower: {numbers}"
     if comparison.verdict == "worse":
-        return f"B's loss is higher: {numbers}{lost}"
+        return f"B's loss is higher: {numbers}"
     if needed is None:
         return (
             f"{numbers}, does not decide, nor would {MANY_SEEDS} more seeds if mean and scatter "
-            f"stay{lost}"
+            "stay"
         )
     return (
         f"{numbers}, does not decide: about {number_of(needed, 'more seed')} of each arm would, "
-        f"if mean and scatter stay{lost}"
+        "if mean and scatter stay"
     )
 
 
@@ -74,17 +80,19 @@ def difference_text(difference: Estimate, unit: str) -> str:
 
 def diverged_text(left_out: Iterable[LeftOut]) -> str:
     """The runs that a reader would miss; those at settings that were not chosen are no loss."""
-    lost = [run.arm for run in left_out if run.why == "diverged" and not run.setting]
+    lost = Counter(run.arm for run in left_out if run.why == "diverged" and not run.setting)
     text = ""
-    for arm in "AB":
-        if arm in lost:
-            text += f"; {number_of(lost.count(arm), 'diverged run')} of {arm} not counted"
+    for arm, count in sorted(lost.items()):
+        text += f"; {number_of(count, 'diverged run')} of {arm} not counted"
     return text
 
 
 # -- warnings -----------------------------------------------------------------------------------
-def warnings_of(comparison: Comparison, sides: Mapping[str, Sequence[ArmCell]]) -> list[str]:
-    """What a careful reader would ask about; `sides` are what A and B offer at each size."""
+Offers = Mapping[str, Sequence[ArmCell]]  # what A and B offer at each size
+
+
+def warnings_of(comparison: Comparison, offers: Offers) -> list[str]:
+    """What a careful reader would ask about."""
     cells, difference = comparison.cells, comparison.difference
     warnings = list(left_out_warnings(comparison.left_out))
     if not difference.paired_by:
@@ -95,7 +103,7 @@ def warnings_of(comparison: Comparison, sides: Mapping[str, Sequence[ArmCell]]) 
     if not all(cell.pooled for cell in cells):
         warnings.append("sizes with one seed are not in the pooled difference")
 
-    tuned = [arm for arm, offers in sides.items() if any(offer.choice.of > 1 for offer in offers)]
+    tuned = [arm for arm in offers if any(offer.choice.of > 1 for offer in offers[arm])]
     if tuned:
         text = (
             f"settings of {' and '.join(tuned)} were chosen on the losses they are judged by, "
@@ -104,8 +112,8 @@ def warnings_of(comparison: Comparison, sides: Mapping[str, Sequence[ArmCell]]) 
         if difference.held_out is not None:
             text += f"; chosen on the other seeds, B - A is {difference.held_out:+.4f}"
         warnings.append(text)
-    for arm, offers in sides.items():
-        warnings += tuning_warnings(arm, offers, cells)
+    for arm in offers:
+        warnings += tuning_warnings(arm, offers[arm])
 
     warnings += budget_warnings(cells)
     same = [in_words(cell.cell) or "every seed" for cell in cells if cell.equal]
@@ -119,14 +127,13 @@ def warnings_of(comparison: Comparison, sides: Mapping[str, Sequence[ArmCell]]) 
             "the arms differ in batch size and were not both tuned: retune the LR at each batch "
             "size, tokens fixed"
         )
-    return warnings
+    return [*warnings, *numerics_warnings(offers, comparison.differ_in)]
 
 
-def left_out_warnings(left_out: Sequence[LeftOut]) -> Iterator[str]:
-    groups: dict[tuple[str, str, str | None], list[str]] = {}
+def left_out_warnings(left_out: Iterable[LeftOut]) -> Iterator[str]:
+    groups = defaultdict(list)
     for run in left_out:
-        names = groups.setdefault((run.arm, run.why, run.setting), [])
-        names.append(at(run.cell, f"seed {run.seed}"))
+        groups[run.arm, run.why, run.setting].append(at(run.cell, f"seed {run.seed}"))
     for (arm, why, setting), names in groups.items():
         text = f": {'; '.join(names[:MOST_NAMES])}"
         if len(names) > MOST_NAMES:
@@ -136,15 +143,9 @@ def left_out_warnings(left_out: Sequence[LeftOut]) -> Iterator[str]:
         yield f"left out of {arm}, {why}{text}"
 
 
-def tuning_warnings(
-    arm: str, offers: Sequence[ArmCell], cells: Sequence[SizeComparison]
-) -> Iterator[str]:
+def tuning_warnings(arm: str, offers: Sequence[ArmCell]) -> Iterator[str]:
     """Where the best setting may not be the best one there is."""
-    edges = [
-        at(cell.cell, ", ".join(offer.edges))
-        for cell, offer in zip(cells, offers, strict=True)
-        if offer.edges
-    ]
+    edges = [at(offer.size, ", ".join(offer.edges)) for offer in offers if offer.edges]
     if edges:
         yield f"{arm} is best at the end of what was tried, {'; '.join(edges)}: try beyond"
     for offer in offers:
@@ -157,26 +158,27 @@ def tuning_warnings(
 
 def budget_warnings(cells: Sequence[SizeComparison]) -> Iterator[str]:
     """Where the arms had not the same tokens or FLOPs to spend."""
-    spent: dict[str, list[tuple[float, float]]] = {
-        "tokens": [(cell.a.tokens, cell.b.tokens) for cell in cells],
-        "flops": [(cell.a.flops, cell.b.flops) for cell in cells],
-    }
-    for key, numbers in spent.items():
-        ratios = [b / a for a, b in numbers if a > 0 and b > 0]  # NaN is not known
-        if ratios and max(max(ratios), 1 / min(ratios)) > _UNEQUAL:
+    for key in ("tokens", "flops"):
+        ratios = []
+        for cell in cells:
+            a, b = getattr(cell.a, key), getattr(cell.b, key)
+            if a > 0 and b > 0:  # NaN is not known
+                ratios.append(b / a)
+        if ratios and max(*ratios, 1 / min(ratios)) > _UNEQUAL:
             ends = dict.fromkeys(f"{ratio:.3g}" for ratio in (min(ratios), max(ratios)))
             yield f"B has {' to '.join(ends)} times A's {key}"
 
 
-def numerics_warnings(
-    a: Sequence[ArmRun], b: Sequence[ArmRun], differ_in: Mapping[str, object]
-) -> Iterator[str]:
+def numerics_warnings(offers: Offers, differ_in: Iterable[str]) -> Iterator[str]:
     """A warning per part of the numerics in which the arms differ but were not meant to."""
-    keys = {key for run in [*a, *b] for key in run.numerics}
+    numerics = {}
+    for arm, cells in offers.items():
+        numerics[arm] = [run.numerics for cell in cells for run in cell.counted.values()]
+    keys = set[str]().union(*numerics["A"], *numerics["B"])
     meant = {*differ_in, "matmul_precision"}  # that one follows the width
     for key in sorted(keys - meant):
-        in_a = {str(run.numerics.get(key)) for run in a}
-        in_b = {str(run.numerics.get(key)) for run in b}
+        in_a = {str(values.get(key)) for values in numerics["A"]}
+        in_b = {str(values.get(key)) for values in numerics["B"]}
         if in_a != in_b:
             yield (
                 f"the arms ran on different numerics, {key} {' and '.join(sorted(in_a))} against "

@@ -33,11 +33,16 @@ def arms(rng, seeds, *, gap=-0.01, cells=1, shared=0.01, own=0.004, both=0.003):
     return a, b
 
 
+def difference(a, b):
+    """B - A over the cells of A."""
+    return difference_of([(a[cell], b[cell]) for cell in a])
+
+
 @pytest.mark.parametrize(("seeds", "cells"), [(3, 1), (5, 1), (8, 1), (3, 3), (8, 3)])
 def test_the_interval_covers_the_planted_difference_in_95_of_100(seeds, cells):
     rng, found = np.random.default_rng(seeds), []
     for _ in range(2000):
-        low, high = difference_of(*arms(rng, seeds, cells=cells)).ci95
+        low, high = difference(*arms(rng, seeds, cells=cells)).ci95
         found.append(low <= -0.01 <= high)
     assert 0.935 <= np.mean(found) <= 0.965  # its own standard error is 0.005
 
@@ -46,8 +51,8 @@ def test_pairing_sees_what_two_samples_do_not():
     rng, seen = np.random.default_rng(1), []
     for _ in range(400):
         a, b = arms(rng, 5)
-        welch = Difference(0.0, (Sample.of(a), Sample.of(b)))
-        pairs = difference_of(a, b)
+        welch = Difference(0.0, (Sample.of([*a.values()]), Sample.of([*b.values()])))
+        pairs = difference(a, b)
         seen.append((pairs.p < 0.05, p_value(pairs.value / welch.se, welch.dof) < 0.05))
     by_pairs, by_samples = np.mean(seen, axis=0)
     assert by_pairs > 0.65
@@ -57,14 +62,14 @@ def test_pairing_sees_what_two_samples_do_not():
 def test_a_difference_of_pairs_is_the_textbooks_and_of_several_sizes_that_of_seeds_means():
     a, b = arms(np.random.default_rng(2), 4, cells=3)
     d = [statistics.mean(b[k][s] - a[k][s] for k in a) for s in a[0]]
-    found = difference_of(a, b)
+    found = difference(a, b)
     assert found.value == pytest.approx(statistics.mean(d), abs=1e-12)
     assert found.se == pytest.approx(statistics.stdev(d) / 2, rel=1e-9)
     assert (found.dof, found.paired_by, found.parts[0].n) == (pytest.approx(3), "seed", 4)
     half = 3.182446305 * found.se
     assert found.ci95 == pytest.approx((found.value - half, found.value + half), rel=1e-8)
     del b[1]["3"]  # a size lacks a pair: the others keep theirs, the interval its least seeds
-    fewer = difference_of(a, b)
+    fewer = difference(a, b)
     sizes = [statistics.mean(b[k][s] - a[k][s] for s in b[k]) for k in a]
     assert fewer.value == pytest.approx(statistics.mean(sizes), abs=1e-12)
     assert fewer.dof == pytest.approx(2)
@@ -74,22 +79,22 @@ def test_other_seeds_in_each_arm_are_welchs_two_samples():
     a, b = {"": {"1": 2.0, "2": 2.2, "3": 2.1}}, {"": {"7": 1.9, "8": 1.5, "9": 1.7, "10": 1.6}}
     x, y = (list(arm[""].values()) for arm in (a, b))
     va, vb = statistics.variance(x) / 3, statistics.variance(y) / 4
-    found = difference_of(a, b)
+    found = difference(a, b)
     assert found.paired_by is None
     assert found.value == pytest.approx(statistics.mean(y) - statistics.mean(x))
     assert found.se == pytest.approx(math.sqrt(va + vb))
     assert found.dof == pytest.approx((va + vb) ** 2 / (va**2 / 2 + vb**2 / 3))
     b[""]["1"] = 1.8
-    assert difference_of(a, b).paired_by is None  # 1 of A's 3 is shared, no scatter in that
+    assert difference(a, b).paired_by is None  # 1 of A's 3 is shared, no scatter in that
     b[""]["2"] = 1.6  # 2 of them: now there are pairs
-    assert (difference_of(a, b).paired_by, difference_of(a, b).parts[0].n) == ("seed", 2)
+    assert (difference(a, b).paired_by, difference(a, b).parts[0].n) == ("seed", 2)
 
 
 def test_one_pair_says_nothing_of_the_seeds_and_equal_pairs_everything():
-    one = difference_of({"": {"1": 2.0}}, {"": {"1": 1.9}})
+    one = difference({"": {"1": 2.0}}, {"": {"1": 1.9}})
     assert (one.known, math.isnan(one.p), seeds_needed(one, 0.01)) == (False, True, 2)
     assert judge(one.ci95, 0.01) == "inconclusive"
-    same = difference_of({"": {"1": 2.0, "2": 2.1}}, {"": {"1": 2.0, "2": 2.1}})
+    same = difference({"": {"1": 2.0, "2": 2.1}}, {"": {"1": 2.0, "2": 2.1}})
     assert (same.ci95, same.p, judge(same.ci95, 0.0)) == ((0, 0), 1, "equal")
 
 
