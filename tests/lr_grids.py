@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nanoscale.checks.lr_transfer import transfer_verdict
+from nanoscale.checks.lr_transfer import TransferLimits, transfer_verdict
 from nanoscale.checks.lr_verdict import TransferVerdict
 
 FEW = 500  # resamples, where the interval itself is not judged
@@ -39,7 +39,9 @@ def grid(optima, *, lrs=OCTAVES, seeds=3, reach=1.3, sd=0.0, shift=0.0, curve=qu
 
 
 def verdict_of(table, **options) -> TransferVerdict:
-    return transfer_verdict(*table.T[:3], table.T[3], **{"resamples": FEW, **options})
+    keys = TransferLimits.__dataclass_fields__.keys() & options.keys()
+    limits = TransferLimits(**{key: options.pop(key) for key in keys})
+    return transfer_verdict(*table.T, **{"resamples": FEW, "limits": limits, **options})
 
 
 def judge(table, **options):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanoscale.checks.optimum import LrCurve, SeedNoise
+from nanoscale.checks.optimum import LrCurve, Numbers, SeedNoise
 
 Interval = tuple[float, float]
 CENTRAL = (0.025, 0.975)
@@ -27,7 +27,7 @@ class Transferred:
 
     loss: float
     se: float
-    draws: np.ndarray  # (R,) losses, as that optimum moves
+    draws: Numbers  # (R,) losses, as that optimum moves
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class LrGrid:
     base: int  # index of the size whose optimum is transferred
     noise: SeedNoise  # pooled over sizes
     noises: Sequence[SeedNoise]  # of each size (the pooled one where there is no parabola)
-    coefs: np.ndarray  # (K, R, 3) the parabolas
-    optimum: np.ndarray  # (K,)
-    optima: np.ndarray  # (K, R)
+    coefs: Numbers  # (K, 3, R) the parabolas
+    optimum: Numbers  # (K,)
+    optima: Numbers  # (K, R)
 
     @classmethod
     def of(
@@ -48,19 +48,21 @@ class LrGrid:
     ) -> LrGrid:
         """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
         noise = SeedNoise.of([curve.fit for curve in curves if curve.fit])
-        noises = [noise.at(curve.fit) if curve.fit else noise for curve in curves]
-        coefs = np.full((len(curves), resamples, 3), math.nan)
+        noises = []
+        coefs = np.full((len(curves), 3, resamples), math.nan)
         optimum = np.full(len(curves), math.nan)
         optima = np.full((len(curves), resamples), math.nan)
 
         for k, curve in enumerate(curves):
             steps = rng.standard_normal((resamples, 3))
-            if curve.fit:
+            fit = curve.fit
+            noises.append(noise.at(fit) if fit else noise)
+            if fit:
                 sd = noises[k].draws(rng, resamples)[:, None]
-                coefs[k] = curve.fit.coef + sd * steps @ curve.fit.root.T
+                coefs[k] = (fit.coef + sd * steps @ fit.root.T).T
             if curve.valley:
-                optimum[k] = curve.lowest(curve.valley, curve.valley.coef)
-                optima[k] = curve.lowest(curve.valley, coefs[k])
+                optimum[k] = curve.lowest(curve.valley.coef)
+                optima[k] = curve.lowest(coefs[k])
         return cls(curves, base, noise, noises, coefs, optimum, optima)
 
     def at_base(self, k: int) -> Transferred:
@@ -68,21 +70,22 @@ class LrGrid:
         curve, fit, x = self.curves[k], self.curves[k].fit, self.optimum[self.base]
         if not fit:
             return Transferred(math.nan, math.nan, np.full(self.optima.shape[1], math.nan))
-        loss = float(curve.loss(fit, fit.coef, x))
+        loss = float(curve.loss(fit.coef, x))
         moved = np.clip(self.optima[self.base], curve.x[0], curve.x[-1])
-        draws = curve.loss(fit, self.coefs[k], moved)
+        draws = curve.loss(self.coefs[k], moved)
         if not math.isfinite(loss):
             return Transferred(loss, math.nan, draws)
 
-        variance = curve.loss(fit, self.coefs[k], x).var()
+        low, high = fit.window
+        variance = curve.loss(self.coefs[k], x).var()
         variance += self.noise.shift_sd**2 / fit.n_seeds
-        if not fit.window[0] <= x <= fit.window[1]:
+        if not low <= x <= high:
             nearest = np.abs(curve.x - x).argmin()
             variance += self.noises[k].sd ** 2 / curve.runs[nearest]
         return Transferred(loss, math.sqrt(variance), draws)
 
 
-def interval(draws: np.ndarray) -> Interval:
+def interval(draws: Numbers) -> Interval:
     """The central 95 % of draws (R,)."""
     low, high = np.quantile(draws, CENTRAL)
     return float(low), float(high)
@@ -125,13 +128,13 @@ def drift_of(grid: LrGrid, rng: np.random.Generator) -> Drift:
     return Drift(float(slope @ optimum), interval(slope @ draws), scatter)
 
 
-def _slope(size: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _slope(size: Numbers, weight: Numbers) -> Numbers:
     """(K,): the weighted least-squares slope over size is this times the values."""
     c = size - np.average(size, weights=weight)
     return np.asarray(weight * c / (weight @ c**2))
 
 
-def _scatter(size: np.ndarray, optimum: np.ndarray, weight: np.ndarray, dof: int) -> float:
+def _scatter(size: Numbers, optimum: Numbers, weight: Numbers, dof: int) -> float:
     """The sd of the optima about their line beyond what their noise explains."""
     c = size - np.average(size, weights=weight)
     slope = _slope(size, weight) @ optimum

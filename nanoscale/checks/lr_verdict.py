@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from nanoscale.checks.drift import Interval
-from nanoscale.checks.optimum import SeedNoise
+from nanoscale.checks.optimum import Numbers, SeedNoise
+from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
 TRANSFER_SCHEMA = 1
@@ -105,10 +106,10 @@ class LrRuns:
     """The runs that were judged, one entry each (n,): a loss is inf where a run diverged, NaN where
     it has no result."""
 
-    size: np.ndarray
-    lr: np.ndarray
-    loss: np.ndarray
-    seed: np.ndarray  # 0, 1, ...
+    size: Numbers
+    lr: Numbers
+    loss: Numbers
+    seed: Numbers  # 0, 1, ...
 
     def in_order(self) -> LrRuns:
         """Those with a result, sorted, so that no order of rows changes a digit."""
@@ -144,13 +145,9 @@ class TransferVerdict:
 
     @property
     def judged(self) -> Mapping[str, JudgedNumber]:
-        return {
-            "drift": self.drift,
-            "largest_shift": self.largest_shift,
-            "max_regret": self.max_regret,
-        }
+        return {name: getattr(self, name) for name in QUANTITIES}
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         record = asdict(self)
         del record["runs"]
         return {"schema": TRANSFER_SCHEMA, "check": "transfer", **plain(record)}

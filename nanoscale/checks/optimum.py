@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+Numbers = np.ndarray
 _REACH = 1.05  # octaves on either side of the lowest mean: one, and room for rounded LRs
 RISE = 0.05  # nats: well above the noise, and where a valley is still about a parabola
 FEWEST_LRS = 4
@@ -43,8 +44,8 @@ class ParabolaFit:
 
     window: tuple[float, float]  # the lowest and the highest LR it goes through
     centre: float
-    coef: np.ndarray  # (3,)
-    root: np.ndarray  # (3, 3): sd^2 * root @ root.T is the covariance of coef
+    coef: Numbers  # (3,)
+    root: Numbers  # (3, 3): sd^2 * root @ root.T is the covariance of coef
     n_seeds: int
     shifts: dict[int, float]  # seed -> its shift; they sum to zero
     rest: Squares  # of the runs about LR + shift
@@ -52,10 +53,11 @@ class ParabolaFit:
     shift: Squares  # of the shifts
     shift_of_noise: float  # what one unit of noise adds to the shifts' squares
 
-    def loss(self, coef: np.ndarray, x: np.ndarray | float) -> np.ndarray:
-        """Loss for coefficients (..., 3) at x (...)."""
+    def loss(self, coef: Numbers, x: Numbers | float) -> Numbers:
+        """Loss for coefficients (3, ...) at x (...)."""
+        level, slope, bend = coef
         u = x - self.centre
-        return np.asarray(coef[..., 0] + u * (coef[..., 1] + u * coef[..., 2]))
+        return np.asarray(level + u * (slope + u * bend))
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class LrCurve:
     """One size: its mean losses around the lowest one, and the parabola if there are 3 of them."""
 
     size: float
-    x: np.ndarray  # (L,) the LRs between the diverged ones next to the lowest mean
-    mean: np.ndarray  # (L,) of their losses, without the seeds' shifts
-    runs: np.ndarray  # (L,)
-    diverged: np.ndarray  # every LR with a diverged run
+    x: Numbers  # (L,) the LRs between the diverged ones next to the lowest mean
+    mean: Numbers  # (L,) of their losses, without the seeds' shifts
+    runs: Numbers  # (L,)
+    diverged: Numbers  # every LR with a diverged run
     n_lrs: int  # finite or diverged
     below: float = -math.inf  # the nearest diverged LR on that side
     above: float = math.inf
@@ -79,30 +81,33 @@ class LrCurve:
         """The fit, where its vertex is the optimum."""
         return None if self.problem else self.fit
 
-    def lowest(self, fit: ParabolaFit, coef: np.ndarray) -> np.ndarray:
-        """LR of the minimum for coefficients (..., 3); at its lower end if it bends downwards.
+    def lowest(self, coef: Numbers) -> Numbers:
+        """LR of the minimum for coefficients (3, ...); at its lower end if it bends downwards.
 
         It lies between the diverged LRs, and at most `BEYOND` the others.
         """
+        assert self.fit
         low = self.below if math.isfinite(self.below) else self.x[0] - _BEYOND
         high = self.above if math.isfinite(self.above) else self.x[-1] + _BEYOND
-        slope, bend = coef[..., 1], coef[..., 2]
+        _, slope, bend = coef
 
         with np.errstate(divide="ignore", invalid="ignore"):
-            vertex = np.clip(fit.centre - slope / (2 * bend), low, high)
+            vertex = self.fit.centre - slope / (2 * bend)
+            vertex = np.clip(vertex, low, high)
         lower_end = np.where(slope > 0, low, high)
         return np.where(bend > 0, vertex, lower_end)
 
-    def loss(self, fit: ParabolaFit, coef: np.ndarray, x: np.ndarray | float) -> np.ndarray:
+    def loss(self, coef: Numbers, x: Numbers | float) -> Numbers:
         """The parabola in its window; beyond, straight lines through the mean losses.
 
         inf from a diverged LR on; NaN, not known, beyond the last LR with a finite loss.
         """
+        assert self.fit
         x = np.asarray(x, float)
-        low, high = fit.window
-        line = np.interp(x, self.x, self.mean)
+        low, high = self.fit.window
         fitted = (x >= low) & (x <= high)
-        value = np.where(fitted, fit.loss(coef, x), line)
+        line = np.interp(x, self.x, self.mean)
+        value = np.where(fitted, self.fit.loss(coef, x), line)
 
         first, last = self.x[0] - 1e-9, self.x[-1] + 1e-9
         not_run = (x < first) | (x > last)
@@ -112,59 +117,52 @@ class LrCurve:
 
 
 # -- from runs to curves ------------------------------------------------------------------------
-def curve_of(size: float, x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> LrCurve:
+def curve_of(size: float, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
     """The curve of one size from its runs (n,): log2 LR, loss (finite, or inf: diverged), seed."""
     lrs = np.unique(x)
-    lrs = lrs[np.diff(lrs, prepend=-math.inf) > _SAME]
+    apart = np.diff(lrs, prepend=-math.inf) > _SAME
+    lrs = lrs[apart]
     cell = np.searchsorted(lrs, x, side="right") - 1
-    x = lrs[cell]
-    mean = np.bincount(cell, y) / np.bincount(cell)  # inf where a seed diverged
+    runs = np.bincount(cell)
+    mean = np.bincount(cell, y) / runs  # inf where a seed diverged
     diverged = lrs[np.isinf(mean)]
-    if len(diverged) == len(lrs):
-        return _all_diverged(size, lrs)
 
     # what lies between the diverged LRs next to the lowest mean
     lowest = lrs[mean.argmin()]
     below = max(diverged[diverged < lowest], default=-math.inf)
     above = min(diverged[diverged > lowest], default=math.inf)
-    between = (lrs > below) & (lrs < above)
+    between = np.isfinite(mean) & (lrs > below) & (lrs < above)
+    curve = LrCurve(
+        size,
+        lrs[between],
+        mean[between],
+        runs[between],
+        diverged,
+        len(lrs),
+        below,
+        above,
+    )
+    if not between.any():
+        lower = tuple(lrs[0] - np.arange(1, 4))
+        return replace(curve, problem="every LR diverged", wanted=lower)
     kept = between[cell]
-    x, y, seed, n_lrs = x[kept], y[kept], seed[kept], len(lrs)
-    lrs, mean = lrs[between], mean[between]
+    return _fitted(curve, lrs[cell[kept]], y[kept], seed[kept])
 
-    fit = fit_of(x, y, seed, lrs[window(lrs, mean)]) if len(lrs) >= 3 else None
-    level, runs = _means(lrs, x, y, seed, fit)
-    curve = LrCurve(size, lrs, level, runs, diverged, n_lrs, below, above, fit)
+
+def _fitted(curve: LrCurve, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
+    """With a parabola where there are LRs enough, and means without the seeds' shifts."""
+    lrs, mean = curve.x, curve.mean
+    fit = None
+    if len(lrs) >= 3:
+        fit = fit_of(x, y, seed, lrs[window(lrs, mean)])
+        y = y - [fit.shifts.get(s, 0.0) for s in seed]
+    level = np.bincount(np.searchsorted(lrs, x), y) / curve.runs
+    curve = replace(curve, mean=level, fit=fit)
     problem, wanted = unbracketed(curve, int(mean.argmin()))
     return replace(curve, problem=problem, wanted=wanted)
 
 
-def _means(
-    lrs: np.ndarray, x: np.ndarray, y: np.ndarray, seed: np.ndarray, fit: ParabolaFit | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) mean losses without the seeds' shifts, and (L,) how many runs each is of."""
-    if fit:
-        y = y - [fit.shifts.get(s, 0.0) for s in seed]
-    cell = np.searchsorted(lrs, x)
-    runs = np.bincount(cell)
-    return np.bincount(cell, y) / runs, runs
-
-
-def _all_diverged(size: float, lrs: np.ndarray) -> LrCurve:
-    nothing = lrs[:0]
-    return LrCurve(
-        size,
-        x=nothing,
-        mean=nothing,
-        runs=nothing,
-        diverged=lrs,
-        n_lrs=len(lrs),
-        problem="every LR diverged",
-        wanted=tuple(lrs[0] - np.arange(1, 4)),
-    )
-
-
-def window(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def window(x: Numbers, mean: Numbers) -> Numbers:
     """Mask (L,): the LRs within an octave of the lowest mean; the 4 nearest where those are fewer.
 
     A flat valley takes more of them: up to two octaves away, as long as the losses on the way are
@@ -175,18 +173,18 @@ def window(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     distance = np.abs(x - x[lowest])
     near = distance <= _REACH
 
-    flat = mean <= mean[lowest] + RISE
-    flat[:lowest] = np.logical_and.accumulate(flat[:lowest][::-1])[::-1]
-    flat[lowest:] = np.logical_and.accumulate(flat[lowest:])
-    near |= flat & (distance <= 2 * _REACH)
+    walls = np.flatnonzero(mean > mean[lowest] + RISE)
+    left = max(walls[walls < lowest], default=-1)
+    right = min(walls[walls > lowest], default=len(x))
+    near[left + 1 : right] |= distance[left + 1 : right] <= 2 * _REACH
 
     if near.sum() < FEWEST_LRS:
-        near = np.zeros(len(x), bool)
-        near[np.lexsort((mean, distance.round(3)))[:FEWEST_LRS]] = True
+        order = np.lexsort((mean, distance.round(3)))
+        near = np.isin(x, x[order[:FEWEST_LRS]])
     return np.asarray(near)
 
 
-def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> ParabolaFit:
+def fit_of(x: Numbers, y: Numbers, seed: Numbers, lrs: Numbers) -> ParabolaFit:
     """Least squares through the mean losses at `lrs` (L,), each weighted by its number of runs.
 
     The shift of every seed that was run at more than one LR is taken out first, so that an LR is
@@ -222,36 +220,39 @@ def fit_of(x: np.ndarray, y: np.ndarray, seed: np.ndarray, lrs: np.ndarray) -> P
     )
 
 
-def _parabola_solver(lrs: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _parabola_solver(lrs: Numbers, runs: Numbers) -> tuple[Numbers, Numbers]:
     """Powers of log2 LR - centre (L, 3), and what solves means for their coefficients (3, L)."""
     powers = (lrs - lrs.mean())[:, None] ** np.arange(3)
     weighted = powers.T * runs
     return powers, np.linalg.solve(weighted @ powers, weighted)
 
 
-def _shift_solver(
-    cells: np.ndarray, seed: np.ndarray
-) -> tuple[list[int], np.ndarray, np.ndarray, int]:
+def _shift_solver(cells: Numbers, seed: Numbers) -> tuple[Numbers, Numbers, Numbers, int]:
     """The seeds run at more than one LR, where each was (n, S), what solves losses for their
     shifts (S, n), and its rank. cells (n, L): the LR of every run."""
-    shared = [s for s in np.unique(seed) if (seed == s).sum() > 1]
-    seeds = (seed[:, None] == np.array(shared)).astype(float)
-    within = seeds - cells @ (cells.T @ seeds / cells.sum(0)[:, None])
-    solve = np.linalg.pinv(np.where(np.abs(within) < 1e-12, 0, within))
+    known, count = np.unique(seed, return_counts=True)
+    shared = known[count > 1]
+    seeds = (seed[:, None] == shared).astype(float)
+    of_lrs = cells.T @ seeds / cells.sum(0)[:, None]  # (L, S) each seed's part of an LR's runs
+    within = seeds - cells @ of_lrs
+    within[np.abs(within) < 1e-12] = 0
+    solve = np.linalg.pinv(within)
     return shared, seeds, solve, round(np.trace(solve @ within))
 
 
 def unbracketed(curve: LrCurve, lowest: int) -> tuple[str, tuple[float, ...]]:
     """Why the minimum lies beyond what was run, and the LRs that would show it; or nothing."""
-    x, at, fit = curve.x, curve.x[lowest], curve.fit
+    x, fit = curve.x, curve.fit
+    at = x[lowest]
     open_below, open_above = math.isinf(curve.below), math.isinf(curve.above)
-    if lowest == 0 and open_below:
+    if at == x[0] and open_below:
         return f"its lowest loss is at the lowest LR, {2**at:.3g}", (at - 2, at - 1)
-    if lowest == len(x) - 1 and open_above:
+    if at == x[-1] and open_above:
         return f"its lowest loss is at the highest LR, {2**at:.3g}", (at + 1, at + 2)
     if fit is None:
         return "fewer than 3 LRs around it have a finite loss", (at - 1, at - 0.5)
-    if fit.coef[2] <= 0:
+    _, slope, bend = fit.coef
+    if bend <= 0:
         return "its losses do not bend upwards", (at - 0.5, at + 0.5)
 
     low, high = fit.window
@@ -259,10 +260,12 @@ def unbracketed(curve: LrCurve, lowest: int) -> tuple[str, tuple[float, ...]]:
         low = curve.below
     if high == x[-1] and not open_above:
         high = curve.above
-    vertex = fit.centre - fit.coef[1] / (2 * fit.coef[2])
+    vertex = fit.centre - slope / (2 * bend)
     if low < vertex < high:
         return "", ()
-    beyond = (low - 1, low - 0.5) if vertex <= low else (high + 0.5, high + 1)
+    beyond = (high + 0.5, high + 1)
+    if vertex <= low:
+        beyond = (low - 1, low - 0.5)
     return f"its parabola has no minimum between {2**low:.3g} and {2**high:.3g}", beyond
 
 
@@ -279,19 +282,21 @@ class SeedNoise:
     @classmethod
     def of(cls, fits: Sequence[ParabolaFit]) -> SeedNoise:
         """From the seeds; where these say too little, from them and the parabolas' residuals."""
-        noise, source = Squares.pooled(fit.rest for fit in fits), "seeds"
+        source = "seeds"
+        noise = Squares.pooled(fit.rest for fit in fits)
         if noise.dof < SEED_DOF_NEEDED or noise.total <= 0:
-            noise, source = Squares.pooled(fit.rest + fit.misfit for fit in fits), "residuals"
+            source = "residuals"
+            noise = Squares.pooled(fit.rest + fit.misfit for fit in fits)
         if noise.dof == 0:
             return cls(math.nan, 0, "none", 0.0)
 
-        variance = noise.total / noise.dof
         shift = Squares.pooled(fit.shift for fit in fits)
-        from_noise = sum(fit.shift_of_noise for fit in fits)
         excess = 0.0
         if shift.dof:
-            excess = (shift.total - from_noise * noise.total / noise.dof) / shift.dof
-        return cls(math.sqrt(variance), noise.dof, source, math.sqrt(max(excess, 0.0)))
+            from_noise = sum(fit.shift_of_noise for fit in fits) * noise.total / noise.dof
+            excess = max(0.0, (shift.total - from_noise) / shift.dof)
+        sd = math.sqrt(noise.total / noise.dof)
+        return cls(sd, noise.dof, source, math.sqrt(excess))
 
     def at(self, fit: ParabolaFit) -> SeedNoise:
         """One size's: its own seeds, and the pooled noise as `PRIOR_DOF` degrees of freedom more.
@@ -302,10 +307,12 @@ class SeedNoise:
             return self
         prior = min(PRIOR_DOF, self.dof)
         dof = fit.rest.dof + prior
-        return replace(self, dof=dof, sd=math.sqrt((fit.rest.total + prior * self.sd**2) / dof))
+        total = fit.rest.total + prior * self.sd**2
+        return replace(self, dof=dof, sd=math.sqrt(total / dof))
 
-    def draws(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    def draws(self, rng: np.random.Generator, resamples: int) -> Numbers:
         """(R,) sds: this one is known only to its degrees of freedom."""
         if self.source == "none":
             return np.full(resamples, math.nan)
-        return np.asarray(self.sd * np.sqrt(self.dof / rng.chisquare(self.dof, resamples)))
+        squares = rng.chisquare(self.dof, resamples)
+        return np.asarray(self.sd * np.sqrt(self.dof / squares))

@@ -71,8 +71,9 @@ def command(
 
     Exits with 0 for pass, 1 for fail, 3 for inconclusive; of several settings the worst counts.
     """
+    from nanoscale.checks.lr_transfer import TransferLimits
     from nanoscale.experiments.tables import read_table
-    from nanoscale.studies.transfer_table import Limits, joint_record, transfer_verdicts
+    from nanoscale.studies.transfer_table import joint_record, transfer_verdicts
 
     given = {option: value for option, value in named.items() if value is not None}
     limits = {option: float(given[option]) for option in LIMIT_OPTIONS if option in given}
@@ -81,7 +82,7 @@ def command(
         {option: str(given[option]) for option in _COLUMNS if option in given},
         by=by,
         only=only,
-        limits=Limits(**limits),
+        limits=TransferLimits(**limits),
     )
     for name, verdict in verdicts.items():
         heading = [f"== {name}"] if name else []

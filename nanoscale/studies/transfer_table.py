@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoscale.checks.lr_transfer import DRIFT, REGRET, SHIFT, LrColumns, transfer_verdict
+from nanoscale.checks.lr_transfer import LIMITS, LrColumns, TransferLimits, transfer_verdict
 from nanoscale.checks.lr_verdict import TRANSFER_SCHEMA, TransferVerdict
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.results import RESULTS, Study
 from nanoscale.experiments.tables import ARM, STATES, column, number_at, read_table, study_table
 from nanoscale.spec.sources import FIELDS
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE, DIVERGED
 
 if TYPE_CHECKING:
@@ -29,19 +30,6 @@ ENOUGH_STEPS, ENOUGH_TOKENS = 1000, 500_000  # below, optima of small models mov
 Verdicts = Mapping[str, TransferVerdict]  # by the names of their settings
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How far the optimum may move: octaves per doubling, octaves, nats; from which size."""
-
-    tolerance: float = DRIFT
-    max_shift: float = SHIFT
-    max_regret: float = REGRET
-    base: float | None = None
-
-
-LIMITS = Limits()
-
-
 def transfer(
     table: DataFrame | Study | str | Path,
     *,
@@ -51,7 +39,7 @@ def transfer(
     seed: str | None = None,
     by: str | None = None,
     only: str | None = None,
-    limits: Limits = LIMITS,
+    limits: TransferLimits = LIMITS,
     output_root: str | Path = "experiments_out",
 ) -> TransferVerdict:
     """Whether the best learning rate holds over sizes: a verdict with intervals.
@@ -102,7 +90,7 @@ def transfer_verdicts(
     *,
     by: str | None = None,
     only: str | None = None,
-    limits: Limits = LIMITS,
+    limits: TransferLimits = LIMITS,
 ) -> dict[str, TransferVerdict]:
     """The verdict of every setting, by its name."""
     return {name: verdict_of(rows, columns, limits) for name, rows in settings_of(frame, by, only)}
@@ -122,7 +110,7 @@ def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
     return verdicts
 
 
-def joint_record(verdicts: Verdicts) -> dict[str, object]:
+def joint_record(verdicts: Verdicts) -> dict[str, Json]:
     """What `--json` holds: a record, or several by the names of their settings."""
     records = {name: verdict.to_json() for name, verdict in verdicts.items()}
     if len(records) == 1:
@@ -203,7 +191,9 @@ def _varies(frame: DataFrame, key: str) -> bool:
 
 
 # -- one setting --------------------------------------------------------------------------------
-def verdict_of(frame: DataFrame, named: Mapping[str, str], limits: Limits) -> TransferVerdict:
+def verdict_of(
+    frame: DataFrame, named: Mapping[str, str], limits: TransferLimits
+) -> TransferVerdict:
     """The verdict on one setting's rows."""
     columns = columns_of(frame, named)
     size, lr = _positive(frame, columns.size), _positive(frame, columns.lr)
@@ -214,10 +204,7 @@ def verdict_of(frame: DataFrame, named: Mapping[str, str], limits: Limits) -> Tr
         lr,
         losses,
         None if columns.seed is None else list(frame[columns.seed]),
-        base=limits.base,
-        tolerance=limits.tolerance,
-        max_shift=limits.max_shift,
-        max_regret=limits.max_regret,
+        limits=limits,
         names=columns,
     )
     return replace(verdict, warnings=[*verdict.warnings, *_short_runs(frame)])

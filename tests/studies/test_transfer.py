@@ -11,7 +11,7 @@ import pytest
 from lr_grids import diverging, grid, noisy, valley, verdict_of
 from tiny import run_nanoscale, run_python, tiny_spec
 
-from nanoscale.checks.lr_transfer import LrColumns
+from nanoscale.checks.lr_transfer import LrColumns, TransferLimits
 from nanoscale.commands.main import dispatch
 from nanoscale.commands.transfer import lines
 from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
@@ -19,7 +19,7 @@ from nanoscale.experiments.tables import read_table
 from nanoscale.report import transfer_figure
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE, DIVERGED, METRICS, WAITING, RunFolder
-from nanoscale.studies.transfer_table import Limits, transfer, transfer_verdicts
+from nanoscale.studies.transfer_table import transfer, transfer_verdicts
 
 
 # -- the command --------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_a_frame_is_judged_as_its_file_is(tmp_path):
     frame = pd.DataFrame(table, columns=["width", "lr", "loss", "seed"])
     verdict = transfer(frame, **COLUMNS)
     assert verdict == transfer(path, **COLUMNS)
-    assert transfer(frame, **COLUMNS, limits=Limits(base=128)).base == 128
+    assert transfer(frame, **COLUMNS, limits=TransferLimits(base=128)).base == 128
     frame.loc[0, "loss"] = math.nan  # in a frame of numbers this is a run without a result
     assert "1 run(s) without a result are left out" in transfer(frame, **COLUMNS).warnings
     frame["mode"] = "SP"
