@@ -5,19 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-WIDTH, DEPTH = "width", "depth"
+Sweep = Literal["width", "depth"]
 SIZE, CHANGE, UPDATE, PACE = "size", "change", "update", "update / LR"
 START, LATER, FIRST = "step 1", "later steps", "first updates"  # the windows that are judged
 VECTORS = ("embedding", "position", "block_norm", "qk_norm", "final_norm", "bias")
-SPREAD = ("embedding", "attn", "mlp", "last_block")
+BLOCKS = ("attn", "mlp", "last_block")
+SPREAD = ("embedding", *BLOCKS)
 
 
 @dataclass(frozen=True)
 class SlopeBand:
     """The slopes that a right parametrization may have, per doubling of size."""
 
-    sweep: str
+    sweep: Sweep
     family: str
     names: Sequence[str]  # () for every one
     window: str
@@ -29,20 +31,20 @@ class SlopeBand:
 
 BANDS = (
     SlopeBand(
-        WIDTH, SIZE, ("embedding",), START, -0.2, 0.2, "embeddings start alike at every width"
+        "width", SIZE, ("embedding",), START, -0.2, 0.2, "embeddings start alike at every width"
     ),
     SlopeBand(
-        WIDTH,
+        "width",
         SIZE,
-        ("attn", "mlp", "last_block"),
+        BLOCKS,
         START,
         -0.3,
         0.3,
         "a sum of fan_in terms of std 1/sqrt(fan_in) does not grow",
     ),
-    SlopeBand(WIDTH, SIZE, ("scores",), START, -0.3, 0.3, "heads of one size", "heads added"),
+    SlopeBand("width", SIZE, ("scores",), START, -0.3, 0.3, "heads of one size", "heads added"),
     SlopeBand(
-        WIDTH,
+        "width",
         SIZE,
         ("scores",),
         START,
@@ -53,7 +55,7 @@ BANDS = (
         "heads grow",
     ),
     SlopeBand(
-        WIDTH,
+        "width",
         SIZE,
         ("logits",),
         START,
@@ -63,7 +65,7 @@ BANDS = (
         "untied head",
     ),
     SlopeBand(
-        WIDTH,
+        "width",
         SIZE,
         ("logits",),
         START,
@@ -72,23 +74,21 @@ BANDS = (
         "as an untied head's, but a token's own embedding is related to its state",
         "tied head",
     ),
-    SlopeBand(WIDTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "an entry moves by the LR"),
+    SlopeBand("width", SIZE, ("embedding",), LATER, -0.2, 0.2, "an entry moves by the LR"),
+    SlopeBand("width", SIZE, BLOCKS, LATER, -0.3, 0.3, "what training makes of it"),
+    SlopeBand("width", SIZE, ("scores",), LATER, -0.3, 0.3, "heads of one size", "heads added"),
     SlopeBand(
-        WIDTH, SIZE, ("attn", "mlp", "last_block"), LATER, -0.3, 0.3, "what training makes of it"
+        "width", SIZE, ("scores",), LATER, -0.8, 0.3, "from the root towards none", "heads grow"
     ),
-    SlopeBand(WIDTH, SIZE, ("scores",), LATER, -0.3, 0.3, "heads of one size", "heads added"),
+    SlopeBand("width", SIZE, ("logits",), LATER, -0.65, 0.25, "from the root towards none"),
+    SlopeBand("width", CHANGE, SPREAD, FIRST, -0.3, 0.3, "features learn alike at every width"),
+    SlopeBand("width", UPDATE, VECTORS, START, -0.15, 0.15, "a vector's LR knows no width"),
     SlopeBand(
-        WIDTH, SIZE, ("scores",), LATER, -0.8, 0.3, "from the root towards none", "heads grow"
+        "width", PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"
     ),
-    SlopeBand(WIDTH, SIZE, ("logits",), LATER, -0.65, 0.25, "from the root towards none"),
-    SlopeBand(WIDTH, CHANGE, SPREAD, FIRST, -0.3, 0.3, "features learn alike at every width"),
-    SlopeBand(WIDTH, UPDATE, VECTORS, START, -0.15, 0.15, "a vector's LR knows no width"),
+    SlopeBand("depth", SIZE, ("embedding",), START, -0.2, 0.2, "before any block"),
     SlopeBand(
-        WIDTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"
-    ),
-    SlopeBand(DEPTH, SIZE, ("embedding",), START, -0.2, 0.2, "before any block"),
-    SlopeBand(
-        DEPTH,
+        "depth",
         SIZE,
         ("last_block",),
         START,
@@ -96,13 +96,13 @@ BANDS = (
         0.1,
         "L unrelated branches sum to at most sqrt(L), times 1/L^alpha",
     ),
-    SlopeBand(DEPTH, SIZE, ("logits",), START, -0.25, 0.25, "behind the final norm"),
-    SlopeBand(DEPTH, SIZE, ("embedding",), LATER, -0.2, 0.2, "before any block"),
-    SlopeBand(DEPTH, SIZE, ("last_block",), LATER, -0.6, 0.2, "what training adds does not grow"),
-    SlopeBand(DEPTH, SIZE, ("logits",), LATER, -0.25, 0.25, "behind the final norm"),
-    SlopeBand(DEPTH, CHANGE, ("embedding",), FIRST, -0.3, 0.3, "before any block"),
+    SlopeBand("depth", SIZE, ("logits",), START, -0.25, 0.25, "behind the final norm"),
+    SlopeBand("depth", SIZE, ("embedding",), LATER, -0.2, 0.2, "before any block"),
+    SlopeBand("depth", SIZE, ("last_block",), LATER, -0.6, 0.2, "what training adds does not grow"),
+    SlopeBand("depth", SIZE, ("logits",), LATER, -0.25, 0.25, "behind the final norm"),
+    SlopeBand("depth", CHANGE, ("embedding",), FIRST, -0.3, 0.3, "before any block"),
     SlopeBand(
-        DEPTH,
+        "depth",
         CHANGE,
         ("last_block",),
         FIRST,
@@ -111,6 +111,6 @@ BANDS = (
         "L related changes sum to L, times 1/L^alpha and the LR's factor",
     ),
     SlopeBand(
-        DEPTH, PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"
+        "depth", PACE, (), START, -0.15, 0.15, "AdamW's first update is its LR, unless eps counts"
     ),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanoscale.checks.coordinate_bands import CHANGE, DEPTH, PACE, SIZE, START, UPDATE
-from nanoscale.checks.coordinates import FAIL, Facts, Finding
+from nanoscale.checks.coordinate_bands import BLOCKS, CHANGE, PACE, SIZE, START, UPDATE
+from nanoscale.checks.coordinates import FAIL, Facts, JudgedSlope
 
 MATRICES = "hidden and residual_out"
 STEEP = 0.75  # octaves per doubling: two matrices' half octaves are one
@@ -16,19 +16,19 @@ STEEP = 0.75  # octaves per doubling: two matrices' half octaves are one
 class Failures:
     """The findings that fail."""
 
-    findings: Sequence[Finding]
+    findings: Sequence[JudgedSlope]
 
-    def of(self, family: str, *names: str, window: str = "") -> list[Finding]:
+    def of(self, family: str, *names: str, window: str = "") -> list[JudgedSlope]:
         chosen = []
         for finding in self.findings:
-            if finding.quantity[0] != family or window not in ("", finding.band.window):
-                continue
-            if not names or finding.quantity[1] in names:
+            its_family, name = finding.parts
+            there = its_family == family and (not names or name in names)
+            if there and window in ("", finding.window):
                 chosen.append(finding)
         return chosen
 
 
-def diagnose(findings: Sequence[Finding], facts: Facts) -> tuple[Finding, str]:
+def diagnose(findings: Sequence[JudgedSlope], facts: Facts) -> tuple[JudgedSlope, str]:
     """The finding that shows the fault best, and the rule that most likely is at fault.
 
     By cause: what is wrong at the start makes all that follows wrong.
@@ -40,13 +40,12 @@ def diagnose(findings: Sequence[Finding], facts: Facts) -> tuple[Finding, str]:
     raise AssertionError("no finding has failed")
 
 
-def _suspects(failures: Failures, facts: Facts) -> list[tuple[list[Finding], str]]:
+def _suspects(failures: Failures, facts: Facts) -> list[tuple[list[JudgedSlope], str]]:
     """What shows a fault of each rule, the first cause first."""
     of = failures.of
     scores = of(SIZE, "scores")
     branches = of(SIZE, "attn", "mlp", window=START)
     eps, vectors = of(PACE), of(UPDATE)
-    blocks = ("attn", "mlp", "last_block")
     init = _badly_started(branches, scores, facts)
     return [
         (of(SIZE, "embedding", window=START), "the init rule of embedding"),
@@ -59,32 +58,34 @@ def _suspects(failures: Failures, facts: Facts) -> list[tuple[list[Finding], str
         (of(SIZE, "last_block", window=START), "the residual multiplier"),
         (eps, f"the eps rule of {_roles(eps)}"),
         (vectors, f"the LR rule of {_roles(vectors)}"),
-        (of(CHANGE, *blocks) + of(SIZE, *blocks), _learning_rule(facts)),
+        (of(CHANGE, *BLOCKS) + of(SIZE, *BLOCKS), _learning_rule(facts)),
         (of(CHANGE, "embedding") + of(SIZE, "embedding"), "the LR rule of embedding"),
         (scores, f"the LR rule of {MATRICES}"),
         (of(SIZE, "logits"), "the output multiplier (logits)"),
     ]
 
 
-def _roles(findings: Sequence[Finding]) -> str:
-    return ", ".join(finding.quantity[1] for finding in findings)
+def _roles(findings: Sequence[JudgedSlope]) -> str:
+    return ", ".join(finding.parts[1] for finding in findings)
 
 
-def _badly_started(branches: Sequence[Finding], scores: Sequence[Finding], facts: Facts) -> str:
+def _badly_started(
+    branches: Sequence[JudgedSlope], scores: Sequence[JudgedSlope], facts: Facts
+) -> str:
     """q and k are hidden matrices, so the scores tell those from the branches' last ones."""
-    steep = any(abs(finding.slope.mean) > STEEP for finding in branches)
+    steep = any(abs(finding.slope) > STEEP for finding in branches)
     if steep or facts.qk_norm:
         return MATRICES
-    if any(finding.band.window == START for finding in scores):
+    if any(finding.window == START for finding in scores):
         return "hidden"
     return "residual_out"
 
 
 def _learning_rule(facts: Facts) -> str:
     """What is at fault when the start is right and the blocks' outputs do not stay so."""
-    if facts.sweep == DEPTH and not facts.residual_varies:
+    if facts.sweep == "depth" and not facts.residual_varies:
         return "the residual multiplier, which does not depend on depth"
-    if facts.sweep == DEPTH:
+    if facts.sweep == "depth":
         return "the residual multiplier's exponent, or the depth factor of the LR"
     if facts.muon_scale:
         return f"Muon's shape factor (muon_scale={facts.muon_scale}), or its LR rule"

@@ -11,50 +11,30 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from nanoscale.checks.coordinate_bands import CHANGE, PACE, SIZE, UPDATE
+from nanoscale.checks.coordinate_bands import CHANGE, PACE, SIZE, UPDATE, Sweep
 from nanoscale.checks.coordinate_faults import diagnose
 from nanoscale.checks.coordinates import (
     FAIL,
     UNSURE,
     CoordinateRun,
     Facts,
-    Finding,
-    Quantity,
+    JudgedSlope,
+    Slope,
     judge,
     measurements,
     overall,
     slope,
 )
+from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
 _SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class StepSlope:
-    """Octaves per doubling of size at one step."""
-
-    slope: float
-    ci95: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class JudgedSlope:
-    """A quantity's slope over a window of steps, against what is allowed."""
-
-    quantity: str
-    window: str
-    verdict: str
-    slope: float
-    ci95: tuple[float, float]
-    allowed: tuple[float, float]
-    why: str
-
-    @property
-    def beyond(self) -> float:
-        """How far the slope lies outside of what is allowed; negative within."""
-        low, high = self.allowed
-        return max(self.slope - high, low - self.slope)
+_WHAT = {  # family -> what its numbers are
+    SIZE: "rms of {}",
+    CHANGE: "change of {} by one update",
+    UPDATE: "update of {}",
+    PACE: "update of {} over its LR",
+}
 
 
 @dataclass(frozen=True)
@@ -65,19 +45,19 @@ class CoordinateVerdict:
     says: str  # why it fails
     module: str | None  # the quantity that shows it best
     rule: str | None  # that most likely is at fault
-    sweep: str  # width or depth
+    sweep: Sweep
     sizes: Sequence[int]
     seeds: Sequence[int]
     steps: int
     facts: Facts
     findings: Sequence[JudgedSlope]
-    slopes: Mapping[str, Mapping[str, StepSlope]]  # quantity -> step -> its slope
+    slopes: Mapping[str, Mapping[str, Slope]]  # quantity -> step -> its slope
     values: Mapping[str, Sequence[Sequence[float | None]]]  # quantity -> (sizes, steps)
     losses: Sequence[float | None]  # of the last step, by size
-    asked: Mapping[str, object] = field(default_factory=dict)  # of the study of its runs
+    asked: Mapping[str, Json] = field(default_factory=dict)  # of the study of its runs
     runs: Sequence[str] = ()
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         record = asdict(self)
         if not self.runs:  # the rows came from elsewhere
             del record["asked"], record["runs"]
@@ -99,7 +79,7 @@ def coordinate_verdict(
     if verdict == FAIL:
         fault, rule = diagnose(findings, facts)
         says = _sentence(fault, facts.sweep, rule)
-        module = " of ".join(fault.quantity)
+        module = " of ".join(fault.parts)
 
     short = sorted({run.size for run in runs if len(run.rows) < steps})
     if short and verdict != FAIL:
@@ -116,36 +96,19 @@ def coordinate_verdict(
         seeds=seeds,
         steps=steps,
         facts=facts,
-        findings=[_judged(finding) for finding in findings],
-        slopes={_name(quantity): _slopes(sizes, values) for quantity, values in logs.items()},
-        values={_name(quantity): _means(values) for quantity, values in logs.items()},
+        findings=findings,
+        slopes={quantity: _slopes(sizes, values) for quantity, values in logs.items()},
+        values={quantity: _means(values) for quantity, values in logs.items()},
         losses=_losses(runs, sizes),
     )
 
 
-def _name(quantity: Quantity) -> str:
-    return ": ".join(quantity)
-
-
-def _judged(finding: Finding) -> JudgedSlope:
-    return JudgedSlope(
-        quantity=_name(finding.quantity),
-        window=finding.band.window,
-        verdict=finding.verdict,
-        slope=finding.slope.mean,
-        ci95=(finding.slope.low, finding.slope.high),
-        allowed=(finding.band.low, finding.band.high),
-        why=finding.band.why,
-    )
-
-
-def _slopes(sizes: Sequence[int], logs: np.ndarray) -> dict[str, StepSlope]:
+def _slopes(sizes: Sequence[int], logs: np.ndarray) -> dict[str, Slope]:
     """Step -> slope and interval, at the steps that every run has."""
     slopes = {}
     for t in range(logs.shape[-1]):
         if math.isfinite(logs[..., t].sum()):
-            at_step = slope(sizes, logs[..., t])
-            slopes[str(t + 1)] = StepSlope(at_step.mean, (at_step.low, at_step.high))
+            slopes[str(t + 1)] = slope(sizes, logs[..., t])
     return slopes
 
 
@@ -161,27 +124,22 @@ def _losses(runs: Sequence[CoordinateRun], sizes: Sequence[int]) -> list[float |
     """The last step's training loss by size, the mean over seeds."""
     losses: list[float | None] = []
     for size in sizes:
-        ends = [run.rows[-1:] for run in runs if run.size == size]
-        last = [row["train_loss"] for rows in ends for row in rows]
-        complete = len(last) == len(ends) and None not in last
-        losses.append(sum(last) / len(last) if complete else None)
+        ended = [run for run in runs if run.size == size]
+        last = [run.rows[-1]["train_loss"] for run in ended if run.rows]
+        known = len(last) == len(ended) and None not in last
+        losses.append(sum(last) / len(last) if known else None)
     return losses
 
 
-def _sentence(finding: Finding, sweep: str, rule: str) -> str:
+def _sentence(finding: JudgedSlope, sweep: Sweep, rule: str) -> str:
     """`rms of mlp grows as width^+1.04 [+1.02, +1.06] at step 1 (allowed ...): the init ...`"""
-    family, name = finding.quantity
-    what = {
-        SIZE: f"rms of {name}",
-        CHANGE: f"change of {name} by one update",
-        UPDATE: f"update of {name}",
-        PACE: f"update of {name} over its LR",
-    }[family]
-    slope, band = finding.slope, finding.band
+    family, name = finding.parts
     goes = "goes"
-    if abs(slope.mean) > 0.1:
-        goes = "grows" if slope.mean > 0 else "shrinks"
+    if abs(finding.slope) > 0.1:
+        goes = "grows" if finding.slope > 0 else "shrinks"
+    (low, high), (least, most) = finding.ci95, finding.allowed
     return (
-        f"{what} {goes} as {sweep}^{slope.mean:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}] at "
-        f"{band.window} (allowed {band.low:+.2f} to {band.high:+.2f}): {rule}"
+        f"{_WHAT[family].format(name)} {goes} as {sweep}^{finding.slope:+.2f} "
+        f"[{low:+.2f}, {high:+.2f}] at {finding.window} "
+        f"(allowed {least:+.2f} to {most:+.2f}): {rule}"
     )

@@ -28,12 +28,12 @@ from nanoscale.checks.coordinate_bands import (
     UPDATE,
     VECTORS,
     SlopeBand,
+    Sweep,
 )
 from nanoscale.checks.t_distribution import t_quantile
 
 FIRST_UPDATES = 5  # beyond, an update follows the ones before it more than its rule
 PASS, FAIL, UNSURE = "pass", "fail", "inconclusive"
-Quantity = tuple[str, str]  # family and name
 
 
 # -- slopes ---------------------------------------------------------------------------------------
@@ -41,9 +41,8 @@ Quantity = tuple[str, str]  # family and name
 class Slope:
     """Octaves per doubling of size, with its 95 % interval."""
 
-    mean: float
-    low: float
-    high: float
+    slope: float
+    ci95: tuple[float, float]
 
 
 def slope(sizes: Sequence[int], logs: np.ndarray) -> Slope:
@@ -54,20 +53,21 @@ def slope(sizes: Sequence[int], logs: np.ndarray) -> Slope:
     twice the interval). It covers 93 % or more even if the smallest size is four times as noisy as
     the largest.
     """
-    x = np.log2(sizes) - np.mean(np.log2(sizes))
+    octaves = np.log2(sizes)
+    x = octaves - octaves.mean()
     mean = float((logs @ x / (x @ x)).mean())
     residual = logs - logs.mean(axis=1, keepdims=True) - mean * x
     seeds, count = logs.shape
     dof = seeds * (count - 1) - 1
     variance = (residual**2).sum() / (dof * seeds * (x @ x))
     half = t_quantile(0.95, dof) * math.sqrt(variance)
-    return Slope(mean, mean - half, mean + half)
+    return Slope(mean, (mean - half, mean + half))
 
 
 # -- from rows to quantities ----------------------------------------------------------------------
 @dataclass(frozen=True)
 class CoordinateRun:
-    """One run's rows (`metrics.jsonl`) and what its config says of them."""
+    """One run's rows with statistics (`metrics.jsonl`), and what its config says of them."""
 
     size: int
     seed: int
@@ -75,43 +75,43 @@ class CoordinateRun:
     lr: Mapping[str, float]  # role -> LR of its tensors under AdamW
     base_lr: float  # learning_rate, of which a row's `lr` is the schedule's part
 
+    def quantities(self, t: int) -> dict[str, float | None]:
+        """`family: name` -> value, of every quantity in row t."""
+        row = self.rows[t]
+        statistics = row["statistics"]
+        updates = statistics["update_rms"]
+        found: dict[str, float | None] = {}
+        for name, value in statistics["activation_rms"].items():
+            found[f"{SIZE}: {name}"] = value
+        found[f"{SIZE}: scores"] = statistics["attention_logit_rms"]
+        found[f"{SIZE}: logits"] = statistics["logit_rms"]
+        for name, value in statistics["activation_change_rms"].items():
+            found[f"{CHANGE}: {name}"] = value
+        for role in VECTORS:
+            if role in updates:
+                found[f"{UPDATE}: {role}"] = updates[role]
 
-def of_row(run: CoordinateRun, row: Mapping[str, Any]) -> dict[Quantity, float | None]:
-    """Every quantity of one step."""
-    statistics = row["statistics"]
-    updates = statistics["update_rms"]
-    quantities: dict[Quantity, float | None] = {}
-    for name, value in statistics["activation_rms"].items():
-        quantities[SIZE, name] = value
-    quantities[SIZE, "scores"] = statistics["attention_logit_rms"]
-    quantities[SIZE, "logits"] = statistics["logit_rms"]
-    for name, value in statistics["activation_change_rms"].items():
-        quantities[CHANGE, name] = value
-    for role in VECTORS:
-        if role in updates:
-            quantities[UPDATE, role] = updates[role]
-
-    part = (row["lr"] or 0.0) / run.base_lr
-    for role, lr in run.lr.items():
-        known = part and lr and updates[role] is not None
-        quantities[PACE, role] = updates[role] / (part * lr) if known else None
-    return quantities
+        part = (row["lr"] or 0.0) / self.base_lr
+        for role, lr in self.lr.items():
+            known = part and lr and updates[role] is not None
+            found[f"{PACE}: {role}"] = updates[role] / (part * lr) if known else None
+        return found
 
 
 def measurements(
     runs: Sequence[CoordinateRun], sizes: Sequence[int], seeds: Sequence[int], steps: int
-) -> dict[Quantity, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Quantity -> log2 of its values (seeds, sizes, steps); NaN where it is 0 or not finite.
 
     Row `step` t holds the activations before update t, so t = 1 is at initialisation.
     """
-    logs: dict[Quantity, np.ndarray] = {}
+    logs: dict[str, np.ndarray] = {}
     for run in runs:
         i, j = seeds.index(run.seed), sizes.index(run.size)
-        for row in run.rows:
-            if "statistics" not in row or not 1 <= row["step"] <= steps:
+        for t, row in enumerate(run.rows):
+            if not 1 <= row["step"] <= steps:
                 continue
-            for quantity, value in of_row(run, row).items():
+            for quantity, value in run.quantities(t).items():
                 if quantity not in logs:
                     logs[quantity] = np.full((len(seeds), len(sizes), steps), np.nan)
                 if value and math.isfinite(value):
@@ -131,7 +131,7 @@ def window_mean(logs: np.ndarray, window: str) -> np.ndarray | None:
 class Facts:
     """What the configs say that decides which bands hold and which rule is to blame."""
 
-    sweep: str
+    sweep: Sweep
     heads_grow: bool = False
     tied: bool = True
     muon_scale: str | None = None  # None: AdamW updates the matrices
@@ -145,44 +145,57 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One judged slope."""
+class JudgedSlope:
+    """A quantity's slope over a window of steps, against what is allowed."""
 
-    quantity: Quantity
-    slope: Slope
-    band: SlopeBand
+    quantity: str  # `family: name`
+    window: str
+    verdict: str
+    slope: float
+    ci95: tuple[float, float]
+    allowed: tuple[float, float]
+    why: str
+
+    @classmethod
+    def of(cls, quantity: str, found: Slope, band: SlopeBand) -> JudgedSlope:
+        low, high = found.ci95
+        allowed, verdict = (band.low, band.high), UNSURE
+        if low > band.high or high < band.low:
+            verdict = FAIL
+        elif band.low <= low and high <= band.high:
+            verdict = PASS
+        return cls(quantity, band.window, verdict, found.slope, found.ci95, allowed, band.why)
 
     @property
-    def verdict(self) -> str:
-        slope, band = self.slope, self.band
-        if slope.low > band.high or slope.high < band.low:
-            return FAIL
-        inside = band.low <= slope.low and slope.high <= band.high
-        return PASS if inside else UNSURE
+    def parts(self) -> tuple[str, str]:
+        """Family and name."""
+        family, _, name = self.quantity.partition(": ")
+        return family, name
 
     @property
     def beyond(self) -> float:
-        """How far the slope lies outside its band, in octaves per doubling."""
-        return max(self.slope.mean - self.band.high, self.band.low - self.slope.mean)
+        """How far the slope lies outside of what is allowed; negative within."""
+        low, high = self.allowed
+        return max(self.slope - high, low - self.slope)
 
 
-def judge(logs: Mapping[Quantity, np.ndarray], sizes: Sequence[int], facts: Facts) -> list[Finding]:
+def judge(logs: Mapping[str, np.ndarray], sizes: Sequence[int], facts: Facts) -> list[JudgedSlope]:
     """A finding per quantity and window that `BANDS` speaks of; one that is 0 throughout has none
     (a zero-initialised readout at step 1, say)."""
     bands = [band for band in BANDS if band.sweep == facts.sweep and facts.holds(band.when)]
     findings = []
     for quantity, values in logs.items():
-        family, name = quantity
+        family, _, name = quantity.partition(": ")
         for band in bands:
             if band.family != family or (band.names and name not in band.names):
                 continue
             mean = window_mean(values, band.window)
             if mean is not None:
-                findings.append(Finding(quantity, slope(sizes, mean), band))
+                findings.append(JudgedSlope.of(quantity, slope(sizes, mean), band))
     return findings
 
 
-def overall(findings: Iterable[Finding]) -> str:
+def overall(findings: Iterable[JudgedSlope]) -> str:
     """fail if any fails, pass if all pass."""
     verdicts = {finding.verdict for finding in findings}
     if FAIL in verdicts:

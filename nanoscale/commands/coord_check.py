@@ -15,7 +15,8 @@ from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
 from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
-    from nanoscale.checks.coordinate_verdict import CoordinateVerdict, JudgedSlope, StepSlope
+    from nanoscale.checks.coordinate_verdict import CoordinateVerdict
+    from nanoscale.checks.coordinates import JudgedSlope, Slope
     from nanoscale.studies.coordinate_study import CoordinatePlan
 
 _LEAST_SIZES = 3
@@ -158,7 +159,7 @@ def lines(verdict: CoordinateVerdict) -> list[str]:
     return [*table, last, "", verdict_line(verdict)]
 
 
-def slope_text(slope: StepSlope | None) -> str:
+def slope_text(slope: Slope | None) -> str:
     return f"{'-':>6}" if slope is None else f"{slope.slope:+6.2f}"
 
 

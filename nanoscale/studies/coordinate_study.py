@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanoscale.checks.coordinate_bands import DEPTH, WIDTH
+from nanoscale.checks.coordinate_bands import Sweep
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict, coordinate_verdict
 from nanoscale.checks.coordinates import CoordinateRun, Facts
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner
-from nanoscale.experiments.cells import Cell, combinations, make_cells, questions
+from nanoscale.experiments.cells import Cell, make_cells, questions
 from nanoscale.experiments.records import Asked
 from nanoscale.spec.config import (
     LENGTH_KEYS,
@@ -28,16 +28,15 @@ from nanoscale.spec.config import (
     from_flat,
 )
 from nanoscale.spec.parametrization import rules_of
-from nanoscale.spec.sources import COMMAND_LINE, Source, apply, read_file
-from nanoscale.spec.values import Json
+from nanoscale.spec.sources import COMMAND_LINE, Source, layered, read_file
+from nanoscale.spec.values import Json, Overrides
 
-SWEPT_KEYS = {WIDTH: "n_embd", DEPTH: "n_layer"}
+SWEPT_KEYS: dict[Sweep, str] = {"width": "n_embd", "depth": "n_layer"}
 LEAST_SIZES = 3
 _STEPS, SEEDS = 10, 3
-KeyValues = Mapping[str, Json]
-Rows = Sequence[Mapping[str, Any]]  # of a run's metrics.jsonl
+Rows = Sequence[Overrides]  # of a run's metrics.jsonl
 
-MODEL: KeyValues = {
+MODEL: Overrides = {
     "dataset": "shakespeare_char",
     "n_layer": 2,
     "n_embd": 64,
@@ -46,7 +45,7 @@ MODEL: KeyValues = {
 # Small LRs: an update's effect is read from the change it makes, not from a blow-up, which at 1e-2
 # differs so much by seed that three of them decide nothing. No clipping, as that depends on the
 # gauge: a rule may move a factor between a weight and its multiplier, and with it the norm.
-PROTOCOL: KeyValues = {
+PROTOCOL: Overrides = {
     "learning_rate": 2e-4,
     "muon_lr": 1e-2,
     "decay_lr": False,
@@ -78,7 +77,7 @@ def coord_check(
     *,
     widths: Iterable[int] = (),
     depths: Iterable[int] = (),
-    keys: KeyValues | None = None,
+    keys: Overrides | None = None,
     steps: int = _STEPS,
     seeds: int = SEEDS,
     output_root: str | Path = "experiments_out",
@@ -111,7 +110,8 @@ def coord_check(
     widths, depths = sorted(set(widths)), sorted(set(depths))
     if bool(widths) == bool(depths):
         raise UserError("give one of widths and depths, as in widths=[64, 128, 256]")
-    sweep, sizes = (WIDTH, widths) if widths else (DEPTH, depths)
+    sweep: Sweep = "width" if widths else "depth"
+    sizes = widths or depths
     if len(sizes) < LEAST_SIZES or sizes[0] < 1:
         raise UserError(f"{sweep}s={sizes}: a slope needs at least {LEAST_SIZES} sizes above 0")
     for name, count in (("steps", steps), ("seeds", seeds)):
@@ -137,7 +137,7 @@ def coord_check(
 class CoordinatePlan:
     """Everything is checked before anything starts."""
 
-    sweep: str
+    sweep: Sweep
     sizes: Sequence[int]
     steps: int
     cells: Sequence[Cell]
@@ -145,7 +145,7 @@ class CoordinatePlan:
     @classmethod
     def of(
         cls,
-        sweep: str,
+        sweep: Sweep,
         sizes: Sequence[int],
         steps: int,
         seeds: int,
@@ -195,33 +195,38 @@ class CoordinatePlan:
 
 
 def _rows(
-    sweep: str, sizes: Sequence[int], seeds: int, sources: Sequence[Source], typed: set[str]
-) -> list[dict[str, Any]]:
+    sweep: Sweep, sizes: Sequence[int], seeds: int, sources: Sequence[Source], typed: set[str]
+) -> list[dict[str, Json]]:
     """The cells' keys: every size with every seed; over widths, heads of one size are added."""
-    values = flatten(ExperimentConfig())
-    for source in sources:
-        values = apply(values, source)
-    seed: Any = values["seed"]
-    axes = {SWEPT_KEYS[sweep]: sizes, "seed": range(seed, seed + seeds)}
-    rows: list[dict[str, Any]] = [*combinations(axes)]
-    if sweep == DEPTH or ("n_head" in typed and "n_embd" not in typed):
-        return rows
+    values = layered(sources)
+    first: Any = values["seed"]
+    heads_grow = "n_head" in typed and "n_embd" not in typed
+    rows = []
+    for size in sizes:
+        heads: dict[str, int] = {}
+        if sweep == "width" and not heads_grow:
+            heads = _heads(from_flat(values), size)
+        for seed in range(first, first + seeds):
+            row: dict[str, Json] = {SWEPT_KEYS[sweep]: size, "seed": seed, **heads}
+            rows.append(row)
+    return rows
 
-    config = from_flat(values)
+
+def _heads(config: ExperimentConfig, width: int) -> dict[str, int]:
+    """As many heads of the config's size as make up the width."""
     head, group = config.head_dim, config.n_head // config.kv_heads
     what = f"{head}, the head size"
     if group > 1:
         what = f"{head * group}, as {group} heads of size {head} share their keys"
-    for row in rows:
-        if row["n_embd"] % (head * group):
-            raise UserError(
-                f"--widths: {row['n_embd']} is not a multiple of {what}; choose "
-                f"multiples, or keep the number of heads with --n_head={config.n_head}"
-            )
-        row["n_head"] = row["n_embd"] // head
-        if config.n_kv_head is not None:
-            row["n_kv_head"] = row["n_head"] // group
-    return rows
+    if width % (head * group):
+        raise UserError(
+            f"--widths: {width} is not a multiple of {what}; choose "
+            f"multiples, or keep the number of heads with --n_head={config.n_head}"
+        )
+    heads = {"n_head": width // head}
+    if config.n_kv_head is not None:
+        heads["n_kv_head"] = heads["n_head"] // group
+    return heads
 
 
 # -- what the configs say -------------------------------------------------------------------------
@@ -238,7 +243,7 @@ def learning_rates(config: ResolvedConfig) -> dict[str, float]:
     return {role: math.sqrt(squares[role] / counts[role]) for role in counts}
 
 
-def facts_of(sweep: str, configs: Sequence[ResolvedConfig]) -> Facts:
+def facts_of(sweep: Sweep, configs: Sequence[ResolvedConfig]) -> Facts:
     """What the diagnosis needs to know of the sweep's configs."""
     first = configs[0]
     head_sizes = {config.head_dim for config in configs}

@@ -9,16 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nanoscale.checks.coordinate_bands import (
-    DEPTH,
-    FIRST,
-    LATER,
-    SIZE,
-    SPREAD,
-    START,
-    WIDTH,
-    SlopeBand,
-)
+from nanoscale.checks.coordinate_bands import FIRST, LATER, SIZE, SPREAD, START, SlopeBand
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict, coordinate_verdict
 from nanoscale.checks.coordinates import (
     FAIL,
@@ -26,13 +17,14 @@ from nanoscale.checks.coordinates import (
     UNSURE,
     CoordinateRun,
     Facts,
-    Finding,
+    JudgedSlope,
     Slope,
     slope,
     window_mean,
 )
 from nanoscale.commands.coord_check import lines
 
+WIDTH, DEPTH = "width", "depth"
 SIZES = {WIDTH: (64, 128, 256), DEPTH: (2, 4, 8, 16)}
 
 
@@ -124,7 +116,7 @@ def test_the_interval_is_that_of_a_regression_with_an_intercept_per_seed(seeds):
     dof = X.shape[0] - X.shape[1]
     half = stats.t.ppf(0.975, dof) * math.sqrt(ss[0] / dof * np.linalg.inv(X.T @ X)[-1, -1])
     found = slope(sizes, logs)
-    assert (found.mean, found.low, found.high) == pytest.approx((b[-1], b[-1] - half, b[-1] + half))
+    assert (found.slope, *found.ci95) == pytest.approx((b[-1], b[-1] - half, b[-1] + half))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +133,8 @@ def test_the_interval_is_that_of_a_regression_with_an_intercept_per_seed(seeds):
 )
 def test_a_verdict_comes_from_the_whole_interval(low, high, verdict):
     band = SlopeBand(WIDTH, SIZE, ("mlp",), START, -0.3, 0.3, "")
-    judged = Slope((low + high) / 2, low, high)
-    assert Finding((SIZE, "mlp"), judged, band).verdict == verdict
+    found = Slope((low + high) / 2, (low, high))
+    assert JudgedSlope.of("size: mlp", found, band).verdict == verdict
 
 
 PLANTED = {  # what is wrong -> (facts, exponents, what is named)
