@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import click
-
-from nanoscale.commands.verb import ConfigVerb, Value
+from nanoscale.commands.verb import config_verb, option, value_of
 from nanoscale.spec.sources import help_text, parse_arguments
 
 
-@click.command(
-    cls=ConfigVerb,
+@config_verb(
+    "nanoscale bench --dataset=shakespeare_char --dtype=float32 --compile=False",
+    "nanoscale bench --real_data=False --peer=../nanoGPT",
     keys_help=lambda: help_text("Keys, over these defaults (accumulation: 1 unless given):"),
-    examples=[
-        "nanoscale bench --dataset=shakespeare_char --dtype=float32 --compile=False",
-        "nanoscale bench --real_data=False --peer=../nanoGPT",
-    ],
 )
-@click.option(
-    "--real_data",
-    metavar="BOOL",
-    type=Value(bool),
+@option(
+    "real_data",
+    "BOOL",
+    "False: random tokens, no dataset needed.",
+    value_of(bool),
     default=True,
-    help="False: random tokens, no dataset needed.",
 )
-@click.option(
-    "--profile",
-    metavar="BOOL",
-    type=Value(bool),
+@option(
+    "profile",
+    "BOOL",
+    "True: write a torch profiler trace to ./bench_log instead.",
+    value_of(bool),
     default=False,
-    help="True: write a torch profiler trace to ./bench_log instead.",
 )
-@click.option(
-    "--peer",
-    metavar="DIR",
-    type=Value(str | None),
-    help="A nanoGPT clone, timed in alternation at the same shapes.",
+@option(
+    "peer",
+    "DIR",
+    "A nanoGPT clone, timed in alternation at the same shapes.",
+    value_of(str | None),
 )
 def command(arguments: tuple[str, ...], real_data: bool, profile: bool, peer: str | None) -> None:
     """Time the training step of a config; nanoGPT's line comes last."""

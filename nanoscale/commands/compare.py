@@ -9,41 +9,49 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.text_table import aligned
-from nanoscale.commands.verb import Choice, Number, Verb, figure_output, json_output, output_root
+from nanoscale.commands.verb import (
+    NOT_NEGATIVE,
+    aligned,
+    choice,
+    figure_output,
+    json_output,
+    option,
+    output_root,
+    say,
+    verb,
+    warned,
+)
 from nanoscale.errors import DONE, INCONCLUSIVE
-from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
     from nanoscale.checks.comparison import ArmAtSize, ArmSummary, Comparison, SizeComparison
     from nanoscale.checks.drift import Interval
     from nanoscale.checks.paired import Estimate
 
+    Arm = ArmSummary | ArmAtSize
+
 HEADINGS = ("A", "B", "B - A", "95 % interval", "p", "pairs")
 
 
-@click.command(
-    cls=Verb,
-    examples=[
-        "nanoscale compare lr_study:optimizer=adamw lr_study:optimizer=muon",
-        "nanoscale compare out-a,out-b out-c,out-d --rope=0.02 --figure=compare.png",
-    ],
+@verb(
+    "nanoscale compare lr_study:optimizer=adamw lr_study:optimizer=muon",
+    "nanoscale compare out-a,out-b out-c,out-d --rope=0.02 --figure=compare.png",
 )
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option(
-    "--loss",
-    metavar="LOSS",
-    type=Choice("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte"),
+@option(
+    "loss",
+    "LOSS",
+    "val_loss, best_val_loss, train_loss or val_bits_per_byte (val_loss).",
+    choice("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte"),
     default="val_loss",
-    help="val_loss, best_val_loss, train_loss or val_bits_per_byte (val_loss).",
 )
-@click.option(
-    "--rope",
-    metavar="NATS",
-    type=Number(least=0),
+@option(
+    "rope",
+    "NATS",
+    "Within this the arms are as good as equal (0.01).",
+    NOT_NEGATIVE,
     default=0.01,
-    help="Within this the arms are as good as equal (0.01).",
 )
 @json_output("the comparison")
 @figure_output("the losses of every seed")
@@ -65,9 +73,7 @@ def command(
     from nanoscale.studies.compare_arms import compare
 
     comparison = compare(a, b, loss=loss, rope=rope, output_root=output_root)
-    click.echo("\n".join(lines(comparison)))
-    if json_path is not None:
-        write_json(json_path, comparison.to_json())
+    say(lines(comparison), json_path, comparison.to_json())
     if figure is not None:
         from nanoscale.report import compare_figure, save
 
@@ -79,16 +85,17 @@ def command(
 def lines(comparison: Comparison) -> list[str]:
     a, b = comparison.arms
     differ = [f"{key} {x} -> {y}" for key, (x, y) in comparison.differ_in.items()]
+    chosen = chosen_lines("A", [(cell, cell.a) for cell in comparison.cells])
+    chosen += chosen_lines("B", [(cell, cell.b) for cell in comparison.cells])
     return [
         f"A: {arm_text(a)}",
         f"B: {arm_text(b)}",
         f"loss {comparison.loss}; B differs in {', '.join(differ) or 'nothing but its settings'}",
-        *chosen_lines("A", [(cell, cell.a) for cell in comparison.cells]),
-        *chosen_lines("B", [(cell, cell.b) for cell in comparison.cells]),
+        *chosen,
         *table_lines(comparison),
         f"on other text of this kind, give or take: {window_text(comparison)}",
         f"compute: {compute_text(comparison)}",
-        *(f"warning: {warning}" for warning in comparison.warnings),
+        *warned(comparison.warnings),
         f"{comparison.verdict}: {comparison.reason}",
     ]
 
@@ -114,7 +121,7 @@ def chosen_lines(name: str, sizes: Sequence[tuple[SizeComparison, ArmAtSize]]) -
 def table_lines(comparison: Comparison) -> list[str]:
     rows = [[", ".join(comparison.keys), *HEADINGS]]
     for cell in comparison.cells:
-        name = ", ".join(size_text(value) for value in cell.cell.values())
+        name = ", ".join(map(size_text, cell.cell.values()))
         rows.append(row_of(name, cell.a, cell.b, cell.difference))
     if len(comparison.cells) > 1:
         rows.append(row_of("mean", *comparison.arms, comparison.difference))
@@ -125,28 +132,30 @@ def size_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def row_of(
-    name: str, a: ArmSummary | ArmAtSize, b: ArmSummary | ArmAtSize, difference: Estimate
-) -> list[str]:
+def row_of(name: str, a: Arm, b: Arm, difference: Estimate) -> list[str]:
     return [
         name,
         mean_text(a),
         mean_text(b),
         f"{difference.value:+.4f}",
         interval_text(difference.ci95, "+.4f"),
-        "-" if math.isnan(difference.p_value) else f"{difference.p_value:.2g}",
+        text_of(difference.p_value, ".2g", "-"),
         str(difference.n_pairs or "-"),
     ]
 
 
-def mean_text(arm: ArmSummary | ArmAtSize) -> str:
+def mean_text(arm: Arm) -> str:
     mean = f"{arm.mean:.4f}"
     return mean if math.isnan(arm.se) else f"{mean} ± {arm.se:.4f}"
 
 
 def interval_text(ends: Interval, form: str) -> str:
-    low, high = ("?" if math.isnan(end) else format(end, form) for end in ends)
-    return f"[{low}, {high}]"
+    low, high = ends
+    return f"[{text_of(low, form, '?')}, {text_of(high, form, '?')}]"
+
+
+def text_of(value: float, form: str, unknown: str) -> str:
+    return unknown if math.isnan(value) else format(value, form)
 
 
 def window_text(comparison: Comparison) -> str:

@@ -5,25 +5,20 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from nanoscale.commands.verb import Choice, Verb
-from nanoscale.errors import UserError
+from nanoscale.commands.verb import choice, verb
 
 VARIABLE = "_NANOSCALE_COMPLETE"  # what the script sets to ask for completions
 
 
-@click.command(
-    cls=Verb,
-    examples=[
-        'eval "$(nanoscale completion bash)"',
-        "nanoscale completion fish > ~/.config/fish/completions/nanoscale.fish",
-    ],
+@verb(
+    'eval "$(nanoscale completion bash)"',
+    "nanoscale completion fish > ~/.config/fish/completions/nanoscale.fish",
 )
-@click.argument("shell", metavar="SHELL", type=Choice("bash", "zsh", "fish"))
+@click.argument("shell", metavar="SHELL", type=choice("bash", "zsh", "fish"))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
     """Print the completion script of SHELL: bash, zsh or fish."""
     completion = get_completion_class(shell)
-    if completion is None:
-        raise UserError(f"{shell}: no completion for this shell")
+    assert completion is not None  # click completes all three
     program = context.find_root().command
     click.echo(completion(program, {}, "nanoscale", VARIABLE).source())

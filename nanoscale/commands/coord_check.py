@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanoscale.commands.verb import ConfigVerb, Number, figure_output, json_output, output_root
-from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
+from nanoscale.commands.verb import (
+    COUNT,
+    EXIT_CODES,
+    Read,
+    config_verb,
+    figure_output,
+    json_output,
+    option,
+    output_root,
+    say,
+)
+from nanoscale.errors import DONE, FAILURE, UserError
 from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
-from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
     from nanoscale.checks.coordinate_verdict import CoordinateVerdict
@@ -24,47 +33,33 @@ _SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # steps, and the last on
 NAMED = 3  # of the intervals that are too wide
 
 
-class Sizes(click.ParamType[list[int]]):
+def sizes_as(example: str) -> Read:
     """Sizes with commas, ascending."""
 
-    name = "sizes"
-
-    def __init__(self, example: str) -> None:
-        self.example = example
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> list[int]:
-        option = parameter.opts[0] if parameter else ""
-        typed, example = f"{option}={value}", f"{option} {self.example}"
+    def read(value: str, typed: str) -> list[int]:
+        remedy = f"as in {typed.partition('=')[0]} {example}"
         try:
             sizes = sorted({int(part) for part in value.strip("[]()").split(",")})
         except ValueError:
             sizes = [0]
         if sizes[0] < 1:
-            raise UserError(f"{typed}: expected whole numbers, as in {example}")
+            raise UserError(f"{typed}: expected whole numbers, {remedy}")
         if len(sizes) < _LEAST_SIZES:
-            raise UserError(
-                f"{typed}: a slope needs at least {_LEAST_SIZES} sizes, as in {example}"
-            )
+            raise UserError(f"{typed}: a slope needs at least {_LEAST_SIZES} sizes, {remedy}")
         return sizes
 
+    return Read(read)
 
-_COUNT = Number(whole=True, least=1)
 
-
-@click.command(
-    cls=ConfigVerb,
-    examples=[
-        "nanoscale coord-check --widths 64,128,256 --parametrization.mode=muP",
-        "nanoscale coord-check config/my_model.py --depths 2,4,8,16 --figure=depth.png",
-    ],
+@config_verb(
+    "nanoscale coord-check --widths 64,128,256 --parametrization.mode=muP",
+    "nanoscale coord-check config/my_model.py --depths 2,4,8,16 --figure=depth.png",
 )
-@click.option("--widths", metavar="W,W,W", type=Sizes("64,128,256"), help="Three or more n_embd.")
-@click.option("--depths", metavar="L,L,L", type=Sizes("2,4,8,16"), help="Or three or more n_layer.")
-@click.option("--steps", metavar="T", type=_COUNT, default=10, help="Updates of each run (10).")
-@click.option("--seeds", metavar="K", type=_COUNT, default=3, help="Runs of each size (3).")
-@click.option("--workers", metavar="N", type=_COUNT, help="Runs at once (what fits here).")
+@option("widths", "W,W,W", "Three or more n_embd.", sizes_as("64,128,256"))
+@option("depths", "L,L,L", "Or three or more n_layer.", sizes_as("2,4,8,16"))
+@option("steps", "T", "Updates of each run (10).", COUNT, default=10)
+@option("seeds", "K", "Runs of each size (3).", COUNT, default=3)
+@option("workers", "N", "Runs at once (what fits here).", COUNT)
 @json_output("the verdict")
 @figure_output("sizes over width or depth")
 @output_root()
@@ -99,16 +94,14 @@ def command(
     verdict = plan.run(asked, output_root, workers)
     if verdict is None:
         click.echo("no verdict: some runs have failed")
-        return FAILED
-    click.echo("\n".join(lines(verdict)))
-    if json_path is not None:
-        write_json(json_path, verdict.to_json())
+        return FAILURE
+    say(lines(verdict), json_path, verdict.to_json())
     if figure is not None:
         from nanoscale.report import save
         from nanoscale.report.activation_panels import coordinates_figure
 
         save(coordinates_figure(verdict), figure)
-    return {"pass": DONE, "fail": FAILED, "inconclusive": INCONCLUSIVE}[verdict.verdict]
+    return EXIT_CODES[verdict.verdict]
 
 
 def plan_of(
@@ -126,9 +119,8 @@ def plan_of(
     sources = parse_arguments(arguments)
     files = [source for source in sources if source.name != COMMAND_LINE]
     flags = [source for source in sources if source.name == COMMAND_LINE]
-    if widths is not None:
-        return CoordinatePlan.of("width", widths, steps, seeds, files, flags)
-    return CoordinatePlan.of("depth", depths or [], steps, seeds, files, flags)
+    sweep, sizes = ("depth", depths) if widths is None else ("width", widths)
+    return CoordinatePlan.of(sweep, sizes or [], steps, seeds, files, flags)
 
 
 # -- what is printed ------------------------------------------------------------------------------
@@ -137,26 +129,32 @@ def lines(verdict: CoordinateVerdict) -> list[str]:
     steps = [t for t in _SHOWN if t < verdict.steps] + [verdict.steps]
     sizes, seeds = ", ".join(map(str, verdict.sizes)), ", ".join(map(str, verdict.seeds))
     heads = [f"{'step 1' if t == 1 else t:>6}" for t in steps]
-    table = [
+    table = []
+    for name, by_step in verdict.slopes.items():
+        slopes = [slope_text(by_step.get(str(t))) for t in steps]
+        judged = [finding_text(finding) for finding in verdict.findings if finding.quantity == name]
+        table += quantity_lines(f"{name:<26}{''.join(slopes)}", judged)
+    losses = []
+    for size, loss in zip(verdict.sizes, verdict.losses, strict=True):
+        if loss is not None:
+            losses.append(f"{loss:.3f} at {size}")
+    return [
         "",
         f"octaves of rms per doubling of {verdict.sweep} ({sizes}); seeds {seeds}",
         f"{'':26}{''.join(heads)}  judged         slope  95 % interval   allowed",
+        *table,
+        f"train loss of the last step: {', '.join(losses)}",
+        "",
+        verdict_line(verdict),
     ]
-    for name, by_step in verdict.slopes.items():
-        start = f"{name:<26}" + "".join(slope_text(by_step.get(str(t))) for t in steps)
-        judged = [finding for finding in verdict.findings if finding.quantity == name]
-        if not judged:
-            table.append(start)
-        for finding in judged:
-            table.append(f"{start}  {finding_text(finding)}")
-            start = " " * len(start)
-    losses = [
-        f"{loss:.3f} at {size}"
-        for size, loss in zip(verdict.sizes, verdict.losses, strict=True)
-        if loss is not None
-    ]
-    last = f"train loss of the last step: {', '.join(losses)}"
-    return [*table, last, "", verdict_line(verdict)]
+
+
+def quantity_lines(start: str, judged: Sequence[str]) -> list[str]:
+    """A quantity's slopes once, and what is judged of it below one another."""
+    if not judged:
+        return [start]
+    starts = [start] + [" " * len(start)] * (len(judged) - 1)
+    return [f"{start}  {text}" for start, text in zip(starts, judged, strict=True)]
 
 
 def slope_text(slope: Slope | None) -> str:
@@ -164,27 +162,27 @@ def slope_text(slope: Slope | None) -> str:
 
 
 def finding_text(finding: JudgedSlope) -> str:
-    return (
-        f"{finding.window:<13} {finding.slope:+.2f}  {interval_text(finding.ci95)}  "
-        f"{interval_text(finding.allowed)}  {finding.verdict}"
-    )
+    ends, allowed = interval_text(finding.ci95), interval_text(finding.allowed)
+    return f"{finding.window:<13} {finding.slope:+.2f}  {ends}  {allowed}  {finding.verdict}"
 
 
 def interval_text(ends: tuple[float, float]) -> str:
-    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
+    low, high = ends
+    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 def verdict_line(verdict: CoordinateVerdict) -> str:
     """The last line: the verdict and why."""
-    word, findings = verdict.verdict, verdict.findings
-    if verdict.says:
-        return f"{word}: {verdict.says}"
-    if not findings:
-        return f"{word}: nothing could be judged"
+    findings = verdict.findings
     unsure = [finding for finding in findings if finding.verdict == "inconclusive"]
-    if not unsure:
-        return f"{word}: all {len(findings)} intervals lie within what is allowed"
-    what = ", ".join(f"{finding.quantity} at {finding.window}" for finding in unsure[:NAMED])
-    if len(unsure) > NAMED:
-        what += f" and {len(unsure) - NAMED} more"
-    return f"{word}: the intervals of {what} are too wide; take more seeds or sizes"
+    named = [f"{finding.quantity} at {finding.window}" for finding in unsure[:NAMED]]
+    if verdict.says:
+        why = verdict.says
+    elif not findings:
+        why = "nothing could be judged"
+    elif not unsure:
+        why = f"all {len(findings)} intervals lie within what is allowed"
+    else:
+        more = f" and {len(unsure) - NAMED} more" if len(unsure) > NAMED else ""
+        why = f"the intervals of {', '.join(named)}{more} are too wide; take more seeds or sizes"
+    return f"{verdict.verdict}: {why}"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import Number, Verb
+from nanoscale.commands.verb import HELP, PATH, Verb, number, option
 from nanoscale.errors import UserError
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["--help", "-h"]})
+@click.group(invoke_without_command=True, context_settings=HELP)
 @click.pass_context
 def command(context: click.Context) -> None:
     """Datasets: token files below ./data, in nanoGPT's format."""
@@ -27,10 +27,10 @@ def command(context: click.Context) -> None:
     ],
 )
 @click.argument("name", metavar="NAME")
-@click.option("--input", metavar="PATH", help="A local tinyshakespeare, or any text.")
-@click.option("--kind", metavar="KIND", help="Tokens of a text: char or byte (by its alphabet).")
-@click.option("--seed", type=Number(whole=True), help="Of the synthetic chain.")
-@click.option("--out", type=click.Path(path_type=Path), help="The folder (data/NAME).")
+@option("input", "PATH", "A local tinyshakespeare, or any text.")
+@option("kind", "KIND", "Tokens of a text: char or byte (by its alphabet).")
+@option("seed", "NUMBER", "Of the synthetic chain.", number(whole=True))
+@option("out", "PATH", "The folder (data/NAME).", PATH)
 def prepare_command(
     name: str, input: str | None, kind: str | None, seed: int | None, out: Path | None
 ) -> None:

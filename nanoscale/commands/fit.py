@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanoscale.commands.how_to_fit import how_to_fit, settings_of
-from nanoscale.commands.verb import Number, Verb, json_output, output_root
+from nanoscale.commands.how_to_fit import HOW_TO_FIT, settings_of
+from nanoscale.commands.verb import (
+    NOT_NEGATIVE,
+    Read,
+    in_a_folder,
+    json_output,
+    option,
+    output_root,
+    say,
+    verb,
+    warned,
+)
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
     from nanoscale.laws import LawFit
@@ -24,40 +33,26 @@ if TYPE_CHECKING:
     from nanoscale.studies.table_fit import TableFit
 
 
-class Folder(click.ParamType[Path]):
+def folder(value: str, typed: str) -> Path:
     """A folder to write to, refused before any work where it cannot be."""
-
-    name = "folder"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> Path:
-        typed = f"{parameter.opts[0] if parameter else ''}={value}"
-        folder = Path(value)
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{typed}: that is a file; name a folder")
-        if not folder.parent.is_dir():
-            raise UserError(f"{typed}: there is no folder {folder.parent}; make it first")
-        return folder
+    path = Path(value)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{typed}: that is a file; name a folder")
+    return in_a_folder(path, typed)
 
 
-@click.command(
-    cls=Verb,
-    examples=[
-        "nanoscale fit ladder --figures=figures",
-        "nanoscale fit runs.csv --n=params --d=tokens --loss=loss --isoflop --json=fit.json",
-    ],
+@verb(
+    "nanoscale fit ladder --figures=figures",
+    "nanoscale fit runs.csv --n=params --d=tokens --loss=loss --isoflop --json=fit.json",
 )
 @click.argument("name", metavar="TABLE|STUDY")
-@how_to_fit
-@click.option(
-    "--holdout", metavar="FLOPS", type=Number(least=0), help="Predict the runs from there on."
-)
+@HOW_TO_FIT
+@option("holdout", "FLOPS", "Predict the runs from there on.", NOT_NEGATIVE)
 @click.option("--isoflop", is_flag=True, help="The exponent by Hoffmann et al.'s three approaches.")
 @click.option("--multiverse", is_flag=True, help="How the exponent moves with every choice.")
 @click.option("--profile", is_flag=True, help="Intervals by the profile likelihood too.")
 @click.option("--influence", is_flag=True, help="Which runs the law rests on.")
-@click.option("--figures", metavar="DIR", type=Folder(), help="Draw everything there.")
+@option("figures", "DIR", "Draw everything there.", Read(folder))
 @json_output("the record")
 @output_root()
 def command(
@@ -86,16 +81,14 @@ def command(
         check_surface(settings.form, multiverse)
     table = read_table(name, output_root=output_root)
     result = fit_table(table, settings, name=name).ask(
-        holdout=None if holdout is None else float(holdout),
+        holdout=holdout,
         rollout=figures is not None,
         isoflop=isoflop,
         multiverse=multiverse,
         profile=profile,
         influence=influence,
     )
-    click.echo("\n".join(_lines(result)))
-    if json_path is not None:
-        write_json(json_path, result.to_json())
+    say(_lines(result), json_path, result.to_json())
     if figures is not None:
         from nanoscale.studies.fit_gallery import gallery, write_figures
 
@@ -116,10 +109,14 @@ def _lines(result: TableFit) -> list[str]:
         lines += _multiverse_lines(result.multiverse)
     if result.profile is not None:
         lines += ["profile intervals, 95 %:", *result.profile.text()]
-        lines += [f"  {warning}" for warning in result.profile.warnings]
+        lines += _indented(result.profile.warnings)
     if result.influence is not None:
         lines.append(f"influence: {result.influence.text()}")
-    return lines + [f"warning: {warning}" for warning in result.warnings]
+    return lines + warned(result.warnings)
+
+
+def _indented(warnings: Iterable[str]) -> list[str]:
+    return [f"  {warning}" for warning in warnings]
 
 
 def _columns_line(columns: Mapping[str, str]) -> str:
@@ -136,15 +133,16 @@ def _columns_line(columns: Mapping[str, str]) -> str:
 def _approach_lines(approaches: Approaches) -> list[str]:
     """The exponent a by each approach."""
     envelope, surface = approaches.envelope, approaches.surface
-    if isinstance(envelope, str):
-        lines = [f"Approach 1: {envelope}"]
-    else:
-        runs = len(envelope.runs)
-        lines = [f"Approach 1: {_exponent(envelope)}, {runs} runs on the envelope"]
-    lines += _valley_lines("parabola", approaches.parabola)
-    lines += _valley_lines("cubic", approaches.cubic)
+    first = f"Approach 1: {envelope}"
+    if not isinstance(envelope, str):
+        first = f"Approach 1: {_exponent(envelope)}, {len(envelope.runs)} runs on the envelope"
     doubt = "" if surface.status == "converged" else f" (the surface is {surface.status})"
-    return [*lines, f"Approach 3: {_exponent(surface)}{doubt}"]
+    return [
+        first,
+        *_valley_lines("parabola", approaches.parabola),
+        *_valley_lines("cubic", approaches.cubic),
+        f"Approach 3: {_exponent(surface)}{doubt}",
+    ]
 
 
 def _valley_lines(name: str, valleys: Valleys | str) -> list[str]:
@@ -174,12 +172,12 @@ def _bias_lines(bias: Bias | None) -> list[str]:
     if not math.isfinite(bias.bias["N"]):
         return [f"  its bias is not known: {'; '.join(bias.warnings)}"]
     a, n = (round(bias.bias[key], 3) + 0.0 for key in ("a", "N"))  # no -0.000
-    return [
+    line = (
         f"  on the fitted surface this grid errs by {a:+.3f} in a and {100 * n:+.1f} % in N* "
         f"at {bias.C:.2g} FLOPs; corrected: a {bias.corrected['a']:.3f}, N* "
-        f"{bias.corrected['N']:.3g}",
-        *(f"  {warning}" for warning in bias.warnings),
-    ]
+        f"{bias.corrected['N']:.3g}"
+    )
+    return [line, *_indented(bias.warnings)]
 
 
 def _exponent(fit: LawFit | Envelope | IsoFlop) -> str:
@@ -199,7 +197,8 @@ def _multiverse_lines(multiverse: Multiverse) -> list[str]:
     without = sum(row.a is None for row in multiverse.rows)
     lost = f", {without} without a fit" if without else ""
     known = [(moved, choice) for choice, moved in multiverse.spread.items() if moved is not None]
-    moves = ", ".join(f"{moved:.3f} with {choice}" for moved, choice in sorted(known, reverse=True))
+    known.sort(reverse=True)
+    moves = ", ".join(f"{moved:.3f} with {choice}" for moved, choice in known)
     return [
         f"multiverse: {len(multiverse.rows)} analyses{lost}: a from {a['lowest']:.3f} to "
         f"{a['highest']:.3f}, median {a['median']:.3f}",

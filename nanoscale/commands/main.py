@@ -9,7 +9,8 @@ from importlib import import_module
 import click
 
 from nanoscale import __version__
-from nanoscale.errors import BAD_INPUT, DONE, UserError, did_you_mean, exit_code_of
+from nanoscale.commands.verb import HELP, in_our_words
+from nanoscale.errors import BAD_INPUT, DONE, exit_code_of
 
 # Verbs by task, each with its line of help: what `nanoscale --help` says without an import.
 TASKS: dict[str, dict[str, str]] = {
@@ -59,14 +60,6 @@ class Verbs(click.Group):
         command.name = name
         return command
 
-    def resolve_command(
-        self, context: click.Context, arguments: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        verb = arguments[0]
-        if verb not in VERBS:
-            raise UserError(f"{verb}: unknown verb{did_you_mean(verb, VERBS) or '; see --help'}")
-        return super().resolve_command(context, arguments)
-
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         for task, verbs in TASKS.items():
             with formatter.section(task):
@@ -76,7 +69,7 @@ class Verbs(click.Group):
 @click.group(
     cls=Verbs,
     invoke_without_command=True,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings=HELP,
     epilog="nanoscale VERB --help has a verb's options; nanoscale train --help, every config key.",
 )
 @click.version_option(__version__, prog_name="nanoscale")
@@ -96,7 +89,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     try:
         code = program.main(list(arguments), prog_name="nanoscale", standalone_mode=False)
     except click.UsageError as error:
-        raise UserError(f"{error.format_message().rstrip('.')}; see nanoscale --help") from error
+        raise in_our_words(error, arguments) from error
     except click.Abort:
         raise KeyboardInterrupt from None
     except SystemExit:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import click
 
-from nanoscale.commands.text_table import aligned
-from nanoscale.commands.verb import ConfigVerb
+from nanoscale.commands.verb import aligned, config_verb
 from nanoscale.spec.sources import build, parse_arguments
 
 
-@click.command(
-    cls=ConfigVerb,
-    examples=[
-        "nanoscale params config/train_shakespeare_char.py",
-        "nanoscale params --vocab_size=50304 --parametrization.mode=muP",
-    ],
+@config_verb(
+    "nanoscale params config/train_shakespeare_char.py",
+    "nanoscale params --vocab_size=50304 --parametrization.mode=muP",
 )
 def command(arguments: tuple[str, ...]) -> None:
     """Print each tensor's role, shape and rule, the parameters and FLOPs of a config

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import Verb, output_root
+from nanoscale.commands.verb import output_root, verb
 
 
-@click.command(
-    cls=Verb, examples=["nanoscale report quick", "nanoscale report quick --output_root=results"]
-)
+@verb("nanoscale report quick", "nanoscale report quick --output_root=results")
 @click.argument("name", metavar="STUDY")
 @output_root()
 def command(name: str, output_root: Path) -> None:
@@ -19,5 +17,4 @@ def command(name: str, output_root: Path) -> None:
     from nanoscale.experiments import Study
     from nanoscale.studies.stages import conclude
 
-    for line in conclude(Study.open(output_root / name)):
-        click.echo(line)
+    click.echo("\n".join(conclude(Study.open(output_root / name))))

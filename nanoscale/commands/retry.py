@@ -7,20 +7,18 @@ from typing import Any
 
 import click
 
-from nanoscale.commands.how_to_run import given, how_to_run
-from nanoscale.commands.verb import Verb, output_root
-from nanoscale.errors import DONE, FAILED
+from nanoscale.commands.how_to_run import HOW_TO_RUN, runner_options
+from nanoscale.commands.verb import output_root, verb
+from nanoscale.errors import DONE, FAILURE
 
 
-@click.command(
-    cls=Verb, examples=["nanoscale retry quick", "nanoscale retry quick --workers=1 --retries=3"]
-)
+@verb("nanoscale retry quick", "nanoscale retry quick --workers=1 --retries=3")
 @click.argument("name", metavar="STUDY")
-@how_to_run
+@HOW_TO_RUN
 @output_root()
 def command(name: str, output_root: Path, **how: Any) -> int:
     """Run what is left of STUDY: its failed runs anew, and those that wait."""
     from nanoscale.experiments import ExperimentRunner
 
-    runner = ExperimentRunner(output_root=output_root, **given(how))
-    return DONE if runner.retry(name).ok else FAILED
+    runner = ExperimentRunner(output_root=output_root, **runner_options(how))
+    return DONE if runner.retry(name).ok else FAILURE

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import Verb
-from nanoscale.errors import DONE, FAILED, INTERRUPTED
+from nanoscale.commands.verb import verb
+from nanoscale.errors import DONE, FAILURE, INTERRUPTED
 
 if TYPE_CHECKING:
     from nanoscale.training.records import RunResult
 
 
-@click.command(
-    cls=Verb, examples=["nanoscale run out", "nanoscale run experiments_out/quick/runs/0a1b2c3d"]
-)
+@verb("nanoscale run out", "nanoscale run experiments_out/quick/runs/0a1b2c3d")
 @click.argument("folder", metavar="FOLDER")
 def command(folder: str) -> int:
     """Train what config.json in FOLDER says, from where it was stopped."""
@@ -32,4 +30,4 @@ def command(folder: str) -> int:
 
 def exit_code(result: RunResult) -> int:
     """What a run's end means to a shell: done, stopped with its state saved, or failed."""
-    return {"COMPLETE": DONE, "WAITING": INTERRUPTED}.get(result.status, FAILED)
+    return {"COMPLETE": DONE, "WAITING": INTERRUPTED}.get(result.status, FAILURE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import click
 
-from nanoscale.commands.verb import ConfigVerb
+from nanoscale.commands.verb import config_verb
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.spec.sources import coerce, read_file
+from nanoscale.spec.values import Overrides
 from nanoscale.training.sample_options import SAMPLE_KEYS, SampleOptions
 
 
@@ -21,13 +22,10 @@ def keys_help() -> str:
     return "\n".join(lines)
 
 
-@click.command(
-    cls=ConfigVerb,
+@config_verb(
+    'nanoscale sample --out_dir=out-shakespeare-char --start="ROMEO:" --num_samples=3',
+    "nanoscale sample --out_dir=out --start=FILE:prompt.txt --temperature=0",
     keys_help=keys_help,
-    examples=[
-        'nanoscale sample --out_dir=out-shakespeare-char --start="ROMEO:" --num_samples=3',
-        "nanoscale sample --out_dir=out --start=FILE:prompt.txt --temperature=0",
-    ],
 )
 def command(arguments: tuple[str, ...]) -> None:
     """Continue a text by the run in --out_dir, with a line of dashes after each sample."""
@@ -43,33 +41,36 @@ def options_of(arguments: Sequence[str]) -> SampleOptions:
     """`[config.py ...] [--key=value ...]`, left to right over the defaults."""
     values = {name: key.default for name, key in SAMPLE_KEYS.items()}
     for argument in arguments:
-        if argument.startswith("-"):
-            name, equals, value = argument.lstrip("-").partition("=")
-            check_name(name, f"--{name}")
-            if not argument.startswith("--") or not equals:
-                example = f"--{name}={SAMPLE_KEYS[name].default!r}"
-                raise UserError(f"{argument}: flags are written --key=value, as in {example}")
-            typed: Mapping[str, object] = {name: unquoted(value) if name == "start" else value}
-            place = "--"
-        else:
-            typed = read_file(argument, values).values
-            place = f"{argument}: "
-        for name, given in typed.items():
-            check_name(name, place + name)
-            verbatim = name == "start" and isinstance(given, str)
-            values[name] = (
-                given if verbatim else coerce(place + name, given, SAMPLE_KEYS[name].kind)
-            )
-            SAMPLE_KEYS[name].check(values[name], place + name)
+        place, source = "--", flag_in(argument)
+        if source is None:
+            place, source = f"{argument}: ", read_file(argument, values).values
+        for name, value in source.items():
+            spelled = place + name
+            check_name(name, spelled)
+            verbatim = name == "start" and isinstance(value, str)
+            given = value if verbatim else coerce(spelled, value, SAMPLE_KEYS[name].kind)
+            SAMPLE_KEYS[name].check(given, spelled)
+            values[name] = given
     return SampleOptions(**values)
+
+
+def flag_in(argument: str) -> Overrides | None:
+    """`--key=value` as a key and its value; None for a file."""
+    if not argument.startswith("-"):
+        return None
+    name, equals, value = argument.lstrip("-").partition("=")
+    check_name(name, f"--{name}")
+    if not argument.startswith("--") or not equals:
+        example = f"--{name}={SAMPLE_KEYS[name].default!r}"
+        raise UserError(f"{argument}: flags are written --key=value, as in {example}")
+    return {name: unquoted(value) if name == "start" else value}
 
 
 def check_name(name: str, spelled: str) -> None:
     """Refuse a key that sampling does not have."""
     if name not in SAMPLE_KEYS:
-        raise UserError(
-            f"{spelled}: unknown key{did_you_mean(name, SAMPLE_KEYS) or '; see --help'}"
-        )
+        hint = did_you_mean(name, SAMPLE_KEYS) or "; see --help"
+        raise UserError(f"{spelled}: unknown key{hint}")
 
 
 def unquoted(text: str) -> str:

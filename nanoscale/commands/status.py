@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import Verb, output_root
+from nanoscale.commands.verb import output_root, verb
 
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
 
 
-@click.command(cls=Verb, examples=["nanoscale status", "nanoscale status quick"])
+@verb("nanoscale status", "nanoscale status quick")
 @click.argument("names", metavar="[STUDY]...", nargs=-1)
 @output_root()
 def command(names: tuple[str, ...], output_root: Path) -> None:
@@ -25,7 +25,8 @@ def command(names: tuple[str, ...], output_root: Path) -> None:
     if not studies:
         click.echo(f"no studies in {output_root}")
     for study in studies:
-        counts = ", ".join(f"{count} {state}" for state, count in sorted(study.states().items()))
+        states = sorted(study.states().items())
+        counts = ", ".join(f"{count} {state}" for state, count in states)
         click.echo(f"{study.name}: {len(study)} runs: {counts}")
         if names:
             click.echo(runs_of(study))
@@ -37,6 +38,9 @@ def runs_of(study: Study) -> str:
     from nanoscale.studies.runs import varied
 
     frame = study.frame()
-    on_screen = [read(folder) for _, folder in study.runs()]
-    frame["step"] = [f"{run.step}/{run.max_iters}" for run in on_screen]
-    return str(frame[[*varied(study), "state", "step", "val_loss", "run"]].to_string(index=False))
+    steps = []
+    for _, folder in study.runs():
+        run = read(folder)
+        steps.append(f"{run.step}/{run.max_iters}")
+    shown = frame.assign(step=steps)[[*varied(study), "state", "step", "val_loss", "run"]]
+    return str(shown.to_string(index=False))

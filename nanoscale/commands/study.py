@@ -7,22 +7,19 @@ from typing import Any
 
 import click
 
-from nanoscale.commands.how_to_run import BUDGET, given, how_to_run
-from nanoscale.commands.verb import Verb, output_root
-from nanoscale.errors import DONE, FAILED
+from nanoscale.commands.how_to_run import HOW_TO_RUN, runner_options
+from nanoscale.commands.verb import option, output_root, verb
+from nanoscale.errors import DONE, FAILURE
 
 
-@click.command(
-    cls=Verb,
-    examples=[
-        "nanoscale study studies/quick.toml --dry-run",
-        "nanoscale study studies/sweep.toml --workers=4 --budget=90min",
-    ],
+@verb(
+    "nanoscale study studies/quick.toml --dry-run",
+    "nanoscale study studies/sweep.toml --workers=4 --budget=90min",
 )
 @click.argument("file", metavar="FILE")
 @click.option("--dry-run", is_flag=True, help="Say what each run needs, and start nothing.")
-@BUDGET
-@how_to_run
+@option("budget", "FLOPS|TIME", "What the study may cost, as 1e15 or 90min.")
+@HOW_TO_RUN
 @output_root()
 def command(file: str, dry_run: bool, output_root: Path, **how: Any) -> int:
     """Train what the study FILE asks for, then fit, judge and report.
@@ -31,5 +28,5 @@ def command(file: str, dry_run: bool, output_root: Path, **how: Any) -> int:
     """
     from nanoscale.studies.stages import run_study
 
-    study = run_study(file, output_root, dry_run=dry_run, **given(how))
-    return DONE if dry_run or study.ok else FAILED
+    study = run_study(file, output_root, dry_run=dry_run, **runner_options(how))
+    return DONE if dry_run or study.ok else FAILURE

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import Number, Verb, column, figure_output, json_output, output_root
+from nanoscale.commands.verb import (
+    COUNT_FROM_0,
+    column,
+    figure_output,
+    given,
+    json_output,
+    number_in,
+    option,
+    output_root,
+    say,
+    verb,
+    warned,
+)
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
-from nanoscale.store.files import write_json
 
 if TYPE_CHECKING:
     from nanoscale.laws.sweep_optima import Sweep
     from nanoscale.laws.sweeps import SweepLaw, SweepOptimum
     from nanoscale.studies.sweep_laws import SweepStudy
 
-_RESAMPLES = 1000
 
-
-@click.command(
-    cls=Verb,
-    examples=[
-        "nanoscale sweep-law lr_study --at=N=1e9,D=2e10",
-        "nanoscale sweep-law runs.csv --d=tokens --batch=batch_size --loss=loss --json=batch.json",
-    ],
+@verb(
+    "nanoscale sweep-law lr_study --at=N=1e9,D=2e10",
+    "nanoscale sweep-law runs.csv --d=tokens --batch=batch_size --loss=loss --json=batch.json",
 )
 @click.argument("name", metavar="TABLE|STUDY")
 @column("n", "The column of parameters, N.")
@@ -34,14 +41,14 @@ _RESAMPLES = 1000
 @column("batch", "The column of the batch, if that was swept.")
 @column("loss", "The column of the loss (val_loss).")
 @column("seed", "The column of the seed: runs of one scale, value and seed are one.")
-@click.option("--at", metavar="N=X,D=Y", help="Say the optimum at this scale.")
-@click.option(
-    "--bootstrap",
-    "resamples",
-    metavar="R",
-    type=Number(whole=True, least=0),
-    default=_RESAMPLES,
-    help=f"Resamples of the runs' noise, for intervals ({_RESAMPLES}).",
+@option("at", "N=X,D=Y", "Say the optimum at this scale.")
+@option(
+    "bootstrap",
+    "R",
+    "Resamples of the runs' noise, for intervals (1000).",
+    COUNT_FROM_0,
+    default=1000,
+    keyword="resamples",
 )
 @json_output("the record")
 @figure_output("the optima")
@@ -64,11 +71,8 @@ def command(
 
     scale = None if at is None else scale_of(at)
     table = read_table(name, output_root=output_root)
-    named = {key: column for key, column in columns.items() if column is not None}
-    study = sweep_study(table, columns=named, at=scale, resamples=resamples)
-    click.echo("\n".join(lines_of(study)))
-    if json_path is not None:
-        write_json(json_path, study.to_json() | {"table": name})
+    study = sweep_study(table, columns=given(columns), at=scale, resamples=resamples)
+    say(lines_of(study), json_path, study.to_json() | {"table": name})
     if figure is not None:
         if study.law is None:
             click.echo(f"no figure in {figure}: there is no law")
@@ -86,7 +90,7 @@ def scale_of(text: str) -> dict[str, float]:
         name, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"--at={text}: expected predictors and numbers, as in --at=N=1e9")
-        scale[name.strip()] = float(Number().read(value, f"--at={text}"))
+        scale[name.strip()] = number_in(value, f"--at={text}")
     return scale
 
 
@@ -95,12 +99,14 @@ def lines_of(study: SweepStudy) -> list[str]:
     lines = []
     if study.law is not None:
         lines += _law_lines(study.law, len(study.sweeps))
-    lines.append(", ".join(f"{key} = {name}" for key, name in study.columns.items()))
+    columns = [f"{key} = {name}" for key, name in study.columns.items()]
+    lines.append(", ".join(columns))
     if study.at is not None and study.prediction is not None:
         where = ", ".join(f"{name}={value:g}" for name, value in study.at.items())
         lines.append(f"at {where}: {_optimum(study.prediction)}")
-    lines += [f"  {sweep.place()}: {_sweep(sweep)}" for sweep in study.sweeps]
-    lines += [f"warning: {warning}" for warning in study.warnings]
+    for sweep in study.sweeps:
+        lines.append(f"  {sweep.place()}: {_sweep(sweep)}")
+    lines += warned(study.warnings)
     if study.reason:
         lines.append(f"not identified: {study.reason}")
     return lines
@@ -122,16 +128,20 @@ def _law_lines(law: SweepLaw, n_sweeps: int) -> list[str]:
 def _optimum(prediction: SweepOptimum) -> str:
     text = f"{prediction.optimum:.4g}"
     if prediction.ci95 is not None and prediction.sweep_ci95 is not None:
-        law, sweep = (
-            f"[{low:.3g}, {high:.3g}]" for low, high in (prediction.ci95, prediction.sweep_ci95)
-        )
+        law, sweep = _interval(prediction.ci95), _interval(prediction.sweep_ci95)
         text += f" {law}; of one sweep {sweep}"
     return text
 
 
 def _sweep(sweep: Sweep) -> str:
-    if sweep.optimum is None:
-        wanted = " and ".join(f"{value:.3g}" for value in sweep.wanted)
-        return f"none, {sweep.flag}" + (f"; add {wanted}" if wanted else "")
-    ends = "" if sweep.ci95 is None else " [{:.3g}, {:.3g}]".format(*sweep.ci95)
-    return f"{sweep.optimum:.4g}{ends}, loss {sweep.loss:.4f}"
+    if sweep.optimum is not None:
+        ends = "" if sweep.ci95 is None else f" {_interval(sweep.ci95)}"
+        return f"{sweep.optimum:.4g}{ends}, loss {sweep.loss:.4f}"
+    wanted = " and ".join(f"{value:.3g}" for value in sweep.wanted)
+    text = f"none, {sweep.flag}"
+    return f"{text}; add {wanted}" if wanted else text
+
+
+def _interval(ends: Sequence[float]) -> str:
+    low, high = ends
+    return f"[{low:.3g}, {high:.3g}]"

@@ -6,19 +6,12 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import Verb, output_root
+from nanoscale.commands.verb import PATH, option, output_root, verb
 
 
-@click.command(
-    cls=Verb, examples=["nanoscale table quick", "nanoscale table quick --out=quick.parquet"]
-)
+@verb("nanoscale table quick", "nanoscale table quick --out=quick.parquet")
 @click.argument("name", metavar="STUDY")
-@click.option(
-    "--out",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Another file than the study's table.csv: .csv or .parquet.",
-)
+@option("out", "FILE", "Another file than the study's table.csv: .csv or .parquet.", PATH)
 @output_root()
 def command(name: str, out: Path | None, output_root: Path) -> None:
     """Rebuild the table of STUDY, a row per run, and print where it is."""
@@ -26,4 +19,5 @@ def command(name: str, out: Path | None, output_root: Path) -> None:
     from nanoscale.experiments.results import export
 
     study = Study.open(output_root / name)
-    click.echo(rebuild_table(study.folder) if out is None else export(study, out))
+    written = rebuild_table(study.folder) if out is None else export(study, out)
+    click.echo(written)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import click
-
 from nanoscale.commands.run import exit_code
-from nanoscale.commands.verb import ConfigVerb
+from nanoscale.commands.verb import config_verb
 from nanoscale.errors import DONE
 from nanoscale.spec.sources import build, help_text, parse_arguments, typed
 
 
-@click.command(
-    cls=ConfigVerb,
+@config_verb(
+    "nanoscale train config/train_shakespeare_char.py --out_dir=out-shakespeare-char",
+    "nanoscale train --dataset=synthetic --n_layer=2 --max_tokens=1e6 --device=cpu",
     keys_help=lambda: help_text("Keys, left to right over these defaults:"),
-    examples=[
-        "nanoscale train config/train_shakespeare_char.py --out_dir=out-shakespeare-char",
-        "nanoscale train --dataset=synthetic --n_layer=2 --max_tokens=1e6 --device=cpu",
-    ],
 )
 def command(arguments: tuple[str, ...]) -> int:
     """Train one GPT into --out_dir, as config files (.py, .toml, .yaml, .json) and flags say.

@@ -1,60 +1,56 @@
-"""`nanoscale transfer`: whether the best learning rate holds over sizes, from a table or runs."""
+"""`nanoscale transfer`: does the best learning rate hold over sizes? From a table or runs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanoscale.commands.text_table import aligned
-from nanoscale.commands.verb import Number, Verb, column, figure_output, json_output, output_root
-from nanoscale.errors import DONE, FAILED, INCONCLUSIVE
-from nanoscale.store.files import write_json
+from nanoscale.commands.verb import (
+    EXIT_CODES,
+    NUMBER,
+    aligned,
+    column,
+    figure_output,
+    given,
+    json_output,
+    option,
+    output_root,
+    say,
+    verb,
+    warned,
+)
 
 if TYPE_CHECKING:
     from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum, TransferVerdict
 
-_COLUMNS = ("size", "lr", "loss", "seed")
 LIMIT_OPTIONS = ("base", "tolerance", "max_shift", "max_regret")
-EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILED}  # the worst comes last
 NEVER_WORSE = {True: "yes, within 2 standard errors", False: "no", None: "not known"}
 
 
-@click.command(
-    cls=Verb,
-    examples=[
-        "nanoscale transfer mup_study --by=parametrization.mode --figure=transfer.png",
-        "nanoscale transfer runs.csv --size=width --lr=lr --loss=loss --json=transfer.json",
-    ],
+@verb(
+    "nanoscale transfer mup_study --by=parametrization.mode --figure=transfer.png",
+    "nanoscale transfer runs.csv --size=width --lr=lr --loss=loss --json=transfer.json",
 )
 @click.argument("names", metavar="TABLE|STUDY|RUN...", nargs=-1, required=True)
 @column("size", "The column of the size (n_embd or n_layer).")
 @column("lr", "The column of the learning rate (muon_lr or learning_rate).")
 @column("loss", "The column of the loss (val_loss).")
 @column("seed", "The column of the seed (seed).")
-@click.option("--by", metavar="COL,COL", help="Judge each value of these columns by itself.")
-@click.option("--only", metavar="VALUE", help="Of those judge this one alone.")
-@click.option(
-    "--base", metavar="SIZE", type=Number(), help="The size whose LR is transferred (the least)."
+@option("by", "COL,COL", "Judge each value of these columns by itself.")
+@option("only", "VALUE", "Of those judge this one alone.")
+@option("base", "SIZE", "The size whose LR is transferred (the least).", NUMBER)
+@option(
+    "tolerance",
+    "OCTAVES",
+    "How far the optimum may drift per doubling of the size (0.25).",
+    NUMBER,
 )
-@click.option(
-    "--tolerance",
-    metavar="OCTAVES",
-    type=Number(),
-    help="How far the optimum may drift per doubling of the size (0.25).",
-)
-@click.option(
-    "--max-shift", metavar="OCTAVES", type=Number(), help="How far it may be from the base's (1)."
-)
-@click.option(
-    "--max-regret",
-    metavar="NATS",
-    type=Number(),
-    help="What the base's LR may cost at another size (0.02).",
-)
+@option("max-shift", "OCTAVES", "How far it may be from the base's (1).", NUMBER)
+@option("max-regret", "NATS", "What the base's LR may cost at another size (0.02).", NUMBER)
 @json_output("the verdicts")
 @figure_output("the loss over the learning rate, by size,")
 @output_root()
@@ -65,7 +61,7 @@ def command(
     json_path: Path | None,
     figure: Path | None,
     output_root: Path,
-    **named: str | float | None,
+    **typed: Any,
 ) -> int:
     """Judge whether the best learning rate holds over sizes, from runs of a grid of both.
 
@@ -75,20 +71,15 @@ def command(
     from nanoscale.experiments.tables import read_table
     from nanoscale.studies.transfer_table import joint_record, transfer_verdicts
 
-    given = {option: value for option, value in named.items() if value is not None}
-    limits = {option: float(given[option]) for option in LIMIT_OPTIONS if option in given}
-    verdicts = transfer_verdicts(
-        read_table(*names, output_root=output_root),
-        {option: str(given[option]) for option in _COLUMNS if option in given},
-        by=by,
-        only=only,
-        limits=TransferLimits(**limits),
-    )
+    limits = TransferLimits(**given({key: typed.pop(key) for key in LIMIT_OPTIONS}))
+    table = read_table(*names, output_root=output_root)
+    verdicts = transfer_verdicts(table, given(typed), by=by, only=only, limits=limits)
+    printed = []
     for name, verdict in verdicts.items():
-        heading = [f"== {name}"] if name else []
-        click.echo("\n".join([*heading, *lines(verdict)]))
-    if json_path is not None:
-        write_json(json_path, joint_record(verdicts))
+        if name:
+            printed.append(f"== {name}")
+        printed += lines(verdict)
+    say(printed, json_path, joint_record(verdicts))
     if figure is not None:
         from nanoscale.report import save, transfer_figure
 
@@ -102,16 +93,13 @@ def lines(verdict: TransferVerdict) -> list[str]:
     seed = f", seed {verdict.seed}" if verdict.seed else ""
     known = math.isfinite(verdict.base_lr)
     base_lr = f"{verdict.base_lr:.3g}" if known else "the base's LR"
-    rows = [
-        [verdict.size, "best LR", "95 % interval", "loss", f"loss at {base_lr}", "regret"],
-        *(size_row(size) for size in verdict.sizes),
-    ]
+    heads = [verdict.size, "best LR", "95 % interval", "loss", f"loss at {base_lr}", "regret"]
     return [
         f"size {verdict.size}, LR {verdict.lr}, loss {verdict.loss}{seed}",
-        *aligned(rows),
+        *aligned([heads, *map(size_row, verdict.sizes)]),
         *(as_recorded(judged).says(name) for name, judged in verdict.judged.items()),
         f"larger is never worse at {base_lr}: {NEVER_WORSE[verdict.larger_is_never_worse]}",
-        *(f"warning: {warning}" for warning in verdict.warnings),
+        *warned(verdict.warnings),
         f"{verdict.verdict}: {verdict.reason}",
     ]
 

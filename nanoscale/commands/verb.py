@@ -1,4 +1,4 @@
-"""What every verb is made of: a click command with examples, whose refusals are ours.
+"""What every verb is made of: a click command with examples, its options, and its last lines.
 
 A usage error is one line that names what was typed and the remedy (a `UserError`, exit code 2). A
 verb that takes a config's keys beside its own options leaves them, in order, in `arguments`.
@@ -7,37 +7,40 @@ verb that takes a config's keys beside its own options leaves them, in order, in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE, UserError, did_you_mean, one_of
 from nanoscale.spec.options import Kind
 from nanoscale.spec.sources import FIELDS, coerce
+from nanoscale.store.files import write_json
 
-_OUTPUT_ROOT = "experiments_out"
+HELP = {"help_option_names": ["--help", "-h"]}
+EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILURE}  # the worst comes last
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Verb(click.Command):
     """A command with examples below its options."""
 
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
-        settings = {"help_option_names": ["--help", "-h"], "allow_extra_args": True}
-        kwargs.setdefault("context_settings", settings)
         super().__init__(*args, **kwargs)
+        self.context_settings = {**HELP, "allow_extra_args": True}
         self.examples = examples
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        given = list(arguments)  # click takes what it has read from its list
         try:
             rest = super().parse_args(context, arguments)
         except click.UsageError as error:
-            raise in_our_words(error, context, given) from error
+            error.ctx = context  # not all have one
+            raise
         if rest:
-            verb = context.command_path
-            raise UserError(f"{verb}: {rest[0]}: one argument too many; see {verb} --help")
+            name = context.command_path
+            raise UserError(f"{name}: {rest[0]}: one argument too many; see {name} --help")
         return rest
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -66,7 +69,7 @@ class ConfigVerb(Verb):
         super().format_epilog(context, formatter)
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
-        options = {name.removeprefix("--") for name in options_of(self)}
+        options = [name.removeprefix("--") for name in options_of(self)]
         ours: list[str] = []
         keys: list[str] = []
         waiting = list(arguments)
@@ -75,51 +78,60 @@ class ConfigVerb(Verb):
             name, equals, _ = argument.removeprefix("--").partition("=")
             if argument in ("-h", "--help"):
                 ours.append(argument)
-            elif not argument.startswith("--") or name not in options:
-                keys.append(self.checked(argument, name))
+            elif not argument.startswith("--"):
+                keys.append(argument)
+            elif name not in options:
+                check_key(name, options)
+                keys.append(argument)
             else:
                 ours.append(argument)
-                takes_next = not equals and waiting and not waiting[0].startswith("--")
-                if takes_next and not self.is_switch(name):
+                if not equals and waiting and not waiting[0].startswith("--"):
                     ours.append(waiting.pop(0))
         super().parse_args(context, ours)
         context.params["arguments"] = tuple(keys)
         context.meta["typed"] = tuple(arguments)
         return []
 
-    def checked(self, argument: str, name: str) -> str:
-        """Refuse what is nearest to an option of this verb; a config refuses its own keys."""
-        if argument.startswith("--") and name not in FIELDS:
-            options = [option.removeprefix("--") for option in options_of(self)]
-            near = did_you_mean(name, [*options, *FIELDS])
-            if near and near == did_you_mean(name, options):
-                raise UserError(f"--{name}: unknown key{near}")
-        return argument
 
-    def is_switch(self, name: str) -> bool:
-        flags = [p for p in self.params if isinstance(p, click.Option) and p.is_flag]
-        return any(f"--{name}" in flag.opts for flag in flags)
+def check_key(name: str, options: Sequence[str]) -> None:
+    """Refuse what is nearest to an option of the verb; a config refuses its own keys."""
+    if name in FIELDS:
+        return
+    near = did_you_mean(name, [*options, *FIELDS])
+    if near and near == did_you_mean(name, options):
+        raise UserError(f"--{name}: unknown key{near}")
+
+
+def verb(*examples: str) -> Callable[[Callable[..., Any]], Verb]:
+    return click.command(cls=Verb, examples=examples)
+
+
+def config_verb(
+    *examples: str, keys_help: Callable[[], str] | None = None
+) -> Callable[[Callable[..., Any]], ConfigVerb]:
+    return click.command(cls=ConfigVerb, examples=examples, keys_help=keys_help)
 
 
 # -- refusals -----------------------------------------------------------------------------------
-def in_our_words(
-    error: click.UsageError, context: click.Context, arguments: Sequence[str]
-) -> UserError:
+def in_our_words(error: click.UsageError, arguments: Sequence[str]) -> UserError:
     """The same refusal as one line with what was typed and the remedy."""
-    verb = context.command_path
-    usage = f"see {verb} --help"
+    context = error.ctx
+    assert context is not None
+    name = context.command_path
+    usage = f"; see {name} --help"
+    if isinstance(error, click.NoSuchCommand) and isinstance(context.command, click.Group):
+        hint = did_you_mean(error.command_name, context.command.list_commands(context))
+        return UserError(f"{error.command_name}: unknown verb{hint or '; see --help'}")
     if isinstance(error, click.NoSuchOption):
         hint = did_you_mean(error.option_name, options_of(context.command))
-        argument = typed(error.option_name, arguments)
-        return UserError(f"{argument}: unknown option{hint or '; ' + usage}")
+        return UserError(f"{typed(error.option_name, arguments)}: unknown option{hint or usage}")
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        name = error.param.make_metavar(context)
-        return UserError(f"{verb}: {name} is missing; {usage}")
+        return UserError(f"{name}: {error.param.make_metavar(context)} is missing{usage}")
     if isinstance(error, click.BadOptionUsage):
         argument = typed(error.option_name, arguments)
         wrong = "the option takes no value" if "=" in argument else "a value is missing"
-        return UserError(f"{argument}: {wrong}; {usage}")
-    return UserError(f"{verb}: {error.format_message().rstrip('.')}; {usage}")
+        return UserError(f"{argument}: {wrong}{usage}")
+    return UserError(f"{name}: {error.format_message().rstrip('.')}{usage}")
 
 
 def options_of(command: click.Command) -> list[str]:
@@ -133,120 +145,157 @@ def typed(option: str, arguments: Sequence[str]) -> str:
 
 
 # -- types of values ----------------------------------------------------------------------------
-class Number(click.ParamType[float]):
-    """A number within bounds: an int where it is one, and where it must be."""
-
-    name = "number"
-
-    def __init__(
-        self, *, whole: bool = False, least: float | None = None, above: float | None = None
-    ) -> None:
-        self.whole = whole
-        self.least = least
-        self.above = above
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> float | int:
-        typed = f"{parameter.opts[0] if parameter else ''}={value}"
-        number = self.read(value, typed)
-        if self.least is not None and number < self.least:
-            raise UserError(f"{typed}: must be at least {self.least}")
-        if self.above is not None and number <= self.above:
-            raise UserError(f"{typed}: must be above {self.above}")
-        return number
-
-    def read(self, value: Any, typed: str) -> float | int:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number) or (self.whole and not number.is_integer()):
-            what = "a whole number" if self.whole else "a number"
-            raise UserError(f"{typed}: expected {what}")
-        return int(number) if number.is_integer() else number
-
-
-class Value(click.ParamType[object]):
-    """What a config's key of the same kind takes: True or False, text, None."""
+class Read(click.ParamType[Any]):
+    """What a function reads from a value, and from `--option=value`, which begins its refusals."""
 
     name = "value"
 
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
+    def __init__(self, read: Callable[[Any, str], object]) -> None:
+        self.read = read
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> Any:
-        return coerce(parameter.opts[0] if parameter else "", value, self.kind)
+        option = parameter.opts[0] if parameter else ""
+        return self.read(value, f"{option}={value}")
 
 
-class Choice(click.ParamType[str]):
+def number_in(value: Any, typed: str, whole: bool = False) -> float | int:
+    """A finite number: a float, or an int that must be one."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (whole and not number.is_integer()):
+        what = "a whole number" if whole else "a number"
+        raise UserError(f"{typed}: expected {what}")
+    return int(number) if whole else number
+
+
+def number(*, whole: bool = False, least: int | None = None, above: int | None = None) -> Read:
+    """A number within bounds."""
+
+    def read(value: Any, typed: str) -> float | int:
+        number = number_in(value, typed, whole)
+        if least is not None and number < least:
+            raise UserError(f"{typed}: must be at least {least}")
+        if above is not None and number <= above:
+            raise UserError(f"{typed}: must be above {above}")
+        return number
+
+    return Read(read)
+
+
+def value_of(kind: Kind) -> Read:
+    """What a config's key of the same kind takes: True or False, text, None."""
+    return Read(lambda value, typed: coerce(typed.partition("=")[0], value, kind))
+
+
+def choice(*words: str) -> Read:
     """One of a few words."""
 
-    name = "choice"
-
-    def __init__(self, *words: str) -> None:
-        self.words = words
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> str:
-        if value not in self.words:
-            typed = f"{parameter.opts[0] if parameter else ''}={value}"
-            hint = did_you_mean(str(value), self.words) or f"; choose {one_of(self.words)}"
+    def read(value: str, typed: str) -> str:
+        if value not in words:
+            hint = did_you_mean(value, words) or f"; choose {one_of(words)}"
             raise UserError(f"{typed}: not known{hint}")
-        return str(value)
+        return value
+
+    return Read(read)
 
 
-class OutputFile(click.ParamType[Path]):
+def output_file(*endings: str) -> Read:
     """A file to write, refused before any work where its name or folder cannot be."""
 
-    name = "file"
-
-    def __init__(self, *endings: str) -> None:
-        self.endings = endings
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> Path:
-        typed = f"{parameter.opts[0] if parameter else ''}={value}"
+    def read(value: str, typed: str) -> Path:
         path = Path(value)
-        if path.suffix.lower() not in self.endings:
-            raise UserError(f"{typed}: end the name in {one_of(self.endings)}")
-        if not path.parent.is_dir():
-            raise UserError(f"{typed}: there is no folder {path.parent}; make it first")
-        return path
+        if path.suffix.lower() not in endings:
+            raise UserError(f"{typed}: end the name in {one_of(endings)}")
+        return in_a_folder(path, typed)
+
+    return Read(read)
 
 
-JSON_FILE = OutputFile(".json")
-FIGURE_FILE = OutputFile(".png", ".pdf", ".svg")
+def in_a_folder(path: Path, typed: str) -> Path:
+    """The path, refused where what it is to be in is not there."""
+    if not path.parent.is_dir():
+        raise UserError(f"{typed}: there is no folder {path.parent}; make it first")
+    return path
+
+
+NUMBER, NOT_NEGATIVE, POSITIVE = number(), number(least=0), number(above=0)
+COUNT, COUNT_FROM_0 = number(whole=True, least=1), number(whole=True, least=0)
+PATH = click.Path(path_type=Path)
+
 
 # -- options of several verbs -------------------------------------------------------------------
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def output_root() -> Decorator:
-    return click.option(
-        "--output_root",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        default=Path(_OUTPUT_ROOT),
-        help="The folder of studies and run folders (experiments_out).",
-    )
+def option(
+    name: str,
+    metavar: str,
+    what: str,
+    kind: Read | click.Path | None = None,
+    *,
+    default: object = None,
+    keyword: str | None = None,
+) -> Decorator:
+    """`--name METAVAR  What it says.`; it arrives as the keyword argument of its name."""
+    names = [f"--{name}"] if keyword is None else [f"--{name}", keyword]
+    return click.option(*names, metavar=metavar, help=what, type=kind, default=default)
 
 
 def column(key: str, what: str) -> Decorator:
-    return click.option(f"--{key}", metavar="COL", help=what)
+    return option(key, "COL", what)
+
+
+def output_root() -> Decorator:
+    what = "The folder of studies and run folders (experiments_out)."
+    return option("output_root", "DIR", what, PATH, default=Path("experiments_out"))
 
 
 def json_output(what: str) -> Decorator:
-    return click.option(
-        "--json", "json_path", metavar="FILE", type=JSON_FILE, help=f"Write {what} as JSON there."
-    )
+    there = f"Write {what} as JSON there."
+    return option("json", "FILE", there, output_file(".json"), keyword="json_path")
 
 
 def figure_output(what: str) -> Decorator:
-    return click.option(
-        "--figure", metavar="FILE", type=FIGURE_FILE, help=f"Draw {what} there (png, pdf or svg)."
-    )
+    there = f"Draw {what} there (png, pdf or svg)."
+    return option("figure", "FILE", there, output_file(".png", ".pdf", ".svg"))
+
+
+def together(*options: Decorator) -> Decorator:
+    """Options that several verbs share, as one decorator."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were typed."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+# -- what is printed ----------------------------------------------------------------------------
+def say(lines: Iterable[str], json_path: Path | None, record: object) -> None:
+    """Print the lines, and write the record where `--json` asks for it."""
+    click.echo("\n".join(lines))
+    if json_path is not None:
+        write_json(json_path, record)
+
+
+def warned(warnings: Iterable[str]) -> list[str]:
+    """Warnings as lines."""
+    return [f"warning: {warning}" for warning in warnings]
+
+
+def aligned(rows: Sequence[Sequence[str]], texts: int = 0) -> list[str]:
+    """The rows with every column as wide as its longest cell; the first `texts` to the left."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = list(map(str.rjust, row, widths))
+        cells[:texts] = map(str.ljust, row[:texts], widths)
+        lines.append("  ".join(cells))
+    return lines

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import Verb, output_root
-from nanoscale.errors import DONE, FAILED
+from nanoscale.commands.verb import output_root, verb
+from nanoscale.errors import DONE, FAILURE
 
 
-@click.command(
-    cls=Verb, examples=["nanoscale watch quick", "nanoscale watch quick --output_root=results"]
-)
+@verb("nanoscale watch quick", "nanoscale watch quick --output_root=results")
 @click.argument("name", metavar="STUDY")
 @output_root()
 def command(name: str, output_root: Path) -> int:
@@ -22,4 +20,4 @@ def command(name: str, output_root: Path) -> int:
 
     study = Study.open(output_root / name)
     watch(study)
-    return DONE if study.ok else FAILED
+    return DONE if study.ok else FAILURE

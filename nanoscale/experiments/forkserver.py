@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from nanoscale.errors import DONE, FAILED, exit_code_of
+from nanoscale.errors import DONE, FAILURE, exit_code_of
 from nanoscale.experiments.worker import GRACE_SECONDS, RunRequest
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -119,7 +119,7 @@ class Server:
         except OSError as e:
             with suppress(OSError), open(request.log, "a") as log:
                 log.write(f"no process could be started for this run: {e}\n")
-            self.report(request.folder, FAILED)
+            self.report(request.folder, FAILURE)
 
     def hand_over(self, request: RunRequest) -> bool:
         """Whether an idle child takes the run.
@@ -226,7 +226,7 @@ def run_child(
     entry: str, request: RunRequest, server: int, requests: int | None, tell: int
 ) -> NoReturn:
     """In a fresh fork: become the run's process, run, and exit with the entry's code."""
-    code = FAILED
+    code = FAILURE
     try:
         code = run_in_turn(entry, request, server, requests, tell)
     except SystemExit as e:
@@ -254,7 +254,7 @@ def run_in_turn(
         become_worker(request, server)
         main = getattr(importlib.import_module(module), function)
         code = exit_code_of(partial(main, ["run", request.folder]))
-        if following is None or code not in (DONE, FAILED):
+        if following is None or code not in (DONE, FAILURE):
             return code
 
         sys.stdout.flush()
@@ -285,7 +285,7 @@ def become_worker(request: RunRequest, server: int) -> None:
     sys.argv = ["nanoscale", "run", request.folder]
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # saves even if the server is killed
     if os.getppid() != server:
-        os._exit(FAILED)
+        os._exit(FAILURE)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 

@@ -13,7 +13,7 @@ from tiny import PATIENCE, ROOT, run_nanoscale, run_python
 from nanoscale.errors import (
     BAD_INPUT,
     DONE,
-    FAILED,
+    FAILURE,
     INCONCLUSIVE,
     INTERRUPTED,
     UserError,
@@ -32,9 +32,9 @@ def raising(error: BaseException):
 
 
 def test_the_exit_codes_are_the_contract():
-    assert (DONE, FAILED, BAD_INPUT, INCONCLUSIVE, INTERRUPTED) == (0, 1, 2, 3, 130)
+    assert (DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED) == (0, 1, 2, 3, 130)
     assert exit_code_of(lambda: None) == DONE
-    assert exit_code_of(lambda: FAILED) == FAILED
+    assert exit_code_of(lambda: FAILURE) == FAILURE
 
 
 def test_a_refusal_is_one_line_and_exit_2(capsys):

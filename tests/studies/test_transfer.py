@@ -14,7 +14,7 @@ from tiny import run_nanoscale, run_python, tiny_spec
 from nanoscale.checks.lr_transfer import LrColumns, TransferLimits
 from nanoscale.commands.main import dispatch
 from nanoscale.commands.transfer import lines
-from nanoscale.errors import DONE, FAILED, INCONCLUSIVE, UserError
+from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE, UserError
 from nanoscale.experiments.tables import read_table
 from nanoscale.report import transfer_figure
 from nanoscale.store.files import write_json
@@ -39,7 +39,7 @@ COLUMNS = {"size": "width", "lr": "lr", "loss": "loss"}
 
 @pytest.mark.parametrize(
     ("optima", "code"),
-    [([0, 0, 0, 0], DONE), ([0, -0.7, -1.4, -2.1], FAILED), ([0, 0], INCONCLUSIVE)],
+    [([0, 0, 0, 0], DONE), ([0, -0.7, -1.4, -2.1], FAILURE), ([0, 0], INCONCLUSIVE)],
 )
 def test_the_exit_code_is_the_verdict_and_the_record_is_printed(tmp_path, capsys, optima, code):
     path = write(tmp_path / "t.csv", noisy(optima))
@@ -76,7 +76,7 @@ def test_every_value_of_by_is_judged_by_itself_and_the_worst_counts(tmp_path, ca
     path = write(tmp_path / "t.csv", both, "width,lr,loss,seed,mode")
     with pytest.raises(UserError, match="differ in mode: judge each by itself, as in --by=mode"):
         run(path, *NAMED)
-    assert run(path, *NAMED, "--by=mode", f"--json={tmp_path / 'v.json'}") == FAILED
+    assert run(path, *NAMED, "--by=mode", f"--json={tmp_path / 'v.json'}") == FAILURE
     verdicts = json.loads((tmp_path / "v.json").read_text())["verdicts"]
     assert [v["verdict"] for v in verdicts.values()] == ["pass", "fail"]
     assert run(path, *NAMED, "--by=mode", "--only=0") == DONE
