@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import HELP, PATH, Verb, number, option
+from nanoscale.commands.usage import HELP
+from nanoscale.commands.verb import PATH, Verb, number, option
 from nanoscale.errors import UserError
 
 

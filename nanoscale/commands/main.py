@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 from nanoscale import __version__
-from nanoscale.commands.verb import HELP, in_our_words
+from nanoscale.commands.usage import HELP, in_our_words
 from nanoscale.errors import BAD_INPUT, DONE, exit_code_of
 
 # Verbs by task, each with its line of help: what `nanoscale --help` says without an import.

@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
+from nanoscale.commands.usage import HELP, options_of
 from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE, UserError, did_you_mean, one_of
 from nanoscale.spec.options import Kind
 from nanoscale.spec.sources import FIELDS, coerce
 from nanoscale.store.files import write_json
 
-HELP = {"help_option_names": ["--help", "-h"]}
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILURE}  # the worst comes last
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -110,38 +110,6 @@ def config_verb(
     *examples: str, keys_help: Callable[[], str] | None = None
 ) -> Callable[[Callable[..., Any]], ConfigVerb]:
     return click.command(cls=ConfigVerb, examples=examples, keys_help=keys_help)
-
-
-# -- refusals -----------------------------------------------------------------------------------
-def in_our_words(error: click.UsageError, arguments: Sequence[str]) -> UserError:
-    """The same refusal as one line with what was typed and the remedy."""
-    context = error.ctx
-    assert context is not None
-    name = context.command_path
-    usage = f"; see {name} --help"
-    if isinstance(error, click.NoSuchCommand) and isinstance(context.command, click.Group):
-        hint = did_you_mean(error.command_name, context.command.list_commands(context))
-        return UserError(f"{error.command_name}: unknown verb{hint or '; see --help'}")
-    if isinstance(error, click.NoSuchOption):
-        hint = did_you_mean(error.option_name, options_of(context.command))
-        return UserError(f"{typed(error.option_name, arguments)}: unknown option{hint or usage}")
-    if isinstance(error, click.MissingParameter) and error.param is not None:
-        return UserError(f"{name}: {error.param.make_metavar(context)} is missing{usage}")
-    if isinstance(error, click.BadOptionUsage):
-        argument = typed(error.option_name, arguments)
-        wrong = "the option takes no value" if "=" in argument else "a value is missing"
-        return UserError(f"{argument}: {wrong}{usage}")
-    return UserError(f"{name}: {error.format_message().rstrip('.')}{usage}")
-
-
-def options_of(command: click.Command) -> list[str]:
-    """Every option as it is typed."""
-    return [name for parameter in command.params for name in parameter.opts if name[:1] == "-"]
-
-
-def typed(option: str, arguments: Sequence[str]) -> str:
-    """The argument that gave an option, as it was typed."""
-    return next((a for a in arguments if a.partition("=")[0] == option), option)
 
 
 # -- types of values ----------------------------------------------------------------------------
