@@ -119,8 +119,9 @@ def plan_of(
     sources = parse_arguments(arguments)
     files = [source for source in sources if source.name != COMMAND_LINE]
     flags = [source for source in sources if source.name == COMMAND_LINE]
-    sweep, sizes = ("depth", depths) if widths is None else ("width", widths)
-    return CoordinatePlan.of(sweep, sizes or [], steps, seeds, files, flags)
+    if widths is not None:
+        return CoordinatePlan.of("width", widths, steps, seeds, files, flags)
+    return CoordinatePlan.of("depth", depths or [], steps, seeds, files, flags)
 
 
 # -- what is printed ------------------------------------------------------------------------------
