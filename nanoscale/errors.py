@@ -10,7 +10,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -30,6 +30,11 @@ def one_of(choices: Iterable[object]) -> str:
     """`'a', 'b' or 'c'`, for messages."""
     words = [repr(c) for c in choices]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def nearest_or_all(word: str, choices: Collection[str]) -> str:
+    """`did_you_mean`, or `; choose 'a', 'b' or 'c'` where none of `choices` is near."""
+    return did_you_mean(word, choices) or f"; choose {one_of(choices)}"
 
 
 @contextmanager

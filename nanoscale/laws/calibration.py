@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from nanoscale.laws.arrays import Array
-from nanoscale.laws.objectives import OVERESTIMATE, Objective
+from nanoscale.laws.objectives import Objective
 
 LAD_WIDTH = 1e-6  # in noise sd, within which lad is no corner
 SMOOTH = 1.06  # Silverman's factor, of the width that the residuals' density at 0 is taken over
@@ -22,13 +22,15 @@ def psi_of(rule: Objective, r: Array) -> Array:
     if rule.raw:
         return 2 * r
     psi = np.clip(r, -rule.delta, rule.delta)
-    return np.where(r < 0, OVERESTIMATE * psi, psi) if rule.name == "envelope" else psi
+    return rule.lopsided(psi, r)
 
 
 def spread_of(r: Array, n_params: int) -> float:
     """The sd of residuals (n,), outliers left aside."""
-    sd = float(np.sqrt((r * r).sum() / (len(r) - n_params)))
-    return min(1.4826 * float(np.median(np.abs(r))), sd) or sd
+    left = len(r) - n_params
+    sd = math.sqrt((r * r).sum() / left)
+    middle = float(np.median(np.abs(r)))
+    return min(1.4826 * middle, sd) or sd
 
 
 def bend_of(rule: Objective, r: Array, n_params: int) -> Array:
@@ -39,17 +41,22 @@ def bend_of(rule: Objective, r: Array, n_params: int) -> Array:
     """
     if rule.raw:
         return np.full(len(r), 2.0)
-    width = max(SMOOTH * spread_of(r, n_params) * len(r) ** -0.2, rule.delta)
-    bend = np.where(np.abs(r) <= width, rule.delta / width, 0.0)
-    near = max(int(np.count_nonzero(bend)), n_params + 1)
-    bend *= (near - n_params) / near * len(r) / (len(r) - n_params)
-    return np.where(r < 0, OVERESTIMATE * bend, bend) if rule.name == "envelope" else bend
+    n = len(r)
+    smooth = SMOOTH * spread_of(r, n_params) * n**-0.2
+    width = max(smooth, rule.delta)
+    inside = np.abs(r) <= width
+    near = max(int(inside.sum()), n_params + 1)
+    left = (near - n_params) / near * n / (n - n_params)
+    bend = np.where(inside, rule.delta / width, 0.0) * left
+    return rule.lopsided(bend, r)
 
 
 def unit_of(rule: Objective, r: Array, n_params: int) -> float:
     """What the objective rises by per unit of S, of residuals (n,): mean psi^2 / 2 mean psi'."""
-    psi, bend = psi_of(rule, r), bend_of(rule, r, n_params)
-    return float(psi @ psi / (len(r) - n_params) / (2 * bend.mean()))
+    psi = psi_of(rule, r)
+    bend = bend_of(rule, r, n_params)
+    squares = psi @ psi / (len(r) - n_params)
+    return float(squares / (2 * bend.mean()))
 
 
 def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
@@ -58,11 +65,15 @@ def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
     noise: the sd of a normal, or what it is drawn from (m,).
     """
     if not isinstance(noise, float):
-        inside = max(float((np.abs(noise) <= rule.delta).mean()), 1 / len(noise))
-        return float((np.clip(noise, -rule.delta, rule.delta) ** 2).mean()) / inside**2
+        psi = np.clip(noise, -rule.delta, rule.delta)
+        share = float((np.abs(noise) <= rule.delta).mean())
+        inside = max(share, 1 / len(noise))
+        return float((psi**2).mean()) / inside**2
     if rule.raw:
         return noise**2
     k = rule.delta / noise if rule.name != "lad" else LAD_WIDTH
     inside = math.erf(k / math.sqrt(2))
+    outside = 1 - inside
     density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
-    return noise**2 * (inside - 2 * k * density + k * k * (1 - inside)) / inside**2
+    squares = inside - 2 * k * density + k * k * outside
+    return noise**2 * squares / inside**2

@@ -13,25 +13,18 @@ from nanoscale.laws.problem import Problem
 
 
 @dataclass(frozen=True)
-class Certified:
-    """The best of many starts for losses (n,), and what it leaves of them."""
+class Certified(solver.Task):
+    """The best of many starts for one data set whose points count alike, and what it leaves."""
 
-    problem: Problem
-    rule: Objective
-    scaled: Array  # (1, n) losses over the problem's scale
-    solution: solver.Solution  # of this one data set
+    solution: solver.Solution
 
     @classmethod
     def of(cls, problem: Problem, loss: Array, rule: Objective, starts: Array | int) -> Certified:
         """Solve for losses (n,); starts as `solver.solve` takes them."""
         scaled = loss[None] / problem.scale
         ones = np.ones(scaled.shape)
-        return cls(problem, rule, scaled, solver.solve(problem, rule, scaled, ones, starts))
-
-    @property
-    def ones(self) -> Array:
-        """Weights (1, n) of points that count alike."""
-        return np.ones(self.scaled.shape)
+        solution = solver.solve(solver.Task(problem, rule, scaled, ones), starts)
+        return cls(problem, rule, scaled, ones, solution)
 
     @property
     def converged(self) -> bool:
@@ -61,4 +54,4 @@ class Certified:
     @property
     def residual(self) -> Array:
         """(n,) as the objective reads losses: of ln L, or of L over the problem's scale."""
-        return self.rule.residual(self.rule.read(self.scaled[0]), self.fitted)
+        return self.rule.residual(self.y[0], self.fitted)

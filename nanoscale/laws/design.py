@@ -214,7 +214,7 @@ def _world_fits(design: Design, problem: Problem, loss: Array, truth: Array) -> 
     grid = problem.starts(loss, ones, _STARTS)
     grid = np.broadcast_to(grid, (len(loss), *grid.shape[1:]))
     starts = np.concatenate([problem.theta(truth)[:, None], grid], axis=1)
-    return solver.solve(problem, design.rule, loss, ones, starts)
+    return solver.solve(solver.Task(problem, design.rule, loss, ones), starts)
 
 
 def _intervals(
@@ -245,18 +245,18 @@ def _resample_fits(
     """Parameters (B, R, p) of every resample of worlds at theta (B, p); NaN where none is found."""
     B, R = len(theta), design.resamples
     data = _resampled(design, problem, theta, loss, seeds)
-    task = (problem, design.rule, *data)
-    solution = solver.solve(*task, np.repeat(theta, R, axis=0)[:, None])
+    task = solver.Task(problem, design.rule, *data)
+    solution = solver.solve(task, np.repeat(theta, R, axis=0)[:, None])
 
     first = np.arange(B)[:, None] * R  # resample of every world
     some = (first + np.linspace(0, R - 1, _CHECKED).astype(int)).ravel()
     rows = np.union1d(some, np.flatnonzero(~solution.converged))
     was_converged = solution.converged[rows]
-    better = solver.improve(*task, solution, rows, _STARTS)
+    better = solver.improve(task, solution, rows, _STARTS)
     moved = rows[better & was_converged]
     if len(moved):  # as `solver.resolve`, of these worlds
         rows = (first[np.unique(moved // R)] + np.arange(R)).ravel()
-        solver.improve(*task, solution, rows, _STARTS_KEPT)
+        solver.improve(task, solution, rows, _STARTS_KEPT)
 
     params = problem.params(solution.theta)
     params[~solution.converged] = np.nan

@@ -115,8 +115,8 @@ def _ends(draws: Array) -> list[float] | None:
     """The 95 % of draws (R,), if there are any."""
     if not len(draws):
         return None
-    low, high = bootstrap.interval(draws)
-    return [float(low), float(high)]
+    ends: list[float] = bootstrap.interval(draws).tolist()
+    return ends
 
 
 def fit_law(
@@ -177,12 +177,15 @@ def _result(
 ) -> LawFit:
     form = best.problem.law
     rule = best.rule
-    flatness, direction = solver.condition(best.problem, best.theta, best.ones)
+    exponents = form.exponents(best.params)
+    flatness, direction = solver.condition(best, best.theta)
     bounds = bounds_hit(best.problem, best.theta, points.names)
     reasons = _reasons(best, draws, points.names, flatness, direction)
     se, ci95 = _doubt(form, draws)
     lost = plan.count - len(draws) if best.converged else 0
     unit = best.problem.scale**2 if rule.raw else 1.0
+    objective = rule.reported(best.residual[None], best.w)[0] * unit
+    certain = best.converged or flatness > FLAT
     return LawFit(
         law=form.name,
         form=form,
@@ -192,14 +195,14 @@ def _result(
         delta=rule.delta if rule.has_delta else None,
         n_points=len(points.loss),
         params=named(form, best.params),
-        objective=float(rule.reported(best.residual[None], best.ones)[0] * unit),
-        status=status_of(best.converged or flatness > FLAT, bounds, reasons),
+        objective=float(objective),
+        status=status_of(certain, bounds, reasons),
         not_identified=reasons,
         agreement_of_starts=best.agreement,
         n_starts=best.solution.starts,
         se=se,
         ci95=ci95,
-        exponents={k: float(v) for k, v in form.exponents(best.params).items()},
+        exponents={name: float(value) for name, value in exponents.items()},
         condition_number=flatness,
         resampling=plan.method,
         resamples=plan.count,
@@ -236,14 +239,18 @@ def _doubt(form: Law, draws: Array) -> tuple[dict[str, float], dict[str, list[fl
     """Standard errors and 95 % intervals of parameters and exponents."""
     if len(draws) < 2:
         return {}, {}
-    columns = dict(zip(form.names, draws.T, strict=True)) | form.exponents(draws)
-    se = {name: float(values.std(ddof=1)) for name, values in columns.items()}
-    return se, {name: bootstrap.interval(values).tolist() for name, values in columns.items()}
+    se, ci95 = {}, {}
+    columns = dict(zip(form.names, draws.T, strict=True))
+    for name, values in [*columns.items(), *form.exponents(draws).items()]:
+        se[name] = float(values.std(ddof=1))
+        ci95[name] = bootstrap.interval(values).tolist()
+    return se, ci95
 
 
 def _warnings(best: Certified, points: Points, plan: Resampling, lost: int) -> list[str]:
     form = best.problem.law
-    n, p = len(points.loss), len(form.names)
+    n = len(points.loss)
+    p = len(form.names)
     remedy = "give them at full precision"
     warnings = warnings_of(points.loss, best.solution, lost, plan.count, remedy)
     if plan.count and plan.method == "pairs" and n < POINTS_PER_PARAMETER * p:

@@ -36,6 +36,7 @@ from nanoscale.errors import UserError, one_of
 from nanoscale.laws.arrays import Array
 
 EXPONENTS = (1e-3, 5.0)  # searched; an optimum at an end is reported as a hit bound
+LINEAR = ("floor", "coefficient")  # kinds that enter linearly
 KINDS = ("floor", "coefficient", "exponent", "positive", "scale", "real")
 
 Starts = Callable[[Array, Array], Array]
@@ -61,7 +62,7 @@ class Parameter:
     @property
     def linear(self) -> bool:
         """Whether the law is linear in it, all others given."""
-        return self.kind in ("floor", "coefficient")
+        return self.kind in LINEAR
 
     @property
     def logarithmic(self) -> bool:
@@ -132,6 +133,10 @@ class Law:
     def names(self) -> tuple[str, ...]:
         """The parameters' names."""
         return tuple(p.name for p in self.parameters)
+
+    def places(self, *kinds: str) -> list[int]:
+        """Where the parameters of some kinds are."""
+        return [i for i, p in enumerate(self.parameters) if p.kind in kinds]
 
     def at(self, params: Iterable[object], x: Iterable[object]) -> Array:
         """The law at its parameters and predictors, in their order: numbers, arrays or jets."""

@@ -309,7 +309,7 @@ class _Refits:
         problem = problem_of(fit.form, points.x, points.loss)
         rule = Objective(fit.objective_name, fit.delta or USUAL_DELTA)
         loss = points.loss[None] / problem.scale
-        best = solver.solve(problem, rule, loss, np.ones(loss.shape), STARTS)
+        best = solver.solve(solver.Task(problem, rule, loss, np.ones(loss.shape)), STARTS)
         return cls(fit, points, problem, rule, loss, best.theta[0], x)
 
     def values(self, weights: Array) -> dict[str, Array]:
@@ -322,7 +322,8 @@ class _Refits:
         enough = np.flatnonzero([self._enough(row > 0) for row in weights])
         for first in range(0, len(enough), _AT_ONCE):
             rows = enough[first : first + _AT_ONCE]
-            refits = solver.resolve(self.problem, self.rule, self.loss, weights[rows], self.optimum)
+            task = solver.Task(self.problem, self.rule, self.loss, weights[rows])
+            refits = solver.resolve(task, self.optimum)
             done = refits.converged
             params[rows[done]] = self.problem.params(refits.theta[done])
         values = dict(zip(form.names, params.T, strict=True)) | form.exponents(params)

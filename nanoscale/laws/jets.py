@@ -8,6 +8,7 @@ derivative by hand and the solver no finite differences.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -52,7 +53,7 @@ class Jet(NDArrayOperatorsMixin):
         return result
 
 
-Operand = Jet | Array | float  # at least one of two is a jet
+Operand = Any  # a Jet, an array or a number; at least one of two is a jet
 
 
 # -- of one jet -----------------------------------------------------------------------------------
@@ -84,7 +85,6 @@ def log(a: Jet) -> Jet:
 def add(a: Operand, b: Operand) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
-    assert isinstance(a, Jet)
     if not isinstance(b, Jet):
         return Jet(a.value + b, a.d, a.dd)
     return Jet(a.value + b.value, a.d + b.d, a.dd + b.dd)
@@ -93,7 +93,6 @@ def add(a: Operand, b: Operand) -> Jet:
 def multiply(a: Operand, b: Operand) -> Jet:
     if not isinstance(a, Jet):
         a, b = b, a
-    assert isinstance(a, Jet)
     if not isinstance(b, Jet):
         return Jet(a.value * b, a.d * b, a.dd * b)
     cross = a.d[:, None] * b.d[None]
@@ -112,8 +111,10 @@ def power(a: Operand, b: Operand) -> Jet:
     """a ** b; a law's bases are positive, so an exponent that is a jet goes by logarithms."""
     if isinstance(b, Jet):
         return exp(multiply(b, np.log(a)))
-    assert isinstance(a, Jet)
-    return a.through(a.value**b, b * a.value ** (b - 1), b * (b - 1) * a.value ** (b - 2))
+    base: Jet = a
+    slope = b * base.value ** (b - 1)
+    bend = b * (b - 1) * base.value ** (b - 2)
+    return base.through(base.value**b, slope, bend)
 
 
 def minimum(a: Operand, b: Operand) -> Jet:

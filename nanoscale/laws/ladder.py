@@ -183,7 +183,7 @@ def _certified(x: Array, loss: Array, rule: Objective) -> Certified:
 
 def _logs(best: Certified) -> Array:
     """(n,) ln L about 0."""
-    return np.asarray(np.log(best.scaled[0]))
+    return np.asarray(np.log(best.loss[0]))
 
 
 def _huber(runs: Runs) -> Objective:
@@ -202,7 +202,7 @@ def _resampled(
 ) -> tuple[Array, int]:
     """Parameters (R, p) of the resamples that converged, and how many did not."""
     losses = np.exp(bootstrap.resampled(np.log(best.fitted), noise, resamples, rng_seed))
-    refits = solver.solve(best.problem, best.rule, losses, best.ones, STARTS_OF_RESAMPLES)
+    refits = solver.solve(best.on(losses, best.w), STARTS_OF_RESAMPLES)
     theta = refits.theta[refits.converged]
     lost = resamples - len(theta)
     if not len(theta):

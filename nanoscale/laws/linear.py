@@ -20,21 +20,21 @@ def solve_positive(A: Array, b: Array) -> tuple[Array, Mask]:
     """
     A = A.copy()
     x = b.copy()
-    p = len(b)
-    flat = _FLAT * np.abs(A[range(p), range(p)]) + 1e-300
+    order = range(len(b))
+    flat = _FLAT * np.abs(A.diagonal().T) + 1e-300
     positive = np.ones(b.shape[1:], bool)
-    for j in range(p):
+    for j in order:
+        below = slice(j + 1, None)
         pivot = A[j, j]
         positive &= pivot > -flat[j]
         np.maximum(pivot, flat[j], out=pivot)
-        if j + 1 < p:
-            row = A[j, j + 1 :]
-            share = row / pivot
-            A[j + 1 :, j + 1 :] -= share[:, None] * row[None]
-            x[j + 1 :] -= share * x[j]
-    for j in reversed(range(p)):
-        known = (A[j, j + 1 :] * x[j + 1 :]).sum(0)
-        x[j] = (x[j] - known) / A[j, j]
+        row = A[j, below]
+        share = row / pivot
+        A[below, below] -= share[:, None] * row
+        x[below] -= share * x[j]
+    for j in reversed(order):
+        known = A[j, j + 1 :] * x[j + 1 :]
+        x[j] = (x[j] - known.sum(0)) / A[j, j]
     return x, positive
 
 
@@ -43,20 +43,21 @@ def solve_nonnegative(G: Array, h: Array) -> Array:
 
     The most negative is put to 0 and the others are solved anew, until none is.
     """
-    q = len(h)
+    q, B = h.shape
+    every = np.arange(B)
     identity = np.eye(q)[..., None]
-    size = np.sqrt(np.maximum(G[range(q), range(q)], 1e-300))
-    keep = np.ones(h.shape, bool)
+    size = np.sqrt(np.maximum(G.diagonal().T, 1e-300))
+    keep = np.ones((q, B), bool)
     x, _ = solve_positive(G, h)
     for _ in range(q):
         worst = (x * size).argmin(0)
-        negative = np.flatnonzero(x[worst, np.arange(x.shape[1])] < 0)
+        negative = np.flatnonzero(x[worst, every] < 0)
         if not len(negative):
             break
         keep[worst[negative], negative] = False
 
         left = keep[:, negative]
-        inside = np.where(left[:, None] & left[None], G[..., negative], identity)
+        inside = np.where(left[:, None] & left, G[..., negative], identity)
         target = np.where(left, h[:, negative], 0.0)
         x[:, negative], _ = solve_positive(inside, target)
     return np.where(x > 0, x, 0.0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws.arrays import Array
 
 OBJECTIVES = ("log-huber", "lad", "mse", "envelope")
@@ -37,7 +37,7 @@ class Objective:
     def of(cls, name: str, delta: float) -> Objective:
         """Check a user's choice."""
         if name not in OBJECTIVES:
-            hint = did_you_mean(name, OBJECTIVES) or f"; choose {one_of(OBJECTIVES)}"
+            hint = nearest_or_all(name, OBJECTIVES)
             raise UserError(f"objective {name!r}: no such objective{hint}")
         if not (math.isfinite(delta) and delta > 0):
             raise UserError(f"delta = {delta} must be a positive number (in ln L; 1e-3 is usual)")

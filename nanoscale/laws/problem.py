@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Self, cast
 
 import numpy as np
 
-from nanoscale.laws.arrays import Array, Index, Mask, put
-from nanoscale.laws.forms import EXPONENTS, Law
+from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
+from nanoscale.laws.forms import EXPONENTS, LINEAR, Law, Term
 from nanoscale.laws.jets import Jet
 from nanoscale.laws.linear import solve_nonnegative
 
@@ -34,38 +35,45 @@ MOST_CELLS = 500_000  # of all data sets' grids at a time
 
 @dataclass
 class State:
-    """Fitted values m (B, n), over the loss scale, and what they were made of."""
+    """Where B rows are: theta (B, p), and the fitted values m (B, n), over the loss scale."""
 
+    theta: Array
     m: Array
-    parts: list[Array]  # each (B, ...)
+    terms: list[Array]  # each (B, n), of a sum of powers
 
-    def take(self, rows: Index | Mask) -> State:
+    def take(self, rows: Chosen) -> State:
         """The state of some rows."""
-        return State(self.m[rows], [part[rows] for part in self.parts])
+        terms = [term[rows] for term in self.terms]
+        return State(self.theta[rows], self.m[rows], terms)
 
     def put(self, rows: Index, other: State) -> None:
         """Overwrite some rows with those of another state."""
-        put(rows, [self.m, *self.parts], [other.m, *other.parts])
+        mine = [self.theta, self.m, *self.terms]
+        theirs = [other.theta, other.m, *other.terms]
+        put(rows, mine, theirs)
 
 
 def problem_of(law: Law, x: Array, loss: Array) -> Problem:
     """The problem of fitting `law` at predictors x (P, n) to losses (n,)."""
     kind = SumProblem if law.terms else Problem
-    return kind(law, x, float(np.exp(np.log(loss).mean())))
+    scale = np.exp(np.log(loss).mean())
+    return kind(law, x, float(scale))
 
 
+@dataclass
 class Problem:
     """Any law; coordinates theta (B, p) are its parameters, some by their logarithm."""
 
-    def __init__(self, law: Law, x: Array, scale: float) -> None:
-        parameters = law.parameters
-        self.law = law
-        self.x = x
-        self.scale = scale
+    law: Law
+    x: Array  # (P, n)
+    scale: float  # that losses are taken over
+
+    def __post_init__(self) -> None:
+        parameters = self.law.parameters
         self.lower, self.upper = np.array([p.bounds for p in parameters]).T
         self.logarithmic = np.array([p.logarithmic for p in parameters])
-        self.bounded = np.array([p.kind == "exponent" for p in parameters])
-        self.linear = [i for i, p in enumerate(parameters) if p.linear]
+        self.exponents = self.law.places("exponent")
+        self.linear = self.law.places(*LINEAR)
         self.solved = self.linear  # of these, what `projected` solves anew
         self.fixed: int | None = None
 
@@ -92,19 +100,20 @@ class Problem:
 
         From afar Newton overshoots to where the law is flat.
         """
-        trial = np.clip(trial, self.lower, self.upper)
-        old = theta[:, self.bounded]
-        trial[:, self.bounded] = np.clip(trial[:, self.bounded], old / G_FACTOR, old * G_FACTOR)
+        clipped = np.clip(trial, self.lower, self.upper)
+        old = theta[:, self.exponents]
+        new = clipped[:, self.exponents]
+        clipped[:, self.exponents] = np.clip(new, old / G_FACTOR, old * G_FACTOR)
         if self.fixed is not None:
-            trial[:, self.fixed] = theta[:, self.fixed]
-        return trial
+            clipped[:, self.fixed] = theta[:, self.fixed]
+        return clipped
 
     def stopped(self, theta: Array, gradient: Array) -> Mask:
         """(p, B): what stays at its bound in a step downhill from theta (B, p)."""
-        theta = theta.T
-        at_lower = theta <= self.lower[:, None]
-        at_upper = theta >= self.upper[:, None]
-        stopped: Mask = (at_lower & (gradient > 0)) | (at_upper & (gradient < 0))
+        at_lower = (theta <= self.lower).T
+        at_upper = (theta >= self.upper).T
+        stopped: Mask = at_lower & (gradient > 0)
+        stopped |= at_upper & (gradient < 0)
         if self.fixed is not None:
             stopped[self.fixed] = True
         return stopped
@@ -112,20 +121,23 @@ class Problem:
     # -- values and derivatives --
     def at(self, theta: Array) -> State:
         """The fitted values at theta (B, p)."""
-        m = self.law.loss(self.params(theta), *self.x) / self.scale
-        shape = len(theta), self.x.shape[1]
-        return State(np.array(np.broadcast_to(m, shape)), [theta.copy()])
+        return State(theta, self._values(self.params(theta)), [])
 
-    def sums(self, state: State, c: Array, q: Array) -> tuple[Array, Array]:
+    def _values(self, params: Array) -> Array:
+        """The law's losses (B, n) over the scale."""
+        m = self.law.loss(params, *self.x) / self.scale
+        shape = len(params), self.x.shape[1]
+        return np.array(np.broadcast_to(m, shape))
+
+    def sums(self, state: State, c: Array, q: Array) -> ArrayPair:
         """Sums over points: c dm (p, B), and q dm dm' + c d2m (p, p, B), for c and q (B, n)."""
-        (theta,) = state.parts
-        params = self.params(theta)
+        params = self.params(state.theta)
         slopes = np.where(self.logarithmic, params, 1.0)
         bends = np.where(self.logarithmic, slopes, 0.0)
         jets = Jet.variables(params, slopes, bends)
         law = cast(Jet, self.law.at(jets, self.x))  # numpy's arithmetic, which a jet goes through
 
-        p = theta.shape[1]
+        p = len(jets)
         d = np.broadcast_to(law.d / self.scale, (p, *c.shape))
         dd = np.broadcast_to(law.dd / self.scale, (p, p, *c.shape))
         gradient = np.einsum("pbn,bn->pb", d, c)
@@ -134,17 +146,17 @@ class Problem:
         return gradient, hessian
 
     # -- what is linear --
-    def basis(self, theta: Array) -> tuple[Array, Array | float]:
+    def basis(self, theta: Array) -> ArrayPair:
         """phi (q, B, n) of the linear coefficients, and what is left of m without them."""
         params = self.params(theta)
         params[:, self.solved] = 0.0
-        rest = self.law.loss(params, *self.x) / self.scale
+        rest = self._values(params)
         phi = []
         for i in self.solved:
             unit = params.copy()
             unit[:, i] = 1.0
-            phi.append(self.law.loss(unit, *self.x) / self.scale - rest)
-        return np.array(np.broadcast_arrays(*phi)), rest
+            phi.append(self._values(unit) - rest)
+        return np.array(phi), rest
 
     def projected(self, theta: Array, weight: Array, loss: Array) -> Array:
         """theta (B, p) with its linear coefficients solved anew from a weighted least squares.
@@ -155,9 +167,10 @@ class Problem:
         if not self.solved:
             return theta
         phi, rest = self.basis(theta)
+        target = np.broadcast_to(loss - rest, weight.shape)
         weighted = phi * weight
         G = np.einsum("ibn,jbn->ijb", weighted, phi)
-        h = np.einsum("ibn,bn->ib", weighted, np.broadcast_to(loss - rest, weight.shape))
+        h = np.einsum("ibn,bn->ib", weighted, target)
         moved = theta.copy()
         moved[:, self.solved] = self.coordinates(solve_nonnegative(G, h)).T
         return moved
@@ -177,15 +190,16 @@ class Problem:
         loss = np.exp(np.log(loss).mean(0))
         weight = w.mean(0) / loss**2
         grid = self.theta(self._grid(loss))
-        at_once = max(1, MOST_POINTS // len(loss))
         rss = np.empty(len(grid))
-        for first in range(0, len(grid), at_once):
-            rows = slice(first, first + at_once)
-            weights = np.broadcast_to(weight, (len(grid[rows]), len(loss)))
-            grid[rows] = self.projected(grid[rows], weights, loss[None])
-            rss[rows] = ((self.at(grid[rows]).m - loss) ** 2 * weight).sum(1)
-        order = np.argsort(np.where(np.isfinite(rss), rss, np.inf))
-        return np.resize(grid[order[:count]], (1, count, grid.shape[1]))
+        for rows in batches(len(grid), MOST_POINTS // len(loss)):
+            some = grid[rows]
+            weights = np.broadcast_to(weight, (len(some), len(loss)))
+            grid[rows] = self.projected(some, weights, loss[None])
+            squares = (self.at(grid[rows]).m - loss) ** 2
+            rss[rows] = (squares * weight).sum(1)
+        rss[~np.isfinite(rss)] = np.inf
+        best = grid[np.argsort(rss)[:count]]
+        return np.resize(best, (1, count, grid.shape[1]))
 
     def _grid(self, loss: Array) -> Array:
         """(combinations, p) parameters: the law's own starts, or those of its parameters."""
@@ -195,56 +209,77 @@ class Problem:
         while math.prod(map(len, values)) > MOST_COMBINATIONS:
             longest = max(range(len(values)), key=lambda i: len(values[i]))
             values[longest] = values[longest][::2]
-        return np.array(list(itertools.product(*values)))
+        return _combinations(values)
+
+
+def _combinations(values: Sequence[Array]) -> Array:
+    """Every combination of one of each: (combinations, len(values))."""
+    return np.array(list(itertools.product(*values)))
 
 
 @dataclass(frozen=True)
-class Power:
+class _Power:
     """A term in the solver's coordinates: exp(b - sum of g u), u = ln x - middle."""
 
-    b: int  # its place in theta
-    exponents: list[int]  # of g
+    own: Index  # places in theta of b and of each g
     features: Array  # (n, 1 + k): 1, -u of each predictor
     middle: Array  # (k,)
 
     @property
-    def own(self) -> list[int]:
-        """Where its coordinates are, in the order of `features`."""
-        return [self.b, *self.exponents]
+    def b(self) -> int:
+        return int(self.own[0])
+
+    @property
+    def exponents(self) -> Index:
+        return self.own[1:]
+
+    def shift(self, theta: Array) -> Array:
+        """What b is less than the coefficient's logarithm, (...) for theta (..., p)."""
+        return np.asarray(theta[..., self.exponents] @ self.middle)
+
+    def powers(self, exponents: Array) -> Array:
+        """(B, n): the term with a coefficient of 1 and these exponents (B, k)."""
+        return np.exp(exponents @ self.features[:, 1:].T)
 
 
+@dataclass
 class SumProblem(Problem):
     """A floor and a sum of powers. theta has the law's parameters, of the loss over its scale at
     u = ln x - centre: a term is exp(b - sum of g u), and not there at the lower end of b.
 
     centred: without it the centre is 0, b the logarithm of the coefficient, and without bounds."""
 
-    def __init__(self, law: Law, x: Array, scale: float, centred: bool = True) -> None:
-        super().__init__(law, x, scale)
-        self.terms = []
-        logs = dict(zip(law.predictors, np.log(x), strict=True))
-        for term in law.terms:
-            u = np.stack([logs[name] for name in term.powers])  # (k, n)
-            middle = u.mean(1) if centred else np.zeros(len(u))
-            features = np.column_stack([np.ones(x.shape[1]), *(middle[:, None] - u)])
-            exponents = [law.names.index(name) for name in term.powers.values()]
-            b = law.names.index(term.coefficient)
-            self.terms.append(Power(b, exponents, features, middle))
-            if centred:
-                self.lower[b], self.upper[b] = np.log(SHARES)
+    centred: bool = True
 
-        floors = [i for i in self.linear if law.parameters[i].kind == "floor"]
-        self.floor = floors[0] if floors else None
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.terms = [self._power(term) for term in self.law.terms]
+        self.floor = next(iter(self.law.places("floor")), None)
+        if self.centred:
+            b = [term.b for term in self.terms]
+            self.lower[b], self.upper[b] = np.log(SHARES)
+
         self.pairs = {}
-        for k, other in itertools.combinations_with_replacement(range(len(self.terms)), 2):
+        every = range(len(self.terms))
+        for k, other in itertools.combinations_with_replacement(every, 2):
             both = self.terms[k].features, self.terms[other].features
-            self.pairs[k, other] = np.einsum("ni,nj->nij", *both).reshape(x.shape[1], -1)
+            products = np.einsum("ni,nj->nij", *both)
+            self.pairs[k, other] = products.reshape(len(products), -1)
+
+    def _power(self, term: Term) -> _Power:
+        law = self.law
+        names = [term.coefficient, *term.powers.values()]
+        own = np.array([law.names.index(name) for name in names])
+        u = np.log(self.x[[law.predictors.index(name) for name in term.powers]])  # (k, n)
+        middle = u.mean(1) if self.centred else np.zeros(len(u))
+        ones = np.ones(self.x.shape[1])
+        features = np.column_stack([ones, *(middle[:, None] - u)])
+        return _Power(own, features, middle)
 
     def params(self, theta: Array) -> Array:
         params = np.array(theta, float)
         for term in self.terms:
-            shift = theta[..., term.exponents] @ term.middle
-            params[..., term.b] = np.exp(theta[..., term.b] + shift)
+            params[..., term.b] = np.exp(theta[..., term.b] + term.shift(theta))
         params[..., self.linear] *= self.scale
         return params
 
@@ -252,8 +287,7 @@ class SumProblem(Problem):
         theta = np.array(params, float)
         theta[..., self.linear] /= self.scale
         for term in self.terms:
-            shift = theta[..., term.exponents] @ term.middle
-            theta[..., term.b] = np.log(theta[..., term.b]) - shift
+            theta[..., term.b] = np.log(theta[..., term.b]) - term.shift(theta)
         return theta
 
     def stopped(self, theta: Array, gradient: Array) -> Mask:
@@ -264,15 +298,17 @@ class SumProblem(Problem):
         return stopped
 
     def at(self, theta: Array) -> State:
-        values = [theta[:, term.own] @ term.features.T for term in self.terms]
-        for value in values:
-            np.exp(value, out=value)
-        m = values[0].copy() if self.floor is None else values[0] + theta[:, self.floor, None]
-        for value in values[1:]:
-            m += value
-        return State(m, values)
+        terms = []
+        for term in self.terms:
+            logarithm = theta[:, term.own] @ term.features.T
+            terms.append(np.exp(logarithm, out=logarithm))
+        floor = 0.0 if self.floor is None else theta[:, self.floor, None]
+        m = terms[0] + floor
+        for values in terms[1:]:
+            m += values
+        return State(theta, m, terms)
 
-    def sums(self, state: State, c: Array, q: Array) -> tuple[Array, Array]:
+    def sums(self, state: State, c: Array, q: Array) -> ArrayPair:
         p, B = len(self.lower), len(c)
         gradient = np.empty((p, B))
         hessian = np.empty((p, p, B))
@@ -281,87 +317,87 @@ class SumProblem(Problem):
             gradient[floor] = c.sum(1)
             hessian[floor, floor] = q.sum(1)
 
-        for k, (term, values) in enumerate(zip(self.terms, state.parts, strict=True)):
-            own = term.own
+        for k, term in enumerate(self.terms):
+            values = state.terms[k]
             qt = q * values  # a term's derivatives are itself times its features
             ct = c * values
-            gradient[own] = (ct @ term.features).T
+            gradient[term.own] = (ct @ term.features).T
             if floor is not None:
                 cross = (qt @ term.features).T
-                hessian[floor, own] = cross
-                hessian[own, floor] = cross
+                hessian[floor, term.own] = cross
+                hessian[term.own, floor] = cross
             ct += qt * values
             self._put(hessian, k, k, ct)
             for other in range(k + 1, len(self.terms)):
-                self._put(hessian, k, other, qt * state.parts[other])
+                self._put(hessian, k, other, qt * state.terms[other])
         return gradient, hessian
 
     def _put(self, hessian: Array, k: int, other: int, weight: Array) -> None:
         """The block of two terms' own parameters: sums of weight (B, n) times their features."""
-        block = iter((weight @ self.pairs[k, other]).T)
-        for row in self.terms[k].own:
-            for column in self.terms[other].own:
-                values = next(block)
-                hessian[row, column] = values
-                hessian[column, row] = values
+        rows = self.terms[k].own[:, None]
+        columns = self.terms[other].own
+        sums = weight @ self.pairs[k, other]
+        block = sums.T.reshape(len(rows), len(columns), -1)
+        hessian[rows, columns] = block
+        hessian[columns, rows] = block
 
-    def basis(self, theta: Array) -> tuple[Array, Array | float]:
-        columns = {}
-        for term in self.terms:
-            columns[term.b] = np.exp(theta[:, term.exponents] @ term.features[:, 1:].T)
+    def basis(self, theta: Array) -> ArrayPair:
+        columns = {term.b: term.powers(theta[:, term.exponents]) for term in self.terms}
         floor = np.ones((len(theta), self.x.shape[1]))
         phi = np.array([columns.get(i, floor) for i in self.solved])
         if self.fixed is not None and self.fixed == self.floor:
             return phi, theta[:, self.fixed, None]
-        return phi, 0.0
+        return phi, np.zeros((1, 1))
 
     def starts(self, loss: Array, w: Array, count: int) -> Array:
         """(R, about count, p): variable projection. At every point of a grid of exponents the
         coefficients follow from relative least squares; the best point of each tile is a start."""
         axes = sum(len(term.exponents) for term in self.terms)
         tried = np.geomspace(*EXPONENTS, GRID.get(axes, FEWEST_TRIED))
-        tiles = max(1, round(count ** (1 / axes)))
+        tiles = _tiles(len(tried), axes, max(1, round(count ** (1 / axes))))
         shape = max(len(w), len(loss)), w.shape[1]
         first = np.broadcast_to(w / loss, shape)
         second = np.broadcast_to(w / loss**2, shape)
 
-        at_once = max(1, MOST_CELLS // len(tried) ** axes)
         starts = []
-        for row in range(0, len(first), at_once):
-            rows = slice(row, row + at_once)
-            starts.append(self._tiled(tried, tiles, first[rows], second[rows]))
+        for rows in batches(len(first), MOST_CELLS // len(tried) ** axes):
+            starts.append(self._best(tiles, tried, first[rows], second[rows]))
         return np.concatenate(starts)
 
-    def _tiled(self, tried: Array, tiles: int, first: Array, second: Array) -> Array:
-        """(R, tiles^axes, p), for first and second as `_projections` takes them."""
+    def _best(self, tiles: list[Index], tried: Array, first: Array, second: Array) -> Array:
+        """(R, tiles, p), for first and second as `_projections` takes them."""
         phi = []
         for term in self.terms:
-            grid = np.array(list(itertools.product(tried, repeat=len(term.exponents)))).T
-            phi.append(np.exp(term.features[:, 1:] @ grid))
+            grid = _combinations([tried] * len(term.exponents))
+            phi.append(np.exp(term.features[:, 1:] @ grid.T))
         factors = {term.b: [k] for k, term in enumerate(self.terms)}
         columns = [factors.get(i, []) for i in self.linear]
         coefficients, rss = _projections(columns, phi, first, second)
 
-        R = len(first)
-        axes = [i for term in self.terms for i in term.exponents]
-        shape = (len(tried),) * len(axes)
-        rss = rss.reshape(R, *shape)
-        cells = np.arange(len(tried) ** len(axes)).reshape(shape)
-        edges = [slice(b[0], b[-1] + 1) for b in np.array_split(np.arange(len(tried)), tiles)]
+        exponents = np.concatenate([term.exponents for term in self.terms])
+        grid = _combinations([tried] * len(exponents))
+        data_sets = np.arange(len(first))
         starts = []
-        for tile in itertools.product(edges, repeat=len(axes)):
-            best = rss[(slice(None), *tile)].reshape(R, -1).argmin(1)
-            cell = cells[tile].ravel()[best]  # (R,)
-            theta = np.empty((R, len(self.lower)))
-            theta[:, axes] = tried[np.array(np.unravel_index(cell, shape)).T]
-            theta[:, self.linear] = self.coordinates(coefficients[:, np.arange(R), cell]).T
+        for cells in tiles:
+            best = cells[rss[:, cells].argmin(1)]  # (R,)
+            linear = coefficients[:, data_sets, best]
+            theta = np.empty((len(first), len(self.lower)))
+            theta[:, exponents] = grid[best]
+            theta[:, self.linear] = self.coordinates(linear).T
             starts.append(theta)
         return np.stack(starts, axis=1)
 
 
+def _tiles(side: int, axes: int, count: int) -> list[Index]:
+    """The cells of a grid of side^axes in count^axes parts, near each other in each."""
+    cells = np.arange(side**axes).reshape((side,) * axes)
+    parts = np.array_split(np.arange(side), count)
+    return [cells[np.ix_(*tile)].ravel() for tile in itertools.product(parts, repeat=axes)]
+
+
 def _projections(
     columns: list[list[int]], phi: list[Array], first: Array, second: Array
-) -> tuple[Array, Array]:
+) -> ArrayPair:
     """Coefficients (q, R, cells) and the relative sum of squares (R, cells) of L on phi.
 
     columns: of every coefficient, the term that it multiplies, or none for the floor; phi: of
@@ -370,29 +406,30 @@ def _projections(
     """
     q, R = len(columns), len(first)
     sizes = [values.shape[1] for values in phi]
-
-    def summed(weight: Array, factors: list[int]) -> Array:
-        """Over points, weight (R, n) times no term, one, one squared or two: (R, sizes or 1)."""
-        axes = sorted(set(factors))
-        if not axes:
-            total = weight.sum(1)
-        elif len(axes) == 1:
-            total = weight @ phi[axes[0]] ** len(factors)
-        else:
-            total = (phi[axes[0]].T * weight[:, None]) @ phi[axes[1]]
-        shape = [size if k in axes else 1 for k, size in enumerate(sizes)]
-        return np.asarray(total.reshape(R, *shape))
-
     h = np.empty((q, R, *sizes))
     G = np.empty((q, q, R, *sizes))
     for i, factors in enumerate(columns):
-        h[i] = summed(first, factors)
+        h[i] = _summed(first, factors, phi)
         for j, others in enumerate(columns):
-            G[i, j] = summed(second, factors + others)
+            G[i, j] = _summed(second, factors + others, phi)
     h = h.reshape(q, -1)
     G = G.reshape(q, q, -1)
 
     coefficients = solve_nonnegative(G, h)
     # the sum of w is the same in every cell and decides nothing
-    rss = (coefficients * ((G * coefficients).sum(1) - 2 * h)).sum(0)
+    slopes = (G * coefficients).sum(1) - 2 * h
+    rss = (coefficients * slopes).sum(0)
     return coefficients.reshape(q, R, -1), rss.reshape(R, -1)
+
+
+def _summed(weight: Array, factors: list[int], phi: list[Array]) -> Array:
+    """Over points, weight (R, n) times no term, one, one squared or two: (R, sizes or 1)."""
+    axes = sorted(set(factors))
+    if not axes:
+        total = weight.sum(1)
+    elif len(axes) == 1:
+        total = weight @ phi[axes[0]] ** len(factors)
+    else:
+        total = (phi[axes[0]].T * weight[:, None]) @ phi[axes[1]]
+    sizes = [values.shape[1] if k in axes else 1 for k, values in enumerate(phi)]
+    return np.asarray(total.reshape(len(weight), *sizes))

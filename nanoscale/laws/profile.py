@@ -20,16 +20,16 @@ divides by it (Chandler and Bate 2007), each point or group having its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, nearest_or_all, one_of
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.forms import number
 from nanoscale.laws.points import Points
-from nanoscale.laws.profile_search import Profile, Search, Side
+from nanoscale.laws.profile_search import Profile, ProfileSearch, ProfileSide
 from nanoscale.laws.record import Record
 
 _LEVEL = 0.95
@@ -92,10 +92,7 @@ def profile_law(
     are of one run). Raises `UserError` for a name that is not of the fit, a level that is not
     between 0 and 1, or a noise of neither kind.
     """
-    if not 0 < level < 1:
-        raise UserError(f"level = {level:g}: expected a share such as 0.95")
-    if noise not in NOISES:
-        raise UserError(f"noise {noise!r}: choose {one_of(NOISES)}")
+    _check(level, noise)
     points = Points.of(fit.form, columns, loss, drop_worst)
     wanted = _wanted(fit, names)
     n = len(points.loss)
@@ -104,17 +101,18 @@ def profile_law(
     dof = n - len(fit.form.names)
     if noise == "own":
         dof = min(dof, int(index.max()))
-    threshold = float(stdtrit(dof, (1 + level) / 2)) ** 2  # Student's t, two-sided
+    students_t = float(stdtrit(dof, (1 + level) / 2))  # two-sided
+    threshold = students_t**2
 
     profiles = {}
     widening = {}
     lost = 0
     for name in dict.fromkeys("a" if name == "b" else name for name in wanted):
-        search = Search.of(fit, name, points)
+        search = ProfileSearch.of(fit, name, points, threshold)
         widening[name] = search.widening(index)
         if noise == "own":
             search.wide = widening[name]
-        profiles[name] = search.interval(threshold)
+        profiles[name] = search.interval()
         lost += search.lost
     if "b" in wanted:
         profiles["b"] = _mirrored(profiles["a"])
@@ -130,26 +128,32 @@ def profile_law(
     )
 
 
+def _check(level: float, noise: str) -> None:
+    if not 0 < level < 1:
+        raise UserError(f"level = {level:g}: expected a share such as 0.95")
+    if noise not in NOISES:
+        raise UserError(f"noise {noise!r}: choose {one_of(NOISES)}")
+
+
 def _wanted(fit: LawFit, names: Sequence[str] | None) -> list[str]:
     known = [*fit.form.names, *fit.exponents]
     if names is None:
         return known
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known) or f"; choose {one_of(known)}"
-            raise UserError(f"parameter {name!r}: not of this fit{hint}")
+            raise UserError(f"parameter {name!r}: not of this fit{nearest_or_all(name, known)}")
     return list(names)
 
 
-def _warnings(noise: str, widening: Mapping[str, float], lost: int) -> list[str]:
+def _warnings(noise: str, widening: dict[str, float], lost: int) -> list[str]:
     warnings = []
     if lost:
         warnings.append(f"{lost} refits did not converge: an end may be too near")
-    name = max(widening, key=lambda name: widening[name], default="")
-    if name and noise == "equal" and widening[name] > _UNEQUAL:
+    widest = max(widening, key=widening.__getitem__, default=None)
+    if widest and noise == "equal" and widening[widest] > _UNEQUAL:
         warnings.append(
-            f"residuals are not of one size: with noise='own' the interval of {name} is "
-            f"{widening[name]:.1f} times as wide"
+            f"residuals are not of one size: with noise='own' the interval of {widest} is "
+            f"{widening[widest]:.1f} times as wide"
         )
     return warnings
 
@@ -166,6 +170,6 @@ def _mirrored(a: Profile) -> Profile:
     )
 
 
-def _mirrored_side(side: Side) -> Side:
+def _mirrored_side(side: ProfileSide) -> ProfileSide:
     end = None if side.end is None else 1 - side.end
-    return replace(side, end=end, reason=side.reason.replace("a =", "1 - b ="))
+    return ProfileSide(end, side.reason.replace("a =", "1 - b ="))

@@ -16,7 +16,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import solver
-from nanoscale.laws.arrays import Array, Index
+from nanoscale.laws.arrays import Array, ArrayPair, Index
 from nanoscale.laws.calibration import bend_of, psi_of, spread_of, unit_of
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.fit import STARTS, LawFit
@@ -38,7 +38,7 @@ CHUNK = 500
 
 
 @dataclass(frozen=True)
-class Side:
+class ProfileSide:
     """One end of an interval; None: open, and why."""
 
     end: float | None
@@ -51,8 +51,8 @@ class Profile:
 
     name: str
     value: float
-    low: Side
-    high: Side
+    low: ProfileSide
+    high: ProfileSide
     held: list[float]  # values, ascending
     ratio: list[float]  # S at each
 
@@ -72,26 +72,29 @@ class Refits:
 
 
 @dataclass
-class Search:
-    """The search for one parameter's ends."""
+class ProfileSearch:
+    """The search for one parameter's ends, where S first reaches the threshold."""
 
     best: Certified
     index: int  # of the coordinate
     starts: Array  # (s, p)
+    threshold: float
     wide: float = 1.0  # what S is over the square of
     lost: int = 0  # refits that did not converge
 
     def __post_init__(self) -> None:
-        self.problem = self.best.problem.holding(self.index)
-        self.name = self.problem.law.names[self.index]
-        self.theta = self.best.theta
+        best = self.best
+        self.rule = best.rule
+        self.problem = best.problem.holding(self.index)
+        self.name = best.problem.law.names[self.index]
+        self.theta = best.theta
         self.middle = float(self.theta[self.index])  # where the optimum is
-        self.r = self.best.residual
-        self.unit = unit_of(self.best.rule, self.r, len(self.theta))
-        self.lowest = float(self.best.rule.value(self.r[None], self.best.ones)[0])
+        self.r = best.residual
+        self.unit = unit_of(self.rule, self.r, len(self.theta))
+        self.lowest = float(self.rule.value(self.r[None], best.w)[0])
 
     @classmethod
-    def of(cls, fit: LawFit, name: str, points: Points) -> Search:
+    def of(cls, fit: LawFit, name: str, points: Points, threshold: float) -> ProfileSearch:
         """For a parameter of the fit, or its exponent a."""
         form = fit.form
         if name == "a" and "a" not in form.names:
@@ -107,73 +110,77 @@ class Search:
             spread = spread_of(best.residual, len(form.names))
             rule = Objective("log-huber", max(LAD_SHARE * spread, LAD_DELTA))
             best = Certified.of(problem, points.loss, rule, best.theta[None, None])
-        starts = problem.starts(best.scaled, best.ones, MANY_STARTS)[0]
-        return cls(best, index, starts[:: MANY_STARTS // SOME_STARTS])
+        starts = problem.starts(best.loss, best.w, MANY_STARTS)[0]
+        return cls(best, index, starts[:: MANY_STARTS // SOME_STARTS], threshold)
 
     # -- the noise --
-    def _unit_slopes(self) -> tuple[Array, Array]:
+    def _unit_slopes(self) -> ArrayPair:
         """(p, n) derivatives of what residuals are of, each row of length 1, and lengths (p,)."""
         n = len(self.r)
         parts = []
         for rows in np.array_split(np.arange(n), n // CHUNK + 1):
-            state = self.problem.at(np.repeat(self.theta[None], len(rows), 0))
             pick = np.eye(n)[rows]
+            state = self.problem.at(np.repeat(self.theta[None], len(rows), 0))
             gradient, _ = self.problem.sums(state, pick, np.zeros(pick.shape))
             parts.append(gradient)
         slopes = np.concatenate(parts, axis=1)
-        if not self.best.rule.raw:
+        if not self.rule.raw:
             slopes = slopes / self.best.fitted
-        size = np.sqrt(np.maximum((slopes**2).sum(1), 1e-300))
+        squares = (slopes**2).sum(1)
+        size = np.sqrt(np.maximum(squares, 1e-300))
         return slopes / size[:, None], size
 
     def widening(self, groups: Index) -> float:
         """How many times wider own noise, of groups (n,), makes the interval locally."""
         n, p = len(self.r), len(self.theta)
         slopes, _ = self._unit_slopes()
-        bend = bend_of(self.best.rule, self.r, p)
+        bend = bend_of(self.rule, self.r, p)
         row = np.linalg.pinv((slopes * bend) @ slopes.T)[self.index]
-        influence = (row @ slopes) * psi_of(self.best.rule, self.r)
+        influence = (row @ slopes) * psi_of(self.rule, self.r)
 
         scores = np.bincount(groups, influence)
         count = len(scores)
         fitted = p if count == n else 1
         own = (scores @ scores) * count / max(count - fitted, 1)
         equal = self.unit * 2 * row[self.index]
-        return float(math.sqrt(own / equal)) if equal > 0 and own > 0 else 1.0
+        if equal > 0 and own > 0:
+            return math.sqrt(own / equal)
+        return 1.0
 
     def local_error(self) -> float:
         """The coordinate's standard error by the slopes; at most a share of it."""
         slopes, size = self._unit_slopes()
-        variance = max(np.linalg.pinv(slopes @ slopes.T)[self.index, self.index], 0.0)
-        sd = spread_of(self.r, len(self.theta)) / size[self.index] * math.sqrt(variance)
-        sd *= self.wide
+        inverse = np.linalg.pinv(slopes @ slopes.T)
+        variance = max(inverse[self.index, self.index], 0.0)
+        spread = spread_of(self.r, len(self.theta))
+        sd = float(spread / size[self.index] * math.sqrt(variance) * self.wide)
         most = 0.2 * max(abs(self.middle), 0.1)
-        return float(min(sd, most) if sd > 0 else most)
+        return min(sd, most) if sd > 0 else most
 
     # -- the search --
-    @np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
-    def interval(self, threshold: float) -> Profile:
-        """Both ends, where S first reaches the threshold on either side of the optimum."""
+    @np.errstate(all="ignore")
+    def interval(self) -> Profile:
+        """Both ends, on either side of the optimum."""
         low, high = self._range()
-        step = self.local_error() * math.sqrt(threshold) / 2
+        step = self.local_error() * math.sqrt(self.threshold) / 2
         near = step * np.array(NEAR)
+        far = step * np.array(_REACH)
         held = np.concatenate([[self.middle], self.middle - near, self.middle + near])
         refits = self._settled(np.unique(np.clip(held, low, high)))
 
-        far = step * np.array(_REACH)
-        more = [refits.at]
-        if self._crossing(refits, threshold, below=True) is None:
-            more.append(np.append(self.middle - far, low))
-        if self._crossing(refits, threshold, below=False) is None:
-            more.append(np.append(self.middle + far, high))
-        if len(more) > 1:
-            held = np.clip(np.concatenate(more), low, high)
+        more = []
+        if self._crossing(refits, -1) is None:
+            more += [self.middle - far, [low]]
+        if self._crossing(refits, 1) is None:
+            more += [self.middle + far, [high]]
+        if more:
+            held = np.clip(np.concatenate([refits.at, *more]), low, high)
             refits = self._settled(np.unique(held), refits.theta)
         return Profile(
             name=self.name,
             value=self._value(self.middle),
-            low=self._side(refits, threshold, below=True),
-            high=self._side(refits, threshold, below=False),
+            low=self._side(refits, -1),
+            high=self._side(refits, 1),
             held=[self._value(coordinate) for coordinate in refits.at],
             ratio=refits.ratio.tolist(),
         )
@@ -182,25 +189,24 @@ class Search:
         low = self.problem.lower[self.index]
         high = self.problem.upper[self.index]
         if self.problem.law.parameters[self.index].kind == "floor":
-            high = 2 * self.best.scaled.max()  # the law is above every loss
+            high = 2 * self.best.loss.max()  # the law is above every loss
         return max(low, self.middle - _FAR), min(high, self.middle + _FAR)
 
-    def _crossing(self, refits: Refits, threshold: float, below: bool) -> list[int] | None:
-        """The last held value within the threshold on a side, and the first beyond it."""
+    def _crossing(self, refits: Refits, step: int) -> list[int] | None:
+        """On a side, step -1 or 1: the last held value within the threshold, the first beyond."""
         at = int(np.abs(refits.at - self.middle).argmin())
-        step = -1 if below else 1
-        while 0 <= at < len(refits.at):
-            if refits.ratio[at] > threshold:
-                return [at - step, at]
-            at += step
-        return None
+        beyond = np.flatnonzero(refits.ratio[at::step] > self.threshold)
+        if not len(beyond):
+            return None
+        first = at + step * int(beyond[0])
+        return [first - step, first]
 
-    def _side(self, refits: Refits, threshold: float, below: bool) -> Side:
-        pair = self._crossing(refits, threshold, below)
+    def _side(self, refits: Refits, step: int) -> ProfileSide:
+        pair = self._crossing(refits, step)
         if pair is not None:
-            return Side(self._end(refits, pair, threshold))
-        last = self._value(refits.at[0] if below else refits.at[-1])
-        return Side(None, f"{OPEN}: {self.name} = {last:.3g} fits within the noise")
+            return ProfileSide(self._end(refits, pair))
+        last = self._value(refits.at[::step][-1])
+        return ProfileSide(None, f"{OPEN}: {self.name} = {last:.3g} fits within the noise")
 
     def _value(self, coordinate: float) -> float:
         """The parameter itself."""
@@ -231,25 +237,28 @@ class Search:
 
     def _ratio(self, objective: Array) -> Array:
         """S (K,) of objectives."""
-        return np.maximum(objective - self.lowest, 0) / (self.unit * self.wide**2)
+        lost = np.maximum(objective - self.lowest, 0)
+        return lost / (self.unit * self.wide**2)
 
     def _solved(self, at: Array, starts: Array, project: bool = False) -> solver.Solution:
         """The solutions held at `at` (K,).
 
         starts: (s, p), or (K, s, p) each its own; projected: their linear coefficients anew.
         """
-        scaled = self.best.scaled
-        shape = len(at), len(self.r)
-        starts = np.array(np.broadcast_to(starts, (len(at), *starts.shape[-2:])))
+        s, p = starts.shape[-2:]
+        loss = self.best.loss
+        n = loss.shape[1]
+        starts = np.array(np.broadcast_to(starts, (len(at), s, p)))
         starts[..., self.index] = at[:, None]
         if project:
-            flat = starts.reshape(-1, starts.shape[2])
-            weight = np.broadcast_to(1 / scaled**2, (len(flat), len(self.r)))
-            starts = self.problem.projected(flat, weight, scaled).reshape(starts.shape)
-        ones = np.broadcast_to(self.best.ones, shape)
-        return solver.solve(self.problem, self.best.rule, scaled, ones, starts)
+            flat = starts.reshape(-1, p)
+            weight = np.broadcast_to(1 / loss**2, (len(flat), n))
+            starts = self.problem.projected(flat, weight, loss).reshape(starts.shape)
+        ones = np.ones((len(at), n))
+        task = solver.Task(self.problem, self.rule, loss, ones)
+        return solver.solve(task, starts)
 
-    def _end(self, refits: Refits, pair: list[int], threshold: float) -> float:
+    def _end(self, refits: Refits, pair: list[int]) -> float:
         """Where S is the threshold between two of the held values."""
         ends = refits.at[pair]
         ratio = refits.ratio[pair]
@@ -260,14 +269,14 @@ class Search:
             inside = self._ratio(solution.objective)
             inside[0], inside[-1] = ratio
 
-            first = int(np.argmax(inside > threshold))
+            first = int(np.argmax(inside > self.threshold))
             between = [first - 1, first]
             ends = values[between]
             ratio = inside[between]
             starts = solution.theta[between]
         below, above = np.sqrt(ratio)
-        share = (math.sqrt(threshold) - below) / (above - below)
-        return self._value(float(ends[0] + share * (ends[1] - ends[0])))
+        share = (math.sqrt(self.threshold) - below) / (above - below)
+        return self._value(ends[0] + share * (ends[1] - ends[0]))
 
 
 def _by_balance(law: Law) -> Law:

@@ -12,12 +12,12 @@ import runpy
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws.forms import Law
 from nanoscale.laws.published import PUBLISHED
 
 LAWS: dict[str, Law] = {law.name: law for law in PUBLISHED}
-BUILT_IN = tuple(LAWS)
+BUILT_IN_LAWS = tuple(LAWS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def register_law(law: Law) -> Law:
     if not re.fullmatch(r"[A-Za-z][\w.-]*", law.name):
         raise UserError(f"law {law.name!r}: choose another name, of letters, digits and -_.")
     if law.name in LAWS:
-        owner = "is built in" if law.name in BUILT_IN else "is registered already"
+        owner = "is built in" if law.name in BUILT_IN_LAWS else "is registered already"
         raise UserError(f"law {law.name!r} {owner}; choose another name")
     LAWS[law.name] = law
     return law
@@ -97,6 +97,5 @@ def law_of(name: str | Law) -> Law:
     if isinstance(name, Law):
         return name
     if name not in LAWS:
-        hint = did_you_mean(name, LAWS) or f"; choose {one_of(LAWS)}"
-        raise UserError(f"law {name!r}: no such law{hint}")
+        raise UserError(f"law {name!r}: no such law{nearest_or_all(name, LAWS)}")
     return LAWS[name]

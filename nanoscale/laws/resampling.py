@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.arrays import Array, Index
+from nanoscale.laws.arrays import Array, ArrayPair, Index, batches
 from nanoscale.laws.certified import Certified
 
 GIVEN = "given"  # the method's name where weights are given in place of drawn ones
@@ -40,11 +39,8 @@ class Resampling:
     ) -> Resampling:
         """Check a user's choice for n points; `UserError` for one that cannot be."""
         if method not in bootstrap.METHODS:
-            hint = did_you_mean(method, bootstrap.METHODS)
-            raise UserError(
-                f"resampling {method!r}: no such way"
-                + (hint or f"; choose {one_of(bootstrap.METHODS)}")
-            )
+            hint = nearest_or_all(method, bootstrap.METHODS)
+            raise UserError(f"resampling {method!r}: no such way{hint}")
         if method in NEEDS_GROUPS and groups is None:
             raise UserError(f"resampling {method} needs groups: {NEEDS_GROUPS[method]}")
         if not 0 <= rng_seed <= MOST_SEED:
@@ -64,38 +60,36 @@ class Resampling:
     def refits(self, best: Certified) -> Array:
         """(R, p): parameters of the resamples that converged, each solved as certainly."""
         draws = [np.empty((0, len(best.theta)))]
-        for loss, weights in self._parts(best):
-            refit = solver.resolve(best.problem, best.rule, loss, weights, best.theta)
+        n = best.loss.shape[1]
+        for rows in batches(self.count, MOST_AT_ONCE // n):
+            loss, weights = self._drawn(best, rows)
+            refit = solver.resolve(best.on(loss, weights), best.theta)
             draws.append(best.problem.params(refit.theta[refit.converged]))
         return np.concatenate(draws)
 
-    def _parts(self, best: Certified) -> Iterator[tuple[Array, Array]]:
-        """Losses and weights, each (R or 1, n), of as many resamples at once as there is room for.
-
-        Those after the first of these parts have seeds of their own.
-        """
-        at_once = max(1, MOST_AT_ONCE // best.scaled.shape[1])
-        seed = self.rng_seed
-        for first in range(0, self.count, at_once):
-            rows = range(first, min(first + at_once, self.count))
-            if first:
-                sequence = np.random.SeedSequence([self.rng_seed, first])
-                seed = int(sequence.generate_state(1)[0])
-            yield self._part(best, rows, seed)
-
-    def _part(self, best: Certified, rows: range, seed: int) -> tuple[Array, Array]:
+    def _drawn(self, best: Certified, rows: slice) -> ArrayPair:
+        """Losses and weights, each (R or 1, n), of some resamples."""
         if self.weights is not None:
-            return best.scaled, self.weights[rows.start : rows.stop]
-        n = best.scaled.shape[1]
+            return best.loss, self.weights[rows]
+        n = best.loss.shape[1]
+        count = rows.stop - rows.start
+        seed = self._seed(rows.start)
         if self.method in bootstrap.OF_POINTS:
-            drawn = bootstrap.point_weights(self.method, n, self.groups, len(rows), seed)
-            return best.scaled, drawn
+            drawn = bootstrap.point_weights(self.method, n, self.groups, count, seed)
+            return best.loss, drawn
 
         raw = best.rule.raw and self.method != "parametric"
-        fitted, y = best.fitted, best.scaled[0]
-        if not raw:
-            fitted, y = np.log(fitted), np.log(y)
+        fitted = best.fitted if raw else np.log(best.fitted)
+        y = best.loss[0] if raw else np.log(best.loss[0])
         draws = bootstrap.residual_draws(
-            self.method, fitted, y, len(best.theta), self.groups, len(rows), seed
+            self.method, fitted, y, len(best.theta), self.groups, count, seed
         )
-        return np.maximum(draws, 1e-9) if raw else np.exp(draws), best.ones
+        losses = np.maximum(draws, 1e-9) if raw else np.exp(draws)
+        return losses, best.w
+
+    def _seed(self, first: int) -> int:
+        """That of the resamples from `first` on; later parts have seeds of their own."""
+        if not first:
+            return self.rng_seed
+        sequence = np.random.SeedSequence([self.rng_seed, first])
+        return int(sequence.generate_state(1)[0])

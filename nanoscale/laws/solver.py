@@ -12,11 +12,12 @@ Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from nanoscale.laws.arrays import Array, Index, Mask, put
+from nanoscale.laws.arrays import Array, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import solve_positive
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, State
@@ -37,6 +38,46 @@ SAMPLED = 64  # starts, of which the best says how large residuals are
 
 
 @dataclass(frozen=True)
+class Task:
+    """What R data sets minimise: `rule` of losses (R or 1, n) over the problem's scale, with
+    weights w (R or 1, n)."""
+
+    problem: Problem
+    rule: Objective
+    loss: Array
+    w: Array
+
+    @cached_property
+    def y(self) -> Array:
+        """Losses as the objective reads them."""
+        return self.rule.read(self.loss)
+
+    @property
+    def rounding(self) -> float:
+        """What rounding alone leaves of an objective whose weights are 1."""
+        return _ROUNDING * len(self.loss[0])
+
+    def __len__(self) -> int:
+        return max(len(self.loss), len(self.w))
+
+    def on(self, loss: Array, w: Array) -> Task:
+        """The same of other data."""
+        return Task(self.problem, self.rule, loss, w)
+
+    def take(self, rows: Chosen) -> Task:
+        """That of some data sets; losses or weights that all share stay as they are."""
+        loss = self.loss if len(self.loss) == 1 else self.loss[rows]
+        w = self.w if len(self.w) == 1 else self.w[rows]
+        return self.on(loss, w)
+
+    def at(self, theta: Array) -> _Place:
+        """Where rows theta (R, p) are."""
+        state = self.problem.at(theta)
+        r = self.rule.residual(self.y, state.m)
+        return _Place(state, r, self.rule.value(r, self.w))
+
+
+@dataclass(frozen=True)
 class Solution:
     """The best of the starts for each of R data sets."""
 
@@ -47,152 +88,116 @@ class Solution:
     starts: int
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
-def solve(
-    problem: Problem, objective: Objective, loss: Array, w: Array, starts: Array | int
-) -> Solution:
-    """Fit losses (R or 1, n), over the problem's scale, with weights w (R or 1, n).
-
-    starts: how many to make, or (R or 1, S, p) of them.
-    """
+@np.errstate(all="ignore")
+def solve(task: Task, starts: Array | int) -> Solution:
+    """Fit every data set; starts: how many to make, or (R or 1, S, p) of them."""
     if isinstance(starts, int):
-        starts = problem.starts(loss, w, starts)
-    R = max(len(loss), len(w))
+        starts = task.problem.starts(task.loss, task.w, starts)
+    R = len(task)
     S, p = starts.shape[1:]
     theta = np.broadcast_to(starts, (R, S, p)).reshape(-1, p)
 
-    y = objective.read(loss)
-    stages = objective.stages(lambda: _mean_residual(problem, y, theta))
+    stages = task.rule.stages(lambda: _mean_residual(task, theta))
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
-        task = _Task(problem, stage, y, w)
-        theta, f, converged = _batched(task, following, theta, S)
+        staged = replace(task, rule=stage)
+        theta, f, converged = _batched(staged, following, theta, S)
 
     ends = f.reshape(R, S)
     best = ends.argmin(1)
     lowest = ends.min(1)
-    equal = ends <= (lowest * (1 + AGREEMENT) + y.shape[1] * _ROUNDING)[:, None]
+    highest_equal = lowest * (1 + AGREEMENT) + task.rounding
+    equal = ends <= highest_equal[:, None]
     equal &= converged.reshape(R, S)
     pick = np.arange(R) * S + best
     return Solution(theta[pick], lowest, converged[pick], equal.sum(1), S)
 
 
-def resolve(problem: Problem, objective: Objective, loss: Array, w: Array, best: Array) -> Solution:
+def resolve(task: Task, best: Array) -> Solution:
     """Solve R resamples of the data whose optimum is `best` (p,), each from there.
 
     Some are solved from many starts as well; if that finds a lower objective in any, all are
     solved from the best few of many.
     """
-    solution = solve(problem, objective, loss, w, best[None, None])
-    R = len(solution.theta)
-    checked = min(_CHECKED, max(2, CHECKED_POINTS // w.shape[1]))
-    some = np.unique(np.linspace(0, R - 1, checked).astype(int))
+    solution = solve(task, best[None, None])
+    every = np.arange(len(task))
+    checked = min(_CHECKED, max(2, CHECKED_POINTS // task.w.shape[1]))
+    some = np.unique(np.linspace(0, every[-1], checked).astype(int))
     again = np.union1d(some, np.flatnonzero(~solution.converged))
 
-    better = improve(problem, objective, loss, w, solution, again, STARTS_CHECKED)
+    better = improve(task, solution, again, STARTS_CHECKED)
     if better[np.isin(again, some)].any():
-        improve(problem, objective, loss, w, solution, np.arange(R), _STARTS_KEPT)
+        improve(task, solution, every, _STARTS_KEPT)
     return solution
 
 
-def improve(
-    problem: Problem,
-    objective: Objective,
-    loss: Array,
-    w: Array,
-    solution: Solution,
-    rows: Index,
-    few: int,
-) -> Mask:
+def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
     """Solve some data sets (k,) again, from the `few` best of many starts, where that is better.
 
     Returns which are (k,): lower in the objective, or converged at last. `solution` has them.
     """
-    rounding = _ROUNDING * w.sum(1).max()
-    some_loss, some_w = _rows_of(rows, loss), _rows_of(rows, w)
-    starts = problem.starts(some_loss, some_w, STARTS_CHECKED)
-    starts = lowest(problem, objective, some_loss, some_w, starts, few)
-    wider = solve(problem, objective, some_loss, some_w, starts)
+    some = task.take(rows)
+    starts = some.problem.starts(some.loss, some.w, STARTS_CHECKED)
+    wider = solve(some, lowest(some, starts, few))
 
-    better = wider.objective < solution.objective[rows] * (1 - AGREEMENT) - rounding
+    rounding = _ROUNDING * task.w.sum(1).max()
+    least = solution.objective[rows] * (1 - AGREEMENT) - rounding
+    better: Mask = wider.objective < least
     better |= wider.converged & ~solution.converged[rows]
     put(
         rows[better],
         [solution.theta, solution.objective, solution.converged],
         [wider.theta[better], wider.objective[better], wider.converged[better]],
     )
-    return np.asarray(better)
+    return better
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore", under="ignore")
-def lowest(
-    problem: Problem, objective: Objective, loss: Array, w: Array, starts: Array, few: int
-) -> Array:
+@np.errstate(all="ignore")
+def lowest(task: Task, starts: Array, few: int) -> Array:
     """The `few` of starts (R or 1, S, p) where the objective is lowest, (R or 1, few, p)."""
     S, p = starts.shape[1:]
-    starts = np.broadcast_to(starts, (max(len(starts), len(loss)), S, p))
-    task = _Task(problem, objective, objective.read(loss), w)
+    losses = max(len(starts), len(task.loss))
+    starts = np.broadcast_to(starts, (losses, S, p))
     f = np.stack([task.at(starts[:, i]).f for i in range(S)], axis=1)
     order = np.argsort(f, axis=1)[:, :few, None]
-    return np.take_along_axis(np.broadcast_to(starts, (len(f), S, p)), order, axis=1)
+    every = np.broadcast_to(starts, (len(f), S, p))
+    return np.take_along_axis(every, order, axis=1)
 
 
-def condition(problem: Problem, theta: Array, w: Array) -> tuple[float, Array]:
+def condition(task: Task, theta: Array) -> tuple[float, Array]:
     """How flat least squares of ln L is at theta (p,), whatever the objective.
 
     The condition number of the Gauss-Newton matrix scaled to a unit diagonal, and the direction
     (p,) in which it bends least.
     """
-    state = problem.at(theta[None])
-    _, hessian = problem.sums(state, np.zeros(state.m.shape), w / state.m**2)
+    state = task.problem.at(theta[None])
+    flat = np.zeros(state.m.shape)
+    _, hessian = task.problem.sums(state, flat, task.w / state.m**2)
     matrix = hessian[..., 0]
     size = np.sqrt(np.maximum(matrix.diagonal(), 1e-300))
     values, vectors = np.linalg.eigh(matrix / size / size[:, None])
-    return float(values[-1] / max(values[0], 1e-300)), vectors[:, 0]
+    lowest = max(values[0], 1e-300)
+    return float(values[-1] / lowest), vectors[:, 0]
 
 
 # -- rows at work ---------------------------------------------------------------------------------
 @dataclass
 class _Place:
-    """Where B rows are: theta (B, p), the law there, residuals r (B, n), the objective f (B,)."""
+    """Where B rows are: the law there, residuals r (B, n), the objective f (B,)."""
 
-    theta: Array
     state: State
     r: Array
     f: Array
 
-    def take(self, rows: Index | Mask) -> _Place:
-        return _Place(self.theta[rows], self.state.take(rows), self.r[rows], self.f[rows])
+    def take(self, rows: Chosen) -> _Place:
+        return _Place(self.state.take(rows), self.r[rows], self.f[rows])
 
     def put(self, rows: Index, other: _Place) -> None:
         self.state.put(rows, other.state)
-        put(rows, [self.theta, self.r, self.f], [other.theta, other.r, other.f])
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What B rows minimise; y and w (B or 1, n) as the objective reads losses, and weights."""
-
-    problem: Problem
-    objective: Objective
-    y: Array
-    w: Array
-
-    def take(self, rows: Index | Mask) -> _Task:
-        return _Task(self.problem, self.objective, _rows_of(rows, self.y), _rows_of(rows, self.w))
-
-    def at(self, theta: Array) -> _Place:
-        state = self.problem.at(theta)
-        r = self.objective.residual(self.y, state.m)
-        return _Place(theta, state, r, self.objective.value(r, self.w))
-
-
-def _rows_of(rows: Index | Mask, data: Array) -> Array:
-    """Some rows; the only one, where all data sets share it."""
-    return data if len(data) == 1 else data[rows]
+        put(rows, [self.r, self.f], [other.r, other.f])
 
 
 def _batched(
-    task: _Task, following: Objective | None, theta: Array, S: int
+    task: Task, following: Objective | None, theta: Array, S: int
 ) -> tuple[Array, Array, Mask]:
     """`refine` every row of theta, in batches; row i is a start of data set i // S.
 
@@ -201,30 +206,30 @@ def _batched(
     ends = np.empty_like(theta)
     f = np.empty(len(theta))
     converged = np.empty(len(theta), bool)
-    size = max(1, _BATCH // task.y.shape[1])
-    for first in range(0, len(theta), size):
-        rows = np.arange(first, min(first + size, len(theta)))
-        some = task.take(rows // S)
+    data_set = np.arange(len(theta)) // S
+    for rows in batches(len(theta), _BATCH // task.loss.shape[1]):
+        some = task.take(data_set[rows])
         ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
         if following is not None:
             ends[rows] = _followed(some, following.delta, ends[rows])
     return ends, f, converged
 
 
-def refine(task: _Task, theta: Array) -> tuple[Array, Array, Mask]:
+def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
     """Projected Newton (Bertsekas 1982), damped by reweighted least squares.
 
     Where each row of theta (B, p) ends, the objective there, and whether it has converged.
     """
-    place = task.at(np.clip(theta, task.problem.lower, task.problem.upper))
+    problem = task.problem
+    place = task.at(np.clip(theta, problem.lower, problem.upper))
     damping = np.full(len(theta), START_DAMPING)
     index = np.arange(len(theta))
-    ends = place.theta.copy()
+    ends = place.state.theta.copy()
     f = place.f.copy()
     converged = np.zeros(len(theta), bool)
     for _ in range(MAX_ITER):
         place, damping, done = _iterate(task, place, damping)
-        ends[index] = place.theta
+        ends[index] = place.state.theta
         f[index] = place.f
         converged[index[done]] = True
 
@@ -239,75 +244,83 @@ def refine(task: _Task, theta: Array) -> tuple[Array, Array, Mask]:
     return ends, f, converged
 
 
-def _iterate(task: _Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
+def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
     """One step of every row: where it leads, the next damping (B,), and which have converged."""
     step, decrement, convex = _newton_step(task, place, damping)
-    room = TOLERANCE * place.f + place.r.shape[1] * _ROUNDING
+    room = TOLERANCE * place.f + task.rounding
     done = convex & (decrement <= room) & (damping <= SMALL_DAMPING)
 
     trial = _trial(task, place, damping, step, decrement)
-    better = (trial.f < place.f) | (convex & (trial.f <= place.f + room))
+    better = trial.f < place.f
+    better |= convex & (trial.f <= place.f + room)
     gain = np.where(better, place.f - trial.f, -1.0)
     worse = np.flatnonzero(~better)
     if len(worse):
         trial.put(worse, place.take(worse))
 
-    raised = np.maximum(10 * damping, np.where(convex, FIRST_DAMPING, CONVEX_DAMPING))
+    floor = np.where(convex, FIRST_DAMPING, CONVEX_DAMPING)
+    raised = np.maximum(10 * damping, floor)
     lowered = np.where(gain < 0.5 * decrement, damping, damping / 10)
     lowered[lowered < FIRST_DAMPING] = 0.0
     return trial, np.where(better & convex, lowered, raised), done
 
 
-def _newton_step(task: _Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
+def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
     """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
-    c, q = task.objective.derivatives(place.r, place.state.m, task.w, damping)
+    c, q = task.rule.derivatives(place.r, place.state.m, task.w, damping)
     gradient, hessian = task.problem.sums(place.state, c, q)
-    stopped = task.problem.stopped(place.theta, gradient)
+    stopped = task.problem.stopped(place.state.theta, gradient)
     if stopped.any():
         identity = np.eye(len(hessian))[..., None]
-        hessian = np.where(stopped[:, None] | stopped[None], identity, hessian)
+        hessian = np.where(stopped[:, None] | stopped, identity, hessian)
         gradient = np.where(stopped, 0.0, gradient)
     step, convex = solve_positive(hessian, -gradient)
-    return step.T, -(gradient * step).sum(0) / 2, convex
+    decrement = -(gradient * step).sum(0) / 2
+    return step.T, decrement, convex
 
 
-def _trial(task: _Task, place: _Place, damping: Array, step: Array, decrement: Array) -> _Place:
+def _trial(task: Task, place: _Place, damping: Array, step: Array, decrement: Array) -> _Place:
     """Where the step leads, or its projection if that gains more than a poor or short step."""
     problem = task.problem
-    trial = task.at(problem.clipped(place.theta, place.theta + step))
+    theta = place.state.theta
+    trial = task.at(problem.clipped(theta, theta + step))
     poor = ~(place.f - trial.f > 0.5 * decrement) | (damping > HEAVY_DAMPING)
     rows = np.flatnonzero(poor & ~(decrement <= TOLERANCE * place.f))
     if not (len(rows) and problem.solved):
         return trial
 
     some = task.take(rows)
-    weight = task.objective.reweighted(place.r[rows], place.state.m[rows], some.w)
-    theta = problem.projected(trial.theta[rows], weight, task.objective.loss(some.y))
+    weight = task.rule.reweighted(place.r[rows], place.state.m[rows], some.w)
+    theta = problem.projected(trial.state.theta[rows], weight, task.rule.loss(some.y))
     projected = some.at(problem.clipped(theta, theta))
     won = ~(trial.f[rows] <= projected.f)
     trial.put(rows[won], projected.take(won))
     return trial
 
 
-def _followed(task: _Task, delta: float, theta: Array) -> Array:
+def _followed(task: Task, delta: float, theta: Array) -> Array:
     """Where the optimum theta (B, p) goes as delta falls while the same points stay within it.
 
     The gradient vanishes along the path, and of it only the part of the points outside depends on
     delta, in proportion.
     """
+    problem = task.problem
     place = task.at(theta)
-    now = task.objective.delta
-    c, q = task.objective.derivatives(place.r, place.state.m, task.w, np.zeros(len(theta)))
-    _, hessian = task.problem.sums(place.state, c, q)
+    now = task.rule.delta
+    undamped = np.zeros(len(theta))
+    c, q = task.rule.derivatives(place.r, place.state.m, task.w, undamped)
     beyond = np.where(np.abs(place.r) > now, c, 0.0)
-    outside, _ = task.problem.sums(place.state, beyond, q)
+    _, hessian = problem.sums(place.state, c, q)
+    outside, _ = problem.sums(place.state, beyond, q)
 
     step, convex = solve_positive(hessian, outside)
-    step = np.where(convex & np.isfinite(step).all(0), step, 0.0).T
-    return task.problem.clipped(theta, theta + (1 - delta / now) * step)
+    known = convex & np.isfinite(step).all(0)
+    step = np.where(known, step, 0.0).T
+    return problem.clipped(theta, theta + (1 - delta / now) * step)
 
 
-def _mean_residual(problem: Problem, y: Array, theta: Array) -> float:
+def _mean_residual(task: Task, theta: Array) -> float:
     """Mean |r| of the first data set's best start."""
-    r = np.abs(y[:1] - np.log(problem.at(theta[:SAMPLED]).m))
+    m = task.problem.at(theta[:SAMPLED]).m
+    r = np.abs(task.y[:1] - np.log(m))
     return float(np.nanmin(r.mean(1)))

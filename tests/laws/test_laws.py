@@ -33,7 +33,7 @@ def solved(x, losses, delta, starts):
     """The power law's problem, and its solution for losses (R, n) of scale about 1."""
     problem = problem_of(POWER, x[None], np.ones(len(x)))
     rule = Objective("log-huber", delta)
-    return problem, solver.solve(problem, rule, losses, np.ones((1, len(x))), starts)
+    return problem, solver.solve(solver.Task(problem, rule, losses, np.ones((1, len(x)))), starts)
 
 
 def ladder(n_sizes=6, *, E=1.5, reducible=1.5, g=0.15, span=100.0, seeds=3, x0=2e13):

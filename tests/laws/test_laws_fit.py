@@ -201,8 +201,8 @@ def test_every_resample_is_at_scipys_minimum_or_below(inliers):
     D, weights = C / (6 * N), bootstrap.point_weights("pairs", 240, None, 25, 1)
     problem = problem_of(CHINCHILLA, np.stack([N, D]), L)
     rule, loss = Objective("log-huber"), L[None] / problem.scale
-    best = solver.solve(problem, rule, loss, np.ones((1, 240)), 64)
-    found = solver.resolve(problem, rule, loss, weights, best.theta[0])
+    best = solver.solve(solver.Task(problem, rule, loss, np.ones((1, 240))), 64)
+    found = solver.resolve(solver.Task(problem, rule, loss, weights), best.theta[0])
     for counts, theta, lowest in zip(weights, found.theta, found.objective, strict=True):
         at = np.repeat(np.arange(240), counts.astype(int))
         result = optimize.least_squares(
@@ -232,10 +232,11 @@ def test_resamples_with_several_minima_are_solved_from_several_starts():
     problem = problem_of(CHINCHILLA, np.stack([n, d]), loss)
     weights = bootstrap.point_weights("pairs", len(n), None, 100, 0)
     rule, scaled = Objective("log-huber"), loss[None] / problem.scale
-    best = solver.solve(problem, rule, scaled, np.ones((1, 24)), 64).theta
-    lowest = solver.solve(problem, rule, scaled, weights, 25).objective
-    one = solver.solve(problem, rule, scaled, weights, best[None]).objective
-    found = solver.resolve(problem, rule, scaled, weights, best[0]).objective
+    best = solver.solve(solver.Task(problem, rule, scaled, np.ones((1, 24))), 64).theta
+    task = solver.Task(problem, rule, scaled, weights)
+    lowest = solver.solve(task, 25).objective
+    one = solver.solve(task, best[None]).objective
+    found = solver.resolve(task, best[0]).objective
     assert (one > lowest * (1 + 1e-6)).sum() > 8
     assert (found > lowest * (1 + 1e-6)).sum() <= 2
 

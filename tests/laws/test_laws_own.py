@@ -28,7 +28,7 @@ register_law(Law(
 @pytest.fixture(autouse=True)
 def _laws_of_its_own(monkeypatch):
     """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "LAWS", {name: LAWS[name] for name in registry.BUILT_IN})
+    monkeypatch.setattr(registry, "LAWS", {name: LAWS[name] for name in registry.BUILT_IN_LAWS})
     monkeypatch.setattr(registry, "_files", {})
 
 

@@ -553,7 +553,7 @@ register_law(Law(
 
 def test_a_law_of_ones_own_is_fitted_from_its_file_and_planned_with(table, monkeypatch, capsys):
     """The file's content is recorded, and a stored fit is planned with by that file alone."""
-    monkeypatch.setattr(registry, "LAWS", {name: LAWS[name] for name in registry.BUILT_IN})
+    monkeypatch.setattr(registry, "LAWS", {name: LAWS[name] for name in registry.BUILT_IN_LAWS})
     monkeypatch.setattr(registry, "_files", {})
     Path("mine.py").write_text(TOY_LAW, encoding="utf-8")
     quick = ("--bootstrap=0", "--json=out.json")
