@@ -56,21 +56,24 @@ def seed_noise(y: Array, size: Index) -> tuple[float | None, int, bool]:
     y: (n,) ln L; size: (n,) integer label of each run's model size.
     """
     counts = np.bincount(size)
-    dof = int((counts - 1).sum())
+    dof = len(y) - len(counts)
     if dof == 0:
         return None, 0, False
     mean = np.bincount(size, y) / counts
-    sd = float(np.sqrt(((y - mean[size]) ** 2).sum() / dof))
+    sd = _sd(y - mean[size], dof)
     sizes = (counts >= SEEDS_NEEDED).sum()
     return sd, dof, bool(sizes >= _SIZES_NEEDED and sd > 0)
+
+
+def _sd(residual: Array, dof: int) -> float:
+    return float(np.sqrt((residual**2).sum() / dof))
 
 
 def noise_of(y: Array, size: Index, fitted: Array, n_params: int) -> Noise:
     """Noise of the runs y = ln L (n,) about `fitted` (n,)."""
     sd, dof, measured = seed_noise(y, size)
     left = len(y) - n_params
-    residual_sd = float(np.sqrt(((y - fitted) ** 2).sum() / left))
-    return Noise(sd, dof, residual_sd, left, measured)
+    return Noise(sd, dof, _sd(y - fitted, left), left, measured)
 
 
 def resampled(fitted: Array, noise: Noise, resamples: int, rng_seed: int) -> Array:

@@ -65,10 +65,7 @@ def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
     noise: the sd of a normal, or what it is drawn from (m,).
     """
     if not isinstance(noise, float):
-        psi = np.clip(noise, -rule.delta, rule.delta)
-        share = float((np.abs(noise) <= rule.delta).mean())
-        inside = max(share, 1 / len(noise))
-        return float((psi**2).mean()) / inside**2
+        return _variance_of(rule, noise)
     if rule.raw:
         return noise**2
     k = rule.delta / noise if rule.name != "lad" else LAD_WIDTH
@@ -77,3 +74,10 @@ def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
     density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
     squares = inside - 2 * k * density + k * k * outside
     return noise**2 * squares / inside**2
+
+
+def _variance_of(rule: Objective, residuals: Array) -> float:
+    psi = np.clip(residuals, -rule.delta, rule.delta)
+    inside = np.abs(residuals) <= rule.delta
+    slope = max(float(inside.mean()), 1 / len(residuals))
+    return float((psi**2).mean()) / slope**2

@@ -23,8 +23,8 @@ class Certified(solver.Task):
         """Solve for losses (n,); starts as `solver.solve` takes them."""
         scaled = loss[None] / problem.scale
         ones = np.ones(scaled.shape)
-        solution = solver.solve(solver.Task(problem, rule, scaled, ones), starts)
-        return cls(problem, rule, scaled, ones, solution)
+        task = solver.Task(problem, rule, scaled, ones)
+        return cls(problem, rule, scaled, ones, solver.solve(task, starts))
 
     @property
     def converged(self) -> bool:

@@ -13,6 +13,11 @@ from nanoscale.laws.arrays import Array, Mask
 _FLAT = 1e-14  # of a pivot, relative to the diagonal entry it began as: rounding, taken as flat
 
 
+def root(squares: Array) -> Array:
+    """Their square roots, to divide by: never 0."""
+    return np.sqrt(np.maximum(squares, 1e-300))
+
+
 def solve_positive(A: Array, b: Array) -> tuple[Array, Mask]:
     """x (p, B) of A x = b for symmetric A (p, p, B), and whether no A (B,) bends downwards.
 
@@ -46,7 +51,7 @@ def solve_nonnegative(G: Array, h: Array) -> Array:
     q, B = h.shape
     every = np.arange(B)
     identity = np.eye(q)[..., None]
-    size = np.sqrt(np.maximum(G.diagonal().T, 1e-300))
+    size = root(G.diagonal().T)
     keep = np.ones((q, B), bool)
     x, _ = solve_positive(G, h)
     for _ in range(q):

@@ -161,14 +161,14 @@ class Problem:
     def projected(self, theta: Array, weight: Array, loss: Array) -> Array:
         """theta (B, p) with its linear coefficients solved anew from a weighted least squares.
 
-        weight (B, n); loss (B or 1, n) over the scale. It follows the curved valley along which
+        weight and loss (B or 1, n), over the scale. It follows the curved valley along which
         floor and exponents trade off.
         """
         if not self.solved:
             return theta
         phi, rest = self.basis(theta)
-        target = np.broadcast_to(loss - rest, weight.shape)
         weighted = phi * weight
+        target = np.broadcast_to(loss - rest, phi.shape[1:])
         G = np.einsum("ibn,jbn->ijb", weighted, phi)
         h = np.einsum("ibn,bn->ib", weighted, target)
         moved = theta.copy()
@@ -192,11 +192,10 @@ class Problem:
         grid = self.theta(self._grid(loss))
         rss = np.empty(len(grid))
         for rows in batches(len(grid), MOST_POINTS // len(loss)):
-            some = grid[rows]
-            weights = np.broadcast_to(weight, (len(some), len(loss)))
-            grid[rows] = self.projected(some, weights, loss[None])
-            squares = (self.at(grid[rows]).m - loss) ** 2
+            some = self.projected(grid[rows], weight[None], loss[None])
+            squares = (self.at(some).m - loss) ** 2
             rss[rows] = (squares * weight).sum(1)
+            grid[rows] = some
         rss[~np.isfinite(rss)] = np.inf
         best = grid[np.argsort(rss)[:count]]
         return np.resize(best, (1, count, grid.shape[1]))
@@ -207,7 +206,8 @@ class Problem:
             return self.law.starts(loss * self.scale, self.x)
         values = [np.ones(1) if p.linear else p.starts() for p in self.law.parameters]
         while math.prod(map(len, values)) > MOST_COMBINATIONS:
-            longest = max(range(len(values)), key=lambda i: len(values[i]))
+            lengths = [len(tried) for tried in values]
+            longest = lengths.index(max(lengths))
             values[longest] = values[longest][::2]
         return _combinations(values)
 
@@ -237,9 +237,10 @@ class _Power:
         """What b is less than the coefficient's logarithm, (...) for theta (..., p)."""
         return np.asarray(theta[..., self.exponents] @ self.middle)
 
-    def powers(self, exponents: Array) -> Array:
-        """(B, n): the term with a coefficient of 1 and these exponents (B, k)."""
-        return np.exp(exponents @ self.features[:, 1:].T)
+    def powers(self, theta: Array) -> Array:
+        """(B, n): the term at theta (B, p), but for its coefficient."""
+        u = self.features[:, 1:].T
+        return np.exp(theta[:, self.exponents] @ u)
 
 
 @dataclass
@@ -270,9 +271,10 @@ class SumProblem(Problem):
         law = self.law
         names = [term.coefficient, *term.powers.values()]
         own = np.array([law.names.index(name) for name in names])
-        u = np.log(self.x[[law.predictors.index(name) for name in term.powers]])  # (k, n)
+        read = [law.predictors.index(name) for name in term.powers]
+        u = np.log(self.x[read])  # (k, n)
         middle = u.mean(1) if self.centred else np.zeros(len(u))
-        ones = np.ones(self.x.shape[1])
+        ones = np.ones(u.shape[1])
         features = np.column_stack([ones, *(middle[:, None] - u)])
         return _Power(own, features, middle)
 
@@ -342,7 +344,7 @@ class SumProblem(Problem):
         hessian[columns, rows] = block
 
     def basis(self, theta: Array) -> ArrayPair:
-        columns = {term.b: term.powers(theta[:, term.exponents]) for term in self.terms}
+        columns = {term.b: term.powers(theta) for term in self.terms}
         floor = np.ones((len(theta), self.x.shape[1]))
         phi = np.array([columns.get(i, floor) for i in self.solved])
         if self.fixed is not None and self.fixed == self.floor:
@@ -354,11 +356,10 @@ class SumProblem(Problem):
         coefficients follow from relative least squares; the best point of each tile is a start."""
         axes = sum(len(term.exponents) for term in self.terms)
         tried = np.geomspace(*EXPONENTS, GRID.get(axes, FEWEST_TRIED))
-        tiles = _tiles(len(tried), axes, max(1, round(count ** (1 / axes))))
-        shape = max(len(w), len(loss)), w.shape[1]
-        first = np.broadcast_to(w / loss, shape)
-        second = np.broadcast_to(w / loss**2, shape)
-
+        side = max(1, round(count ** (1 / axes)))
+        tiles = _tiles(len(tried), axes, side)
+        first = w / loss
+        second = w / loss**2
         starts = []
         for rows in batches(len(first), MOST_CELLS // len(tried) ** axes):
             starts.append(self._best(tiles, tried, first[rows], second[rows]))
@@ -431,5 +432,7 @@ def _summed(weight: Array, factors: list[int], phi: list[Array]) -> Array:
         total = weight @ phi[axes[0]] ** len(factors)
     else:
         total = (phi[axes[0]].T * weight[:, None]) @ phi[axes[1]]
-    sizes = [values.shape[1] if k in axes else 1 for k, values in enumerate(phi)]
+    sizes = [1] * len(phi)
+    for k in axes:
+        sizes[k] = phi[k].shape[1]
     return np.asarray(total.reshape(len(weight), *sizes))

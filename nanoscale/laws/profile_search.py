@@ -21,6 +21,7 @@ from nanoscale.laws.calibration import bend_of, psi_of, spread_of, unit_of
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.forms import Law, Parameter, Starts
+from nanoscale.laws.linear import root
 from nanoscale.laws.objectives import LAD_DELTA, Objective
 from nanoscale.laws.points import Points
 from nanoscale.laws.problem import SumProblem, problem_of
@@ -126,8 +127,7 @@ class ProfileSearch:
         slopes = np.concatenate(parts, axis=1)
         if not self.rule.raw:
             slopes = slopes / self.best.fitted
-        squares = (slopes**2).sum(1)
-        size = np.sqrt(np.maximum(squares, 1e-300))
+        size = root((slopes**2).sum(1))
         return slopes / size[:, None], size
 
     def widening(self, groups: Index) -> float:
@@ -150,10 +150,11 @@ class ProfileSearch:
     def local_error(self) -> float:
         """The coordinate's standard error by the slopes; at most a share of it."""
         slopes, size = self._unit_slopes()
+        i = self.index
         inverse = np.linalg.pinv(slopes @ slopes.T)
-        variance = max(inverse[self.index, self.index], 0.0)
+        error = math.sqrt(max(inverse[i, i], 0.0))
         spread = spread_of(self.r, len(self.theta))
-        sd = float(spread / size[self.index] * math.sqrt(variance) * self.wide)
+        sd = float(spread / size[i] * error * self.wide)
         most = 0.2 * max(abs(self.middle), 0.1)
         return min(sd, most) if sd > 0 else most
 
@@ -186,9 +187,10 @@ class ProfileSearch:
         )
 
     def _range(self) -> tuple[float, float]:
-        low = self.problem.lower[self.index]
-        high = self.problem.upper[self.index]
-        if self.problem.law.parameters[self.index].kind == "floor":
+        problem, index = self.problem, self.index
+        low = problem.lower[index]
+        high = problem.upper[index]
+        if problem.law.parameters[index].kind == "floor":
             high = 2 * self.best.loss.max()  # the law is above every loss
         return max(low, self.middle - _FAR), min(high, self.middle + _FAR)
 
@@ -245,16 +247,16 @@ class ProfileSearch:
 
         starts: (s, p), or (K, s, p) each its own; projected: their linear coefficients anew.
         """
-        s, p = starts.shape[-2:]
         loss = self.best.loss
-        n = loss.shape[1]
-        starts = np.array(np.broadcast_to(starts, (len(at), s, p)))
+        K = len(at)
+        shape = K, *starts.shape[-2:]
+        starts = np.array(np.broadcast_to(starts, shape))
         starts[..., self.index] = at[:, None]
         if project:
-            flat = starts.reshape(-1, p)
-            weight = np.broadcast_to(1 / loss**2, (len(flat), n))
-            starts = self.problem.projected(flat, weight, loss).reshape(starts.shape)
-        ones = np.ones((len(at), n))
+            flat = starts.reshape(-1, shape[2])
+            projected = self.problem.projected(flat, 1 / loss**2, loss)
+            starts = projected.reshape(shape)
+        ones = np.repeat(self.best.w, K, axis=0)
         task = solver.Task(self.problem, self.rule, loss, ones)
         return solver.solve(task, starts)
 

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from nanoscale.laws.arrays import Array, Chosen, Index, Mask, batches, put
-from nanoscale.laws.linear import solve_positive
+from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, State
 
@@ -120,9 +120,10 @@ def resolve(task: Task, best: Array) -> Solution:
     """
     solution = solve(task, best[None, None])
     every = np.arange(len(task))
-    checked = min(_CHECKED, max(2, CHECKED_POINTS // task.w.shape[1]))
-    some = np.unique(np.linspace(0, every[-1], checked).astype(int))
-    again = np.union1d(some, np.flatnonzero(~solution.converged))
+    checked = max(2, CHECKED_POINTS // task.w.shape[1])
+    spread = np.linspace(0, every[-1], min(_CHECKED, checked))
+    some = np.unique(spread.astype(int))
+    again = np.union1d(some, every[~solution.converged])
 
     better = improve(task, solution, again, STARTS_CHECKED)
     if better[np.isin(again, some)].any():
@@ -153,14 +154,12 @@ def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
 
 @np.errstate(all="ignore")
 def lowest(task: Task, starts: Array, few: int) -> Array:
-    """The `few` of starts (R or 1, S, p) where the objective is lowest, (R or 1, few, p)."""
+    """The `few` of starts (R or 1, S, p) where the objective is lowest, (R, few, p)."""
     S, p = starts.shape[1:]
-    losses = max(len(starts), len(task.loss))
-    starts = np.broadcast_to(starts, (losses, S, p))
-    f = np.stack([task.at(starts[:, i]).f for i in range(S)], axis=1)
-    order = np.argsort(f, axis=1)[:, :few, None]
-    every = np.broadcast_to(starts, (len(f), S, p))
-    return np.take_along_axis(every, order, axis=1)
+    starts = np.broadcast_to(starts, (len(task), S, p))
+    f = [task.at(starts[:, i]).f for i in range(S)]
+    order = np.argsort(f, axis=0)[:few].T
+    return np.take_along_axis(starts, order[..., None], axis=1)
 
 
 def condition(task: Task, theta: Array) -> tuple[float, Array]:
@@ -170,13 +169,14 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
     (p,) in which it bends least.
     """
     state = task.problem.at(theta[None])
-    flat = np.zeros(state.m.shape)
-    _, hessian = task.problem.sums(state, flat, task.w / state.m**2)
+    q = task.w / state.m**2
+    _, hessian = task.problem.sums(state, np.zeros_like(q), q)
     matrix = hessian[..., 0]
-    size = np.sqrt(np.maximum(matrix.diagonal(), 1e-300))
-    values, vectors = np.linalg.eigh(matrix / size / size[:, None])
-    lowest = max(values[0], 1e-300)
-    return float(values[-1] / lowest), vectors[:, 0]
+    size = root(matrix.diagonal())
+    scaled = matrix / size / size[:, None]
+    values, vectors = np.linalg.eigh(scaled)
+    least = max(values[0], 1e-300)
+    return float(values[-1] / least), vectors[:, 0]
 
 
 # -- rows at work ---------------------------------------------------------------------------------
@@ -262,7 +262,8 @@ def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, 
     raised = np.maximum(10 * damping, floor)
     lowered = np.where(gain < 0.5 * decrement, damping, damping / 10)
     lowered[lowered < FIRST_DAMPING] = 0.0
-    return trial, np.where(better & convex, lowered, raised), done
+    damping = np.where(better & convex, lowered, raised)
+    return trial, damping, done
 
 
 def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
@@ -271,8 +272,9 @@ def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Arra
     gradient, hessian = task.problem.sums(place.state, c, q)
     stopped = task.problem.stopped(place.state.theta, gradient)
     if stopped.any():
+        either = stopped[:, None] | stopped
         identity = np.eye(len(hessian))[..., None]
-        hessian = np.where(stopped[:, None] | stopped, identity, hessian)
+        hessian = np.where(either, identity, hessian)
         gradient = np.where(stopped, 0.0, gradient)
     step, convex = solve_positive(hessian, -gradient)
     decrement = -(gradient * step).sum(0) / 2
@@ -284,8 +286,10 @@ def _trial(task: Task, place: _Place, damping: Array, step: Array, decrement: Ar
     problem = task.problem
     theta = place.state.theta
     trial = task.at(problem.clipped(theta, theta + step))
-    poor = ~(place.f - trial.f > 0.5 * decrement) | (damping > HEAVY_DAMPING)
-    rows = np.flatnonzero(poor & ~(decrement <= TOLERANCE * place.f))
+    poor = ~(place.f - trial.f > 0.5 * decrement)
+    poor |= damping > HEAVY_DAMPING
+    far = ~(decrement <= TOLERANCE * place.f)
+    rows = np.flatnonzero(poor & far)
     if not (len(rows) and problem.solved):
         return trial
 
@@ -315,8 +319,9 @@ def _followed(task: Task, delta: float, theta: Array) -> Array:
 
     step, convex = solve_positive(hessian, outside)
     known = convex & np.isfinite(step).all(0)
-    step = np.where(known, step, 0.0).T
-    return problem.clipped(theta, theta + (1 - delta / now) * step)
+    step = np.where(known, step, 0.0)
+    share = 1 - delta / now
+    return problem.clipped(theta, theta + share * step.T)
 
 
 def _mean_residual(task: Task, theta: Array) -> float:
