@@ -15,6 +15,7 @@ import numpy as np
 from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.record import Record
+from nanoscale.spec.values import Json
 
 SEEDS_NEEDED, _SIZES_NEEDED = 3, 2  # below these, seed noise does not count as measured
 LEVEL = (0.025, 0.975)
@@ -45,7 +46,7 @@ class Noise(Record):
         """Degrees of freedom of `used`."""
         return self.residual_dof if self.used == self.residual_sd else self.seed_dof
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """Plain types, with `used` and its `dof`."""
         return super().to_json() | {"used": self.used, "dof": self.dof}
 

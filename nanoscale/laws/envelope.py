@@ -58,27 +58,32 @@ def envelope(
             f"{len(runs)} runs are on the envelope of loss over C; Approach 1 needs "
             f"{RUNS_NEEDED}: add budgets, or fit the surface (Approach 3)"
         )
-    slope, intercept = line(x[runs], grid.x[None, runs])[0]
-
-    rng = np.random.default_rng(rng_seed)
-    slopes = []
-    for _ in range(resamples):
-        drawn = rng.integers(len(x), size=len(x))
-        rows = drawn[hull(x[drawn], y[drawn])]
-        if len(rows) >= RUNS_NEEDED:
-            slopes.append(line(x[rows], grid.x[None, rows])[0, 0])
-
+    slope, intercept = line(x[runs], grid.x[None, runs])[0].tolist()
+    slopes = _resampled_slopes(x, y, grid.x, resamples, rng_seed)
     warnings = []
     if len(runs) < RUNS_WANTED:
         warnings.append(f"only {len(runs)} runs are on the envelope")
     return Envelope(
         runs=runs.tolist(),
-        exponents=exponents("N", float(slope)),
-        intercepts={"N": float(intercept), "D": float(-np.log10(6) - intercept)},
-        ci95=intervals(exponents("N", np.array(slopes))),
+        exponents=exponents("N", slope),
+        intercepts={"N": intercept, "D": float(-np.log10(6) - intercept)},
+        ci95=intervals(exponents("N", slopes)),
         resamples=resamples,
         warnings=warnings,
     )
+
+
+def _resampled_slopes(x: Array, y: Array, size: Array, resamples: int, rng_seed: int) -> Array:
+    """Those of size on x, where enough of the drawn runs are on their envelope."""
+    rng = np.random.default_rng(rng_seed)
+    n = len(x)
+    slopes = []
+    for _ in range(resamples):
+        drawn = rng.integers(n, size=n)
+        rows = drawn[hull(x[drawn], y[drawn])]
+        if len(rows) >= RUNS_NEEDED:
+            slopes.append(line(x[rows], size[None, rows])[0, 0])
+    return np.array(slopes)
 
 
 def hull(x: Array, y: Array) -> Index:

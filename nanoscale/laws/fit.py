@@ -14,7 +14,7 @@ import numpy as np
 from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.certified import Certified
-from nanoscale.laws.forms import Law, number
+from nanoscale.laws.forms import Law
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.points import LEVELS_WANTED, Points, check_points, levels, rise_together
 from nanoscale.laws.problem import problem_of
@@ -37,6 +37,7 @@ from nanoscale.laws.result import (
 _SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
 POINTS_PER_PARAMETER = 4  # below, pairs resamples repeat points until nothing is identified
+_MEANING = {"a": "  N* ~ C^a", "b": "  D* ~ C^b"}  # of the exponents
 MOVING = 0.1  # of a parameter's share in the flattest direction
 
 
@@ -81,10 +82,7 @@ class LawFit(Fit):
         for name, value in values.items():
             text = self._unknown(name)
             if text is None:
-                text = number(value, self.se.get(name))
-                if name in self.ci95:
-                    text += f" {self.interval(name)}"
-                text += {"a": "  N* ~ C^a", "b": "  D* ~ C^b"}.get(name, "")
+                text = self.with_interval(name, value) + _MEANING.get(name, "")
             lines.append(f"  {name:{width}}  {text}")
         return [*lines, self._basis()]
 

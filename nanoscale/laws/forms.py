@@ -169,8 +169,9 @@ class Law:
         """A, alpha, B, beta, each (...), of params (..., p)."""
         if self.balance is None:
             raise UserError(f"law {self.name} has no N and D to choose between")
-        columns = np.moveaxis(np.asarray(params, float), -1, 0)
-        sides = self.balance(**dict(zip(self.names, columns, strict=True)))
+        columns = np.moveaxis(params, -1, 0)
+        named = dict(zip(self.names, columns, strict=True))
+        sides = self.balance(**named)
         return np.broadcast_arrays(*sides, columns[0])[:4]
 
     def hold(self, **values: float) -> Law:
@@ -211,7 +212,9 @@ def digits_for(error: float | None) -> int | None:
     if error is None or not math.isfinite(error) or error <= 0:
         return None
     exponent = math.floor(math.log10(error))
-    return -exponent + (1 if error / 10**exponent < 3 else 0)
+    if error / 10**exponent < 3:
+        return 1 - exponent
+    return -exponent
 
 
 def number(value: float | None, error: float | None = None) -> str:
@@ -221,8 +224,10 @@ def number(value: float | None, error: float | None = None) -> str:
 
     size = math.floor(math.log10(abs(value))) if value else 0
     decimals = digits_for(error)
-    significant = 4 if decimals is None else min(max(size + decimals + 1, 1), 8)
-    if value == 0 or -4 <= size < 6:
+    significant = 4
+    if decimals is not None:
+        significant = min(max(size + decimals + 1, 1), 8)
+    if -4 <= size < 6:
         places = min(max(significant - 1 - size, 0), 12)
         return f"{value:.{places}f}"
 

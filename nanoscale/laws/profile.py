@@ -31,6 +31,7 @@ from nanoscale.laws.forms import number
 from nanoscale.laws.points import Points
 from nanoscale.laws.profile_search import Profile, ProfileSearch, ProfileSide
 from nanoscale.laws.record import Record
+from nanoscale.spec.values import Json
 
 _LEVEL = 0.95
 NOISES = ("equal", "own")
@@ -54,7 +55,7 @@ class Profiles(Record):
         """Parameter -> [low, high], None where open."""
         return {name: profile.ends for name, profile in self.profiles.items()}
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """Plain types; `ci` and `text` besides the fields."""
         return super().to_json() | {"ci": self.ci(), "text": self.text()}
 

@@ -16,6 +16,7 @@ from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.problem import Problem
 from nanoscale.laws.record import Record
 from nanoscale.laws.solver import Solution
+from nanoscale.spec.values import Json
 
 RATIO = 4.0  # ends of an interval further apart than this do not identify a parameter
 NONE = 1e-6  # of an interval's upper end: a lower end that is nothing
@@ -53,19 +54,27 @@ class Fit(Record):
 
     def equation(self, *, with_intervals: bool = False) -> str:
         """`L(C) = 1.23 + 45.6 / C^0.123`; a parameter that is not identified stays a letter."""
-        shown = dict(zip(self.form.predictors, self.x_names, strict=True))
-        for p in self.form.parameters:
-            shown[p.name] = self.shown(p.name, with_intervals and p.kind != "coefficient")
-        return f"L({', '.join(self.x_names)}) = {self.form.formula.format(**shown)}"
+        form = self.form
+        shown = dict(zip(form.predictors, self.x_names, strict=True))
+        for p in form.parameters:
+            with_interval = with_intervals and p.kind != "coefficient"
+            shown[p.name] = self.shown(p.name, with_interval)
+        formula = form.formula.format(**shown)
+        return f"L({', '.join(self.x_names)}) = {formula}"
 
     def shown(self, name: str, with_interval: bool) -> str:
         """A parameter to the digits that its standard error leaves."""
         if name in self.not_identified:
             return name
-        text = number(self.params[name], self.se.get(name))
-        if with_interval and name in self.ci95:
-            text += f" {self.interval(name)}"
-        return text
+        value = self.params[name]
+        if with_interval:
+            return self.with_interval(name, value)
+        return number(value, self.se.get(name))
+
+    def with_interval(self, name: str, value: float) -> str:
+        """The value of a parameter or an exponent, and its interval where there is one."""
+        text = number(value, self.se.get(name))
+        return f"{text} {self.interval(name)}" if name in self.ci95 else text
 
     def interval(self, name: str) -> str:
         """`[low, high]`."""
@@ -81,7 +90,7 @@ class Fit(Record):
         """The lines a user sees."""
         raise NotImplementedError
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """Plain types at full precision; a number that is not finite is None."""
         return super().to_json() | {
             "not_identified": list(self.not_identified),
@@ -170,7 +179,8 @@ def status_of(converged: bool, bounds: dict[str, str], reasons: dict[str, str]) 
 def rounded_to(loss: Array) -> int | None:
     """Decimals to which all losses seem rounded, or None."""
     for decimals in range(ROUNDED_DECIMALS + 1):
-        if np.abs(loss - np.round(loss, decimals)).max() < 1e-12 * loss.max():
+        error = np.abs(loss - np.round(loss, decimals)).max()
+        if error < 1e-12 * loss.max():
             return decimals
     return None
 
@@ -194,5 +204,7 @@ def warnings_of(
 
 def digest(*arrays: Array) -> str:
     """A fingerprint of the numbers that a fit rests on."""
-    joined = b"".join(np.ascontiguousarray(a, dtype="<f8").tobytes() for a in arrays)
-    return hashlib.sha256(joined).hexdigest()[:16]
+    hashed = hashlib.sha256()
+    for array in arrays:
+        hashed.update(array.astype("<f8").tobytes())
+    return hashed.hexdigest()[:16]
