@@ -68,7 +68,7 @@ def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
         return _variance_of(rule, noise)
     if rule.raw:
         return noise**2
-    k = rule.delta / noise if rule.name != "lad" else LAD_WIDTH
+    k = LAD_WIDTH if rule.name == "lad" else rule.delta / noise
     inside = math.erf(k / math.sqrt(2))
     outside = 1 - inside
     density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
@@ -77,7 +77,9 @@ def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
 
 
 def _variance_of(rule: Objective, residuals: Array) -> float:
-    psi = np.clip(residuals, -rule.delta, rule.delta)
-    inside = np.abs(residuals) <= rule.delta
+    delta = rule.delta
+    psi = np.clip(residuals, -delta, delta)
+    inside = np.abs(residuals) <= delta
     slope = max(float(inside.mean()), 1 / len(residuals))
-    return float((psi**2).mean()) / slope**2
+    squares = psi**2
+    return float(squares.mean()) / slope**2

@@ -239,7 +239,8 @@ def _doubt(form: Law, draws: Array) -> tuple[dict[str, float], dict[str, list[fl
         return {}, {}
     se, ci95 = {}, {}
     columns = dict(zip(form.names, draws.T, strict=True))
-    for name, values in [*columns.items(), *form.exponents(draws).items()]:
+    columns |= form.exponents(draws)
+    for name, values in columns.items():
         se[name] = float(values.std(ddof=1))
         ci95[name] = bootstrap.interval(values).tolist()
     return se, ci95

@@ -101,9 +101,10 @@ class Problem:
         From afar Newton overshoots to where the law is flat.
         """
         clipped = np.clip(trial, self.lower, self.upper)
-        old = theta[:, self.exponents]
-        new = clipped[:, self.exponents]
-        clipped[:, self.exponents] = np.clip(new, old / G_FACTOR, old * G_FACTOR)
+        exponents = self.exponents
+        old = theta[:, exponents]
+        new = clipped[:, exponents]
+        clipped[:, exponents] = np.clip(new, old / G_FACTOR, old * G_FACTOR)
         if self.fixed is not None:
             clipped[:, self.fixed] = theta[:, self.fixed]
         return clipped
@@ -197,8 +198,9 @@ class Problem:
             rss[rows] = (squares * weight).sum(1)
             grid[rows] = some
         rss[~np.isfinite(rss)] = np.inf
-        best = grid[np.argsort(rss)[:count]]
-        return np.resize(best, (1, count, grid.shape[1]))
+        order = np.argsort(rss)
+        p = grid.shape[1]
+        return np.resize(grid[order[:count]], (1, count, p))
 
     def _grid(self, loss: Array) -> Array:
         """(combinations, p) parameters: the law's own starts, or those of its parameters."""
@@ -273,7 +275,9 @@ class SumProblem(Problem):
         own = np.array([law.names.index(name) for name in names])
         read = [law.predictors.index(name) for name in term.powers]
         u = np.log(self.x[read])  # (k, n)
-        middle = u.mean(1) if self.centred else np.zeros(len(u))
+        middle = np.zeros(len(u))
+        if self.centred:
+            middle = u.mean(1)
         ones = np.ones(u.shape[1])
         features = np.column_stack([ones, *(middle[:, None] - u)])
         return _Power(own, features, middle)
@@ -339,13 +343,15 @@ class SumProblem(Problem):
         rows = self.terms[k].own[:, None]
         columns = self.terms[other].own
         sums = weight @ self.pairs[k, other]
-        block = sums.T.reshape(len(rows), len(columns), -1)
+        shape = len(rows), len(columns), len(weight)
+        block = sums.T.reshape(shape)
         hessian[rows, columns] = block
         hessian[columns, rows] = block
 
     def basis(self, theta: Array) -> ArrayPair:
         columns = {term.b: term.powers(theta) for term in self.terms}
-        floor = np.ones((len(theta), self.x.shape[1]))
+        shape = len(theta), self.x.shape[1]
+        floor = np.ones(shape)
         phi = np.array([columns.get(i, floor) for i in self.solved])
         if self.fixed is not None and self.fixed == self.floor:
             return phi, theta[:, self.fixed, None]
@@ -413,9 +419,9 @@ def _projections(
         h[i] = _summed(first, factors, phi)
         for j, others in enumerate(columns):
             G[i, j] = _summed(second, factors + others, phi)
+
     h = h.reshape(q, -1)
     G = G.reshape(q, q, -1)
-
     coefficients = solve_nonnegative(G, h)
     # the sum of w is the same in every cell and decides nothing
     slopes = (G * coefficients).sum(1) - 2 * h

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nanoscale.laws.arrays import Array, Chosen, Index, Mask, batches, put
+from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, State
@@ -75,6 +75,10 @@ class Task:
         state = self.problem.at(theta)
         r = self.rule.residual(self.y, state.m)
         return _Place(state, r, self.rule.value(r, self.w))
+
+    def derivatives(self, place: _Place, damping: Array) -> ArrayPair:
+        """The objective's there, as `Objective.derivatives` has them."""
+        return self.rule.derivatives(place.r, place.state.m, self.w, damping)
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,11 @@ def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
 @np.errstate(all="ignore")
 def lowest(task: Task, starts: Array, few: int) -> Array:
     """The `few` of starts (R or 1, S, p) where the objective is lowest, (R, few, p)."""
-    S, p = starts.shape[1:]
-    starts = np.broadcast_to(starts, (len(task), S, p))
-    f = [task.at(starts[:, i]).f for i in range(S)]
+    shape = len(task), *starts.shape[1:]
+    starts = np.broadcast_to(starts, shape)
+    f = []
+    for theta in starts.swapaxes(0, 1):
+        f.append(task.at(theta).f)
     order = np.argsort(f, axis=0)[:few].T
     return np.take_along_axis(starts, order[..., None], axis=1)
 
@@ -168,9 +174,10 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
     The condition number of the Gauss-Newton matrix scaled to a unit diagonal, and the direction
     (p,) in which it bends least.
     """
-    state = task.problem.at(theta[None])
+    problem = task.problem
+    state = problem.at(theta[None])
     q = task.w / state.m**2
-    _, hessian = task.problem.sums(state, np.zeros_like(q), q)
+    _, hessian = problem.sums(state, np.zeros_like(q), q)
     matrix = hessian[..., 0]
     size = root(matrix.diagonal())
     scaled = matrix / size / size[:, None]
@@ -268,7 +275,7 @@ def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, 
 
 def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
     """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
-    c, q = task.rule.derivatives(place.r, place.state.m, task.w, damping)
+    c, q = task.derivatives(place, damping)
     gradient, hessian = task.problem.sums(place.state, c, q)
     stopped = task.problem.stopped(place.state.theta, gradient)
     if stopped.any():
@@ -311,8 +318,7 @@ def _followed(task: Task, delta: float, theta: Array) -> Array:
     problem = task.problem
     place = task.at(theta)
     now = task.rule.delta
-    undamped = np.zeros(len(theta))
-    c, q = task.rule.derivatives(place.r, place.state.m, task.w, undamped)
+    c, q = task.derivatives(place, np.zeros(len(theta)))
     beyond = np.where(np.abs(place.r) > now, c, 0.0)
     _, hessian = problem.sums(place.state, c, q)
     outside, _ = problem.sums(place.state, beyond, q)
