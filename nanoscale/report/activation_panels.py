@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,25 +18,26 @@ from matplotlib.figure import Figure
 
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict
 from nanoscale.errors import UserError
+from nanoscale.report.marks import End, end_labels, label
 from nanoscale.report.style import (
     ACCENT,
     INK,
-    MINUS,
     MUTED,
     PAPER,
-    RULE,
     canvas,
     log_axis,
+    printed,
+    round_numbers,
     size_colours,
-    spread,
     styled,
+    thinned,
     ticks_on,
 )
 
-_ROWS = (
-    ("size", ("embedding", "attn", "mlp", "last_block", "logits", "scores")),
-    ("change", ("embedding", "attn", "mlp", "last_block")),
-)
+_ROWS = {
+    "size": ("embedding", "attn", "mlp", "last_block", "logits", "scores"),
+    "change": ("embedding", "attn", "mlp", "last_block"),
+}
 TITLES = {
     "size": "root mean square of the activations",
     "change": "and of their change by one update, same tokens",
@@ -52,64 +55,72 @@ BOTTOMS = (3.18, 0.45)  # of the rows
 LEAST_OCTAVES = 3.0  # so that noise does not fill a panel
 
 
+@styled()
 def coordinates_figure(verdict: CoordinateVerdict) -> Figure:
     """A panel per activation, its size above and its change by one update below."""
-    panels = [
-        [(family, name) for name in names if f"{family}: {name}" in verdict.values]
-        for family, names in _ROWS
-    ]
-    if not any(panels):
+    steps = [step for step in _STEPS if step < verdict.steps] + [verdict.steps]
+    rows = [_panels(verdict, family, steps) for family in _ROWS]
+    panels = [panel for row in rows for panel in row]
+    if not panels:
         raise UserError("the check holds no activations: there is nothing to draw")
-    steps = [t for t in _STEPS if t < verdict.steps] + [verdict.steps]
-    reach = max(_reach(_values(verdict, panel, steps)) for row in panels for panel in row)
-    octaves = max(LEAST_OCTAVES, 1.15 * reach)
-    with styled():
-        figure = canvas(_WIDTH, HEIGHT)
-        for row, bottom, (family, _) in zip(panels, BOTTOMS, _ROWS, strict=True):
-            figure.text(
-                (LEFT - 0.34) / _WIDTH,
-                (bottom + ROW + 0.45) / HEIGHT,
-                TITLES[family],
-                size=9.5,
-                weight="bold",
-            )
-            for j, panel in enumerate(row):
-                axes = _axes(figure, j, bottom)
-                _panel(axes, verdict, panel, steps, octaves)
-                if j == len(row) - 1:
-                    _step_labels(axes, _values(verdict, panel, steps), verdict.sizes[-1], steps)
-        _rose(_axes(figure, _COLUMNS - 1, BOTTOMS[1]), verdict, octaves)
+    octaves = max(LEAST_OCTAVES, *(1.15 * panel.reach for panel in panels))
+    figure = canvas(_WIDTH, HEIGHT)
+    for row, bottom, family in zip(rows, BOTTOMS, _ROWS, strict=True):
+        place = ((LEFT - 0.34) / _WIDTH, (bottom + ROW + 0.45) / HEIGHT)
+        figure.text(*place, TITLES[family], size=9.5, weight="bold")
+        for column, panel in enumerate(row):
+            axes = _axes(figure, column, bottom)
+            _draw(axes, verdict, panel, octaves)
+        if row:
+            _step_labels(axes, panel, verdict.sizes[-1], steps)
+    _rose(_axes(figure, _COLUMNS - 1, BOTTOMS[1]), verdict, octaves)
     return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """An activation's sizes, or its changes."""
+
+    name: str
+    quantity: str
+    values: np.ndarray  # (steps, sizes) means over seeds; NaN where there is none
+
+    @property
+    def known(self) -> np.ndarray:
+        return self.values[np.isfinite(self.values)]
+
+    @property
+    def reach(self) -> float:
+        """Octaves from the smallest to the largest value."""
+        known = self.known
+        return math.log2(known.max() / known.min()) if len(known) else 0.0
+
+    @property
+    def middle(self) -> float:
+        known = self.known
+        return math.sqrt(known.max() * known.min()) if len(known) else 1.0
+
+
+def _panels(verdict: CoordinateVerdict, family: str, steps: Sequence[int]) -> list[_Panel]:
+    """Of what was measured, in order."""
+    panels = []
+    for name in _ROWS[family]:
+        quantity = f"{family}: {name}"
+        if quantity in verdict.values:
+            values = np.array(verdict.values[quantity], float)  # (sizes, all steps)
+            shown = values[:, np.array(steps) - 1].T
+            panels.append(_Panel(WORDS.get(name, name), quantity, shown))
+    return panels
 
 
 def _axes(figure: Figure, column: int, bottom: float) -> Axes:
     wide = (_WIDTH - LEFT - 0.1) / _COLUMNS
-    return figure.add_axes(
-        ((LEFT + column * wide) / _WIDTH, bottom / HEIGHT, (wide - _GAP) / _WIDTH, ROW / HEIGHT)
-    )
+    left = LEFT + column * wide
+    return figure.add_axes((left / _WIDTH, bottom / HEIGHT, (wide - _GAP) / _WIDTH, ROW / HEIGHT))
 
 
-def _values(verdict: CoordinateVerdict, panel: tuple[str, str], steps: Sequence[int]) -> np.ndarray:
-    """(steps, sizes) means over seeds; NaN where there is none."""
-    values = np.array(verdict.values[": ".join(panel)], float)  # (sizes, all steps)
-    return values[:, [t - 1 for t in steps]].T
-
-
-def _reach(values: np.ndarray) -> float:
-    """Octaves from the smallest to the largest value."""
-    known = values[np.isfinite(values)]
-    return math.log2(known.max() / known.min()) if len(known) else 0.0
-
-
-def _panel(
-    axes: Axes,
-    verdict: CoordinateVerdict,
-    panel: tuple[str, str],
-    steps: Sequence[int],
-    octaves: float,
-) -> None:
-    values = _values(verdict, panel, steps)
-    for line, colour in zip(values, size_colours(len(steps)), strict=True):
+def _draw(axes: Axes, verdict: CoordinateVerdict, panel: _Panel, octaves: float) -> None:
+    for line, colour in zip(panel.values, size_colours(len(panel.values)), strict=True):
         axes.plot(
             verdict.sizes,
             line,
@@ -121,105 +132,58 @@ def _panel(
             markeredgewidth=0.6,
             clip_on=False,
         )
-    known = values[np.isfinite(values)]
-    middle = math.sqrt(known.max() * known.min()) if len(known) else 1.0
-    _scales(axes, verdict, middle, octaves)
-    low, high = axes.get_ylim()
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [d * 10.0**k for k in decades for d in (1, 3) if low <= d * 10.0**k <= high]
-    ticks_on(axes.yaxis, ticks[:: math.ceil(len(ticks) / 4)])
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    _scales(axes, verdict.sizes, panel.middle, octaves)
+    ticks = round_numbers(*axes.get_ylim(), (1, 3))
+    ticks_on(axes.yaxis, thinned(ticks, most=4))
+    axes.grid(axis="y")
     axes.set_xlabel(verdict.sweep, labelpad=2, size=8)
     _heading(axes, verdict, panel)
 
 
-def _scales(axes: Axes, verdict: CoordinateVerdict, middle: float, octaves: float) -> None:
-    sizes = verdict.sizes
-    room = (sizes[-1] / sizes[0]) ** 0.07
-    log_axis(axes, "x", sizes[0] / room, sizes[-1] * room)
+def _scales(axes: Axes, sizes: Sequence[int], middle: float, octaves: float) -> None:
+    first, last = sizes[0], sizes[-1]
+    room = (last / first) ** 0.07
+    log_axis(axes, "x", first / room, last * room)
     ticks_on(axes.xaxis, sizes)
-    log_axis(axes, "y", middle / 2 ** (octaves / 2), middle * 2 ** (octaves / 2))
+    half = 2 ** (octaves / 2)
+    log_axis(axes, "y", middle / half, middle * half)
     axes.tick_params(labelsize=7, pad=2)
 
 
 def _rose(axes: Axes, verdict: CoordinateVerdict, octaves: float) -> None:
     """What slopes look like in these panels."""
-    _scales(axes, verdict, 1.0, octaves)
+    _scales(axes, verdict.sizes, 1.0, octaves)
     axes.set_axis_off()
     first, last = verdict.sizes[0], verdict.sizes[-1]
     doublings = math.log2(last / first)
     steepest = math.floor(2 * min(1.0, octaves / 2 / doublings)) / 2 or 0.25
-    axes.annotate(
-        "slopes to scale",
-        (0, 1),
-        (-4, 17),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        size=8.5,
-        color=INK,
-    )
-    for slope in (-steepest, -steepest / 2, 0, steepest / 2, steepest):
+    label(axes, "slopes to scale", (0, 1), (-4, 17), colour=INK, size=8.5)
+    for share in (-1, -0.5, 0, 0.5, 1):
+        slope = share * steepest
         end = 2 ** (slope * doublings)
-        axes.plot((first, last), (1, end), color=MUTED, linewidth=1.6 if slope == 0 else 0.8)
-        axes.annotate(
-            f"{slope:+.3g}".replace("-", MINUS) if slope else "0",
-            (last, end),
-            (4, 0),
-            textcoords="offset points",
-            size=7.5,
-            color=MUTED,
-            va="center",
-            annotation_clip=False,
-        )
+        axes.plot((first, last), (1, end), color=MUTED, linewidth=0.8 if slope else 1.6)
+        text = printed(f"{slope:+.3g}") if slope else "0"
+        label(axes, text, (last, end), (4, 0), on="data", size=7.5, va="center")
 
 
-def _heading(axes: Axes, verdict: CoordinateVerdict, panel: tuple[str, str]) -> None:
+def _heading(axes: Axes, verdict: CoordinateVerdict, panel: _Panel) -> None:
     """The activation's name; under it the judged slope that lies farthest out."""
-    judged = [f for f in verdict.findings if f.quantity == ": ".join(panel)]
-    axes.annotate(
-        WORDS.get(panel[1], panel[1]),
-        (0, 1),
-        (-4, 17),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        size=8.5,
-        color=INK,
-    )
+    label(axes, panel.name, (0, 1), (-4, 17), colour=INK, size=8.5)
+    judged = [finding for finding in verdict.findings if finding.quantity == panel.quantity]
     if not judged:
         return
-    worst = max(judged, key=lambda finding: finding.beyond)
-    failed = worst.verdict == "fail"
-    half = (worst.ci95[1] - worst.ci95[0]) / 2
-    text = f"{worst.slope:+.2f} ± {half:.2f}".replace("-", MINUS)
-    axes.annotate(
-        text,
-        (0, 1),
-        (-4, 6),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        size=7.5,
-        color=ACCENT if failed else MUTED,
-        weight="bold" if failed else "normal",
-    )
+    worst = max(judged, key=attrgetter("beyond"))
+    colour, weight = (ACCENT, "bold") if worst.verdict == "fail" else (MUTED, "normal")
+    low, high = worst.ci95
+    text = printed(f"{worst.slope:+.2f} ± {(high - low) / 2:.2f}")
+    label(axes, text, (0, 1), (-4, 6), colour=colour, size=7.5, weight=weight)
 
 
-def _step_labels(axes: Axes, values: np.ndarray, x: float, steps: Sequence[int]) -> None:
+def _step_labels(axes: Axes, panel: _Panel, x: float, steps: Sequence[int]) -> None:
     """Which step a line is, at its right end; the colours are the same in all panels."""
-    there = [(t, line[-1]) for t, line in zip(steps, values, strict=True) if np.isfinite(line[-1])]
-    if not there:
-        return
-    points = axes.transData.transform([(x, y) for _, y in there])
-    places = axes.transAxes.inverted().transform(points)[:, 1].tolist()
-    height = axes.bbox.height / axes.figure.dpi * 72
-    for (t, y), at in zip(there, spread(places, 9.5 / height), strict=True):
-        axes.annotate(
-            f"step {t}" if t == there[0][0] else str(t),
-            (x, y),
-            (1.05, at),
-            textcoords="axes fraction",
-            color=MUTED,
-            size=7.5,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": 4},
-        )
+    ends: list[End] = []
+    for step, y in zip(steps, panel.values[:, -1], strict=True):
+        if np.isfinite(y):
+            ends.append(End(str(step) if ends else f"step {step}", x, y))
+    if ends:
+        end_labels(axes, ends, at=1.05, gap=9.5, clear=4, size=7.5)

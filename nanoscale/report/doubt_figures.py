@@ -18,6 +18,7 @@ from matplotlib.patches import Ellipse
 from nanoscale.errors import UserError
 from nanoscale.report.marks import (
     BEYOND,
+    HALO,
     LABELS,
     Columns,
     bar,
@@ -32,17 +33,16 @@ from nanoscale.report.style import (
     ACCENT,
     INK,
     MARGIN,
-    MINUS,
     MUTED,
     SIZES,
-    THIN,
     TIMES,
+    TWO_HEADS,
     WIDTH,
-    canvas,
     linear_ticks,
     log_axis,
-    place,
+    printed,
     quantities,
+    sheet,
     styled,
 )
 
@@ -56,6 +56,7 @@ _FAR = 4.0  # times the usual error, from which a rollout's error or interval le
 
 
 # -- resamples ----------------------------------------------------------------------------------
+@styled()
 def cloud_figure(
     draws: Columns,
     fitted: Mapping[str, float],
@@ -69,24 +70,20 @@ def cloud_figure(
     normal of their covariance: where points leave it, an interval must come from the points.
     """
     names = names or {}
-    left = MARGIN + 6
-    with styled():
-        figure = canvas(WIDTH if len(pairs) > 1 else 5.2, 4.1)
-        grid = figure.subplots(1, len(pairs), squeeze=False)[0]
-        place(figure, heads=2, wspace=0.24, left=left)
-        for axes, (x, y) in zip(grid, pairs, strict=True):
-            _cloud(axes, *checked(draws, x, y, positive=False))
-            mark(axes, fitted[x], fitted[y], ACCENT, shape="D", size=7, rim=1, zorder=6)
-            headed(axes, names.get(y, y), left=left)
-            axes.set_xlabel(names.get(x, x), labelpad=6)
-
-        many = f"{len(draws[pairs[-1][0]]):,}".replace(",", THIN)
-        told = [
-            (f"{many} resamples", SIZES[4]),
-            ("the fit", ACCENT),
-            ("dashed: a normal's 95 % ellipse; bars: 95 % intervals", MUTED),
-        ]
-        notes(grid[-1], told, above=True)
+    left, many = MARGIN + 6, len(pairs)
+    width = WIDTH if many > 1 else 5.2
+    figure, grid = sheet(width, 4.1, many, across=many, above=TWO_HEADS, left=left, wspace=0.24)
+    for axes, (x, y) in zip(grid, pairs, strict=True):
+        u, v = checked(draws, x, y, positive=False)
+        _cloud(axes, u, v)
+        mark(axes, fitted[x], fitted[y], ACCENT, shape="D", size=7, rim=1, zorder=6)
+        headed(axes, names.get(y, y), names.get(x, x), left=left)
+    told = [
+        (f"{printed(f'{len(u):,}')} resamples", SIZES[4]),
+        ("the fit", ACCENT),
+        ("dashed: a normal's 95 % ellipse; bars: 95 % intervals", MUTED),
+    ]
+    notes(axes, told, above=True)
     return figure
 
 
@@ -103,9 +100,10 @@ def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
     ellipse.set(edgecolor=INK, linewidth=1.1, linestyle=BEYOND, zorder=5)
     axes.add_patch(ellipse)
 
-    across, up = axes.get_xaxis_transform(), axes.get_yaxis_transform()
-    bar(axes, np.quantile(u, MIDDLE_95), [0, 0], INK, 2.5, 5, on=across)
-    bar(axes, [0, 0], np.quantile(v, MIDDLE_95), INK, 2.5, 5, on=up)
+    along_x = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    along_y = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+    bar(axes, np.quantile(u, MIDDLE_95), [0, 0], INK, 2.5, zorder=5, **along_x)
+    bar(axes, [0, 0], np.quantile(v, MIDDLE_95), INK, 2.5, zorder=5, **along_y)
     for axis in (axes.xaxis, axes.yaxis):
         linear_ticks(axis, 5)
     axes.grid()
@@ -119,6 +117,7 @@ def _span(values: np.ndarray) -> tuple[float, float]:
 
 
 # -- hold-outs ----------------------------------------------------------------------------------
+@styled()
 def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str] = LABELS) -> Figure:
     """Fit below a budget, predict above it: the error, for one budget after another.
 
@@ -127,33 +126,28 @@ def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str] = L
     if not rows:
         raise UserError("no budget leaves enough runs below and one above: there is no rollout")
     c = [row.threshold for row in rows]
-    with styled():
-        figure = canvas(WIDTH, 4.3)
-        axes = figure.add_subplot()
-        place(figure, below=84)
-        room = (max(c) / min(c)) ** 0.08 if len(c) > 1 else 2.0
-        log_axis(axes, "x", min(c) / room, max(c) * room)
-        axes.grid(axis="y")
-        axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
-        _sizes_of_error(axes, c, [row.mean_abs_error for row in rows], SIZES[2])
-        _sizes_of_error(axes, c, [row.in_sample_error for row in rows], MUTED)
+    figure, (axes,) = sheet(WIDTH, 4.3, below=84)
+    room = (max(c) / min(c)) ** 0.08 if len(c) > 1 else 2.0
+    log_axis(axes, "x", min(c) / room, max(c) * room)
+    axes.grid(axis="y")
+    axes.axhline(0, color=INK, linewidth=0.8)
+    _sizes_of_error(axes, c, [row.mean_abs_error for row in rows], SIZES[2])
+    _sizes_of_error(axes, c, [row.in_sample_error for row in rows], MUTED)
 
-        limit = _limit(rows)
-        for row in rows:
-            _bias(axes, row, limit)
-            _counts(axes, row)
-        axes.set_ylim(-limit, 1.35 * limit)
-        for line, name in enumerate(("fitted", "held out", "reach")):
-            _below(axes, axes.get_xlim()[0], name, line, offset=-4, ha="right")
+    limit = _limit(rows)
+    axes.set_ylim(-limit, 1.35 * limit)
+    for row in rows:
+        _bias(axes, row, limit)
+        _below(axes, row.threshold, _counts(row))
+    _below(axes, axes.get_xlim()[0], ("fitted", "held out", "reach"), offset=-4, ha="right")
 
-        told = [
-            ("mean error of held-out runs, with the fit's 95 % interval", ACCENT),
-            ("their mean size of error", SIZES[2]),
-            ("that of the fitted runs", MUTED),
-        ]
-        notes(axes, told)
-        headed(axes, "law over run (%)")
-        axes.set_xlabel(f"budget below which runs are fitted, {labels['C']}", labelpad=6)
+    told = [
+        ("mean error of held-out runs, with the fit's 95 % interval", ACCENT),
+        ("their mean size of error", SIZES[2]),
+        ("that of the fitted runs", MUTED),
+    ]
+    notes(axes, told)
+    headed(axes, "law over run (%)", f"budget below which runs are fitted, {labels['C']}")
     return figure
 
 
@@ -176,27 +170,31 @@ def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
     shown = float(np.clip(bias, -0.88 * limit, 0.88 * limit))
     mark(axes, at, shown, ACCENT, shape="D", size=6.5, rim=1, zorder=6)
     if shown != bias:
-        text = f"{bias:+.3g} %".replace("-", MINUS)
-        label(axes, text, (at, shown), (8, 0), on="data", colour=ACCENT, va="center", halo=True)
+        text = printed(f"{bias:+.3g} %")
+        beside = {"va": "center", "path_effects": HALO}
+        label(axes, text, (at, shown), (8, 0), on="data", colour=ACCENT, **beside)
 
 
 def _limit(rows: Sequence[RolloutStep]) -> float:
     """Per cent that the axes hold: all, but nothing beyond `FAR` times the usual size of error."""
     usual = _FAR * float(np.median([row.mean_abs_error for row in rows]))
-    means = max(abs(row.bias) for row in rows)
-    ends = max((abs(end) for row in rows for end in row.bias_ci95 or ()), default=0.0)
-    return 115 * max(min(means, usual), min(ends, usual), usual / _FAR, 1e-6)
+    means = [abs(row.bias) for row in rows]
+    ends = [0.0]
+    for row in rows:
+        ends += [abs(end) for end in row.bias_ci95 or ()]
+    return 115 * max(min(max(means), usual), min(max(ends), usual), usual / _FAR, 1e-6)
 
 
-def _counts(axes: Axes, row: RolloutStep) -> None:
-    """Under a budget, the runs that it rests on, and how far they reach."""
+def _counts(row: RolloutStep) -> tuple[str, str, str]:
+    """The runs that a budget rests on, and how far they reach."""
     reach = quantities([float(f"{row.distance:.3g}")])[0]
-    for line, text in enumerate((str(row.n_fitted), str(row.n_held_out), reach + TIMES)):
-        _below(axes, row.threshold, text, line)
+    return str(row.n_fitted), str(row.n_held_out), reach + TIMES
 
 
 def _below(
-    axes: Axes, x: float, text: str, line: int, offset: float = 0, ha: str = "center"
+    axes: Axes, x: float, lines: Sequence[str], offset: float = 0, ha: str = "center"
 ) -> None:
-    place = (offset, -46 - 10 * line)
-    label(axes, text, (x, 0), place, on=axes.get_xaxis_transform(), size=7.5, ha=ha, va="top")
+    """Lines of text under the axis at `x`."""
+    on = axes.get_xaxis_transform()
+    for row, text in enumerate(lines):
+        label(axes, text, (x, 0), (offset, -46 - 10 * row), on=on, size=7.5, ha=ha, va="top")

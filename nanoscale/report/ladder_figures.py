@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +18,12 @@ from nanoscale.report.style import (
     INK,
     LOSS,
     MUTED,
+    ONE_HEAD,
+    TWO_HEADS,
     WIDTH,
-    canvas,
     log_axis,
-    place,
     raised,
+    sheet,
     size_colours,
     styled,
     ticks_on,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 X_LABEL = "training compute C (FLOPs, exact, forward + backward)"
 
 
+@styled()
 def law_figure(
     points: Table,
     fit: LadderFit | None,
@@ -55,28 +58,32 @@ def law_figure(
     table = positive(table_of(points, ("x", "loss")), "x", "loss").sort_values("x", kind="stable")
     if fit is not None and fit.status == "max_iter":
         fit = None
-    with styled():
-        figure = canvas(WIDTH, 4.0 if fit is None else 5.1)
-        heights = (1,) if fit is None else (3.6, 1)
-        rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
-        top, bottom = rows[0, 0], rows[-1, 0]
-        place(figure, heads=2 if title else 1, hspace=0.24)
+    height, ratios = (4.0, [1.0]) if fit is None else (5.1, [3.6, 1])
+    figure, grid = sheet(
+        WIDTH,
+        height,
+        len(ratios),
+        above=TWO_HEADS if title else ONE_HEAD,
+        hspace=0.24,
+        sharex=True,
+        height_ratios=ratios,
+    )
+    top, bottom = grid[0], grid[-1]
+    ends = [table["x"].min() * 0.7, table["x"].max() * 1.4]
+    losses = list(table["loss"])
+    if fit is not None:
+        law = _curve_of(fit)
+        ends = [law.x[0], law.x[-1]]
+        losses += [law.y[-1], law.low[-1], *_law(top, fit, law, table)]
+        _residuals(bottom, law, table)
+    _runs(top, table)
 
-        ends = [table["x"].min() * 0.7, table["x"].max() * 1.4]
-        losses = list(table["loss"])
-        if fit is not None:
-            law = _curve_of(fit)
-            ends = [law.x[0], law.x[-1]]
-            losses += [law.y[-1], law.low[-1], *_law(top, fit, law, table)]
-            _residuals(bottom, law, table)
-        _runs(top, table)
-
-        room = (max(losses) / min(losses)) ** 0.09
-        log_axis(top, "x", *ends)
-        log_axis(top, "y", min(losses) / room**1.4, max(losses) * room)
-        top.grid(axis="y")
-        headed(top, LOSS, title=title)
-        bottom.set_xlabel(X_LABEL, labelpad=6)
+    room = (max(losses) / min(losses)) ** 0.09
+    log_axis(top, "x", *ends)
+    log_axis(top, "y", min(losses) / room**1.4, max(losses) * room)
+    top.grid(axis="y")
+    headed(top, LOSS, title=title)
+    bottom.set_xlabel(X_LABEL)
     return figure
 
 
@@ -90,20 +97,19 @@ def _curve_of(fit: LadderFit) -> Band:
 def _sizes(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
     """(label, its rows, colour) of every size in the order of the table; rows alone without."""
     labelled = "size" in table.columns
-    keys = table["size"] if labelled else table["x"]
-    distinct = list(dict.fromkeys(keys))
-    colours = size_colours(len(distinct))
-    return [
-        (str(key) if labelled else "", table[keys == key], colour)
-        for key, colour in zip(distinct, colours, strict=True)
-    ]
+    groups = list(table.groupby("size" if labelled else "x", sort=False))
+    sizes = []
+    for (key, rows), colour in zip(groups, size_colours(len(groups)), strict=True):
+        sizes.append((str(key) if labelled else "", rows, colour))
+    return sizes
 
 
 def _runs(axes: Axes, table: pd.DataFrame) -> None:
     for name, rows, colour in _sizes(table):
-        mark(axes, rows["x"], rows["loss"], colour)
+        x, losses = rows["x"], rows["loss"]
+        mark(axes, x, losses, colour)
         seeds = f"\n{len(rows)} seeds" if len(rows) > 1 else ""
-        lowest = (rows["x"].iloc[0], rows["loss"].min())
+        lowest = (x.iloc[0], losses.min())
         label(axes, name + seeds, lowest, (0, -9), on="data", ha="center", va="top")
 
 
@@ -121,8 +127,8 @@ def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
     """Loss over law, in per cent, read off the fit's own curve."""
     near = law.part(slice(int((law.x <= 1.2 * table["x"].max()).sum())))
     low, high = 100 * (near.low / near.y - 1), 100 * (near.high / near.y - 1)
-    axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
-    shade(axes, near.x, low, high, INK, 0.16)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    shade(axes, replace(near, low=low, high=high), INK, 0.16)
 
     worst = 0.0
     for _, rows, colour in _sizes(table):

@@ -22,7 +22,7 @@ from nanoscale.report.marks import (
     Columns,
     checked,
     colour_key,
-    dots,
+    colours_of,
     headed,
     label,
     law_line,
@@ -36,15 +36,14 @@ from nanoscale.report.style import (
     MARGIN,
     MUTED,
     PAPER,
+    TWO_HEADS,
     WIDTH,
-    canvas,
     interval,
     log_axis,
     log_ticks,
-    panels,
-    place,
     quantities,
     raised,
+    sheet,
     styled,
 )
 
@@ -54,10 +53,11 @@ if TYPE_CHECKING:
 
 BINNED = 32  # points from which residuals get a running median
 _MESH = 121  # points of a side of the surface
-Span = tuple[float, float]
+_Ends = tuple[float, float]
 
 
 # -- the least loss at each budget --------------------------------------------------------------
+@styled()
 def frontier_figure(
     points: Columns,
     law: Band | None,
@@ -74,28 +74,24 @@ def frontier_figure(
     """
     at, loss = checked(points, x, "loss")
     sizes = points.get("N")
-    with styled():
-        figure = canvas(WIDTH, 4.4)
-        axes = figure.add_subplot()
-        place(figure)
-        log_axis(axes, "x", at.min() / 1.4, 1.4 * at.max() if law is None else law.x[-1])
-        runs(axes, at, loss, sizes)
-        _envelope(axes, at[list(hull)], loss[list(hull)])
+    figure, (axes,) = sheet(WIDTH, 4.4)
+    right = 1.4 * at.max() if law is None else law.x[-1]
+    log_axis(axes, "x", at.min() / 1.4, right)
+    runs(axes, at, loss, colours_of(sizes, len(at)))
+    _envelope(axes, at[list(hull)], loss[list(hull)])
 
-        low, high = [loss.min()], float(np.quantile(loss, 0.995))
-        if law is not None:
-            law_line(axes, law, at.max(), width=1.5, alpha=0.18, zorder=6)
-            low.append(law.low[-1])
-        low += floor(axes, fit, MUTED)
-        axes.grid(axis="y")
-        room = (high / min(low)) ** 0.12
-        log_axis(axes, "y", min(low) / room, max(high, loss.max()) * 1.02)
+    low = [loss.min(), *floor(axes, fit, MUTED)]
+    if law is not None:
+        law_line(axes, law, at.max(), width=1.5, alpha=0.18, zorder=6)
+        low.append(law.low[-1])
+    axes.grid(axis="y")
+    high = float(np.quantile(loss, 0.995))
+    room = (high / min(low)) ** 0.12
+    log_axis(axes, "y", min(low) / room, max(high, loss.max()) * 1.02)
 
-        notes(axes, _told(law, fit, sizes is not None, len(hull) > 0))
-        if sizes is not None:
-            colour_key(axes, sizes, labels["N"])
-        headed(axes, labels["loss"])
-        axes.set_xlabel(labels[x], labelpad=6)
+    notes(axes, _told(law, fit, sizes is not None, len(hull) > 0))
+    colour_key(axes, sizes, labels["N"])
+    headed(axes, labels["loss"], labels[x])
     return figure
 
 
@@ -128,11 +124,11 @@ def floor(axes: Axes, fit: Fit | None, colour: str) -> list[float]:
 def _told(law: Band | None, fit: Fit | None, of_sizes: bool, hull: bool) -> list[tuple[str, str]]:
     """What stands in the corner, and its colours."""
     lines = []
-    if law is not None and fit is not None:
-        lines.append((raised(fit.equation()), INK))
     if law is not None:
+        if fit is not None:
+            lines.append((raised(fit.equation()), INK))
         what = "law: least loss at C" if of_sizes else "law"
-        lines.append((what + (", 95 % band" if law.is_wide else ""), MUTED))
+        lines.append((what + _band_of(law), MUTED))
     if fit is not None and fit.not_identified:
         lines.append((f"not identified: {', '.join(fit.not_identified)}", MUTED))
     if hull:
@@ -140,7 +136,12 @@ def _told(law: Band | None, fit: Fit | None, of_sizes: bool, hull: bool) -> list
     return lines
 
 
+def _band_of(law: Band) -> str:
+    return ", 95 % band" if law.is_wide else ""
+
+
 # -- over N and D -------------------------------------------------------------------------------
+@styled()
 def surface_figure(
     points: Columns,
     fit: LawFit,
@@ -154,89 +155,90 @@ def surface_figure(
     converge has none, and it is said.
     """
     n, d = checked(points, "N", "D")
-    spans = [(values.min() / 1.6, values.max() * 2.5) for values in (n, d)]
-    with styled():
-        figure = canvas(6.6, 5.4)
-        axes = figure.add_subplot()
-        place(figure, left=MARGIN + 8, right=46)
-        log_axis(axes, "x", *spans[0])
-        log_axis(axes, "y", *spans[1])
-        _levels(axes, fit, *spans)
-        _budgets(axes, *spans)
-        area, rim, alpha = dots(len(n))
-        axes.scatter(
-            n, d, s=area, color=INK, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=4
-        )
+    n_ends = (n.min() / 1.6, n.max() * 2.5)
+    d_ends = (d.min() / 1.6, d.max() * 2.5)
+    left = MARGIN + 8
+    figure, (axes,) = sheet(6.6, 5.4, left=left, right=46)
+    log_axis(axes, "x", *n_ends)
+    log_axis(axes, "y", *d_ends)
+    _levels(axes, fit, n_ends, d_ends)
+    _budgets(axes, n_ends, d_ends)
+    runs(axes, n, d, INK, zorder=4)
 
-        if fit.status != "converged":
-            state = fit.status.replace("_", " ")
-            notes(axes, [(f"the law is {state}: no N* is drawn", ACCENT)], above=True)
-        elif best is not None:
-            _optimum(axes, best, (6 * n * d).max())
-        headed(axes, labels["D"], left=MARGIN + 8)
-        axes.set_xlabel(f"{labels['N']}; shades and numbers: the law's loss", labelpad=6)
+    if fit.status != "converged":
+        state = fit.status.replace("_", " ")
+        notes(axes, [(f"the law is {state}: no N* is drawn", ACCENT)], above=True)
+    elif best is not None:
+        _optimum(axes, best, (6 * n * d).max())
+    headed(axes, labels["D"], f"{labels['N']}; shades and numbers: the law's loss", left=left)
     return figure
 
 
-def _levels(axes: Axes, fit: LawFit, n: Span, d: Span) -> None:
+def _levels(axes: Axes, fit: LawFit, n: _Ends, d: _Ends) -> None:
     """Shades of the law's loss, each with as much of the plane, between round losses."""
     sides = np.geomspace(*n, _MESH), np.geomspace(*d, _MESH)
     loss = fit(*np.meshgrid(*sides))  # (d, n)
-    shades = HEAT[len(HEAT) - 2 :: -1]  # the darkest would hide the runs
-    wanted = np.quantile(loss, np.arange(1, len(shades)) / len(shades))
-    levels: list[float] = []
-    for digits in range(2, 8):
-        levels = sorted({float(f"{v:.{digits}g}") for v in wanted})
-        if len(levels) == len(wanted):
-            break
-
-    ends = min(levels[0], loss.min()) - 1, max(levels[-1], loss.max()) + 1
+    shades = HEAT[-2::-1]  # the darkest would hide the runs
+    levels = _round_levels(np.quantile(loss, np.arange(1, len(shades)) / len(shades)))
+    first = min(levels[0], loss.min()) - 1
+    last = max(levels[-1], loss.max()) + 1
     axes.contourf(
         *sides,
         loss,
-        levels=[ends[0], *levels, ends[1]],
+        levels=[first, *levels, last],
         colors=shades[: len(levels) + 1],
         zorder=0,
     )
     lines = axes.contour(*sides, loss, levels=levels, colors=PAPER, linewidths=0.8, zorder=1)
-    decimals = max(len(f"{v:g}".partition(".")[2]) for v in levels)
+    decimals = max(len(f"{level:g}".partition(".")[2]) for level in levels)
     for text in axes.clabel(lines, fmt=f"%.{decimals}f", fontsize=8, colors=INK):
         text.set_path_effects(HALO)
 
 
-def _budgets(axes: Axes, n: Span, d: Span) -> None:
+def _round_levels(wanted: np.ndarray) -> list[float]:
+    """These losses, with as few digits as keep them apart."""
+    levels: list[float] = []
+    for digits in range(2, 8):
+        levels = sorted({float(f"{loss:.{digits}g}") for loss in wanted})
+        if len(levels) == len(wanted):
+            break
+    return levels
+
+
+def _budgets(axes: Axes, n: _Ends, d: _Ends) -> None:
     """Thin lines of equal compute, named where they leave at the right or the left."""
+    corner = d[0] * (d[1] / d[0]) ** 0.05
     budgets = log_ticks(6 * n[0] * d[0], 6 * n[1] * d[1])
-    for c, name in zip(budgets, quantities(budgets), strict=True):
-        left, right = max(n[0], c / 6 / d[1]), min(n[1], c / 6 / d[0])
-        axes.plot(
-            [left, right], [c / 6 / left, c / 6 / right], color=MUTED, linewidth=0.6, zorder=2
-        )
+    for budget, name in zip(budgets, quantities(budgets), strict=True):
+        product = budget / 6  # N D
+        left = max(n[0], product / d[1])
+        right = min(n[1], product / d[0])
+        top, bottom = product / left, product / right
+        axes.plot([left, right], [top, bottom], color=MUTED, linewidth=0.6, zorder=2)
         if right == n[1]:
-            end = (right, c / 6 / right)
-            label(axes, name, end, (4, 0), on=axes.transData, size=7.5, va="center")
-        elif left == n[0] and c / 6 / left > d[0] * (d[1] / d[0]) ** 0.05:
-            end = (left, c / 6 / left)
-            label(axes, name, end, (7, 0), on=axes.transData, size=7.5, halo=True, zorder=6)
+            label(axes, name, (right, bottom), (4, 0), on="data", size=7.5, va="center")
+        elif left == n[0] and top > corner:
+            end = (left, top)
+            label(axes, name, end, (7, 0), on="data", size=7.5, path_effects=HALO, zorder=6)
     label(axes, "C, FLOPs", (1, 1), (4, 9), size=7.5)
 
 
 def _optimum(axes: Axes, best: Band, reach: float) -> None:
     """The path of least loss: N over C, drawn at D = C / 6 N."""
+    product = best.x / 6  # N D
+    there_and_back = np.concatenate([product, product[::-1]])
     ends = np.concatenate([best.low, best.high[::-1]])
-    budgets = np.concatenate([best.x, best.x[::-1]])
-    axes.fill(ends, budgets / 6 / ends, color=PAPER, alpha=0.45, linewidth=0, zorder=3)
+    axes.fill(ends, there_and_back / ends, color=PAPER, alpha=0.45, linewidth=0, zorder=3)
     for end in (best.low, best.high):
-        axes.plot(end, best.x / 6 / end, color=ACCENT, linewidth=0.6, zorder=3)
+        axes.plot(end, product / end, color=ACCENT, linewidth=0.6, zorder=3)
     for part, dash in zip(best.split(reach), ("-", BEYOND), strict=True):
-        axes.plot(
-            part.y, part.x / 6 / part.y, color=ACCENT, linewidth=1.8, linestyle=dash, zorder=5
-        )
-    wide = ", 95 % band" if best.is_wide else ""
-    notes(axes, [(f"line: least loss at C{wide}", ACCENT)], above=True)
+        d = part.x / 6 / part.y
+        axes.plot(part.y, d, color=ACCENT, linewidth=1.8, linestyle=dash, zorder=5)
+    notes(axes, [(f"line: least loss at C{_band_of(best)}", ACCENT)], above=True)
 
 
 # -- what is left -------------------------------------------------------------------------------
+@styled()
 def residuals_figure(
     points: Columns,
     fit: LawFit,
@@ -253,36 +255,46 @@ def residuals_figure(
     off = 100 * (loss / law - 1)
     shown = {labels[key]: np.asarray(points[key], float) for key in "CND" if key in points}
     shown["loss of the law"] = law
-    limit = 1.15 * max(np.abs(off).max(), 1e-3)
     sizes = points.get("N")
-    with styled():
-        figure = canvas(WIDTH, 2.5 * math.ceil(len(shown) / 2) + 0.7)
-        grid = panels(figure, len(shown), across=2)
-        place(figure, heads=2, wspace=0.06, hspace=0.42)
-        for axes, (name, at) in zip(grid, shown.items(), strict=True):
-            axes.set_ylim(-limit, limit)
-            room = (at.max() / at.min()) ** 0.04
-            log_axis(axes, "x", at.min() / room, at.max() * room, most=5)
-            axes.grid(axis="y")
-            axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
-            runs(axes, at, off, sizes)
-            if len(off) >= BINNED:
-                _median(axes, at, off)
-            axes.set_xlabel(name, labelpad=4)
+    height = 2.5 * math.ceil(len(shown) / 2) + 0.7
+    figure, grid = sheet(
+        WIDTH,
+        height,
+        len(shown),
+        across=2,
+        above=TWO_HEADS,
+        wspace=0.06,
+        hspace=0.42,
+        sharey=True,
+    )
+    for axes, (name, at) in zip(grid, shown.items(), strict=True):
+        _against(axes, at, off, colours_of(sizes, len(off)))
+        axes.set_xlabel(name, labelpad=4)
 
-        grid[0].yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        headed(grid[0], "run over law (%)")
-        told = [(f"root mean square {np.sqrt(np.mean(off**2)):.2g} %", MUTED)]
-        if len(off) >= BINNED:
-            told.append(("running median", ACCENT))
-        notes(grid[1], told, above=True)
-        if sizes is not None:
-            colour_key(grid[0], sizes, "N")
+    first = grid[0]
+    limit = 1.15 * max(np.abs(off).max(), 1e-3)
+    first.set_ylim(-limit, limit)
+    first.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    label(first, "run over law (%)", (0, 1), (-MARGIN, 9), size=9)
+    told = [(f"root mean square {np.sqrt(np.mean(off**2)):.2g} %", MUTED)]
+    if len(off) >= BINNED:
+        told.append(("running median", ACCENT))
+    notes(grid[1], told, above=True)
+    colour_key(first, sizes, "N")
     return figure
 
 
-def _median(axes: Axes, x: np.ndarray, off: np.ndarray) -> None:
-    bins = np.array_split(np.argsort(x, kind="stable"), min(12, len(x) // 10))
-    at = [np.exp(np.log(x[rows]).mean()) for rows in bins]
-    middle = [np.median(off[rows]) for rows in bins]
+def _against(axes: Axes, x: np.ndarray, off: np.ndarray, colours: Sequence[str]) -> None:
+    """How far the runs are off over x, and the running median."""
+    room = (x.max() / x.min()) ** 0.04
+    log_axis(axes, "x", x.min() / room, x.max() * room, most=5)
+    axes.grid(axis="y")
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
+    runs(axes, x, off, colours)
+    if len(off) < BINNED:
+        return
+    at, middle = [], []
+    for rows in np.array_split(np.argsort(x, kind="stable"), min(12, len(x) // 10)):
+        at.append(np.exp(np.log(x[rows]).mean()))
+        middle.append(np.median(off[rows]))
     axes.plot(at, middle, color=ACCENT, linewidth=1.6, zorder=5)

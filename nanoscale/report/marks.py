@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patheffects import AbstractPathEffect, withStroke
+from matplotlib.text import Annotation
 from matplotlib.transforms import Transform
 from numpy.typing import ArrayLike
 
@@ -54,19 +56,16 @@ def label(
     place: tuple[float, float],
     offset: tuple[float, float] = (0, 0),
     *,
-    on: str | Transform = "axes fraction",
+    on: str | Transform | Artist = "axes fraction",
     colour: str = MUTED,
     size: float = 8,
-    ha: str = "left",
-    va: str = "baseline",
-    weight: str = "normal",
-    halo: bool = False,
-    zorder: float = 3,
-) -> None:
-    """`text`, if there is any, at `place` of the coordinates `on`, moved by `offset` points."""
-    if not text:
-        return
-    axes.annotate(
+    **look: Any,
+) -> Annotation:
+    """Text `offset` points from a place of the coordinates `on`, also outside of the axes.
+
+    look: the rest, in the words of `Axes.annotate`.
+    """
+    return axes.annotate(
         text,
         place,
         offset,
@@ -74,33 +73,34 @@ def label(
         textcoords="offset points",
         color=colour,
         size=size,
-        ha=ha,
-        va=va,
-        weight=weight,
-        path_effects=HALO if halo else [],
-        zorder=zorder,
+        annotation_clip=False,
+        **look,
     )
 
 
-def headed(axes: Axes, y_label: str, *, title: str = "", left: float = MARGIN) -> None:
-    """Title and the quantity on y above the axes, `left` points before them, where ticks begin."""
+def headed(
+    axes: Axes, y_label: str, x_label: str = "", *, title: str = "", left: float = MARGIN
+) -> None:
+    """Title and the quantity on y above the axes, `left` points before them, where ticks begin;
+    the quantity on x below."""
     label(axes, y_label, (0, 1), (-left, 9), size=9)
     label(axes, title, (0, 1), (-left, 23), colour=INK, size=9.5, weight="bold")
+    axes.set_xlabel(x_label)
 
 
 def notes(axes: Axes, lines: Sequence[tuple[str, str]], above: bool = False) -> None:
     """(text, colour) lines in the upper right corner, or from the right end above the axes."""
+    start, step, va = (9, 13, "baseline") if above else (-2, -14, "top")
     for row, (text, colour) in enumerate(lines):
-        axes.annotate(
+        label(
+            axes,
             text,
             (1, 1),
-            (0, 9 + 13 * row if above else -2 - 14 * row),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="right",
-            va="baseline" if above else "top",
-            color=colour,
+            (0, start + step * row),
+            colour=colour,
             size=10 if colour == INK and not row else 8.5,
+            ha="right",
+            va=va,
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
             zorder=8,
         )
@@ -116,25 +116,36 @@ class End:
     colour: str = MUTED
 
 
+def apart(axes: Axes, ends: Sequence[End], gap: float) -> np.ndarray:
+    """(n, 2) where they are as shares of the axes, moved to be `gap` points apart in y."""
+    on_page = axes.transData.transform([(end.x, end.y) for end in ends])
+    places: np.ndarray = axes.transAxes.inverted().transform(on_page)
+    _, height = points_of(axes)
+    places[:, 1] = spread(places[:, 1].tolist(), gap / height)
+    return places
+
+
 def end_labels(
-    axes: Axes, ends: Sequence[End], *, at: float = 1.015, gap: float = 11, clear: float = 5
+    axes: Axes,
+    ends: Sequence[End],
+    *,
+    at: float = 1.015,
+    gap: float = 11,
+    clear: float = 5,
+    size: float = 8,
 ) -> None:
     """One label per line right of the axes, at least `gap` points apart, each with a thin leader.
 
     at: of the axes' width; clear: points between a leader and the line's end.
     """
-    _, height = points_of(axes)
-    on_page = axes.transData.transform([(end.x, end.y) for end in ends])
-    in_axes = axes.transAxes.inverted().transform(on_page)
-    for end, y in zip(ends, spread(in_axes[:, 1].tolist(), gap / height), strict=True):
+    for end, (_, y) in zip(ends, apart(axes, ends, gap), strict=True):
         axes.annotate(
             end.text,
             (end.x, end.y),
             (at, y),
-            xycoords="data",
             textcoords="axes fraction",
             color=end.colour,
-            size=8,
+            size=size,
             va="center",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": clear},
@@ -145,10 +156,11 @@ def end_labels(
 def checked(columns: Columns, *names: str, positive: bool = True) -> list[np.ndarray]:
     """Columns as arrays of one length; `UserError` for none, or a number no log axis can show."""
     arrays = [np.asarray(columns[name], float) for name in names]
+    count = len(arrays[0])
     for name, values in zip(names, arrays, strict=True):
-        if not len(values) or len(values) != len(arrays[0]):
+        if not count or len(values) != count:
             raise UserError(f"{name} has {len(values)} values: there is nothing to draw")
-        if not np.isfinite(values).all() or (positive and (values <= 0).any()):
+        if not np.isfinite(values).all() or (positive and values.min() <= 0):
             raise UserError(f"{name} has a value that is not a positive finite number")
     return arrays
 
@@ -169,24 +181,32 @@ def colours_of(values: ArrayLike | None, n: int) -> list[str]:
     return [SIZES[min(int(step), last)] for step in steps]
 
 
-def runs(axes: Axes, x: np.ndarray, y: np.ndarray, sizes: ArrayLike | None) -> None:
-    """A dot per run, coloured by size."""
+def runs(
+    axes: Axes, x: np.ndarray, y: np.ndarray, colours: str | Sequence[str], zorder: float = 3
+) -> None:
+    """A dot per run, smaller and fainter where they are many."""
     area, rim, alpha = dots(len(x))
-    colours = colours_of(sizes, len(x))
-    axes.scatter(x, y, s=area, c=colours, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=3)
+    axes.scatter(
+        x, y, s=area, c=colours, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=zorder
+    )
 
 
-def colour_key(axes: Axes, values: ArrayLike, name: str) -> None:
-    """What the colours of `runs` mean, above the axes at their right end."""
+def colour_key(axes: Axes, values: ArrayLike | None, name: str) -> None:
+    """What the colours of `colours_of` mean, if they are of values, above the axes at the right."""
+    if values is None:
+        return
     low, high = (float(f"{end:.1e}") for end in (np.min(values), np.max(values)))
     if low == high:
         return
     first, last = quantities([low, high])
+    label(axes, last, (1, 1), (0, 9), size=8.5, ha="right")
+
     width, height = points_of(axes)
     step, end = 8, 8 + 4.2 * len(last)  # points: of a square, and right of them all
+    left = end + step * np.arange(len(SIZES), 0, -1)
     axes.scatter(
-        [1 - (end + step * (len(SIZES) - i)) / width for i in range(len(SIZES))],
-        [1 + 12 / height] * len(SIZES),
+        1 - left / width,
+        np.full(len(SIZES), 1 + 12 / height),
         s=40,
         marker="s",
         c=SIZES,
@@ -194,9 +214,7 @@ def colour_key(axes: Axes, values: ArrayLike, name: str) -> None:
         transform=axes.transAxes,
         clip_on=False,
     )
-    label(axes, last, (1, 1), (0, 9), size=8.5, ha="right")
-    left = end + step * len(SIZES) + 8
-    label(axes, f"{name}  {first}", (1, 1), (-left, 9), size=8.5, ha="right")
+    label(axes, f"{name}  {first}", (1, 1), (-left[0] - 8, 9), size=8.5, ha="right")
 
 
 def mark(
@@ -208,20 +226,21 @@ def mark(
     shape: str = "o",
     size: float = 6,
     rim: float = 0.8,
-    alpha: float = 1,
+    edge: str = PAPER,
     zorder: float = 4,
+    **look: Any,
 ) -> None:
-    """Dots (`o`), or diamonds (`D`): estimates."""
+    """Dots (`o`), or diamonds (`D`): estimates. look: the rest, in the words of `Axes.plot`."""
     axes.plot(
         x,
         y,
         shape,
         color=colour,
         markersize=size,
-        markeredgecolor=PAPER,
+        markeredgecolor=edge,
         markeredgewidth=rim,
-        alpha=alpha,
         zorder=zorder,
+        **look,
     )
 
 
@@ -232,19 +251,10 @@ def bar(
     colour: str,
     width: float,
     zorder: float = 4,
-    on: Transform | None = None,
+    **look: Any,
 ) -> None:
-    """An interval: a line with ends that are where they are; `on` an edge of the axes, if given."""
-    axes.plot(
-        x,
-        y,
-        color=colour,
-        linewidth=width,
-        solid_capstyle="butt",
-        zorder=zorder,
-        transform=on or axes.transData,
-        clip_on=on is None,
-    )
+    """An interval: a line with ends that are where they are."""
+    axes.plot(x, y, color=colour, linewidth=width, solid_capstyle="butt", zorder=zorder, **look)
 
 
 # -- lines --------------------------------------------------------------------------------------
@@ -256,11 +266,9 @@ def line(
         axes.plot(part.x, part.y, color=colour, linewidth=width, linestyle=dash, zorder=zorder)
 
 
-def shade(
-    axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, alpha: float
-) -> None:
+def shade(axes: Axes, band: Band, colour: str, alpha: float) -> None:
     """An interval over x."""
-    axes.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
+    axes.fill_between(band.x, band.low, band.high, color=colour, alpha=alpha, linewidth=0)
 
 
 def law_line(
@@ -268,8 +276,8 @@ def law_line(
 ) -> None:
     """A law and its interval; beyond `reach` it is half as dark, and said to be extrapolated."""
     seen, beyond = band.split(reach)
-    shade(axes, seen.x, seen.low, seen.high, INK, alpha)
-    shade(axes, beyond.x, beyond.low, beyond.high, INK, alpha / 2)
+    shade(axes, seen, INK, alpha)
+    shade(axes, beyond, INK, alpha / 2)
     line(axes, band, reach, INK, width=width, zorder=zorder)
     if len(beyond) > 1:
         middle = len(beyond) // 2

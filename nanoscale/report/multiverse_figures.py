@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nanoscale.report.marks import bar, headed, label
+from nanoscale.report.marks import HALO, bar, headed, label
 from nanoscale.report.style import (
     ACCENT,
     INK,
@@ -19,11 +19,10 @@ from nanoscale.report.style import (
     PAPER,
     SIZES,
     WIDTH,
-    canvas,
     linear_ticks,
-    place,
     points_of,
     quantities,
+    sheet,
     styled,
 )
 
@@ -56,15 +55,13 @@ class _Choice:
     def of(cls, analyses: Sequence[Analysis], key: str) -> _Choice:
         taken = dict.fromkeys(getattr(row, key) for row in analyses)
         options = [option for option in taken if option is not None]
+        names = quantities(options) if key == "delta" else list(map(str, options))
         if key == "approach":
-            names = [f"{str(o).split()[0]}, {_APPROACHES[str(o)]}" for o in options]
-        elif key == "delta":
-            names = quantities(options)
-        else:
-            names = [str(option) for option in options]
+            names = [f"{name.split()[0]}, {_APPROACHES[name]}" for name in names]
         return cls(key, dict(zip(options, names, strict=True)))
 
 
+@styled()
 def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
     """The exponent a under every analysis, sorted, and below it which choices each one made.
 
@@ -73,24 +70,35 @@ def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
     """
     fitted = [row for row in record.rows if row.a is not None]
     rows = sorted(fitted, key=attrgetter("a"))
-    choices = [_Choice.of(record.rows, key) for key in _CHOICES]
-    choices = [choice for choice in choices if len(choice.options) > 1]
-    names = [name for choice in choices for name in choice.options.values()]
-    lines = len(names) + len(choices)
-    room = 14 + 4.5 * max([22, *(len(name) for name in names)])
-    with styled():
-        width = max(WIDTH, 4.6 + (room + RIGHT) / 72)
-        figure = canvas(width, 3.2 + 0.155 * lines)
-        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(160, 11.2 * lines + 1))
-        place(figure, left=room, right=RIGHT, below=14, hspace=0.06)
-        if fit is not None:
-            _asked(top, fit)
-        _exponents(top, rows)
-        _matrix(below, rows, choices, record)
-        headed(top, "a of N* ~ C^a, one mark per analysis, sorted")
-        lost = len(record.rows) - len(rows)
-        text = f"{len(rows)} analyses" + (f"; {lost} have no fit" if lost else "")
-        label(top, text, (1, 0), (0, 5), size=8.5, ha="right", halo=True)
+    choices, longest, lines = [], 22, 0
+    for key in _CHOICES:
+        choice = _Choice.of(record.rows, key)
+        if len(choice.options) > 1:
+            choices.append(choice)
+            longest = max(longest, *map(len, choice.options.values()))
+            lines += 1 + len(choice.options)
+    left = 14 + 4.5 * longest
+    figure, (top, below) = sheet(
+        max(WIDTH, 4.6 + (left + RIGHT) / 72),
+        3.2 + 0.155 * lines,
+        2,
+        left=left,
+        right=RIGHT,
+        below=14,
+        hspace=0.06,
+        sharex=True,
+        height_ratios=(160, 11.2 * lines + 1),
+    )
+    if fit is not None:
+        _asked(top, fit)
+    _exponents(top, rows)
+    _matrix(below, rows, choices, record)
+    headed(top, "a of N* ~ C^a, one mark per analysis, sorted")
+    text = f"{len(rows)} analyses"
+    lost = len(record.rows) - len(rows)
+    if lost:
+        text += f"; {lost} have no fit"
+    label(top, text, (1, 0), (0, 5), size=8.5, ha="right", path_effects=HALO)
     return figure
 
 
@@ -130,38 +138,26 @@ def _matrix(
     """A line per option with a mark under every analysis that took it."""
     width, _ = points_of(axes)
     mark_width = float(np.clip(0.5 * width / len(rows), 0.5, 3))
-    beside = axes.get_yaxis_transform()
-    largest = max([moved for moved in record.spread.values() if moved] or [1.0])
+    beside = {"on": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    largest = max(filter(None, record.spread.values()), default=1.0)
     y = 0.0
     for choice in choices:
         y += 0.1
-        title = _CHOICES[choice.key]
-        label(
-            axes,
-            title,
-            (0, y),
-            (-6, 0),
-            on=beside,
-            colour=INK,
-            ha="right",
-            va="center",
-            weight="bold",
-        )
+        label(axes, _CHOICES[choice.key], (0, y), (-6, 0), colour=INK, weight="bold", **beside)
         _worth(axes, y, record.spread.get(choice.key), largest)
         y += 0.9
         for option, name in choice.options.items():
             at = [i for i, row in enumerate(rows) if getattr(row, choice.key) == option]
-            colour = COLOURS_OF_APPROACHES[str(option)] if choice.key == "approach" else MUTED
             axes.plot(
                 at,
                 [y] * len(at),
                 "|",
-                color=colour,
+                color=COLOURS_OF_APPROACHES[str(option)] if choice.key == "approach" else MUTED,
                 markersize=6.5,
                 markeredgewidth=mark_width,
                 zorder=3,
             )
-            label(axes, name, (0, y), (-6, 0), on=beside, ha="right", va="center")
+            label(axes, name, (0, y), (-6, 0), **beside)
             y += 1
     axes.set_ylim(y, -0.6)
     axes.set_yticks([])
@@ -176,5 +172,6 @@ def _worth(axes: Axes, y: float, moved: float | None, largest: float) -> None:
     label(axes, text, (1, y), (5, 0), on=beside, colour=INK, va="center")
     if moved is not None:
         width, _ = points_of(axes)
-        start, length = 5 / width, LONGEST_BAR * moved / largest / width
-        bar(axes, [1 + start, 1 + start + length], [y + 0.9] * 2, ACCENT, 4, on=beside)
+        start = 1 + 5 / width
+        end = start + LONGEST_BAR * moved / largest / width
+        bar(axes, [start, end], [y + 0.9] * 2, ACCENT, 4, transform=beside, clip_on=False)

@@ -15,24 +15,23 @@ from matplotlib.figure import Figure
 
 from nanoscale.checks.comparison import Comparison, SizeComparison
 from nanoscale.checks.paired import Estimate
+from nanoscale.report.marks import bar, label, mark
 from nanoscale.report.style import (
-    ACCENT,
     INK,
     MARGIN,
     MINUS,
     MUTED,
+    OF_VERDICTS,
     PAPER,
     RULE,
     SIZES,
-    canvas,
-    note,
     quantities,
+    sheet,
     styled,
     ticks_on,
 )
 
 COLOUR_A, COLOUR_B = SIZES[1], SIZES[6]
-_VERDICT_COLOURS = {"better": INK, "worse": ACCENT, "equal": INK, "inconclusive": MUTED}
 _GAP = MARGIN + 26  # points between the panels: the right one's tick labels have a sign
 _STEP, HALF = 2.6, 0.5  # from size to size, and from its middle to an arm
 LOSS_NAMES = {
@@ -44,67 +43,69 @@ LOSS_NAMES = {
 _UNITS = {"nats": "nats per token", "bits": "bits per byte"}
 
 
+@styled()
 def compare_figure(comparison: Comparison) -> Figure:
     """Losses on the left, differences on the right.
 
     Dots are runs, thick lines means; on the right small dots are pairs of seeds, bars 95 %
     intervals, and the diamond the mean over sizes. The light band is +-rope.
     """
-    cells = comparison.cells
-    more = len(cells) - 1
-    with styled():
-        figure = canvas(5.6 + 0.75 * more, 4.1)
-        losses, differences = figure.subplots(
-            1, 2, width_ratios=[2.2 + 1.35 * more, 1.7 + 0.9 * more]
-        )
-        width, height = figure.get_size_inches() * 72
-        figure.subplots_adjust(
-            MARGIN / width,
-            40 / height,
-            1 - 8 / width,
-            1 - 74 / height,
-            wspace=2 * _GAP / (width - MARGIN - 8 - _GAP),
-        )
-        for i, cell in enumerate(cells):
-            _losses(losses, cell, _STEP * i)
-        _differences(differences, comparison)
-        _sizes(losses, differences, comparison)
-        losses.set_xlim(-1.1, _STEP * more + 1.1)
-        _heads(losses, differences, comparison)
+    more = len(comparison.cells) - 1
+    width = 5.6 + 0.75 * more
+    figure, (losses, differences) = sheet(
+        width,
+        4.1,
+        2,
+        across=2,
+        above=74,
+        wspace=2 * _GAP / (72 * width - MARGIN - 8 - _GAP),
+        width_ratios=[2.2 + 1.35 * more, 1.7 + 0.9 * more],
+    )
+    for i, cell in enumerate(comparison.cells):
+        _losses(losses, cell, _STEP * i)
+    _differences(differences, comparison)
+    _sizes(losses, differences, comparison)
+    losses.set_xlim(-1.1, _STEP * more + 1.1)
+    _heads(losses, differences, comparison)
     return figure
 
 
 def _sizes(losses: Axes, differences: Axes, comparison: Comparison) -> None:
     """What stands where on both x axes; grid lines to read losses by."""
-    cells = comparison.cells
     names = []
-    for cell in cells:
+    for cell in comparison.cells:
         names.append("\n".join(quantities([value])[0] for value in cell.cell.values()))
-    if len(cells) > 1:
-        ticks_on(losses.xaxis, [_STEP * i for i in range(len(cells))], names)
-        ticks_on(differences.xaxis, range(len(cells) + 1), [*names, "mean"])
-        for axes in (losses, differences):
-            axes.set_xlabel(", ".join(comparison.keys), labelpad=6)
+    count = len(names)
+    x_label = ""
+    if count > 1:
+        ticks_on(losses.xaxis, [_STEP * i for i in range(count)], names)
+        ticks_on(differences.xaxis, range(count + 1), [*names, "mean"])
+        x_label = ", ".join(comparison.keys)
     else:
         ticks_on(losses.xaxis, [-HALF, HALF], comparison.labels)
-        ticks_on(differences.xaxis, [0], names if names[0] else ["difference"])
+        ticks_on(differences.xaxis, [0], [names[0] or "difference"])
     for axes in (losses, differences):
+        axes.set_xlabel(x_label)
         axes.tick_params(axis="x", length=0, pad=5)
         axes.locator_params(axis="y", nbins=7)
-        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.grid(axis="y")
 
 
 # -- losses -------------------------------------------------------------------------------------
 def _losses(axes: Axes, cell: SizeComparison, middle: float) -> None:
     """Both arms at one size: a dot per run, a line per pair, the means."""
-    x = (middle - HALF, middle + HALF)
+    left, right = middle - HALF, middle + HALF
+    of_a, of_b = [], []
     for row in cell.seeds:
-        if row.a is not None and row.b is not None:
-            axes.plot(x, (row.a, row.b), color=MUTED, linewidth=0.9, alpha=0.55, zorder=2)
-    of_a = [(row.a, row.b is None) for row in cell.seeds if row.a is not None]
-    of_b = [(row.b, row.a is None) for row in cell.seeds if row.b is not None]
-    _arm(axes, of_a, cell.a.mean, x[0], COLOUR_A, outwards=-1)
-    _arm(axes, of_b, cell.b.mean, x[1], COLOUR_B, outwards=1)
+        if row.a is not None:
+            of_a.append((row.a, row.b is None))
+        if row.b is not None:
+            of_b.append((row.b, row.a is None))
+        if row.difference is not None:
+            pair = (row.a, row.b)
+            axes.plot((left, right), pair, color=MUTED, linewidth=0.9, alpha=0.55)
+    _arm(axes, of_a, cell.a.mean, left, COLOUR_A, outwards=-1)
+    _arm(axes, of_b, cell.b.mean, right, COLOUR_B, outwards=1)
 
 
 def _arm(
@@ -125,21 +126,14 @@ def _arm(
         edgecolors=[colour if alone else PAPER for _, alone in runs],
         facecolors=[PAPER if alone else colour for _, alone in runs],
     )
-    axes.plot(
-        (x + 0.16 * outwards, x + 0.42 * outwards),
-        (mean, mean),
-        color=colour,
-        linewidth=2.4,
-        solid_capstyle="butt",
-        zorder=3,
-    )
+    ends = (x + 0.16 * outwards, x + 0.42 * outwards)
+    bar(axes, ends, (mean, mean), colour, 2.4, zorder=3)
 
 
 # -- differences --------------------------------------------------------------------------------
 def _differences(axes: Axes, comparison: Comparison) -> None:
     """B - A per size, and over sizes where there are several."""
     rope, cells, total = comparison.rope, comparison.cells, comparison.difference
-    several = len(cells) > 1
     axes.axhspan(-rope, rope, color=RULE, alpha=0.55, linewidth=0, zorder=0)
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     for i, cell in enumerate(cells):
@@ -147,30 +141,28 @@ def _differences(axes: Axes, comparison: Comparison) -> None:
         if cell.difference.paired_by:
             x = i + _beside(pairs)
             axes.scatter(x, pairs, s=11, color=MUTED, alpha=0.75, linewidths=0, zorder=3)
-        if several:
-            _estimate(axes, i, cell.difference, "o", COLOUR_B)
-    dash = (0, (1.5, 1)) if total.interval == "windows" else "-"
-    place = len(cells) if several else 0
-    _estimate(axes, place, total, "D", _VERDICT_COLOURS[comparison.verdict], dash)
+        if len(cells) > 1:
+            _estimate(axes, i, cell.difference, COLOUR_B)
 
-    axes.set_xlim(-0.7, len(cells) + 0.6 if several else 0.7)
+    place, right = (len(cells), len(cells) + 0.6) if len(cells) > 1 else (0, 0.7)
+    of_windows = total.interval == "windows"
+    dash = (0, (1.5, 1)) if of_windows else "-"
+    _estimate(
+        axes,
+        place,
+        total,
+        OF_VERDICTS[comparison.verdict],
+        shape="D",
+        size=7,
+        dash=dash,
+    )
+    axes.set_xlim(-0.7, right)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1.6 * rope), max(high, 1.6 * rope))
-    axes.annotate(
-        f"equal: ±{rope:g}",
-        (1, rope),
-        (-2, -1),
-        textcoords="offset points",
-        size=7.5,
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="top",
-        color=MUTED,
-    )
-    if total.interval == "windows":
-        note(
-            axes, "evaluation noise only:\none seed per arm", (0.5, 0), (0, 4), size=8, ha="center"
-        )
+    beside = axes.get_yaxis_transform()
+    label(axes, f"equal: ±{rope:g}", (1, rope), (-2, -1), on=beside, size=7.5, ha="right", va="top")
+    if of_windows:
+        label(axes, "evaluation noise only:\none seed per arm", (0.5, 0), (0, 4), ha="center")
 
 
 def _beside(values: Sequence[float]) -> np.ndarray:
@@ -184,69 +176,32 @@ def _estimate(
     axes: Axes,
     x: float,
     difference: Estimate,
-    marker: str,
     colour: str,
+    *,
+    shape: str = "o",
+    size: float = 5.5,
     dash: str | tuple[float, tuple[float, float]] = "-",
 ) -> None:
     if not math.isnan(difference.ci95[0]):
-        axes.plot(
-            (x, x),
-            difference.ci95,
-            color=colour,
-            linewidth=1.8,
-            zorder=4,
-            linestyle=dash,
-            solid_capstyle="butt",
-        )
-    axes.plot(
-        x,
-        difference.value,
-        marker,
-        color=colour,
-        markersize=7 if marker == "D" else 5.5,
-        markeredgecolor=PAPER,
-        markeredgewidth=1.0,
-        zorder=5,
-    )
+        bar(axes, (x, x), difference.ci95, colour, 1.8, linestyle=dash)
+    mark(axes, x, difference.value, colour, shape=shape, size=size, rim=1.0, zorder=5)
 
 
 # -- words --------------------------------------------------------------------------------------
 def _heads(losses: Axes, differences: Axes, comparison: Comparison) -> None:
     """Who is compared and the verdict, its numbers, and the quantity on each y axis."""
     unit, (first, second) = comparison.unit, comparison.labels
-    label = note(losses, second, (0, 1), (-MARGIN, 52), color=COLOUR_B, size=10, weight="bold")
-    for text, colour, weight in (
-        ("  against  ", MUTED, "normal"),
-        (first, COLOUR_A, "bold"),
-    ):
-        label = losses.annotate(
-            text,
-            (1, 0),
-            (0, 0),
-            xycoords=label,
-            textcoords="offset points",
-            va="bottom",
-            color=colour,
-            size=10,
-            weight=weight,
-            annotation_clip=False,
-        )
-    colour = _VERDICT_COLOURS[comparison.verdict]
-    note(
-        differences,
-        comparison.verdict,
-        (1, 1),
-        (0, 52),
-        color=colour,
-        size=10,
-        weight="bold",
-        ha="right",
-    )
-    note(losses, _numbers(comparison), (0, 1), (-MARGIN, 35))
+    bold = {"size": 10, "weight": "bold"}
+    last = label(losses, second, (0, 1), (-MARGIN, 52), colour=COLOUR_B, **bold)
+    last = label(losses, "  against  ", (1, 0), on=last, size=10, va="bottom")
+    label(losses, first, (1, 0), on=last, colour=COLOUR_A, va="bottom", **bold)
+    colour = OF_VERDICTS[comparison.verdict]
+    label(differences, comparison.verdict, (1, 1), (0, 52), colour=colour, ha="right", **bold)
+    label(losses, _numbers(comparison), (0, 1), (-MARGIN, 35), size=8.5)
     name = f"{LOSS_NAMES[comparison.loss]} ({_UNITS[unit]})"
-    note(losses, name, (0, 1), (-MARGIN, 9), size=9)
+    label(losses, name, (0, 1), (-MARGIN, 9), size=9)
     name = f"{second} {MINUS} {first} ({unit})"
-    note(differences, name, (0, 1), (-MARGIN - 8, 9), size=9)
+    label(differences, name, (0, 1), (-MARGIN - 8, 9), size=9)
 
 
 def _numbers(comparison: Comparison) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from operator import attrgetter, itemgetter
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.report.marks import End, end_labels, headed, mark
+from nanoscale.report.marks import End, end_labels, headed, label, mark
 from nanoscale.report.style import (
     ACCENT,
     HEAT,
@@ -22,20 +22,20 @@ from nanoscale.report.style import (
     MUTED,
     PAPER,
     WIDTH,
-    canvas,
     linear_ticks,
     log_axis,
-    place,
     quantities,
+    sheet,
     size_colours,
     styled,
     ticks_on,
 )
+from nanoscale.spec.values import Json
 
 MOST_LABELS, MOST_LETTERS = 20, 40  # at the ends of lines: the lowest ones, cut
 MOST_TICKS = 7  # values of x that are all on its axis
 HEAT_MARGIN = 48.0  # points, as its y axis is named beside it
-Table = pd.DataFrame | Iterable[Mapping[str, object]]
+Table = pd.DataFrame | Iterable[Mapping[str, Json]]  # a row per run, say
 
 
 # -- tables -------------------------------------------------------------------------------------
@@ -60,6 +60,7 @@ def positive(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 # -- curves -------------------------------------------------------------------------------------
+@styled()
 def loss_curves_figure(rows: Table) -> Figure:
     """Every run's loss against tokens on log axes, sizes in order.
 
@@ -71,17 +72,13 @@ def loss_curves_figure(rows: Table) -> Figure:
     table = positive(table, "tokens_seen", "val_loss").sort_values("tokens_seen", kind="stable")
     group = "size" if "size" in table.columns else "run"
     tokens, loss = table["tokens_seen"], table["val_loss"]
-    with styled():
-        figure = canvas(WIDTH, 4.4)
-        axes = figure.add_subplot()
-        place(figure, right=_room_for(table[group]))
-        ends = _curves(axes, table, group)
-        log_axis(axes, "x", tokens.min() / 1.1, tokens.max() * 1.05)
-        log_axis(axes, "y", loss.min() / 1.03, float(loss.quantile(0.98)) * 1.05)
-        axes.grid(axis="y")
-        end_labels(axes, ends)
-        headed(axes, LOSS)
-        axes.set_xlabel("tokens seen", labelpad=6)
+    figure, (axes,) = sheet(WIDTH, 4.4, right=_room_for(table[group]))
+    ends = _curves(axes, table, group)
+    log_axis(axes, "x", tokens.min() / 1.1, tokens.max() * 1.05)
+    log_axis(axes, "y", loss.min() / 1.03, float(loss.quantile(0.98)) * 1.05)
+    axes.grid(axis="y")
+    end_labels(axes, ends)
+    headed(axes, LOSS, "tokens seen")
     return figure
 
 
@@ -95,9 +92,8 @@ def _curves(axes: Axes, table: pd.DataFrame, group: str) -> list[End]:
             tokens, losses = run["tokens_seen"].to_numpy(), run["val_loss"].to_numpy()
             axes.plot(tokens, losses, color=colour, linewidth=1.3)
             mark(axes, tokens[-1], losses[-1], colour)
-            finals.append((losses[-1], tokens[-1]))
-        loss, last = min(finals, key=itemgetter(0))
-        ends.append(End(_shortened(key), last, loss))
+            finals.append(End(_shortened(key), tokens[-1], losses[-1]))
+        ends.append(min(finals, key=attrgetter("y")))
 
     lowest = sorted(ends, key=attrgetter("y"))[:MOST_LABELS]
     return [end for end in ends if end in lowest]
@@ -114,6 +110,7 @@ def _shortened(name: object) -> str:
 
 
 # -- lines --------------------------------------------------------------------------------------
+@styled()
 def lines_figure(
     rows: Table,
     *,
@@ -134,20 +131,20 @@ def lines_figure(
     >>> figure = ns.lines_figure(runs, x="batch_size", y={"val_loss": "loss (nats)"})
     >>> figure.savefig("batch.png")
     """
-    table = table_of(rows, (x, *y, *([group] if group else ()))).sort_values(x, kind="stable")
-    with styled():
-        figure = canvas(WIDTH, 3.7)
-        grid = figure.subplots(1, len(y), squeeze=False)[0]
-        place(figure, right=_room_for(table[group]) if group else 8, wspace=0.3)
-        for axes, (column, name) in zip(grid, y.items(), strict=True):
-            measured = positive(table, x)
-            measured = measured[np.isfinite(measured[column].astype(float))]
-            ends = _lines(axes, measured, x, column, group, mark_lowest)
-            _knob(axes, measured[x])
-            if group:
-                end_labels(axes, ends)
-            headed(axes, name)
-            axes.set_xlabel(x_label or x, labelpad=6)
+    table = table_of(rows, (x, *y)).sort_values(x, kind="stable")
+    right = 8.0
+    if group:
+        table = table_of(table, [group])
+        right = _room_for(table[group])
+    figure, grid = sheet(WIDTH, 3.7, len(y), across=len(y), right=right, wspace=0.3)
+    for axes, (column, name) in zip(grid, y.items(), strict=True):
+        measured = positive(table, x)
+        measured = measured[np.isfinite(measured[column].astype(float))]
+        ends = _lines(axes, measured, x, column, group, mark_lowest)
+        _knob(axes, measured[x])
+        if group:
+            end_labels(axes, ends)
+        headed(axes, name, x_label or x)
     return figure
 
 
@@ -155,19 +152,16 @@ def _lines(
     axes: Axes, table: pd.DataFrame, x: str, y: str, group: str | None, ring: bool
 ) -> list[End]:
     """One for each value of `group`; where they end."""
-    keys = sorted(table[group].unique()) if group else [None]
+    groups = list(table.groupby(group)) if group else [(None, table)]
     ends = []
-    for key, colour in zip(keys, size_colours(len(keys)), strict=True):
-        rows = table if group is None else table[table[group] == key]
+    for (key, rows), colour in zip(groups, size_colours(len(groups)), strict=True):
         mean = rows.groupby(x)[y].mean()
         at, values = mean.index.to_numpy(), mean.to_numpy()
         axes.plot(at, values, color=colour, linewidth=1.3)
         mark(axes, rows[x], rows[y], colour)
         if ring:
-            lowest = values.argmin()
-            axes.plot(
-                at[lowest], values[lowest], "o", markersize=11, color=ACCENT, fillstyle="none"
-            )
+            best = values.argmin()
+            axes.plot(at[best], values[best], "o", markersize=11, color=ACCENT, fillstyle="none")
         ends.append(End(quantities([key])[0], at[-1], values[-1]))
     return ends
 
@@ -185,6 +179,7 @@ def _knob(axes: Axes, values: pd.Series) -> None:
 
 
 # -- a grid -------------------------------------------------------------------------------------
+@styled()
 def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     """The loss over a grid of two knobs, learning rate by weight decay say; lower is better.
 
@@ -200,18 +195,16 @@ def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     losses = pd.to_numeric(table[value], errors="coerce")
     grid = losses.groupby([table[y], table[x]]).mean(skipna=False).unstack()
     down, across = grid.shape
-    with styled():
-        figure = canvas(min(WIDTH, 1.6 + 0.86 * across), 1.25 + 0.44 * down)
-        axes = figure.add_subplot()
-        place(figure, left=HEAT_MARGIN)
-        _cells(axes, grid.to_numpy())
-        ticks_on(axes.xaxis, range(across), quantities(list(grid.columns)))
-        ticks_on(axes.yaxis, range(down), quantities(list(grid.index)))
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel(x, labelpad=6)
-        axes.set_ylabel(y, labelpad=6)
-        headed(axes, LOSS, left=HEAT_MARGIN)
+    width = min(WIDTH, 1.6 + 0.86 * across)
+    figure, (axes,) = sheet(width, 1.25 + 0.44 * down, left=HEAT_MARGIN)
+    _cells(axes, grid.to_numpy())
+    axes.set(xlim=(-0.5, across - 0.5), ylim=(-0.5, down - 0.5))
+    ticks_on(axes.xaxis, range(across), quantities(list(grid.columns)))
+    ticks_on(axes.yaxis, range(down), quantities(list(grid.index)))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_ylabel(y)
+    headed(axes, LOSS, x, left=HEAT_MARGIN)
     return figure
 
 
@@ -222,37 +215,29 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
     best = known.min()
     reach = max(2 * (np.median(known) - best), 1e-12)
     decimals = max(0, 3 - int(np.floor(np.log10(best)))) if best > 0 else 3
-    for (row, column), value in np.ndenumerate(values):
+    for place, value in np.ndenumerate(values):
         if not np.isfinite(value):
-            _frame(
-                axes,
-                row,
-                column,
-                facecolor="none",
-                edgecolor=MUTED,
-                hatch="////",
-                alpha=0.7,
-                linewidth=0,
-            )
+            look = {"facecolor": "none", "edgecolor": MUTED, "hatch": "////", "alpha": 0.7}
+            _frame(axes, place, linewidth=0, **look)
             continue
         shade = round((1 - min((value - best) / reach, 1)) * (len(HEAT) - 1))
-        _frame(axes, row, column, facecolor=HEAT[shade], edgecolor=PAPER)
-        axes.text(
-            column,
-            row,
+        _frame(axes, place, facecolor=HEAT[shade], edgecolor=PAPER)
+        label(
+            axes,
             f"{value:.{decimals}f}",
+            place[::-1],
+            on="data",
+            colour=PAPER if shade >= 4 else INK,
+            size=8.5,
             ha="center",
             va="center",
-            size=8.5,
-            color=PAPER if shade >= 4 else INK,
             weight="bold" if value == best else "normal",
         )
-    row, column = np.argwhere(values == best)[0]
-    _frame(axes, row, column, fill=False, edgecolor=ACCENT, linewidth=2, clip_on=False)
-    axes.set_xlim(-0.5, values.shape[1] - 0.5)
-    axes.set_ylim(-0.5, values.shape[0] - 0.5)
+    framed = np.argwhere(values == best)[0]
+    _frame(axes, framed, fill=False, edgecolor=ACCENT, linewidth=2, clip_on=False)
 
 
-def _frame(axes: Axes, row: int, column: int, **look: Any) -> None:
+def _frame(axes: Axes, place: Sequence[int], **look: Any) -> None:
     """A cell's edges."""
+    row, column = place
     axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))

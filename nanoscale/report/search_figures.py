@@ -18,7 +18,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from nanoscale.errors import UserError
-from nanoscale.report.marks import mark
+from nanoscale.report.marks import label, mark
 from nanoscale.report.style import (
     ACCENT,
     HEAT,
@@ -26,13 +26,14 @@ from nanoscale.report.style import (
     LOSS,
     MUTED,
     SIZES,
+    TWO_HEADS,
     XY,
     canvas,
     log_axis,
-    panels,
-    place,
+    sheet,
     styled,
 )
+from nanoscale.spec.values import Json
 
 if TYPE_CHECKING:
     from nanoscale.experiments.records import SearchOutcome, TrialResult
@@ -43,8 +44,8 @@ _SHOWN = 0.75  # share of the losses, from the best, that the loss axis holds
 LEVELS = len(HEAT)
 _MESH = 80  # points of a side of the smooth surface
 _FEWEST = 10  # trials for one
-Span = Sequence[object] | Mapping[str, float]  # choices, or low, high and whether by its log
-Space = Mapping[str, Span]
+_Domain = Sequence[Json] | Mapping[str, float]  # choices, or low, high and whether by its log
+_Domains = Mapping[str, _Domain]  # of the keys that were searched
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,15 @@ class _Range:
 
     def unit(self, values: np.ndarray) -> np.ndarray:
         """From 0 at the low end to 1 at the high one."""
-        if self.log:
-            units: np.ndarray = np.log(values / self.low) / math.log(self.high / self.low)
-            return units
-        return (values - self.low) / (self.high - self.low)
+        scale = np.log if self.log else np.asarray
+        low, high = scale(self.low), scale(self.high)
+        units: np.ndarray = (scale(values) - low) / (high - low)
+        return units
 
-    def value(self, unit: np.ndarray) -> np.ndarray:
-        """The other way."""
-        if self.log:
-            values: np.ndarray = self.low * (self.high / self.low) ** unit
-            return values
-        return self.low + unit * (self.high - self.low)
+    def mesh(self) -> np.ndarray:
+        """Values in even steps."""
+        spaced = np.geomspace if self.log else np.linspace
+        return spaced(self.low, self.high, _MESH)
 
     def on(self, axes: Axes, which: XY) -> None:
         """Make it the x or y axis."""
@@ -79,13 +78,14 @@ class _Range:
 class _Trial:
     """One with a finite loss."""
 
-    values: Mapping[str, object]
+    values: Mapping[str, Json]
     loss: float  # at the furthest rung
     first: float
     rungs: int
 
 
-def search_figure(found: SearchOutcome, space: Space) -> Figure:
+@styled()
+def search_figure(found: SearchOutcome, space: _Domains) -> Figure:
     """A panel per key: loss of every trial against its value."""
     trials = _finished(found.trials)
     importance = found.importance or {}
@@ -95,55 +95,65 @@ def search_figure(found: SearchOutcome, space: Space) -> Figure:
     room = max(high - low, 1e-3 * abs(low))
     across = min(len(keys), _ACROSS)
     down = math.ceil(len(keys) / across)
-    with styled():
-        figure = canvas(3.1 * across + 0.6, 2.7 * down + 0.3)
-        grid = panels(figure, len(keys), across)
-        place(figure, heads=2, right=10, below=42, wspace=0.08, hspace=0.62)
-        for axes, key in zip(grid, keys, strict=True):
-            _slice(axes, key, space[key], trials)
-            axes.set_ylim(low - 0.06 * room, high + 0.10 * room)
-            axes.set_title(key, loc="left", size=9, color=INK, weight="bold", pad=6)
-            if key in importance:
-                share = f"{100 * importance[key]:.0f} % of the difference"
-                axes.text(1, 1.04, share, transform=axes.transAxes, ha="right", color=MUTED, size=8)
-        top = grid[0]
-        top.text(0, 1.20, LOSS, transform=top.transAxes, color=MUTED)
+    figure, grid = sheet(
+        3.1 * across + 0.6,
+        2.7 * down + 0.3,
+        len(keys),
+        across,
+        above=TWO_HEADS,
+        right=10,
+        below=42,
+        wspace=0.08,
+        hspace=0.62,
+        sharey=True,
+    )
+    for axes, key in zip(grid, keys, strict=True):
+        _slice(axes, key, space[key], trials)
+        axes.set_title(key, loc="left", size=9, color=INK, weight="bold", pad=6)
+        if key in importance:
+            share = f"{100 * importance[key]:.0f} % of the difference"
+            label(axes, share, (1, 1.04), ha="right")
+    grid[0].set_ylim(low - 0.06 * room, high + 0.10 * room)
+    label(grid[0], LOSS, (0, 1.20), size=9)
     return figure
 
 
-def contour_figure(found: SearchOutcome, space: Space) -> Figure | None:
+@styled()
+def contour_figure(found: SearchOutcome, space: _Domains) -> Figure | None:
     """The loss over the two most important ranges, smoothed, at the first rung; points are trials.
 
     None where there are fewer than two ranges or ten trials.
     """
     trials = _finished(found.trials)
-    spans = {key: _range_of(space[key]) for key in _ranked(space, found.importance or {})}
-    ranges = {key: span for key, span in spans.items() if span is not None}
+    ranges = []
+    for key in _ranked(space, found.importance or {}):
+        known = _range_of(space[key])
+        if known is not None:
+            ranges.append((key, known))
     if len(ranges) < 2 or len(trials) < _FEWEST:
         return None
-    (x_key, x_range), (y_key, y_range) = list(ranges.items())[:2]
+    (x_key, x_range), (y_key, y_range) = ranges[:2]
     x, y = _numbers(trials, x_key), _numbers(trials, y_key)
     losses = np.array([trial.first for trial in trials])
     top = float(np.quantile(losses, _SHOWN))
-    mesh = np.linspace(0, 1, _MESH)
-    with styled():
-        figure = canvas(5.4, 4.2)
-        axes = figure.subplots()
-        axes.contourf(
-            x_range.value(mesh),
-            y_range.value(mesh),
-            np.minimum(smooth(x_range.unit(x), y_range.unit(y), losses, mesh), top),
-            levels=np.linspace(losses.min(), top, LEVELS + 1),
-            cmap=ListedColormap(HEAT[::-1]),
-            extend="both",
-        )
-        mark(axes, x, y, INK, size=3, rim=0.5, zorder=2)
-        best = _best(trials)
-        mark(axes, x[best], y[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
-        x_range.on(axes, "x")
-        y_range.on(axes, "y")
-        axes.set_xlabel(x_key)
-        axes.set_title(y_key, loc="left", size=9, color=MUTED)
+    surface = smooth(x_range.unit(x), y_range.unit(y), losses, np.linspace(0, 1, _MESH))
+    figure = canvas(5.4, 4.2)
+    axes = figure.subplots()
+    axes.contourf(
+        x_range.mesh(),
+        y_range.mesh(),
+        np.minimum(surface, top),
+        levels=np.linspace(losses.min(), top, LEVELS + 1),
+        cmap=ListedColormap(HEAT[::-1]),
+        extend="both",
+    )
+    mark(axes, x, y, INK, size=3, rim=0.5, zorder=2)
+    best = _best(trials)
+    mark(axes, x[best], y[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
+    x_range.on(axes, "x")
+    y_range.on(axes, "y")
+    axes.set_xlabel(x_key, labelpad=4)
+    axes.set_title(y_key, loc="left", size=9, color=MUTED)
     return figure
 
 
@@ -157,27 +167,28 @@ def smooth(u: np.ndarray, v: np.ndarray, losses: np.ndarray, mesh: np.ndarray) -
     return smooth
 
 
-def _slice(axes: Axes, key: str, span: Span, trials: Sequence[_Trial]) -> None:
+def _slice(axes: Axes, key: str, domain: _Domain, trials: Sequence[_Trial]) -> None:
     """One key's panel."""
     axes.grid(axis="y")
-    span_range = _range_of(span)
-    if span_range is None:
-        choices = list(span)
+    known = _range_of(domain)
+    if known is None:
+        choices = list(domain)
         where = np.array([choices.index(trial.values[key]) for trial in trials])
-        axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+        axes.set_xticks(range(len(choices)), list(map(str, choices)))
         axes.set_xlim(-0.5, len(choices) - 0.5)
     else:
         where = _numbers(trials, key)
-        span_range.on(axes, "x")
+        known.on(axes, "x")
 
     losses = np.array([trial.loss for trial in trials])
     rungs = np.array([trial.rungs for trial in trials])
     most = rungs.max()
     for rung in range(1, most + 1):
+        here = rungs == rung
         mark(
             axes,
-            where[rungs == rung],
-            losses[rungs == rung],
+            where[here],
+            losses[here],
             SIZES[min(len(SIZES) - 1, 2 + 2 * rung)] if most > 1 else SIZES[4],
             size=3 + 1.2 * rung,
             rim=0.6,
@@ -209,13 +220,13 @@ def _numbers(trials: Sequence[_Trial], key: str) -> np.ndarray:
     return np.array([trial.values[key] for trial in trials], float)
 
 
-def _ranked(space: Space, importance: Mapping[str, float]) -> list[str]:
+def _ranked(space: _Domains, importance: Mapping[str, float]) -> list[str]:
     """The keys, the most important first."""
     return sorted(space, key=lambda key: -importance.get(key, 0.0))
 
 
-def _range_of(span: Span) -> _Range | None:
+def _range_of(domain: _Domain) -> _Range | None:
     """None: choices."""
-    if not isinstance(span, Mapping):
+    if not isinstance(domain, Mapping):
         return None
-    return _Range(span["low"], span["high"], bool(span.get("log")))
+    return _Range(domain["low"], domain["high"], bool(domain.get("log")))

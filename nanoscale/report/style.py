@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 # name -> (light, dark); what is drawn is the light one, and no two names share it
@@ -57,6 +56,7 @@ RC: dict[Any, object] = {  # the names that matplotlib knows are a type of its o
     "svg.hashsalt": "nanoscale",
     "text.color": INK,
     "axes.labelcolor": MUTED,
+    "axes.labelpad": 6,
     "axes.edgecolor": MUTED,
     "axes.linewidth": 0.6,
     "axes.axisbelow": True,
@@ -87,9 +87,19 @@ MINUS, TIMES, THIN = "\u2212", "\u00d7", "\u202f"  # as numbers are set in print
 SUPERSCRIPTS = str.maketrans("0123456789-.g", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·ᵍ")
 MARGIN = 34.0  # points left of every axes, for its tick labels
 WIDTH = 7.6  # inches of a figure as wide as a page's text
+ONE_HEAD, TWO_HEADS = 26.0, 40.0  # points above the axes, for a line of words or two
 _STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
+_DIGITS = ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of the ticks in a decade of a log axis
 ONE_VALUE = 1.02  # the ratio of an axis' ends below which it as good as holds one value
 LOSS = "validation loss (nats per token)"
+OF_VERDICTS = {  # their colours
+    "pass": INK,
+    "better": INK,
+    "equal": INK,
+    "fail": ACCENT,
+    "worse": ACCENT,
+    "inconclusive": MUTED,
+}
 XY = Literal["x", "y"]
 
 
@@ -109,6 +119,37 @@ def canvas(width: float, height: float) -> Figure:
     return figure
 
 
+def sheet(
+    width: float,
+    height: float,
+    count: int = 1,
+    across: int = 1,
+    *,
+    above: float = ONE_HEAD,
+    left: float = MARGIN,
+    right: float = 8,
+    below: float = 40,
+    wspace: float = 0.2,
+    hspace: float = 0.2,
+    **shape: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure (inches) with `count` axes in rows of `across`, these points from its edges.
+
+    wspace, hspace: between axes, as shares of one. shape: what axes share and their ratios, in the
+    words of `Figure.subplots`.
+    """
+    figure = canvas(width, height)
+    down = math.ceil(count / across)
+    grid = list(figure.subplots(down, across, squeeze=False, **shape).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    wide, high = 72 * width, 72 * height
+    figure.subplots_adjust(
+        left / wide, below / high, 1 - right / wide, 1 - above / high, wspace, hspace
+    )
+    return figure, grid[:count]
+
+
 def size_colours(n: int) -> list[str]:
     """`n` colours from the smallest to the largest; neighbours share one beyond eight."""
     places = np.linspace(0, len(SIZES) - 1, n) if n > 1 else [len(SIZES) - 3]
@@ -123,12 +164,11 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def quantities(values: Sequence[object]) -> list[str]:
     """`values` for the ticks of one axis, in one notation: 0.003, 250, words, or powers of ten."""
-    numbers = [v for v in values if is_number(v) and v]
-    far = any(not 1e-3 <= abs(v) < 1e5 for v in numbers)
-    short = all(_digits(v) <= 2 for v in numbers)
-    if not (far and short):
-        return [_plain(v) for v in values]
-    return [_power(v) if is_number(v) and v else _plain(v) for v in values]
+    sizes = [abs(value) for value in values if is_number(value) and value]
+    far = bool(sizes) and (min(sizes) < 1e-3 or max(sizes) >= 1e5)
+    short = max(map(_digits, sizes), default=0) <= 2
+    write = _power if far and short else _plain
+    return [write(value) for value in values]
 
 
 def _digits(value: float) -> int:
@@ -137,15 +177,22 @@ def _digits(value: float) -> int:
     return len(mantissa.strip("-0.").replace(".", ""))
 
 
+def printed(number: str) -> str:
+    """A number as it is set in print."""
+    return number.replace(",", THIN).replace("-", MINUS)
+
+
 def _plain(value: object) -> str:
-    text = f"{value:,.6g}" if isinstance(value, Real) else str(value)
-    return text.replace(",", THIN).replace("-", MINUS)
+    return printed(f"{value:,.6g}" if isinstance(value, Real) else str(value))
 
 
-def _power(value: float) -> str:
+def _power(value: object) -> str:
+    """Nothing but a number other than 0 has one."""
+    if not is_number(value) or not value:
+        return _plain(value)
     mantissa, exponent = f"{value:.1e}".split("e")
     power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
-    mantissa = mantissa.removesuffix(".0").replace("-", MINUS)
+    mantissa = printed(mantissa.removesuffix(".0"))
     return power if mantissa == "1" else f"{mantissa}{TIMES}{power}"
 
 
@@ -160,52 +207,44 @@ def interval(ends: Sequence[float] | None, form: str) -> str:
 
 
 # -- axes ---------------------------------------------------------------------------------------
-def log_ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers of [low, high], evenly spread on a log axis if it is long."""
-    if high / low < 5:
-        ticks = MaxNLocator(6, steps=_STEPS).tick_values(low, high)
-        return [float(t) for t in ticks if low <= t <= high]
-    return _few(low, high, ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)), most=8)
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """At most these round numbers of [low, high], evenly spread on a log axis if it is long."""
+    ratio = high / low
+    ticks: list[float] = []
+    if ratio < 5:
+        even = MaxNLocator(6, steps=_STEPS).tick_values(low, high)
+        ticks = [float(tick) for tick in even if low <= tick <= high]
+    else:
+        for digits in _DIGITS if ratio >= 10 else _DIGITS[:1]:
+            ticks = round_numbers(low, high, digits)
+            if len(ticks) <= most:
+                break
+    return thinned(ticks, most)
 
 
 def round_numbers(low: float, high: float, digits: Sequence[int]) -> list[float]:
     """The numbers of [low, high] that are one of `digits` times a power of ten."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    numbers = [d * 10.0**k for k in decades for d in digits]
-    return [n for n in numbers if low <= n <= high]
+    numbers = []
+    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+        numbers += [digit * 10.0**power for digit in digits]
+    return [number for number in numbers if low <= number <= high]
 
 
-def _few(low: float, high: float, choices: Sequence[Sequence[int]], most: int) -> list[float]:
-    """The round numbers of the first choice of digits with at most `most` of them, or some."""
-    ticks: list[float] = []
-    for digits in choices:
-        ticks = round_numbers(low, high, digits)
-        if len(ticks) <= most:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / most)]
+def thinned(ticks: Sequence[float], most: int) -> list[float]:
+    """Every second, third, ... of them, so that there are at most so many."""
+    return list(ticks[:: max(1, math.ceil(len(ticks) / most))])
 
 
-def axis_of(axes: Axes, which: XY) -> Axis:
-    """Its x or y axis."""
-    return axes.xaxis if which == "x" else axes.yaxis
-
-
-def log_axis(axes: Axes, which: XY, low: float, high: float, *, most: int | None = None) -> None:
+def log_axis(axes: Axes, which: XY, low: float, high: float, *, most: int = 8) -> None:
     """Make the x or y axis logarithmic from `low` to `high`, with round numbers on it.
 
-    most: of ticks, for an axis of half a figure.
+    most: of ticks; fewer for an axis of half a figure.
     """
     if high / low < ONE_VALUE:
         low, high = low / ONE_VALUE, high * ONE_VALUE
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-
-    ticks = log_ticks(low, high)
-    if most is not None and len(ticks) > most:
-        if high / low < 10:
-            ticks = ticks[:: math.ceil(len(ticks) / most)]
-        else:
-            ticks = _few(low, high, ((1, 2, 5), (1, 3), (1,)), most)
-    ticks_on(axis_of(axes, which), ticks)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    ticks_on(axis, log_ticks(low, high, most))
 
 
 def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None) -> None:
@@ -226,58 +265,6 @@ def points_of(axes: Axes) -> tuple[float, float]:
     return axes.bbox.width / dpi * 72, axes.bbox.height / dpi * 72
 
 
-def panels(figure: Figure, count: int, across: int) -> list[Axes]:
-    """`count` axes that share the y axis, in rows of `across`."""
-    down = math.ceil(count / across)
-    grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-    for axes in grid[count:]:
-        axes.set_visible(False)
-    return list(grid[:count])
-
-
-def place(
-    figure: Figure,
-    *,
-    heads: int = 1,
-    left: float = MARGIN,
-    right: float = 8,
-    below: float = 40,
-    **gaps: float,
-) -> None:
-    """Put the axes these points from the figure's edges; `heads` lines stand above them."""
-    width, height = figure.get_size_inches() * 72
-    above = 12 + 14 * heads
-    figure.subplots_adjust(
-        left / width, below / height, 1 - right / width, 1 - above / height, **gaps
-    )
-
-
-def note(
-    axes: Axes,
-    text: str,
-    at: tuple[float, float],
-    offset: tuple[float, float],
-    *,
-    size: float = 8.5,
-    color: str = MUTED,
-    weight: str = "normal",
-    ha: Literal["left", "center", "right"] = "left",
-) -> Annotation:
-    """Text `offset` points from a place of the axes (0 to 1), also outside of them."""
-    return axes.annotate(
-        text,
-        at,
-        offset,
-        xycoords="axes fraction",
-        textcoords="offset points",
-        size=size,
-        color=color,
-        weight=weight,
-        ha=ha,
-        annotation_clip=False,
-    )
-
-
 def spread(places: Sequence[float], gap: float) -> list[float]:
     """`places` moved apart to at least `gap`, in order and with their middle kept."""
     order = np.argsort(places, kind="stable")
@@ -288,6 +275,4 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
             break
         moved[:-1] -= short / 2
         moved[1:] += short / 2
-    result = np.empty(len(moved))
-    result[order] = moved
-    return [float(place) for place in result]
+    return [float(place) for place in moved[np.argsort(order)]]

@@ -18,6 +18,7 @@ from nanoscale.errors import UserError
 from nanoscale.report.marks import (
     BEYOND,
     DOTTED,
+    HALO,
     LABELS,
     MANY,
     ROUNDING,
@@ -37,11 +38,10 @@ from nanoscale.report.style import (
     MARGIN,
     PAPER,
     WIDTH,
-    canvas,
     interval,
     log_axis,
-    place,
     quantities,
+    sheet,
     size_colours,
     styled,
 )
@@ -73,12 +73,18 @@ class _Drawn:
     def alpha(self) -> float:
         return FAINT if self.faint else 1
 
+    @property
+    def face_and_edge(self) -> tuple[str, str]:
+        """The colours of its marks: hollow if it is in no line."""
+        return (self.colour, PAPER) if self.valley.used else (PAPER, self.colour)
+
     def at(self, n: np.ndarray) -> np.ndarray:
         """The curve."""
         losses: np.ndarray = np.polyval(self.coefficients, np.log10(n) - np.log10(self.n).mean())
         return losses
 
 
+@styled()
 def valleys_figure(
     found: IsoFlop,
     loss: Sequence[float],
@@ -94,57 +100,75 @@ def valleys_figure(
     fitted surface over C, for comparison.
     """
     drawn = _drawn(found, np.asarray(loss, float))
-    n = np.concatenate([one.n for one in drawn])
-    losses = np.concatenate([one.loss for one in drawn])
-    low, high = losses.min(), losses.max()
-    with styled():
-        figure = canvas(WIDTH, 4.5)
-        left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-        place(figure, wspace=0.52, left=MARGIN + 4, below=54)
-        log_axis(left, "x", n.min() / 1.25, n.max() * 1.15, most=5)
-        log_axis(left, "y", low / (high / low) ** 0.1, high * (high / low) ** 0.05)
-        left.grid(axis="y")
-        for one in drawn:
-            _valley(left, one, len(n))
-        _names(left, drawn)
-        _left_out(left, drawn, len(found.valleys))
-        headed(left, labels["loss"], left=MARGIN + 4)
-        left.set_xlabel(labels["N"], labelpad=6)
+    room = MARGIN + 4
+    figure, (left, right) = sheet(
+        WIDTH, 4.5, 2, across=2, left=room, below=54, wspace=0.52, width_ratios=(1.25, 1)
+    )
+    _curves(left, drawn)
+    _names(left, drawn)
+    _left_out(left, drawn, len(found.valleys))
+    headed(left, labels["loss"], labels["N"], left=room)
 
-        _vertices(right, drawn, best, surface)
-        a = f"a = {found.exponents['a']:.3f}{interval(found.ci95.get('a'), '.3f')}"
-        _note(right, f"N* ~ C^a, {a}", 0, ACCENT)
-        if surface is not None:
-            _note(right, "dotted: the fitted surface's own", 1, INK)
-        headed(right, f"N*{labels['N'].removeprefix('N')}")
-        right.set_xlabel(labels["C"], labelpad=6)
+    _vertices(right, drawn, best, surface)
+    a = f"a = {found.exponents['a']:.3f}{interval(found.ci95.get('a'), '.3f')}"
+    told = [(f"N* ~ C^a, {a}", ACCENT)]
+    if surface is not None:
+        told.append(("dotted: the fitted surface's own", INK))
+    for row, (text, colour) in enumerate(told):
+        label(
+            right,
+            text,
+            (0, 1),
+            (6, -3 - 13 * row),
+            colour=colour,
+            size=8.5,
+            va="top",
+            path_effects=HALO,
+            zorder=8,
+        )
+    headed(right, f"N*{labels['N'].removeprefix('N')}", labels["C"])
     return figure
 
 
 def _drawn(found: IsoFlop, loss: np.ndarray) -> list[_Drawn]:
-    curves = [curve[0] for curve in found.grid.coefficients(loss[None])]
-    known = [i for i, curve in enumerate(curves) if np.isfinite(curve).all()]
+    known = []
+    for i, (curve, *_) in enumerate(found.grid.coefficients(loss[None])):
+        if np.isfinite(curve).all():
+            known.append((found.valleys[i], found.grid.rows[i], curve))
     if not known:
         raise UserError("no budget has enough points for a curve: there is no valley to draw")
     drawn = []
-    for i, colour in zip(known, size_colours(len(known)), strict=True):
-        rows = found.grid.rows[i]
-        drawn.append(_Drawn(found.valleys[i], found.grid.N[rows], loss[rows], curves[i], colour))
+    for (valley, rows, curve), colour in zip(known, size_colours(len(known)), strict=True):
+        drawn.append(_Drawn(valley, found.grid.N[rows], loss[rows], curve, colour))
     return drawn
+
+
+# -- loss over N --------------------------------------------------------------------------------
+def _curves(axes: Axes, drawn: Sequence[_Drawn]) -> None:
+    """Every budget's runs and curve, on axes that hold them."""
+    n = np.concatenate([one.n for one in drawn])
+    losses = np.concatenate([one.loss for one in drawn])
+    low, high = losses.min(), losses.max()
+    log_axis(axes, "x", n.min() / 1.25, n.max() * 1.15, most=5)
+    log_axis(axes, "y", low / (high / low) ** 0.1, high * (high / low) ** 0.05)
+    axes.grid(axis="y")
+    for one in drawn:
+        _valley(axes, one, len(n))
 
 
 def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
     """One of them, of `shown` runs in all."""
-    valley, used = one.valley, one.valley.used
+    valley = one.valley
     area, rim, alpha = dots(shown)
+    face, edge = one.face_and_edge
     axes.scatter(
         one.n,
         one.loss,
         s=area,
-        color=one.colour if used else PAPER,
+        c=face,
         alpha=alpha * one.alpha,
-        edgecolors=PAPER if used else one.colour,
-        linewidths=rim if used else 0.9,
+        edgecolors=edge,
+        linewidths=rim if valley.used else 0.9,
         zorder=3,
     )
     at = np.geomspace(one.n.min(), one.n.max(), 61)
@@ -152,24 +176,23 @@ def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
         at,
         one.at(at),
         color=one.colour,
-        linewidth=1.3 if used else 0.9,
-        linestyle="-" if used else BEYOND,
+        linewidth=1.3 if valley.used else 0.9,
+        linestyle="-" if valley.used else BEYOND,
         alpha=one.alpha,
-        zorder=2,
     )
-    if not used or valley.vertex is None or valley.loss is None:
+    if not valley.used or valley.vertex is None or valley.loss is None:
         return
     if valley.ci95:
         bar(axes, valley.ci95, [valley.loss] * 2, INK, 1.2)
-    size, edge = (5.5, 0.8) if shown <= MANY else (3.5, 0.4)
+    size, edge_width = (5.5, 0.8) if shown <= MANY else (3.5, 0.4)
     mark(
         axes,
         valley.vertex,
         valley.loss,
-        one.colour,
+        face,
         shape="D",
         size=size,
-        rim=edge,
+        rim=edge_width,
         alpha=one.alpha,
         zorder=5,
     )
@@ -181,10 +204,10 @@ def _names(axes: Axes, drawn: Sequence[_Drawn]) -> None:
     chosen = np.linspace(0, len(clear) - 1, min(MOST_NAMED, len(clear))).round()
     named = [clear[int(i)] for i in chosen]
     names = quantities([float(f"{one.valley.C:.1e}") for one in named])
-    ends = [
-        End(name, one.n.max(), float(one.at(one.n.max())), one.colour)
-        for name, one in zip(names, named, strict=True)
-    ]
+    ends = []
+    for name, one in zip(names, named, strict=True):
+        last = one.n.max()
+        ends.append(End(name, last, float(one.at(last)), one.colour))
     end_labels(axes, ends, at=1.03, clear=4)
     label(axes, "C, FLOPs", (1.03, 1), (0, 9))
 
@@ -204,47 +227,39 @@ def _left_out(axes: Axes, drawn: Sequence[_Drawn], budgets: int) -> None:
     label(axes, "; ".join(told), (0, 0), (0, -50))
 
 
+# -- N* over C ----------------------------------------------------------------------------------
 def _vertices(axes: Axes, drawn: Sequence[_Drawn], best: Band, surface: Band | None) -> None:
     """N* of every budget, with its interval, and the line through those that count."""
-    found = [(one.valley, one) for one in drawn if one.valley.vertex is not None]
-    budgets = [valley.C for valley, _ in found]
-    vertices = np.array([valley.vertex for valley, _ in found], float)
-    ends = [end for valley, _ in found if valley.used for end in valley.ci95 or ()]
-    low = max(min([*vertices, *ends]), vertices.min() / 4)
-    high = min(max([*vertices, *ends]), vertices.max() * 4)
-    log_axis(axes, "x", min(budgets) / 1.6, best.x[-1], most=5)
-    log_axis(axes, "y", min(low, best.y[0]) / 1.3, max(high, best.y[-1]) * 1.6, most=7)
-    axes.grid(axis="y")
-
-    shade(axes, best.x, best.low, best.high, ACCENT, 0.16)
-    line(axes, best, ROUNDING * max(budgets), ACCENT, width=1.4)
-    if surface is not None:
-        axes.plot(surface.x, surface.y, color=INK, linewidth=1, linestyle=DOTTED, zorder=3)
-    for (valley, one), vertex in zip(found, vertices, strict=True):
+    budgets, vertices, reached = [], [], []
+    for one in drawn:
+        valley = one.valley
+        if valley.vertex is None:
+            continue
+        budgets.append(valley.C)
+        vertices.append(valley.vertex)
         if valley.used and valley.ci95:
+            reached += valley.ci95
             axes.plot([valley.C] * 2, valley.ci95, color=one.colour, linewidth=1.1, zorder=4)
-        axes.plot(
+        face, edge = one.face_and_edge
+        mark(
+            axes,
             valley.C,
-            vertex,
-            "D",
-            color=one.colour if valley.used else PAPER,
-            markersize=5.5,
-            markeredgecolor=PAPER if valley.used else one.colour,
-            markeredgewidth=0.8,
+            valley.vertex,
+            face,
+            shape="D",
+            size=5.5,
+            edge=edge,
             alpha=one.alpha,
             zorder=5,
         )
 
-
-def _note(axes: Axes, text: str, row: int, colour: str) -> None:
-    label(
-        axes,
-        text,
-        (0, 1),
-        (6, -3 - 13 * row),
-        colour=colour,
-        size=8.5,
-        va="top",
-        halo=True,
-        zorder=8,
-    )
+    shade(axes, best, ACCENT, 0.16)
+    line(axes, best, ROUNDING * max(budgets), ACCENT, width=1.4)
+    if surface is not None:
+        axes.plot(surface.x, surface.y, color=INK, linewidth=1, linestyle=DOTTED, zorder=3)
+    reached += vertices
+    low = max(min(reached), min(vertices) / 4)
+    high = min(max(reached), max(vertices) * 4)
+    log_axis(axes, "x", min(budgets) / 1.6, best.x[-1], most=5)
+    log_axis(axes, "y", min(low, best.y[0]) / 1.3, max(high, best.y[-1]) * 1.6, most=7)
+    axes.grid(axis="y")
