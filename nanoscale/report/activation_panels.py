@@ -87,7 +87,8 @@ class _Panel:
 
     @property
     def known(self) -> np.ndarray:
-        return self.values[np.isfinite(self.values)]
+        known: np.ndarray = self.values[np.isfinite(self.values)]
+        return known
 
     @property
     def reach(self) -> float:
@@ -135,7 +136,6 @@ def _draw(axes: Axes, verdict: CoordinateVerdict, panel: _Panel, octaves: float)
     _scales(axes, verdict.sizes, panel.middle, octaves)
     ticks = round_numbers(*axes.get_ylim(), (1, 3))
     ticks_on(axes.yaxis, thinned(ticks, most=4))
-    axes.grid(axis="y")
     axes.set_xlabel(verdict.sweep, labelpad=2, size=8)
     _heading(axes, verdict, panel)
 

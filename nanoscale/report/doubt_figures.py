@@ -100,13 +100,12 @@ def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
     ellipse.set(edgecolor=INK, linewidth=1.1, linestyle=BEYOND, zorder=5)
     axes.add_patch(ellipse)
 
-    along_x = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-    along_y = {"transform": axes.get_yaxis_transform(), "clip_on": False}
-    bar(axes, np.quantile(u, MIDDLE_95), [0, 0], INK, 2.5, zorder=5, **along_x)
-    bar(axes, [0, 0], np.quantile(v, MIDDLE_95), INK, 2.5, zorder=5, **along_y)
+    across, up = axes.get_xaxis_transform(), axes.get_yaxis_transform()
+    bar(axes, np.quantile(u, MIDDLE_95), [0, 0], INK, 2.5, 5, on=across)
+    bar(axes, [0, 0], np.quantile(v, MIDDLE_95), INK, 2.5, 5, on=up)
     for axis in (axes.xaxis, axes.yaxis):
         linear_ticks(axis, 5)
-    axes.grid()
+    axes.grid(True)
 
 
 def _span(values: np.ndarray) -> tuple[float, float]:
@@ -129,7 +128,6 @@ def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str] = L
     figure, (axes,) = sheet(WIDTH, 4.3, below=84)
     room = (max(c) / min(c)) ** 0.08 if len(c) > 1 else 2.0
     log_axis(axes, "x", min(c) / room, max(c) * room)
-    axes.grid(axis="y")
     axes.axhline(0, color=INK, linewidth=0.8)
     _sizes_of_error(axes, c, [row.mean_abs_error for row in rows], SIZES[2])
     _sizes_of_error(axes, c, [row.in_sample_error for row in rows], MUTED)
@@ -170,9 +168,16 @@ def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
     shown = float(np.clip(bias, -0.88 * limit, 0.88 * limit))
     mark(axes, at, shown, ACCENT, shape="D", size=6.5, rim=1, zorder=6)
     if shown != bias:
-        text = printed(f"{bias:+.3g} %")
-        beside = {"va": "center", "path_effects": HALO}
-        label(axes, text, (at, shown), (8, 0), on="data", colour=ACCENT, **beside)
+        label(
+            axes,
+            printed(f"{bias:+.3g} %"),
+            (at, shown),
+            (8, 0),
+            on="data",
+            colour=ACCENT,
+            va="center",
+            path_effects=HALO,
+        )
 
 
 def _limit(rows: Sequence[RolloutStep]) -> float:

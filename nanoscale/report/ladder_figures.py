@@ -81,7 +81,6 @@ def law_figure(
     room = (max(losses) / min(losses)) ** 0.09
     log_axis(top, "x", *ends)
     log_axis(top, "y", min(losses) / room**1.4, max(losses) * room)
-    top.grid(axis="y")
     headed(top, LOSS, title=title)
     bottom.set_xlabel(X_LABEL)
     return figure
@@ -127,6 +126,7 @@ def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
     """Loss over law, in per cent, read off the fit's own curve."""
     near = law.part(slice(int((law.x <= 1.2 * table["x"].max()).sum())))
     low, high = 100 * (near.low / near.y - 1), 100 * (near.high / near.y - 1)
+    axes.grid(False)
     axes.axhline(0, color=INK, linewidth=0.8)
     shade(axes, replace(near, low=low, high=high), INK, 0.16)
 

@@ -80,11 +80,11 @@ def frontier_figure(
     runs(axes, at, loss, colours_of(sizes, len(at)))
     _envelope(axes, at[list(hull)], loss[list(hull)])
 
-    low = [loss.min(), *floor(axes, fit, MUTED)]
+    low = [loss.min()]
     if law is not None:
         law_line(axes, law, at.max(), width=1.5, alpha=0.18, zorder=6)
         low.append(law.low[-1])
-    axes.grid(axis="y")
+    low += floor(axes, fit, MUTED)
     high = float(np.quantile(loss, 0.995))
     room = (high / min(low)) ** 0.12
     log_axis(axes, "y", min(low) / room, max(high, loss.max()) * 1.02)
@@ -159,6 +159,7 @@ def surface_figure(
     d_ends = (d.min() / 1.6, d.max() * 2.5)
     left = MARGIN + 8
     figure, (axes,) = sheet(6.6, 5.4, left=left, right=46)
+    axes.grid(False)
     log_axis(axes, "x", *n_ends)
     log_axis(axes, "y", *d_ends)
     _levels(axes, fit, n_ends, d_ends)
@@ -288,7 +289,6 @@ def _against(axes: Axes, x: np.ndarray, off: np.ndarray, colours: Sequence[str])
     """How far the runs are off over x, and the running median."""
     room = (x.max() / x.min()) ** 0.04
     log_axis(axes, "x", x.min() / room, x.max() * room, most=5)
-    axes.grid(axis="y")
     axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
     runs(axes, x, off, colours)
     if len(off) < BINNED:

@@ -61,15 +61,13 @@ def transfer_figure(verdicts: Mapping[str, TransferVerdict]) -> Figure:
         hspace=104 / (72 * row - 96),
         sharey=True,
     )
-    for i, (axes, title) in enumerate(zip(panels, verdicts, strict=True)):
-        _panel(axes, verdicts[title], low, high)
-        _head(axes, title, verdicts[title])
-        headed(
-            axes, "" if i % across else LOSS, LR_NAMES.get(verdicts[title].lr, verdicts[title].lr)
-        )
-        if i % across:
-            axes.tick_params(left=False)
-            axes.spines["left"].set_visible(False)
+    for axes, (title, verdict) in zip(panels, verdicts.items(), strict=True):
+        _panel(axes, verdict, low, high)
+        is_first = axes in panels[::across]
+        axes.tick_params(left=is_first)
+        axes.spines["left"].set_visible(is_first)
+        headed(axes, LOSS if is_first else "", LR_NAMES.get(verdict.lr, verdict.lr))
+        _head(axes, title, verdict)
     _name_base(panels[0], next(iter(verdicts.values())), low)
     return figure
 
@@ -108,7 +106,6 @@ def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> Non
     diverged = [lr for size in verdict.sizes for lr in size.diverged_lrs]
     _lr_axis(axes, [cell.lr for size in verdict.sizes for cell in size.cells] + diverged)
     axes.set_ylim(low, high)
-    axes.grid(axis="y")
     if math.isfinite(verdict.base_lr):
         axes.axvline(verdict.base_lr, color=ACCENT, linewidth=1.1, dashes=(5, 3), zorder=1)
 

@@ -35,8 +35,9 @@ from nanoscale.report.style import (
 if TYPE_CHECKING:
     from nanoscale.laws.band import Band
 
-BEYOND = (0, (4, 3))  # the dash of what no run has reached
-DOTTED = (0, (1, 1.6))
+Dash = tuple[float, tuple[float, float]]
+BEYOND: Dash = (0, (4, 3))  # the dash of what no run has reached
+DOTTED: Dash = (0, (1, 1.6))
 MANY = 400  # points from which dots lose their rims
 HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground=PAPER)]
 ROUNDING = 1.0001  # a curve's end that is the last run's x may lie a rounding beyond it
@@ -251,10 +252,22 @@ def bar(
     colour: str,
     width: float,
     zorder: float = 4,
-    **look: Any,
+    *,
+    on: Transform | None = None,
+    dash: str | Dash = "-",
 ) -> None:
-    """An interval: a line with ends that are where they are."""
-    axes.plot(x, y, color=colour, linewidth=width, solid_capstyle="butt", zorder=zorder, **look)
+    """An interval: a line with ends that are where they are; `on` an edge of the axes, if given."""
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        linewidth=width,
+        linestyle=dash,
+        solid_capstyle="butt",
+        zorder=zorder,
+        transform=on or axes.transData,
+        clip_on=on is None,
+    )
 
 
 # -- lines --------------------------------------------------------------------------------------

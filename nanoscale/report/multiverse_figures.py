@@ -127,7 +127,6 @@ def _exponents(axes: Axes, rows: Sequence[Analysis]) -> None:
     axes.set_xlim(-0.02 * len(rows) - 0.6, 1.02 * len(rows) - 0.4)
     axes.margins(y=0.1)
     linear_ticks(axes.yaxis, 6)
-    axes.grid(axis="y")
     axes.tick_params(bottom=False, labelbottom=False)
     axes.spines["bottom"].set_visible(False)
 
@@ -138,12 +137,23 @@ def _matrix(
     """A line per option with a mark under every analysis that took it."""
     width, _ = points_of(axes)
     mark_width = float(np.clip(0.5 * width / len(rows), 0.5, 3))
-    beside = {"on": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+    beside = axes.get_yaxis_transform()
     largest = max(filter(None, record.spread.values()), default=1.0)
     y = 0.0
     for choice in choices:
         y += 0.1
-        label(axes, _CHOICES[choice.key], (0, y), (-6, 0), colour=INK, weight="bold", **beside)
+        name = _CHOICES[choice.key]
+        label(
+            axes,
+            name,
+            (0, y),
+            (-6, 0),
+            on=beside,
+            colour=INK,
+            ha="right",
+            va="center",
+            weight="bold",
+        )
         _worth(axes, y, record.spread.get(choice.key), largest)
         y += 0.9
         for option, name in choice.options.items():
@@ -157,7 +167,7 @@ def _matrix(
                 markeredgewidth=mark_width,
                 zorder=3,
             )
-            label(axes, name, (0, y), (-6, 0), **beside)
+            label(axes, name, (0, y), (-6, 0), on=beside, ha="right", va="center")
             y += 1
     axes.set_ylim(y, -0.6)
     axes.set_yticks([])
@@ -174,4 +184,4 @@ def _worth(axes: Axes, y: float, moved: float | None, largest: float) -> None:
         width, _ = points_of(axes)
         start = 1 + 5 / width
         end = start + LONGEST_BAR * moved / largest / width
-        bar(axes, [start, end], [y + 0.9] * 2, ACCENT, 4, transform=beside, clip_on=False)
+        bar(axes, [start, end], [y + 0.9] * 2, ACCENT, 4, on=beside)

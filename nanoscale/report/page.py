@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 
 from nanoscale.errors import disk_errors
 from nanoscale.report.figure_files import svg
-from nanoscale.report.style import COLOURS, MINUS, THIN, TIMES, is_number
+from nanoscale.report.style import COLOURS, TIMES, WIDTH, is_number, printed
+from nanoscale.spec.values import Json
 from nanoscale.store.files import write_text
 
 MISSING = "\u2013"
-TEXT_WIDTH = 7.6  # inches of a figure as wide as the text
 INTERVAL = re.compile(r"(\[[^\][]*\])")
 MARKED = re.compile(r"\^(?P<power>-?\d[\d.]*|\w)|(?P<unknown>not identified)")
 Piece = tuple[str, str]  # what a piece of text is (power, unknown, or nothing special), and it
@@ -38,7 +38,7 @@ def write_report(
     summary_lines: Sequence[str],
     figures: Sequence[tuple[str, Figure]],
     tables: Sequence[tuple[str, pd.DataFrame]],
-    settings: Mapping[str, object],
+    settings: Mapping[str, Json],
     command: str,
     warnings: Sequence[str] = (),
 ) -> Path:
@@ -99,7 +99,7 @@ class _Drawn:
 
 
 def _drawn(number: int, caption: str, figure: Figure) -> _Drawn:
-    share = figure.get_size_inches()[0] / TEXT_WIDTH
+    share = figure.get_size_inches()[0] / WIDTH
     drawing = svg(figure, prefix=f"f{number}-")
     return _Drawn(caption, f"{share:.4f}", drawing.removeprefix("<svg"))
 
@@ -126,27 +126,23 @@ class _Table:
 
 
 def _table(caption: str, table: pd.DataFrame) -> _Table:
-    columns = [_column(str(name), table.iloc[:, i]) for i, name in enumerate(table.columns)]
+    columns = [_column(str(name), series) for name, series in table.items()]
     rows = zip(*(column.cells for column in columns), strict=True)
     return _Table(caption, columns, list(rows))
 
 
 def _column(name: str, series: pd.Series) -> _Column:
     """One notation per column, so that numbers line up."""
-    values: list[object] = [v.item() if isinstance(v, np.generic) else v for v in series]
+    values = [v.item() if isinstance(v, np.generic) else v for v in series]
     present = [v for v in values if not _missing(v)]
-    numbers = [v for v in present if is_number(v)]
-    numeric = bool(numbers) and len(numbers) == len(present)
-    in_notation = _notation(numbers) if numeric else None
-
+    numeric = bool(present) and all(map(is_number, present))
+    form = _form(present) if numeric else ""
     cells = []
     for value in values:
         if _missing(value):
             cells.append(_Cell(MISSING))
-        elif in_notation is not None and is_number(value):
-            cells.append(in_notation(value))
         else:
-            cells.append(_Cell(_words(value)))
+            cells.append(_number(value, form) if numeric else _Cell(_words(value)))
     return _Column(name, numeric, cells)
 
 
@@ -154,30 +150,25 @@ def _missing(value: object) -> bool:
     return value is None or value is pd.NA or (is_number(value) and not math.isfinite(value))
 
 
-def _notation(values: Sequence[float]) -> Callable[[float], _Cell]:
-    """How to write every number of one column."""
-    sizes = [abs(float(v)) for v in values if v] or [1.0]
+def _form(values: Sequence[float]) -> str:
+    """The format of every number of one column."""
+    sizes = [abs(float(value)) for value in values if value] or [1.0]
     low, high = min(sizes), max(sizes)
-    whole = all(float(v).is_integer() for v in values)
+    whole = all(float(value).is_integer() for value in values)
     if high >= 1e10 or (not whole and (low < 1e-4 or high >= 1e7 * low)):
-        return _scientific
+        return ".3e"
     if whole:
-        form = ",d" if high >= 1e4 else "d"
-        return lambda v: _Cell(_set(f"{int(v):{form}}"))
-
-    digits = max(len(f"{abs(float(v)):.6g}".partition(".")[2]) for v in values)
+        return ",d" if high >= 1e4 else "d"
+    digits = max(len(f"{size:.6g}".partition(".")[2]) for size in sizes)
     decimals = min(digits, max(0, 4 - math.floor(math.log10(high))))
-    return lambda v: _Cell(_set(f"{float(v):,.{decimals}f}"))
+    return f",.{decimals}f"
 
 
-def _scientific(value: float) -> _Cell:
-    mantissa, exponent = f"{float(value):.3e}".split("e")
-    return _Cell(f"{_set(mantissa)}{TIMES}10", _set(str(int(exponent))))
-
-
-def _set(number: str) -> str:
-    """A number as it is set in print."""
-    return number.replace(",", THIN).replace("-", MINUS)
+def _number(value: float, form: str) -> _Cell:
+    value = int(value) if form.endswith("d") else float(value)
+    mantissa, _, exponent = f"{value:{form}}".partition("e")
+    text = printed(mantissa)
+    return _Cell(f"{text}{TIMES}10", printed(str(int(exponent)))) if exponent else _Cell(text)
 
 
 # -- settings -----------------------------------------------------------------------------------
@@ -187,8 +178,8 @@ def _words(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _flat(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    pairs: list[tuple[str, object]] = []
+def _flat(settings: Mapping[str, Json], prefix: str = "") -> list[tuple[str, Json]]:
+    pairs: list[tuple[str, Json]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             pairs += _flat(value, f"{prefix}{name}.")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from nanoscale.checks.comparison import Comparison, SizeComparison
 from nanoscale.checks.paired import Estimate
-from nanoscale.report.marks import bar, label, mark
+from nanoscale.report.marks import Dash, bar, headed, label, mark
 from nanoscale.report.style import (
     INK,
     MARGIN,
@@ -66,68 +66,58 @@ def compare_figure(comparison: Comparison) -> Figure:
     _differences(differences, comparison)
     _sizes(losses, differences, comparison)
     losses.set_xlim(-1.1, _STEP * more + 1.1)
+    for axes in (losses, differences):
+        axes.tick_params(axis="x", length=0, pad=5)
+        axes.locator_params(axis="y", nbins=7)
+
+    x_label = ", ".join(comparison.keys) if more else ""
+    first, second = comparison.labels
+    loss = f"{LOSS_NAMES[comparison.loss]} ({_UNITS[comparison.unit]})"
+    difference = f"{second} {MINUS} {first} ({comparison.unit})"
+    headed(losses, loss, x_label)
+    headed(differences, difference, x_label, left=MARGIN + 8)
     _heads(losses, differences, comparison)
     return figure
 
 
 def _sizes(losses: Axes, differences: Axes, comparison: Comparison) -> None:
-    """What stands where on both x axes; grid lines to read losses by."""
+    """What stands where on both x axes."""
     names = []
     for cell in comparison.cells:
         names.append("\n".join(quantities([value])[0] for value in cell.cell.values()))
     count = len(names)
-    x_label = ""
     if count > 1:
         ticks_on(losses.xaxis, [_STEP * i for i in range(count)], names)
         ticks_on(differences.xaxis, range(count + 1), [*names, "mean"])
-        x_label = ", ".join(comparison.keys)
     else:
         ticks_on(losses.xaxis, [-HALF, HALF], comparison.labels)
         ticks_on(differences.xaxis, [0], [names[0] or "difference"])
-    for axes in (losses, differences):
-        axes.set_xlabel(x_label)
-        axes.tick_params(axis="x", length=0, pad=5)
-        axes.locator_params(axis="y", nbins=7)
-        axes.grid(axis="y")
 
 
 # -- losses -------------------------------------------------------------------------------------
 def _losses(axes: Axes, cell: SizeComparison, middle: float) -> None:
-    """Both arms at one size: a dot per run, a line per pair, the means."""
-    left, right = middle - HALF, middle + HALF
-    of_a, of_b = [], []
-    for row in cell.seeds:
-        if row.a is not None:
-            of_a.append((row.a, row.b is None))
-        if row.b is not None:
-            of_b.append((row.b, row.a is None))
-        if row.difference is not None:
-            pair = (row.a, row.b)
-            axes.plot((left, right), pair, color=MUTED, linewidth=0.9, alpha=0.55)
-    _arm(axes, of_a, cell.a.mean, left, COLOUR_A, outwards=-1)
-    _arm(axes, of_b, cell.b.mean, right, COLOUR_B, outwards=1)
+    """Both arms at one size: a dot per run, a line per pair, dashes at the means.
 
-
-def _arm(
-    axes: Axes,
-    runs: Sequence[tuple[float, bool]],
-    mean: float,
-    x: float,
-    colour: str,
-    outwards: int,
-) -> None:
-    """Losses, hollow where the other arm has no run of the seed, and a dash at their mean."""
-    axes.scatter(
-        [x] * len(runs),
-        [loss for loss, _ in runs],
-        s=22,
-        linewidths=0.9,
-        zorder=4,
-        edgecolors=[colour if alone else PAPER for _, alone in runs],
-        facecolors=[PAPER if alone else colour for _, alone in runs],
-    )
-    ends = (x + 0.16 * outwards, x + 0.42 * outwards)
-    bar(axes, ends, (mean, mean), colour, 2.4, zorder=3)
+    A dot is hollow where the other arm has no run of the seed.
+    """
+    losses = np.array([(row.a, row.b) for row in cell.seeds], float)  # (seeds, arms); NaN: no run
+    paired = np.isfinite(losses).all(axis=1)
+    both = (middle - HALF, middle + HALF)
+    axes.plot(both, losses[paired].T, color=MUTED, linewidth=0.9, alpha=0.55)
+    arms = ((cell.a, both[0], COLOUR_A, -1), (cell.b, both[1], COLOUR_B, 1))
+    for of_arm, (arm, x, colour, outwards) in zip(losses.T, arms, strict=True):
+        run = np.isfinite(of_arm)
+        axes.scatter(
+            np.full(run.sum(), x),
+            of_arm[run],
+            s=22,
+            linewidths=0.9,
+            zorder=4,
+            edgecolors=np.where(paired, PAPER, colour)[run],
+            facecolors=np.where(paired, colour, PAPER)[run],
+        )
+        ends = (x + 0.16 * outwards, x + 0.42 * outwards)
+        bar(axes, ends, (arm.mean, arm.mean), colour, 2.4, zorder=3)
 
 
 # -- differences --------------------------------------------------------------------------------
@@ -146,16 +136,9 @@ def _differences(axes: Axes, comparison: Comparison) -> None:
 
     place, right = (len(cells), len(cells) + 0.6) if len(cells) > 1 else (0, 0.7)
     of_windows = total.interval == "windows"
-    dash = (0, (1.5, 1)) if of_windows else "-"
-    _estimate(
-        axes,
-        place,
-        total,
-        OF_VERDICTS[comparison.verdict],
-        shape="D",
-        size=7,
-        dash=dash,
-    )
+    dash: str | Dash = (0, (1.5, 1)) if of_windows else "-"
+    colour = OF_VERDICTS[comparison.verdict]
+    _estimate(axes, place, total, colour, shape="D", size=7, dash=dash)
     axes.set_xlim(-0.7, right)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1.6 * rope), max(high, 1.6 * rope))
@@ -180,28 +163,32 @@ def _estimate(
     *,
     shape: str = "o",
     size: float = 5.5,
-    dash: str | tuple[float, tuple[float, float]] = "-",
+    dash: str | Dash = "-",
 ) -> None:
     if not math.isnan(difference.ci95[0]):
-        bar(axes, (x, x), difference.ci95, colour, 1.8, linestyle=dash)
+        bar(axes, (x, x), difference.ci95, colour, 1.8, dash=dash)
     mark(axes, x, difference.value, colour, shape=shape, size=size, rim=1.0, zorder=5)
 
 
 # -- words --------------------------------------------------------------------------------------
 def _heads(losses: Axes, differences: Axes, comparison: Comparison) -> None:
-    """Who is compared and the verdict, its numbers, and the quantity on each y axis."""
-    unit, (first, second) = comparison.unit, comparison.labels
-    bold = {"size": 10, "weight": "bold"}
-    last = label(losses, second, (0, 1), (-MARGIN, 52), colour=COLOUR_B, **bold)
+    """Who is compared, the verdict and its numbers."""
+    first, second = comparison.labels
+    verdict, above = comparison.verdict, (-MARGIN, 52)
+    last = label(losses, second, (0, 1), above, colour=COLOUR_B, size=10, weight="bold")
     last = label(losses, "  against  ", (1, 0), on=last, size=10, va="bottom")
-    label(losses, first, (1, 0), on=last, colour=COLOUR_A, va="bottom", **bold)
-    colour = OF_VERDICTS[comparison.verdict]
-    label(differences, comparison.verdict, (1, 1), (0, 52), colour=colour, ha="right", **bold)
+    label(losses, first, (1, 0), on=last, colour=COLOUR_A, size=10, weight="bold", va="bottom")
+    label(
+        differences,
+        verdict,
+        (1, 1),
+        (0, 52),
+        colour=OF_VERDICTS[verdict],
+        size=10,
+        weight="bold",
+        ha="right",
+    )
     label(losses, _numbers(comparison), (0, 1), (-MARGIN, 35), size=8.5)
-    name = f"{LOSS_NAMES[comparison.loss]} ({_UNITS[unit]})"
-    label(losses, name, (0, 1), (-MARGIN, 9), size=9)
-    name = f"{second} {MINUS} {first} ({unit})"
-    label(differences, name, (0, 1), (-MARGIN - 8, 9), size=9)
 
 
 def _numbers(comparison: Comparison) -> str:

@@ -76,7 +76,6 @@ def loss_curves_figure(rows: Table) -> Figure:
     ends = _curves(axes, table, group)
     log_axis(axes, "x", tokens.min() / 1.1, tokens.max() * 1.05)
     log_axis(axes, "y", loss.min() / 1.03, float(loss.quantile(0.98)) * 1.05)
-    axes.grid(axis="y")
     end_labels(axes, ends)
     headed(axes, LOSS, "tokens seen")
     return figure
@@ -175,7 +174,6 @@ def _knob(axes: Axes, values: pd.Series) -> None:
         ticks_on(axes.xaxis, distinct)
     axes.margins(y=0.12)
     linear_ticks(axes.yaxis, 5)
-    axes.grid(axis="y")
 
 
 # -- a grid -------------------------------------------------------------------------------------
@@ -201,6 +199,7 @@ def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     axes.set(xlim=(-0.5, across - 0.5), ylim=(-0.5, down - 0.5))
     ticks_on(axes.xaxis, range(across), quantities(list(grid.columns)))
     ticks_on(axes.yaxis, range(down), quantities(list(grid.index)))
+    axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_ylabel(y)
@@ -217,8 +216,15 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
     decimals = max(0, 3 - int(np.floor(np.log10(best)))) if best > 0 else 3
     for place, value in np.ndenumerate(values):
         if not np.isfinite(value):
-            look = {"facecolor": "none", "edgecolor": MUTED, "hatch": "////", "alpha": 0.7}
-            _frame(axes, place, linewidth=0, **look)
+            _frame(
+                axes,
+                place,
+                facecolor="none",
+                edgecolor=MUTED,
+                hatch="////",
+                alpha=0.7,
+                linewidth=0,
+            )
             continue
         shade = round((1 - min((value - best) / reach, 1)) * (len(HEAT) - 1))
         _frame(axes, place, facecolor=HEAT[shade], edgecolor=PAPER)

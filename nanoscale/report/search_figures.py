@@ -36,7 +36,7 @@ from nanoscale.report.style import (
 from nanoscale.spec.values import Json
 
 if TYPE_CHECKING:
-    from nanoscale.experiments.records import SearchOutcome, TrialResult
+    from nanoscale.experiments.records import SearchOutcome
 
 _ACROSS = 3  # panels in a row
 MOST = 6  # keys shown
@@ -52,7 +52,11 @@ _Domains = Mapping[str, _Domain]  # of the keys that were searched
 class _Range:
     low: float
     high: float
-    log: bool = False
+    log: bool
+
+    @classmethod
+    def of(cls, domain: Mapping[str, float]) -> _Range:
+        return cls(domain["low"], domain["high"], bool(domain.get("log")))
 
     def unit(self, values: np.ndarray) -> np.ndarray:
         """From 0 at the low end to 1 at the high one."""
@@ -75,30 +79,49 @@ class _Range:
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """One with a finite loss."""
+class _Trials:
+    """Those with a finite loss, (n,) each."""
 
-    values: Mapping[str, Json]
-    loss: float  # at the furthest rung
-    first: float
-    rungs: int
+    values: Sequence[Mapping[str, Json]]
+    losses: np.ndarray  # at the furthest rung
+    first: np.ndarray  # losses, at the first rung
+    rungs: np.ndarray
+
+    @classmethod
+    def of(cls, found: SearchOutcome) -> _Trials:
+        done = []
+        for trial in found.trials:
+            losses = np.array(trial.losses, float)  # NaN: none
+            if np.isfinite(losses[-1:]).any():
+                done.append((trial.values, losses[-1], losses[0], len(losses)))
+        if not done:
+            raise UserError("no trial has a finite loss: there is nothing to draw")
+        values, *numbers = zip(*done, strict=True)
+        return cls(values, *map(np.array, numbers))
+
+    @property
+    def best(self) -> int:
+        """The lowest of those that went furthest."""
+        return int(np.lexsort((self.losses, -self.rungs))[0])
+
+    def numbers(self, key: str) -> np.ndarray:
+        return np.array([values[key] for values in self.values], float)
 
 
 @styled()
 def search_figure(found: SearchOutcome, space: _Domains) -> Figure:
     """A panel per key: loss of every trial against its value."""
-    trials = _finished(found.trials)
+    trials = _Trials.of(found)
     importance = found.importance or {}
-    keys = _ranked(space, importance)[:MOST]
-    losses = [trial.loss for trial in trials]
-    low, high = min(losses), float(np.quantile(losses, _SHOWN))
+    domains = _ranked(space, found)[:MOST]
+    low, high = trials.losses.min(), np.quantile(trials.losses, _SHOWN)
     room = max(high - low, 1e-3 * abs(low))
-    across = min(len(keys), _ACROSS)
-    down = math.ceil(len(keys) / across)
+    across = min(len(domains), _ACROSS)
+    down = math.ceil(len(domains) / across)
     figure, grid = sheet(
         3.1 * across + 0.6,
         2.7 * down + 0.3,
-        len(keys),
+        len(domains),
         across,
         above=TWO_HEADS,
         right=10,
@@ -107,8 +130,8 @@ def search_figure(found: SearchOutcome, space: _Domains) -> Figure:
         hspace=0.62,
         sharey=True,
     )
-    for axes, key in zip(grid, keys, strict=True):
-        _slice(axes, key, space[key], trials)
+    for axes, (key, domain) in zip(grid, domains, strict=True):
+        _slice(axes, key, domain, trials)
         axes.set_title(key, loc="left", size=9, color=INK, weight="bold", pad=6)
         if key in importance:
             share = f"{100 * importance[key]:.0f} % of the difference"
@@ -124,31 +147,30 @@ def contour_figure(found: SearchOutcome, space: _Domains) -> Figure | None:
 
     None where there are fewer than two ranges or ten trials.
     """
-    trials = _finished(found.trials)
+    trials = _Trials.of(found)
     ranges = []
-    for key in _ranked(space, found.importance or {}):
-        known = _range_of(space[key])
-        if known is not None:
-            ranges.append((key, known))
-    if len(ranges) < 2 or len(trials) < _FEWEST:
+    for key, domain in _ranked(space, found):
+        if isinstance(domain, Mapping):
+            ranges.append((key, _Range.of(domain)))
+    if len(ranges) < 2 or len(trials.values) < _FEWEST:
         return None
     (x_key, x_range), (y_key, y_range) = ranges[:2]
-    x, y = _numbers(trials, x_key), _numbers(trials, y_key)
-    losses = np.array([trial.first for trial in trials])
-    top = float(np.quantile(losses, _SHOWN))
-    surface = smooth(x_range.unit(x), y_range.unit(y), losses, np.linspace(0, 1, _MESH))
+    x, y = trials.numbers(x_key), trials.numbers(y_key)
+    top = np.quantile(trials.first, _SHOWN)
+    surface = smooth(x_range.unit(x), y_range.unit(y), trials.first, np.linspace(0, 1, _MESH))
     figure = canvas(5.4, 4.2)
     axes = figure.subplots()
+    axes.grid(False)
     axes.contourf(
         x_range.mesh(),
         y_range.mesh(),
         np.minimum(surface, top),
-        levels=np.linspace(losses.min(), top, LEVELS + 1),
+        levels=np.linspace(trials.first.min(), top, LEVELS + 1),
         cmap=ListedColormap(HEAT[::-1]),
         extend="both",
     )
     mark(axes, x, y, INK, size=3, rim=0.5, zorder=2)
-    best = _best(trials)
+    best = trials.best
     mark(axes, x[best], y[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
     x_range.on(axes, "x")
     y_range.on(axes, "y")
@@ -167,66 +189,35 @@ def smooth(u: np.ndarray, v: np.ndarray, losses: np.ndarray, mesh: np.ndarray) -
     return smooth
 
 
-def _slice(axes: Axes, key: str, domain: _Domain, trials: Sequence[_Trial]) -> None:
+def _slice(axes: Axes, key: str, domain: _Domain, trials: _Trials) -> None:
     """One key's panel."""
-    axes.grid(axis="y")
-    known = _range_of(domain)
-    if known is None:
-        choices = list(domain)
-        where = np.array([choices.index(trial.values[key]) for trial in trials])
-        axes.set_xticks(range(len(choices)), list(map(str, choices)))
-        axes.set_xlim(-0.5, len(choices) - 0.5)
+    if isinstance(domain, Mapping):
+        where = trials.numbers(key)
+        _Range.of(domain).on(axes, "x")
     else:
-        where = _numbers(trials, key)
-        known.on(axes, "x")
+        where = np.array([domain.index(values[key]) for values in trials.values])
+        axes.set_xticks(range(len(domain)), list(map(str, domain)))
+        axes.set_xlim(-0.5, len(domain) - 0.5)
 
-    losses = np.array([trial.loss for trial in trials])
-    rungs = np.array([trial.rungs for trial in trials])
-    most = rungs.max()
+    most = trials.rungs.max()
     for rung in range(1, most + 1):
-        here = rungs == rung
+        here = trials.rungs == rung
+        shade = min(2 + 2 * rung, len(SIZES) - 1) if most > 1 else 4
         mark(
             axes,
             where[here],
-            losses[here],
-            SIZES[min(len(SIZES) - 1, 2 + 2 * rung)] if most > 1 else SIZES[4],
+            trials.losses[here],
+            SIZES[shade],
             size=3 + 1.2 * rung,
             rim=0.6,
             alpha=0.55 + 0.45 * rung / most,
             zorder=2,
         )
-    best = _best(trials)
-    mark(axes, where[best], losses[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
+    best = trials.best
+    mark(axes, where[best], trials.losses[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
 
 
-# -- trials -------------------------------------------------------------------------------------
-def _finished(trials: Sequence[TrialResult]) -> list[_Trial]:
-    done = []
-    for trial in trials:
-        losses = [math.nan if loss is None else loss for loss in trial.losses]
-        if losses and math.isfinite(losses[-1]):
-            done.append(_Trial(trial.values, losses[-1], losses[0], len(losses)))
-    if not done:
-        raise UserError("no trial has a finite loss: there is nothing to draw")
-    return done
-
-
-def _best(trials: Sequence[_Trial]) -> int:
-    """The lowest of those that went furthest."""
-    return min(range(len(trials)), key=lambda i: (-trials[i].rungs, trials[i].loss))
-
-
-def _numbers(trials: Sequence[_Trial], key: str) -> np.ndarray:
-    return np.array([trial.values[key] for trial in trials], float)
-
-
-def _ranked(space: _Domains, importance: Mapping[str, float]) -> list[str]:
-    """The keys, the most important first."""
-    return sorted(space, key=lambda key: -importance.get(key, 0.0))
-
-
-def _range_of(domain: _Domain) -> _Range | None:
-    """None: choices."""
-    if not isinstance(domain, Mapping):
-        return None
-    return _Range(domain["low"], domain["high"], bool(domain.get("log")))
+def _ranked(space: _Domains, found: SearchOutcome) -> list[tuple[str, _Domain]]:
+    """The keys and their domains, the most important first."""
+    importance = found.importance or {}
+    return sorted(space.items(), key=lambda item: -importance.get(item[0], 0.0))

@@ -61,6 +61,8 @@ RC: dict[Any, object] = {  # the names that matplotlib knows are a type of its o
     "axes.linewidth": 0.6,
     "axes.axisbelow": True,
     "axes.unicode_minus": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.color": RULE,

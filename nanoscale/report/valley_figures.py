@@ -151,7 +151,6 @@ def _curves(axes: Axes, drawn: Sequence[_Drawn]) -> None:
     low, high = losses.min(), losses.max()
     log_axis(axes, "x", n.min() / 1.25, n.max() * 1.15, most=5)
     log_axis(axes, "y", low / (high / low) ** 0.1, high * (high / low) ** 0.05)
-    axes.grid(axis="y")
     for one in drawn:
         _valley(axes, one, len(n))
 
@@ -262,4 +261,3 @@ def _vertices(axes: Axes, drawn: Sequence[_Drawn], best: Band, surface: Band | N
     high = min(max(reached), max(vertices) * 4)
     log_axis(axes, "x", min(budgets) / 1.6, best.x[-1], most=5)
     log_axis(axes, "y", min(low, best.y[0]) / 1.3, max(high, best.y[-1]) * 1.6, most=7)
-    axes.grid(axis="y")
