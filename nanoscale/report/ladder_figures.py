@@ -124,7 +124,7 @@ def _law(axes: Axes, fit: LadderFit, law: Band, table: pd.DataFrame) -> list[flo
 
 def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
     """Loss over law, in per cent, read off the fit's own curve."""
-    near = law.part(slice(int((law.x <= 1.2 * table["x"].max()).sum())))
+    near, _ = law.split(1.2 * table["x"].max())
     low, high = 100 * (near.low / near.y - 1), 100 * (near.high / near.y - 1)
     axes.grid(False)
     axes.axhline(0, color=INK, linewidth=0.8)

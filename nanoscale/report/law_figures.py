@@ -115,7 +115,7 @@ def floor(axes: Axes, fit: Fit | None, colour: str) -> list[float]:
     if fit is None or "E" not in fit.params or "E" in fit.not_identified:
         return []
     value = fit.params["E"]
-    axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (5, 3)), zorder=2)
+    axes.axhline(value, color=colour, linewidth=1, linestyle=(0, (5, 3)))
     text = f"E = {value:.2f}{interval(fit.ci95.get('E'), '.2f')}"
     label(axes, text, (0, value), (4, 4), on=axes.get_yaxis_transform(), colour=colour)
     return [value]
@@ -124,9 +124,9 @@ def floor(axes: Axes, fit: Fit | None, colour: str) -> list[float]:
 def _told(law: Band | None, fit: Fit | None, of_sizes: bool, hull: bool) -> list[tuple[str, str]]:
     """What stands in the corner, and its colours."""
     lines = []
+    if law is not None and fit is not None:
+        lines.append((raised(fit.equation()), INK))
     if law is not None:
-        if fit is not None:
-            lines.append((raised(fit.equation()), INK))
         what = "law: least loss at C" if of_sizes else "law"
         lines.append((what + _band_of(law), MUTED))
     if fit is not None and fit.not_identified:
@@ -181,15 +181,8 @@ def _levels(axes: Axes, fit: LawFit, n: _Ends, d: _Ends) -> None:
     loss = fit(*np.meshgrid(*sides))  # (d, n)
     shades = HEAT[-2::-1]  # the darkest would hide the runs
     levels = _round_levels(np.quantile(loss, np.arange(1, len(shades)) / len(shades)))
-    first = min(levels[0], loss.min()) - 1
-    last = max(levels[-1], loss.max()) + 1
-    axes.contourf(
-        *sides,
-        loss,
-        levels=[first, *levels, last],
-        colors=shades[: len(levels) + 1],
-        zorder=0,
-    )
+    colours = shades[: len(levels) + 1]
+    axes.contourf(*sides, loss, levels=levels, colors=colours, extend="both", zorder=0)
     lines = axes.contour(*sides, loss, levels=levels, colors=PAPER, linewidths=0.8, zorder=1)
     decimals = max(len(f"{level:g}".partition(".")[2]) for level in levels)
     for text in axes.clabel(lines, fmt=f"%.{decimals}f", fontsize=8, colors=INK):
@@ -215,7 +208,7 @@ def _budgets(axes: Axes, n: _Ends, d: _Ends) -> None:
         left = max(n[0], product / d[1])
         right = min(n[1], product / d[0])
         top, bottom = product / left, product / right
-        axes.plot([left, right], [top, bottom], color=MUTED, linewidth=0.6, zorder=2)
+        axes.plot([left, right], [top, bottom], color=MUTED, linewidth=0.6)
         if right == n[1]:
             label(axes, name, (right, bottom), (4, 0), on="data", size=7.5, va="center")
         elif left == n[0] and top > corner:
@@ -289,7 +282,7 @@ def _against(axes: Axes, x: np.ndarray, off: np.ndarray, colours: Sequence[str])
     """How far the runs are off over x, and the running median."""
     room = (x.max() / x.min()) ** 0.04
     log_axis(axes, "x", x.min() / room, x.max() * room, most=5)
-    axes.axhline(0, color=INK, linewidth=0.8, zorder=2)
+    axes.axhline(0, color=INK, linewidth=0.8)
     runs(axes, x, off, colours)
     if len(off) < BINNED:
         return

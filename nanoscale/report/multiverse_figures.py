@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -44,21 +43,14 @@ _APPROACHES = {"1": "envelope", "2": "parabola", "2 cubic": "cubic", "3": "surfa
 COLOURS_OF_APPROACHES = {"1": SIZES[0], "2": SIZES[2], "2 cubic": SIZES[4], "3": SIZES[7]}
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A choice that was made in several ways, and what each is called."""
-
-    key: str
-    options: dict[object, str]
-
-    @classmethod
-    def of(cls, analyses: Sequence[Analysis], key: str) -> _Choice:
-        taken = dict.fromkeys(getattr(row, key) for row in analyses)
-        options = [option for option in taken if option is not None]
-        names = quantities(options) if key == "delta" else list(map(str, options))
-        if key == "approach":
-            names = [f"{name.split()[0]}, {_APPROACHES[name]}" for name in names]
-        return cls(key, dict(zip(options, names, strict=True)))
+def _options(analyses: Sequence[Analysis], key: str) -> dict[object, str]:
+    """In how many ways a choice was made, and what each is called."""
+    taken = dict.fromkeys(getattr(row, key) for row in analyses)
+    taken.pop(None, None)
+    names = quantities(list(taken)) if key == "delta" else list(map(str, taken))
+    if key == "approach":
+        names = [f"{name.split()[0]}, {_APPROACHES[name]}" for name in names]
+    return dict(zip(taken, names, strict=True))
 
 
 @styled()
@@ -70,13 +62,13 @@ def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
     """
     fitted = [row for row in record.rows if row.a is not None]
     rows = sorted(fitted, key=attrgetter("a"))
-    choices, longest, lines = [], 22, 0
+    choices, longest, lines = {}, 22, 0
     for key in _CHOICES:
-        choice = _Choice.of(record.rows, key)
-        if len(choice.options) > 1:
-            choices.append(choice)
-            longest = max(longest, *map(len, choice.options.values()))
-            lines += 1 + len(choice.options)
+        options = _options(record.rows, key)
+        if len(options) > 1:
+            choices[key] = options
+            longest = max(longest, *map(len, options.values()))
+            lines += 1 + len(options)
     left = 14 + 4.5 * longest
     figure, (top, below) = sheet(
         max(WIDTH, 4.6 + (left + RIGHT) / 72),
@@ -132,7 +124,10 @@ def _exponents(axes: Axes, rows: Sequence[Analysis]) -> None:
 
 
 def _matrix(
-    axes: Axes, rows: Sequence[Analysis], choices: Sequence[_Choice], record: Multiverse
+    axes: Axes,
+    rows: Sequence[Analysis],
+    choices: Mapping[str, Mapping[object, str]],
+    record: Multiverse,
 ) -> None:
     """A line per option with a mark under every analysis that took it."""
     width, _ = points_of(axes)
@@ -140,12 +135,11 @@ def _matrix(
     beside = axes.get_yaxis_transform()
     largest = max(filter(None, record.spread.values()), default=1.0)
     y = 0.0
-    for choice in choices:
+    for key, options in choices.items():
         y += 0.1
-        name = _CHOICES[choice.key]
         label(
             axes,
-            name,
+            _CHOICES[key],
             (0, y),
             (-6, 0),
             on=beside,
@@ -154,15 +148,15 @@ def _matrix(
             va="center",
             weight="bold",
         )
-        _worth(axes, y, record.spread.get(choice.key), largest)
+        _worth(axes, y, record.spread.get(key), largest)
         y += 0.9
-        for option, name in choice.options.items():
-            at = [i for i, row in enumerate(rows) if getattr(row, choice.key) == option]
+        for option, name in options.items():
+            at = [i for i, row in enumerate(rows) if getattr(row, key) == option]
             axes.plot(
                 at,
                 [y] * len(at),
                 "|",
-                color=COLOURS_OF_APPROACHES[str(option)] if choice.key == "approach" else MUTED,
+                color=COLOURS_OF_APPROACHES[str(option)] if key == "approach" else MUTED,
                 markersize=6.5,
                 markeredgewidth=mark_width,
                 zorder=3,

@@ -83,15 +83,16 @@ def loss_curves_figure(rows: Table) -> Figure:
 
 def _curves(axes: Axes, table: pd.DataFrame, group: str) -> list[End]:
     """Draw every run; the end of each group's lowest run, of the lowest groups if they are many."""
-    order = table.groupby(group, sort=False)["tokens_seen"].max().sort_values(kind="stable").index
+    groups = sorted(table.groupby(group, sort=False), key=lambda of: of[1]["tokens_seen"].max())
     ends = []
-    for key, colour in zip(order, size_colours(len(order)), strict=True):
+    for (key, rows), colour in zip(groups, size_colours(len(groups)), strict=True):
         finals = []
-        for _, run in table[table[group] == key].groupby("run", sort=False):
-            tokens, losses = run["tokens_seen"].to_numpy(), run["val_loss"].to_numpy()
-            axes.plot(tokens, losses, color=colour, linewidth=1.3)
-            mark(axes, tokens[-1], losses[-1], colour)
-            finals.append(End(_shortened(key), tokens[-1], losses[-1]))
+        for _, run in rows.groupby("run", sort=False):
+            axes.plot(run["tokens_seen"], run["val_loss"], color=colour, linewidth=1.3)
+            last = run.iloc[-1]
+            end = End(_shortened(key), last["tokens_seen"], last["val_loss"])
+            mark(axes, end.x, end.y, colour)
+            finals.append(end)
         ends.append(min(finals, key=attrgetter("y")))
 
     lowest = sorted(ends, key=attrgetter("y"))[:MOST_LABELS]

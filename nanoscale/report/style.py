@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
@@ -103,6 +103,7 @@ OF_VERDICTS = {  # their colours
     "inconclusive": MUTED,
 }
 XY = Literal["x", "y"]
+Item = TypeVar("Item")
 
 
 @contextmanager
@@ -154,8 +155,12 @@ def sheet(
 
 def size_colours(n: int) -> list[str]:
     """`n` colours from the smallest to the largest; neighbours share one beyond eight."""
-    places = np.linspace(0, len(SIZES) - 1, n) if n > 1 else [len(SIZES) - 3]
-    return [SIZES[round(float(p))] for p in places]
+    return evenly(SIZES, n) if n > 1 else [SIZES[-3]]
+
+
+def evenly(items: Sequence[Item], n: int) -> list[Item]:
+    """`n` of them from the first to the last, in even steps."""
+    return [items[int(place)] for place in np.linspace(0, len(items) - 1, n).round()]
 
 
 # -- numbers ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from nanoscale.report.style import (
     MARGIN,
     PAPER,
     WIDTH,
+    evenly,
     interval,
     log_axis,
     quantities,
@@ -131,15 +132,14 @@ def valleys_figure(
 
 
 def _drawn(found: IsoFlop, loss: np.ndarray) -> list[_Drawn]:
-    known = []
-    for i, (curve, *_) in enumerate(found.grid.coefficients(loss[None])):
-        if np.isfinite(curve).all():
-            known.append((found.valleys[i], found.grid.rows[i], curve))
-    if not known:
+    curves = [curve for (curve,) in found.grid.coefficients(loss[None])]
+    known = np.flatnonzero(np.isfinite(curves).all(axis=1))
+    if not len(known):
         raise UserError("no budget has enough points for a curve: there is no valley to draw")
     drawn = []
-    for (valley, rows, curve), colour in zip(known, size_colours(len(known)), strict=True):
-        drawn.append(_Drawn(valley, found.grid.N[rows], loss[rows], curve, colour))
+    for i, colour in zip(known, size_colours(len(known)), strict=True):
+        rows = found.grid.rows[i]
+        drawn.append(_Drawn(found.valleys[i], found.grid.N[rows], loss[rows], curves[i], colour))
     return drawn
 
 
@@ -200,8 +200,7 @@ def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
 def _names(axes: Axes, drawn: Sequence[_Drawn]) -> None:
     """C of some budgets at the right, with a line to the end of each one's curve."""
     clear = [one for one in drawn if not one.faint] or drawn
-    chosen = np.linspace(0, len(clear) - 1, min(MOST_NAMED, len(clear))).round()
-    named = [clear[int(i)] for i in chosen]
+    named = evenly(clear, min(MOST_NAMED, len(clear)))
     names = quantities([float(f"{one.valley.C:.1e}") for one in named])
     ends = []
     for name, one in zip(names, named, strict=True):
@@ -216,14 +215,13 @@ def _left_out(axes: Axes, drawn: Sequence[_Drawn], budgets: int) -> None:
     hollow = sum(not one.valley.used for one in drawn)
     faint = sum(one.faint for one in drawn)
     few = budgets - len(drawn)
-    told = []
-    if hollow:
-        told.append(f"hollow: no minimum on its grid ({hollow})")
-    if faint:
-        told.append(f"faint: minimum lost in the noise ({faint})")
-    if few:
-        told.append(f"not drawn: too few points ({few} of {budgets} budgets)")
-    label(axes, "; ".join(told), (0, 0), (0, -50))
+    said = {
+        f"hollow: no minimum on its grid ({hollow})": hollow,
+        f"faint: minimum lost in the noise ({faint})": faint,
+        f"not drawn: too few points ({few} of {budgets} budgets)": few,
+    }
+    told = "; ".join(text for text, count in said.items() if count)
+    label(axes, told, (0, 0), (0, -50))
 
 
 # -- N* over C ----------------------------------------------------------------------------------
