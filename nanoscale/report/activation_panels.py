@@ -24,10 +24,10 @@ from nanoscale.report.style import (
     INK,
     MUTED,
     PAPER,
-    canvas,
     log_axis,
     printed,
     round_numbers,
+    sheet,
     size_colours,
     styled,
     thinned,
@@ -49,9 +49,7 @@ WORDS = {
     "scores": "attention scores",
 }
 _STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-_WIDTH, HEIGHT, ROW = 8.6, 5.55, 1.75  # inches: the figure, and a row's axes
-LEFT, _GAP, _COLUMNS = 0.42, 0.42, 6
-BOTTOMS = (3.18, 0.45)  # of the rows
+_COLUMNS = 6
 LEAST_OCTAVES = 3.0  # so that noise does not fill a panel
 
 
@@ -64,16 +62,29 @@ def coordinates_figure(verdict: CoordinateVerdict) -> Figure:
     if not panels:
         raise UserError("the check holds no activations: there is nothing to draw")
     octaves = max(LEAST_OCTAVES, *(1.15 * panel.reach for panel in panels))
-    figure = canvas(_WIDTH, HEIGHT)
-    for row, bottom, family in zip(rows, BOTTOMS, _ROWS, strict=True):
-        place = ((LEFT - 0.34) / _WIDTH, (bottom + ROW + 0.45) / HEIGHT)
-        figure.text(*place, TITLES[family], size=9.5, weight="bold")
-        for column, panel in enumerate(row):
-            axes = _axes(figure, column, bottom)
+    figure, grid = sheet(
+        8.6,
+        5.55,
+        count=2 * _COLUMNS,
+        across=_COLUMNS,
+        above=44.64,
+        left=30.24,
+        right=37.44,
+        below=32.4,
+        wspace=0.42 * 6 / 5.56,
+        hspace=0.56,
+    )
+    for i, (family, row) in enumerate(zip(_ROWS, rows, strict=True)):
+        line = grid[i * _COLUMNS : (i + 1) * _COLUMNS]
+        above = (-24.48, 32.4)  # points
+        label(line[0], TITLES[family], (0, 1), above, colour=INK, size=9.5, weight="bold")
+        for axes in line[len(row) :]:
+            axes.set_axis_off()
+        for axes, panel in zip(line, row, strict=False):
             _draw(axes, verdict, panel, octaves)
         if row:
-            _step_labels(axes, panel, verdict.sizes[-1], steps)
-    _rose(_axes(figure, _COLUMNS - 1, BOTTOMS[1]), verdict, octaves)
+            _step_labels(line[len(row) - 1], row[-1], verdict.sizes[-1], steps)
+    _rose(grid[-1], verdict, octaves)
     return figure
 
 
@@ -112,12 +123,6 @@ def _panels(verdict: CoordinateVerdict, family: str, steps: Sequence[int]) -> li
             shown = values[:, np.array(steps) - 1].T
             panels.append(_Panel(WORDS.get(name, name), quantity, shown))
     return panels
-
-
-def _axes(figure: Figure, column: int, bottom: float) -> Axes:
-    wide = (_WIDTH - LEFT - 0.1) / _COLUMNS
-    left = LEFT + column * wide
-    return figure.add_axes((left / _WIDTH, bottom / HEIGHT, (wide - _GAP) / _WIDTH, ROW / HEIGHT))
 
 
 def _draw(axes: Axes, verdict: CoordinateVerdict, panel: _Panel, octaves: float) -> None:

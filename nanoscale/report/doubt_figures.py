@@ -47,6 +47,7 @@ from nanoscale.report.style import (
 )
 
 if TYPE_CHECKING:
+    from nanoscale.laws.arrays import Array
     from nanoscale.laws.holdout import RolloutStep
 
 IN_95 = math.sqrt(-2 * math.log(0.05))  # sd of the ellipse that holds 95 % of a 2-D normal
@@ -87,7 +88,7 @@ def cloud_figure(
     return figure
 
 
-def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
+def _cloud(axes: Axes, u: Array, v: Array) -> None:
     area, _, alpha = dots(len(u))
     axes.scatter(u, v, s=area, color=SIZES[4], linewidths=0, alpha=0.5 * alpha, zorder=3)
     axes.set(xlim=_span(u), ylim=_span(v))
@@ -108,7 +109,7 @@ def _cloud(axes: Axes, u: np.ndarray, v: np.ndarray) -> None:
     axes.grid(True)
 
 
-def _span(values: np.ndarray) -> tuple[float, float]:
+def _span(values: Array) -> tuple[float, float]:
     """What an axis holds of resamples: all but the farthest."""
     low, high = np.quantile(values, _SHOWN)
     room = 0.1 * max(high - low, 1e-12)

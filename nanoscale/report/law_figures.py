@@ -49,6 +49,7 @@ from nanoscale.report.style import (
 
 if TYPE_CHECKING:
     from nanoscale.laws import Fit, LawFit
+    from nanoscale.laws.arrays import Array
     from nanoscale.laws.band import Band
 
 BINNED = 32  # points from which residuals get a running median
@@ -95,7 +96,7 @@ def frontier_figure(
     return figure
 
 
-def _envelope(axes: Axes, x: np.ndarray, loss: np.ndarray) -> None:
+def _envelope(axes: Axes, x: Array, loss: Array) -> None:
     """The runs on it, ringed and joined."""
     axes.plot(
         x,
@@ -189,7 +190,7 @@ def _levels(axes: Axes, fit: LawFit, n: _Ends, d: _Ends) -> None:
         text.set_path_effects(HALO)
 
 
-def _round_levels(wanted: np.ndarray) -> list[float]:
+def _round_levels(wanted: Array) -> list[float]:
     """These losses, with as few digits as keep them apart."""
     levels: list[float] = []
     for digits in range(2, 8):
@@ -278,7 +279,7 @@ def residuals_figure(
     return figure
 
 
-def _against(axes: Axes, x: np.ndarray, off: np.ndarray, colours: Sequence[str]) -> None:
+def _against(axes: Axes, x: Array, off: Array, colours: Sequence[str]) -> None:
     """How far the runs are off over x, and the running median."""
     room = (x.max() / x.min()) ** 0.04
     log_axis(axes, "x", x.min() / room, x.max() * room, most=5)

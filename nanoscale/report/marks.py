@@ -33,6 +33,7 @@ from nanoscale.report.style import (
 )
 
 if TYPE_CHECKING:
+    from nanoscale.laws.arrays import Array
     from nanoscale.laws.band import Band
 
 Dash = tuple[float, tuple[float, float]]
@@ -117,10 +118,10 @@ class End:
     colour: str = MUTED
 
 
-def apart(axes: Axes, ends: Sequence[End], gap: float) -> np.ndarray:
+def apart(axes: Axes, ends: Sequence[End], gap: float) -> Array:
     """(n, 2) where they are as shares of the axes, moved to be `gap` points apart in y."""
     on_page = axes.transData.transform([(end.x, end.y) for end in ends])
-    places: np.ndarray = axes.transAxes.inverted().transform(on_page)
+    places: Array = axes.transAxes.inverted().transform(on_page)
     _, height = points_of(axes)
     places[:, 1] = spread(places[:, 1].tolist(), gap / height)
     return places
@@ -154,7 +155,7 @@ def end_labels(
 
 
 # -- points -------------------------------------------------------------------------------------
-def checked(columns: Columns, *names: str, positive: bool = True) -> list[np.ndarray]:
+def checked(columns: Columns, *names: str, positive: bool = True) -> list[Array]:
     """Columns as arrays of one length; `UserError` for none, or a number no log axis can show."""
     arrays = [np.asarray(columns[name], float) for name in names]
     count = len(arrays[0])
@@ -182,9 +183,7 @@ def colours_of(values: ArrayLike | None, n: int) -> list[str]:
     return [SIZES[min(int(step), last)] for step in steps]
 
 
-def runs(
-    axes: Axes, x: np.ndarray, y: np.ndarray, colours: str | Sequence[str], zorder: float = 3
-) -> None:
+def runs(axes: Axes, x: Array, y: Array, colours: str | Sequence[str], zorder: float = 3) -> None:
     """A dot per run, smaller and fainter where they are many."""
     area, rim, alpha = dots(len(x))
     axes.scatter(

@@ -37,6 +37,7 @@ from nanoscale.spec.values import Json
 
 if TYPE_CHECKING:
     from nanoscale.experiments.records import SearchOutcome
+    from nanoscale.laws.arrays import Array
 
 _ACROSS = 3  # panels in a row
 MOST = 6  # keys shown
@@ -58,14 +59,14 @@ class _Range:
     def of(cls, domain: Mapping[str, float]) -> _Range:
         return cls(domain["low"], domain["high"], bool(domain.get("log")))
 
-    def unit(self, values: np.ndarray) -> np.ndarray:
+    def unit(self, values: Array) -> Array:
         """From 0 at the low end to 1 at the high one."""
         scale = np.log if self.log else np.asarray
         low, high = scale(self.low), scale(self.high)
-        units: np.ndarray = (scale(values) - low) / (high - low)
+        units: Array = (scale(values) - low) / (high - low)
         return units
 
-    def mesh(self) -> np.ndarray:
+    def mesh(self) -> Array:
         """Values in even steps."""
         spaced = np.geomspace if self.log else np.linspace
         return spaced(self.low, self.high, _MESH)
@@ -83,9 +84,9 @@ class _Trials:
     """Those with a finite loss, (n,) each."""
 
     values: Sequence[Mapping[str, Json]]
-    losses: np.ndarray  # at the furthest rung
-    first: np.ndarray  # losses, at the first rung
-    rungs: np.ndarray
+    losses: Array  # at the furthest rung
+    first: Array  # losses, at the first rung
+    rungs: Array
 
     @classmethod
     def of(cls, found: SearchOutcome) -> _Trials:
@@ -104,7 +105,7 @@ class _Trials:
         """The lowest of those that went furthest."""
         return int(np.lexsort((self.losses, -self.rungs))[0])
 
-    def numbers(self, key: str) -> np.ndarray:
+    def numbers(self, key: str) -> Array:
         return np.array([values[key] for values in self.values], float)
 
 
@@ -179,13 +180,13 @@ def contour_figure(found: SearchOutcome, space: _Domains) -> Figure | None:
     return figure
 
 
-def smooth(u: np.ndarray, v: np.ndarray, losses: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+def smooth(u: Array, v: Array, losses: Array, mesh: Array) -> Array:
     """(v, u) losses by a kernel as wide as trials are apart, so that noise makes no hills."""
     width = 0.6 / math.sqrt(len(u))
     du, dv = mesh[:, None] - u, mesh[:, None] - v  # (mesh, trials)
     squared = dv[:, None] ** 2 + du[None] ** 2
     weights = np.exp(-squared / (2 * width**2)) + 1e-9
-    smooth: np.ndarray = weights @ losses / weights.sum(-1)
+    smooth: Array = weights @ losses / weights.sum(-1)
     return smooth
 
 

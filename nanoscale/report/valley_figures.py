@@ -22,6 +22,7 @@ from nanoscale.report.marks import (
     LABELS,
     MANY,
     ROUNDING,
+    Dash,
     End,
     bar,
     dots,
@@ -48,6 +49,7 @@ from nanoscale.report.style import (
 )
 
 if TYPE_CHECKING:
+    from nanoscale.laws.arrays import Array
     from nanoscale.laws.band import Band
     from nanoscale.laws.isoflop import IsoFlop, Valley
 
@@ -60,9 +62,9 @@ class _Drawn:
     """A budget with enough points for a curve, and how it is drawn."""
 
     valley: Valley
-    n: np.ndarray  # (k,) sizes of its runs
-    loss: np.ndarray  # (k,)
-    coefficients: np.ndarray  # of the curve, highest power first, in log10 N about its mean
+    n: Array  # (k,) sizes of its runs
+    loss: Array  # (k,)
+    coefficients: Array  # of the curve, highest power first, in log10 N about its mean
     colour: str
 
     @property
@@ -79,9 +81,9 @@ class _Drawn:
         """The colours of its marks: hollow if it is in no line."""
         return (self.colour, PAPER) if self.valley.used else (PAPER, self.colour)
 
-    def at(self, n: np.ndarray) -> np.ndarray:
+    def at(self, n: Array) -> Array:
         """The curve."""
-        losses: np.ndarray = np.polyval(self.coefficients, np.log10(n) - np.log10(self.n).mean())
+        losses: Array = np.polyval(self.coefficients, np.log10(n) - np.log10(self.n).mean())
         return losses
 
 
@@ -131,7 +133,7 @@ def valleys_figure(
     return figure
 
 
-def _drawn(found: IsoFlop, loss: np.ndarray) -> list[_Drawn]:
+def _drawn(found: IsoFlop, loss: Array) -> list[_Drawn]:
     curves = [curve for (curve,) in found.grid.coefficients(loss[None])]
     known = np.flatnonzero(np.isfinite(curves).all(axis=1))
     if not len(known):
@@ -160,6 +162,10 @@ def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
     valley = one.valley
     area, rim, alpha = dots(shown)
     face, edge = one.face_and_edge
+    width = 1.3
+    dash: str | Dash = "-"
+    if not valley.used:
+        rim, width, dash = 0.9, 0.9, BEYOND
     axes.scatter(
         one.n,
         one.loss,
@@ -167,7 +173,7 @@ def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
         c=face,
         alpha=alpha * one.alpha,
         edgecolors=edge,
-        linewidths=rim if valley.used else 0.9,
+        linewidths=rim,
         zorder=3,
     )
     at = np.geomspace(one.n.min(), one.n.max(), 61)
@@ -175,8 +181,8 @@ def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
         at,
         one.at(at),
         color=one.colour,
-        linewidth=1.3 if valley.used else 0.9,
-        linestyle="-" if valley.used else BEYOND,
+        linewidth=width,
+        linestyle=dash,
         alpha=one.alpha,
     )
     if not valley.used or valley.vertex is None or valley.loss is None:
