@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
     from nanoscale.experiments import Study
+    from nanoscale.spec.values import Json
 
 # The columns that a reader wants, under readable names.
 READABLE = {
@@ -60,10 +61,10 @@ def curves(study: Study, done: DataFrame) -> list[Picture]:
     return [Picture("curves", caption, loss_curves_figure(rows))]
 
 
-def curve_rows(study: Study, done: DataFrame) -> list[dict[str, object]]:
+def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Json]]:
     """One row per evaluation of the finished runs, with the run and its size or cell."""
     finished = dict(zip(done["run"], done.get("size", done["run"]), strict=True))
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Json]] = []
     for entry, folder in study.runs():
         if entry.id not in finished:
             continue
