@@ -21,9 +21,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from nanoscale.data.meta import SPLITS, Meta, read_errors, read_meta
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, did_you_mean
 
-ORDERS = ("random", "epoch")
 KNOWN = ("shakespeare_char", "pysource", "text", "synthetic")  # what `nanoscale data prepare` makes
 TOKEN = np.dtype("<u2")
 
@@ -48,7 +47,6 @@ class Dataset:
     vocab_size: int
     fingerprint: str
     tokens: Mapping[str, Tokens]
-    bytes_per_token: Mapping[str, float | None]
     meta: Meta
 
     def encode(self, text: str) -> list[int]:
@@ -87,6 +85,24 @@ class Dataset:
         if self.meta.itos is None:
             raise UserError(f"the meta of dataset {self.name!r} names no symbols (itos)")
         return self.meta.itos
+
+    def bytes_per_token(self, split: str) -> float | None:
+        """UTF-8 bytes per token of a split: known, counted from the symbols, or None."""
+        if self.meta.kind == "byte":
+            return 1.0
+        if self.meta.kind != "char" or self.meta.itos is None:
+            return None
+        tokens = self.tokens[split]
+        if self.meta.splits is not None:
+            counted: int = self.meta.splits[split]["bytes"]
+            return counted / len(tokens)
+
+        widths = symbol_bytes(self.meta.itos)
+        step = BLOCK * 16
+        total = 0
+        for first in range(0, len(tokens), step):
+            total += int(widths[tokens[first : first + step]].sum())
+        return total / len(tokens)
 
     def require_block(self, block_size: int) -> None:
         """Refuse a block that does not fit into a split."""
@@ -136,15 +152,13 @@ def open_dataset(name: str, data_root: str = "data") -> Dataset:
     fingerprint, largest = _fingerprint(files)
     meta = read_meta(folder)
     tokens: dict[str, Tokens] = {}
-    bytes_per_token = {}
     for split, (path, size, _), token in zip(SPLITS, files, largest, strict=True):
         _check_split(folder / f"{split}.bin", size // TOKEN.itemsize, token, split, meta)
         with read_errors(folder):
             tokens[split] = np.memmap(path, TOKEN, "r")
-        bytes_per_token[split] = _bytes_per_token(meta, split, tokens[split])
     if meta.dataset == "pysource":
         name = f"pysource-{fingerprint[:8]}"  # another on every machine
-    return Dataset(name, folder, meta.vocab_size, fingerprint, tokens, bytes_per_token, meta)
+    return Dataset(name, folder, meta.vocab_size, fingerprint, tokens, meta)
 
 
 # --- what is in the files ---------------------------------------------------------------------
@@ -210,24 +224,6 @@ def _blocks(path: str, size: int) -> Iterator[bytes]:
             yield file.read(BLOCK)
 
 
-def _bytes_per_token(meta: Meta, split: str, tokens: Tokens) -> float | None:
-    """UTF-8 bytes per token of a split: known, counted from the symbols, or None."""
-    if meta.kind == "byte":
-        return 1.0
-    if meta.kind != "char" or meta.itos is None:
-        return None
-    if meta.splits is not None:
-        counted: int = meta.splits[split]["bytes"]
-        return counted / len(tokens)
-
-    widths = symbol_bytes(meta.itos)
-    step = BLOCK * 16
-    total = 0
-    for first in range(0, len(tokens), step):
-        total += int(widths[tokens[first : first + step]].sum())
-    return total / len(tokens)
-
-
 def symbol_bytes(symbols: Sequence[str]) -> Integers:
     """UTF-8 length of each symbol: (vocab_size,) int64."""
     return np.array([len(s.encode(errors="replace")) for s in symbols], np.int64)
@@ -274,8 +270,6 @@ class TrainingSamples:
     """
 
     def __init__(self, tokens: Tokens, block_size: int, data_seed: int, order: str) -> None:
-        if order not in ORDERS:
-            raise UserError(f"data order {order!r} is none of {one_of(ORDERS)}")
         where = getattr(tokens, "filename", None) or "the training split"
         _require_window(len(tokens), block_size, where)
         self.tokens = np.asarray(tokens)  # memmap's own indexing is several times slower

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanoscale.data.dataset import TOKEN, Tokens
 from nanoscale.data.meta import read_errors
@@ -35,7 +34,7 @@ def files_below(
     Folders in `seen` count as visited; folders that cannot be listed go to `on_error`.
     """
     visited = {os.path.realpath(folder) for folder in seen}
-    found = []
+    found: list[Path] = []
     for root in roots:
         for folder, folders, files in os.walk(root, onerror=on_error, followlinks=True):
             real = os.path.realpath(folder)
@@ -44,8 +43,8 @@ def files_below(
                 continue
             visited.add(real)
             folders[:] = sorted(name for name in folders if not left_out(name))
-            paths = [os.path.join(real, name) for name in sorted(files) if not left_out(name)]
-            found += [Path(path) for path in paths if os.path.isfile(path)]
+            kept = sorted(name for name in files if not left_out(name))
+            found += filter(os.path.isfile, map(Path(real).joinpath, kept))
     return found
 
 
@@ -107,24 +106,24 @@ class Documents:
             yield encode(raw + DOCUMENT_END)
 
 
-def code_points(raw: bytes, path: object) -> NDArray[np.uint32]:
-    """Unicode code points of UTF-8 bytes: (n_characters,) uint32; other bytes are a `UserError`."""
+def characters_of(raw: bytes, path: object) -> set[str]:
+    """The distinct characters of UTF-8 bytes; other bytes are a `UserError`."""
     try:
-        return np.frombuffer(raw.decode().encode("utf-32-le"), "<u4")
+        return set(raw.decode())
     except UnicodeDecodeError as e:
         raise UserError(
             f"{path} is not UTF-8 text (byte {e.start}); take it out, or use --kind byte"
         ) from e
 
 
-def choose_symbols(kind: str | None, present: NDArray[np.bool_], path: object) -> list[str] | None:
+def choose_symbols(kind: str | None, present: set[str], path: object) -> list[str] | None:
     """The sorted alphabet of a text, or None for bytes; by default whichever is the smaller."""
-    count = int(present.sum())
+    count = len(present)
     if kind == "byte" or (kind is None and count > 256):
         return None
     if count > MAX_SYMBOLS:
         raise UserError(f"{path} has {count:,} distinct characters, above 65,536; use --kind byte")
-    return [chr(code) for code in np.flatnonzero(present)]
+    return sorted(present)
 
 
 def encoder(symbols: Sequence[str] | None) -> Callable[[bytes], Tokens]:
@@ -136,7 +135,8 @@ def encoder(symbols: Sequence[str] | None) -> Callable[[bytes], Tokens]:
         ids[ord(symbol)] = number
 
     def by_character(raw: bytes) -> Tokens:
-        return ids[code_points(raw, "text")]
+        tokens: Tokens = ids[np.frombuffer(raw.decode().encode("utf-32-le"), "<u4")]
+        return tokens
 
     return by_character
 

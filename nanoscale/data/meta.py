@@ -27,7 +27,7 @@ class Meta:
     itos: Sequence[str] | None = None  # symbol of each id
     splits: Mapping[str, Mapping[str, Any]] | None = None  # tokens and bytes of each
     dataset: str = ""  # as whom we prepared it
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what else meta.json says
+    facts: Mapping[str, Any] = field(default_factory=dict)  # all that meta.json says
 
 
 @contextmanager
@@ -58,10 +58,8 @@ def _checked_json(path: Path, raw: bytes) -> Meta:
     try:
         record = json.loads(raw)
         newer = record["schema"] > META_SCHEMA
-        names = ("kind", "vocab_size", "itos", "splits")
-        facts = {key: value for key, value in record.items() if key not in names}
-        kind, size, itos, splits = (record[name] for name in names)
-        meta = Meta(kind, size, itos, splits, record.get("dataset", ""), facts)
+        kind, size, itos = record["kind"], record["vocab_size"], record["itos"]
+        meta = Meta(kind, size, itos, record["splits"], record.get("dataset", ""), facts=record)
         counts = [meta.vocab_size]
         for split in SPLITS:
             counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"]]

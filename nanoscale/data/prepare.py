@@ -22,15 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nanoscale.data.dataset import Tokens, open_dataset, symbol_bytes
+from nanoscale.data.dataset import Integers, Tokens, open_dataset, symbol_bytes
 from nanoscale.data.documents import (
-    CODE_POINTS,
     DOCUMENT_END,
     Documents,
+    characters_of,
     choose_symbols,
-    code_points,
     encoder,
     files_below,
 )
@@ -129,10 +127,10 @@ def shakespeare_char(input: str | None) -> Corpus:
 def holds_shakespeare(folder: Path) -> bool:
     """Whether `folder` is tinyshakespeare already, so that nothing need be downloaded."""
     try:
-        source = open_dataset(str(folder.resolve())).meta.facts.get("source")
-    except UserError:
+        source = open_dataset(str(folder.resolve())).meta.facts["source"]
+        return bool(source["sha256"] == SHAKESPEARE_SHA256)
+    except (UserError, LookupError, TypeError):
         return False
-    return isinstance(source, dict) and source.get("sha256") == SHAKESPEARE_SHA256
 
 
 def text(input: str | None, kind: str | None, out: Path) -> Corpus:
@@ -177,8 +175,9 @@ def python_roots() -> list[Path]:
     """Where the running Python keeps its standard library and its installed packages."""
     paths = sysconfig.get_paths()
     roots = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    roots += [*site.getsitepackages(), *user]
+    roots += site.getsitepackages()
+    if site.ENABLE_USER_SITE:
+        roots.append(site.getusersitepackages())
     return [Path(root) for root in roots if os.path.isdir(root)]
 
 
@@ -194,7 +193,7 @@ def synthetic(seed: int) -> Corpus:
             "weights": chain.weights.tolist(),
         },
     }
-    return Corpus("synthetic", SYMBOLS, {"train": [chain.train], "val": [chain.val]}, facts)
+    return Corpus("synthetic", list(SYMBOLS), {"train": [chain.train], "val": [chain.val]}, facts)
 
 
 # --- reading text ------------------------------------------------------------------------------
@@ -214,8 +213,7 @@ def _download(url: str) -> bytes:
     print(f"downloading {url}", flush=True)
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
-            content: bytes = response.read()
-            return content
+            return bytes(response.read())
     except (OSError, http.client.HTTPException) as e:
         raise UserError(
             f"cannot download {url} ({getattr(e, 'reason', None) or e}); get the file on a machine "
@@ -225,9 +223,7 @@ def _download(url: str) -> bytes:
 
 def _one_file(raw: bytes, kind: str | None, path: str) -> Corpus:
     """One text, cut at 90 % of its tokens as nanoGPT cuts it."""
-    present = np.zeros(CODE_POINTS, bool)
-    if kind != "byte":
-        present[code_points(raw, path)] = True
+    present = set() if kind == "byte" else characters_of(raw, path)
     symbols = choose_symbols(kind, present, path)
     tokens = encoder(symbols)(raw)
     cut = int(len(tokens) * 0.9)
@@ -243,14 +239,13 @@ def _folder(input: str, kind: str | None, out: Path) -> Corpus:
         with read_errors(error.filename):
             raise error
 
-    present = np.zeros(CODE_POINTS, bool)
-    present[ord(DOCUMENT_END)] = True
+    present = {DOCUMENT_END.decode()}
     documents = Documents()
     for path in files_below([Path(input)], lambda name: name[0] == ".", refuse, seen=[out]):
         with read_errors(path):
             raw = path.read_bytes()
         if kind != "byte":
-            present[code_points(raw, path)] = True
+            present |= characters_of(raw, path)
         documents.add(path, raw)
     symbols = choose_symbols(kind, present, input)
     splits = documents.splits(input, encoder(symbols))
@@ -263,10 +258,11 @@ def _folder(input: str, kind: str | None, out: Path) -> Corpus:
 
 def write(out: Path, name: str, corpus: Corpus) -> None:
     """Write the folder; files whose content is already there are left as they are."""
-    symbols = corpus.symbols
-    widths = None if symbols is None else symbol_bytes(symbols)
     # nanoGPT joins strings, so for it a byte is the character of the same number
-    characters = [chr(byte) for byte in range(256)] if symbols is None else list(symbols)
+    characters = corpus.symbols or [chr(byte) for byte in range(256)]
+    widths = symbol_bytes(characters)
+    if corpus.symbols is None:
+        widths = np.ones_like(widths)
     splits = {}
     with _staged(out) as stage:
         for split in SPLITS:
@@ -282,7 +278,7 @@ def write(out: Path, name: str, corpus: Corpus) -> None:
             "dataset": name,
             "kind": corpus.kind,
             "vocab_size": len(characters),
-            "itos": None if symbols is None else characters,
+            "itos": corpus.symbols,
             "splits": splits,
             **corpus.facts,
         }
@@ -295,9 +291,7 @@ def write(out: Path, name: str, corpus: Corpus) -> None:
     print(f"{out} is ready" if changed else f"{out} is unchanged")
 
 
-def _write_tokens(
-    path: Path, pieces: Iterable[Tokens], widths: NDArray[np.int64] | None
-) -> dict[str, int | str]:
+def _write_tokens(path: Path, pieces: Iterable[Tokens], widths: Integers) -> dict[str, int | str]:
     """Write one .bin and return its counts: tokens, UTF-8 bytes, SHA-256."""
     n_tokens = n_bytes = 0
     digest = hashlib.sha256()
@@ -307,7 +301,7 @@ def _write_tokens(
             file.write(raw)  # not ndarray.tofile, which loses errno when the disk is full
             digest.update(raw)
             n_tokens += len(piece)
-            n_bytes += len(piece) if widths is None else int(widths[piece].sum())
+            n_bytes += int(widths[piece].sum())
     return {"tokens": n_tokens, "bytes": n_bytes, "sha256": digest.hexdigest()}
 
 
@@ -330,9 +324,9 @@ def _staged(out: Path) -> Iterator[Path]:
 def _replace(stage: Path, out: Path) -> bool:
     """Move the staged files that differ from those in `out` there; whether there were any."""
     # meta.json last: until it is there, the old one's token counts give a torn set away
-    names = [*(f"{split}.bin" for split in SPLITS), "meta.pkl", "meta.json"]
-    different = filecmp.cmpfiles(stage, out, names, shallow=False)
-    changed = [name for name in names if name not in different[0]]
+    names = ("train.bin", "val.bin", "meta.pkl", "meta.json")
+    same, _, _ = filecmp.cmpfiles(stage, out, names, shallow=False)
+    changed = [name for name in names if name not in same]
     for name in changed:
         os.replace(stage / name, out / name)
     return bool(changed)

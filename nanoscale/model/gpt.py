@@ -126,7 +126,7 @@ class MLP(nn.Module):
     def __init__(self, config: ResolvedConfig) -> None:
         super().__init__()
         d = config.n_embd
-        width = ffn_width(d, config.use_swiglu, config.multiple_of)
+        width = ffn_width(config, d)
         bias = config.bias
         self.swiglu = config.use_swiglu
         if self.swiglu:

@@ -306,16 +306,20 @@ def flatten(config: ExperimentConfig) -> dict[str, Value]:
     return {name: attrgetter(name)(config) for name in all_fields()}
 
 
+def nest(values: Overrides) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values by dotted name, as (those of a config, those of its parametrization)."""
+    top, nested = {}, {}
+    for name, value in values.items():
+        if "." in name:
+            nested[name.removeprefix("parametrization.")] = value
+        else:
+            top[name] = value
+    return top, nested
+
+
 def from_flat(values: Overrides) -> ExperimentConfig:
     """The config with `values` (dotted names, already coerced) over the defaults."""
-    top: dict[str, Any] = {}
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        outer, _, inner = name.partition(".")
-        if inner:
-            nested[inner] = value
-        else:
-            top[outer] = value
+    top, nested = nest(values)
     return ExperimentConfig(**top, parametrization=ParametrizationConfig(**nested))
 
 

@@ -39,9 +39,9 @@ def parameter_counts(config: ExperimentConfig) -> dict[str, int]:
     }
 
 
-def forward_flops(config: ExperimentConfig, block_size: int | None = None) -> dict[str, int]:
-    """Module -> FLOPs of one forward pass over one sequence of `block_size` tokens."""
-    T, L, d = block_size or config.block_size, config.n_layer, config.n_embd
+def forward_flops(config: ExperimentConfig) -> dict[str, int]:
+    """Module -> FLOPs of one forward pass over one sequence."""
+    T, L, d = config.block_size, config.n_layer, config.n_embd
     counts = {
         "attention_projections": 0,
         "mlp": 0,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nanoscale.errors import UserError
 from nanoscale.spec.config import (
@@ -47,16 +47,6 @@ def label(config: ExperimentConfig) -> str:
     name = re.sub(r"[^\w.-]", "_", dataset).lstrip(".")[:40] or "data"
     mode = config.parametrization.mode
     return f"{name}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
-
-
-class Data(Protocol):
-    """What a run's identity needs of its dataset (see `data.Dataset`)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True)

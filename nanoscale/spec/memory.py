@@ -65,7 +65,7 @@ class Moments:
         self.symbols = self.tokens * config.vocab_size
 
         self.width, self.layers = config.n_embd, config.n_layer
-        self.ffn = ffn_width(self.width, config.use_swiglu, config.multiple_of)
+        self.ffn = ffn_width(config, self.width)
         self.stream = F4 * self.tokens * self.width
         self.states = self.size * self.tokens * self.width
 

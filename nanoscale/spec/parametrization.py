@@ -253,12 +253,14 @@ def rules_of(config: ResolvedConfig) -> Rules:
     Raises:
         UserError: the user's file of rules is not what it was, fails, or registers no such mode.
     """
-    p = config.parametrization
+    p, batch = config.parametrization, config.tokens_per_iter
     m_N = config.n_embd / p.base_n_embd
     m_L = config.n_layer / p.base_n_layer
     m_h = config.head_dim / p.base_head_dim
+    m_B = batch / p.base_batch_tokens if p.base_batch_tokens else 1.0
+    m_D = max(config.max_iters, 1) * batch / p.base_tokens if p.base_tokens else 1.0
     ratios = Ratios(m_N, m_N, m_L, m_h, p.alpha)
-    return Rules(config, scheme_of(config), ratios, tuple(tensors(config)))
+    return Rules(config, scheme_of(config), ratios, m_B / m_D, tuple(tensors(config)))
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,10 @@ class Rules:
     config: ResolvedConfig
     scheme: Scheme
     ratios: Ratios  # the model's size relative to the base's
+    # m_B / m_D: the batch over the base's, over the run's tokens over the base's; else 1. It falls
+    # as runs grow longer. arXiv 2512.22382 (Complete(d)P): LR and weight decay go as its root, eps
+    # as one over that, and 1 - beta as itself
+    batch_over_horizon: float
     tensors: tuple[TensorSpec, ...]
 
     def rule(self, tensor: TensorSpec) -> Rule:
@@ -334,23 +340,6 @@ class Rules:
             return 1.0
         return math.sqrt(factor) if wd_rule == "sqrt" else factor
 
-    @functools.cached_property
-    def batch_over_horizon(self) -> float:
-        """m_B / m_D: the batch over the base's, over the run's tokens over the base's; else 1.
-
-        It falls as runs grow longer. arXiv 2512.22382 (Complete(d)P): LR and weight decay go as
-        its root, eps as one over that, and 1 - beta as itself.
-        """
-        p = self.config.parametrization
-        batch = self.config.tokens_per_iter
-        m_B = 1.0
-        if p.base_batch_tokens:
-            m_B = batch / p.base_batch_tokens
-        m_D = 1.0
-        if p.base_tokens:
-            m_D = max(self.config.max_iters, 1) * batch / p.base_tokens
-        return m_B / m_D
-
     @property
     def _root(self) -> float:
         root: float = self.batch_over_horizon**0.5
@@ -379,10 +368,10 @@ class Rules:
             UserError: the run is so short, or its batch so large, that they would be negative.
         """
         beta1, beta2 = self.config.beta1, self.config.beta2
-        if self.batch_over_horizon == 1:
+        ratio = self.batch_over_horizon
+        if ratio == 1:
             return beta1, beta2
-        beta1 = 1 - (1 - beta1) * self.batch_over_horizon
-        beta2 = 1 - (1 - beta2) * self.batch_over_horizon
+        beta1, beta2 = 1 - (1 - beta1) * ratio, 1 - (1 - beta2) * ratio
         if min(beta1, beta2) < 0:
             raise UserError(
                 f"base_batch_tokens and base_tokens make AdamW's betas {beta1:.3g} and "

@@ -27,6 +27,7 @@ from nanoscale.spec.config import (
     all_fields,
     flatten,
     from_flat,
+    nest,
 )
 from nanoscale.spec.options import Kind
 from nanoscale.spec.values import Json, Overrides, Value
@@ -83,7 +84,7 @@ def coerce(key: str, value: object, kind: Kind | None = None) -> Any:
     """
     kind = kind or FIELDS[key].kind
     if isinstance(kind, types.UnionType):  # X | None
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+        if str(value).lower() in ("none", "null"):
             return None
         kind = get_args(kind)[0]
     if kind is str:
@@ -202,14 +203,8 @@ def _parse(path: str, text: str) -> object:
 
 def _run(path: str, text: str, known: Overrides) -> Mapping[str, object]:
     """Run a nanoGPT-style file of assignments and return the names it assigned."""
-    nested = types.SimpleNamespace()
-    scope: dict[str, Any] = {"parametrization": nested}
-    for name, value in known.items():
-        outer, _, inner = name.partition(".")
-        if inner:
-            setattr(nested, inner, value)
-        else:
-            scope[outer] = value
+    top, nested = nest(known)
+    scope = top | {"parametrization": types.SimpleNamespace(**nested)}
     try:
         tree = ast.parse(text, filename=path)
         exec(compile(tree, path, "exec"), scope)

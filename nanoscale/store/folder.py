@@ -6,15 +6,18 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.identity import RECORD_SCHEMA, Data, RunSpec
+from nanoscale.spec.identity import RECORD_SCHEMA, RunSpec
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store import lease
 from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
 from nanoscale.store.run_records import RunStatus
+
+if TYPE_CHECKING:
+    from nanoscale.data.dataset import Dataset
 
 WAITING, RUNNING, COMPLETE = "WAITING", "RUNNING", "COMPLETE"
 PRUNED, DIVERGED, FAILED = "PRUNED", "DIVERGED", "FAILED"
@@ -47,7 +50,7 @@ def parent_of(branch_from: str) -> str:
     return f"{status.id}@{status.checkpoint_step if step is None else step}"
 
 
-def run_spec(config: ResolvedConfig, data: Data, typed: Overrides) -> RunSpec:
+def run_spec(config: ResolvedConfig, data: Dataset, typed: Overrides) -> RunSpec:
     """The spec of a config on an open dataset, with the parent it branches from."""
     parent = parent_of(config.branch_from) if config.branch_from else None
     return RunSpec(config, typed, data.name, data.fingerprint, parent)

@@ -118,7 +118,6 @@ def random_dataset(config: ExperimentConfig) -> Dataset:
         vocab_size=vocab_size,
         fingerprint="random",
         tokens={"train": tokens, "val": tokens},
-        bytes_per_token={"train": None, "val": None},
         meta=Meta("ids", vocab_size),
     )
 

@@ -86,5 +86,5 @@ def final_losses(run: Run) -> WindowLosses:
 
 def bits_per_byte(run: Run, nats_per_token: float) -> float | None:
     """Validation loss in bits per byte of the text; None where its bytes are unknown."""
-    bytes_per_token = run.dataset.bytes_per_token["val"]
+    bytes_per_token = run.dataset.bytes_per_token("val")
     return nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None

@@ -82,7 +82,7 @@ def test_shakespeare_is_nanogpts(tmp_path, monkeypatch, capsys):
     opened = open_dataset("shakespeare_char")
     assert opened.vocab_size == 65
     assert opened.meta.kind == "char"
-    assert opened.bytes_per_token == {"train": 1.0, "val": 1.0}
+    assert [opened.bytes_per_token(split) for split in data.SPLITS] == [1.0, 1.0]
     assert {s: len(t) for s, t in opened.tokens.items()} == {"train": 1003854, "val": 111540}
     (folder / "meta.json").unlink()
     assert open_dataset("shakespeare_char").encode("ROMEO") == opened.encode("ROMEO")
@@ -279,7 +279,7 @@ def test_a_text_of_ones_own_by_name(tmp_path, monkeypatch):
     assert notes.name == "notes"
     assert notes.meta.dataset == "text"
     cut = int(len(NOTES) * 0.9)
-    assert notes.bytes_per_token["val"] == len(NOTES[cut:].encode()) / len(NOTES[cut:]) > 1
+    assert notes.bytes_per_token("val") == len(NOTES[cut:].encode()) / len(NOTES[cut:]) > 1
     assert prepare.prepare("text", input="notes.txt") == Path("data/text")
 
 
@@ -334,7 +334,7 @@ def test_a_folder_is_split_by_document(tmp_path, kind):
         for split, stream in expected.items():
             tokens = opened.tokens[split]
             assert opened.decode(tokens.tolist()) == stream.decode()
-            assert opened.bytes_per_token[split] == len(stream) / len(tokens)
+            assert opened.bytes_per_token(split) == len(stream) / len(tokens)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -460,7 +460,7 @@ def test_a_synthetic_dataset_states_its_entropy(tmp_path):
     opened = open_dataset(str(folder))
     assert (opened.meta.kind, opened.vocab_size) == ("synthetic", 32)
     assert {s: len(t) for s, t in opened.tokens.items()} == {"train": 1_000_000, "val": 100_000}
-    assert opened.bytes_per_token == {"train": None, "val": None}
+    assert [opened.bytes_per_token(split) for split in data.SPLITS] == [None, None]
     assert 1 < opened.meta.facts["entropy_nats"] < math.log(32)
     assert opened.meta.facts["source"]["seed"] == 5
     assert opened.decode(opened.encode("abc")) == "abc"
