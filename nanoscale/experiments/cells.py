@@ -7,31 +7,31 @@ first, so a mistake in the last one costs no training; equal cells are one run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import Any
 
 from nanoscale.data.dataset import Dataset, open_dataset
 from nanoscale.errors import UserError
-from nanoscale.experiments.records import Json, Row, RunEntry, describe
+from nanoscale.experiments.records import RunEntry, describe
 from nanoscale.spec.config import ExperimentConfig, from_flat
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.parametrization import scheme_of
 from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, layered, typed
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import run_spec
 
 MOST_WARNINGS = 5
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of a study: the varied keys' values, the config as asked, and the run it is."""
 
-    values: Row
+    values: Overrides
     config: ExperimentConfig  # relative forms (tokens_per_param, min_lr_frac, ...) still in place
     spec: RunSpec
 
@@ -49,10 +49,7 @@ class Cell:
     @property
     def entry(self) -> RunEntry:
         """Its entry in the study's record."""
-        return RunEntry(self.id, self.spec.name, dict(self.values), self.flops)
-
-    def __str__(self) -> str:
-        return describe(self.values) or self.spec.name
+        return RunEntry(self.id, self.spec.name, self.values, self.flops)
 
 
 def plain_values(name: str, values: object) -> dict[str, Json]:
@@ -104,9 +101,9 @@ Opened = dict[tuple[str, str], Dataset]  # by name and root
 
 
 def make_cells(
-    defaults: Row,
+    defaults: Overrides,
     sources: Sequence[Source],
-    rows: Iterable[Row],
+    rows: Iterable[Overrides],
     where: str,
     opened: Opened | None = None,
 ) -> list[Cell]:
@@ -133,7 +130,7 @@ def make_cells(
     return list(cells.values())
 
 
-def _spec(config: ExperimentConfig, opened: Opened, typed_values: Row) -> RunSpec:
+def _spec(config: ExperimentConfig, opened: Opened, typed_values: Overrides) -> RunSpec:
     """The run that a config is on its dataset."""
     name = (config.dataset, config.data_root)
     if name not in opened:
@@ -160,8 +157,9 @@ def questions(cells: Sequence[Cell], asked: int) -> list[str]:
 def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
     if len(cells) == asked:
         return []
-    named = set(cells[0].values) - {"dataset", "branch_from"}
-    idle = [key for key in cells[0].values if key in named and not FIELDS[key].hashed]
+    hashed_otherwise = ("dataset", "branch_from")
+    named = [key for key in cells[0].values if key not in hashed_otherwise]
+    idle = [key for key in named if not FIELDS[key].hashed]
     why = ""
     if idle:
         why = f" ({', '.join(idle)} says where or how a run runs, not what it is)"
@@ -170,18 +168,18 @@ def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
 
 def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
     """Where length or LR varies and a part of the schedule, given in absolute numbers, does not."""
-    decaying = [cell.config for cell in cells if cell.config.decay_lr]
-    floor = _shared(decaying, lambda config: config.min_lr)
-    warmup = _shared(decaying, lambda config: config.warmup_iters)
-    decay = _shared(decaying, lambda config: config.lr_decay_iters)
+    decaying = [cell for cell in cells if cell.config.decay_lr]
+    floor = _shared(decaying, "config.min_lr")
+    warmup = _shared(decaying, "config.warmup_iters")
+    decay = _shared(decaying, "config.lr_decay_iters")
 
     texts = []
-    if floor and _shared(cells, lambda cell: cell.config.learning_rate) is None:
+    if floor and _shared(cells, "config.learning_rate") is None:
         texts.append(
             f"learning_rate varies but min_lr={floor} does not, so the LR falls to "
             "another part of its peak in every run; set min_lr_frac=0.1"
         )
-    if _shared(cells, lambda cell: cell.spec.config.max_iters) is None:
+    if _shared(cells, "spec.config.max_iters") is None:
         if warmup:
             texts.append(
                 f"the runs' length varies but warmup_iters={warmup} does not; set warmup_frac=0.05"
@@ -194,7 +192,7 @@ def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:
     return texts
 
 
-def _shared(items: Sequence[T], read: Callable[[T], float | None]) -> float | None:
-    """The number that all items have; None: they differ, or have none."""
-    values = {read(item) for item in items}
+def _shared(cells: Iterable[Cell], name: str) -> Any:
+    """The number that all cells have under a name; None: they differ, or have none."""
+    values = set(map(attrgetter(name), cells))
     return values.pop() if len(values) == 1 else None

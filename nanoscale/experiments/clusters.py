@@ -20,9 +20,15 @@ from types import ModuleType
 from typing import Any
 
 from nanoscale.errors import INTERRUPTED, UserError, disk_errors
-from nanoscale.experiments import machine
-from nanoscale.experiments.machine import Slot
-from nanoscale.experiments.worker import GRACE_SECONDS, Exit, Worker, worker_environment
+from nanoscale.experiments.machine import Slot, cores, thread_environment
+from nanoscale.experiments.worker import (
+    GRACE_SECONDS,
+    NANOSCALE,
+    Exit,
+    Worker,
+    environment_of,
+    open_process,
+)
 from nanoscale.store.files import write_text
 from nanoscale.store.folder import LOG
 
@@ -39,8 +45,8 @@ class Ray:
 
     local = False
 
-    def __init__(self, worker: Worker | None = None, address: str | None = None) -> None:
-        self._worker = worker or Worker()
+    def __init__(self, worker: Worker = NANOSCALE, address: str | None = None) -> None:
+        self._worker = worker
         self._address = address
         self._needs: dict[str, int] = {}  # of every task
         self._running: dict[Any, Path] = {}  # by Ray's reference to the task
@@ -49,16 +55,13 @@ class Ray:
     def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
         """As many as the cluster's GPUs, or its CPUs over `threads`."""
         have = self._ray().cluster_resources()
+        kind, each = "CPU", threads or 1
+        slot = Slot(thread_environment(each))
         if device.startswith("cuda") or (device == "auto" and have.get("GPU", 0) > 0):
-            self._needs = {"num_gpus": 1}
+            kind, each = "GPU", 1
             slot = Slot({})
-            count = int(have.get("GPU", 0))
-        else:
-            each = threads or 1
-            self._needs = {"num_cpus": each}
-            slot = Slot(machine.thread_environment(each))
-            count = int(have.get("CPU", 1) // each)
-        number = workers or max(1, count)
+        self._needs = {f"num_{kind.lower()}s": each}
+        number = workers or max(1, int(have.get(kind, 0) // each))
         return [slot] * number
 
     def start(self, folder: Path, slot: Slot) -> None:
@@ -72,11 +75,11 @@ class Ray:
             return []
         ray = self._ray()
         tasks = list(self._running)
-        first, _ = ray.wait(tasks, num_returns=1, timeout=timeout)
-        others, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        ray.wait(tasks, timeout=timeout)
+        ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
 
         exits = []
-        for reference in {*first, *others}:
+        for reference in ended:
             folder = self._running.pop(reference)
             exits.append(Exit(folder, self._code(reference)))
             (folder / ASKED).unlink(missing_ok=True)  # asked for when it had just ended
@@ -98,8 +101,7 @@ class Ray:
         """A task's exit code; 130 if it was cancelled, None if it or its host was lost."""
         ray = self._ray()
         try:
-            code: int = ray.get(reference)
-            return code
+            return int(ray.get(reference))
         except ray.exceptions.TaskCancelledError:
             return INTERRUPTED
         except ray.exceptions.RayError:
@@ -115,7 +117,7 @@ class Ray:
             return ray
 
         address = self._address or os.environ.get("RAY_ADDRESS")
-        size = {} if address else {"num_cpus": len(machine.cores()), "include_dashboard": False}
+        size = {} if address else {"num_cpus": len(cores()), "include_dashboard": False}
         try:
             ray.init(
                 address=address,
@@ -130,23 +132,12 @@ class Ray:
         return ray
 
 
-def environment_of(slot: Slot) -> dict[str, str]:
-    """What a run elsewhere needs of our environment, beside its slot's."""
-    return {**slot.env, "PYTHONPATH": worker_environment(slot)["PYTHONPATH"]}
-
-
 def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
     """The body of a Ray task: the run's process, and a look ten times a second at what is asked."""
     asked = Path(folder, ASKED)
     asked.unlink(missing_ok=True)
-    with open(os.path.join(folder, LOG), "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command[1:], folder],
-            env=os.environ | env,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-        )
+    here = [sys.executable, *command[1:]]
+    process = open_process(here, Path(folder), os.environ | env, own_session=False)
     while process.poll() is None:
         try:
             time.sleep(0.1)
@@ -202,14 +193,10 @@ SEEN_SECONDS = 2.0  # between two looks at the queue
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """One task of a job array."""
+    """One task of a job array: the folder it runs, and where it writes its exit code down."""
 
-    job: str  # Slurm's number of the array
-    array: str  # our name of it, which its files have
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.job}_{self.number}"
+    folder: Path
+    exit_file: Path
 
 
 class Slurm:
@@ -224,48 +211,54 @@ class Slurm:
 
     def __init__(
         self,
-        worker: Worker | None = None,
+        worker: Worker = NANOSCALE,
         options: Mapping[str, str] | None = None,
         home: str | Path = "experiments_out/slurm",
         most: int = 64,
     ) -> None:
-        self._worker = worker or Worker()
+        self._worker = worker
         self._options = dict(options or {})
         self._home = Path(home).absolute()
         self._most = most  # tasks at once, unless the study says how many
-        self._new: list[tuple[Path, Slot]] = []  # started, not yet submitted
-        self._running: dict[ArrayTask, Path] = {}
+        self._new: dict[Path, Slot] = {}  # started, not yet submitted
+        self._running: dict[str, ArrayTask] = {}  # by Slurm's name of it, JOB_NUMBER
         self._seen = 0.0
 
     def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
         """`workers` runs at once, queued or running; the cluster decides how many really run."""
         slot = Slot({})
         if threads:
-            slot = Slot(machine.thread_environment(threads))
+            slot = Slot(thread_environment(threads))
             if not {"cpus-per-task", "c"} & set(self._options):
                 self._options["cpus-per-task"] = str(threads)
         number = workers or self._most
         return [slot] * number
 
     def start(self, folder: Path, slot: Slot) -> None:
-        self._new.append((folder, slot))
+        self._new[folder] = slot
 
     def poll(self, timeout: float) -> list[Exit]:
         self._submit()
         time.sleep(timeout)
-        if time.monotonic() - self._seen < SEEN_SECONDS:
+        if not self._running or time.monotonic() - self._seen < SEEN_SECONDS:
             return []
         self._seen = time.monotonic()
 
         alive = self._alive()
-        gone = [task for task in self._running if str(task) not in alive]
-        return [Exit(self._running.pop(task), self._code(task)) for task in gone]
+        exits = []
+        for name, task in list(self._running.items()):
+            if name not in alive:
+                del self._running[name]
+                exits.append(Exit(task.folder, exit_code_in(task.exit_file)))
+        return exits
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
-        if folders is None:
-            folders = [*self._running.values(), *(folder for folder, _ in self._new)]
-        self._new = [(folder, slot) for folder, slot in self._new if folder not in folders]
-        chosen = [str(task) for task, folder in self._running.items() if folder in folders]
+        for folder in list(self._new) if folders is None else folders:
+            self._new.pop(folder, None)
+        chosen = []
+        for name, task in self._running.items():
+            if folders is None or task.folder in folders:
+                chosen.append(name)
         if not chosen:
             return
         # the batch shell passes TERM on; one that waits in the queue is only cancelled
@@ -276,23 +269,23 @@ class Slurm:
     def close(self) -> None:
         self.stop(kill=True)
         self._running.clear()
-        self._new.clear()
 
     def _submit(self) -> None:
         """One array of all that was started since the last look."""
-        started, self._new = self._new, []
+        started, self._new = self._new, {}
         if not started:
             return
         name = f"nanoscale-{uuid.uuid4().hex[:12]}"
         with disk_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
-        write_text(self._home / f"{name}.folders", "".join(f"{f}\n" for f, _ in started))
+        write_text(self._home / f"{name}.folders", "".join(f"{folder}\n" for folder in started))
         script = self._home / f"{name}.sh"
-        write_text(script, self.script(name, len(started), started[0][1]))
+        write_text(script, self.script(name, len(started), next(iter(started.values()))))
 
         job = command("sbatch", "--parsable", str(script)).split(";")[0].strip()
-        for number, (folder, _) in enumerate(started):
-            self._running[ArrayTask(job, name, number)] = folder
+        for number, folder in enumerate(started):
+            exit_file = self._home / f"{name}.{number}.exit"
+            self._running[f"{job}_{number}"] = ArrayTask(folder, exit_file)
 
     def script(self, name: str, tasks: int, slot: Slot) -> str:
         """What sbatch is given."""
@@ -311,9 +304,7 @@ class Slurm:
 
     def _alive(self) -> set[str]:
         """Every task of ours that waits or runs, as `JOB_TASK`."""
-        jobs = {task.job for task in self._running}
-        if not jobs:
-            return set()
+        jobs = ",".join({name.split("_")[0] for name in self._running})
         try:
             table = command(
                 "squeue",
@@ -321,13 +312,13 @@ class Slurm:
                 "--array",
                 "--states=all",
                 "--format=%F %K %T",
-                f"--jobs={','.join(jobs)}",
+                f"--jobs={jobs}",
             )
         except UserError as e:
             if "Invalid job id" in str(e):  # all gone from Slurm's memory
                 return set()
             print(f"warning: {e}", file=sys.stderr)  # never infer an end from a missed look
-            return {str(task) for task in self._running}
+            return set(self._running)
 
         alive = set()
         for line in table.splitlines():
@@ -337,13 +328,14 @@ class Slurm:
                     alive.add(f"{job}_{number}")
         return alive
 
-    def _code(self, task: ArrayTask) -> int | None:
-        """The exit code that the job wrote down; None if it could not any more."""
-        try:
-            code = int((self._home / f"{task.array}.{task.number}.exit").read_text())
-        except (OSError, ValueError):
-            return None
-        return 128 - code if code > INTERRUPTED else code  # 128 + n: killed by signal n
+
+def exit_code_in(file: Path) -> int | None:
+    """The exit code that a job wrote down; None if it could not any more."""
+    try:
+        code = int(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return 128 - code if code > INTERRUPTED else code  # 128 + n: killed by signal n
 
 
 def command(*words: str) -> str:

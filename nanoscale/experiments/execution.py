@@ -7,14 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanoscale.experiments import machine
 from nanoscale.experiments.cells import Cell
-from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.machine import Slot, cores, on_gpu
 from nanoscale.experiments.planning import PlannedRun
-from nanoscale.experiments.pool import Job, Limits, MoreJobs, Pool
+from nanoscale.experiments.pool import Limits, MoreJobs, Pool
 from nanoscale.experiments.progress import Expected, duration, open_progress
 from nanoscale.experiments.results import TABLE, Study, failure_lines
-from nanoscale.experiments.worker import Backend
+from nanoscale.experiments.worker import Backend, Job
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ class Execution:
         wanted = [cell.spec.config.threads or math.inf for cell in cells]
         threads = None if math.inf in wanted else int(max(wanted))
         slots = self.backend.slots(device, threads, self.workers)
-        if self.backend.local and not machine.on_gpu(device):
-            free = len(machine.cores())
+        if self.backend.local and not on_gpu(device):
+            free = len(cores())
             each = threads or free
             if len(slots) > max(1, free // each):
                 text = (

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nanoscale.errors import BAD_INPUT, INTERRUPTED
 from nanoscale.store.files import write_json
@@ -18,6 +19,7 @@ from nanoscale.store.folder import CONFIG, FAILED, FINISHED, LOG, WAITING, RunFo
 from nanoscale.store.lease import Held
 
 REFUSED, MEMORY, TIME, CRASH = "refused", "memory", "time", "crash"
+ENDED = (*FINISHED, FAILED)  # states of a run that is over, until it is asked for again
 ALIKE = 3  # runs in a row that fail alike before a study stops
 LOG_TAIL_BYTES = 1 << 14
 OUT_OF_MEMORY = re.compile("OutOfMemory|MemoryError|[Oo]ut of memory|allocate")
@@ -36,7 +38,7 @@ class Failure:
 
 
 def settle(
-    folder: RunFolder, code: int | None, starved: bool = False, verdict: Failure | None = None
+    folder: RunFolder, code: int | None, starved: bool, verdict: Failure | None
 ) -> Failure | None:
     """Give a run whose process is gone its state; the failure, or None: it has ended, or waits.
 
@@ -69,11 +71,9 @@ def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
         return Failure(CRASH, f"its process was killed by {signal_name(-code)}")
 
     reason = folder.status().reason
-    last = log_tail(folder, 1)
-    if not reason and last:
+    if not reason:
+        last = log_tail(folder, 1) or [f"its process left with exit code {code}"]
         reason = last[0].removeprefix("error: ")
-    elif not reason:
-        reason = f"its process left with exit code {code}"
     if code == BAD_INPUT:
         return Failure(REFUSED, reason.partition("UserError: ")[2] or reason)
     return Failure(MEMORY if OUT_OF_MEMORY.search(reason) else CRASH, reason)
@@ -123,10 +123,15 @@ def halve_micro_batch(folder: RunFolder) -> str:
 
 def log_tail(folder: RunFolder, lines: int) -> list[str]:
     """The last lines of the run's log that say something."""
-    try:
-        with open(folder / LOG, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
+    text = end_of(folder / LOG, LOG_TAIL_BYTES).decode(errors="replace")
     return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def end_of(path: Path, size: int) -> bytes:
+    """At most the last `size` bytes of a file; none if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read()
+    except OSError:
+        return b""

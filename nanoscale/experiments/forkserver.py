@@ -11,7 +11,6 @@ again; so the child of such a run stays, and takes the next run of its shape.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import importlib
@@ -26,6 +25,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from signal import SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_UNBLOCK, SIGCHLD, SIGINT, SIGKILL, SIGTERM
 from typing import NoReturn
 
 from nanoscale.errors import DONE, FAILURE, exit_code_of
@@ -34,7 +34,7 @@ from nanoscale.experiments.worker import GRACE_SECONDS, RunRequest
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 STDIN, STDOUT, STDERR = 0, 1, 2
 MOST_RUNS = 32  # of one child: what compiled code holds on to is given back then
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+HANDLED = (SIGINT, SIGTERM, SIGCHLD)
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Server:
         for end in (self.wake, self.alarm, self.heard):
             os.set_blocking(end, False)
         signal.set_wakeup_fd(self.alarm, warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our user, who asks us
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self.ask_to_leave)
+        signal.signal(SIGINT, SIG_IGN)  # Ctrl-C is for our user, who asks us
+        signal.signal(SIGCHLD, lambda *_: None)
+        signal.signal(SIGTERM, self.ask_to_leave)
 
     def serve(self) -> None:
         """Obey until the input closes or SIGTERM comes; then wait for the children."""
@@ -141,8 +141,8 @@ class Server:
 
     def idle(self) -> list[Child]:
         """The children that wait for a run."""
-        waiting = (child for child in self.children.values() if child.folder is None)
-        return [child for child in waiting if child.requests is not None]
+        children = self.children.values()
+        return [c for c in children if c.folder is None and c.requests is not None]
 
     def dismiss(self, child: Child) -> None:
         """Let a child that stays leave: its requests end."""
@@ -155,7 +155,7 @@ class Server:
         server = os.getpid()
         theirs, ours = os.pipe() if request.shape else (None, None)
         # blocked until the child has its own handlers: a SIGTERM between must stop it, not us
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        signal.pthread_sigmask(SIG_BLOCK, HANDLED)
         try:
             pid = os.fork()
             if pid == 0:
@@ -163,9 +163,9 @@ class Server:
                 for end in (self.output, self.wake, self.alarm, self.heard, ours, *pipes):
                     if end is not None:
                         os.close(end)
-                run_child(self.entry, request, server, theirs, self.tell)
+                self.be_child(request, server, theirs)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+            signal.pthread_sigmask(SIG_UNBLOCK, HANDLED)
         if theirs is not None:
             os.close(theirs)
         return Child(pid, request.folder, request.shape, ours)
@@ -211,10 +211,49 @@ class Server:
             if child.folder is None or (folders is not None and child.folder not in folders):
                 continue
             with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL if kill else signal.SIGTERM)
+                os.kill(child.pid, SIGKILL if kill else SIGTERM)
             if kill:
                 with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
+                    os.killpg(child.pid, SIGKILL)
+
+    # -- in a child -----------------------------------------------------------------------------
+    def be_child(self, request: RunRequest, server: int, requests: int | None) -> NoReturn:
+        """In a fresh fork: become the run's process, run, and exit with the entry's code."""
+        code = FAILURE
+        try:
+            code = self.run_in_turn(request, server, requests)
+        except SystemExit as e:
+            if isinstance(e.code, int):
+                code = e.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):
+                    stream.flush()
+            os._exit(code)
+
+    def run_in_turn(self, request: RunRequest, server: int, requests: int | None) -> int:
+        """The exit code of a run; with `requests`, of the last of those that come after it.
+
+        Then each run that has its result is told of, and the next one read.
+        """
+        module, function = self.entry.split(":")
+        following = None if requests is None else os.fdopen(requests)
+        while True:
+            become_worker(request, server)
+            main = getattr(importlib.import_module(module), function)
+            code = exit_code_of(partial(main, ["run", request.folder]))
+            if following is None or code not in (DONE, FAILURE):
+                return code
+
+            sys.stdout.flush()
+            gc.collect()  # models hold cycles, and the next one needs the room
+            write_line(self.tell, {"pid": os.getpid(), "code": code})
+            line = following.readline()
+            if not line:
+                return DONE
+            request = RunRequest(**json.loads(line))
 
 
 def write_line(pipe: int, message: object) -> None:
@@ -222,60 +261,17 @@ def write_line(pipe: int, message: object) -> None:
 
 
 # -- children -----------------------------------------------------------------------------------
-def run_child(
-    entry: str, request: RunRequest, server: int, requests: int | None, tell: int
-) -> NoReturn:
-    """In a fresh fork: become the run's process, run, and exit with the entry's code."""
-    code = FAILURE
-    try:
-        code = run_in_turn(entry, request, server, requests, tell)
-    except SystemExit as e:
-        if isinstance(e.code, int):
-            code = e.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-        os._exit(code)
-
-
-def run_in_turn(
-    entry: str, request: RunRequest, server: int, requests: int | None, tell: int
-) -> int:
-    """The exit code of a run; with `requests`, of the last of those that come after it.
-
-    Then each run that has its result is told of, and the next one read.
-    """
-    module, function = entry.split(":")
-    following = None if requests is None else os.fdopen(requests)
-    while True:
-        become_worker(request, server)
-        main = getattr(importlib.import_module(module), function)
-        code = exit_code_of(partial(main, ["run", request.folder]))
-        if following is None or code not in (DONE, FAILURE):
-            return code
-
-        sys.stdout.flush()
-        gc.collect()  # models hold cycles, and the next one needs the room
-        write_line(tell, {"pid": os.getpid(), "code": code})
-        line = following.readline()
-        if not line:
-            return DONE
-        request = RunRequest(**json.loads(line))
-
-
 def become_worker(request: RunRequest, server: int) -> None:
     """Output to the run's log, the slot's environment and CPUs, signals as in a new Python."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(SIGINT, signal.default_int_handler)
+    signal.signal(SIGTERM, SIG_DFL)
+    signal.signal(SIGCHLD, SIG_DFL)
     os.setpgid(0, 0)  # what it starts can be killed with it
-    redirect(os.open(os.devnull, os.O_RDONLY), STDIN)
-    redirect(os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), STDOUT)
-    os.dup2(STDOUT, STDERR)
+    with open(os.devnull) as nothing, open(request.log, "ab") as log:
+        os.dup2(nothing.fileno(), STDIN)
+        os.dup2(log.fileno(), STDOUT)
+        os.dup2(log.fileno(), STDERR)
     # line by line, so that a killed run loses none
     sys.stdout = open(STDOUT, "w", buffering=1, closefd=False)
     sys.stderr = open(STDERR, "w", buffering=1, closefd=False)
@@ -283,16 +279,10 @@ def become_worker(request: RunRequest, server: int) -> None:
     if request.cpus:
         os.sched_setaffinity(0, request.cpus)
     sys.argv = ["nanoscale", "run", request.folder]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # saves even if the server is killed
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM)  # saves even if the server is killed
     if os.getppid() != server:
         os._exit(FAILURE)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
-
-
-def redirect(source: int, target: int) -> None:
-    os.dup2(source, target)
-    if source != target:
-        os.close(source)
+    signal.pthread_sigmask(SIG_UNBLOCK, HANDLED)
 
 
 def spawned(request: RunRequest) -> Child:
@@ -317,35 +307,31 @@ def spawned(request: RunRequest) -> Child:
 
 
 # -- the process --------------------------------------------------------------------------------
-def preload(names: Sequence[str]) -> None:
-    """Import what every run will need."""
-    for name in names:
-        with suppress(Exception):  # the run that needs it will say why, in its own log
-            importlib.import_module(name)
-
-
 def may_fork() -> bool:
     """Only on Linux and with one thread: a fork copies other threads' locks, never the threads."""
     return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--entry", required=True, help="MODULE:FUNCTION called with [run, FOLDER]")
-    parser.add_argument("--preload", nargs="*", default=[], help="modules to import before forking")
-    parser.add_argument("--no-fork", action="store_true", help="a new Python for every run")
-    options = parser.parse_args(arguments)
+def main() -> None:
+    """`forkserver HOW ENTRY [MODULE ...]`.
+
+    HOW: fork, or spawn, a new Python for every run. ENTRY: MODULE:FUNCTION called with [run,
+    FOLDER]. Modules: to import before forking.
+    """
+    how, entry, *preload = sys.argv[1:]
     output = os.dup(STDOUT)
     os.dup2(STDERR, STDOUT)  # what a module prints as it is imported is no message of ours
-    fork = not options.no_fork and may_fork()
+    fork = how == "fork" and may_fork()
     if fork:
         gc.disable()  # what is imported stays: looking for what does not takes a tenth of it
-        preload([options.entry.split(":")[0], *options.preload])
+        for name in (entry.split(":")[0], *preload):
+            with suppress(Exception):  # the run that needs it will say why, in its own log
+                importlib.import_module(name)
         gc.collect()
         gc.freeze()  # the collector of a child must not touch, and so copy, the shared pages
         gc.enable()
         fork = may_fork()
-    Server(options.entry, fork, output).serve()
+    Server(entry, fork, output).serve()
     os._exit(DONE)  # taking torch apart would cost our user a quarter of a second
 
 

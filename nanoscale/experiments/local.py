@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError
 from nanoscale.experiments import machine
 from nanoscale.experiments.machine import Slot
-from nanoscale.experiments.records import Json
 from nanoscale.experiments.worker import (
     GRACE_SECONDS,
+    NANOSCALE,
     Backend,
     Exit,
     RunRequest,
     Worker,
-    worker_environment,
+    environment_of,
+    open_process,
 )
 from nanoscale.spec.config import flatten
 from nanoscale.spec.sources import FIELDS
-from nanoscale.store.folder import LOG, RunFolder
+from nanoscale.spec.values import Json
+from nanoscale.store.folder import RunFolder
 
 _BATCH = ("batch_size", "block_size", "micro_batch_size")
 
@@ -63,8 +65,8 @@ class ForkServer(Local):
     start a new Python for every run, as it does by itself where forking is not safe.
     """
 
-    def __init__(self, worker: Worker | None = None, fork: bool = True) -> None:
-        self._worker = worker or Worker()
+    def __init__(self, worker: Worker = NANOSCALE, fork: bool = True) -> None:
+        self._worker = worker
         self._fork = fork
         self._server: ServerPipes | None = None
         self._running: set[Path] = set()
@@ -111,15 +113,14 @@ class ForkServer(Local):
         self._running.clear()
 
     def _launch(self, slot: Slot) -> ServerPipes:
+        how = "fork" if self._fork else "spawn"
         command = [sys.executable, "-P", "-m", "nanoscale.experiments.forkserver"]
-        command += ["--entry", self._worker.entry, "--preload", *self._worker.preload]
-        if not self._fork:
-            command.append("--no-fork")
+        command += [how, self._worker.entry, *self._worker.preload]
         # libgomp reads its settings once, at import, hence the slot's environment; numpy's OpenBLAS
         # starts its threads then, and a process with threads cannot be forked
         process = subprocess.Popen(
             command,
-            env=worker_environment(slot) | {"OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | environment_of(slot) | {"OPENBLAS_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -161,20 +162,13 @@ def shape_of(folder: RunFolder) -> str:
 class Subprocess(Local):
     """One plain process per run. If we are killed the runs go on, and a re-run waits for them."""
 
-    def __init__(self, worker: Worker | None = None) -> None:
-        self._worker = worker or Worker()
+    def __init__(self, worker: Worker = NANOSCALE) -> None:
+        self._worker = worker
         self._running: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(self, folder: Path, slot: Slot) -> None:
-        with disk_errors(folder), open(folder / LOG, "ab") as log:
-            process = subprocess.Popen(
-                [*self._worker.command, str(folder)],
-                env=worker_environment(slot),
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        env = os.environ | environment_of(slot)
+        process = open_process(self._worker.command, folder, env, own_session=True)
         self._running[folder] = process
         if slot.cpus:
             with suppress(OSError):  # it may be gone already
@@ -182,19 +176,16 @@ class Subprocess(Local):
 
     def poll(self, timeout: float) -> list[Exit]:
         until = time.monotonic() + timeout
+        exits: list[Exit] = []
         while True:
-            exits = []
-            for folder, process in self._running.items():
+            for folder, process in list(self._running.items()):
                 code = process.poll()
                 if code is not None:
+                    del self._running[folder]
                     exits.append(Exit(folder, code))
             if exits or time.monotonic() >= until:
-                break
+                return exits
             time.sleep(min(0.02, timeout))
-
-        for gone in exits:
-            del self._running[gone.folder]
-        return exits
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
         for folder, process in self._running.items():

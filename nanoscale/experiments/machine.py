@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import cycle, islice
 from pathlib import Path
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -31,14 +31,13 @@ class Slot:
 
 def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
     """The slots of this machine for runs on `device` with `threads` CPU threads each."""
-    if on_gpu(device):
+    on_cuda = on_gpu(device)
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    if on_cuda or device == "mps" or (device == "auto" and apple):
         places = [Slot({})]
-        if ":" not in device:  # cuda:1 counts among all GPUs, so none may be hidden
+        if on_cuda and ":" not in device:  # cuda:1 counts among all GPUs, so none may be hidden
             places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or places
-        return [places[i % len(places)] for i in range(workers or len(places))]
-    if device == "mps" or (device == "auto" and apple_silicon()):
-        number = workers or 1
-        return [Slot({})] * number
+        return list(islice(cycle(places), workers or len(places)))
 
     free = cores()
     each = threads or len(free)
@@ -49,10 +48,6 @@ def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
     if count * each != len(free) or not hasattr(os, "sched_setaffinity"):
         return [Slot(env)] * count
     return [Slot(env, tuple(free[i : i + each])) for i in range(0, len(free), each)]
-
-
-def apple_silicon() -> bool:
-    return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -80,19 +75,13 @@ def gpus() -> list[str]:
 
 @functools.cache
 def _nvidia_smi() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
+    # by UUID: nvidia-smi and CUDA may number the same GPUs differently
+    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
-        # by UUID: nvidia-smi and CUDA may number the same GPUs differently
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        listed = subprocess.check_output(query, stderr=subprocess.PIPE, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(listed.stdout.split()) if listed.returncode == 0 else ()
+    return tuple(listed.split())
 
 
 def cores() -> list[int]:
@@ -141,6 +130,6 @@ def _quota() -> float:
     """CPUs that the control group (v2) of a container grants; infinite without one."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return float("inf") if quota == "max" else float(quota) / float(period)
-    except (OSError, ValueError):
+        return float(quota) / float(period)
+    except (OSError, ValueError):  # no such file, or `max`
         return float("inf")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,10 +12,10 @@ from pathlib import Path
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import Cell
-from nanoscale.experiments.records import Row
 from nanoscale.spec.config import ResolvedConfig, flatten
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec, config_from_dict, scientific
+from nanoscale.spec.values import Overrides
 from nanoscale.store.files import read_json
 from nanoscale.store.folder import CONFIG, RunFolder
 
@@ -38,29 +37,26 @@ class Neighbour:
     speed: float | None  # FLOP/s
 
 
+@dataclass
 class Neighbours:
     """The runs in a folder, as far as plans need them; read when first asked."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     @cached_property
     def runs(self) -> list[Neighbour]:
         """The newest; what is no run, or of another form, is passed over."""
-        try:
-            entries = [entry for entry in os.scandir(self.folder) if entry.is_dir()]
-        except OSError:
-            return []
-        entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+        folders = [path.parent for path in self.folder.glob(f"*/{CONFIG}")]
+        folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
         runs = []
-        for entry in entries[:MOST_NEIGHBOURS]:
+        for folder in folders[:MOST_NEIGHBOURS]:
             with suppress(UserError):
-                runs.append(neighbour(RunFolder(entry.path)))
+                runs.append(neighbour(RunFolder(folder)))
         return runs
 
     def difference(self, spec: RunSpec) -> str:
         """How a new run differs from the one most like it."""
-        keys = keys_of(spec.config, spec.data_fingerprint, spec.parent)
+        keys = keys_of(spec)
         nearest = min(self.runs, key=lambda run: len(run.keys ^ keys), default=None)
         if nearest is None:
             return "the first run here"
@@ -76,9 +72,9 @@ class Neighbours:
         more = f" and {len(names) - MOST_KEYS} more keys" if len(names) > MOST_KEYS else ""
         return f"as {nearest.name} but {differences}{more}"
 
-    def alike(self, spec: RunSpec, free: set[str]) -> Iterator[tuple[RunFolder, Row]]:
+    def alike(self, spec: RunSpec, free: set[str]) -> Iterator[tuple[RunFolder, Overrides]]:
         """The runs that differ from `spec` in `free` keys at most: folder and config."""
-        wanted = keys_of(spec.config, spec.data_fingerprint, spec.parent)
+        wanted = keys_of(spec)
         for run in self.runs:
             if free.issuperset(name for name, _ in run.keys ^ wanted):
                 yield RunFolder(self.folder / run.name), flatten(run.config)
@@ -100,7 +96,8 @@ def neighbour(folder: RunFolder) -> Neighbour:
     record = read_json(folder / CONFIG)
     try:
         config = config_from_dict(record["config"])
-        keys = keys_of(config, record["data"]["fingerprint"], record["branch_from"])
+        data = record["data"]["fingerprint"]
+        keys = keys_of(RunSpec(config, {}, "", data, record["branch_from"]))
     except (KeyError, TypeError) as e:
         raise UserError(f"{folder.path}: not a run's config ({e})") from e
 
@@ -110,10 +107,10 @@ def neighbour(folder: RunFolder) -> Neighbour:
     return Neighbour(folder.path.name, config, keys, flops_per_iter(config), speed)
 
 
-def keys_of(config: ResolvedConfig, data_fingerprint: str, parent: str | None) -> Keys:
+def keys_of(spec: RunSpec) -> Keys:
     """What a run's identity depends on, beside the version of its numerics."""
-    items = {key: str(value) for key, value in scientific(config).items()}
-    items["data"] = data_fingerprint[:8]
-    if parent:
-        items["branch_from"] = parent
+    items = {key: str(value) for key, value in scientific(spec.config).items()}
+    items["data"] = spec.data_fingerprint[:8]
+    if spec.parent:
+        items["branch_from"] = spec.parent
     return frozenset(items.items())

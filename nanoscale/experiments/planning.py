@@ -15,8 +15,8 @@ from pathlib import Path
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.neighbours import Neighbours
-from nanoscale.experiments.pool import Job
 from nanoscale.experiments.progress import duration
+from nanoscale.experiments.worker import Job
 from nanoscale.spec.memory import memory_estimate
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, WAITING, RunFolder
@@ -43,7 +43,7 @@ class PlannedRun:
 
     @property
     def job(self) -> Job:
-        return Job(self.folder, self.cell.flops, str(self.cell))
+        return Job(self.folder, self.cell.flops, str(self.cell.entry))
 
     def make_ready(self) -> None:
         """Give the run its folder and today's config.
@@ -89,7 +89,7 @@ def planned(cell: Cell, store: Path) -> PlannedRun:
     return PlannedRun(cell, folder, plan)
 
 
-def within(runs: Sequence[PlannedRun], budget: float | None) -> list[PlannedRun]:
+def within(runs: Sequence[PlannedRun], budget: float) -> list[PlannedRun]:
     """The runs, of which those are left out that a budget of FLOPs does not pay for.
 
     It pays for the cheapest first. What is cached counts too, so the same call chooses the same
@@ -99,7 +99,7 @@ def within(runs: Sequence[PlannedRun], budget: float | None) -> list[PlannedRun]
     paid = set()
     for run in sorted(runs, key=lambda run: run.cell.flops):
         spent += run.cell.flops
-        if budget is None or spent <= budget or run.plan == CACHED:
+        if spent <= budget or run.plan == CACHED:
             paid.add(run.cell.id)
     return [run if run.cell.id in paid else replace(run, plan=LEFT_OUT) for run in runs]
 
@@ -148,7 +148,7 @@ def dry_lines(runs: Iterable[PlannedRun], neighbours: Neighbours, workers: int) 
             time = f"{duration(seconds):>12}"
         gib = memory_estimate(run.cell.spec.config)["total"] / 2**30
         lines.append(
-            f"  {run.plan:9} {run.cell.flops:9.3g} FLOPs {gib:7.3f} GiB {time}  {run.cell}  "
+            f"  {run.plan:9} {run.cell.flops:9.3g} FLOPs {gib:7.3f} GiB {time}  {run.cell.entry}  "
             f"({why(run, neighbours)})"
         )
 

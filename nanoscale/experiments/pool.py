@@ -8,36 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from nanoscale.experiments import machine
-from nanoscale.experiments.failures import ALIKE, MEMORY, TIME, Failure, settle, try_again
-from nanoscale.experiments.machine import Slot
-from nanoscale.experiments.worker import GRACE_SECONDS, Backend, Exit
+from nanoscale.experiments.failures import ALIKE, ENDED, MEMORY, TIME, Failure, settle, try_again
+from nanoscale.experiments.machine import Slot, memory_kills, memory_of
+from nanoscale.experiments.progress import Progress
+from nanoscale.experiments.worker import GRACE_SECONDS, Backend, Exit, Job
 from nanoscale.signals import on_stop_signal
 from nanoscale.store import lease
-from nanoscale.store.folder import FAILED, FINISHED, RUNNING, RunFolder
+from nanoscale.store.folder import FINISHED, RUNNING, RunFolder
 
 POLL_SECONDS = 0.25
 LIMITS_SECONDS = 1.0  # between two looks at the limits
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to be done: where, how many training FLOPs, and what the user calls it."""
-
-    folder: RunFolder
-    flops: int
-    title: str
-
-    @property
-    def path(self) -> Path:
-        return self.folder.path
 
 
 MoreJobs = Callable[[int], Sequence[Job]]  # up to so many further jobs
@@ -47,10 +32,10 @@ MoreJobs = Callable[[int], Sequence[Job]]  # up to so many further jobs
 class Limits:
     """What runs may take. A run beyond a limit saves, leaves, and counts as failed."""
 
-    time_limit: float | None = None  # seconds of one run
-    memory_limit: float | None = None  # bytes of one run
+    time_limit: float = math.inf  # seconds of one run
+    memory_limit: float = math.inf  # bytes of one run
     retries: int = 1  # of a run that crashed
-    seconds: float | None = None  # of all runs, of which the cheapest get the first
+    seconds: float = math.inf  # of all runs, of which the cheapest get the first
     cheapest_first: bool = False
 
 
@@ -60,38 +45,24 @@ class Running:
 
     job: Job
     slot: Slot
-    kills_before: int  # see machine.memory_kills
     began: float
+    kills_before: int  # by the kernel, until it began
     verdict: Failure | None = None  # why we have asked it to leave
     kill_at: float = math.inf
-
-
-class Watch(Protocol):
-    """Whoever shows the progress."""
-
-    def started(self, job: Job) -> None: ...
-
-    def ended(self, job: Job) -> None: ...
-
-    def elsewhere(self, job: Job) -> None: ...
-
-    def again(self, job: Job, failure: Failure, how: str) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 class Pool:
     """Jobs on slots. A run that another live process owns is waited for, never started twice."""
 
     def __init__(
-        self, backend: Backend, slots: Sequence[Slot], watch: Watch, limits: Limits | None = None
+        self, backend: Backend, slots: Sequence[Slot], watch: Progress, limits: Limits
     ) -> None:
         self.backend = backend
         self.watch = watch
-        self.limits = limits or Limits()
+        self.limits = limits
         self.free = list(slots)
         self.running: dict[Path, Running] = {}
-        self.queue: deque[Job] = deque()
+        self.queue: list[Job] = []
         self.tries: Counter[Path] = Counter()
         self.last_failure = ""  # its likeness, and how many runs in a row had it
         self.alike = 0
@@ -108,11 +79,12 @@ class Pool:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once every run has saved and left.
         """
         longest_first = not self.limits.cheapest_first
-        self.queue = deque(sorted(jobs, key=lambda job: job.flops, reverse=longest_first))
+        self.queue = sorted(jobs, key=lambda job: job.flops, reverse=longest_first)
         self.began = time.monotonic()
+        signals: list[int] = []  # heard of here, never in the middle of our bookkeeping
+        heard = 0
         try:
-            with interrupts() as signals:
-                heard = 0
+            with on_stop_signal(signals.append):
                 self.refill(more)
                 while self.running or (self.queue and not self.closing):
                     if len(signals) > heard:
@@ -145,25 +117,23 @@ class Pool:
 
     def start_what_can(self) -> None:
         """Fill the free slots from the queue; drop what was done elsewhere meanwhile."""
-        kept: deque[Job] = deque()
-        while self.queue and self.free:
-            job = self.queue.popleft()
+        for job in list(self.queue):
+            if not self.free:
+                return
             state = job.folder.state()
             if job.path in self.running:  # two trials may be one run
-                kept.append(job)
-            elif state == RUNNING:
-                kept.append(job)
+                continue
+            if state == RUNNING:
                 self.watch.elsewhere(job)
-            elif state in (*FINISHED, FAILED):
+                continue
+            self.queue.remove(job)
+            if state in ENDED:
                 self.watch.ended(job)
-            else:
-                self.start(job, self.free.pop(0))
-        self.queue.extendleft(reversed(kept))
-
-    def start(self, job: Job, slot: Slot) -> None:
-        self.running[job.path] = Running(job, slot, machine.memory_kills(), time.monotonic())
-        self.backend.start(job.path, slot)
-        self.watch.started(job)
+                continue
+            slot = self.free.pop(0)
+            self.running[job.path] = Running(job, slot, time.monotonic(), memory_kills())
+            self.backend.start(job.path, slot)
+            self.watch.started(job)
 
     def take_back(self, gone: Exit) -> None:
         """Free the slot of a run that ended; settle its state; see to its failure, if any."""
@@ -172,7 +142,7 @@ class Pool:
         job = run.job
         failure = None
         if not self.closing:  # what leaves then has saved, or goes on from its checkpoint
-            starved = machine.memory_kills() > run.kills_before
+            starved = memory_kills() > run.kills_before
             failure = settle(job.folder, gone.code, starved, run.verdict)
 
         if failure is None and job.folder.state() not in FINISHED:
@@ -186,7 +156,7 @@ class Pool:
             how = try_again(job.folder, failure, self.tries[gone.folder], self.limits.retries)
             if how:
                 self.watch.again(job, failure, how)
-                self.queue.appendleft(job)
+                self.queue.insert(0, job)
                 return
         self.watch.ended(job)
         self.count_alike(job.folder, failure)
@@ -211,7 +181,7 @@ class Pool:
         self.limits_seen = now
 
         budget = self.limits.seconds
-        if budget is not None and now - self.began > budget and not self.closing:
+        if now - self.began > budget and not self.closing:
             self.close(f"the budget of {budget:g} seconds is spent")
         for path, run in self.running.items():
             if run.verdict is None:
@@ -226,7 +196,7 @@ class Pool:
     def verdict_on(self, run: Running, now: float) -> Failure | None:
         """Which limit a run exceeds, if any."""
         seconds = self.limits.time_limit
-        if seconds is not None and now - run.began > seconds:
+        if now - run.began > seconds:
             return Failure(
                 TIME,
                 f"it ran longer than time_limit={seconds:g} seconds; what it has saved is kept, "
@@ -234,21 +204,15 @@ class Pool:
             )
 
         size = self.limits.memory_limit
-        owner = run.job.folder.holder() if size is not None else None
-        if size is None or owner is None or owner.pid is None or owner.machine != lease.machine():
+        if size == math.inf:
             return None
-        used = machine.memory_of(owner.pid)
+        owner = run.job.folder.holder()
+        if owner is None or owner.pid is None or owner.machine != lease.machine():
+            return None
+        used = memory_of(owner.pid)
         if used <= size:
             return None
         gib = used / 2**30
         return Failure(
             MEMORY, f"it took {gib:.2f} GiB of memory, more than memory_limit={size:g} bytes"
         )
-
-
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of raising in the middle of our bookkeeping."""
-    caught: list[int] = []
-    with on_stop_signal(caught.append):
-        yield caught

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.failures import Failure, log_tail
-from nanoscale.experiments.pool import Job
+from nanoscale.experiments.failures import Failure, end_of, log_tail
+from nanoscale.experiments.worker import Job
 from nanoscale.store.folder import COMPLETE, FAILED, ROWS, RUNNING, RunFolder
 from nanoscale.store.lease import Owner
 
@@ -60,29 +60,20 @@ def read(folder: RunFolder) -> Reading:
     step = max_iters = 0
     with suppress(UserError):
         status = folder.status()
-        state = status.state
-        step = status.step or 0
-        max_iters = status.max_iters or 0
+        state, step, max_iters = status.state, status.step, status.max_iters
     row = last_row(folder)
-    return Reading(
-        state,
-        max(row.get("step", 0), step),
-        max_iters,
-        row.get("train_loss"),
-        row.get("tokens_per_second"),
-        row.get("tokens_seen"),
-    )
+    step = max(row.get("step", 0), step)
+    loss, speed, tokens = map(row.get, ("train_loss", "tokens_per_second", "tokens_seen"))
+    return Reading(state, step, max_iters, loss, speed, tokens)
 
 
 def last_row(folder: RunFolder) -> dict[str, Any]:
     """The last whole row of `metrics.jsonl`, from the end of the file alone; {} without one."""
+    lines = end_of(folder / ROWS, TAIL_BYTES).split(b"\n")
     try:
-        with open(folder / ROWS, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-        row: dict[str, Any] = json.loads(lines[-1])
+        row: dict[str, Any] = json.loads(lines[-2])  # what follows the last newline is torn
         return row
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return {}
 
 
@@ -241,12 +232,12 @@ def outcome(folder: RunFolder, state: str) -> str:
     """What a run came to: its loss, or why there is none."""
     if state == FAILED:
         return f": {folder.status().reason}"
-    metrics = folder.metrics() if state == COMPLETE else None
-    if not metrics or metrics.get("val_loss") is None:
+    metrics = (folder.metrics() if state == COMPLETE else None) or {}
+    loss, seconds = metrics.get("val_loss"), metrics.get("wall_seconds")
+    if loss is None:
         return ""
-    seconds = metrics.get("wall_seconds")
     took = "" if seconds is None else f", {duration(seconds)}"
-    return f": val_loss {metrics['val_loss']:.4f}{took}"
+    return f": val_loss {loss:.4f}{took}"
 
 
 def run_line(job: Job) -> str:

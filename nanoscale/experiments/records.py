@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
-Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
-Row = Mapping[str, Json]  # dotted config keys and their values
+from nanoscale.spec.values import Json, Overrides
+
+_TOGETHER = {  # a key of what was asked -> the keys that are in the file if it is
+    "base_config": ("base_config", "base_params"),
+    "grid_params": ("grid_params",),
+    "recipe": ("recipe", "question", "min_sizes"),
+    "command": ("command",),
+    "file": ("file",),
+}
 
 
-def describe(values: Row) -> str:
+def describe(values: Overrides) -> str:
     """`n_layer=2, seed=1`, for messages and tables."""
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
@@ -24,7 +31,7 @@ class Asked:
     """What a study was asked; what it has of these depends on who asks."""
 
     base_config: Sequence[str] | None = None  # names of the config files under every run
-    base_params: Row = field(default_factory=dict)
+    base_params: Overrides = field(default_factory=dict)
     grid_params: Mapping[str, Sequence[Json]] | None = None
     recipe: str = ""  # of a study file, as are the next two
     question: str = ""
@@ -36,18 +43,9 @@ class Asked:
 
     def to_json(self) -> dict[str, Json]:
         record: dict[str, Json] = {}
-        if self.base_config is not None:
-            record |= {"base_config": self.base_config, "base_params": self.base_params}
-        if self.grid_params is not None:
-            record["grid_params"] = self.grid_params
-        if self.recipe:
-            record["recipe"] = self.recipe
-            record["question"] = self.question
-            record["min_sizes"] = self.min_sizes
-        if self.command:
-            record["command"] = self.command
-        if self.file:
-            record["file"] = self.file
+        for first, keys in _TOGETHER.items():
+            if getattr(self, first) not in (None, ""):
+                record |= {key: getattr(self, key) for key in keys}
         record |= self.extras
         if self.search is not None:
             record["search"] = self.search
@@ -66,12 +64,12 @@ class RunEntry:
 
     id: str
     folder: str  # its name in the store of runs
-    values: Row  # of the keys that the study varies
+    values: Overrides  # of the keys that the study varies
     flops: int  # training FLOPs, from its branch on
     left_out: bool | None = None  # beyond the budget; None: of a search
     trial: int | None = None  # of a search, as are the rung and the values of the space's keys
     rung: int | None = None
-    trial_values: Row | None = None
+    trial_values: Overrides | None = None
     target: bool | None = None  # trains a search's best values at the size that they are for
     state: str | None = None  # of its folder, when the record was saved
 
@@ -90,7 +88,7 @@ class BestRun:
     """The run of lowest validation loss."""
 
     trial: int | None = None  # its number in a search
-    values: Row
+    values: Overrides
     val_loss: float
     folder: str
 
@@ -102,7 +100,7 @@ class BestRun:
 class TargetRuns:
     """A search's best values, trained anew at the size that they are for."""
 
-    values: Row
+    values: Overrides
     val_loss: Mapping[Any, float | None]  # seed -> loss, of the runs that have ended
     runs: int  # that were asked for
 
@@ -113,7 +111,9 @@ class TargetRuns:
             return f"target: none of {self.runs} runs has a loss at {where}"
 
         spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        count = f"{len(losses)}" if len(losses) == self.runs else f"{len(losses)} of {self.runs}"
+        count = str(len(losses))
+        if len(losses) < self.runs:
+            count += f" of {self.runs}"
         mean = statistics.fmean(losses)
         return f"target: val_loss {mean:.4f}{spread} ({count} seeds) at {where}"
 
@@ -122,11 +122,8 @@ class TargetRuns:
 class TrialResult:
     """A trial that has run: its values, and its loss at every rung that it reached."""
 
-    values: Row
+    values: Overrides
     losses: Sequence[float | None]  # infinite, in a file null: it diverged there
-
-    def to_json(self) -> dict[str, Json]:
-        return {"values": self.values, "losses": self.losses}
 
 
 @dataclass(frozen=True)
@@ -137,8 +134,7 @@ class SearchOutcome:
     importance: Mapping[str, float] | None
 
     def to_json(self) -> dict[str, Json]:
-        trials = [trial.to_json() for trial in self.trials]
-        return {"trials": trials, "importance": self.importance}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SearchOutcome:

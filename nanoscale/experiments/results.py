@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean, disk_errors
 from nanoscale.experiments.failures import log_tail
-from nanoscale.experiments.records import (
-    Asked,
-    BestRun,
-    Json,
-    Row,
-    RunEntry,
-    SearchOutcome,
-    TargetRuns,
-)
+from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
+from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, read_json, write_json
 from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
 
@@ -72,6 +65,7 @@ def check_name(name: object) -> str:
     return name
 
 
+@dataclass(eq=False, repr=False)
 class Study:
     """A named set of runs: its record, and views of the run folders as they are now.
 
@@ -89,23 +83,14 @@ class Study:
     (True, 2, [('WAITING', 2)])
     """
 
-    def __init__(
-        self,
-        name: str,
-        asked: Asked,
-        output_root: Path,
-        entries: Iterable[RunEntry] = (),
-        concerns: Iterable[str] = (),
-        plan: Mapping[str, str] | None = None,
-    ) -> None:
-        self.name = name
-        self.asked = asked
-        self.output_root = Path(output_root)
-        self.entries = list(entries)
-        self.concerns = list(concerns)
-        self.plan = dict(plan or {})
-        self.best_trial: BestRun | None = None  # of a search, once it has one
-        self.outcome: SearchOutcome | None = None
+    name: str
+    asked: Asked
+    output_root: Path
+    entries: list[RunEntry] = field(default_factory=list)
+    concerns: list[str] = field(default_factory=list)
+    plan: dict[str, str] = field(default_factory=dict)
+    best_trial: BestRun | None = None  # of a search, once it has one
+    outcome: SearchOutcome | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Study:
@@ -125,7 +110,7 @@ class Study:
         try:
             entries = [RunEntry(**entry) for entry in record["runs"]]
             asked = Asked.from_json(record.get("asked", {}))
-            study = cls(record["name"], asked, folder.parent, entries, record.get("warnings", ()))
+            study = cls(record["name"], asked, folder.parent, entries, record.get("warnings", []))
             if "best" in record:
                 study.best_trial = BestRun(**record["best"])
             if "found" in record:
@@ -181,7 +166,7 @@ class Study:
     @property
     def failed(self) -> list[RunFolder]:
         """The folders of the runs that failed."""
-        return [folder for _, folder in failed_runs(self)]
+        return [folder for _, folder in self.runs() if state_of(folder) == FAILED]
 
     @property
     def ok(self) -> bool:
@@ -211,8 +196,7 @@ class Study:
         values = {k: v for k, v in runs[0][0].values.items() if k != "seed" and v is not None}
         losses = {}
         for entry, folder in runs:
-            metrics = metrics_of(folder)
-            if metrics is not None:
+            if metrics := metrics_of(folder):
                 losses[entry.values["seed"]] = metrics.get("val_loss")
         return TargetRuns(values, losses, len(runs))
 
@@ -234,8 +218,7 @@ class Study:
         """`metrics.json` of every finished run, with the original's `experiment_name`."""
         results = []
         for entry, folder in self.runs():
-            metrics = metrics_of(folder)
-            if metrics is not None:
+            if metrics := metrics_of(folder):
                 cell = "_".join(f"{key}{value}" for key, value in entry.values.items())
                 name = f"{self.name}_{cell}" if cell else self.name
                 results.append(metrics | {"id": entry.id, "experiment_name": name})
@@ -267,9 +250,10 @@ class Study:
         """A warning per part of the numerics (device, dtype, ...) that the runs do not share."""
         seen: dict[str, set[str]] = {}
         for _, folder in self.runs():
-            metrics = folder.metrics() if state_of(folder) == COMPLETE else None
-            for key, value in ((metrics or {}).get("numerics") or {}).items():
-                seen.setdefault(key, set()).add(str(value))
+            if state_of(folder) == COMPLETE:
+                numerics = metrics_of(folder).get("numerics") or {}
+                for key, value in numerics.items():
+                    seen.setdefault(key, set()).add(str(value))
         seen.pop("matmul_precision", None)  # follows the width, at equal accuracy
 
         return [
@@ -296,14 +280,15 @@ def state_of(folder: RunFolder) -> str:
     return folder.state() if folder.exists() else WAITING
 
 
-def metrics_of(folder: RunFolder) -> dict[str, Any] | None:
-    """The run's results; None unless it has finished, as those of an earlier life are none."""
-    return folder.metrics() if state_of(folder) in FINISHED else None
+def metrics_of(folder: RunFolder) -> dict[str, Any]:
+    """The run's results; {} unless it has finished, as those of an earlier life are none."""
+    metrics = folder.metrics() if state_of(folder) in FINISHED else None
+    return metrics or {}
 
 
 def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
     """A run's row: null where it has no result, never zero."""
-    metrics = metrics_of(folder) or {}
+    metrics = metrics_of(folder)
     counts = (metrics.get("params") or {}).get("by_convention", {})
 
     row = {**entry.values, "state": state_of(folder)}
@@ -314,7 +299,7 @@ def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
     return row | {"planned_flops": entry.flops, "run": entry.id, "folder": str(folder.path)}
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Json]]) -> None:
     """Rows as CSV, whole or not at all; their keys need not be the same."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
@@ -346,17 +331,17 @@ def export(study: Study, path: Path) -> Path:
     return path
 
 
-def failed_runs(study: Study) -> list[tuple[RunEntry, RunFolder]]:
-    return [(entry, folder) for entry, folder in study.runs() if state_of(folder) == FAILED]
-
-
 def failure_lines(study: Study) -> list[str]:
     """What went wrong in each failed run: its cell, the reason, the end of the first ones' logs."""
     lines: list[str] = []
-    for number, (entry, folder) in enumerate(failed_runs(study)):
+    logs = LOGS_SHOWN
+    for entry, folder in study.runs():
+        if state_of(folder) != FAILED:
+            continue
         reason = folder.status().reason or "no reason was recorded"
         lines.append(f"FAILED {entry}: {reason}")
-        if number < LOGS_SHOWN:
+        if logs:
+            logs -= 1
             lines += [f"    {line}" for line in log_tail(folder, LOG_LINES)]
         lines.append(f"    whole log: {folder / LOG}")
     return lines

@@ -9,13 +9,13 @@ root, so the same cell in two studies is one run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanoscale.errors import UserError
-from nanoscale.experiments import machine
 from nanoscale.experiments.backends import backend_of
 from nanoscale.experiments.cells import (
     Cell,
@@ -27,6 +27,7 @@ from nanoscale.experiments.cells import (
     questions,
 )
 from nanoscale.experiments.execution import Execution
+from nanoscale.experiments.machine import on_gpu
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.planning import (
     LEFT_OUT,
@@ -38,15 +39,16 @@ from nanoscale.experiments.planning import (
     within,
 )
 from nanoscale.experiments.pool import Limits
-from nanoscale.experiments.records import Asked, Json, Row
+from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import RUNS, Study, check_name, matching_studies
 from nanoscale.experiments.samplers import need_optuna
-from nanoscale.experiments.search import SearchPlan
+from nanoscale.experiments.search import SearchPlan, check_count
 from nanoscale.experiments.space import read_space
 from nanoscale.experiments.trials import Trials
 from nanoscale.experiments.worker import Backend
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import Source, read_file
+from nanoscale.spec.values import Json, Overrides
 
 # Config keys as a user gives them: values, nested tables, and lists of values, numpy's too.
 Params: TypeAlias = "Mapping[str, Json | Iterable[Any]]"
@@ -98,9 +100,9 @@ class ExperimentRunner:
         budget: float | str | None = None,
         backend_options: Mapping[str, str] | None = None,
     ) -> None:
-        _check_count("workers", 1 if workers is None else workers, 1)
-        _check_count("threads", threads, 1)
-        _check_count("retries", retries, 0)
+        check_count("workers", 1 if workers is None else workers, 1)
+        check_count("threads", threads, 1)
+        check_count("retries", retries, 0)
         _check_limit("time_limit", time_limit)
         _check_limit("memory_limit", memory_limit)
         self.base = [_read_base(base_config_path)] if base_config_path else []
@@ -108,8 +110,15 @@ class ExperimentRunner:
         self.store = self.output_root.absolute() / RUNS
         self.threads = threads
         chosen = backend_of(backend, self.output_root, backend_options or {})
-        self.budget, seconds = read_budget(budget)
-        limits = Limits(time_limit, memory_limit, retries, seconds, budget is not None)
+        flops, seconds = read_budget(budget)
+        self.budget = flops or math.inf
+        limits = Limits(
+            time_limit or math.inf,
+            memory_limit or math.inf,
+            retries,
+            seconds or math.inf,
+            cheapest_first=budget is not None,
+        )
         self.execution = Execution(chosen, workers, limits)
 
     # -- what users call --------------------------------------------------------------------
@@ -244,10 +253,10 @@ class ExperimentRunner:
         self,
         name: str | None,
         base: Source,
-        rows: Sequence[Row],
+        rows: Sequence[Overrides],
         where: str,
         *,
-        defaults: Row | None = None,
+        defaults: Overrides | None = None,
         asked: Asked | None = None,
         dry_run: bool = False,
     ) -> Study:
@@ -277,7 +286,7 @@ class ExperimentRunner:
         cells: Sequence[Cell],
         *,
         asked: Asked,
-        warn: Sequence[str] = (),
+        warn: list[str],
         dry_run: bool = False,
     ) -> Study:
         """Bring every cell that the budget pays for to a result, and return the study."""
@@ -300,7 +309,7 @@ class ExperimentRunner:
         plan: SearchPlan,
         where: str,
         *,
-        defaults: Row | None = None,
+        defaults: Overrides | None = None,
         asked: Asked | None = None,
         dry_run: bool = False,
     ) -> Study:
@@ -311,7 +320,7 @@ class ExperimentRunner:
         under = self._defaults(sources, defaults)
         opened: Opened = {}
 
-        def make(row: Row) -> Cell:
+        def make(row: Overrides) -> Cell:
             return make_cells(under, sources, [row], where, opened)[0]
 
         asked = replace(self._over(base, asked), search=plan.to_json())
@@ -323,10 +332,10 @@ class ExperimentRunner:
         if dry_run:
             return study
 
-        trials.replay()
-        if trials.unfinished():
+        if trials.replay():
             cells = [trials.last_rung]
-            self.execution.run(study, trials.waiting(), cells, trials.more, trials.expected)
+            left = list(trials.underway.values())
+            self.execution.run(study, left, cells, trials.more, trials.expected)
         study.say(*trials.conclude())
         if targets := trials.targets():
             self._bring_targets(study, targets)
@@ -356,23 +365,18 @@ class ExperimentRunner:
         study.say(where + plan_line(runs))
         return runs
 
-    def _defaults(self, sources: Sequence[Source], more: Row | None) -> Row:
+    def _defaults(self, sources: Sequence[Source], more: Overrides | None) -> Overrides:
         """On a CPU, the study's threads and no compilation, which pays only on long runs there."""
         device = "auto"
         for source in sources:
             device = str(source.values.get("device", device))
-        below = {} if machine.on_gpu(device) else {"threads": self.threads, "compile": False}
+        below = {} if on_gpu(device) else {"threads": self.threads, "compile": False}
         return {**below, **(more or {})}
 
     def _over(self, base: Source, asked: Asked | None) -> Asked:
         """What is asked, with what lies under its runs."""
         files = [source.name for source in self.base]
         return replace(asked or Asked(), base_config=files, base_params=dict(base.values))
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise UserError(f"{name}={value!r}: expected a whole number, at least {least}")
 
 
 def _check_limit(name: str, limit: object) -> None:

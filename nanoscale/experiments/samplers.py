@@ -10,68 +10,68 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.records import Row
 from nanoscale.experiments.space import Dimension, five_digits
+from nanoscale.spec.values import Overrides
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 SAMPLERS = ("random", "tpe", "gp", "cma")
 STARTUP = 10  # trials drawn at random before a sampler is asked
 
 Space = Mapping[str, Dimension]
-Distributions = dict[str, "BaseDistribution"]
+Result = tuple[Overrides, float]  # a run's values and its loss
 
 
 @dataclass(frozen=True)
 class Told:
     """What is known of one point: its loss at every rung that it has reached, all finite."""
 
-    values: Row
+    values: Overrides
     losses: Sequence[float]
     whole: bool  # it has reached the last
     running: bool = False
 
-    def as_optuna(self, distributions: Distributions) -> optuna.trial.FrozenTrial:
+    def as_optuna(self, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
         """A whole trial, a stopped one or a running one."""
         from optuna.trial import TrialState, create_trial
 
-        state = TrialState.PRUNED
+        state, loss = TrialState.PRUNED, None
         if self.running and not self.losses:
             state = TrialState.RUNNING
         elif self.whole:
-            state = TrialState.COMPLETE
+            state, loss = TrialState.COMPLETE, self.losses[-1]
         return create_trial(
             state=state,
             params=dict(self.values),
             distributions=distributions,
-            value=self.losses[-1] if state == TrialState.COMPLETE else None,
+            value=loss,
             intermediate_values=dict(enumerate(self.losses)),
         )
 
 
+@dataclass
 class Sampler:
     """Optuna's sampler of that name, for the trials of one search."""
 
-    def __init__(self, name: str, space: Space, seed: int) -> None:
-        self.name = name
-        self.space = space
-        self.seed = seed
-        self._cma: optuna.Study | None = None
-        self._asked: dict[int, optuna.Trial] = {}  # of CMA-ES, by the trial's number
+    name: str
+    space: Space
+    seed: int
+    _cma: optuna.Study | None = None
+    _asked: dict[int, optuna.Trial] = field(default_factory=dict)  # of CMA-ES, by trial number
 
-    def propose(self, number: int, told: Iterable[Told]) -> Row:
+    def propose(self, number: int, told: Iterable[Told]) -> Overrides:
         """The values of trial `number`."""
         with quiet():
-            trials = as_trials(told, self.space)
-            asked = self._study(number, trials).ask(distributions_of(self.space))
+            asked = self._study(number, told).ask(distributions_of(self.space))
         if self.name == "cma":
             self._asked[number] = asked
         values = dict(asked.params)
@@ -89,22 +89,22 @@ class Sampler:
             state = TrialState.FAIL if loss is None else None
             self._cma.tell(asked, loss, state=state)
 
-    def _study(self, number: int, trials: list[optuna.trial.FrozenTrial]) -> optuna.Study:
+    def _study(self, number: int, told: Iterable[Told]) -> optuna.Study:
         """A new study with a new sampler: one object used twice mixes its streams.
 
         CMA-ES has a state of its own: one study per call, begun from the best tenth so far.
         """
-        import optuna
-        from optuna import samplers
+        from optuna import create_study, samplers
+        from optuna.trial import TrialState
 
         if self._cma is not None:
             return self._cma
         seed = int(uniform(self.seed, number, "sampler") * 2**31)
         if self.name == "cma":
-            done = [trial for trial in trials if trial.state.name == "COMPLETE"]
+            done = study_of(told, self.space).get_trials(states=[TrialState.COMPLETE])
             source = done if len(done) >= STARTUP else None
             cma = samplers.CmaEsSampler(seed=seed, n_startup_trials=0, source_trials=source)
-            self._cma = optuna.create_study(sampler=cma)
+            self._cma = create_study(sampler=cma)
             return self._cma
 
         sampler: samplers.BaseSampler = samplers.TPESampler(
@@ -114,12 +114,10 @@ class Sampler:
             sampler = samplers.GPSampler(
                 seed=seed, n_startup_trials=0, deterministic_objective=False
             )
-        study = optuna.create_study(sampler=sampler)
-        study.add_trials(trials)
-        return study
+        return study_of(told, self.space, sampler=sampler)
 
 
-def importance_of(space: Space, results: Sequence[tuple[Row, float]]) -> dict[str, float] | None:
+def importance_of(space: Space, results: Sequence[Result]) -> dict[str, float] | None:
     """Key -> its share in what separates the best tenth of the (values, loss) from the others.
 
     Source: PED-ANOVA (Watanabe et al. 2023), as Optuna has it; None for few trials.
@@ -127,14 +125,11 @@ def importance_of(space: Space, results: Sequence[tuple[Row, float]]) -> dict[st
     if find_spec("optuna") is None or len(results) < 2 * STARTUP:
         return None
     with quiet():
-        import optuna
+        from optuna import importance
 
-        study = optuna.create_study()
         told = [Told(values, [loss], whole=True) for values, loss in results]
-        study.add_trials(as_trials(told, space))
-        return optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
+        evaluator = importance.PedAnovaImportanceEvaluator()
+        return importance.get_param_importances(study_of(told, space), evaluator=evaluator)
 
 
 def write_journal(path: Path, name: str, space: Space, told: Iterable[Told]) -> None:
@@ -145,18 +140,22 @@ def write_journal(path: Path, name: str, space: Space, told: Iterable[Told]) -> 
 
         path.unlink(missing_ok=True)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-        study = optuna.create_study(study_name=name, storage=storage)
-        study.add_trials(as_trials(told, space))
+        study_of(told, space, study_name=name, storage=storage)
 
 
-def distributions_of(space: Space) -> Distributions:
+def distributions_of(space: Space) -> dict[str, BaseDistribution]:
     """The space as Optuna says it."""
     return {key: dimension.optuna() for key, dimension in space.items()}
 
 
-def as_trials(told: Iterable[Told], space: Space) -> list[optuna.trial.FrozenTrial]:
+def study_of(told: Iterable[Told], space: Space, **options: Any) -> optuna.Study:
+    """A new study of Optuna's that knows these points; `options` are of `create_study`."""
+    import optuna
+
+    study = optuna.create_study(**options)
     distributions = distributions_of(space)
-    return [point.as_optuna(distributions) for point in told]
+    study.add_trials([point.as_optuna(distributions) for point in told])
+    return study
 
 
 def uniform(seed: int, number: int, key: str) -> float:

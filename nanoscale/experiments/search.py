@@ -17,16 +17,18 @@ from dataclasses import dataclass, field
 
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.progress import Expected
-from nanoscale.experiments.records import Json, Row, SearchOutcome, TrialResult
+from nanoscale.experiments.records import SearchOutcome, TrialResult
 from nanoscale.experiments.samplers import (
     SAMPLERS,
     STARTUP,
+    Result,
     Sampler,
     Space,
     Told,
     importance_of,
     uniform,
 )
+from nanoscale.spec.values import Json, Overrides
 
 WORSE = 1.0  # nats above the worst finite loss: what a diverged run counts as
 
@@ -45,14 +47,13 @@ class SearchPlan:
     seed: int = 0
     rungs: Sequence[int] = (0,)  # updates; (0,): one rung, the base's own length
     promote: float = 1 / 3  # share of a rung's trials that go on
-    proxy: Row = field(default_factory=dict)  # what makes trials small
+    proxy: Overrides = field(default_factory=dict)  # what makes trials small
     seeds: Sequence[int] = ()  # with which the best values are trained anew, at the base's size
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler={self.sampler!r}: choose {one_of(SAMPLERS)}")
-        if not isinstance(self.trials, int) or self.trials < 1:
-            raise UserError(f"trials={self.trials!r}: expected a whole number, at least 1")
+        check_count("trials", self.trials, 1)
         if not _are_whole(self.rungs) or list(self.rungs) != sorted(set(self.rungs)):
             raise UserError(
                 f"rungs={list(self.rungs)}: expected growing numbers of updates, as in "
@@ -85,7 +86,7 @@ class SearchPlan:
 
     @property
     def has_rungs(self) -> bool:
-        return list(self.rungs) != [0]
+        return any(self.rungs)
 
     def promoted(self, done: int) -> int:
         """How many of `done` trials of a rung go on."""
@@ -104,16 +105,14 @@ class SearchPlan:
 
     def to_json(self) -> dict[str, Json]:
         """Plain types, for a study's record."""
-        return {
-            "space": {key: dimension.to_json() for key, dimension in self.space.items()},
-            "trials": self.trials,
-            "sampler": self.sampler,
-            "seed": self.seed,
-            "rungs": list(self.rungs),
-            "promote": self.promote,
-            "proxy": dict(self.proxy),
-            "seeds": list(self.seeds),
-        }
+        space = {key: dimension.to_json() for key, dimension in self.space.items()}
+        lists = {"rungs": list(self.rungs), "seeds": list(self.seeds)}
+        return {**vars(self), "space": space, **lists}
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{name}={value!r}: expected a whole number, at least {least}")
 
 
 def _finite(losses: Sequence[float], worst: float) -> list[float]:
@@ -129,7 +128,7 @@ class Trial:
     """One point of the space: its values, and its loss at every rung it has reached."""
 
     number: int
-    values: Row
+    values: Overrides
     losses: list[float] = field(default_factory=list)  # inf: diverged
     running: bool = True  # at rung len(losses)
     failed: bool = False
@@ -142,7 +141,7 @@ class Trial:
 class Search:
     """The trials of a plan, and what is known beside them: values and losses of other runs."""
 
-    def __init__(self, plan: SearchPlan, known: Sequence[tuple[Row, float]] = ()) -> None:
+    def __init__(self, plan: SearchPlan, known: Sequence[Result] = ()) -> None:
         self.plan = plan
         self.known = known
         self.trials: list[Trial] = []
@@ -159,14 +158,14 @@ class Search:
             return None
         return self.add(self.draw(len(self.trials)))
 
-    def draw(self, number: int) -> Row:
+    def draw(self, number: int) -> Overrides:
         """The values of trial `number`."""
         if self.plan.sampler == "random" or number + len(self.known) < STARTUP:
             space = self.plan.space.items()
             return {key: axis.at(uniform(self.plan.seed, number, key)) for key, axis in space}
         return self.sampler.propose(number, self.told())
 
-    def add(self, values: Row) -> Trial:
+    def add(self, values: Overrides) -> Trial:
         """A new trial at given values."""
         trial = Trial(len(self.trials), dict(values))
         self.trials.append(trial)
@@ -180,7 +179,7 @@ class Search:
             if any(t.running and len(t.losses) <= rung for t in self.trials):
                 return None
             done = [t for t in self.trials if len(t.losses) > rung and not t.failed]
-            done.sort(key=lambda t: (t.losses[rung], t.number))
+            done.sort(key=lambda t: t.losses[rung])  # stable: of equal ones the first
             for trial in done[: self.plan.promoted(len(done))]:
                 if len(trial.losses) == rung + 1 and not trial.running and not trial.diverged:
                     return trial
@@ -206,22 +205,18 @@ class Search:
         finite += [t.losses[-1] for t in self.finite()]
         worst = max(finite, default=0.0) + WORSE
 
-        top = len(self.plan.rungs)
         points = [Told(values, _finite([loss], worst), True) for values, loss in self.known]
         for t in self.trials:
             if not t.failed:
-                losses = _finite(t.losses, worst)
-                points.append(Told(t.values, losses, len(losses) == top, t.running))
+                whole = len(t.losses) == len(self.plan.rungs)
+                points.append(Told(t.values, _finite(t.losses, worst), whole, t.running))
         return points
 
     def outcome(self) -> SearchOutcome:
         """What has been found so far."""
         results = [TrialResult(t.values, t.losses) for t in self.trials if t.losses]
-        return SearchOutcome(results, self.importance())
-
-    def importance(self) -> dict[str, float] | None:
-        """Key -> its share in what separates the best trials from the others; None for few."""
-        return importance_of(self.plan.space, [(t.values, t.losses[0]) for t in self.finite()])
+        first = [(t.values, t.losses[0]) for t in self.finite()]
+        return SearchOutcome(results, importance_of(self.plan.space, first))
 
     def finite(self) -> list[Trial]:
         """The trials that have a loss and have not diverged."""

@@ -7,14 +7,14 @@ a choice. Drawn numbers have five digits, so that they name runs alike everywher
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
-from nanoscale.experiments.records import Json, Row
 from nanoscale.spec.sources import FIELDS, coerce
+from nanoscale.spec.values import Json, Overrides
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -37,7 +37,9 @@ class Dimension:
         if self.choices:
             return self.choices[int(u * len(self.choices))]
         high = self.high + 1 if self.whole else self.high
-        value = self.low * (high / self.low) ** u if self.log else self.low + u * (high - self.low)
+        value = self.low + u * (high - self.low)
+        if self.log:
+            value = self.low * (high / self.low) ** u
         return min(int(value), int(self.high)) if self.whole else five_digits(value)
 
     def extremes(self) -> tuple[Json, ...]:
@@ -77,18 +79,17 @@ def read_space(space: object, where: str) -> dict[str, Dimension]:
             f"{where}: give at least one key a range or a list, as in "
             "learning_rate = {low = 1e-4, high = 1e-1, log = true}"
         )
-    return {key: _dimension(f"{where}: {key}", key, values) for key, values in _flat(space).items()}
+    return dict(_dimensions(space, where))
 
 
-def _flat(space: Row, prefix: str = "") -> dict[str, Json]:
+def _dimensions(space: Overrides, where: str, prefix: str = "") -> Iterator[tuple[str, Dimension]]:
     """Nested tables as dotted keys, down to the ranges."""
-    flat: dict[str, Json] = {}
-    for key, values in space.items():
+    for name, values in space.items():
+        key = prefix + name
         if isinstance(values, Mapping) and not set(RANGE) & set(values):
-            flat |= _flat(values, f"{prefix}{key}.")
+            yield from _dimensions(values, where, f"{key}.")
         else:
-            flat[f"{prefix}{key}"] = values
-    return flat
+            yield key, _dimension(f"{where}: {key}", key, values)
 
 
 def _dimension(name: str, key: str, values: object) -> Dimension:
@@ -110,7 +111,7 @@ def _dimension(name: str, key: str, values: object) -> Dimension:
     return Dimension(choices)
 
 
-def _range(name: str, key: str, values: Row) -> Dimension:
+def _range(name: str, key: str, values: Overrides) -> Dimension:
     for word in values:
         if word not in RANGE:
             raise UserError(f"{name}: unknown {word!r}{did_you_mean(word, RANGE)}")

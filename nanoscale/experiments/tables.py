@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.experiments.records import Json, RunEntry
+from nanoscale.experiments.records import RunEntry
 from nanoscale.experiments.results import STUDY, Study, row_of
 from nanoscale.spec.config import flatten
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, RUNNING, WAITING, RunFolder
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def read_table(*names: str | Path, output_root: str | Path = "experiments_out") 
     path = Path(names[0])
     if len(names) > 1 or (path / CONFIG).is_file():
         return _frame([_folder_row(RunFolder(name)) for name in names])
-    if path.is_dir() and (path / STUDY).is_file():
+    if (path / STUDY).is_file():
         return study_table(Study.open(path))
     if path.suffix in TABLE_FILES or path.is_file():
         return _read_file(path)

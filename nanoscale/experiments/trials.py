@@ -9,48 +9,75 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments.cells import Cell
+from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.neighbours import Neighbours
-from nanoscale.experiments.planning import CACHED, PlannedRun, planned
-from nanoscale.experiments.pool import Job
-from nanoscale.experiments.records import BestRun, Json, Row, RunEntry, describe
+from nanoscale.experiments.planning import CACHED, planned
+from nanoscale.experiments.records import BestRun, RunEntry, describe
 from nanoscale.experiments.results import Study
-from nanoscale.experiments.samplers import write_journal
+from nanoscale.experiments.samplers import Result, write_journal
 from nanoscale.experiments.search import Search, SearchPlan, Trial
+from nanoscale.experiments.worker import Job
 from nanoscale.spec.config import LENGTH_KEYS, flatten
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.schedule import cooldown_start
-from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, FINISHED, RunFolder
+from nanoscale.spec.values import Json, Overrides
+from nanoscale.store.folder import COMPLETE, DIVERGED, RunFolder
 from nanoscale.store.resume import past_difference
 
 HEADS = ("n_head", "n_kv_head")  # follow the width
 CARRIED = {"SP": (), "muP": ("n_embd",), "CompleteP": ("n_embd", "n_layer")}
 _BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
 
-MakeCell = Callable[[Row], Cell]
+MakeCell = Callable[[Overrides], Cell]
 
 
-# -- values to cells ----------------------------------------------------------------------------
-class TrialCells:
-    """How values become cells: a trial's at each rung, of the proxy's size; the best at the base's.
+class Trials:
+    """A search bound to the run folders of its study, and to what is known of its space.
 
-    `make_target` turns a row of config keys over the base into a cell.
+    `make` turns a row of config keys over the base into a cell. Trials of an earlier call are never
+    run again, in whatever study; `budget` is of FLOPs, of which the runs at the target have theirs
+    for sure.
+
+    Raises:
+        UserError: values of the space make no run, or the rungs no search.
     """
 
-    def __init__(self, plan: SearchPlan, make_target: MakeCell) -> None:
+    def __init__(
+        self, study: Study, plan: SearchPlan, make: MakeCell, store: Path, budget: float
+    ) -> None:
+        self.study = study
         self.plan = plan
-        self.make_target = make_target
+        self.make_target = make
+        self.store = store
+        any_values = Search(replace(plan, sampler="random")).draw(0)
+        self.check(any_values)
+        costs = self.costs(any_values)
+        self.expected = plan.expected(costs)
+        self.targets_flops = sum(cell.flops for cell in self.at_target(any_values))
+        self.last_rung = self.at_rung(any_values, len(costs) - 1)
+        self.budget = budget - self.targets_flops
 
-    def make(self, row: Row) -> Cell:
+        self.earlier = earlier_trials(study)
+        ours = {entry.folder for entry in self.earlier}
+        self.search = Search(plan, known_results(Neighbours(store), self.last_rung, plan, ours))
+        self.underway: dict[int, Job] = {}  # by the trial's number, as the next
+        self.last: dict[int, Cell] = {}  # of its newest rung
+        self.spent = 0
+        self.broke = False
+
+    # -- values to cells -----------------------------------------------------------------------
+    def make(self, row: Overrides) -> Cell:
         """A cell of the proxy's size."""
         return self.make_target({**self.plan.proxy, **row})
 
-    def at_rung(self, values: Row, rung: int, parent: Path | None = None) -> Cell:
-        """The cell of a trial at a rung; `parent` is the folder of the rung below."""
+    def at_rung(self, values: Overrides, rung: int, below: Cell | None = None) -> Cell:
+        """The cell of a trial at a rung, going on from `below`, that of the rung below."""
         if not self.plan.has_rungs:
             return self.make(values)
         lengths = self.plan.rungs
@@ -59,18 +86,16 @@ class TrialCells:
         warmup = self.make(row).spec.config.warmup_iters
         row |= {"max_iters": lengths[rung], "warmup_frac": None, "warmup_iters": warmup}
         row["checkpoint_steps"] = [cooldown_start(self.make(row).spec.config)]
-        if parent is not None:
-            below = self.make(row | {"max_iters": lengths[rung - 1]}).spec.config
-            row["branch_from"] = f"{parent}@{cooldown_start(below)}"
+        if below is not None:
+            parent = self.store / below.spec.name
+            row["branch_from"] = f"{parent}@{cooldown_start(below.spec.config)}"
         return self.make(row)
 
-    def targets(self, values: Row) -> list[Cell]:
+    def at_target(self, values: Overrides) -> list[Cell]:
         """The cells of the plan's seeds at the base's own size, scheduled as the trials are."""
-        row = dict(values)
-        if self.plan.has_rungs:
-            row = dict(self.at_rung(values, len(self.plan.rungs) - 1).values)
-            for key in ("checkpoint_steps", *self.plan.proxy):
-                row.pop(key)
+        row = dict(self.at_rung(values, len(self.plan.rungs) - 1).values)
+        for key in ("checkpoint_steps", *self.plan.proxy):
+            row.pop(key, None)
 
         cells = []
         for seed in self.plan.seeds:
@@ -80,26 +105,27 @@ class TrialCells:
             cells.append(replace(cell, values={**shown, **cell.values}))
         return cells
 
-    def check(self, values: Row) -> None:
+    def check(self, values: Overrides) -> None:
         """Refuse a space with values that make no run.
 
         Every choice and every end of a range is tried, the other keys at `values`.
         """
         for key, dimension in self.plan.space.items():
             for value in dimension.extremes():
-                self.at_rung({**values, key: value}, 0)
-                self.targets({**values, key: value})
+                changed = {**values, key: value}
+                self.at_rung(changed, 0)
+                self.at_target(changed)
 
-    def costs(self, values: Row) -> list[int]:
+    def costs(self, values: Overrides) -> list[int]:
         """The FLOPs that each rung adds for a trial at `values`.
 
         Raises:
             UserError: a rung cannot go on from the one below it.
         """
         rungs = list(self.plan.rungs)
-        below = self.at_rung(values, 0)
-        costs = [below.flops]
-        first = below.spec.config
+        cells = [self.at_rung(values, rung) for rung in range(len(rungs))]
+        costs = [cells[0].flops]
+        first = cells[0].spec.config
         end_of_trunk = first.max_iters - round(first.cooldown_frac * first.max_iters)
         if self.plan.has_rungs and first.warmup_iters >= end_of_trunk:
             raise UserError(
@@ -107,69 +133,16 @@ class TrialCells:
                 f"{first.max_iters}; set warmup_frac=0.05"
             )
 
-        for rung in range(1, len(rungs)):
-            cell = self.at_rung(values, rung)
+        for below, cell in pairwise(cells):
             start = cooldown_start(below.spec.config)
             why = past_difference(below.spec, cell.spec, start)
             if why:
                 raise UserError(
                     f"rungs={rungs}: a longer run cannot go on from a shorter one: {why}"
                 )
-            costs.append(flops_per_iter(cell.spec.config) * (rungs[rung] - start))
-            below = cell
+            longer = cell.spec.config
+            costs.append(flops_per_iter(longer) * (longer.max_iters - start))
         return costs
-
-
-# -- cells to runs ------------------------------------------------------------------------------
-@dataclass
-class Underway:
-    """A trial at a rung, and the run that it is."""
-
-    trial: Trial
-    run: PlannedRun
-
-    @property
-    def job(self) -> Job:
-        trial = self.trial
-        rung = f", rung {len(trial.losses)}" if self.run.cell.spec.config.branch_from else ""
-        title = f"trial {trial.number}{rung}: {describe(trial.values)}"
-        return replace(self.run.job, title=title)
-
-
-class Trials:
-    """A search bound to the run folders of its study, and to what is known of its space.
-
-    Trials of an earlier call are never run again, in whatever study; `budget` is of FLOPs, of which
-    the runs at the target have theirs for sure.
-
-    Raises:
-        UserError: values of the space make no run, or the rungs no search.
-    """
-
-    def __init__(
-        self, study: Study, plan: SearchPlan, make: MakeCell, store: Path, budget: float | None
-    ) -> None:
-        self.study = study
-        self.plan = plan
-        self.cells = TrialCells(plan, make)
-        self.store = store
-        any_values = Search(replace(plan, sampler="random")).draw(0)
-        self.cells.check(any_values)
-        costs = self.cells.costs(any_values)
-        self.expected = plan.expected(costs)
-        self.targets_flops = sum(cell.flops for cell in self.cells.targets(any_values))
-        self.last_rung = self.cells.at_rung(any_values, len(costs) - 1)
-        self.budget = math.inf if budget is None else budget - self.targets_flops
-
-        self.earlier = earlier_trials(study)
-        known = known_results(Neighbours(store), self.last_rung, plan)
-        for entry in self.earlier:
-            known.pop(entry.folder, None)
-        self.search = Search(plan, list(known.values()))
-        self.underway: list[Underway] = []
-        self.last: dict[int, Path] = {}  # trial number -> the folder of its newest rung
-        self.spent = 0
-        self.broke = False
 
     # -- what is said ---------------------------------------------------------------------------
     def title(self) -> str:
@@ -201,8 +174,8 @@ class Trials:
         ]
 
     # -- the way of a trial ---------------------------------------------------------------------
-    def replay(self) -> None:
-        """Take up what an earlier call has tried, in its order."""
+    def replay(self) -> bool:
+        """Take up what an earlier call has tried, in its order; whether there is more to do."""
         with disk_errors(self.study.folder):
             self.study.folder.mkdir(parents=True, exist_ok=True)
         trials = self.search.trials
@@ -221,29 +194,31 @@ class Trials:
                 trial.failed = False
             self.begin(trial)
             self.collect()
+        fewer = len(trials) < self.plan.trials
+        return bool(self.underway) or fewer or self.search.promotable() is not None
 
-    def begin(self, trial: Trial) -> Underway:
-        """Make the run of a trial's next rung part of the study."""
-        rung = len(trial.losses)
-        cell = self.cells.at_rung(trial.values, rung, self.last.get(trial.number))
+    def begin(self, trial: Trial) -> str:
+        """Make the run of a trial's next rung part of the study; what it needs."""
+        number, rung = trial.number, len(trial.losses)
+        cell = self.at_rung(trial.values, rung, self.last.get(number))
         run = planned(cell, self.store)
         run.make_ready()
-        self.last[trial.number] = run.folder.path
-        self.study.plan.setdefault(cell.id, run.plan)
+        self.last[number] = cell
         self.study.entries.append(
-            replace(cell.entry, trial=trial.number, rung=rung, trial_values=trial.values)
+            replace(cell.entry, trial=number, rung=rung, trial_values=trial.values)
         )
         self.spent += cell.flops
-        self.underway.append(Underway(trial, run))
-        return self.underway[-1]
+        at = f", rung {rung}" if cell.spec.config.branch_from else ""
+        title = f"trial {number}{at}: {describe(trial.values)}"
+        self.underway[number] = replace(run.job, title=title)
+        return self.study.plan.setdefault(cell.id, run.plan)
 
     def collect(self) -> None:
         """Tell the search of the runs that have ended."""
-        for begun in list(self.underway):
-            folder = begun.run.folder
-            if folder.state() in (*FINISHED, FAILED):
-                self.underway.remove(begun)
-                self.search.tell(begun.trial, loss_of(folder))
+        for number, job in list(self.underway.items()):
+            if job.folder.state() in ENDED:
+                del self.underway[number]
+                self.search.tell(self.search.trials[number], loss_of(job.folder))
 
     def more(self, free: int) -> list[Job]:
         """Up to `free` new jobs; none while none can be known, or the budget is spent."""
@@ -254,39 +229,29 @@ class Trials:
             if trial is None:
                 break
             try:
-                begun = self.begin(trial)
+                plan = self.begin(trial)
             except UserError as e:  # a combination that makes no run
                 self.study.say(f"trial {trial.number} is none: {e}")
                 self.search.tell(trial, None)
                 continue
             if self.spent > self.budget:
                 self.broke = True
-                self.take_back(begun)
-            elif self.study.plan[begun.run.cell.id] == CACHED:
+                self.take_back(trial)
+            elif plan == CACHED:
                 self.collect()
             else:
-                jobs.append(begun.job)
+                jobs.append(self.underway[trial.number])
         if jobs:
             self.study.save_record()
         return jobs
 
-    def take_back(self, begun: Underway) -> None:
+    def take_back(self, trial: Trial) -> None:
         """Undo the beginning of a trial that the budget does not pay for."""
-        self.underway.remove(begun)
+        self.spent -= self.underway.pop(trial.number).flops
         self.study.entries.pop()
-        self.spent -= begun.run.cell.flops
-        begun.trial.running = False
-        if not begun.trial.losses:
-            self.search.trials.remove(begun.trial)
-
-    def unfinished(self) -> bool:
-        """Whether a run waits, or the plan asks for more."""
-        fewer = len(self.search.trials) < self.plan.trials
-        return bool(self.underway) or fewer or self.search.promotable() is not None
-
-    def waiting(self) -> list[Job]:
-        """Jobs of what an earlier call has left unfinished."""
-        return [begun.job for begun in self.underway]
+        trial.running = False
+        if not trial.losses:
+            self.search.trials.remove(trial)
 
     # -- the end --------------------------------------------------------------------------------
     def conclude(self) -> list[str]:
@@ -305,7 +270,7 @@ class Trials:
         said = "no trial has a loss"
         if best is not None:
             loss = best.losses[-1]
-            folder = self.last[best.number].name
+            folder = self.last[best.number].spec.name
             study.best_trial = BestRun(
                 trial=best.number, values=best.values, val_loss=loss, folder=folder
             )
@@ -316,7 +281,7 @@ class Trials:
     def targets(self) -> list[Cell]:
         """The cells in which the best values are trained anew; none without a best trial."""
         best = self.search.best()
-        return [] if best is None else self.cells.targets(best.values)
+        return [] if best is None else self.at_target(best.values)
 
 
 # -- what is known ------------------------------------------------------------------------------
@@ -333,7 +298,7 @@ def earlier_trials(study: Study) -> list[RunEntry]:
     """The runs of an earlier call of the same search, but for its trials' number and its seeds."""
     with suppress(UserError):
         before = Study.open(study.folder)
-        if before.asked.base_params == study.asked.base_params and _same(before) == _same(study):
+        if _same(before) == _same(study):
             return [entry for entry in before.entries if entry.trial is not None]
     return []
 
@@ -341,23 +306,23 @@ def earlier_trials(study: Study) -> list[RunEntry]:
 def _same(study: Study) -> dict[str, Json]:
     """What a study's trials depend on."""
     plan = {"proxy": {}, **(study.asked.search or {})}
-    return plan | {"trials": None, "seeds": None}
+    return plan | {"trials": None, "seeds": None, "base": study.asked.base_params}
 
 
 def known_results(
-    neighbours: Neighbours, cell: Cell, plan: SearchPlan
-) -> dict[str, tuple[Row, float]]:
-    """Folder's name -> (values, loss) of the finished runs of any study that are trials of a space.
+    neighbours: Neighbours, cell: Cell, plan: SearchPlan, but: set[str]
+) -> list[Result]:
+    """(values, loss) of the finished runs of any study that are trials of a space.
 
-    `cell` is any trial's at the last rung.
+    `cell` is any trial's at the last rung; `but` are folders that do not count.
     """
-    known: dict[str, tuple[Row, float]] = {}
+    known: list[Result] = []
     free = {*plan.space, "warmup_iters", "branch_from"}
     for folder, config in neighbours.alike(cell.spec, free):
-        values = {key: config[key] for key in plan.space}
-        if all(plan.space[key].holds(value) for key, value in values.items()):
+        alike = all(axis.holds(config[key]) for key, axis in plan.space.items())
+        if alike and folder.path.name not in but:
             with suppress(UserError):
                 loss = loss_of(folder)
                 if loss is not None:
-                    known[folder.path.name] = (values, loss)
+                    known.append(({key: config[key] for key in plan.space}, loss))
     return known

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from nanoscale.experiments.pool import Job
+from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.progress import open_progress
 from nanoscale.experiments.results import Study, state_of
-from nanoscale.store.folder import FAILED, FINISHED, RUNNING
+from nanoscale.experiments.worker import Job
+from nanoscale.store.folder import RUNNING
 
 LOOK_SECONDS, IDLE_SECONDS = 0.5, 10.0
 
@@ -18,20 +19,18 @@ def watch(study: Study) -> None:
     for entry, folder in study.runs():
         if not entry.left_out:
             jobs.append(Job(folder, entry.flops, str(entry)))
-    waiting = [job for job in jobs if state_of(job.folder) not in (*FINISHED, FAILED)]
+    waiting = [job for job in jobs if state_of(job.folder) not in ENDED]
     study.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} have ended")
 
-    started: set[str] = set()
     moved = time.monotonic()
     with open_progress(study.name, waiting) as shown:
         while waiting and time.monotonic() - moved < IDLE_SECONDS:
             for job in list(waiting):
                 state = state_of(job.folder)
-                if state in (*FINISHED, FAILED):
+                if state in ENDED:
                     waiting.remove(job)
                     shown.ended(job)
-                elif state == RUNNING and job.title not in started:
-                    started.add(job.title)
+                elif state == RUNNING and job.path not in shown.running:
                     shown.started(job)
                 elif state != RUNNING:
                     continue

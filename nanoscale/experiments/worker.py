@@ -7,17 +7,32 @@ die at any moment. Five verbs are its whole interface.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from nanoscale.errors import disk_errors
 from nanoscale.experiments.machine import Slot
-from nanoscale.store.folder import LOG
+from nanoscale.store.folder import LOG, RunFolder
 
 GRACE_SECONDS = 60.0  # between asking a run to save and killing it
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be done: where, how many training FLOPs, and what the user calls it."""
+
+    folder: RunFolder
+    flops: int
+    title: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,9 @@ class Worker:
     preload: tuple[str, ...] = ("nanoscale.training.loop",)
 
 
+NANOSCALE = Worker()
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """A run that a fork server is asked for, in one line of JSON."""
@@ -77,9 +95,23 @@ class RunRequest:
         return os.path.join(self.folder, LOG)
 
 
-def worker_environment(slot: Slot) -> dict[str, str]:
-    """Ours and the slot's, with this package importable from wherever the worker starts."""
-    paths = [str(PACKAGE_PARENT)]
-    if os.environ.get("PYTHONPATH"):
-        paths.append(os.environ["PYTHONPATH"])
-    return os.environ | slot.env | {"PYTHONPATH": os.pathsep.join(paths)}
+def environment_of(slot: Slot) -> dict[str, str]:
+    """The slot's, with this package importable from wherever the worker starts: over ours."""
+    theirs = os.environ.get("PYTHONPATH")
+    path = f"{PACKAGE_PARENT}{os.pathsep}{theirs}" if theirs else str(PACKAGE_PARENT)
+    return {**slot.env, "PYTHONPATH": path}
+
+
+def open_process(
+    command: Sequence[str], folder: Path, env: Mapping[str, str], own_session: bool
+) -> subprocess.Popen[bytes]:
+    """`command` FOLDER as a process that appends to the folder's log."""
+    with disk_errors(folder), open(folder / LOG, "ab") as log:
+        return subprocess.Popen(
+            [*command, str(folder)],
+            env=env,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=own_session,
+        )

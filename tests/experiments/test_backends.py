@@ -16,7 +16,8 @@ from nanoscale.experiments import ExperimentRunner, backends
 from nanoscale.experiments.backends import backend_of, register_backend
 from nanoscale.experiments.clusters import Ray, Slurm
 from nanoscale.experiments.local import Subprocess
-from nanoscale.experiments.pool import Job, Pool
+from nanoscale.experiments.pool import Limits, Pool
+from nanoscale.experiments.worker import Job
 
 
 class Toy:
@@ -125,7 +126,7 @@ def test_one_run_that_is_asked_for_twice_is_started_once_at_a_time():
         ended=lambda job: events.append(("ended", job.title)),
         tick=lambda: None,
     )
-    pool = Pool(toy, toy.slots("cpu", 1, 2), watch)
+    pool = Pool(toy, toy.slots("cpu", 1, 2), watch, Limits())
     assert pool.run(twice) == ""
     assert toy.started == [folder.path]
     assert events == [("started", "one"), ("ended", "one"), ("ended", "two")]

@@ -15,7 +15,7 @@ from tiny import PATIENCE
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import clusters
-from nanoscale.experiments.clusters import ArrayTask, Ray, Slurm
+from nanoscale.experiments.clusters import ArrayTask, Ray, Slurm, exit_code_in
 from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
 
@@ -167,10 +167,10 @@ def test_the_job_script_runs_its_folder_and_writes_the_code_down(tmp_path, monke
     running(tmp_path / "experiments_out", 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 130
-    assert slurm._code(ArrayTask("1", "x", 0)) == 130
+    assert exit_code_in(tmp_path / "x.0.exit") == 130
     (tmp_path / "x.1.exit").write_text("137\n")
-    assert slurm._code(ArrayTask("1", "x", 1)) == -9
-    assert slurm._code(ArrayTask("1", "x", 2)) is None
+    assert exit_code_in(tmp_path / "x.1.exit") == -9
+    assert exit_code_in(tmp_path / "x.2.exit") is None
 
 
 def test_a_preempted_run_saves_and_slurm_brings_it_back(tmp_path):
@@ -219,7 +219,7 @@ def test_a_backend_that_is_not_here_is_refused_in_a_line(monkeypatch, tmp_path):
 
 def test_a_missed_look_at_the_queue_is_no_end(monkeypatch, tmp_path):
     slurm = Slurm(FAKE, home=tmp_path)
-    slurm._running[ArrayTask("7", "x", 0)] = tmp_path
+    slurm._running["7_0"] = ArrayTask(tmp_path, tmp_path / "x.0.exit")
     answers = iter(
         [
             UserError("squeue: Unable to contact slurm controller"),

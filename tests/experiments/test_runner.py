@@ -22,8 +22,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table
 from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
-from nanoscale.experiments.pool import Job
-from nanoscale.experiments.worker import Worker
+from nanoscale.experiments.worker import Job, Worker
 from nanoscale.store.folder import COMPLETE, RUNNING, WAITING, RunFolder
 
 

@@ -318,10 +318,10 @@ def test_the_importance_names_the_key_that_matters():
     for i in range(60):
         trial = search.add(search.draw(i))
         search.tell(trial, 0.05 * octaves(trial.values["learning_rate"]) ** 2)
-    shares = search.importance()
+    shares = search.outcome().importance
     assert shares["learning_rate"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
-    assert Search(search.plan).importance() is None
+    assert Search(search.plan).outcome().importance is None
 
 
 def test_a_surface_and_slices_are_drawn_from_the_trials():
