@@ -11,7 +11,7 @@ appendix D; over depth: Dey et al. 2025 (arXiv 2505.01618).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,27 +75,32 @@ class CoordinateRun:
     lr: Mapping[str, float]  # role -> LR of its tensors under AdamW
     base_lr: float  # learning_rate, of which a row's `lr` is the schedule's part
 
-    def quantities(self, t: int) -> dict[str, float | None]:
-        """`family: name` -> value, of every quantity in row t."""
+    def measured(self, t: int) -> dict[str, dict[str, float | None]]:
+        """Family -> name -> value, of every quantity in row t."""
         row = self.rows[t]
         statistics = row["statistics"]
         updates = statistics["update_rms"]
-        found: dict[str, float | None] = {}
-        for name, value in statistics["activation_rms"].items():
-            found[f"{SIZE}: {name}"] = value
-        found[f"{SIZE}: scores"] = statistics["attention_logit_rms"]
-        found[f"{SIZE}: logits"] = statistics["logit_rms"]
-        for name, value in statistics["activation_change_rms"].items():
-            found[f"{CHANGE}: {name}"] = value
-        for role in VECTORS:
-            if role in updates:
-                found[f"{UPDATE}: {role}"] = updates[role]
+        sizes = {
+            **statistics["activation_rms"],
+            "scores": statistics["attention_logit_rms"],
+            "logits": statistics["logit_rms"],
+        }
+        vectors = {role: updates[role] for role in VECTORS if role in updates}
 
+        paces = {}
         part = (row["lr"] or 0.0) / self.base_lr
         for role, lr in self.lr.items():
-            known = part and lr and updates[role] is not None
-            found[f"{PACE}: {role}"] = updates[role] / (part * lr) if known else None
-        return found
+            update = updates[role]
+            known = part and lr and update is not None
+            paces[role] = update / (part * lr) if known else None
+        changes = statistics["activation_change_rms"]
+        return {SIZE: sizes, CHANGE: changes, UPDATE: vectors, PACE: paces}
+
+    def quantities(self, t: int) -> Iterator[tuple[str, float]]:
+        """`family: name` and value, of every quantity in row t; NaN where it is 0 or unknown."""
+        for family, values in self.measured(t).items():
+            for name, value in values.items():
+                yield f"{family}: {name}", value or math.nan
 
 
 def measurements(
@@ -111,10 +116,10 @@ def measurements(
         for t, row in enumerate(run.rows):
             if not 1 <= row["step"] <= steps:
                 continue
-            for quantity, value in run.quantities(t).items():
+            for quantity, value in run.quantities(t):
                 if quantity not in logs:
                     logs[quantity] = np.full((len(seeds), len(sizes), steps), np.nan)
-                if value and math.isfinite(value):
+                if math.isfinite(value):
                     logs[quantity][i, j, row["step"] - 1] = math.log2(value)
     return logs
 

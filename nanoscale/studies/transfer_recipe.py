@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import grid_lists
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.grid_recipe import best
-from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Row
+from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 from nanoscale.studies.transfer_table import joint_record, study_verdicts
 
 if TYPE_CHECKING:
@@ -31,20 +32,23 @@ class StudyArm:
 
     name: str
     lr: str  # the key that is searched
-    values: Row
+    values: Overrides
     lrs: Sequence[float]
-    sizes: Sequence[Row]
+    sizes: Sequence[Overrides]
     seeds: Sequence[int]
 
-    def first_rows(self) -> list[dict[str, Any]]:
+    def row(self, size: Overrides, lr: float, seed: int) -> Overrides:
+        return {**self.values, **size, self.lr: lr, "seed": seed}
+
+    def first_rows(self) -> list[Overrides]:
         """Every size at every LR, with the first seed."""
         rows = []
         for size in self.sizes:
             for lr in self.lrs:
-                rows.append({**self.values, **size, self.lr: lr, "seed": self.seeds[0]})
+                rows.append(self.row(size, lr, self.seeds[0]))
         return rows
 
-    def finer_rows(self, size: Row, losses: Mapping[float, float]) -> list[dict[str, Any]]:
+    def finer_rows(self, size: Overrides, losses: Mapping[float, float]) -> list[Overrides]:
         """All seeds at the five LRs, a factor of sqrt 2 apart, around the best of one size so far,
         and at every other that is hardly worse.
 
@@ -60,28 +64,28 @@ class StudyArm:
         rows = []
         for lr in near:
             for seed in self.seeds:
-                rows.append({**self.values, **size, self.lr: lr, "seed": seed})
+                rows.append(self.row(size, lr, seed))
         return rows
 
-    def mean_losses(self, frame: DataFrame, size: Row) -> dict[float, float]:
+    def mean_losses(self, frame: DataFrame, size: Overrides) -> dict[float, float]:
         """LR -> mean loss over the seeds of one size; infinite where a run diverged."""
         runs = frame
         for key, value in {**self.values, **size}.items():
             runs = runs[runs[key] == value]
-        losses = runs["val_loss"].astype(float).where(runs["state"] == COMPLETE, math.inf)
-        means = losses.groupby(runs[self.lr].astype(float)).mean()
+        losses = runs["val_loss"].astype(float)
+        losses = losses.where(runs["state"] == COMPLETE, math.inf)
+        lrs = runs[self.lr].astype(float)
+        means = losses.groupby(lrs).mean()
         return dict(zip(means.index, means, strict=True))
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         return {"name": self.name, "lr": self.lr, "values": dict(self.values)}
 
 
 def rows(table: FileTable) -> Question:
     """Every arm's LRs at every size in [[transfer.sizes]], and finer ones once these have run."""
     arms = read_arms(table)
-    first: list[Row] = []
-    for arm in arms:
-        first += arm.first_rows()
+    first = [row for arm in arms for row in arm.first_rows()]
     extras = {"size": table.values["size"], "arms": [arm.to_json() for arm in arms]}
     return Question(first, table.where(), extras, more=lambda study: finer(study, arms))
 
@@ -90,8 +94,7 @@ def read_arms(table: FileTable) -> list[StudyArm]:
     """The arms in [[transfer.arms]], each over all sizes and seeds."""
     key = table.values.get("size")
     seeds = grid_lists({}, table.values.get("seeds", [1, 2, 3]), table.where())["seed"]
-    sizes = table.tables("sizes")
-    arm_tables = table.tables("arms")
+    sizes, arm_tables = table.tables("sizes"), table.tables("arms")
     if not isinstance(key, str) or any(key not in size for size in sizes):
         raise UserError(
             f"{table.where()}: size={key!r}: name the key that grows, one that every "
@@ -108,29 +111,30 @@ def read_arms(table: FileTable) -> list[StudyArm]:
     return arms
 
 
-def read_arm(table: FileTable, values: Row, sizes: Sequence[Row], seeds: Sequence[int]) -> StudyArm:
+def read_arm(
+    table: FileTable, values: Overrides, sizes: Sequence[Overrides], seeds: Sequence[int]
+) -> StudyArm:
     where = table.where("arms")
-    values = dict(values)
-    name = values.pop("name", None)
-    lrs = values.pop("lrs", None)
+    keys: dict[str, Any] = dict(values)
+    name, lrs = keys.pop("name", None), keys.pop("lrs", None)
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: every arm has a name, as in name = 'muP'")
 
-    muon = {**table.base, **values}.get("optimizer") == "muon"
-    lr = values.pop("lr", "muon_lr" if muon else "learning_rate")
+    muon = {**table.base, **keys}.get("optimizer") == "muon"
+    lr = keys.pop("lr", "muon_lr" if muon else "learning_rate")
     enough = isinstance(lrs, list) and len(lrs) >= MIN_LRS
     if not enough or not all(isinstance(x, (int, float)) and x > 0 for x in lrs):
         raise UserError(
             f"{where}, {name}: lrs={lrs!r}: give at least {MIN_LRS} learning rates, as "
             "in lrs = [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]"
         )
-    return StudyArm(name, lr, values, sorted(map(float, lrs)), sizes, seeds)
+    return StudyArm(name, lr, keys, sorted(map(float, lrs)), sizes, seeds)
 
 
-def finer(study: Study, arms: Sequence[StudyArm]) -> list[Row]:
+def finer(study: Study, arms: Sequence[StudyArm]) -> list[Overrides]:
     """The rows around every size's optimum so far."""
     frame = study.frame()
-    rows: list[Row] = []
+    rows: list[Overrides] = []
     for arm in arms:
         for size in arm.sizes:
             losses = arm.mean_losses(frame, size)
@@ -139,7 +143,7 @@ def finer(study: Study, arms: Sequence[StudyArm]) -> list[Row]:
     return rows
 
 
-def same_lr(lr: float, known: Mapping[float, Any]) -> float:
+def same_lr(lr: float, known: Iterable[float]) -> float:
     """The known LR that is `lr` but for rounding, else `lr` to five digits, to name its run."""
     close = [other for other in known if abs(other / lr - 1) < 0.01]
     return close[0] if close else float(f"{lr:.5g}")

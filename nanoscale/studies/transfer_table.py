@@ -7,7 +7,7 @@ of another column), each from `checks.lr_transfer`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +93,10 @@ def transfer_verdicts(
     limits: TransferLimits = LIMITS,
 ) -> dict[str, TransferVerdict]:
     """The verdict of every setting, by its name."""
-    return {name: verdict_of(rows, columns, limits) for name, rows in settings_of(frame, by, only)}
+    verdicts = {}
+    for name, rows in settings_of(frame, by, only):
+        verdicts[name] = verdict_of(rows, columns, limits)
+    return verdicts
 
 
 def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
@@ -106,7 +109,8 @@ def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
     lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
     verdicts = {}
     for name, rows in settings_of(frame, ARM, None):
-        verdicts[name] = verdict_of(rows, {"size": asked["size"], "lr": lrs[name]}, LIMITS)
+        columns = {"size": asked["size"], "lr": lrs[name]}
+        verdicts[name] = verdict_of(rows, columns, LIMITS)
     return verdicts
 
 
@@ -145,16 +149,16 @@ def settings_of(
 def columns_of(frame: DataFrame, named: Mapping[str, str]) -> LrColumns:
     """The columns of size, LR, loss and seed: as named, else those of our own tables that vary."""
     columns = {option: column(option, name, frame) for option, name in named.items()}
-    for option, usual in (("loss", "val_loss"), ("seed", "seed")):
-        if option not in columns and usual in frame:
-            columns[option] = usual
+    if "loss" not in columns and "val_loss" in frame:
+        columns["loss"] = "val_loss"
     size = columns.get("size") or _size_column(frame)
     lr = columns.get("lr") or _lr_column(frame)
     if "loss" not in columns:
         raise UserError(
             "which column is the loss? there is no 'val_loss'; say it, as in --loss=final_loss"
         )
-    return LrColumns(size, lr, columns["loss"], columns.get("seed"))
+    seed = columns.get("seed", "seed" if "seed" in frame else None)
+    return LrColumns(size, lr, columns["loss"], seed)
 
 
 def _size_column(frame: DataFrame) -> str:
@@ -166,17 +170,17 @@ def _size_column(frame: DataFrame) -> str:
 
 
 def _lr_column(frame: DataFrame) -> str:
-    lr = next((key for key in LR_KEYS if _varies(frame, key)), None)
-    if lr is None:
+    rates = [key for key in LR_KEYS if _varies(frame, key)]
+    if not rates:
         raise UserError(
             f"which column is the LR? no {one_of(LR_KEYS)} varies; say it, as in --lr=learning_rate"
         )
+    lr = rates[0]
     if frame[lr].isna().any():
-        words = [
-            key
-            for key in frame.columns
-            if key in FIELDS and frame[key].nunique() > 1 and not _varies(frame, key)
-        ]
+        words = []
+        for key in frame.columns:
+            if key in FIELDS and frame[key].nunique() > 1 and not _varies(frame, key):
+                words.append(key)
         raise UserError(
             f"some runs have no {lr}, so they are of several settings: judge each by itself, as "
             f"in --by={','.join(words) or 'optimizer'}"
@@ -198,15 +202,10 @@ def verdict_of(
     columns = columns_of(frame, named)
     size, lr = _positive(frame, columns.size), _positive(frame, columns.lr)
     losses = _losses(frame, columns.loss)
-    _check_one_setting(frame, size, lr, columns)
-    verdict = transfer_verdict(
-        size,
-        lr,
-        losses,
-        None if columns.seed is None else list(frame[columns.seed]),
-        limits=limits,
-        names=columns,
-    )
+    seeds = None if columns.seed is None else frame[columns.seed].map(str).tolist()
+    twins = list(map(str, zip(size, lr, seeds or lr, strict=True)))
+    _check_one_setting(frame, twins, columns)
+    verdict = transfer_verdict(size, lr, losses, seeds, limits=limits, names=columns)
     return replace(verdict, warnings=[*verdict.warnings, *_short_runs(frame)])
 
 
@@ -222,25 +221,23 @@ def _positive(frame: DataFrame, name: str) -> list[float]:
 
 def _losses(frame: DataFrame, name: str) -> list[float]:
     """Losses: inf where a run diverged, NaN where it has no result."""
+    states = [COMPLETE] * len(frame)
+    if "state" in frame and set(frame["state"]) <= STATES:
+        states = list(frame["state"])
     losses = []
-    for row, value in zip(frame.index, frame[name], strict=True):
+    for row, value, state in zip(frame.index, frame[name], states, strict=True):
         loss = number_at(row, name, value)
-        losses.append(loss if value is None or math.isfinite(loss) else math.inf)
-    if "state" not in frame or not set(frame["state"]) <= STATES:
-        return losses
-    unlike = {DIVERGED: math.inf}
-    return [
-        loss if state == COMPLETE else unlike.get(state, math.nan)
-        for loss, state in zip(losses, frame["state"], strict=True)
-    ]
+        if value is not None and not math.isfinite(loss):
+            loss = math.inf
+        if state != COMPLETE:
+            loss = math.inf if state == DIVERGED else math.nan
+        losses.append(loss)
+    return losses
 
 
-def _check_one_setting(
-    frame: DataFrame, size: Sequence[float], lr: Sequence[float], columns: LrColumns
-) -> None:
-    """Runs of one size, LR and seed that differ in another key are of several settings."""
-    seeds = [""] * len(frame) if columns.seed is None else list(frame[columns.seed].map(str))
-    twins = [f"{s}|{x}|{seed}" for s, x, seed in zip(size, lr, seeds, strict=True)]
+def _check_one_setting(frame: DataFrame, twins: list[str], columns: LrColumns) -> None:
+    """Runs of one size, LR and seed (a text each) that differ in another key are of several
+    settings."""
     chosen = {columns.size, columns.lr, columns.loss, columns.seed} | NO_SETTING
     differ = []
     for key in frame.columns:
