@@ -14,6 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from nanoscale.checks.drift import UNKNOWN, Interval
+from nanoscale.checks.optimum import Numbers
 from nanoscale.checks.paired import Difference, Losses, Sample, without
 
 Levels = Sequence[tuple[float, Losses]]  # FLOPs of a run, losses at them
@@ -23,8 +24,8 @@ Levels = Sequence[tuple[float, Losses]]  # FLOPs of a run, losses at them
 class LossCurve:
     """ln FLOPs over ln loss of an arm's levels, straight between them; one level is a point."""
 
-    flops: np.ndarray  # (L,) ln, rising
-    loss: np.ndarray  # (L,) ln, falling
+    flops: Numbers  # (L,) ln, rising
+    loss: Numbers  # (L,) ln, falling
 
     @classmethod
     def of(cls, levels: Levels) -> LossCurve:
@@ -39,11 +40,11 @@ class LossCurve:
     def falls(self) -> bool:
         return bool((np.diff(self.loss) < 0).all())
 
-    def reaches(self, loss: np.ndarray) -> np.ndarray:
+    def reaches(self, loss: Numbers) -> Numbers:
         """Mask (K,): which of the ln losses it has."""
         return np.asarray((loss >= self.loss[-1]) & (loss <= self.loss[0]))
 
-    def at(self, loss: np.ndarray) -> np.ndarray:
+    def at(self, loss: Numbers) -> Numbers:
         """ln FLOPs at ln losses (K,); the ends' beyond them."""
         return np.asarray(np.interp(loss, self.loss[::-1], self.flops[::-1]))
 
@@ -72,16 +73,17 @@ class ComputeMultiplier:
 class SharedLevels:
     """The levels of each arm whose loss the other arm has too, as masks over the arms' curves."""
 
-    of_a: np.ndarray
-    of_b: np.ndarray
+    of_a: Numbers
+    of_b: Numbers
 
-    def read(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def read(self, a: Numbers, b: Numbers) -> Numbers:
         """(K,) what A's curve and then what B's is at them."""
         return np.concatenate([a[self.of_a], b[self.of_b]])
 
-    def logs(self, a: Levels, b: Levels) -> np.ndarray:
+    def logs(self, a: Levels, b: Levels) -> Numbers:
         """(K,) ln of A's FLOPs over B's at the shared levels' losses."""
-        of_a, of_b = LossCurve.of(a), LossCurve.of(b)
+        of_a = LossCurve.of(a)
+        of_b = LossCurve.of(b)
         losses = self.read(of_a.loss, of_b.loss)
         return np.asarray(of_a.at(losses) - of_b.at(losses))
 
@@ -95,7 +97,8 @@ def multiplier(a: Levels, b: Levels, paired: bool) -> ComputeMultiplier:
     Seeds are left out one at a time, of both arms where they are paired (the jackknife, then
     Student's t in the log).
     """
-    of_a, of_b = LossCurve.of(a), LossCurve.of(b)
+    of_a = LossCurve.of(a)
+    of_b = LossCurve.of(b)
     shared = SharedLevels(of_b.reaches(of_a.loss), of_a.reaches(of_b.loss))
     reason = _no_multiplier(of_a, of_b, shared)
     if reason:
@@ -163,6 +166,7 @@ def _less(levels: Levels, seed: str) -> Levels:
 
 def _scatter(values: Sequence[float]) -> Sample:
     """That of a value over the seeds, each left out in turn."""
-    n, mean = len(values), fmean(values)
+    n = len(values)
+    mean = fmean(values)
     spread = math.fsum((v - mean) ** 2 for v in values)
     return Sample(math.nan, math.sqrt((n - 1) * spread), n)

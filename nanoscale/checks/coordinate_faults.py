@@ -45,7 +45,8 @@ def _suspects(failures: Failures, facts: Facts) -> list[tuple[list[JudgedSlope],
     of = failures.of
     scores = of(SIZE, "scores")
     branches = of(SIZE, "attn", "mlp", window=START)
-    eps, vectors = of(PACE), of(UPDATE)
+    eps = of(PACE)
+    vectors = of(UPDATE)
     init = _badly_started(branches, scores, facts)
     return [
         (of(SIZE, "embedding", window=START), "the init rule of embedding"),

@@ -9,8 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
 from nanoscale.checks.coordinate_bands import CHANGE, PACE, SIZE, UPDATE, Sweep
 from nanoscale.checks.coordinate_faults import diagnose
 from nanoscale.checks.coordinates import (
@@ -25,6 +23,7 @@ from nanoscale.checks.coordinates import (
     overall,
     slope,
 )
+from nanoscale.checks.optimum import Numbers
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
@@ -75,7 +74,9 @@ def coordinate_verdict(
     logs = measurements(runs, sizes, seeds, steps)
     findings = judge(logs, sizes, facts)
     verdict = overall(findings)
-    says, module, rule = "", None, None
+    says = ""
+    module = None
+    rule = None
     if verdict == FAIL:
         fault, rule = diagnose(findings, facts)
         says = _sentence(fault, facts.sweep, rule)
@@ -103,7 +104,7 @@ def coordinate_verdict(
     )
 
 
-def _slopes(sizes: Sequence[int], logs: np.ndarray) -> dict[str, Slope]:
+def _slopes(sizes: Sequence[int], logs: Numbers) -> dict[str, Slope]:
     """Step -> slope and interval, at the steps that every run has."""
     slopes = {}
     for t in range(logs.shape[-1]):
@@ -112,7 +113,7 @@ def _slopes(sizes: Sequence[int], logs: np.ndarray) -> dict[str, Slope]:
     return slopes
 
 
-def _means(logs: np.ndarray) -> list[list[float | None]]:
+def _means(logs: Numbers) -> list[list[float | None]]:
     """(sizes, steps) geometric means over seeds; None where one has none."""
     means = []
     for row in logs.mean(axis=0):

@@ -30,6 +30,8 @@ from nanoscale.checks.coordinate_bands import (
     SlopeBand,
     Sweep,
 )
+from nanoscale.checks.drift import Interval
+from nanoscale.checks.optimum import Numbers
 from nanoscale.checks.t_distribution import t_quantile
 
 FIRST_UPDATES = 5  # beyond, an update follows the ones before it more than its rule
@@ -42,10 +44,10 @@ class Slope:
     """Octaves per doubling of size, with its 95 % interval."""
 
     slope: float
-    ci95: tuple[float, float]
+    ci95: Interval
 
 
-def slope(sizes: Sequence[int], logs: np.ndarray) -> Slope:
+def slope(sizes: Sequence[int], logs: Numbers) -> Slope:
     """Slope of `logs` (seeds, sizes) over log2(size): the mean of each seed's least squares.
 
     The interval is Student's t from the residuals around one line per seed, all of one slope, so
@@ -105,14 +107,15 @@ class CoordinateRun:
 
 def measurements(
     runs: Sequence[CoordinateRun], sizes: Sequence[int], seeds: Sequence[int], steps: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, Numbers]:
     """Quantity -> log2 of its values (seeds, sizes, steps); NaN where it is 0 or not finite.
 
     Row `step` t holds the activations before update t, so t = 1 is at initialisation.
     """
-    logs: dict[str, np.ndarray] = {}
+    logs: dict[str, Numbers] = {}
     for run in runs:
-        i, j = seeds.index(run.seed), sizes.index(run.size)
+        i = seeds.index(run.seed)
+        j = sizes.index(run.size)
         for t, row in enumerate(run.rows):
             if not 1 <= row["step"] <= steps:
                 continue
@@ -124,7 +127,7 @@ def measurements(
     return logs
 
 
-def window_mean(logs: np.ndarray, window: str) -> np.ndarray | None:
+def window_mean(logs: Numbers, window: str) -> Numbers | None:
     """(seeds, sizes) means over the window's steps that every run has; None if there are none."""
     part = {START: logs[..., :1], LATER: logs[..., 1:], FIRST: logs[..., :FIRST_UPDATES]}[window]
     part = part[..., np.isfinite(part).all(axis=(0, 1))]
@@ -157,14 +160,15 @@ class JudgedSlope:
     window: str
     verdict: str
     slope: float
-    ci95: tuple[float, float]
-    allowed: tuple[float, float]
+    ci95: Interval
+    allowed: Interval
     why: str
 
     @classmethod
     def of(cls, quantity: str, found: Slope, band: SlopeBand) -> JudgedSlope:
         low, high = found.ci95
-        allowed, verdict = (band.low, band.high), UNSURE
+        allowed = (band.low, band.high)
+        verdict = UNSURE
         if low > band.high or high < band.low:
             verdict = FAIL
         elif band.low <= low and high <= band.high:
@@ -184,7 +188,7 @@ class JudgedSlope:
         return max(self.slope - high, low - self.slope)
 
 
-def judge(logs: Mapping[str, np.ndarray], sizes: Sequence[int], facts: Facts) -> list[JudgedSlope]:
+def judge(logs: Mapping[str, Numbers], sizes: Sequence[int], facts: Facts) -> list[JudgedSlope]:
     """A finding per quantity and window that `BANDS` speaks of; one that is 0 throughout has none
     (a zero-initialised readout at step 1, say)."""
     bands = [band for band in BANDS if band.sweep == facts.sweep and facts.holds(band.when)]

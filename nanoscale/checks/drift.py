@@ -67,7 +67,9 @@ class LrGrid:
 
     def at_base(self, k: int) -> Transferred:
         """Size k at the base's optimum."""
-        curve, fit, x = self.curves[k], self.curves[k].fit, self.optimum[self.base]
+        curve = self.curves[k]
+        fit = self.curves[k].fit
+        x = self.optimum[self.base]
         if not fit:
             return Transferred(math.nan, math.nan, np.full(self.optima.shape[1], math.nan))
         loss = float(curve.loss(fit.coef, x))
@@ -109,7 +111,8 @@ def drift_of(grid: LrGrid, rng: np.random.Generator) -> Drift:
     lie, and Student's t of the residuals where it does not.
     """
     known = np.isfinite(grid.optimum)
-    optimum, draws = grid.optimum[known], grid.optima[known]
+    optimum = grid.optimum[known]
+    draws = grid.optima[known]
     size = np.log2([curve.size for curve in grid.curves])[known]
     if len(size) < 2:
         return Drift()

@@ -32,7 +32,9 @@ class Evidence:
     # -- the verdict ------------------------------------------------------------------------
     def conclude(self) -> tuple[str, str]:
         """The verdict, and in one line its numbers and the remedy."""
-        failed, undecided, within = [], [], []
+        failed = []
+        undecided = []
+        within = []
         for name, number in self.judged.items():
             text = number.says(name)
             if number.verdict == "fail":
@@ -76,7 +78,8 @@ class Evidence:
 
     def way_out(self) -> str:
         """What to do where the LR does not transfer."""
-        name, drift = self.size_name, self.judged["drift"]
+        name = self.size_name
+        drift = self.judged["drift"]
         if drift.verdict == "fail":
             return (
                 f"tune the LR at every {name}, let it follow {name}^{drift.value:+.2f}, "
@@ -87,12 +90,14 @@ class Evidence:
 
     def remedy(self, which: str) -> str:
         """What to run so that an undecided number is decided."""
-        grid, number = self.grid, self.judged[which]
+        grid = self.grid
+        number = self.judged[which]
         if grid.noise.source == "none":
             return "run 3 seeds at the LRs around every optimum, to measure the noise"
         unknown = [f"{size.size:g}" for size in self.sizes if math.isnan(size.regret)]
         if which == "max_regret" and unknown:
-            sizes, lr = ", ".join(unknown), 2.0 ** grid.optimum[grid.base]
+            sizes = ", ".join(unknown)
+            lr = 2.0 ** grid.optimum[grid.base]
             return f"run {self.size_name} {sizes} at LR {lr:.3g}, beyond those with a finite loss"
         if which == "drift" and self.scatter > 0:
             return f"the sizes scatter by {self.scatter:.2f} octaves about a line, run more of them"
@@ -109,7 +114,8 @@ class Evidence:
 
     # -- what a careful reader would ask about ----------------------------------------------
     def warnings(self) -> list[str]:
-        name, warnings = self.size_name, []
+        name = self.size_name
+        warnings = []
         if self.missing:
             warnings.append(f"{self.missing} run(s) without a result are left out")
         for size in self.sizes:

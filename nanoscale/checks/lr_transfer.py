@@ -94,7 +94,8 @@ def transfer_verdict(
     missing = int(np.isnan(runs.loss).sum())
     evidence = Evidence(grid, sizes, judged, drift.scatter, missing, names.size)
     verdict, reason = evidence.conclude()
-    noise, base = grid.noise, sizes[grid.base]
+    noise = grid.noise
+    base = sizes[grid.base]
     return TransferVerdict(
         verdict=verdict,
         reason=reason,
@@ -175,13 +176,16 @@ def _measured(
 # -- numbers ------------------------------------------------------------------------------------
 def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
     """What the record says of size k: LRs as they were typed, shifts in octaves, losses in nats."""
-    curve, fit = grid.curves[k], grid.curves[k].fit
-    x, draws = float(grid.optimum[k]), grid.optima[k]
+    curve = grid.curves[k]
+    fit = grid.curves[k].fit
+    x = float(grid.optimum[k])
+    draws = grid.optima[k]
     noise_sd = grid.noises[k].sd
     transferred = grid.at_base(k)
     low, high = interval(draws - grid.optima[grid.base])  # of the shift
     least, regret, regret_ci95 = _regret(grid, k, transferred)
-    n_seeds, parabola = max(curve.runs, default=0), None
+    n_seeds = max(curve.runs, default=0)
+    parabola = None
     if fit:
         n_seeds = fit.n_seeds
         parabola = FittedParabola(_exp2(fit.window), 2.0**fit.centre, fit.coef.tolist())

@@ -109,7 +109,8 @@ class LrCurve:
         line = np.interp(x, self.x, self.mean)
         value = np.where(fitted, self.fit.loss(coef, x), line)
 
-        first, last = self.x[0] - 1e-9, self.x[-1] + 1e-9
+        first = self.x[0] - 1e-9
+        last = self.x[-1] + 1e-9
         not_run = (x < first) | (x > last)
         value = np.where(not_run, math.nan, value)
         diverged = (x <= self.below) | (x >= self.above)
@@ -151,7 +152,8 @@ def curve_of(size: float, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
 
 def _fitted(curve: LrCurve, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
     """With a parabola where there are LRs enough, and means without the seeds' shifts."""
-    lrs, mean = curve.x, curve.mean
+    lrs = curve.x
+    mean = curve.mean
     fit = None
     if len(lrs) >= 3:
         fit = fit_of(x, y, seed, lrs[window(lrs, mean)])
@@ -191,7 +193,9 @@ def fit_of(x: Numbers, y: Numbers, seed: Numbers, lrs: Numbers) -> ParabolaFit:
     not off by the seeds that it lacks. x, y, seed: (n,).
     """
     inside = np.isin(x, lrs)
-    x, y, seed = x[inside], y[inside], seed[inside]
+    x = x[inside]
+    y = y[inside]
+    seed = seed[inside]
     cells = (x[:, None] == lrs).astype(float)  # (n, L)
     runs = cells.sum(0)
     shared, seeds, solve, rank = _shift_solver(cells, seed)
@@ -242,9 +246,11 @@ def _shift_solver(cells: Numbers, seed: Numbers) -> tuple[Numbers, Numbers, Numb
 
 def unbracketed(curve: LrCurve, lowest: int) -> tuple[str, tuple[float, ...]]:
     """Why the minimum lies beyond what was run, and the LRs that would show it; or nothing."""
-    x, fit = curve.x, curve.fit
+    x = curve.x
+    fit = curve.fit
     at = x[lowest]
-    open_below, open_above = math.isinf(curve.below), math.isinf(curve.above)
+    open_below = math.isinf(curve.below)
+    open_above = math.isinf(curve.above)
     if at == x[0] and open_below:
         return f"its lowest loss is at the lowest LR, {2**at:.3g}", (at - 2, at - 1)
     if at == x[-1] and open_above:

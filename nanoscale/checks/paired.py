@@ -17,6 +17,7 @@ from statistics import fmean
 import numpy as np
 
 from nanoscale.checks.drift import Interval
+from nanoscale.checks.optimum import Numbers
 from nanoscale.checks.t_distribution import p_value, t_quantile
 from nanoscale.spec.values import Json
 
@@ -57,7 +58,8 @@ class Sample:
             for seed, loss in losses.items():
                 share[seed] += weight * (loss - own)
 
-        mean, n = fmean(means), min(map(len, cells))
+        mean = fmean(means)
+        n = min(map(len, cells))
         if n < 2:
             return cls(mean, math.nan, n)
         variance = math.fsum(v * v for v in share.values()) * n / (n - 1)
@@ -184,7 +186,7 @@ def seeds_needed(difference: Difference, rope: float) -> int | None:
 
 
 # -- windows ------------------------------------------------------------------------------------
-def windows_noise(difference: np.ndarray) -> tuple[float, int]:
+def windows_noise(difference: Numbers) -> tuple[float, int]:
     """Standard error of the mean of differences per window (n,), in the text's order; its block.
 
     Neighbouring windows are alike, so the variance is that of circular blocks of n^(1/3) windows

@@ -87,7 +87,8 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
     """
     tail = text.partition(":")[2]
     filters = _filters(text, tail) if "=" in tail else {}
-    configs, runs = [], []
+    configs = []
+    runs = []
     for values, folder in _folders(text, bool(filters), Path(output_root)):
         config = _config(values, folder)
         configs.append(config)

@@ -25,6 +25,7 @@ from nanoscale.checks.comparison import (
 )
 from nanoscale.checks.compute_multiplier import multiplier
 from nanoscale.checks.drift import UNKNOWN
+from nanoscale.checks.optimum import Numbers
 from nanoscale.checks.paired import (
     Difference,
     Losses,
@@ -44,7 +45,7 @@ ROPE = 0.01  # nats within which two arms are as good as equal
 LOSSES = ("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte")
 PER_WINDOW, PER_BYTE = LOSSES[0], LOSSES[-1]  # what windows.npy holds; comparable over tokenizers
 FOLLOW = ("n_head", "n_kv_head", "warmup_iters", "lr_decay_iters", "min_lr")  # other keys, mostly
-Texts = np.ndarray | str  # B - A per window (n,), or why it is not known
+Texts = Numbers | str  # B - A per window (n,), or why it is not known
 
 
 def compare(
@@ -90,7 +91,8 @@ def compare(
     _check_arms(arm_a, arm_b, loss)
 
     keys = naming([arm_a.runs, arm_b.runs], NOT_TUNED)
-    cells_a, cells_b = cells_of(arm_a, keys), cells_of(arm_b, keys)
+    cells_a = cells_of(arm_a, keys)
+    cells_b = cells_of(arm_b, keys)
     side_a = Side("A", arm_a, [cell.against(cells_b.get(size)) for size, cell in cells_a.items()])
     side_b = Side("B", arm_b, [cell.against(cells_a.get(size)) for size, cell in cells_b.items()])
     pairs = [Pair.of(*cells, loss) for cells in zip(side_a.shared, side_b.shared, strict=True)]
@@ -204,7 +206,8 @@ class Pair:
         return cls(a, b, difference, _window_differences(a, b, loss))
 
     def record(self, pooled: bool) -> SizeComparison:
-        a, b = self.a.choice.losses, self.b.choice.losses
+        a = self.a.choice.losses
+        b = self.b.choice.losses
         window_se = None
         if not isinstance(self.texts, str):
             window_se = windows_noise(self.texts)[0]
@@ -252,7 +255,8 @@ def _record(
 
 def _differing(pair: Pair, keys: Sequence[str]) -> dict[str, tuple[Json, Json]]:
     """Key -> its value in A and in B, of what does not vary within an arm."""
-    a, b = pair.a.first.values, pair.b.first.values
+    a = pair.a.first.values
+    b = pair.b.first.values
     chosen = {*keys, *pair.a.setting, *pair.b.setting}
     differ = {}
     for key in KEYS:
@@ -295,7 +299,7 @@ def _window_differences(a: ArmCell, b: ArmCell, loss: str) -> Texts:
     """B - A per window (n,), each arm's mean over its seeds; or why there is none."""
     if loss != PER_WINDOW:
         return f"{WINDOWS} holds the {PER_WINDOW}, not the {loss}"
-    rows: dict[str, list[np.ndarray]] = {"A": [], "B": []}
+    rows: dict[str, list[Numbers]] = {"A": [], "B": []}
     texts = set()
     for arm, cell in (("A", a), ("B", b)):
         for run in cell.counted.values():
@@ -312,7 +316,8 @@ def _window_differences(a: ArmCell, b: ArmCell, loss: str) -> Texts:
 
 def _window_noise(differences: Sequence[Texts], value: float) -> WindowNoise:
     """How far the difference over sizes depends on the text."""
-    known, reasons = [], []
+    known = []
+    reasons = []
     for each in differences:
         if isinstance(each, str):
             reasons.append(each)

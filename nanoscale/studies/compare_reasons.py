@@ -93,7 +93,8 @@ Offers = Mapping[str, Sequence[ArmCell]]  # what A and B offer at each size
 
 def warnings_of(comparison: Comparison, offers: Offers) -> list[str]:
     """What a careful reader would ask about."""
-    cells, difference = comparison.cells, comparison.difference
+    cells = comparison.cells
+    difference = comparison.difference
     warnings = list(left_out_warnings(comparison.left_out))
     if not difference.paired_by:
         warnings.append(
@@ -161,7 +162,8 @@ def budget_warnings(cells: Sequence[SizeComparison]) -> Iterator[str]:
     for key in ("tokens", "flops"):
         ratios = []
         for cell in cells:
-            a, b = getattr(cell.a, key), getattr(cell.b, key)
+            a = getattr(cell.a, key)
+            b = getattr(cell.b, key)
             if a > 0 and b > 0:  # NaN is not known
                 ratios.append(b / a)
         if ratios and max(*ratios, 1 / min(ratios)) > _UNEQUAL:

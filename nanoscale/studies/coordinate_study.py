@@ -107,7 +107,8 @@ def coord_check(
         >>> verdict.sizes
         [8, 16, 32]
     """
-    widths, depths = sorted(set(widths)), sorted(set(depths))
+    widths = sorted(set(widths))
+    depths = sorted(set(depths))
     if bool(widths) == bool(depths):
         raise UserError("give one of widths and depths, as in widths=[64, 128, 256]")
     sweep: Sweep = "width" if widths else "depth"
@@ -184,7 +185,8 @@ class CoordinatePlan:
 
     def judge(self, finished: Iterable[tuple[ResolvedConfig, Rows]]) -> CoordinateVerdict:
         """The verdict on the finished runs, each its config and rows."""
-        runs, configs = [], []
+        runs = []
+        configs = []
         for config, rows in finished:
             size = getattr(config, SWEPT_KEYS[self.sweep])
             measured = [row for row in rows if "statistics" in row]
@@ -214,7 +216,8 @@ def _rows(
 
 def _heads(config: ExperimentConfig, width: int) -> dict[str, int]:
     """As many heads of the config's size as make up the width."""
-    head, group = config.head_dim, config.n_head // config.kv_heads
+    head = config.head_dim
+    group = config.n_head // config.kv_heads
     what = f"{head}, the head size"
     if group > 1:
         what = f"{head * group}, as {group} heads of size {head} share their keys"

@@ -94,7 +94,8 @@ def read_arms(table: FileTable) -> list[StudyArm]:
     """The arms in [[transfer.arms]], each over all sizes and seeds."""
     key = table.values.get("size")
     seeds = grid_lists({}, table.values.get("seeds", [1, 2, 3]), table.where())["seed"]
-    sizes, arm_tables = table.tables("sizes"), table.tables("arms")
+    sizes = table.tables("sizes")
+    arm_tables = table.tables("arms")
     if not isinstance(key, str) or any(key not in size for size in sizes):
         raise UserError(
             f"{table.where()}: size={key!r}: name the key that grows, one that every "
@@ -116,7 +117,8 @@ def read_arm(
 ) -> StudyArm:
     where = table.where("arms")
     keys: dict[str, Any] = dict(values)
-    name, lrs = keys.pop("name", None), keys.pop("lrs", None)
+    name = keys.pop("name", None)
+    lrs = keys.pop("lrs", None)
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: every arm has a name, as in name = 'muP'")
 

@@ -105,7 +105,8 @@ def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
     Raises:
         UserError: an arm has no run with a loss.
     """
-    asked, frame = study.asked.extras, study_table(study)
+    asked = study.asked.extras
+    frame = study_table(study)
     lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
     verdicts = {}
     for name, rows in settings_of(frame, ARM, None):
@@ -200,7 +201,8 @@ def verdict_of(
 ) -> TransferVerdict:
     """The verdict on one setting's rows."""
     columns = columns_of(frame, named)
-    size, lr = _positive(frame, columns.size), _positive(frame, columns.lr)
+    size = _positive(frame, columns.size)
+    lr = _positive(frame, columns.lr)
     losses = _losses(frame, columns.loss)
     seeds = None if columns.seed is None else frame[columns.seed].map(str).tolist()
     twins = list(map(str, zip(size, lr, seeds or lr, strict=True)))
