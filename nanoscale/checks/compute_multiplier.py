@@ -32,9 +32,11 @@ class LossCurve:
         """Of means over seeds; of levels of equal FLOPs the lowest loss."""
         means: dict[float, float] = {}
         for flops, losses in levels:
-            means[flops] = min(fmean(losses.values()), means.get(flops, math.inf))
+            mean = fmean(losses.values())
+            means[flops] = min(mean, means.get(flops, mean))
         rising = sorted(means)
-        return cls(np.log(rising), np.log([means[flops] for flops in rising]))
+        falling = [means[flops] for flops in rising]
+        return cls(np.log(rising), np.log(falling))
 
     @property
     def falls(self) -> bool:
@@ -105,14 +107,26 @@ def multiplier(a: Levels, b: Levels, paired: bool) -> ComputeMultiplier:
         return ComputeMultiplier(reason=reason)
     mean = Difference(shared.mean(a, b), _jackknife(shared.mean, a, b, paired))
     low, high = np.exp(mean.ci95).tolist()
+    at = _read(shared, of_a, of_b, shared.logs(a, b))
+    return ComputeMultiplier(math.exp(mean.value), (low, high), at)
 
+
+def _read(
+    shared: SharedLevels, of_a: LossCurve, of_b: LossCurve, logs: Numbers
+) -> list[MultiplierAt]:
     at = []
     arms = ["A"] * shared.of_a.sum() + ["B"] * shared.of_b.sum()
     losses = shared.read(of_a.loss, of_b.loss)
     flops = shared.read(of_a.flops, of_b.flops)
-    for arm, loss, c, log in zip(arms, losses, flops, shared.logs(a, b), strict=True):
-        at.append(MultiplierAt(math.exp(loss), arm, round(math.exp(c)), math.exp(log)))
-    return ComputeMultiplier(math.exp(mean.value), (low, high), at)
+    for arm, loss, c, log in zip(arms, losses, flops, logs, strict=True):
+        level = MultiplierAt(
+            loss=math.exp(loss),
+            level_of=arm,
+            flops=round(math.exp(c)),
+            value=math.exp(log),
+        )
+        at.append(level)
+    return at
 
 
 def _no_multiplier(of_a: LossCurve, of_b: LossCurve, shared: SharedLevels) -> str:
@@ -149,10 +163,13 @@ def _jackknife(
     if min(len(losses) for _, losses in (*a, *b)) < 2:
         return (Sample(math.nan, math.nan, 1),)
     if paired:
-        both = [value(_less(a, seed), _less(b, seed)) for seed in _seeds([*a, *b])]
-        return (_scatter(both),)
-    without_a = [value(_less(a, seed), b) for seed in _seeds(a)]
-    without_b = [value(a, _less(b, seed)) for seed in _seeds(b)]
+        seeds = _seeds([*a, *b])
+        values = [value(_less(a, seed), _less(b, seed)) for seed in seeds]
+        return (_scatter(values),)
+    seeds_a = _seeds(a)
+    seeds_b = _seeds(b)
+    without_a = [value(_less(a, seed), b) for seed in seeds_a]
+    without_b = [value(a, _less(b, seed)) for seed in seeds_b]
     return _scatter(without_a), _scatter(without_b)
 
 

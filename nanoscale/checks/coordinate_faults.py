@@ -33,10 +33,11 @@ def diagnose(findings: Sequence[JudgedSlope], facts: Facts) -> tuple[JudgedSlope
 
     By cause: what is wrong at the start makes all that follows wrong.
     """
-    failures = Failures([finding for finding in findings if finding.verdict == FAIL])
-    for shown, rule in _suspects(failures, facts):
+    failed = [finding for finding in findings if finding.verdict == FAIL]
+    for shown, rule in _suspects(Failures(failed), facts):
         if shown:
-            return max(shown, key=lambda finding: finding.beyond), rule
+            worst = max(shown, key=lambda finding: finding.beyond)
+            return worst, rule
     raise AssertionError("no finding has failed")
 
 

@@ -108,8 +108,9 @@ def _slopes(sizes: Sequence[int], logs: Numbers) -> dict[str, Slope]:
     """Step -> slope and interval, at the steps that every run has."""
     slopes = {}
     for t in range(logs.shape[-1]):
-        if math.isfinite(logs[..., t].sum()):
-            slopes[str(t + 1)] = slope(sizes, logs[..., t])
+        at_step = logs[..., t]
+        if math.isfinite(at_step.sum()):
+            slopes[str(t + 1)] = slope(sizes, at_step)
     return slopes
 
 
@@ -127,8 +128,10 @@ def _losses(runs: Sequence[CoordinateRun], sizes: Sequence[int]) -> list[float |
     for size in sizes:
         ended = [run for run in runs if run.size == size]
         last = [run.rows[-1]["train_loss"] for run in ended if run.rows]
-        known = len(last) == len(ended) and None not in last
-        losses.append(sum(last) / len(last) if known else None)
+        mean = None
+        if len(last) == len(ended) and None not in last:
+            mean = sum(last) / len(last)
+        losses.append(mean)
     return losses
 
 

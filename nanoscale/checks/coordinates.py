@@ -57,11 +57,13 @@ def slope(sizes: Sequence[int], logs: Numbers) -> Slope:
     """
     octaves = np.log2(sizes)
     x = octaves - octaves.mean()
-    mean = float((logs @ x / (x @ x)).mean())
-    residual = logs - logs.mean(axis=1, keepdims=True) - mean * x
+    squares = x @ x
+    mean = float((logs @ x / squares).mean())
+    level = logs.mean(axis=1, keepdims=True)
+    residual = logs - level - mean * x
     seeds, count = logs.shape
     dof = seeds * (count - 1) - 1
-    variance = (residual**2).sum() / (dof * seeds * (x @ x))
+    variance = (residual**2).sum() / (dof * seeds * squares)
     half = t_quantile(0.95, dof) * math.sqrt(variance)
     return Slope(mean, (mean - half, mean + half))
 
@@ -113,17 +115,19 @@ def measurements(
     Row `step` t holds the activations before update t, so t = 1 is at initialisation.
     """
     logs: dict[str, Numbers] = {}
+    shape = (len(seeds), len(sizes), steps)
     for run in runs:
         i = seeds.index(run.seed)
         j = sizes.index(run.size)
         for t, row in enumerate(run.rows):
-            if not 1 <= row["step"] <= steps:
+            step = row["step"]
+            if not 1 <= step <= steps:
                 continue
             for quantity, value in run.quantities(t):
                 if quantity not in logs:
-                    logs[quantity] = np.full((len(seeds), len(sizes), steps), np.nan)
+                    logs[quantity] = np.full(shape, np.nan)
                 if math.isfinite(value):
-                    logs[quantity][i, j, row["step"] - 1] = math.log2(value)
+                    logs[quantity][i, j, step - 1] = math.log2(value)
     return logs
 
 
@@ -200,7 +204,8 @@ def judge(logs: Mapping[str, Numbers], sizes: Sequence[int], facts: Facts) -> li
                 continue
             mean = window_mean(values, band.window)
             if mean is not None:
-                findings.append(JudgedSlope.of(quantity, slope(sizes, mean), band))
+                found = slope(sizes, mean)
+                findings.append(JudgedSlope.of(quantity, found, band))
     return findings
 
 

@@ -48,7 +48,7 @@ class LrGrid:
     ) -> LrGrid:
         """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
         noise = SeedNoise.of([curve.fit for curve in curves if curve.fit])
-        noises = []
+        noises = [noise] * len(curves)
         coefs = np.full((len(curves), 3, resamples), math.nan)
         optimum = np.full(len(curves), math.nan)
         optima = np.full((len(curves), resamples), math.nan)
@@ -56,10 +56,11 @@ class LrGrid:
         for k, curve in enumerate(curves):
             steps = rng.standard_normal((resamples, 3))
             fit = curve.fit
-            noises.append(noise.at(fit) if fit else noise)
             if fit:
+                noises[k] = noise.at(fit)
                 sd = noises[k].draws(rng, resamples)[:, None]
-                coefs[k] = (fit.coef + sd * steps @ fit.root.T).T
+                noisy = fit.coef + sd * steps @ fit.root.T  # (R, 3)
+                coefs[k] = noisy.T
             if curve.valley:
                 optimum[k] = curve.lowest(curve.valley.coef)
                 optima[k] = curve.lowest(coefs[k])
@@ -68,18 +69,19 @@ class LrGrid:
     def at_base(self, k: int) -> Transferred:
         """Size k at the base's optimum."""
         curve = self.curves[k]
-        fit = self.curves[k].fit
+        fit = curve.fit
+        coefs = self.coefs[k]
         x = self.optimum[self.base]
         if not fit:
-            return Transferred(math.nan, math.nan, np.full(self.optima.shape[1], math.nan))
+            return Transferred(math.nan, math.nan, coefs[0])
         loss = float(curve.loss(fit.coef, x))
         moved = np.clip(self.optima[self.base], curve.x[0], curve.x[-1])
-        draws = curve.loss(self.coefs[k], moved)
+        draws = curve.loss(coefs, moved)
         if not math.isfinite(loss):
             return Transferred(loss, math.nan, draws)
 
         low, high = fit.window
-        variance = curve.loss(self.coefs[k], x).var()
+        variance = curve.loss(coefs, x).var()
         variance += self.noise.shift_sd**2 / fit.n_seeds
         if not low <= x <= high:
             nearest = np.abs(curve.x - x).argmin()
@@ -117,15 +119,18 @@ def drift_of(grid: LrGrid, rng: np.random.Generator) -> Drift:
     if len(size) < 2:
         return Drift()
     low, high = np.quantile(draws, CENTRAL, axis=1)
-    variance = np.maximum(((high - low) / (2 * 1.96)) ** 2, TINY)
+    sd = (high - low) / (2 * 1.96)
+    variance = np.maximum(sd**2, TINY)
     if np.isnan(variance).any():  # no noise is known: equal weights, and no interval
-        return Drift(float(_slope(size, np.ones_like(size)) @ optimum))
+        slope = _slope(size, np.ones_like(size))
+        return Drift(float(slope @ optimum))
 
     scatter = 0.0
     dof = len(size) - 2
     if dof:
         scatter = _scatter(size, optimum, 1 / variance, dof)
-        wide = scatter * np.sqrt(dof / rng.chisquare(dof, draws.shape[1]))
+        squares = rng.chisquare(dof, draws.shape[1])
+        wide = scatter * np.sqrt(dof / squares)
         draws = draws + wide * rng.standard_normal(draws.shape)
     slope = _slope(size, 1 / (variance + scatter**2))
     return Drift(float(slope @ optimum), interval(slope @ draws), scatter)
@@ -141,12 +146,14 @@ def _scatter(size: Numbers, optimum: Numbers, weight: Numbers, dof: int) -> floa
     """The sd of the optima about their line beyond what their noise explains."""
     c = size - np.average(size, weights=weight)
     slope = _slope(size, weight) @ optimum
-    rest = optimum - np.average(optimum, weights=weight) - slope * c
+    level = np.average(optimum, weights=weight)
+    rest = optimum - level - slope * c
     excess = weight @ rest**2 - dof
 
     # what one unit of scatter's square adds to the weighted squares
     total = weight.sum()
     of_mean = weight @ weight / total
-    of_slope = weight**2 @ c**2 / (weight @ c**2)
+    squares = weight @ c**2
+    of_slope = weight**2 @ c**2 / squares
     gain = total - of_mean - of_slope
     return math.sqrt(max(0.0, excess / gain))

@@ -141,16 +141,15 @@ def _runs(
         raise UserError(f"no run has a {names.loss}: there is nothing to judge")
     labels = list(range(len(loss))) if seed is None else list(map(str, seed))
     seen = set()
-    for *run, loss_of_run in zip(size, lr, labels, loss, strict=True):
-        place = tuple(run)
-        if math.isnan(loss_of_run):
+    for s, x, label, y in zip(size, lr, labels, loss, strict=True):
+        if math.isnan(y):
             continue
-        if place in seen:
+        if (s, x, label) in seen:
             raise UserError(
-                f"{names.size} {run[0]:g}, {names.lr} {run[1]:g}, seed {run[2]} is there twice; "
+                f"{names.size} {s:g}, {names.lr} {x:g}, seed {label} is there twice; "
                 "keep one of them"
             )
-        seen.add(place)
+        seen.add((s, x, label))
     seeds = np.unique(labels, return_inverse=True)[1]
     return LrRuns(np.asarray(size), np.asarray(lr), np.asarray(loss), seeds)
 
@@ -169,15 +168,17 @@ def _measured(
     for size in known:
         rows = done.size == size
         x = np.log2(done.lr[rows])
-        curves.append(curve_of(float(size), x, done.loss[rows], done.seed[rows]))
-    return LrGrid.of(curves, int(np.searchsorted(known, base)), rng, resamples)
+        curve = curve_of(float(size), x, done.loss[rows], done.seed[rows])
+        curves.append(curve)
+    k = int(np.searchsorted(known, base))
+    return LrGrid.of(curves, k, rng, resamples)
 
 
 # -- numbers ------------------------------------------------------------------------------------
 def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
     """What the record says of size k: LRs as they were typed, shifts in octaves, losses in nats."""
     curve = grid.curves[k]
-    fit = grid.curves[k].fit
+    fit = curve.fit
     x = float(grid.optimum[k])
     draws = grid.optima[k]
     noise_sd = grid.noises[k].sd
@@ -225,7 +226,8 @@ def _regret(grid: LrGrid, k: int, transferred: Transferred) -> tuple[float, floa
     regret = max(0.0, transferred.loss - least)
     if math.isinf(regret):
         return least, regret, (regret, regret)
-    excess = transferred.draws - valley.loss(grid.coefs[k], grid.optima[k])
+    at_best = valley.loss(grid.coefs[k], grid.optima[k])
+    excess = transferred.draws - at_best
     return least, regret, interval(np.maximum(excess, 0))
 
 
@@ -233,7 +235,8 @@ def _cells(curve: LrCurve, sd: float) -> list[LrCell]:
     cells = []
     columns = (curve.x.tolist(), curve.mean.tolist(), curve.runs.tolist())
     for x, loss, runs in zip(*columns, strict=True):
-        cells.append(LrCell(2.0**x, loss, sd / math.sqrt(runs), runs))
+        se = sd / math.sqrt(runs)
+        cells.append(LrCell(2.0**x, loss, se, runs))
     return cells
 
 
@@ -247,9 +250,10 @@ def largest(numbers: Sequence[tuple[float, Interval]]) -> tuple[float, Interval]
 
     What is not known of one size leaves the upper end open; another may still show too much.
     """
-    known = [number for number in numbers if not math.isnan(number[0])]
-    if not known:
+    values = [value for value, _ in numbers]
+    ends = [high for _, (_, high) in numbers]
+    if np.isnan(values).all():
         return math.nan, UNKNOWN
-    value, (low, _) = max(known, key=lambda number: number[0])
-    highest = np.max([high for _, (_, high) in numbers])  # NaN where one is not known
-    return value, (low, float(highest))
+    worst = int(np.nanargmax(values))
+    value, (low, _) = numbers[worst]
+    return value, (low, float(np.max(ends)))  # NaN where one is not known

@@ -87,8 +87,12 @@ class LrCurve:
         It lies between the diverged LRs, and at most `BEYOND` the others.
         """
         assert self.fit
-        low = self.below if math.isfinite(self.below) else self.x[0] - _BEYOND
-        high = self.above if math.isfinite(self.above) else self.x[-1] + _BEYOND
+        low = self.below
+        high = self.above
+        if math.isinf(low):
+            low = self.x[0] - _BEYOND
+        if math.isinf(high):
+            high = self.x[-1] + _BEYOND
         _, slope, bend = coef
 
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -107,7 +111,8 @@ class LrCurve:
         low, high = self.fit.window
         fitted = (x >= low) & (x <= high)
         line = np.interp(x, self.x, self.mean)
-        value = np.where(fitted, self.fit.loss(coef, x), line)
+        parabola = self.fit.loss(coef, x)
+        value = np.where(fitted, parabola, line)
 
         first = self.x[0] - 1e-9
         last = self.x[-1] + 1e-9
@@ -158,9 +163,11 @@ def _fitted(curve: LrCurve, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
     if len(lrs) >= 3:
         fit = fit_of(x, y, seed, lrs[window(lrs, mean)])
         y = y - [fit.shifts.get(s, 0.0) for s in seed]
-    level = np.bincount(np.searchsorted(lrs, x), y) / curve.runs
+    cell = np.searchsorted(lrs, x)
+    level = np.bincount(cell, y) / curve.runs
     curve = replace(curve, mean=level, fit=fit)
-    problem, wanted = unbracketed(curve, int(mean.argmin()))
+    lowest = int(mean.argmin())
+    problem, wanted = unbracketed(curve, lowest)
     return replace(curve, problem=problem, wanted=wanted)
 
 
@@ -178,7 +185,8 @@ def window(x: Numbers, mean: Numbers) -> Numbers:
     walls = np.flatnonzero(mean > mean[lowest] + RISE)
     left = max(walls[walls < lowest], default=-1)
     right = min(walls[walls > lowest], default=len(x))
-    near[left + 1 : right] |= distance[left + 1 : right] <= 2 * _REACH
+    flat = slice(left + 1, right)
+    near[flat] |= distance[flat] <= 2 * _REACH
 
     if near.sum() < FEWEST_LRS:
         order = np.lexsort((mean, distance.round(3)))
@@ -237,11 +245,13 @@ def _shift_solver(cells: Numbers, seed: Numbers) -> tuple[Numbers, Numbers, Numb
     known, count = np.unique(seed, return_counts=True)
     shared = known[count > 1]
     seeds = (seed[:, None] == shared).astype(float)
-    of_lrs = cells.T @ seeds / cells.sum(0)[:, None]  # (L, S) each seed's part of an LR's runs
+    runs = cells.sum(0)[:, None]  # (L, 1)
+    of_lrs = cells.T @ seeds / runs  # (L, S) each seed's part of an LR's runs
     within = seeds - cells @ of_lrs
     within[np.abs(within) < 1e-12] = 0
     solve = np.linalg.pinv(within)
-    return shared, seeds, solve, round(np.trace(solve @ within))
+    rank = round(np.trace(solve @ within))
+    return shared, seeds, solve, rank
 
 
 def unbracketed(curve: LrCurve, lowest: int) -> tuple[str, tuple[float, ...]]:
@@ -299,7 +309,8 @@ class SeedNoise:
         shift = Squares.pooled(fit.shift for fit in fits)
         excess = 0.0
         if shift.dof:
-            from_noise = sum(fit.shift_of_noise for fit in fits) * noise.total / noise.dof
+            gain = sum(fit.shift_of_noise for fit in fits)
+            from_noise = gain * noise.total / noise.dof
             excess = max(0.0, (shift.total - from_noise) / shift.dof)
         sd = math.sqrt(noise.total / noise.dof)
         return cls(sd, noise.dof, source, math.sqrt(excess))

@@ -197,7 +197,8 @@ def windows_noise(difference: Numbers) -> tuple[float, int]:
         return math.nan, 1
     block = math.ceil(n ** (1 / 3))
     c = difference - difference.mean()
-    total = np.cumsum(np.concatenate([[0.0], c, c[: block - 1]]))
+    circle = np.concatenate([[0.0], c, c[: block - 1]])
+    total = np.cumsum(circle)
     sums = total[block:] - total[:-block]  # (n,) over every run of `block` neighbours
     of_blocks = float(sums @ sums) / block
     of_windows = float(c @ c)

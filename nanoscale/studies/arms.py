@@ -97,13 +97,14 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
     if not runs:
         raise UserError(f"{text}: {_no_match(filters, configs)}")
     done = [run for run in runs if math.isfinite(run.loss)]
+    lost = [run for run in runs if not math.isfinite(run.loss)]
     if not done:
         states = ", ".join(sorted({run.state for run in runs}))
         raise UserError(
             f"{text}: none of its {len(runs)} runs has a {loss} ({states}); there is "
             "nothing to compare"
         )
-    return Arm(text, done, [run for run in runs if not math.isfinite(run.loss)])
+    return Arm(text, done, lost)
 
 
 def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Overrides, RunFolder]]:
@@ -196,10 +197,11 @@ def _same(value: Json, text: str) -> bool:
 
 def _no_match(filters: Filters, configs: Sequence[Overrides]) -> str:
     for key, texts in filters.items():
+        values = {config[key] for config in configs if key in config}
         if not any(_has(config, {key: texts}) for config in configs):
-            values = {config[key] for config in configs if key in config}
+            wanted = " or ".join(texts)
             there = ", ".join(map(str, sorted(values, key=_order)))
-            return f"no run has {key}={' or '.join(texts)}; there are {there}"
+            return f"no run has {key}={wanted}; there are {there}"
     return "no run has all of these values" if filters else "the study has no runs"
 
 

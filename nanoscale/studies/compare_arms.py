@@ -273,12 +273,11 @@ def _labels(differ_in: Mapping[str, tuple[Json, Json]]) -> tuple[str, str]:
     if len(leading) != 1:
         return "A", "B"
     key = leading[0]
-    a, b = differ_in[key]
-    return _label(key, a), _label(key, b)
-
-
-def _label(key: str, value: Json) -> str:
-    return value if isinstance(value, str) else in_words({key: value})
+    labels = []
+    for value in differ_in[key]:
+        labels.append(value if isinstance(value, str) else in_words({key: value}))
+    a, b = labels
+    return a, b
 
 
 def _pooled_estimate(

@@ -86,7 +86,10 @@ def rows(table: FileTable) -> Question:
     """Every arm's LRs at every size in [[transfer.sizes]], and finer ones once these have run."""
     arms = read_arms(table)
     first = [row for arm in arms for row in arm.first_rows()]
-    extras = {"size": table.values["size"], "arms": [arm.to_json() for arm in arms]}
+    extras = {
+        "size": table.values["size"],
+        "arms": [arm.to_json() for arm in arms],
+    }
     return Question(first, table.where(), extras, more=lambda study: finer(study, arms))
 
 
