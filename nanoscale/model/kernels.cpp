@@ -81,8 +81,9 @@ inline vf vexp0(vf x) {
   vf p = all(1.5403530e-4f);
   p = p * f + 1.3333558e-3f; p = p * f + 9.6181291e-3f; p = p * f + 5.5504109e-2f;
   p = p * f + 2.4022651e-1f; p = p * f + 6.9314718e-1f; p = p * f + 1.f;
-  // a NaN goes through p; an integer added to the exponent's bits multiplies by 2^k
-  vf e = (vf)((vi)p + (__builtin_convertvector(k, vi) << 23));
+  // a NaN goes through p; an integer added to the exponent's bits multiplies by 2^k (unsigned: where
+  // the power is too small and 0 is taken, the sum wraps around)
+  vf e = (vf)((vu)p + ((vu)__builtin_convertvector(k, vi) << 23));
   return y < -126.f ? vf{} : e;
 }
 inline vf vexp(vf x) { return vexp0(x > 88.f ? all(88.f) : x); }

@@ -21,7 +21,7 @@ kernels.FLAGS = (*kernels.FLAGS, "-O1", "-g", {flag!r}, "-fno-sanitize-recover=u
 assert kernels.library() is not None, "the sanitized kernels do not build"
 import pytest
 
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-x", *{arguments!r}]))
+sys.exit(pytest.main(["-q", "--capture=no", "-p", "no:cacheprovider", "-x", *{arguments!r}]))
 """
 
 
