@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import itertools
 
-from nanoscale.training.hardware import PEAK_FLOPS, peak_flops
+import pytest
+import torch
+
+from nanoscale.training import hardware
+from nanoscale.training.hardware import PEAK_FLOPS, peak, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,10 @@ def test_a_peak_is_the_named_devices_or_unknown(name, expected):
 
 def test_every_device_of_the_table_is_found_by_its_own_name():
     assert {name: peak_flops(f"NVIDIA {name}") for name in PEAK_FLOPS} == PEAK_FLOPS
+
+
+def test_a_slow_product_is_measured_three_times_and_no_more(monkeypatch):
+    seconds = itertools.count()  # a clock on which everything takes a second
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: float(next(seconds)))
+    assert peak(torch.device("cpu"), torch.float32) == 2 * 512**3
+    assert next(seconds) < 12
