@@ -126,6 +126,7 @@ def test_three_starts_per_resample_are_as_good_as_thirty_two():
     assert (few.objective <= many.objective * (1 + 1e-9)).all()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("seeds", "n_sizes"), [(3, 6), (1, 8)])
 def test_the_95_percent_interval_of_g_covers(seeds, n_sizes):
     rng = np.random.default_rng(3)

@@ -81,6 +81,7 @@ RIGHT = {
     "AdamW, depth": [COMPLETEP, DEPTHS],
     "Muon, depth": [COMPLETEP, DEPTHS, MUON],
 }
+SAMPLE = ("AdamW", "Muon", "AdamW, depth")  # the others wait for `make soak`
 WRONG = {
     "muP-no-init": ([WIDTHS], "the init rule of hidden and residual_out"),
     "muP-no-init-hidden": ([WIDTHS], "the init rule of hidden"),
@@ -126,12 +127,17 @@ def small(data_root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
     return plan.judge(found)
 
 
-@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.soak if case not in SAMPLE else ()) for case in RIGHT],
+)
 def test_right_rules_pass(data_root, monkeypatch, case):
     verdict = small(data_root, monkeypatch, *RIGHT[case])
     assert verdict.verdict == PASS, lines(verdict)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_every_missing_rule_is_caught_and_named(data_root, monkeypatch, case):
     arguments, named = WRONG[case]

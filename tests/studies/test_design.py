@@ -36,6 +36,7 @@ WIDTHS = {
     (6, 10, 0.002): 0.011,
     (6, 10, 0.01): 0.066,
 }
+SAMPLE = (4, 6, 0.01)  # the others wait for `make soak`
 
 
 def isoflop(budgets=4, sizes=6, noise=0.01, **how) -> Design:
@@ -53,7 +54,11 @@ def write(path, design, **columns):
 
 
 # -- coverage and width -------------------------------------------------------------------------
-@pytest.mark.parametrize("case", WIDTHS, ids="{0[0]}x{0[1]}, sd {0[2]}".format)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.soak if case != SAMPLE else ()) for case in WIDTHS],
+    ids="{0[0]}x{0[1]}, sd {0[2]}".format,
+)
 def test_intervals_hold_the_truth_and_have_the_known_width(case):
     answers = simulate(isoflop(*case), ASKED, worlds=200)
     for answer in answers:
@@ -66,6 +71,7 @@ def test_intervals_hold_the_truth_and_have_the_known_width(case):
     assert abs(a.width / WIDTHS[case] - 1) < error + 0.0005 / WIDTHS[case]  # and its rounding
 
 
+@pytest.mark.soak
 def test_intervals_of_the_240_points_hold_the_truth(epoch):
     N, C, loss = epoch
     fit = fit_law({"N": N, "C": C}, loss, drop_worst=5, resamples=0)
@@ -162,7 +168,7 @@ def test_points_of_one_run_are_warned_of_and_their_clusters_are_honest():
     assert "160 points come from 16 runs" in plan.warnings()[0]
     clusters = replace(plan, resampling="cluster")
     assert clusters.warnings() == []
-    alpha = [simulate(one, [ASKED[0]], worlds=100)[0] for one in (plan, clusters)]
+    alpha = [simulate(one, [ASKED[0]], worlds=60)[0] for one in (plan, clusters)]
     assert alpha[0].verdict == "too narrow"
     assert alpha[0].coverage < alpha[1].coverage - 0.15
 
@@ -199,11 +205,15 @@ def test_what_is_said_of_a_table(table, capsys):
     assert 1 < record["answers"]["N*@1e21"]["width"] < 4  # a ratio
     assert record["tied_delta"]["delta"] == 0.0135
     assert record["tied_delta"]["then"]["width"] < a["width"]
-    _, again = design(table, "--noise=0.01", "--seed=3")
-    assert again == record
     _, cheap = design(table, "--noise=0.01", "--extra=1e18", "--question=a;L@1e9,2e10")
     assert cheap["next_run"]["flops"] <= 1e18 * 1.0001
     assert list(cheap["answers"]) == ["a", "L@1e9,2e10"]
+
+
+def test_a_seed_is_all_that_chance_depends_on(table):
+    records = [design(table, "--question=a", f"--seed={seed}")[1] for seed in (3, 3, 4)]
+    assert records[0] == records[1]
+    assert records[0]["answers"] != records[2]["answers"]
 
 
 def test_seeds_are_replicates_and_narrow_the_answer(table):
