@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from nanoscale.errors import UserError
 
@@ -47,8 +48,8 @@ def read_meta(folder: Path) -> Meta:
         with read_errors(ours):
             return _checked_json(ours, ours.read_bytes())
     if os.path.exists(theirs):
-        with read_errors(theirs), open(theirs, "rb") as file:
-            return _from_nanogpt(theirs, _load_plain(theirs, file))
+        with read_errors(theirs):
+            return _from_nanogpt(theirs, _load_plain(theirs, theirs.read_bytes()))
     return Meta("gpt2", GPT2_VOCAB_SIZE)
 
 
@@ -93,13 +94,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise UserError(f"holds code ({module}.{name}) and was not loaded")
 
 
-def _load_plain(path: Path, file: BinaryIO) -> object:
+def _load_plain(path: Path, raw: bytes) -> object:
     try:
-        return _PlainUnpickler(file).load()
+        return _PlainUnpickler(io.BytesIO(raw)).load()
     except UserError as e:
         raise UserError(f"{path} {e}; prepare the dataset again with a tool you trust") from e
-    except OSError:
-        raise
     except Exception as e:  # a damaged pickle may raise nearly anything
         raise UserError(f"{path} is not a readable pickle; prepare the dataset again") from e
 

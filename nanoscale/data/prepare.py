@@ -85,7 +85,7 @@ def prepare(
     if name not in ARGUMENTS:
         near = did_you_mean(name, ARGUMENTS)
         raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(ARGUMENTS)}")
-    for option, value in {"input": input, "kind": kind, "seed": seed}.items():
+    for option, value in (("input", input), ("kind", kind), ("seed", seed)):
         if value is not None and option not in ARGUMENTS[name]:
             raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
     out = Path("data", name) if out is None else Path(out)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, get_args
 
 from nanoscale.spec.config import ExperimentConfig
 
-Role = Literal[
+ROLES = (
     "embedding",
     "position",
     "hidden",
@@ -22,8 +21,7 @@ Role = Literal[
     "final_norm",
     "bias",
     "readout",
-]
-ROLES: tuple[Role, ...] = get_args(Role)
+)
 MATRIX_ROLES = ("hidden", "residual_out")  # the matrices inside blocks: what Muon updates
 
 
@@ -35,7 +33,7 @@ class TensorSpec:
     """
 
     name: str
-    role: Role
+    role: str
     shape: tuple[int, ...]
     fan_in: int
     base_fan_in: int
@@ -101,13 +99,13 @@ def _mlp(config: ExperimentConfig, block: str) -> list[TensorSpec]:
     return specs + _layer(f"{block}.mlp.c_proj", "residual_out", (d, ffn), base_ffn, config.bias)
 
 
-def _norm(config: ExperimentConfig, name: str, role: Role) -> list[TensorSpec]:
+def _norm(config: ExperimentConfig, name: str, role: str) -> list[TensorSpec]:
     bias = config.bias and not config.use_rmsnorm
     return _layer(name, role, (config.n_embd,), config.parametrization.base_n_embd, bias)
 
 
 def _layer(
-    name: str, role: Role, shape: tuple[int, ...], base_fan_in: int, bias: bool = False
+    name: str, role: str, shape: tuple[int, ...], base_fan_in: int, bias: bool = False
 ) -> list[TensorSpec]:
     """A layer's weight, (fan_out, fan_in) or (width,), and its bias."""
     fan_in = shape[-1]

@@ -177,38 +177,37 @@ class Moments:
         """At the end of the forward pass: all activations, all casts, and the loss's own."""
         if self.config.loss_chunk:
             return self.chunked_loss(min(self.config.loss_chunk, self.tokens))
-        # the kernels: logits and gradient
-        per_symbol = 2 * self.size
-        if not self.fused:  # logits, in float32, log-probabilities; z takes one more
-            per_symbol = (3 if self.config.z_loss else 2) * F4
-            if self.narrow:
-                per_symbol += self.size
+        copies = 3 if self.config.z_loss else 2  # logits and log-probabilities; z takes one more
         return self.moment(
             activations=self.kept_to_the_end(),
             gradients=self.earlier,
             casts=self.casts(),
-            logits=self.symbols * per_symbol,
+            logits=self.symbols * self.per_symbol(copies),
         )
+
+    def per_symbol(self, copies: int) -> int:
+        """Of one symbol of one token: the kernels' logit and its gradient; or `copies` in float32.
+
+        Torch's come beside the logit in the products' type.
+        """
+        if self.fused:
+            return 2 * self.size
+        narrow = self.size if self.narrow else 0
+        return copies * F4 + narrow
 
     def chunked_loss(self, chunk: int) -> Counter[str]:
         """The same with the logits of `chunk` tokens at a time, whose gradients come with them."""
-        states = self.stream  # their gradient
-        per_symbol = 2 * F4  # logits, in float32, and logsumexp's exponentials
         product = 0  # of the head's gradient
-        if self.fused:  # logits and their gradient
-            states = self.states
-            per_symbol = 2 * self.size
-        elif self.narrow:
-            per_symbol += self.size
         if self.narrow:
             product = self.head * (self.size if self.cuda else self.size + F4)
         symbols = chunk * self.config.vocab_size
+        logits = symbols * self.per_symbol(2)  # torch's in float32, and logsumexp's exponentials
         return self.moment(
             activations=self.kept_to_the_end(),
             casts=self.casts(),
-            workspace=states,
+            workspace=self.states if self.fused else self.stream,  # their gradient
             gradients=self.earlier + self.head_gradient,
-            logits=max(symbols * per_symbol, symbols * self.size + product),
+            logits=max(logits, symbols * self.size + product),
         )
 
     def loss_backward(self) -> Counter[str]:
@@ -280,13 +279,13 @@ class Moments:
 
     def optimizer(self) -> Counter[str]:
         """In the optimizer's step: Muon orthogonalises all matrices of a shape at once."""
-        stacks = Counter((t.role, t.shape) for t in self.tensors if self.by_muon(t))
+        matrices = [t for t in self.tensors if self.by_muon(t)]
+        stacks = Counter((t.role, t.numel, min(t.shape)) for t in matrices)
         size = 2 if self.cuda else F4
         most = 0
-        for (_, shape), count in stacks.items():
-            rows, columns = shape
-            numel = count * rows * columns
-            square = count * min(rows, columns) ** 2
+        for (_, each, side), count in stacks.items():
+            numel = count * each
+            square = count * side**2
             # the Nesterov average by matrix and stacked; then X, the new X, and two squares
             most = max(most, 2 * F4 * numel + 2 * size * (numel + square))
         return self.moment(gradients=self.weights, workspace=most)

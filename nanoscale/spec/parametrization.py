@@ -30,11 +30,11 @@ class Ratios:
     m_in is the tensor's own, so it is right for a SwiGLU width that was rounded.
     """
 
-    m_in: float = 1.0
-    m_N: float = 1.0
-    m_L: float = 1.0
-    m_h: float = 1.0
-    alpha: float = 1.0
+    m_in: float
+    m_N: float
+    m_L: float
+    m_h: float
+    alpha: float
 
 
 @dataclass(frozen=True)

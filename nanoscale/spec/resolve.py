@@ -27,6 +27,14 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ResolvedConfig:
         )
     sized = replace(config, vocab_size=config.vocab_size or vocab_size)
     updates = _updates(sized)
+    warmup, floor, beta2 = config.warmup_iters, config.min_lr, config.beta2
+    if config.warmup_frac is not None:
+        warmup = round(config.warmup_frac * updates)
+    if config.min_lr_frac is not None:
+        exact = config.min_lr_frac * config.learning_rate
+        floor = min(float(f"{exact:.15g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
+    if config.beta2_halflife_tokens is not None:
+        beta2 = math.pow(0.5, config.tokens_per_iter / config.beta2_halflife_tokens)
     absolute = replace(
         sized,
         max_iters=updates,
@@ -34,11 +42,11 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ResolvedConfig:
         max_flops=None,
         tokens_per_param=None,
         lr_decay_iters=config.lr_decay_iters or max(updates, 1),
-        warmup_iters=_warmup(config, updates),
+        warmup_iters=warmup,
         warmup_frac=None,
-        min_lr=_floor(config),
+        min_lr=floor,
         min_lr_frac=None,
-        beta2=_beta2(config),
+        beta2=beta2,
         beta2_halflife_tokens=None,
         n_kv_head=config.kv_heads,
         init_seed=config.seed if config.init_seed is None else config.init_seed,
@@ -61,25 +69,6 @@ def _updates(config: ExperimentConfig) -> int:
         tokens = config.tokens_per_param * parameter_counts(config)["total"]
         updates = tokens / config.tokens_per_iter
     return max(round(updates), 1)
-
-
-def _warmup(config: ExperimentConfig, updates: int) -> int | None:
-    if config.warmup_frac is None:
-        return config.warmup_iters
-    return round(config.warmup_frac * updates)
-
-
-def _floor(config: ExperimentConfig) -> float | None:
-    if config.min_lr_frac is None:
-        return config.min_lr
-    exact = config.min_lr_frac * config.learning_rate
-    return min(float(f"{exact:.15g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
-
-
-def _beta2(config: ExperimentConfig) -> float | None:
-    if config.beta2_halflife_tokens is None:
-        return config.beta2
-    return math.pow(0.5, config.tokens_per_iter / config.beta2_halflife_tokens)
 
 
 def _rules_file(p: ParametrizationConfig) -> ParametrizationConfig:

@@ -308,10 +308,9 @@ def typed(sources: Iterable[Source]) -> dict[str, Json]:
     """What was typed, as one flat dict of plain values, for the record."""
     merged: dict[str, Json] = {}
     for source in sources:
-        merged |= source.values
-    for name, value in merged.items():
-        if not isinstance(value, (str, int, float, list, type(None))):
-            merged[name] = repr(value)
+        for name, value in source.values.items():
+            plain = isinstance(value, (str, int, float, list, type(None)))
+            merged[name] = value if plain else repr(value)
     return merged
 
 

@@ -119,7 +119,9 @@ class RunFolder:
         state = self.status().state
         if state in FINISHED:
             return state
-        return RUNNING if self.holder() else WAITING if state == RUNNING else state
+        if self.holder():
+            return RUNNING
+        return WAITING if state == RUNNING else state
 
     def take(self) -> lease.Lease:
         """The right to write here, a context; raises `lease.Held` where others have it."""

@@ -38,13 +38,12 @@ def commit_of(folder: Path) -> tuple[str | None, bool | None]:
     """(HEAD's hash, whether tracked files changed) of the checkout around `folder`."""
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout.strip()
 
     tracked = git("ls-files", "--error-unmatch", str(folder / "__init__.py"))
     if tracked is None:  # installed inside some other checkout, or nowhere

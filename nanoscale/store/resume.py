@@ -136,14 +136,14 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         return folder
     if resume:
         check_past(old, spec, folder.status().checkpoint_step or 0, path)
-        continue_as(folder, spec)
+        _continue_as(folder, spec)
     else:
         print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
         folder.create(spec)
     return folder
 
 
-def continue_as(folder: RunFolder, spec: RunSpec) -> None:
+def _continue_as(folder: RunFolder, spec: RunSpec) -> None:
     """Make the folder's run `spec`, whose past is equal: longer, or with another end."""
     # in this order, so that a kill in between never leaves a finished run without its results
     folder.set_status(id=spec.id, state=WAITING, max_iters=spec.config.max_iters)
