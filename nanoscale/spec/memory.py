@@ -279,13 +279,13 @@ class Moments:
 
     def optimizer(self) -> Counter[str]:
         """In the optimizer's step: Muon orthogonalises all matrices of a shape at once."""
-        matrices = [t for t in self.tensors if self.by_muon(t)]
-        stacks = Counter((t.role, t.numel, min(t.shape)) for t in matrices)
+        stacks = Counter((t.role, t.shape) for t in self.tensors if self.by_muon(t))
         size = 2 if self.cuda else F4
         most = 0
-        for (_, each, side), count in stacks.items():
-            numel = count * each
-            square = count * side**2
+        for (_, shape), count in stacks.items():
+            rows, columns = shape
+            numel = count * rows * columns
+            square = count * min(rows, columns) ** 2
             # the Nesterov average by matrix and stacked; then X, the new X, and two squares
             most = max(most, 2 * F4 * numel + 2 * size * (numel + square))
         return self.moment(gradients=self.weights, workspace=most)
