@@ -7,16 +7,26 @@ are cast once per update, and projections of the same input are one product.
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from nanoscale.model.kernels import HeadsArguments, NormArguments, call
-from nanoscale.model.ops import Linear, Norm, Ops, Rotary, apply, apply_many, bias_of, check_tokens
+from nanoscale.model.kernels import call
+from nanoscale.model.ops import (
+    Gradients,
+    Linear,
+    Norm,
+    Ops,
+    Rotary,
+    apply,
+    apply_many,
+    bias_of,
+    check_tokens,
+    product_dtype,
+)
 
 
 def side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
@@ -58,7 +68,7 @@ class Embed(Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         tokens, positions = ctx.tables
         gt = torch.zeros_like(tokens)
         gp = None if positions is None else torch.zeros_like(positions)
@@ -92,7 +102,10 @@ class AddNorm(Function):
             x,
             branch,
             multiplier,
-            norm_arguments(weight, bias, norm),
+            weight,
+            bias,
+            norm.eps,
+            norm.rms,
             total,
             y,
             stats,
@@ -106,7 +119,7 @@ class AddNorm(Function):
         return total, y
 
     @staticmethod
-    def backward(ctx: Any, gs: Tensor | None, gy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, gs: Tensor | None, gy: Tensor) -> Gradients:
         x, weight, bias, stats = ctx.saved_tensors
         gx = torch.empty_like(x)
         gbranch = torch.empty_like(x, dtype=ctx.dtype) if ctx.has_branch else None
@@ -121,7 +134,8 @@ class AddNorm(Function):
             None if gs is None else gs.contiguous(),
             x,
             ctx.multiplier,
-            norm_arguments(weight, bias, ctx.norm),
+            weight,
+            ctx.norm.rms,
             stats,
             gx,
             gbranch,
@@ -129,16 +143,6 @@ class AddNorm(Function):
             gb,
         )
         return gx, gbranch, gw, gb, None, None, None
-
-
-def norm_arguments(weight: Tensor, bias: Tensor | None, norm: Norm) -> NormArguments:
-    arguments = NormArguments()
-    arguments.weight = weight.data_ptr()
-    arguments.eps = norm.eps
-    arguments.rms = norm.rms
-    if bias is not None:
-        arguments.bias = bias.data_ptr()
-    return arguments
 
 
 class Project(Function):
@@ -161,7 +165,7 @@ class Project(Function):
         return tuple(part.view(*x.shape[:-1], -1) for part in torch.split(y, sizes, dim=1))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
         g = side_by_side(grads)  # (rows, sum of fan_outs)
         gx = None
@@ -193,7 +197,7 @@ class NormRope(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         x, weight, cos, sin = ctx.saved_tensors
         g = rows_apart(g)
         B, T, H, h = g.shape
@@ -227,31 +231,26 @@ class NormRope(Function):
 class Attend(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        q = rows_apart(q)
-        k = rows_apart(k)
-        v = rows_apart(v)
+        q, k, v = map(rows_apart, (q, k, v))
         B, T, H, h = q.shape
-        K = k.size(2)
-        heads = HeadsArguments(B, T, H, K, h, q.stride(1), k.stride(1), v.stride(1), scale)
+        sizes = B, T, H, k.size(2), h, q.stride(1), k.stride(1), v.stride(1)
         y = q.new_empty(B, T, H * h)
         lse = q.new_empty(B, H, T, dtype=torch.float32)  # of each query's scores
-        call("attend", q.dtype, heads, q, k, v, y, lse)
+        call("attend", q.dtype, *sizes, scale, q, k, v, y, lse)
         ctx.save_for_backward(q, k, v, y, lse)
-        ctx.heads = heads
+        ctx.sizes = sizes
+        ctx.scale = scale
         return y
 
     @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
-        q, k, v, y, lse = ctx.saved_tensors
-        B, T, H, h = q.shape
-        K = k.size(2)
-        width = (H + 2 * K) * h
-        g = q.new_empty(B, T, H + 2 * K, h)  # of q, k and v side by side
-        gq, gk, gv = torch.split(g, [H, K, K], dim=2)
-        gy = gy.contiguous()
-        saved = q, k, v, y, lse
-        call("attend_backward", q.dtype, ctx.heads, *saved, gy, gq, gk, gv, width)
-        return gq, gk, gv, None
+    def backward(ctx: Any, gy: Tensor) -> Gradients:
+        B, T, H, K, h = ctx.sizes[:5]
+        heads = H + 2 * K
+        g = gy.new_empty(B, T, heads, h)  # of q, k and v side by side
+        parts = torch.split(g, [H, K, K], dim=2)
+        given = *ctx.sizes, ctx.scale, *ctx.saved_tensors, gy.contiguous()
+        call("attend_backward", gy.dtype, *given, *parts, heads * h)
+        return *parts, None
 
 
 class Gelu(Function):
@@ -275,8 +274,7 @@ class Gelu(Function):
 class Swiglu(Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate = rows_apart(gate)
-        up = rows_apart(up)
+        gate, up = rows_apart(gate), rows_apart(up)
         if gate.stride() != up.stride():
             gate = gate.contiguous()
             up = up.contiguous()
@@ -309,7 +307,7 @@ class CrossEntropy(Function):
         return mean_loss(logits, targets.contiguous(), z_loss, g)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         (saved,) = ctx.saved_tensors
         return saved if g == 1 else saved * g, None, None
 
@@ -324,32 +322,15 @@ def mean_loss(logits: Tensor, targets: Tensor, z_loss: float, g: Tensor | None) 
 
 
 # -- the model's view -----------------------------------------------------------------------------
-class StepCounter:
-    """How many steps the optimizers of this process have made, of whatever kind.
-
-    Some, as torch's fused ones, change a parameter without a trace in its own version.
-    """
-
-    def __init__(self) -> None:
-        self.steps = 0
-        register_optimizer_step_post_hook(self.count)
-
-    def count(self, *_: object) -> None:
-        self.steps += 1
+steps = 0  # of all optimizers of this process; torch's fused ones leave no trace in a version
 
 
-@functools.cache
-def step_counter() -> StepCounter:
-    """The one of this process."""
-    return StepCounter()
+def count_step(*_: object) -> None:
+    global steps
+    steps += 1
 
 
-class Cast(NamedTuple):
-    """Parameters stacked in another type, as they were at a version of theirs."""
-
-    version: tuple[int, ...]
-    value: Tensor
-    parameters: tuple[Tensor, ...]  # held, so that their ids stay theirs
+register_optimizer_step_post_hook(count_step)
 
 
 class FusedOps(Ops):
@@ -358,14 +339,8 @@ class FusedOps(Ops):
     name = "fused"
 
     def __init__(self) -> None:
-        self.casts: dict[tuple[object, ...], Cast] = {}
-        self.counter = step_counter()
-
-    def dtype(self) -> torch.dtype:
-        """Of the products: autocast's, or float32."""
-        if not torch.is_autocast_enabled("cpu"):
-            return torch.float32
-        return torch.get_autocast_dtype("cpu")
+        # type and parameters, which a tensor stands for by its identity -> version, stacked in it
+        self.casts: dict[tuple[object, ...], tuple[tuple[int, ...], Tensor]] = {}
 
     def cast(self, parameters: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """Parameters stacked along their first axis in `dtype`, made once per update of them."""
@@ -373,17 +348,16 @@ class FusedOps(Ops):
         if len(parameters) == 1 and first.dtype == dtype:
             return first.detach()
 
-        key = (dtype, *map(id, parameters))
-        version = (self.counter.steps, *(p._version for p in parameters))
-        kept = self.casts.get(key)
-        if kept is not None and kept.version == version:
-            return kept.value
+        key = (dtype, *parameters)
+        version = (steps, *(p._version for p in parameters))
+        if key in self.casts and self.casts[key][0] == version:
+            return self.casts[key][1]
 
         sizes = [len(p) for p in parameters]
         value = first.new_empty(sum(sizes), *first.shape[1:], dtype=dtype)
         sources = [p.detach() for p in parameters]
         torch._foreach_copy_(list(torch.split(value, sizes)), sources)
-        self.casts[key] = Cast(version, value, parameters)
+        self.casts[key] = version, value
         return value
 
     def embed(
@@ -395,13 +369,12 @@ class FusedOps(Ops):
     def add_norm(
         self, x: Tensor, branch: Tensor | None, multiplier: float, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        total, y = apply_many(
-            AddNorm, x, branch, norm.weight, norm.bias, norm, multiplier, self.dtype()
-        )
+        dtype = product_dtype("cpu")
+        total, y = apply_many(AddNorm, x, branch, norm.weight, norm.bias, norm, multiplier, dtype)
         return total, y
 
     def linear(self, x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
-        dtype = self.dtype()
+        dtype = product_dtype("cpu")
         weights = tuple(layer.weight for layer in layers)
         biases = tuple(bias for bias in map(bias_of, layers) if bias is not None)
         weight = self.cast(weights, dtype)
@@ -414,9 +387,8 @@ class FusedOps(Ops):
         if norm is None and rotary is None:
             return x
         cos, sin = rotary or (None, None)
-        if norm is None:
-            return apply(NormRope, x, None, 0.0, cos, sin)
-        return apply(NormRope, x, norm.weight, norm.eps, cos, sin)
+        weight, eps = (norm.weight, norm.eps) if norm else (None, 0.0)
+        return apply(NormRope, x, weight, eps, cos, sin)
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0
@@ -436,7 +408,7 @@ class FusedOps(Ops):
         return apply(CrossEntropy, logits, targets, z_loss)
 
     def narrow(self, weight: Tensor) -> Tensor:
-        return self.cast((weight,), self.dtype())
+        return self.cast((weight,), product_dtype("cpu"))
 
     def loss_and_gradient(
         self, logits: Tensor, targets: Tensor, z_loss: float

@@ -101,11 +101,9 @@ inline vf normal(vf x, vf& e) {
 inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
 
 // -- x + m branch, and its norm -------------------------------------------------------------------
-struct Norm { const float *weight, *bias; float eps; bool rms; };
-
 template <class T>
-void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm norm, float* sum_out,
-              T* y, float* stats) {
+void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, const float* weight,
+              const float* bias, float eps, bool rms, float* sum_out, T* y, float* stats) {
 #pragma omp parallel for schedule(static)
   for (i64 r = 0; r < rows; r++) {
     const float* in = x + r * d;
@@ -119,8 +117,8 @@ void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm no
       total += v; squares += v * v;
     }
     if (branch) in = sum_out + r * d;
-    float mean = norm.rms ? 0.f : sum(total) / d, var = sum(squares) / d;
-    if (!norm.rms) {  // around the mean, in a second pass: exact where the mean is large
+    float mean = rms ? 0.f : sum(total) / d, var = sum(squares) / d;
+    if (!rms) {  // around the mean, in a second pass: exact where the mean is large
       squares = vf{};
       for (i64 j = 0; j < d; j += W) {
         vf v = only(load(in + j, d - j) - mean, d - j);
@@ -128,11 +126,11 @@ void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm no
       }
       var = sum(squares) / d;
     }
-    float rstd = 1.f / std::sqrt(var + norm.eps);
+    float rstd = 1.f / std::sqrt(var + eps);
     stats[2 * r] = mean; stats[2 * r + 1] = rstd;
     for (i64 j = 0; j < d; j += W) {
-      vf v = (load(in + j, d - j) - mean) * rstd * load(norm.weight + j, d - j);
-      if (norm.bias) v += load(norm.bias + j, d - j);
+      vf v = (load(in + j, d - j) - mean) * rstd * load(weight + j, d - j);
+      if (bias) v += load(bias + j, d - j);
       store(y + r * d + j, v, d - j);
     }
   }
@@ -141,7 +139,8 @@ void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, Norm no
 // gx = gs + the gradient through the norm, gbranch = m gx; gw, gb are summed over rows.
 template <class T>
 void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const float* x, float m,
-                       Norm norm, const float* stats, float* gx, T* gbranch, float* gw, float* gb) {
+                       const float* weight, bool rms, const float* stats, float* gx, T* gbranch,
+                       float* gw, float* gb) {
   int threads = omp_get_max_threads();
   i64 dp = padded(d);
   std::vector<float> parts(2 * threads * dp, 0.f);
@@ -157,12 +156,12 @@ void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const floa
         vf n = (load(x + r * d + j, d - j) - mean) * rstd;
         store(mine + j, load(mine + j) + g * n);
         if (gb) store(mine + dp + j, load(mine + dp + j) + g);
-        g *= load(norm.weight + j, d - j);
+        g *= load(weight + j, d - j);
         along += g * n; total += g;
       }
-      float a = sum(along) / d, b = norm.rms ? 0.f : sum(total) / d;
+      float a = sum(along) / d, b = rms ? 0.f : sum(total) / d;
       for (i64 j = 0; j < d; j += W) {
-        vf g = load(gy + r * d + j, d - j) * load(norm.weight + j, d - j);
+        vf g = load(gy + r * d + j, d - j) * load(weight + j, d - j);
         vf n = (load(x + r * d + j, d - j) - mean) * rstd;
         g = (g - b - n * a) * rstd;
         if (gs) g += load(gs + r * d + j, d - j);
@@ -359,7 +358,9 @@ inline void softmax_rows(float* S, i64 ld, i64 at, i64 n, i64 end, float* lse) {
 }
 
 template <class T>
-void attend(Heads a, const T* q, const T* k, const T* v, T* y, float* lse) {
+void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, float scale, const T* q,
+            const T* k, const T* v, T* y, float* lse) {
+  Heads a{B, length, H, K, h, sq, sk, sv, scale};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
 #pragma omp parallel
   {
@@ -390,8 +391,10 @@ void attend(Heads a, const T* q, const T* k, const T* v, T* y, float* lse) {
 }
 
 template <class T>
-void attend_backward(Heads a, const T* q, const T* k, const T* v, const T* y, const float* lse,
-                     const T* gy, T* gq, T* gk, T* gv, i64 gs) {
+void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, float scale,
+                     const T* q, const T* k, const T* v, const T* y, const float* lse, const T* gy,
+                     T* gq, T* gk, T* gv, i64 gs) {
+  Heads a{B, length, H, K, h, sq, sk, sv, scale};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
 #pragma omp parallel
   {

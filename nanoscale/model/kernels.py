@@ -16,13 +16,9 @@ import tempfile
 from collections.abc import Callable
 from ctypes import c_bool, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from _ctypes import _CData
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = (
@@ -37,46 +33,16 @@ FLAGS = (
     "-w",
 )
 
-
-class NormArguments(ctypes.Structure):
-    """A norm, as the struct `Norm` of `kernels.cpp`."""
-
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("eps", c_float), ("rms", c_bool))
-
-
-class HeadsArguments(ctypes.Structure):
-    """Sizes of attention and how far tokens lie apart, as the struct `Heads`."""
-
-    _fields_ = (
-        ("B", c_int64),
-        ("T", c_int64),
-        ("H", c_int64),
-        ("K", c_int64),
-        ("h", c_int64),
-        ("sq", c_int64),
-        ("sk", c_int64),
-        ("sv", c_int64),
-        ("scale", c_float),
-    )
-
-
-# Letters as in Python's `struct`, and our two structures.
-TYPES: dict[str, type[_CData]] = {
-    "q": c_int64,
-    "f": c_float,
-    "d": c_double,
-    "P": c_void_p,
-    "N": NormArguments,
-    "H": HeadsArguments,
-}
+# By letters as in Python's `struct`.
+TYPES = {"q": c_int64, "f": c_float, "d": c_double, "P": c_void_p, "?": c_bool}
 # The kernels' arguments, in the order of the table at the end of kernels.cpp.
 SIGNATURES = {
-    "add_norm": "qqPPfNPPP",
-    "add_norm_backward": "qqPPPfNPPPPP",
+    "add_norm": "qqPPfPPf?PPP",
+    "add_norm_backward": "qqPPPfP?PPPPP",
     "norm_rope": "qqqqqPPfPPP",
     "norm_rope_backward": "qqqqqqPPfPPPPP",
-    "attend": "HPPPPP",
-    "attend_backward": "HPPPPPPPPPq",
+    "attend": "qqqqqqqqfPPPPP",
+    "attend_backward": "qqqqqqqqfPPPPPPPPPq",
     "gelu": "qPP",
     "gelu_backward": "qPPP",
     "swiglu": "qqqPPP",
@@ -87,12 +53,12 @@ SIGNATURES = {
     "clip": "qPfP",
     "adamw": "qPdd",
 }
-Kernel = Callable[..., None]
+Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations
 
 
 @functools.cache
-def library() -> dict[tuple[str, torch.dtype], Kernel] | None:
-    """Each kernel by name and type of activations; None where they cannot be built."""
+def library() -> Kernels | None:
+    """The kernels; None where they cannot be built."""
     path = built()
     if path is None:
         return None
@@ -103,7 +69,7 @@ def library() -> dict[tuple[str, torch.dtype], Kernel] | None:
         return None
 
     addresses = (c_void_p * 2 * len(SIGNATURES)).in_dll(loaded, "nanoscale_kernels")
-    kernels: dict[tuple[str, torch.dtype], Kernel] = {}
+    kernels: Kernels = {}
     for (name, signature), (single, narrow) in zip(SIGNATURES.items(), addresses, strict=True):
         prototype = ctypes.CFUNCTYPE(None, *(TYPES[letter] for letter in signature))
         kernels[name, torch.float32] = prototype(single)

@@ -18,6 +18,7 @@ from torch.autograd import Function
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin of the angles, (T, h) each
 Linear = nn.Linear | nn.Embedding  # `weight` (fan_out, fan_in); a tied head is the embedding
+Gradients = tuple[Any, ...]  # of a function's inputs, as autograd takes them
 LossAndGradient = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, float]]
 
 # A target that no vocabulary has: torch ignores one value, and none of ours may be ignored.
@@ -156,11 +157,8 @@ class Ops:
         )
 
     def narrow(self, weight: Tensor) -> Tensor:
-        """A weight in the type of the products: autocast's, or its own."""
-        device = weight.device.type
-        if not torch.is_autocast_enabled(device):
-            return weight.detach()
-        return weight.detach().to(torch.get_autocast_dtype(device))
+        """A weight in the type of the products."""
+        return weight.detach().to(product_dtype(weight.device.type))
 
     def loss_and_gradient(
         self, logits: Tensor, targets: Tensor, z_loss: float
@@ -176,6 +174,13 @@ class Ops:
             p.mul_(1 + 2 * z_loss * lse)
         p.scatter_add_(1, at, -torch.ones_like(lse))
         return loss, p.to(logits.dtype), 1.0
+
+
+def product_dtype(device_type: str) -> torch.dtype:
+    """The type of products on a kind of device: autocast's, or float32."""
+    if not torch.is_autocast_enabled(device_type):
+        return torch.float32
+    return torch.get_autocast_dtype(device_type)
 
 
 def bias_of(layer: Linear) -> Tensor | None:
@@ -228,6 +233,6 @@ class ChunkedCrossEntropy(Function):
         return total / len(flat)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         gx, gw = ctx.saved_tensors  # overwritten: autograd refuses a second backward pass
         return gx.mul_(g), gw.mul_(g), None, None, None, None, None
