@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Tensors = Mapping[str, "Tensor | Tensors"]  # tensors by name, nested at will
 
 
@@ -52,7 +52,7 @@ class Ranks:
             dist.all_reduce(x)
         return x
 
-    def broadcast(self, value: T) -> T:
+    def broadcast(self, value: _T) -> _T:
         """The master's plain `value`, on every rank."""
         if self.world == 1:
             return value

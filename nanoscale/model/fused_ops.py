@@ -350,8 +350,9 @@ class FusedOps(Ops):
 
         key = (dtype, *parameters)
         version = (steps, *(p._version for p in parameters))
-        if key in self.casts and self.casts[key][0] == version:
-            return self.casts[key][1]
+        kept = self.casts.get(key)
+        if kept is not None and kept[0] == version:
+            return kept[1]
 
         sizes = [len(p) for p in parameters]
         value = first.new_empty(sum(sizes), *first.shape[1:], dtype=dtype)

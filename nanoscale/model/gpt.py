@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nanoscale.model.initial import normal
-from nanoscale.model.ops import Linear, Norm, Ops, Rotary
+from nanoscale.model.ops import Linear, Norm, Ops, Rotary, product_dtype
 from nanoscale.spec.architecture import ffn_width
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.parametrization import Multipliers, Rules, rules_of
@@ -26,9 +26,9 @@ Probe = Callable[[str, Tensor], None]  # sees named activations: statistics, coo
 class KVCache:
     """Keys and values of the tokens so far, one pair of buffers per block."""
 
-    def __init__(self, config: ResolvedConfig, batch: int, like: Tensor) -> None:
+    def __init__(self, config: ResolvedConfig, batch: int, device: torch.device) -> None:
         shape = (config.n_layer, 2, batch, config.block_size, config.kv_heads, config.head_dim)
-        self.buffers = torch.empty(shape, device=like.device, dtype=like.dtype)
+        self.buffers = torch.empty(shape, device=device, dtype=product_dtype(device.type))
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,19 +176,15 @@ class Block(nn.Module):
         x, y = ops.add_norm(x, branch, self.multiplier, self.ln_1)  # (B, T, d) each
         if probe is not None and branch is not None:
             probe(f"h.{self.layer - 1}.out", x)
-        attn = self.drop(self.attn(y, ops, rotary, cache, probe))
+        attn = self.attn(y, ops, rotary, cache, probe)
+        attn = F.dropout(attn, self.dropout, self.training)
 
         x, y = ops.add_norm(x, attn, self.multiplier, self.ln_2)
-        mlp = self.drop(self.mlp(y, ops))
+        mlp = F.dropout(self.mlp(y, ops), self.dropout, self.training)
         if probe is not None:
             probe(f"h.{self.layer}.attn", attn)
             probe(f"h.{self.layer}.mlp", mlp)
         return x, mlp
-
-    def drop(self, branch: Tensor) -> Tensor:
-        if not self.dropout or not self.training:
-            return branch
-        return F.dropout(branch, self.dropout, True)
 
 
 class Transformer(nn.Module):
@@ -311,9 +307,7 @@ class GPT(nn.Module):
         if self.transformer.wpe is not None:
             positions = self.transformer.wpe.weight[start:end]  # (T, d)
         x = self.ops.embed(idx, tokens, positions, self.multipliers.embedding)
-        if self.config.dropout and self.training:
-            x = F.dropout(x, self.config.dropout, True)
-        return x
+        return F.dropout(x, self.config.dropout, self.training)
 
     @property
     def learning(self) -> bool:

@@ -39,14 +39,11 @@ class Optimizers:
         self.named = dict(model.named_parameters())
         self.in_kernel = in_kernel
         groups = parameter_groups(self.named, rules)
-        self.parts: list[torch.optim.Optimizer] = []
-
-        if in_kernel:
-            self.parts.append(AdamW(groups["adamw"], betas=rules.betas))
-        else:
-            device = next(model.parameters()).device.type
-            fused = device in ("cpu", "cuda")
-            self.parts.append(torch.optim.AdamW(groups["adamw"], betas=rules.betas, fused=fused))
+        adamw = AdamW if in_kernel else torch.optim.AdamW
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        self.parts: list[torch.optim.Optimizer] = [
+            adamw(groups["adamw"], betas=rules.betas, fused=fused)
+        ]
         if groups["muon"]:
             config = rules.config
             muon = Muon(
@@ -59,6 +56,9 @@ class Optimizers:
             )
             self.parts.append(muon)
         self.groups = [group for part in self.parts for group in part.param_groups]
+        self.owner = {
+            p: part for part in self.parts for group in part.param_groups for p in group["params"]
+        }
 
     def set_lr(self, multiplier: float) -> None:
         """Give each group `multiplier` times its base LR."""
@@ -99,14 +99,11 @@ class Optimizers:
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Parameter name -> its optimizer state by name, held as the parameter is."""
-        by_parameter = {p: state for part in self.parts for p, state in part.state.items()}
-        return {name: dict(by_parameter[p]) for name, p in self.named.items() if p in by_parameter}
+        states = {name: self.owner[p].state for name, p in self.named.items()}
+        return {name: dict(states[name][p]) for name, p in self.named.items() if p in states[name]}
 
     def load_state(self, state: OptimizerState) -> None:
         """Put full tensors back; each goes where its parameter is, and is held as that."""
-        owner = {
-            p: part for part in self.parts for group in part.param_groups for p in group["params"]
-        }
         for name, values in state.items():
             p = self.named[name]
             loaded = {}
@@ -115,7 +112,7 @@ class Optimizers:
                 on_cpu = key == "step" and p.device.type == "mps"
                 device = torch.device("cpu") if on_cpu else p.device
                 loaded[key] = held_as(value.to(device, copy=True), p)
-            owner[p].state[p] = loaded
+            self.owner[p].state[p] = loaded
 
 
 def parameter_groups(named: Mapping[str, Tensor], rules: Rules) -> dict[str, list[ParameterGroup]]:
@@ -123,20 +120,19 @@ def parameter_groups(named: Mapping[str, Tensor], rules: Rules) -> dict[str, lis
     members = defaultdict(list)
     for tensor in rules.tensors:
         rule = rules.rule(tensor)
-        eps = rule.eps if rule.optimizer == "adamw" else None
+        eps = rule.eps if rule.optimizer == "adamw" else None  # Muon has none
         members[rule.optimizer, tensor.role, rule.lr, rule.weight_decay, eps].append(tensor.name)
 
     groups: dict[str, list[ParameterGroup]] = {"adamw": [], "muon": []}
     for (optimizer, role, lr, weight_decay, eps), names in members.items():
-        group: ParameterGroup = {
+        group = {
             "params": [named[name] for name in names],
             "names": names,
             "role": role,
             "base_lr": lr,
             "lr": lr,
             "weight_decay": weight_decay,
+            "eps": eps,
         }
-        if eps is not None:
-            group["eps"] = eps
         groups[optimizer].append(group)
     return groups

@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -28,8 +29,8 @@ from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build, typed
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import run_spec
-from nanoscale.training.bench_peer import PeerJob
 
 if TYPE_CHECKING:
     from nanoscale.training.state import Run
@@ -143,31 +144,17 @@ def our_step(run: Run) -> TimedStep:
     return step
 
 
-def job_of(what: Benchmark, run: Run) -> PeerJob:
-    """What the peer's worker needs to know."""
-    config = what.spec.config
-    shape = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
-    train_bin = str((what.dataset.folder / "train.bin").resolve())
-    return PeerJob(
-        path=str(what.clone),
-        model={key: getattr(config, key) for key in shape},
-        train_bin=train_bin if what.options.real_data else None,
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=[config.beta1, config.beta2],
-        grad_clip=config.grad_clip,
-        seed=config.seed,
-        device=str(run.device),
-        dtype=run.numerics.dtype,
-        compile=run.numerics.compile,
-        threads=run.numerics.threads,
-    )
+def job_of(what: Benchmark, run: Run) -> dict[str, Json]:
+    """What the peer's worker needs to know: our config and numerics, its folder and tokens."""
+    train_bin = None
+    if what.options.real_data:
+        train_bin = str((what.dataset.folder / "train.bin").resolve())
+    paths = {"path": str(what.clone), "train_bin": train_bin}
+    return run.config.to_dict() | run.numerics.to_json() | paths
 
 
 @contextmanager
-def peer_step(job: PeerJob) -> Iterator[TimedStep]:
+def peer_step(job: Mapping[str, Json]) -> Iterator[TimedStep]:
     """The clone's step, in a process that works only while it is waited for."""
     with (
         tempfile.TemporaryFile() as errors,
@@ -191,10 +178,10 @@ def peer_step(job: PeerJob) -> Iterator[TimedStep]:
                 errors.seek(0)
                 lines = errors.read().decode(errors="replace").strip().splitlines()
                 reason = lines[-1] if lines else "no reason"
-                raise UserError(f"--peer={job.path}: its training step failed: {reason}")
+                raise UserError(f"--peer={job['path']}: its training step failed: {reason}")
             return answer
 
-        ask(json.dumps(asdict(job)))  # answered once the clone's model stands
+        ask(json.dumps(job))  # answered once the clone's model stands
         yield lambda: float(ask("step"))
 
 
@@ -226,9 +213,9 @@ def burn_in(step: TimedStep) -> float:
 def measure(steps: Mapping[str, TimedStep]) -> dict[str, float]:
     """The median seconds of each step; several take turns, never at the same time."""
     slowest = max([burn_in(step) for step in steps.values()])
-    turns = min(max(int(PATIENCE / (TURN * slowest)), 1), MOST_TURNS)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(turns):
+    affordable = max(int(PATIENCE / (TURN * slowest)), 1)
+    times: dict[str, list[float]] = defaultdict(list)
+    for _ in range(min(affordable, MOST_TURNS)):
         for name, step in steps.items():
             if len(steps) > 1:
                 step()  # not counted: it finds the caches as the other one left them
@@ -303,8 +290,9 @@ def lines(run: Run, result: BenchResult) -> Iterator[str]:
     """Both medians, their ratio, and what makes the comparison an unequal one; nanoGPT's line."""
     ours = f"{result.seconds * 1000:.4f}ms"
     if result.peer_seconds is not None:
-        if differences(run):
-            yield f"note: the peer has no {', '.join(differences(run))}: not the same work"
+        lacking = differences(run)
+        if lacking:
+            yield f"note: the peer has no {', '.join(lacking)}: not the same work"
         yield (
             f"nanoscale {ours}, peer {result.peer_seconds * 1000:.4f}ms, "
             f"ratio {result.seconds / result.peer_seconds:.3f} (below 1: nanoscale is faster)"

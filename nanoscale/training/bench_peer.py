@@ -1,8 +1,9 @@
 """The other side of `bench.py --peer`: one training step of a nanoGPT clone, on request.
 
 Run as a script in a process of its own, where `model` is the clone's: it imports nothing of ours.
-A job comes in as one line of JSON, answered when the model stands; every further line asks for one
-step, answered with its seconds.
+A job, the keys of a nanoscale config beside the clone's `path` and a `train_bin` (null: random
+tokens), comes in as one line of JSON, answered when the model stands; every further line asks for
+one step, answered with its seconds.
 The step is that of nanoGPT's train.py (github.com/karpathy/nanoGPT): the next batch is cut between
 the forward and the backward pass, gradients are scaled and clipped, its own AdamW steps.
 """
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,57 +25,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class PeerJob:
-    """A clone, the config of its model, and how to train it."""
-
-    path: str
-    model: dict[str, int | float | bool]
-    train_bin: str | None  # None: random tokens
-    batch_size: int
-    accumulation: int
-    learning_rate: float
-    weight_decay: float
-    betas: list[float]
-    grad_clip: float
-    seed: int
-    device: str
-    dtype: str
-    compile: bool
-    threads: int | None
-
-    @property
-    def on_cuda(self) -> bool:
-        return self.device.startswith("cuda")
+# The keys of a clone's GPTConfig.
+MODEL_KEYS = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
 
 
-def batches(job: PeerJob) -> Callable[[], tuple[Tensor, Tensor]]:
+def batches(job: SimpleNamespace) -> Callable[[], tuple[Tensor, Tensor]]:
     """A function that returns inputs and targets, (batch_size, block_size) each."""
     import numpy as np
     import torch
 
-    B, T = job.batch_size, int(job.model["block_size"])
+    B, T = job.batch_size, job.block_size
     if job.train_bin is None:
-        tokens = torch.randint(int(job.model["vocab_size"]), (2, B, T), device=job.device)
+        tokens = torch.randint(job.vocab_size, (2, B, T), device=job.device)
         return lambda: (tokens[0], tokens[1])
 
     def placed(tokens: npt.NDArray[np.uint16], starts: list[int]) -> Tensor:
         windows = [torch.from_numpy(tokens[s : s + T].astype(np.int64)) for s in starts]
         batch = torch.stack(windows)
-        if job.on_cuda:
+        if job.device == "cuda":
             return batch.pin_memory().to(job.device, non_blocking=True)
         return batch.to(job.device)
 
     def cut() -> tuple[Tensor, Tensor]:
-        tokens = np.memmap(str(job.train_bin), np.uint16, "r")  # anew each time, as nanoGPT does
+        tokens = np.memmap(job.train_bin, np.uint16, "r")  # anew each time, as nanoGPT does
         starts = torch.randint(len(tokens) - T, (B,)).tolist()
         return placed(tokens, starts), placed(tokens[1:], starts)
 
     return cut
 
 
-def stepper(job: PeerJob) -> Callable[[], float]:
-    """The clone's model and optimizer, as a function that makes one update and returns its loss."""
+def stepper(job: SimpleNamespace) -> Callable[[], None]:
+    """The clone's model and optimizer, as a function that makes one update and waits for it."""
     import torch
 
     torch.manual_seed(job.seed)
@@ -82,23 +63,23 @@ def stepper(job: PeerJob) -> Callable[[], float]:
     if job.threads:
         torch.set_num_threads(job.threads)
     clone = importlib.import_module("model")
-    bare = clone.GPT(clone.GPTConfig(**job.model)).to(job.device)
-    device_type = "cuda" if job.on_cuda else "cpu"  # it knows two types
-    optimizer = bare.configure_optimizers(
-        job.weight_decay, job.learning_rate, tuple(job.betas), device_type
-    )
+    keys = {key: getattr(job, key) for key in MODEL_KEYS}
+    bare = clone.GPT(clone.GPTConfig(**keys)).to(job.device)
+    on_cuda = job.device == "cuda"
+    device_type = "cuda" if on_cuda else "cpu"  # it knows two types
+    betas = job.beta1, job.beta2
+    optimizer = bare.configure_optimizers(job.weight_decay, job.learning_rate, betas, device_type)
     scaler = torch.amp.GradScaler(device_type, enabled=job.dtype == "float16")
     model = torch.compile(bare) if job.compile else bare
-    dtype = getattr(torch, job.dtype)
-    autocast = torch.autocast("cuda", dtype) if job.on_cuda else nullcontext()
+    autocast = torch.autocast("cuda", getattr(torch, job.dtype)) if on_cuda else nullcontext()
     get_batch = batches(job)
     X, Y = get_batch()
 
-    def step() -> float:
+    def step() -> None:
         nonlocal X, Y
-        for _ in range(job.accumulation):
+        for _ in range(job.gradient_accumulation_steps):
             with autocast:
-                loss = model(X, Y)[1] / job.accumulation
+                loss = model(X, Y)[1] / job.gradient_accumulation_steps
             X, Y = get_batch()
             scaler.scale(loss).backward()
         if job.grad_clip:
@@ -107,7 +88,7 @@ def stepper(job: PeerJob) -> Callable[[], float]:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss.item())  # waits for the device
+        loss.item()  # waits for the device
 
     return step
 
@@ -116,7 +97,7 @@ def main() -> None:
     """Serve steps until standard input closes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the clone prints is no answer
-    job = PeerJob(**json.loads(sys.stdin.readline()))
+    job = SimpleNamespace(**json.loads(sys.stdin.readline()))
     sys.path.insert(0, job.path)
     step = stepper(job)
     print("ready", file=answers, flush=True)

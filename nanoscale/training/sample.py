@@ -153,9 +153,11 @@ def generate(
     """
     import torch
 
+    from nanoscale.model.gpt import KVCache
+
     block_size = model.config.block_size
     logits_of = torch.compile(last_logits) if compile else last_logits
-    cache = cache_for(model, idx) if use_cache else None
+    cache = KVCache(model.config, idx.size(0), idx.device) if use_cache else None
     with torch.no_grad():
         for t in range(max_new_tokens):
             if cache is not None and idx.size(1) <= block_size:
@@ -166,18 +168,6 @@ def generate(
             tokens = torch.from_numpy(choose(seen, temperature, top_k, seed, t))
             idx = torch.cat([idx, tokens.to(idx.device)[:, None]], dim=1)
     return idx
-
-
-def cache_for(model: GPT, idx: Tensor) -> KVCache:
-    """An empty cache for continuing `idx`, in the type that keys and values will have."""
-    import torch
-
-    from nanoscale.model.gpt import KVCache
-
-    kind = idx.device.type
-    narrow = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if narrow else torch.float32
-    return KVCache(model.config, idx.size(0), torch.empty(0, device=idx.device, dtype=dtype))
 
 
 # -- as people call it ----------------------------------------------------------------------------

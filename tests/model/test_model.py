@@ -273,7 +273,7 @@ def test_logits_do_not_depend_on_targets(flags):
 def test_token_by_token_with_the_cache_equals_all_at_once(flags):
     model, idx = shaken(tiny_config(**flags, **TELLING)), tokens(length=8)
     whole = model(idx)[0]
-    cache = KVCache(model.config, batch=2, like=model.transformer.wte.weight)
+    cache = KVCache(model.config, batch=2, device=torch.device("cpu"))
     parts = [model(idx[:, :3], cache=cache)[0]]
     parts += [model(idx[:, t : t + 1], cache=cache)[0] for t in range(3, 8)]
     assert cache.length == 8
@@ -324,7 +324,7 @@ def test_more_tokens_than_the_block_are_refused(ops, flags):
     for targets in (None, tokens(length=9)):
         with pytest.raises(ValueError, match="9 tokens do not fit into block_size=8"):
             model(tokens(length=9), targets)
-    cache = KVCache(model.config, batch=2, like=model.transformer.wte.weight)
+    cache = KVCache(model.config, batch=2, device=torch.device("cpu"))
     with torch.no_grad():
         model(tokens(length=8), cache=cache)
         with pytest.raises(ValueError, match="9 tokens do not fit into block_size=8"):

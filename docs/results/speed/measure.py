@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,7 +71,7 @@ def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
     for mode in ("eager", "compiled") if peer else ():  # one at a time: an idle one disturbs too
         options = BenchOptions(peer=str(peer))
         what = benchmark.benchmark_of(parse_arguments(typed), options)
-        job = replace(benchmark.job_of(what, run), compile=mode == "compiled")
+        job = benchmark.job_of(what, run) | {"compile": mode == "compiled"}
         with benchmark.peer_step(job) as theirs:
             medians = benchmark.measure({"ours": benchmark.our_step(run), "peer": theirs})
         beside[mode] = {who: 1000 * seconds for who, seconds in medians.items()}
