@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -136,32 +136,28 @@ def no_sync(model: nn.Module) -> Iterator[None]:
 
 
 # -- tensors in shards --------------------------------------------------------------------------
-def as_sharded(x: Tensor) -> DTensor | None:
-    """x itself if it is in shards, as what it then is."""
-    return cast("DTensor", x) if hasattr(x, "full_tensor") else None
+def is_sharded(x: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(x, "full_tensor")
 
 
 def local(x: Tensor) -> Tensor:
     """This rank's rows of x, which share its memory; x itself where it is not sharded."""
-    sharded = as_sharded(x)
-    return x if sharded is None else sharded.to_local()
+    return x.to_local() if is_sharded(x) else x
 
 
 def full(x: Tensor) -> Tensor:
     """All of x; where it is sharded, every rank must ask."""
-    sharded = as_sharded(x)
-    return x if sharded is None else sharded.full_tensor()
+    return x.full_tensor() if is_sharded(x) else x
 
 
 def held_as(x: Tensor, like: Tensor) -> Tensor:
     """The full x as `like` is held: itself, or in shards if it is of the same shape."""
-    sharded = as_sharded(like)
-    if sharded is None or x.shape != like.shape:
+    if not is_sharded(like) or x.shape != like.shape:
         return x
 
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(x, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gathered(state: Tensors, ranks: Ranks) -> Tensors:

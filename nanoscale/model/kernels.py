@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from ctypes import c_bool, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ FLAGS = (
 )
 
 # By letters as in Python's `struct`.
-TYPES = {"q": c_int64, "f": c_float, "d": c_double, "P": c_void_p, "?": c_bool}
+TYPES: dict[str, type[ctypes._SimpleCData[Any]]] = {"q": c_int64, "f": c_float, "d": c_double, "P": c_void_p, "?": c_bool}
 # The kernels' arguments, in the order of the table at the end of kernels.cpp.
 SIGNATURES = {
     "add_norm": "qqPPfPPf?PPP",

@@ -160,9 +160,12 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
         """Update matrices of equal shape, whole or this rank's rows of each."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         weights = [local(p) for p in params]
         grads = [local(p.grad) for p in params if p.grad is not None]
-        buffers = [local(self._momentum_buffer(p)) for p in params]
+        buffers = [local(self.state[p]["momentum_buffer"]) for p in params]
         momentum = group["momentum"]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, buffers, momentum)
@@ -173,13 +176,6 @@ class Muon(torch.optim.Optimizer):
         factor = shape_factor(group["scale"], fan_out, fan_in)
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         torch._foreach_add_(weights, updates, alpha=-lr * factor)
-
-    def _momentum_buffer(self, p: Tensor) -> Tensor:
-        state = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
 
     def _orthogonal(self, held: list[Tensor], fan_out: int, steps: int) -> list[Tensor]:
         """`orthogonalize` of each matrix, of which this rank holds all or some rows."""

@@ -110,7 +110,7 @@ class Optimizers:
             for key, value in values.items():
                 # torch's AdamW on MPS, which is not fused, counts its steps on the CPU
                 on_cpu = key == "step" and p.device.type == "mps"
-                device = torch.device("cpu") if on_cpu else p.device
+                device = "cpu" if on_cpu else p.device
                 loaded[key] = held_as(value.to(device, copy=True), p)
             self.owner[p].state[p] = loaded
 

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -75,7 +75,6 @@ class Benchmark:
     spec: RunSpec
     dataset: Dataset
     options: BenchOptions
-    clone: Path | None  # the peer's folder
 
 
 def benchmark_of(sources: Sequence[Source], options: BenchOptions) -> Benchmark:
@@ -86,19 +85,20 @@ def benchmark_of(sources: Sequence[Source], options: BenchOptions) -> Benchmark:
     """
     if options.profile and options.peer:
         raise UserError("--profile=True and --peer exclude each other; leave one out")
-    clone = checked_clone(options.peer) if options.peer else None
+    if options.peer:
+        options = replace(options, peer=checked_clone(options.peer))
     sources = [BENCH_DEFAULTS, *sources]
     config = build(sources)
     dataset = real_dataset(config) if options.real_data else random_dataset(config)
     spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
-    return Benchmark(spec, dataset, options, clone)
+    return Benchmark(spec, dataset, options)
 
 
-def checked_clone(path: str) -> Path:
-    """The folder of a nanoGPT clone."""
+def checked_clone(path: str) -> str:
+    """The absolute path of a nanoGPT clone."""
     if not (Path(path) / "model.py").is_file():
         raise UserError(f"--peer={path}: no model.py there; name a nanoGPT clone's folder")
-    return Path(path).resolve()
+    return str(Path(path).resolve())
 
 
 def real_dataset(config: ExperimentConfig) -> Dataset:
@@ -149,7 +149,7 @@ def job_of(what: Benchmark, run: Run) -> dict[str, Json]:
     train_bin = None
     if what.options.real_data:
         train_bin = str((what.dataset.folder / "train.bin").resolve())
-    paths = {"path": str(what.clone), "train_bin": train_bin}
+    paths = {"path": what.options.peer, "train_bin": train_bin}
     return run.config.to_dict() | run.numerics.to_json() | paths
 
 
@@ -241,34 +241,22 @@ def write_trace(step: TimedStep) -> None:
 
 
 # -- as people call it ----------------------------------------------------------------------------
-@dataclass(frozen=True)
-class BenchResult:
-    """Seconds of one update, and what follows from them."""
-
-    seconds: float
-    mfu: float | None
-    peer_seconds: float | None
-
-
-def bench(what: Benchmark) -> BenchResult | None:
-    """Time a run's step, or trace it (then there is no result); nanoGPT's line comes last."""
+def bench(what: Benchmark) -> None:
+    """Time a run's step, or trace it; nanoGPT's line comes last."""
     run = live_run(what)
     print(introduction(run), flush=True)
     if what.options.profile:
         write_trace(our_step(run))
         print(f"wrote a trace to {TRACE_FOLDER}")
-        return None
+        return
 
     with ExitStack() as stack:
         steps = {"nanoscale": our_step(run)}
-        if what.clone:
+        if what.options.peer:
             steps["peer"] = stack.enter_context(peer_step(job_of(what, run)))
         medians = measure(steps)
-    seconds = medians["nanoscale"]
-    result = BenchResult(seconds, run.meter.timing(seconds, 1).mfu, medians.get("peer"))
-    for line in lines(run, result):
+    for line in lines(run, medians["nanoscale"], medians.get("peer")):
         print(line)
-    return result
 
 
 def introduction(run: Run) -> str:
@@ -286,16 +274,17 @@ def introduction(run: Run) -> str:
     return line
 
 
-def lines(run: Run, result: BenchResult) -> Iterator[str]:
+def lines(run: Run, seconds: float, peer_seconds: float | None) -> Iterator[str]:
     """Both medians, their ratio, and what makes the comparison an unequal one; nanoGPT's line."""
-    ours = f"{result.seconds * 1000:.4f}ms"
-    if result.peer_seconds is not None:
+    ours = f"{seconds * 1000:.4f}ms"
+    if peer_seconds is not None:
         lacking = differences(run)
         if lacking:
             yield f"note: the peer has no {', '.join(lacking)}: not the same work"
         yield (
-            f"nanoscale {ours}, peer {result.peer_seconds * 1000:.4f}ms, "
-            f"ratio {result.seconds / result.peer_seconds:.3f} (below 1: nanoscale is faster)"
+            f"nanoscale {ours}, peer {peer_seconds * 1000:.4f}ms, "
+            f"ratio {seconds / peer_seconds:.3f} (below 1: nanoscale is faster)"
         )
-    mfu = "n/a" if result.mfu is None else f"{result.mfu:.2%}"
-    yield f"time per iteration: {ours}, MFU: {mfu}"
+    mfu = run.meter.timing(seconds, 1).mfu
+    share = "n/a" if mfu is None else f"{mfu:.2%}"
+    yield f"time per iteration: {ours}, MFU: {share}"

@@ -64,7 +64,7 @@ def save(path: Path, spec: RunSpec, **content: Any) -> None:
             raise
 
 
-def load(path: Path, device: str = "cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, verified; `spec` is a `RunSpec`.
 
     Raises:
@@ -74,7 +74,7 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         with warnings.catch_warnings(action="ignore"):
-            payload = torch.load(path, map_location=device, weights_only=True)
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # whatever a stranger's bytes provoke in the reader
         holds_code = isinstance(e, pickle.UnpicklingError)
         code = " (it may hold code: none was run)" if holds_code else ""
@@ -83,11 +83,11 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
             "to start from the beginning"
         ) from e
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        keys = sorted(map(str, payload))[:6] if isinstance(payload, dict) else []
-        kind = "a nanoGPT checkpoint" if "model_args" in keys else "a checkpoint of another program"
+        of_nanogpt = isinstance(payload, dict) and "model_args" in payload
+        kind = "a nanoGPT checkpoint" if of_nanogpt else "a checkpoint of another program"
         raise UserError(f"{path}: {kind}; nanoscale continues only its own")
-    if payload.get("schema") != CHECKPOINT_SCHEMA:
-        schema = payload.get("schema")
+    schema = payload.get("schema")
+    if schema != CHECKPOINT_SCHEMA:
         raise UserError(
             f"{path}: checkpoint schema {schema}, this version reads {CHECKPOINT_SCHEMA}"
         )

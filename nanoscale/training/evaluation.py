@@ -39,11 +39,8 @@ def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> Wind
     run.model.eval()
     for i in range(passes):
         chosen = mine[i * size : (i + 1) * size]
-        taken = chosen
-        if not len(chosen):  # this rank is through, and passes with the others
-            taken = np.array([0])
-        mean_losses = losses_at(run, split, starts[taken], exact)
-        losses[chosen] = mean_losses[: len(chosen)]
+        taken = chosen if len(chosen) else [0]  # a rank that is through passes with the others
+        losses[chosen] = losses_at(run, split, starts[taken], exact)[: len(chosen)]
     run.model.train()
 
     if ranks.world > 1:

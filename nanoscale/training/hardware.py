@@ -118,11 +118,6 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 # -- what it computes well ------------------------------------------------------------------------
-def threads() -> int:
-    """How many threads a CPU's operations take now."""
-    return torch.get_num_threads()
-
-
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16."""
     if device.type == "cuda":

@@ -108,28 +108,15 @@ def gradients_stay(run: Run, micro: MicroBatch) -> AbstractContextManager[None]:
 
 
 # -- the loop -------------------------------------------------------------------------------------
-@dataclass(frozen=True)
 class Due:
     """What is due once the update is made that completes `step` of them."""
 
-    last: bool
-    evaluation: bool
-    statistics: bool
-    line: bool
-
-    @classmethod
-    def of(cls, config: ResolvedConfig, step: int) -> Due:
-        last = step == config.max_iters
-        return cls(
-            last=last,
-            evaluation=last or every(config.eval_interval, step),
-            statistics=every(config.stats_interval, step),
-            line=last or step == 1 or every(config.log_interval, step),
-        )
-
-    @property
-    def row(self) -> bool:
-        return self.line or self.statistics or self.evaluation
+    def __init__(self, config: ResolvedConfig, step: int) -> None:
+        self.last = step == config.max_iters
+        self.evaluation = self.last or every(config.eval_interval, step)
+        self.statistics = every(config.stats_interval, step)
+        self.line = self.last or step == 1 or every(config.log_interval, step)
+        self.row = self.line or self.statistics or self.evaluation
 
 
 def every(interval: int, step: int) -> bool:
@@ -144,7 +131,7 @@ def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
         recorder.row(None, recorder.evaluate())
 
     while run.step < config.max_iters:
-        due = Due.of(config, run.step + 1)
+        due = Due(config, run.step + 1)
         started = time.perf_counter()
         done = update(run, due.statistics)
         known = record(run, done) if due.row or looks_are_free(run) else None

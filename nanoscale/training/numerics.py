@@ -30,7 +30,6 @@ EAGER_SHARE = 0.3  # of the peak that an eager step of a large model reaches
 EAGER_BLOCK_SECONDS = 1e-3  # what launching one block's operations costs, forward and backward
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 DType = torch.dtype  # `torch` is a field of the record below
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class Numerics:
 
     @property
     def torch_dtype(self) -> DType:
-        return DTYPES[self.dtype]
+        dtype: DType = getattr(torch, self.dtype)
+        return dtype
 
     def autocast(self) -> AbstractContextManager[None]:
         """Products in this type; weights, the residual stream and losses stay float32."""
@@ -87,7 +87,7 @@ def decide(
     dtype = config.dtype
     if dtype == "auto":
         dtype = began.dtype if began else best_dtype(device, kernel)
-    threads = config.threads or (began and began.threads) or hardware.threads()
+    threads = config.threads or (began and began.threads) or torch.get_num_threads()
     sharding = "fsdp" if ranks.sharded else "ddp"
     return Numerics(
         device=device.type,

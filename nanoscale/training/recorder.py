@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 
@@ -36,10 +36,7 @@ from nanoscale.training.telemetry import Log, RowWriter
 
 
 class Recorder:
-    """Writes the run's lines, rows, checkpoints and results: the master's alone, silent elsewhere.
-
-    A context: what is raised inside becomes the folder's state.
-    """
+    """Writes the run's lines, rows, checkpoints and results: the master's alone, silent elsewhere."""
 
     def __init__(self, run: Run, folder: RunFolder, lease: Lease | None) -> None:
         self.run = run
@@ -51,22 +48,7 @@ class Recorder:
             self.rows = RowWriter(folder, run.spec)
             self.log = Log(folder)
 
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and self.run.ranks.is_master and not isinstance(error, Held):
-            refused = isinstance(error, (UserError, KeyboardInterrupt))
-            with suppress(UserError, OSError):
-                self.folder.set_status(
-                    state=WAITING if refused else FAILED,
-                    reason=f"{type(error).__name__}: {error}",
-                )
+    def close(self) -> None:
         if self.rows is not None:
             self.rows.close()
         if self.log is not None:
@@ -140,7 +122,10 @@ class Recorder:
     def interrupted(self) -> RunResult:
         """The run stops where it was saved, and can go on."""
         step = self.run.step
-        self.say(f"interrupted: saved after step {step}; the same command continues")
+        end = f"saved after step {step}"
+        if self.folder.status().checkpoint_step != step:
+            end = f"the weights after step {step} are not finite and were not saved"
+        self.say(f"interrupted: {end}; the same command continues")
         if self.run.ranks.is_master:
             self.folder.set_status(state=WAITING, step=step)
         return self.result(WAITING)
@@ -191,3 +176,22 @@ class Recorder:
             numerics=run.numerics.to_json(),
             provenance=provenance() | machine,
         )
+
+
+@contextmanager
+def recording(run: Run, folder: RunFolder, lease: Lease | None) -> Iterator[Recorder]:
+    """The recorder of a run; what is raised inside becomes the folder's state."""
+    recorder = Recorder(run, folder, lease)
+    try:
+        yield recorder
+    except Held:  # the folder is another's
+        raise
+    except BaseException as error:
+        if run.ranks.is_master:
+            refused = isinstance(error, (UserError, KeyboardInterrupt))
+            state = WAITING if refused else FAILED
+            with suppress(UserError, OSError):
+                folder.set_status(state=state, reason=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        recorder.close()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from nanoscale.spec.counting import (
     flops_per_iter,
@@ -94,7 +93,7 @@ class MetricsRow:
 
 
 # -- metrics.json ---------------------------------------------------------------------------------
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """What a run came to: `metrics.json`, in its order, and the folder that holds it.
 
@@ -105,22 +104,22 @@ class RunResult:
     schema: int
     status: str  # COMPLETE, DIVERGED, PRUNED or, if it can go on, WAITING
     id: str
-    best_val_loss: float | None  # of the evaluations on the way
-    val_loss: float | None  # of the final evaluation, in nats per token
-    val_bits_per_byte: float | None
-    train_loss: float | None  # of the last evaluation on the way, on training windows
+    best_val_loss: float | None = None  # of the evaluations on the way
+    val_loss: float | None = None  # of the final evaluation, in nats per token
+    val_bits_per_byte: float | None = None
+    train_loss: float | None = None  # of the last evaluation on the way, on training windows
     iter_num: int
     tokens_seen: int
     total_params: int
     params: Mapping[str, Mapping[str, int]]  # by role, and under each convention
     flops: int
     flops_per_token: Mapping[str, float]  # under each convention
-    mfu: float | None
-    tokens_per_second: float | None
-    wall_seconds: float | None
+    mfu: float | None = None
+    tokens_per_second: float | None = None
+    wall_seconds: float | None = None
     config: Mapping[str, Json]
-    numerics: Mapping[str, Json] | None
-    provenance: Mapping[str, Json] | None
+    numerics: Mapping[str, Json] | None = None
+    provenance: Mapping[str, Json] | None = None
 
     def to_json(self) -> dict[str, Json]:
         """As `metrics.json` holds it."""
@@ -134,8 +133,9 @@ class RunResult:
         metrics = folder.metrics()
         if metrics is None:
             return so_far(folder, folder.spec(), folder.state(), folder.status().step)
-        known: dict[str, Any] = {f.name: metrics.get(f.name) for f in fields(cls)}
-        return cls(**known | {"folder": folder, "status": folder.state()})
+        known = {f.name: metrics.get(f.name) for f in fields(cls)}
+        known |= {"folder": folder, "status": folder.state()}
+        return cls(**known)
 
 
 def so_far(folder: RunFolder, spec: RunSpec, status: str, step: int) -> RunResult:
@@ -147,20 +147,11 @@ def so_far(folder: RunFolder, spec: RunSpec, status: str, step: int) -> RunResul
         schema=RECORD_SCHEMA,
         status=status,
         id=spec.id,
-        best_val_loss=None,
-        val_loss=None,
-        val_bits_per_byte=None,
-        train_loss=None,
         iter_num=step,
         tokens_seen=step * config.tokens_per_iter,
         total_params=counts["total"],
         params={"by_role": parameters_by_role(config), "by_convention": counts},
         flops=step * flops_per_iter(config),
         flops_per_token=flops_per_token(config),
-        mfu=None,
-        tokens_per_second=None,
-        wall_seconds=None,
         config=config.to_dict(),
-        numerics=None,
-        provenance=None,
     )

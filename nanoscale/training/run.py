@@ -164,7 +164,7 @@ def fill(folder: RunFolder, ranks: Ranks) -> RunResult:
         Held: another process trains there.
     """
     from nanoscale.training.loop import loop
-    from nanoscale.training.recorder import Recorder
+    from nanoscale.training.recorder import recording
     from nanoscale.training.state import build, dataset_of, load_start
 
     spec = folder.spec()
@@ -181,7 +181,7 @@ def fill(folder: RunFolder, ranks: Ranks) -> RunResult:
         if ranks.is_master:
             take_over_rows(folder, spec, run.step)
             folder.set_status(state=RUNNING, step=run.step, reason=None)
-        with Recorder(run, folder, lease) as recorder:
+        with recording(run, folder, lease) as recorder:
             recorder.introduce()
             state = loop(run, recorder, asked)
             if state == WAITING:

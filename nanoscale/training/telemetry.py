@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
 from nanoscale.errors import disk_errors
 from nanoscale.spec.config import ResolvedConfig
@@ -37,22 +36,13 @@ class Log:
         if self.echo:
             print(line, flush=True)
         with disk_errors(self.file.name):
-            self.file.write(line + "\n")
-            self.file.flush()
+            print(line, file=self.file, flush=True)
 
     def close(self) -> None:
         self.file.close()
 
 
 # -- rows -----------------------------------------------------------------------------------------
-class Mirror(Protocol):
-    """Somewhere else that the numbers of each row go to."""
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class RowWriter:
     """Appends rows to `metrics.jsonl` and repeats them to the mirrors that the config asks for."""
 
@@ -60,7 +50,7 @@ class RowWriter:
         self.path = folder / ROWS
         with disk_errors(self.path):
             self.file = self.path.open("a", encoding="utf-8")
-        self.mirrors: list[Mirror] = []
+        self.mirrors: list[TensorBoardMirror | WandbMirror] = []
         if spec.config.tensorboard_log:
             self.mirrors.append(TensorBoardMirror(folder))
         if spec.config.wandb_log:
@@ -68,8 +58,7 @@ class RowWriter:
 
     def write(self, step: int, row: Mapping[str, Json]) -> None:
         with disk_errors(self.path):
-            self.file.write(row_line(row))
-            self.file.flush()
+            print(row_line(row), end="", file=self.file, flush=True)
         for mirror in self.mirrors:
             mirror.write(step, flat_numbers(row))
 

@@ -415,6 +415,25 @@ def test_nor_where_the_loss_is_looked_at_in_rows_alone(spec_of, tmp_path, monkey
     assert not list(folder.path.glob("ckpt*.pt"))
 
 
+def test_an_interruption_says_saved_only_where_it_was(spec_of, tmp_path, monkeypatch, capsys):
+    """Asked to stop during the first update: after it the weights are finite, or are not."""
+    real = training.update
+
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "update", update)
+    fine = open_folder(tmp_path / "fine", spec_of(eval_interval=0), resume=False)
+    assert train(fine) == "WAITING"
+    assert "interrupted: saved after step 1; the same command" in capsys.readouterr().out
+    blown = open_folder(tmp_path / "blown", spec_of(eval_interval=0, **BLOWN_UP), resume=False)
+    assert train(blown) == "WAITING"
+    out = capsys.readouterr().out
+    assert "interrupted: the weights after step 1 are not finite and were not saved;" in out
+    assert not list(blown.path.glob("ckpt*.pt"))
+
+
 def test_a_crash_is_failed_with_its_reason(spec_of, tmp_path, monkeypatch):
     folder = open_folder(tmp_path / "run", spec_of(), resume=False)
     monkeypatch.setattr(training, "update", lambda *a: (_ for _ in ()).throw(ValueError("boom")))
