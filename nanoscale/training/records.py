@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from nanoscale.spec.counting import (
     flops_per_iter,
@@ -133,7 +134,7 @@ class RunResult:
         metrics = folder.metrics()
         if metrics is None:
             return so_far(folder, folder.spec(), folder.state(), folder.status().step)
-        known = {f.name: metrics.get(f.name) for f in fields(cls)}
+        known: dict[str, Any] = {f.name: metrics.get(f.name) for f in fields(cls)}
         known |= {"folder": folder, "status": folder.state()}
         return cls(**known)
 
