@@ -8,7 +8,6 @@ between them, are in its narrower type; the residual stream, norms and losses ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -19,7 +18,6 @@ from torch.autograd import Function
 Rotary = tuple[Tensor, Tensor]  # cos and sin of the angles, (T, h) each
 Linear = nn.Linear | nn.Embedding  # `weight` (fan_out, fan_in); a tied head is the embedding
 Gradients = tuple[Any, ...]  # of a function's inputs, as autograd takes them
-LossAndGradient = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, float]]
 
 # A target that no vocabulary has: torch ignores one value, and none of ours may be ignored.
 _NO_TARGET = -(2**31)
@@ -151,10 +149,7 @@ class Ops:
     ) -> Tensor:
         """`cross_entropy` of x (B, T, d) times a head's weight (V, d), by `chunk` tokens."""
         check_tokens(targets, weight.size(0))
-        narrow = self.narrow(weight)
-        return apply(
-            ChunkedCrossEntropy, x, weight, narrow, targets, z_loss, chunk, self.loss_and_gradient
-        )
+        return apply(ChunkedCrossEntropy, x, weight, targets, z_loss, chunk, self)
 
     def narrow(self, weight: Tensor) -> Tensor:
         """A weight in the type of the products."""
@@ -200,12 +195,12 @@ class ChunkedCrossEntropy(Function):
         ctx: Any,
         x: Tensor,
         weight: Tensor,
-        narrow: Tensor,
         targets: Tensor,
         z_loss: float,
         chunk: int,
-        loss_and_gradient: LossAndGradient,
+        ops: Ops,
     ) -> Tensor:
+        narrow = ops.narrow(weight)
         flat = x.flatten(0, -2)  # (B T, d)
         gx = torch.empty_like(flat)
         gw = torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -219,7 +214,7 @@ class ChunkedCrossEntropy(Function):
         with torch.autocast(weight.device.type, enabled=False):
             for part, gpart, answers in parts:
                 part = part.to(narrow.dtype)
-                loss, g, factor = loss_and_gradient(part @ narrow.t(), answers, z_loss)
+                loss, g, factor = ops.loss_and_gradient(part @ narrow.t(), answers, z_loss)
                 total += loss
                 factor /= len(flat)  # after the products: before them float16 would lose it
                 gpart.copy_((g @ narrow).mul_(factor))
@@ -235,4 +230,4 @@ class ChunkedCrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Gradients:
         gx, gw = ctx.saved_tensors  # overwritten: autograd refuses a second backward pass
-        return gx.mul_(g), gw.mul_(g), None, None, None, None, None
+        return gx.mul_(g), gw.mul_(g), None, None, None, None
