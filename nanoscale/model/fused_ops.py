@@ -233,7 +233,8 @@ class Attend(Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, k, v = map(rows_apart, (q, k, v))
         B, T, H, h = q.shape
-        sizes = B, T, H, k.size(2), h, q.stride(1), k.stride(1), v.stride(1)
+        strides = q.stride(1), k.stride(1), v.stride(1)
+        sizes = B, T, H, k.size(2), h, *strides
         y = q.new_empty(B, T, H * h)
         lse = q.new_empty(B, H, T, dtype=torch.float32)  # of each query's scores
         call("attend", q.dtype, *sizes, scale, q, k, v, y, lse)
@@ -248,8 +249,8 @@ class Attend(Function):
         heads = H + 2 * K
         g = gy.new_empty(B, T, heads, h)  # of q, k and v side by side
         parts = torch.split(g, [H, K, K], dim=2)
-        given = *ctx.sizes, ctx.scale, *ctx.saved_tensors, gy.contiguous()
-        call("attend_backward", gy.dtype, *given, *parts, heads * h)
+        inputs = *ctx.saved_tensors, gy.contiguous()
+        call("attend_backward", gy.dtype, *ctx.sizes, ctx.scale, *inputs, *parts, heads * h)
         return *parts, None
 
 

@@ -49,12 +49,13 @@ def how(run: Run) -> str:
 
 def progress(run: Run, row: MetricsRow) -> str:
     """nanoGPT's line of an update, with tokens and the time left."""
+    ms = row.timing.time_ms
     assert row.update is not None
-    assert row.timing.time_ms is not None
-    line = f"iter {row.step}: loss {row.update.batch_loss:.4f}, time {row.timing.time_ms:.2f}ms"
+    assert ms is not None
+    line = f"iter {row.step}: loss {row.update.batch_loss:.4f}, time {ms:.2f}ms"
     if row.timing.mfu is not None:
         line += f", mfu {100 * row.timing.mfu:.2f}%"
-    left = (run.config.max_iters - row.step) * row.timing.time_ms / 1000
+    left = (run.config.max_iters - row.step) * ms / 1000
     return f"{line}, tokens {row.tokens_seen:,}, eta {duration(left)}"
 
 
