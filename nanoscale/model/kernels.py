@@ -35,7 +35,13 @@ FLAGS = (
 )
 
 # By letters as in Python's `struct`.
-TYPES: dict[str, type[ctypes._SimpleCData[Any]]] = {"q": c_int64, "f": c_float, "d": c_double, "P": c_void_p, "?": c_bool}
+TYPES: dict[str, type[ctypes._SimpleCData[Any]]] = {
+    "q": c_int64,
+    "f": c_float,
+    "d": c_double,
+    "P": c_void_p,
+    "?": c_bool,
+}
 # The kernels' arguments, in the order of the table at the end of kernels.cpp.
 SIGNATURES = {
     "add_norm": "qqPPfPPf?PPP",
