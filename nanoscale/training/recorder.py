@@ -36,7 +36,7 @@ from nanoscale.training.telemetry import Log, RowWriter
 
 
 class Recorder:
-    """Writes the run's lines, rows, checkpoints and results: the master's alone, silent elsewhere."""
+    """Writes a run's lines, rows, checkpoints and results: the master's alone, silent elsewhere."""
 
     def __init__(self, run: Run, folder: RunFolder, lease: Lease | None) -> None:
         self.run = run
