@@ -7,8 +7,9 @@ first, so a mistake in the last one costs no training; equal cells are one run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -97,7 +98,7 @@ def _as_list(name: str, values: object) -> list[Any]:
 
 
 # -- cells --------------------------------------------------------------------------------------
-Opened = dict[tuple[str, str], Dataset]  # by name and root
+OpenDataset = Callable[[str, str], Dataset]  # by name and root
 
 
 def make_cells(
@@ -105,37 +106,34 @@ def make_cells(
     sources: Sequence[Source],
     rows: Iterable[Overrides],
     where: str,
-    opened: Opened | None = None,
+    dataset_of: OpenDataset | None = None,
 ) -> list[Cell]:
     """The cells of `rows` over the common `sources` over `defaults`; equal ones appear once.
 
-    `where` is how messages call the rows: `grid_params`, or a table of a study file; `opened` keeps
-    datasets open from one call to the next.
+    `where` is how messages call the rows: `grid_params`, or a table of a study file; `dataset_of`
+    may keep datasets open from one call to the next.
 
     Raises:
         UserError: a key, a value or a combination is bad, naming it and its cell.
     """
     base = layered([Source("defaults", defaults), *sources])
-    opened = {} if opened is None else opened
+    dataset_of = dataset_of or cache(open_dataset)
     cells: dict[str, Cell] = {}
     for row in rows:
         source = Source(where, dict(row))
         values = apply(base, source)
         try:
             config = from_flat(values)
-            spec = _spec(config, opened, typed([*sources, source]))
+            dataset = dataset_of(config.dataset, config.data_root)
+            spec = _spec(config, dataset, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
         cells.setdefault(spec.id, Cell({key: values[key] for key in row}, config, spec))
     return list(cells.values())
 
 
-def _spec(config: ExperimentConfig, opened: Opened, typed_values: Overrides) -> RunSpec:
+def _spec(config: ExperimentConfig, dataset: Dataset, typed_values: Overrides) -> RunSpec:
     """The run that a config is on its dataset."""
-    name = (config.dataset, config.data_root)
-    if name not in opened:
-        opened[name] = open_dataset(*name)
-    dataset = opened[name]
     dataset.require_block(config.block_size)
     resolved = resolve(config, dataset.vocab_size)
     scheme_of(resolved)  # a user's own file of rules may refuse

@@ -12,14 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
 from nanoscale.experiments.backends import backend_of
 from nanoscale.experiments.cells import (
     Cell,
-    Opened,
     combinations,
     grid_lists,
     make_cells,
@@ -318,10 +319,10 @@ class ExperimentRunner:
         need_optuna(plan.sampler)
         sources = [*self.base, base]
         under = self._defaults(sources, defaults)
-        opened: Opened = {}
+        dataset_of = cache(open_dataset)
 
         def make(row: Overrides) -> Cell:
-            return make_cells(under, sources, [row], where, opened)[0]
+            return make_cells(under, sources, [row], where, dataset_of)[0]
 
         asked = replace(self._over(base, asked), search=plan.to_json())
         study = Study(name, asked, self.output_root)
