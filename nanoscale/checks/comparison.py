@@ -88,11 +88,11 @@ class PooledEstimate(Estimate):
 class WindowNoise:
     """How far the difference depends on the text it was measured on."""
 
-    n: int
-    block: int | None
-    se: float | None
-    ci95: Interval | None
-    reason: str | None  # why it is not known
+    n: int = 0
+    block: int | None = None
+    se: float | None = None
+    ci95: Interval | None = None
+    reason: str | None = None  # why it is not known
 
 
 @dataclass(frozen=True)

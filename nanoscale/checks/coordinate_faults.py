@@ -22,8 +22,9 @@ class Failures:
         chosen = []
         for finding in self.findings:
             its_family, name = finding.parts
-            there = its_family == family and (not names or name in names)
-            if there and window in ("", finding.window):
+            if its_family != family or window not in ("", finding.window):
+                continue
+            if not names or name in names:
                 chosen.append(finding)
         return chosen
 

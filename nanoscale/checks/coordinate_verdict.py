@@ -64,7 +64,10 @@ class CoordinateVerdict:
 
 
 def coordinate_verdict(
-    sizes: Sequence[int], runs: Sequence[CoordinateRun], facts: Facts, steps: int
+    sizes: Sequence[int],
+    runs: Sequence[CoordinateRun],
+    facts: Facts,
+    steps: int,
 ) -> CoordinateVerdict:
     """The verdict on runs of all sizes, each with the same seeds and with statistics at each step.
 
@@ -118,7 +121,8 @@ def _means(logs: Numbers) -> list[list[float | None]]:
     """(sizes, steps) geometric means over seeds; None where one has none."""
     means = []
     for row in logs.mean(axis=0):
-        means.append([2.0**x if math.isfinite(x) else None for x in row])
+        values = [2.0**x if math.isfinite(x) else None for x in row]
+        means.append(values)
     return means
 
 

@@ -98,7 +98,12 @@ class CoordinateRun:
             known = part and lr and update is not None
             paces[role] = update / (part * lr) if known else None
         changes = statistics["activation_change_rms"]
-        return {SIZE: sizes, CHANGE: changes, UPDATE: vectors, PACE: paces}
+        return {
+            SIZE: sizes,
+            CHANGE: changes,
+            UPDATE: vectors,
+            PACE: paces,
+        }
 
     def quantities(self, t: int) -> Iterator[tuple[str, float]]:
         """`family: name` and value, of every quantity in row t; NaN where it is 0 or unknown."""
@@ -108,7 +113,10 @@ class CoordinateRun:
 
 
 def measurements(
-    runs: Sequence[CoordinateRun], sizes: Sequence[int], seeds: Sequence[int], steps: int
+    runs: Sequence[CoordinateRun],
+    sizes: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
 ) -> dict[str, Numbers]:
     """Quantity -> log2 of its values (seeds, sizes, steps); NaN where it is 0 or not finite.
 
@@ -177,7 +185,15 @@ class JudgedSlope:
             verdict = FAIL
         elif band.low <= low and high <= band.high:
             verdict = PASS
-        return cls(quantity, band.window, verdict, found.slope, found.ci95, allowed, band.why)
+        return cls(
+            quantity,
+            window=band.window,
+            verdict=verdict,
+            slope=found.slope,
+            ci95=found.ci95,
+            allowed=allowed,
+            why=band.why,
+        )
 
     @property
     def parts(self) -> tuple[str, str]:

@@ -44,7 +44,11 @@ class LrGrid:
 
     @classmethod
     def of(
-        cls, curves: Sequence[LrCurve], base: int, rng: np.random.Generator, resamples: int
+        cls,
+        curves: Sequence[LrCurve],
+        base: int,
+        rng: np.random.Generator,
+        resamples: int,
     ) -> LrGrid:
         """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
         noise = SeedNoise.of([curve.fit for curve in curves if curve.fit])

@@ -106,7 +106,10 @@ class Evidence:
         seeds = min(curve.fit.n_seeds for curve in grid.curves if curve.fit)
         low, high = number.ci95
         room = abs(abs(number.value) - number.tolerance)
-        wanted = seeds * ((high - low) / 2 / room) ** 2 if room else math.inf
+        wanted = math.inf
+        if room:
+            half = (high - low) / 2
+            wanted = seeds * (half / room) ** 2
         if not wanted < MOST_SEEDS:
             return f"that would take over {MOST_SEEDS} seeds, so run more sizes"
         more = max(seeds + 1, math.ceil(wanted))
@@ -145,9 +148,9 @@ class Evidence:
             ]
         fits = [curve.fit for curve in self.grid.curves if curve.fit]
         misfit = Squares.pooled(fit.misfit for fit in fits)
-        if misfit.dof and misfit.total / misfit.dof > (_MISFIT * noise.sd) ** 2:
+        if misfit.dof and misfit.mean > (_MISFIT * noise.sd) ** 2:
             return [
-                f"the losses lie {math.sqrt(misfit.total / misfit.dof):.4f} off the parabolas, "
+                f"the losses lie {math.sqrt(misfit.mean):.4f} off the parabolas, "
                 f"their seeds only {noise.sd:.4f} apart: run LRs closer together"
             ]
         return []
@@ -158,7 +161,8 @@ def worse_steps(sizes: Sequence[SizeOptimum]) -> list[tuple[SizeOptimum, SizeOpt
     worse = []
     for a, b in pairwise(sizes):
         rise = b.transferred_loss - a.transferred_loss
-        if b.transferred_diverges or rise > 2 * math.hypot(a.transferred_se, b.transferred_se):
+        se = math.hypot(a.transferred_se, b.transferred_se)
+        if b.transferred_diverges or rise > 2 * se:
             worse.append((a, b))
     return worse
 
@@ -168,4 +172,6 @@ def never_worse(sizes: Sequence[SizeOptimum]) -> bool | None:
     if worse_steps(sizes):
         return False
     known = all(math.isfinite(size.transferred_se) for size in sizes)
-    return True if known and len(sizes) > 1 else None
+    if known and len(sizes) > 1:
+        return True
+    return None

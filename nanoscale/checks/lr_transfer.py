@@ -155,7 +155,11 @@ def _runs(
 
 
 def _measured(
-    runs: LrRuns, base: float | None, size_name: str, resamples: int, rng: np.random.Generator
+    runs: LrRuns,
+    base: float | None,
+    size_name: str,
+    resamples: int,
+    rng: np.random.Generator,
 ) -> LrGrid:
     """Every size's curve and resamples of it."""
     done = runs.in_order()

@@ -33,6 +33,10 @@ class Squares:
     def __add__(self, other: Squares) -> Squares:
         return Squares(self.total + other.total, self.dof + other.dof)
 
+    @property
+    def mean(self) -> float:
+        return self.total / self.dof
+
     @classmethod
     def pooled(cls, parts: Iterable[Squares]) -> Squares:
         return sum(parts, cls())
@@ -140,13 +144,13 @@ def curve_of(size: float, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
     between = np.isfinite(mean) & (lrs > below) & (lrs < above)
     curve = LrCurve(
         size,
-        lrs[between],
-        mean[between],
-        runs[between],
-        diverged,
-        len(lrs),
-        below,
-        above,
+        x=lrs[between],
+        mean=mean[between],
+        runs=runs[between],
+        diverged=diverged,
+        n_lrs=len(lrs),
+        below=below,
+        above=above,
     )
     if not between.any():
         lower = tuple(lrs[0] - np.arange(1, 4))
@@ -312,8 +316,7 @@ class SeedNoise:
             gain = sum(fit.shift_of_noise for fit in fits)
             from_noise = gain * noise.total / noise.dof
             excess = max(0.0, (shift.total - from_noise) / shift.dof)
-        sd = math.sqrt(noise.total / noise.dof)
-        return cls(sd, noise.dof, source, math.sqrt(excess))
+        return cls(math.sqrt(noise.mean), noise.dof, source, math.sqrt(excess))
 
     def at(self, fit: ParabolaFit) -> SeedNoise:
         """One size's: its own seeds, and the pooled noise as `PRIOR_DOF` degrees of freedom more.
@@ -325,11 +328,13 @@ class SeedNoise:
         prior = min(PRIOR_DOF, self.dof)
         dof = fit.rest.dof + prior
         total = fit.rest.total + prior * self.sd**2
-        return replace(self, dof=dof, sd=math.sqrt(total / dof))
+        sd = math.sqrt(total / dof)
+        return replace(self, dof=dof, sd=sd)
 
     def draws(self, rng: np.random.Generator, resamples: int) -> Numbers:
         """(R,) sds: this one is known only to its degrees of freedom."""
         if self.source == "none":
             return np.full(resamples, math.nan)
         squares = rng.chisquare(self.dof, resamples)
-        return np.asarray(self.sd * np.sqrt(self.dof / squares))
+        widths = np.sqrt(self.dof / squares)
+        return np.asarray(self.sd * widths)

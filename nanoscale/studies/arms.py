@@ -86,7 +86,9 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
         UserError: there is no such folder, study or value, or no run has the loss.
     """
     tail = text.partition(":")[2]
-    filters = _filters(text, tail) if "=" in tail else {}
+    filters: Filters = {}
+    if "=" in tail:
+        filters = _filters(text, tail)
     configs = []
     runs = []
     for values, folder in _folders(text, bool(filters), Path(output_root)):
@@ -112,7 +114,9 @@ def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Ove
     names = [part for part in text.split(",") if part]
     if filtered or (len(names) < 2 and not (Path(text) / CONFIG).is_file()):
         path = Path(text.partition(":")[0])
-        study = Study.open(path if (path / STUDY).is_file() else output_root / path)
+        if not (path / STUDY).is_file():
+            path = output_root / path
+        study = Study.open(path)
         return [(entry.values, folder) for entry, folder in study.runs()]
     folders: list[tuple[Overrides, RunFolder]] = []
     for name in names:
@@ -131,8 +135,11 @@ def _config(values: Overrides, folder: RunFolder) -> Overrides:
     if not folder.exists():
         return values
     spec = folder.spec()
-    tokens = spec.config.max_iters * spec.config.tokens_per_iter
-    return flatten(spec.config) | {TOKENS: tokens, "data": spec.data_fingerprint}
+    return {
+        **flatten(spec.config),
+        TOKENS: spec.config.max_iters * spec.config.tokens_per_iter,
+        "data": spec.data_fingerprint,
+    }
 
 
 def _run(config: Overrides, folder: RunFolder, loss: str) -> ArmRun:
@@ -180,10 +187,10 @@ def _filters(text: str, tail: str) -> Filters:
 
 def _has(config: Overrides, filters: Filters) -> bool:
     """What is not known of a run, as it has no folder yet, does not rule it out."""
-    return all(
-        key not in config or any(_same(config[key], text) for text in texts)
-        for key, texts in filters.items()
-    )
+    for key, texts in filters.items():
+        if key in config and not any(_same(config[key], text) for text in texts):
+            return False
+    return True
 
 
 def _same(value: Json, text: str) -> bool:
@@ -233,7 +240,8 @@ def grouped(runs: Iterable[ArmRun], keys: Iterable[str]) -> dict[Setting, list[A
     """The runs by their values of `keys`, in their order."""
     table = defaultdict(list)
     for run in runs:
-        table[run.setting(keys)].append(run)
+        setting = run.setting(keys)
+        table[setting].append(run)
     return table
 
 
@@ -263,7 +271,8 @@ class ArmCell:
         if other is None:
             return self
         counted = self.runs
-        if shared_seeds([(self.choice.losses, other.choice.losses)]):
+        pair = (self.choice.losses, other.choice.losses)
+        if shared_seeds([pair]):
             counted = {seed: run for seed, run in self.runs.items() if seed in other.runs}
         return replace(self, counted=counted)
 

@@ -95,7 +95,7 @@ def compare(
     cells_b = cells_of(arm_b, keys)
     side_a = Side("A", arm_a, [cell.against(cells_b.get(size)) for size, cell in cells_a.items()])
     side_b = Side("B", arm_b, [cell.against(cells_a.get(size)) for size, cell in cells_b.items()])
-    pairs = [Pair.of(*cells, loss) for cells in zip(side_a.shared, side_b.shared, strict=True)]
+    pairs = _pairs(side_a, side_b, loss)
     if not pairs:
         raise UserError(
             f"the arms share no {' and '.join(keys)}: A has {side_a.sizes}, "
@@ -165,7 +165,8 @@ class Side:
         for cell in self.cells:
             for run in cell.lost:
                 told.append(run)
-                yield LeftOut(self.which, cell.size, run.seed, run.name, run.state.lower())
+                why = run.state.lower()
+                yield LeftOut(self.which, cell.size, run.seed, run.name, why)
             why = "no pair" if cell.counted else "only in this arm"
             for seed, run in cell.runs.items():
                 if seed not in cell.counted:
@@ -200,11 +201,6 @@ class Pair:
     difference: Difference
     texts: Texts
 
-    @classmethod
-    def of(cls, a: ArmCell, b: ArmCell, loss: str) -> Pair:
-        difference = difference_of([(a.choice.losses, b.choice.losses)])
-        return cls(a, b, difference, _window_differences(a, b, loss))
-
     def record(self, pooled: bool) -> SizeComparison:
         a = self.a.choice.losses
         b = self.b.choice.losses
@@ -220,6 +216,15 @@ class Pair:
             seeds=[SeedLosses(seed, a.get(seed), b.get(seed)) for seed in {**a, **b}],
             window_se=window_se,
         )
+
+
+def _pairs(side_a: Side, side_b: Side, loss: str) -> list[Pair]:
+    pairs = []
+    for a, b in zip(side_a.shared, side_b.shared, strict=True):
+        difference = difference_of([(a.choice.losses, b.choice.losses)])
+        texts = _window_differences(a, b, loss)
+        pairs.append(Pair(a, b, difference, texts))
+    return pairs
 
 
 # -- the record ---------------------------------------------------------------------------------
@@ -310,21 +315,20 @@ def _window_differences(a: ArmCell, b: ArmCell, loss: str) -> Texts:
             texts.add((len(row), run.values["block_size"], run.data))
     if len(texts) > 1:
         return "the runs were evaluated on different windows"
-    return np.asarray(np.mean(rows["B"], axis=0) - np.mean(rows["A"], axis=0))
+    of_a = np.mean(rows["A"], axis=0)
+    of_b = np.mean(rows["B"], axis=0)
+    return np.asarray(of_b - of_a)
 
 
 def _window_noise(differences: Sequence[Texts], value: float) -> WindowNoise:
     """How far the difference over sizes depends on the text."""
     known = []
-    reasons = []
-    for each in differences:
-        if isinstance(each, str):
-            reasons.append(each)
-        else:
-            known.append(each)
-    if not reasons and len(set(map(len, known))) > 1:
-        reasons.append("the sizes were evaluated on different windows")
-    if reasons:
-        return WindowNoise(0, None, None, None, reasons[0])
+    for texts in differences:
+        if isinstance(texts, str):
+            return WindowNoise(reason=texts)
+        known.append(texts)
+    if len(set(map(len, known))) > 1:
+        return WindowNoise(reason="the sizes were evaluated on different windows")
     se, block = windows_noise(np.mean(known, axis=0))
-    return WindowNoise(len(known[0]), block, se, (value - 1.96 * se, value + 1.96 * se), None)
+    ci95 = (value - 1.96 * se, value + 1.96 * se)
+    return WindowNoise(len(known[0]), block, se, ci95)

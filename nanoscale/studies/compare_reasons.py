@@ -80,7 +80,10 @@ def difference_text(difference: Estimate, unit: str) -> str:
 
 def diverged_text(left_out: Iterable[LeftOut]) -> str:
     """The runs that a reader would miss; those at settings that were not chosen are no loss."""
-    lost = Counter(run.arm for run in left_out if run.why == "diverged" and not run.setting)
+    lost: Counter[str] = Counter()
+    for run in left_out:
+        if run.why == "diverged" and not run.setting:
+            lost[run.arm] += 1
     text = ""
     for arm, count in sorted(lost.items()):
         text += f"; {number_of(count, 'diverged run')} of {arm} not counted"
@@ -134,7 +137,8 @@ def warnings_of(comparison: Comparison, offers: Offers) -> list[str]:
 def left_out_warnings(left_out: Iterable[LeftOut]) -> Iterator[str]:
     groups = defaultdict(list)
     for run in left_out:
-        groups[run.arm, run.why, run.setting].append(at(run.cell, f"seed {run.seed}"))
+        name = at(run.cell, f"seed {run.seed}")
+        groups[run.arm, run.why, run.setting].append(name)
     for (arm, why, setting), names in groups.items():
         text = f": {'; '.join(names[:MOST_NAMES])}"
         if len(names) > MOST_NAMES:
@@ -167,7 +171,9 @@ def budget_warnings(cells: Sequence[SizeComparison]) -> Iterator[str]:
             if a > 0 and b > 0:  # NaN is not known
                 ratios.append(b / a)
         if ratios and max(*ratios, 1 / min(ratios)) > _UNEQUAL:
-            ends = dict.fromkeys(f"{ratio:.3g}" for ratio in (min(ratios), max(ratios)))
+            least = f"{min(ratios):.3g}"
+            most = f"{max(ratios):.3g}"
+            ends = dict.fromkeys([least, most])
             yield f"B has {' to '.join(ends)} times A's {key}"
 
 

@@ -189,15 +189,24 @@ class CoordinatePlan:
         configs = []
         for config, rows in finished:
             size = getattr(config, SWEPT_KEYS[self.sweep])
-            measured = [row for row in rows if "statistics" in row]
-            lr = config.learning_rate
-            runs.append(CoordinateRun(size, config.seed, measured, learning_rates(config), lr))
+            run = CoordinateRun(
+                size=size,
+                seed=config.seed,
+                rows=[row for row in rows if "statistics" in row],
+                lr=learning_rates(config),
+                base_lr=config.learning_rate,
+            )
+            runs.append(run)
             configs.append(config)
         return coordinate_verdict(self.sizes, runs, facts_of(self.sweep, configs), self.steps)
 
 
 def _rows(
-    sweep: Sweep, sizes: Sequence[int], seeds: int, sources: Sequence[Source], typed: set[str]
+    sweep: Sweep,
+    sizes: Sequence[int],
+    seeds: int,
+    sources: Sequence[Source],
+    typed: set[str],
 ) -> list[dict[str, Json]]:
     """The cells' keys: every size with every seed; over widths, heads of one size are added."""
     values = layered(sources)
@@ -243,7 +252,10 @@ def learning_rates(config: ResolvedConfig) -> dict[str, float]:
         if rule.optimizer == "adamw":
             squares[tensor.role] += rule.lr**2 * tensor.numel
             counts[tensor.role] += tensor.numel
-    return {role: math.sqrt(squares[role] / counts[role]) for role in counts}
+    rates = {}
+    for role, count in counts.items():
+        rates[role] = math.sqrt(squares[role] / count)
+    return rates
 
 
 def facts_of(sweep: Sweep, configs: Sequence[ResolvedConfig]) -> Facts:

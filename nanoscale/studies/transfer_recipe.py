@@ -116,7 +116,10 @@ def read_arms(table: FileTable) -> list[StudyArm]:
 
 
 def read_arm(
-    table: FileTable, values: Overrides, sizes: Sequence[Overrides], seeds: Sequence[int]
+    table: FileTable,
+    values: Overrides,
+    sizes: Sequence[Overrides],
+    seeds: Sequence[int],
 ) -> StudyArm:
     where = table.where("arms")
     keys: dict[str, Any] = dict(values)
@@ -164,7 +167,9 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         return Answer([f"no verdict: {error}"])
 
     write_json(study.folder / "transfer.json", joint_record(verdicts))
-    lines = [f"{name}: {verdict.verdict}: {verdict.reason}" for name, verdict in verdicts.items()]
+    lines = []
+    for name, verdict in verdicts.items():
+        lines.append(f"{name}: {verdict.verdict}: {verdict.reason}")
     return Answer(lines, verdicts)
 
 

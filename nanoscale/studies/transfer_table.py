@@ -68,7 +68,12 @@ def transfer(
         'pass'
     """
     frame = _frame_of(table, output_root)
-    named = {"size": size, "lr": lr, "loss": loss, "seed": seed}
+    named = {
+        "size": size,
+        "lr": lr,
+        "loss": loss,
+        "seed": seed,
+    }
     columns = {option: name for option, name in named.items() if name is not None}
     verdicts = transfer_verdicts(frame, columns, by=by, only=only, limits=limits)
     if len(verdicts) > 1:
@@ -128,10 +133,11 @@ def settings_of(
     frame: DataFrame, by: str | None, only: str | None
 ) -> Iterator[tuple[str, DataFrame]]:
     """(name, its rows) of every setting that is judged by itself: all rows unless there is `by`."""
-    by = by or (ARM if ARM in frame else None)
+    if not by and ARM in frame:
+        by = ARM
     if frame.empty:
         raise UserError("the table has no rows; it needs one per run")
-    if by is None:
+    if not by:
         if only is not None:
             raise UserError(f"--only={only}: say of which column, as in --by=parametrization.mode")
         yield "", frame
@@ -142,8 +148,9 @@ def settings_of(
     if only is not None and only not in known:
         hint = did_you_mean(only, known) or f"; choose {one_of(known)}"
         raise UserError(f"--only={only}: no such {by}{hint}")
-    for label in known if only is None else [only]:
-        yield label, frame[labels == label]
+    for label in known:
+        if only in (None, label):
+            yield label, frame[labels == label]
 
 
 # -- columns ------------------------------------------------------------------------------------
@@ -158,14 +165,18 @@ def columns_of(frame: DataFrame, named: Mapping[str, str]) -> LrColumns:
         raise UserError(
             "which column is the loss? there is no 'val_loss'; say it, as in --loss=final_loss"
         )
-    seed = columns.get("seed", "seed" if "seed" in frame else None)
+    seed = columns.get("seed")
+    if seed is None and "seed" in frame:
+        seed = "seed"
     return LrColumns(size, lr, columns["loss"], seed)
 
 
 def _size_column(frame: DataFrame) -> str:
     sizes = [key for key in SIZE_KEYS if _varies(frame, key)]
     if len(sizes) != 1:
-        what = f"both {' and '.join(sizes)} vary" if sizes else f"no {one_of(SIZE_KEYS)} varies"
+        what = f"no {one_of(SIZE_KEYS)} varies"
+        if sizes:
+            what = f"both {' and '.join(sizes)} vary"
         raise UserError(f"which column is the size? {what}; say it, as in --size=total_params")
     return sizes[0]
 
