@@ -191,4 +191,11 @@ def _step_labels(axes: Axes, panel: _Panel, x: float, steps: Sequence[int]) -> N
         if np.isfinite(y):
             ends.append(End(str(step) if ends else f"step {step}", x, y))
     if ends:
-        end_labels(axes, ends, at=1.05, gap=9.5, clear=4, size=7.5)
+        end_labels(
+            axes,
+            ends,
+            at=1.05,
+            gap=9.5,
+            clear=4,
+            size=7.5,
+        )

@@ -73,11 +73,28 @@ def cloud_figure(
     names = names or {}
     left, many = MARGIN + 6, len(pairs)
     width = WIDTH if many > 1 else 5.2
-    figure, grid = sheet(width, 4.1, many, across=many, above=TWO_HEADS, left=left, wspace=0.24)
+    figure, grid = sheet(
+        width,
+        4.1,
+        many,
+        across=many,
+        above=TWO_HEADS,
+        left=left,
+        wspace=0.24,
+    )
     for axes, (x, y) in zip(grid, pairs, strict=True):
         u, v = checked(draws, x, y, positive=False)
         _cloud(axes, u, v)
-        mark(axes, fitted[x], fitted[y], ACCENT, shape="D", size=7, rim=1, zorder=6)
+        mark(
+            axes,
+            fitted[x],
+            fitted[y],
+            ACCENT,
+            shape="D",
+            size=7,
+            rim=1,
+            zorder=6,
+        )
         headed(axes, names.get(y, y), names.get(x, x), left=left)
     told = [
         (f"{printed(f'{len(u):,}')} resamples", SIZES[4]),
@@ -90,7 +107,15 @@ def cloud_figure(
 
 def _cloud(axes: Axes, u: Array, v: Array) -> None:
     area, _, alpha = dots(len(u))
-    axes.scatter(u, v, s=area, color=SIZES[4], linewidths=0, alpha=0.5 * alpha, zorder=3)
+    axes.scatter(
+        u,
+        v,
+        s=area,
+        color=SIZES[4],
+        linewidths=0,
+        alpha=0.5 * alpha,
+        zorder=3,
+    )
     axes.set(xlim=_span(u), ylim=_span(v))
 
     # along the eigenvectors of the covariance, as far as their standard deviations say
@@ -152,7 +177,15 @@ def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str] = L
 
 def _sizes_of_error(axes: Axes, c: list[float], errors: list[float], colour: str) -> None:
     per_cent = [100 * error for error in errors]
-    axes.plot(c, per_cent, "o-", color=colour, linewidth=1, markersize=3.5, zorder=3)
+    axes.plot(
+        c,
+        per_cent,
+        "o-",
+        color=colour,
+        linewidth=1,
+        markersize=3.5,
+        zorder=3,
+    )
 
 
 def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
@@ -167,7 +200,16 @@ def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
             axes.plot(at, tip, arrow, color=INK, markersize=5, zorder=5)
 
     shown = float(np.clip(bias, -0.88 * limit, 0.88 * limit))
-    mark(axes, at, shown, ACCENT, shape="D", size=6.5, rim=1, zorder=6)
+    mark(
+        axes,
+        at,
+        shown,
+        ACCENT,
+        shape="D",
+        size=6.5,
+        rim=1,
+        zorder=6,
+    )
     if shown != bias:
         label(
             axes,
@@ -203,4 +245,13 @@ def _below(
     """Lines of text under the axis at `x`."""
     on = axes.get_xaxis_transform()
     for row, text in enumerate(lines):
-        label(axes, text, (x, 0), (offset, -46 - 10 * row), on=on, size=7.5, ha=ha, va="top")
+        label(
+            axes,
+            text,
+            (x, 0),
+            (offset, -46 - 10 * row),
+            on=on,
+            size=7.5,
+            ha=ha,
+            va="top",
+        )

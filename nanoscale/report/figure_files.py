@@ -56,6 +56,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     with styled(), atomic_write(path) as part:
         figure.savefig(
-            part, format=kind, dpi=200, metadata=undated, bbox_inches="tight", pad_inches=0.12
+            part,
+            format=kind,
+            dpi=200,
+            metadata=undated,
+            bbox_inches="tight",
+            pad_inches=0.12,
         )
     return path

@@ -181,10 +181,25 @@ def _levels(axes: Axes, fit: LawFit, n: _Ends, d: _Ends) -> None:
     sides = np.geomspace(*n, _MESH), np.geomspace(*d, _MESH)
     loss = fit(*np.meshgrid(*sides))  # (d, n)
     shades = HEAT[-2::-1]  # the darkest would hide the runs
-    levels = _round_levels(np.quantile(loss, np.arange(1, len(shades)) / len(shades)))
+    shares = np.arange(1, len(shades)) / len(shades)
+    levels = _round_levels(np.quantile(loss, shares))
     colours = shades[: len(levels) + 1]
-    axes.contourf(*sides, loss, levels=levels, colors=colours, extend="both", zorder=0)
-    lines = axes.contour(*sides, loss, levels=levels, colors=PAPER, linewidths=0.8, zorder=1)
+    axes.contourf(
+        *sides,
+        loss,
+        levels=levels,
+        colors=colours,
+        extend="both",
+        zorder=0,
+    )
+    lines = axes.contour(
+        *sides,
+        loss,
+        levels=levels,
+        colors=PAPER,
+        linewidths=0.8,
+        zorder=1,
+    )
     decimals = max(len(f"{level:g}".partition(".")[2]) for level in levels)
     for text in axes.clabel(lines, fmt=f"%.{decimals}f", fontsize=8, colors=INK):
         text.set_path_effects(HALO)
@@ -214,7 +229,16 @@ def _budgets(axes: Axes, n: _Ends, d: _Ends) -> None:
             label(axes, name, (right, bottom), (4, 0), on="data", size=7.5, va="center")
         elif left == n[0] and top > corner:
             end = (left, top)
-            label(axes, name, end, (7, 0), on="data", size=7.5, path_effects=HALO, zorder=6)
+            label(
+                axes,
+                name,
+                end,
+                (7, 0),
+                on="data",
+                size=7.5,
+                path_effects=HALO,
+                zorder=6,
+            )
     label(axes, "C, FLOPs", (1, 1), (4, 9), size=7.5)
 
 
@@ -223,12 +247,26 @@ def _optimum(axes: Axes, best: Band, reach: float) -> None:
     product = best.x / 6  # N D
     there_and_back = np.concatenate([product, product[::-1]])
     ends = np.concatenate([best.low, best.high[::-1]])
-    axes.fill(ends, there_and_back / ends, color=PAPER, alpha=0.45, linewidth=0, zorder=3)
+    axes.fill(
+        ends,
+        there_and_back / ends,
+        color=PAPER,
+        alpha=0.45,
+        linewidth=0,
+        zorder=3,
+    )
     for end in (best.low, best.high):
         axes.plot(end, product / end, color=ACCENT, linewidth=0.6, zorder=3)
     for part, dash in zip(best.split(reach), ("-", BEYOND), strict=True):
         d = part.x / 6 / part.y
-        axes.plot(part.y, d, color=ACCENT, linewidth=1.8, linestyle=dash, zorder=5)
+        axes.plot(
+            part.y,
+            d,
+            color=ACCENT,
+            linewidth=1.8,
+            linestyle=dash,
+            zorder=5,
+        )
     notes(axes, [(f"line: least loss at C{_band_of(best)}", ACCENT)], above=True)
 
 

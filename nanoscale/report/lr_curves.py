@@ -80,12 +80,17 @@ def _name_base(axes: Axes, verdict: TransferVerdict, low: float) -> None:
 
 def _loss_range(sizes: Sequence[SizeOptimum]) -> tuple[float, float]:
     """The valleys of every panel, and of the slopes as much again; walls leave at the top."""
-    means = np.array([cell.loss for size in sizes for cell in size.cells])
-    if not len(means):
+    means: list[float] = []
+    valleys: list[float] = []
+    for size in sizes:
+        losses = [cell.loss for cell in size.cells]
+        if losses:
+            means += losses
+            valleys.append(min(losses))
+        valleys += _parabola(size)[1].tolist()
+    if not means:
         raise UserError("no run has a finite loss: there is nothing to draw")
-    floors = [min(cell.loss for cell in size.cells) for size in sizes if size.cells]
-    near = [loss for size in sizes for loss in _parabola(size)[1]]
-    low, top = min(floors), max([*floors, *near])
+    low, top = min(means), max(valleys)
     high = max(top, min(np.quantile(means, 0.8), top + 0.6 * (top - low)))
     room = max(high - low, 1e-3 * abs(low))
     return low - 0.07 * room, high + 0.10 * room
@@ -107,7 +112,13 @@ def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> Non
     _lr_axis(axes, [cell.lr for size in verdict.sizes for cell in size.cells] + diverged)
     axes.set_ylim(low, high)
     if math.isfinite(verdict.base_lr):
-        axes.axvline(verdict.base_lr, color=ACCENT, linewidth=1.1, dashes=(5, 3), zorder=1)
+        axes.axvline(
+            verdict.base_lr,
+            color=ACCENT,
+            linewidth=1.1,
+            dashes=(5, 3),
+            zorder=1,
+        )
 
     colours = size_colours(len(verdict.sizes))
     for size, colour in zip(verdict.sizes, colours, strict=True):
@@ -117,7 +128,14 @@ def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> Non
     known = [size for size in verdict.sizes if size.bracketed]
     optima = [size.optimum_lr for size in known]
     losses = [size.min_loss for size in known]
-    axes.plot(optima, losses, color=INK, linewidth=0.9, linestyle=DOTTED, zorder=5)
+    axes.plot(
+        optima,
+        losses,
+        color=INK,
+        linewidth=0.9,
+        linestyle=DOTTED,
+        zorder=5,
+    )
     _labels(axes, verdict.sizes, colours)
 
 
@@ -135,11 +153,27 @@ def _curve(
     axes: Axes, verdict: TransferVerdict, size: SizeOptimum, colour: str, high: float
 ) -> None:
     lr, loss = [cell.lr for cell in size.cells], [cell.loss for cell in size.cells]
-    axes.plot(lr, loss, color=colour, linewidth=0.9, alpha=0.45, zorder=2)
+    axes.plot(
+        lr,
+        loss,
+        color=colour,
+        linewidth=0.9,
+        alpha=0.45,
+        zorder=2,
+    )
     runs = verdict.runs
     drawn = (runs.size == size.size) & np.isfinite(runs.loss)
     x, y = runs.lr[drawn], runs.loss[drawn]
-    mark(axes, x, y, colour, size=2.2, rim=0, alpha=0.35, zorder=2)
+    mark(
+        axes,
+        x,
+        y,
+        colour,
+        size=2.2,
+        rim=0,
+        alpha=0.35,
+        zorder=2,
+    )
     axes.errorbar(
         lr,
         loss,
@@ -207,4 +241,13 @@ def _head(axes: Axes, title: str, verdict: TransferVerdict) -> None:
     label(axes, text, (0, 1), (0, 24), size=8.5)
     label(axes, title, (0, 1), (0, 39), colour=INK, size=10, weight="bold")
     colour = OF_VERDICTS[verdict.verdict]
-    label(axes, verdict.verdict, (1, 1), (0, 39), colour=colour, size=9, weight="bold", ha="right")
+    label(
+        axes,
+        verdict.verdict,
+        (1, 1),
+        (0, 39),
+        colour=colour,
+        size=9,
+        weight="bold",
+        ha="right",
+    )

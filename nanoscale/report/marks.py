@@ -178,16 +178,24 @@ def colours_of(values: ArrayLike | None, n: int) -> list[str]:
     if values is None or np.min(values) == np.max(values):
         return [SIZES[4]] * n
     u = np.log(np.asarray(values, float))
-    steps = (u - u.min()) / (u.max() - u.min()) * len(SIZES)
-    last = len(SIZES) - 1
-    return [SIZES[min(int(step), last)] for step in steps]
+    low, high = u.min(), u.max()
+    steps = (u - low) / (high - low) * len(SIZES)
+    colours = [*SIZES, SIZES[-1]]  # the largest value ends the last step
+    return [colours[int(step)] for step in steps]
 
 
 def runs(axes: Axes, x: Array, y: Array, colours: str | Sequence[str], zorder: float = 3) -> None:
     """A dot per run, smaller and fainter where they are many."""
     area, rim, alpha = dots(len(x))
     axes.scatter(
-        x, y, s=area, c=colours, edgecolors=PAPER, linewidths=rim, alpha=alpha, zorder=zorder
+        x,
+        y,
+        s=area,
+        c=colours,
+        edgecolors=PAPER,
+        linewidths=rim,
+        alpha=alpha,
+        zorder=zorder,
     )
 
 
@@ -275,7 +283,14 @@ def line(
 ) -> None:
     """Solid up to `reach`, dashed beyond: what no run has seen looks it."""
     for part, dash in zip(band.split(reach), ("-", BEYOND), strict=True):
-        axes.plot(part.x, part.y, color=colour, linewidth=width, linestyle=dash, zorder=zorder)
+        axes.plot(
+            part.x,
+            part.y,
+            color=colour,
+            linewidth=width,
+            linestyle=dash,
+            zorder=zorder,
+        )
 
 
 def shade(axes: Axes, band: Band, colour: str, alpha: float) -> None:

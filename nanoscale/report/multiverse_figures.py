@@ -85,6 +85,8 @@ def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
         _asked(top, fit)
     _exponents(top, rows)
     _matrix(below, rows, choices, record)
+    for axes in (top, below):
+        axes.tick_params(bottom=False, labelbottom=False)
     headed(top, "a of N* ~ C^a, one mark per analysis, sorted")
     text = f"{len(rows)} analyses"
     lost = len(record.rows) - len(rows)
@@ -98,7 +100,13 @@ def _asked(axes: Axes, fit: LawFit) -> None:
     a, ends = fit.exponents["a"], fit.ci95.get("a")
     text = "this fit"
     if ends:
-        axes.axhspan(*ends, color=ACCENT, alpha=0.10, linewidth=0, zorder=0)
+        axes.axhspan(
+            *ends,
+            color=ACCENT,
+            alpha=0.10,
+            linewidth=0,
+            zorder=0,
+        )
         text += "\nand its 95 % interval"
     axes.axhline(a, color=ACCENT, linewidth=1.1, zorder=2)
     beside = axes.get_yaxis_transform()
@@ -119,7 +127,6 @@ def _exponents(axes: Axes, rows: Sequence[Analysis]) -> None:
     axes.set_xlim(-0.02 * len(rows) - 0.6, 1.02 * len(rows) - 0.4)
     axes.margins(y=0.1)
     linear_ticks(axes.yaxis, 6)
-    axes.tick_params(bottom=False, labelbottom=False)
     axes.spines["bottom"].set_visible(False)
 
 
@@ -163,9 +170,7 @@ def _matrix(
             )
             label(axes, name, (0, y), (-6, 0), on=beside, ha="right", va="center")
             y += 1
-    axes.set_ylim(y, -0.6)
-    axes.set_yticks([])
-    axes.tick_params(bottom=False, labelbottom=False)
+    axes.set(ylim=(y, -0.6), yticks=[])
     axes.spines[:].set_visible(False)
 
 

@@ -124,13 +124,28 @@ def _losses(axes: Axes, cell: SizeComparison, middle: float) -> None:
 def _differences(axes: Axes, comparison: Comparison) -> None:
     """B - A per size, and over sizes where there are several."""
     rope, cells, total = comparison.rope, comparison.cells, comparison.difference
-    axes.axhspan(-rope, rope, color=RULE, alpha=0.55, linewidth=0, zorder=0)
+    axes.axhspan(
+        -rope,
+        rope,
+        color=RULE,
+        alpha=0.55,
+        linewidth=0,
+        zorder=0,
+    )
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
     for i, cell in enumerate(cells):
         pairs = [row.difference for row in cell.seeds if row.difference is not None]
         if cell.difference.paired_by:
             x = i + _beside(pairs)
-            axes.scatter(x, pairs, s=11, color=MUTED, alpha=0.75, linewidths=0, zorder=3)
+            axes.scatter(
+                x,
+                pairs,
+                s=11,
+                color=MUTED,
+                alpha=0.75,
+                linewidths=0,
+                zorder=3,
+            )
         if len(cells) > 1:
             _estimate(axes, i, cell.difference, COLOUR_B)
 
@@ -143,7 +158,16 @@ def _differences(axes: Axes, comparison: Comparison) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -1.6 * rope), max(high, 1.6 * rope))
     beside = axes.get_yaxis_transform()
-    label(axes, f"equal: ±{rope:g}", (1, rope), (-2, -1), on=beside, size=7.5, ha="right", va="top")
+    label(
+        axes,
+        f"equal: ±{rope:g}",
+        (1, rope),
+        (-2, -1),
+        on=beside,
+        size=7.5,
+        ha="right",
+        va="top",
+    )
     if of_windows:
         label(axes, "evaluation noise only:\none seed per arm", (0.5, 0), (0, 4), ha="center")
 
@@ -167,7 +191,16 @@ def _estimate(
 ) -> None:
     if not math.isnan(difference.ci95[0]):
         bar(axes, (x, x), difference.ci95, colour, 1.8, dash=dash)
-    mark(axes, x, difference.value, colour, shape=shape, size=size, rim=1.0, zorder=5)
+    mark(
+        axes,
+        x,
+        difference.value,
+        colour,
+        shape=shape,
+        size=size,
+        rim=1.0,
+        zorder=5,
+    )
 
 
 # -- words --------------------------------------------------------------------------------------
@@ -177,7 +210,16 @@ def _heads(losses: Axes, differences: Axes, comparison: Comparison) -> None:
     verdict, above = comparison.verdict, (-MARGIN, 52)
     last = label(losses, second, (0, 1), above, colour=COLOUR_B, size=10, weight="bold")
     last = label(losses, "  against  ", (1, 0), on=last, size=10, va="bottom")
-    label(losses, first, (1, 0), on=last, colour=COLOUR_A, size=10, weight="bold", va="bottom")
+    label(
+        losses,
+        first,
+        (1, 0),
+        on=last,
+        colour=COLOUR_A,
+        size=10,
+        weight="bold",
+        va="bottom",
+    )
     label(
         differences,
         verdict,

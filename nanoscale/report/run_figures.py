@@ -241,7 +241,14 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
             weight="bold" if value == best else "normal",
         )
     framed = np.argwhere(values == best)[0]
-    _frame(axes, framed, fill=False, edgecolor=ACCENT, linewidth=2, clip_on=False)
+    _frame(
+        axes,
+        framed,
+        fill=False,
+        edgecolor=ACCENT,
+        linewidth=2,
+        clip_on=False,
+    )
 
 
 def _frame(axes: Axes, place: Sequence[int], **look: Any) -> None:

@@ -133,7 +133,14 @@ def search_figure(found: SearchOutcome, space: _Domains) -> Figure:
     )
     for axes, (key, domain) in zip(grid, domains, strict=True):
         _slice(axes, key, domain, trials)
-        axes.set_title(key, loc="left", size=9, color=INK, weight="bold", pad=6)
+        axes.set_title(
+            key,
+            loc="left",
+            size=9,
+            color=INK,
+            weight="bold",
+            pad=6,
+        )
         if key in importance:
             share = f"{100 * importance[key]:.0f} % of the difference"
             label(axes, share, (1, 1.04), ha="right")
@@ -172,7 +179,16 @@ def contour_figure(found: SearchOutcome, space: _Domains) -> Figure | None:
     )
     mark(axes, x, y, INK, size=3, rim=0.5, zorder=2)
     best = trials.best
-    mark(axes, x[best], y[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
+    mark(
+        axes,
+        x[best],
+        y[best],
+        ACCENT,
+        shape="D",
+        size=7,
+        rim=1,
+        zorder=2,
+    )
     x_range.on(axes, "x")
     y_range.on(axes, "y")
     axes.set_xlabel(x_key, labelpad=4)
@@ -215,7 +231,16 @@ def _slice(axes: Axes, key: str, domain: _Domain, trials: _Trials) -> None:
             zorder=2,
         )
     best = trials.best
-    mark(axes, where[best], trials.losses[best], ACCENT, shape="D", size=7, rim=1, zorder=2)
+    mark(
+        axes,
+        where[best],
+        trials.losses[best],
+        ACCENT,
+        shape="D",
+        size=7,
+        rim=1,
+        zorder=2,
+    )
 
 
 def _ranked(space: _Domains, found: SearchOutcome) -> list[tuple[str, _Domain]]:

@@ -232,7 +232,8 @@ def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
 def round_numbers(low: float, high: float, digits: Sequence[int]) -> list[float]:
     """The numbers of [low, high] that are one of `digits` times a power of ten."""
     numbers = []
-    for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for power in range(first, last + 1):
         numbers += [digit * 10.0**power for digit in digits]
     return [number for number in numbers if low <= number <= high]
 
@@ -248,7 +249,8 @@ def log_axis(axes: Axes, which: XY, low: float, high: float, *, most: int = 8) -
     most: of ticks; fewer for an axis of half a figure.
     """
     if high / low < ONE_VALUE:
-        low, high = low / ONE_VALUE, high * ONE_VALUE
+        low /= ONE_VALUE
+        high *= ONE_VALUE
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axis = axes.xaxis if which == "x" else axes.yaxis
     ticks_on(axis, log_ticks(low, high, most))

@@ -105,7 +105,14 @@ def valleys_figure(
     drawn = _drawn(found, np.asarray(loss, float))
     room = MARGIN + 4
     figure, (left, right) = sheet(
-        WIDTH, 4.5, 2, across=2, left=room, below=54, wspace=0.52, width_ratios=(1.25, 1)
+        WIDTH,
+        4.5,
+        2,
+        across=2,
+        left=room,
+        below=54,
+        wspace=0.52,
+        width_ratios=(1.25, 1),
     )
     _curves(left, drawn)
     _names(left, drawn)
@@ -259,7 +266,14 @@ def _vertices(axes: Axes, drawn: Sequence[_Drawn], best: Band, surface: Band | N
     shade(axes, best, ACCENT, 0.16)
     line(axes, best, ROUNDING * max(budgets), ACCENT, width=1.4)
     if surface is not None:
-        axes.plot(surface.x, surface.y, color=INK, linewidth=1, linestyle=DOTTED, zorder=3)
+        axes.plot(
+            surface.x,
+            surface.y,
+            color=INK,
+            linewidth=1,
+            linestyle=DOTTED,
+            zorder=3,
+        )
     reached += vertices
     low = max(min(reached), min(vertices) / 4)
     high = min(max(reached), max(vertices) * 4)
