@@ -19,7 +19,6 @@ from nanoscale.errors import UserError
 from nanoscale.report.marks import (
     BEYOND,
     HALO,
-    LABELS,
     Columns,
     bar,
     checked,
@@ -61,16 +60,15 @@ _FAR = 4.0  # times the usual error, from which a rollout's error or interval le
 def cloud_figure(
     draws: Columns,
     fitted: Mapping[str, float],
-    pairs: Sequence[tuple[str, str]] = (("alpha", "beta"), ("a", "E")),
+    pairs: Sequence[tuple[str, str]],
     *,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str],
 ) -> Figure:
     """The fits of all resamples, two parameters to a panel, about the fit itself.
 
     draws: name -> one value per resample; fitted: name -> the fit's. The ellipse holds 95 % of a
     normal of their covariance: where points leave it, an interval must come from the points.
     """
-    names = names or {}
     left, many = MARGIN + 6, len(pairs)
     width = WIDTH if many > 1 else 5.2
     figure, grid = sheet(
@@ -143,7 +141,7 @@ def _span(values: Array) -> tuple[float, float]:
 
 # -- hold-outs ----------------------------------------------------------------------------------
 @styled()
-def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str] = LABELS) -> Figure:
+def rollout_figure(rows: Sequence[RolloutStep], *, labels: Mapping[str, str]) -> Figure:
     """Fit below a budget, predict above it: the error, for one budget after another.
 
     rows: in order of threshold.

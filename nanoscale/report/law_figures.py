@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from nanoscale.report.marks import (
     BEYOND,
     HALO,
-    LABELS,
     Columns,
     checked,
     colour_key,
@@ -66,7 +65,7 @@ def frontier_figure(
     *,
     x: str = "C",
     hull: Sequence[int] = (),
-    labels: Mapping[str, str] = LABELS,
+    labels: Mapping[str, str],
 ) -> Figure:
     """Loss against compute, the runs on the lower envelope, and the law's least loss at each C.
 
@@ -148,7 +147,7 @@ def surface_figure(
     fit: LawFit,
     best: Band | None = None,
     *,
-    labels: Mapping[str, str] = LABELS,
+    labels: Mapping[str, str],
 ) -> Figure:
     """The law's loss over N and D, the runs on it, lines of equal compute, the best path.
 
@@ -276,7 +275,7 @@ def residuals_figure(
     points: Columns,
     fit: LawFit,
     *,
-    labels: Mapping[str, str] = LABELS,
+    labels: Mapping[str, str],
 ) -> Figure:
     """How far each run lies from the law, against C, N, D and the law's own loss.
 

@@ -43,12 +43,6 @@ MANY = 400  # points from which dots lose their rims
 HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground=PAPER)]
 ROUNDING = 1.0001  # a curve's end that is the last run's x may lie a rounding beyond it
 Columns = Mapping[str, Sequence[float] | np.ndarray]
-LABELS = {
-    "N": "N: parameters",
-    "D": "D: training tokens",
-    "C": "C: training FLOPs, 6 N D",
-    "loss": "loss (nats per token)",
-}
 
 
 # -- words --------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def multiverse_figure(record: Multiverse, fit: LawFit | None = None) -> Figure:
     if fit is not None:
         _asked(top, fit)
     _exponents(top, rows)
-    _matrix(below, rows, choices, record)
+    _matrix(below, rows, choices, record.spread)
     for axes in (top, below):
         axes.tick_params(bottom=False, labelbottom=False)
     headed(top, "a of N* ~ C^a, one mark per analysis, sorted")
@@ -134,13 +134,13 @@ def _matrix(
     axes: Axes,
     rows: Sequence[Analysis],
     choices: Mapping[str, Mapping[object, str]],
-    record: Multiverse,
+    spread: Mapping[str, float | None],
 ) -> None:
     """A line per option with a mark under every analysis that took it."""
     width, _ = points_of(axes)
     mark_width = float(np.clip(0.5 * width / len(rows), 0.5, 3))
     beside = axes.get_yaxis_transform()
-    largest = max(filter(None, record.spread.values()), default=1.0)
+    largest = max(filter(None, spread.values()), default=1.0)
     y = 0.0
     for key, options in choices.items():
         y += 0.1
@@ -155,7 +155,7 @@ def _matrix(
             va="center",
             weight="bold",
         )
-        _worth(axes, y, record.spread.get(key), largest)
+        _worth(axes, y, spread.get(key), largest)
         y += 0.9
         for option, name in options.items():
             at = [i for i, row in enumerate(rows) if getattr(row, key) == option]

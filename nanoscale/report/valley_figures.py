@@ -19,7 +19,6 @@ from nanoscale.report.marks import (
     BEYOND,
     DOTTED,
     HALO,
-    LABELS,
     MANY,
     ROUNDING,
     Dash,
@@ -94,7 +93,7 @@ def valleys_figure(
     best: Band,
     surface: Band | None = None,
     *,
-    labels: Mapping[str, str] = LABELS,
+    labels: Mapping[str, str],
 ) -> Figure:
     """Loss over N at each budget with the fitted curves; beside it N* against C.
 

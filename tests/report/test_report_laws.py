@@ -191,6 +191,7 @@ def draws(n=4000):
     }
 
 
+PAIRS = (("alpha", "beta"), ("a", "E"))
 FOUND = {"alpha": 0.34, "beta": 0.36, "a": 0.51, "E": 1.8}
 
 
@@ -207,7 +208,7 @@ FIGURES = {
     "bare": lambda: frontier_figure({"C": [1e16, 1e17], "loss": [3.0, 2.5]}, None, labels=LABELS),
     "surface": lambda: surface_figure(points(), fit(), best(), labels=LABELS),
     "residuals": lambda: residuals_figure(points(), fit(), labels=LABELS),
-    "cloud": lambda: cloud_figure(draws(300), FOUND),
+    "cloud": lambda: cloud_figure(draws(300), FOUND, PAIRS, names={}),
     "rollout": lambda: rollout_figure(holdouts(), labels=LABELS),
     "valleys": lambda: draw_valleys(with_two_runs_of_another_budget(points()), best()),
     "multiverse": lambda: multiverse_figure(
@@ -344,7 +345,7 @@ def test_the_surface_has_the_path_at_equal_compute_and_a_band_along_it():
         if line.get_linewidth() == 0.6 and line.get_color() != ACCENT:
             x, y = line.get_data()
             assert x[0] * y[0] == pytest.approx(x[1] * y[1])  # equal compute
-    noted = surface_figure(points(), fit(status="not_identified"), best())
+    noted = surface_figure(points(), fit(status="not_identified"), best(), labels=LABELS)
     assert "the law is not identified: no N* is drawn" in texts(noted)
     assert not lines(noted.axes[0], ACCENT)
 
@@ -377,8 +378,8 @@ def test_residuals_are_per_cent_over_the_law_against_c_n_d_and_the_law():
 
 
 def test_the_ellipse_holds_95_per_cent_of_a_normal_and_bars_are_the_intervals():
-    figure = cloud_figure(draws(), FOUND)
-    for axes, (x, y) in zip(figure.axes, (("alpha", "beta"), ("a", "E")), strict=True):
+    figure = cloud_figure(draws(), FOUND, PAIRS, names={})
+    for axes, (x, y) in zip(figure.axes, PAIRS, strict=True):
         ellipse = next(p for p in axes.patches if isinstance(p, Ellipse))
         inside = ellipse.get_path().contains_points(
             np.stack([draws()[x], draws()[y]], 1), ellipse.get_patch_transform()
@@ -400,7 +401,7 @@ def test_the_rollout_has_every_error_its_interval_and_what_it_rests_on():
     assert np.array(bars) == pytest.approx(np.array([[-1.8, 0.2], [-0.4, 1.6], [-0.6, 1.4]]))
     assert {"fitted", "held out", "reach", "7", "23", "10×"} <= set(texts(figure))
     with pytest.raises(UserError, match="there is no rollout"):
-        rollout_figure([])
+        rollout_figure([], labels=LABELS)
 
 
 def test_one_wild_budget_of_a_rollout_leaves_the_others_legible_and_says_its_value():
@@ -522,7 +523,7 @@ def test_ticks_of_a_narrow_axis_are_few():
 )
 def test_what_cannot_be_drawn_is_refused(columns, message):
     with pytest.raises(UserError, match=message):
-        frontier_figure(columns, None)
+        frontier_figure(columns, None, labels=LABELS)
 
 
 def test_the_dash_of_the_unknown_is_one():
