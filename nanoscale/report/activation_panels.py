@@ -163,8 +163,7 @@ def _rose(axes: Axes, verdict: CoordinateVerdict, octaves: float) -> None:
     doublings = math.log2(last / first)
     steepest = math.floor(2 * min(1.0, octaves / 2 / doublings)) / 2 or 0.25
     label(axes, "slopes to scale", (0, 1), (-4, 17), colour=INK, size=8.5)
-    for share in (-1, -0.5, 0, 0.5, 1):
-        slope = share * steepest
+    for slope in np.linspace(-steepest, steepest, 5):
         end = 2 ** (slope * doublings)
         axes.plot((first, last), (1, end), color=MUTED, linewidth=0.8 if slope else 1.6)
         text = printed(f"{slope:+.3g}") if slope else "0"

@@ -223,11 +223,12 @@ def _bias(axes: Axes, row: RolloutStep, limit: float) -> None:
 
 def _limit(rows: Sequence[RolloutStep]) -> float:
     """Per cent that the axes hold: all, but nothing beyond `FAR` times the usual size of error."""
-    usual = _FAR * float(np.median([row.mean_abs_error for row in rows]))
-    means = [abs(row.bias) for row in rows]
-    ends = [0.0]
+    sizes, means, ends = [], [], [0.0]
     for row in rows:
-        ends += [abs(end) for end in row.bias_ci95 or ()]
+        sizes.append(row.mean_abs_error)
+        means.append(abs(row.bias))
+        ends += map(abs, row.bias_ci95 or ())
+    usual = _FAR * float(np.median(sizes))
     return 115 * max(min(max(means), usual), min(max(ends), usual), usual / _FAR, 1e-6)
 
 

@@ -114,7 +114,8 @@ class End:
 
 def apart(axes: Axes, ends: Sequence[End], gap: float) -> Array:
     """(n, 2) where they are as shares of the axes, moved to be `gap` points apart in y."""
-    on_page = axes.transData.transform([(end.x, end.y) for end in ends])
+    drawn = [(end.x, end.y) for end in ends]
+    on_page = axes.transData.transform(drawn)
     places: Array = axes.transAxes.inverted().transform(on_page)
     _, height = points_of(axes)
     places[:, 1] = spread(places[:, 1].tolist(), gap / height)

@@ -108,7 +108,7 @@ def _asked(axes: Axes, fit: LawFit) -> None:
             zorder=0,
         )
         text += "\nand its 95 % interval"
-    axes.axhline(a, color=ACCENT, linewidth=1.1, zorder=2)
+    axes.axhline(a, color=ACCENT, linewidth=1.1)
     beside = axes.get_yaxis_transform()
     label(axes, text, (1, a), (5, 0), on=beside, colour=ACCENT, va="center")
 

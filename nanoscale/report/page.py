@@ -168,7 +168,9 @@ def _number(value: float, form: str) -> _Cell:
     value = int(value) if form.endswith("d") else float(value)
     mantissa, _, exponent = f"{value:{form}}".partition("e")
     text = printed(mantissa)
-    return _Cell(f"{text}{TIMES}10", printed(str(int(exponent)))) if exponent else _Cell(text)
+    if exponent:
+        return _Cell(f"{text}{TIMES}10", printed(str(int(exponent))))
+    return _Cell(text)
 
 
 # -- settings -----------------------------------------------------------------------------------

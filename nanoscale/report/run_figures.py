@@ -192,7 +192,8 @@ def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     """
     table = table_of(rows, (x, y, value))
     losses = pd.to_numeric(table[value], errors="coerce")
-    grid = losses.groupby([table[y], table[x]]).mean(skipna=False).unstack()
+    cells = losses.groupby([table[y], table[x]])
+    grid = cells.mean(skipna=False).unstack()
     down, across = grid.shape
     width = min(WIDTH, 1.6 + 0.86 * across)
     figure, (axes,) = sheet(width, 1.25 + 0.44 * down, left=HEAT_MARGIN)

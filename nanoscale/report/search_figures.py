@@ -199,9 +199,11 @@ def contour_figure(found: SearchOutcome, space: _Domains) -> Figure | None:
 def smooth(u: Array, v: Array, losses: Array, mesh: Array) -> Array:
     """(v, u) losses by a kernel as wide as trials are apart, so that noise makes no hills."""
     width = 0.6 / math.sqrt(len(u))
-    du, dv = mesh[:, None] - u, mesh[:, None] - v  # (mesh, trials)
+    du = mesh[:, None] - u  # (mesh, trials)
+    dv = mesh[:, None] - v
     squared = dv[:, None] ** 2 + du[None] ** 2
-    weights = np.exp(-squared / (2 * width**2)) + 1e-9
+    near = 2 * width**2
+    weights = np.exp(-squared / near) + 1e-9
     smooth: Array = weights @ losses / weights.sum(-1)
     return smooth
 

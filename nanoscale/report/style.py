@@ -232,7 +232,8 @@ def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
 def round_numbers(low: float, high: float, digits: Sequence[int]) -> list[float]:
     """The numbers of [low, high] that are one of `digits` times a power of ten."""
     numbers = []
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
     for power in range(first, last + 1):
         numbers += [digit * 10.0**power for digit in digits]
     return [number for number in numbers if low <= number <= high]

@@ -158,7 +158,8 @@ def _curves(axes: Axes, drawn: Sequence[_Drawn]) -> None:
     losses = np.concatenate([one.loss for one in drawn])
     low, high = losses.min(), losses.max()
     log_axis(axes, "x", n.min() / 1.25, n.max() * 1.15, most=5)
-    log_axis(axes, "y", low / (high / low) ** 0.1, high * (high / low) ** 0.05)
+    ratio = high / low
+    log_axis(axes, "y", low / ratio**0.1, high * ratio**0.05)
     for one in drawn:
         _valley(axes, one, len(n))
 
