@@ -16,6 +16,22 @@ from contextlib import contextmanager
 DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+_OTHER_DISK = "free some space or choose another folder"
+_OTHER_FOLDER = "choose a folder you may write to"
+_FILE_IN_THE_WAY = "a file stands where a folder is needed; choose another folder"
+REMEDIES = {  # of the disk's refusals
+    errno.ENOSPC: _OTHER_DISK,
+    errno.EDQUOT: _OTHER_DISK,
+    errno.EACCES: _OTHER_FOLDER,
+    errno.EPERM: _OTHER_FOLDER,
+    errno.EROFS: _OTHER_FOLDER,
+    errno.ENOTDIR: _FILE_IN_THE_WAY,
+    errno.EEXIST: _FILE_IN_THE_WAY,
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
 class UserError(Exception):
     """Bad input: the message names what was typed and the remedy, in one line."""
 
@@ -43,21 +59,21 @@ def disk_errors(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        remedies = {
-            errno.ENOSPC: "free some space or choose another folder",
-            errno.EDQUOT: "free some space or choose another folder",
-            errno.EACCES: "choose a folder you may write to",
-            errno.EPERM: "choose a folder you may write to",
-            errno.EROFS: "choose a folder you may write to",
-            errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
-            errno.EEXIST: "a file stands where a folder is needed; choose another folder",
-            errno.EISDIR: "a folder stands where a file is needed",
-            errno.ENAMETOOLONG: "choose a shorter name",
-        }
-        if e.errno not in remedies:
+        if e.errno not in REMEDIES:
             raise
         reason = os.strerror(e.errno).lower()
-        raise UserError(f"cannot write {path}: {reason}; {remedies[e.errno]}") from e
+        raise UserError(f"cannot write {path}: {reason}; {REMEDIES[e.errno]}") from e
+
+
+@contextmanager
+def users_errors(said: str) -> Iterator[None]:
+    """Turn whatever a user's own Python file raises into a `UserError` that begins with `said`."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{said}: {e}") from e
+    except Exception as e:
+        raise UserError(f"{said}: {type(e).__name__}: {e}") from e
 
 
 def exit_code_of(main: Callable[[], int | None]) -> int:

@@ -90,7 +90,8 @@ def command(
     )
     say(_lines(result), json_path, result.to_json())
     if figures is not None:
-        from nanoscale.studies.fit_gallery import gallery, write_figures
+        from nanoscale.studies.fit_gallery import gallery
+        from nanoscale.studies.runs import write_figures
 
         written = write_figures(gallery(result), figures)
         click.echo(f"figures in {figures}: {', '.join(path.name for path in written)}")

@@ -12,7 +12,7 @@ import runpy
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoscale.errors import UserError, nearest_or_all
+from nanoscale.errors import UserError, nearest_or_all, users_errors
 from nanoscale.laws.forms import Law
 from nanoscale.laws.published import PUBLISHED
 
@@ -69,16 +69,16 @@ def load_laws(path: str | Path) -> list[str]:
             del LAWS[name]
     before = set(LAWS)
     try:
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-        runpy.run_path(file)
-        names = [name for name in LAWS if name not in before]
-        if not names:
-            raise UserError("registers no law; call nanoscale.laws.register_law(law) in it")
-    except Exception as e:
+        with users_errors(f"laws file {file}"):
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+            runpy.run_path(file)
+            names = [name for name in LAWS if name not in before]
+            if not names:
+                raise UserError("registers no law; call nanoscale.laws.register_law(law) in it")
+    except UserError:
         LAWS.clear()
         LAWS.update(known)
-        reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
-        raise UserError(f"laws file {file}: {reason}") from e
+        raise
 
     _files[file] = LawsFile(digest, names)
     return names

@@ -16,7 +16,7 @@ import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, did_you_mean, one_of, users_errors
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, TensorSpec, tensors
 from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
 from nanoscale.spec.resolve import file_digest
@@ -209,12 +209,8 @@ def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
             f"parametrization.rules={file}: changed since this run was made; put the "
             "old file back, or start a new run with the new one"
         )
-    try:
+    with users_errors(f"parametrization.rules={file}"):
         runpy.run_path(file)
-    except UserError as e:
-        raise UserError(f"parametrization.rules={file}: {e}") from e
-    except Exception as e:
-        raise UserError(f"parametrization.rules={file}: {type(e).__name__}: {e}") from e
     registered = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN_SCHEMES}
     if not registered:
         raise UserError(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nanoscale import report
-from nanoscale.errors import disk_errors
 from nanoscale.laws import LawFit, bootstrap
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.band import Band
@@ -150,11 +148,3 @@ def labels_of(columns: Mapping[str, str]) -> dict[str, str]:
 
 def _column(name: str | None, key: str) -> str:
     return "" if name in (None, key) else f" ({name})"
-
-
-# -- files --------------------------------------------------------------------------------------
-def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write every figure as NAME.png, each whole or not at all."""
-    with disk_errors(folder):
-        folder.mkdir(exist_ok=True)
-    return [report.save(figure, folder / f"{name}.png") for name, figure in figures.items()]

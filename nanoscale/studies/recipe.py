@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanoscale.errors import UserError, one_of
+from nanoscale.errors import UserError, one_of, users_errors
+from nanoscale.spec.values import Overrides
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from nanoscale.experiments import Study
     from nanoscale.experiments.search import SearchPlan
 
-Row = Mapping[str, Any]  # config keys of one run
-
-BUILT_IN = ("grid", "ladder", "transfer", "search")
+BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search")
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 
 
@@ -36,8 +35,8 @@ class FileTable:
 
     path: Path
     name: str
-    values: Row
-    base: Row  # the keys that all runs share
+    values: Mapping[str, Any]  # as TOML has them
+    base: Overrides  # the keys that all runs share
 
     def where(self, *keys: str) -> str:
         """`FILE, [ladder]`, or `FILE, [[ladder.sizes]]` for a list of tables in it."""
@@ -50,8 +49,7 @@ class FileTable:
         from nanoscale.spec.sources import flatten_keys
 
         tables = self.values.get(key, [])
-        is_list = isinstance(tables, list)
-        if not is_list or not all(isinstance(table, Mapping) for table in tables):
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             name = f"{self.name}.{key}"
             raise UserError(f"{self.path}: {name} is a list of tables; write each as [[{name}]]")
         return [flatten_keys(table) for table in tables]
@@ -67,10 +65,10 @@ class Question:
     law through them needs.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[Overrides]
     where: str
-    extras: Row = field(default_factory=dict)
-    more: Callable[[Study], Sequence[Row]] | None = None
+    extras: Overrides = field(default_factory=dict)
+    more: Callable[[Study], Sequence[Overrides]] | None = None
     search: SearchPlan | None = None
     min_sizes: int = MIN_SIZES
 
@@ -134,7 +132,7 @@ def register_recipe(name: str, recipe: Recipe) -> None:
     ... )
     >>> ns.register_recipe("pair", pair)
     """
-    if name in BUILT_IN:
+    if name in BUILT_IN_RECIPES:
         raise UserError(f"recipe {name!r} is built in; choose another name")
     if not isinstance(name, str) or not name.isidentifier():
         raise UserError(f"recipe {name!r}: expected a name, as in 'pair'")
@@ -143,7 +141,7 @@ def register_recipe(name: str, recipe: Recipe) -> None:
 
 def recipe_of(name: object, where: str) -> Recipe:
     """The recipe of that name; a `UserError` that begins with `where` for another."""
-    if name in BUILT_IN:
+    if name in BUILT_IN_RECIPES:
         recipe: Recipe = import_module(f"nanoscale.studies.{name}_recipe").RECIPE
         return recipe
     if not isinstance(name, str) or name not in _registered:
@@ -152,7 +150,7 @@ def recipe_of(name: object, where: str) -> Recipe:
 
 
 def recipe_names() -> list[str]:
-    return [*BUILT_IN, *_registered]
+    return [*BUILT_IN_RECIPES, *_registered]
 
 
 def load_recipes(path: Path, where: str) -> None:
@@ -161,19 +159,11 @@ def load_recipes(path: Path, where: str) -> None:
     Raises:
         UserError: it cannot be read, fails, or registers nothing; the line names the file.
     """
+    said = f"{where}: recipes={str(path)!r}"
     if not path.is_file():
-        raise UserError(f"{where}: recipes={str(path)!r}: no such file")
+        raise UserError(f"{said}: no such file")
     before = dict(_registered)
-    try:
+    with users_errors(said):
         runpy.run_path(str(path))
-    except UserError as error:
-        raise UserError(f"{where}: recipes={str(path)!r}: {error}") from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{where}: recipes={str(path)!r}: {reason}") from error
-
     if all(before.get(name) is recipe for name, recipe in _registered.items()):
-        raise UserError(
-            f"{where}: recipes={str(path)!r}: registers no recipe; call "
-            "register_recipe(name, recipe) in it"
-        )
+        raise UserError(f"{said}: registers no recipe; call register_recipe(name, recipe) in it")

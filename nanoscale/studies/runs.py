@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanoscale.errors import disk_errors
 from nanoscale.experiments.records import describe
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import BEST, CHECKPOINT
 from nanoscale.studies.recipe import Picture
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
     from nanoscale.experiments import Study
@@ -63,17 +67,26 @@ def curves(study: Study, done: DataFrame) -> list[Picture]:
 
 def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Json]]:
     """One row per evaluation of the finished runs, with the run and its size or cell."""
-    finished = dict(zip(done["run"], done.get("size", done["run"]), strict=True))
+    sizes = dict(zip(done["run"], done["size"], strict=True)) if "size" in done else {}
+    finished = set(done["run"])
     rows: list[dict[str, Json]] = []
     for entry, folder in study.runs():
-        if entry.id not in finished:
-            continue
-        label = finished[entry.id] if "size" in done else describe(entry.values)
-        for row in folder.rows():
-            if row.get("val_loss") is not None:
-                point = {"tokens_seen": row["tokens_seen"], "val_loss": row["val_loss"]}
-                rows.append({"run": entry.id, "size": label, **point})
+        if entry.id in finished:
+            label = {"run": entry.id, "size": sizes.get(entry.id, describe(entry.values))}
+            for row in folder.rows():
+                if row.get("val_loss") is not None:
+                    point = {"tokens_seen": row["tokens_seen"], "val_loss": row["val_loss"]}
+                    rows.append(label | point)
     return rows
+
+
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write every figure as NAME.png, each whole or not at all."""
+    from nanoscale.report import save
+
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def next_command(frame: DataFrame) -> list[str]:

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.records import Asked
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
-from nanoscale.spec.values import Json
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies import grid_recipe
-from nanoscale.studies.recipe import Answer, Picture, Recipe, Row, load_recipes, recipe_of
-from nanoscale.studies.runs import next_command, runs_table
+from nanoscale.studies.recipe import Answer, Picture, Recipe, load_recipes, recipe_of
+from nanoscale.studies.runs import next_command, runs_table, write_figures
 from nanoscale.studies.study_file import StudyFile, read_study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _OUTPUT_ROOT = "experiments_out"
-DEFAULTS: dict[str, Json] = {
+DEFAULTS: Overrides = {
     "data_order": "epoch",
     "min_lr_frac": 0.1,
     "warmup_frac": 0.05,
@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Json] = {
     "compile": False,
 }
 MOST_REFINEMENTS = 8
+PYSOURCE = "pysource"
 
 
 # -- stages -------------------------------------------------------------------------------------
@@ -105,7 +106,11 @@ def asked_by(file: StudyFile, output_root: Path | str) -> Asked:
 
 
 def run_rows(
-    runner: ExperimentRunner, file: StudyFile, rows: Sequence[Row], asked: Asked, dry_run: bool
+    runner: ExperimentRunner,
+    file: StudyFile,
+    rows: Sequence[Overrides],
+    asked: Asked,
+    dry_run: bool,
 ) -> Study:
     """Bring the rows, or the trials of a search, to a result."""
     base = Source(f"{file.path}, [base]", file.base)
@@ -142,20 +147,20 @@ def run_more(study: Study, runner: ExperimentRunner, file: StudyFile, asked: Ask
     return study
 
 
-def prepare_missing(base: Row) -> None:
+def prepare_missing(base: Overrides) -> None:
     """Make pysource, which needs no download, if it is asked for and not there."""
     from nanoscale.data.dataset import dataset_folder
     from nanoscale.data.prepare import prepare
 
-    name = base.get("dataset")
-    root = base.get("data_root", FIELDS["data_root"].default)
-    if name != "pysource":
+    if base.get("dataset") != PYSOURCE:
         return
+    root = str(base.get("data_root", FIELDS["data_root"].default))
+    folder = Path(root) / PYSOURCE
     try:
-        dataset_folder(name, root)
+        dataset_folder(PYSOURCE, root)
     except UserError:
-        print(f"{name}: preparing the Python files of this installation in {Path(root) / name}")
-        prepare(name, out=Path(root) / name)
+        print(f"{PYSOURCE}: preparing the Python files of this installation in {folder}")
+        prepare(PYSOURCE, out=folder)
 
 
 # -- the answer and the report --------------------------------------------------------------------
@@ -184,14 +189,9 @@ def write_study_report(
     study: Study, frame: DataFrame, answer: Answer, pictures: Sequence[Picture]
 ) -> Path:
     """report.html and figures/*.png from the run folders."""
-    from nanoscale.report import save, write_report
+    from nanoscale.report import write_report
 
-    folder = study.folder / "figures"
-    with disk_errors(folder):
-        folder.mkdir(exist_ok=True)
-    for picture in pictures:
-        save(picture.figure, folder / f"{picture.name}.png")
-
+    write_figures({picture.name: picture.figure for picture in pictures}, study.folder / "figures")
     left_out = []
     for (entry, _), state in zip(study.runs(), frame["state"], strict=True):
         if state != COMPLETE:
@@ -209,19 +209,23 @@ def write_study_report(
     )
 
 
-def settings_of(study: Study) -> dict[str, Any]:
+def settings_of(study: Study) -> Mapping[str, Json]:
     """What the runs share and nanoGPT's defaults do not say, their data and their numerics."""
     asked = study.asked
     defaults = flatten(ExperimentConfig())
     values = defaults
     for source in (DEFAULTS if asked.recipe else {}, asked.base_params):
         values = apply(values, Source("study.json", source))
-    settings = {k: v for k, v in values.items() if v is not None and v != defaults[k]}
+    settings: dict[str, Json] = {}
+    for key, value in values.items():
+        if value not in (None, defaults[key]):
+            settings[key] = value
     if asked.base_config:
         settings["base config"] = ", ".join(asked.base_config)
 
-    metrics = next((m for _, folder in study.runs() if (m := folder.metrics())), None)
-    if metrics is None:
-        return settings
-    data = (metrics.get("provenance") or {}).get("data") or {}
-    return settings | {"data": data, "numerics": metrics.get("numerics") or {}}
+    for _, folder in study.runs():
+        metrics = folder.metrics()
+        if metrics:
+            data = (metrics.get("provenance") or {}).get("data") or {}
+            return settings | {"data": data, "numerics": metrics.get("numerics") or {}}
+    return settings

@@ -6,15 +6,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.spec.sources import flatten_keys
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.studies.recipe import (
     FileTable,
     Question,
     Recipe,
-    Row,
     load_recipes,
     recipe_names,
     recipe_of,
@@ -43,10 +42,10 @@ class StudyFile:
     recipe_name: str
     recipe: Recipe
     recipes: Path | None  # the user's file that registers the recipe
-    base: Row
+    base: Overrides
     question: Question
     words: str  # the question as the user puts it
-    how: Row  # arguments of ExperimentRunner
+    how: Overrides  # arguments of ExperimentRunner
 
 
 def read_study(path: Path) -> StudyFile:
@@ -56,7 +55,10 @@ def read_study(path: Path) -> StudyFile:
         UserError: naming the file, the table and the key, and the nearest one there is.
     """
     text = _read_text(path)
-    tables = _tables_of(text, path)
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
     study = tables.get("study", {})
     recipes = _load_users_recipes(study, path)
     _check_tables(tables, path)
@@ -99,14 +101,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _tables_of(text: str, path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
-
-
-def _load_users_recipes(study: object, path: Path) -> Path | None:
+def _load_users_recipes(study: Json, path: Path) -> Path | None:
     """Run the file that `[study] recipes` names, relative to the study file or the folder here."""
     if not isinstance(study, Mapping) or "recipes" not in study:
         return None
@@ -119,7 +114,7 @@ def _load_users_recipes(study: object, path: Path) -> Path | None:
     return recipes
 
 
-def _check_tables(tables: Mapping[str, Any], path: Path) -> None:
+def _check_tables(tables: Mapping[str, Json], path: Path) -> None:
     """Refuse tables that no study file has, and keys that a table does not know."""
     known = ("study", "base", "run", *recipe_names())
     for name, table in tables.items():
@@ -138,6 +133,4 @@ def _check_tables(tables: Mapping[str, Any], path: Path) -> None:
 def _keys_of(table: str, path: Path) -> Sequence[str] | None:
     """The keys that a table may have; None for any."""
     shared = {"study": STUDY_KEYS, "base": None, "run": RUN_KEYS}
-    if table in shared:
-        return shared[table]
-    return recipe_of(table, f"{path}").tables
+    return shared[table] if table in shared else recipe_of(table, f"{path}").tables

@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanoscale.errors import UserError, one_of
-from nanoscale.experiments.tables import STATES, column, number_at
+from nanoscale.experiments.tables import number_at
 from nanoscale.laws.predict import FAR
 from nanoscale.laws.record import Record
 from nanoscale.laws.result import RATIO
 from nanoscale.laws.sweep_optima import Sweep
 from nanoscale.laws.sweeps import SweepLaw, SweepOptimum, Sweeps
-from nanoscale.store.folder import COMPLETE
-from nanoscale.studies.table_fit import OURS, numbers_of
+from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of, with_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-SCALES, SWEPT = ("n", "d", "c"), ("lr", "batch")
-_COLUMNS = (*SCALES, *SWEPT, "loss", "seed")  # of a table, that are read
+SWEPT = ("lr", "batch")
+_OTHERS = (*SWEPT, "loss", "seed")  # columns that are read beside the scales
 OUR_LR = ("muon_lr", "learning_rate")
 DECADE = 10.0
 _ROUNDED = 1 + 1e-6  # of scales, which are means
@@ -71,13 +70,15 @@ def sweep_study(
         UserError: the table has no such columns, or what stands in them is no number.
     """
     read = columns_of(table, columns or {})
-    rows, warnings = _with_result(table, read["loss"])
+    losses = zip(table.index, table[read["loss"]], strict=True)
+    finite = np.isfinite([number_at(row, read["loss"], value) for row, value in losses])
+    why = "diverged or have no result, and are left out"
+    rows, warnings = with_result(table, finite, read["loss"], why)
     values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
-    losses = values.pop("loss")
     sweeps = Sweeps.of(
         values,
-        losses,
-        swept_of(read),
+        values.pop("loss"),
+        "lr" if "lr" in read else "batch",
         seed=list(rows[read["seed"]]) if "seed" in read else None,
         resamples=resamples,
         rng_seed=rng_seed,
@@ -132,9 +133,7 @@ def optima_figure(law: SweepLaw) -> Figure:
 # -- columns and rows ---------------------------------------------------------------------------
 def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
     """N, D, C, lr or batch, loss and seed -> column: as named, else those of our own tables."""
-    if table.empty:
-        raise UserError("the table has no rows; it needs one per run")
-    named = {key: column(key, name, table) for key, name in columns.items()}
+    named = columns_in(table, columns)
     if named.keys().isdisjoint(SCALES):
         named |= {key: OURS[key] for key in ("n", "d") if _varies(table, OURS[key])}
     if len(named.keys() & SCALES) not in (1, 2):
@@ -157,42 +156,21 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
             named[key] = usual
     if "loss" not in named:
         raise UserError("which column is the loss? say it, as in --loss=final_loss")
-    read = {}
-    for key in _COLUMNS:
-        if key in named:
-            read[key.upper() if key in SCALES else key] = named[key]
-    return read
-
-
-def swept_of(columns: Mapping[str, str]) -> str:
-    """What was swept, by the columns that are read."""
-    return "lr" if "lr" in columns else "batch"
+    read = {key.upper(): named[key] for key in SCALES if key in named}
+    return read | {key: named[key] for key in _OTHERS if key in named}
 
 
 def _varies(table: DataFrame, name: str) -> bool:
     return name in table and bool(table[name].notna().all() and table[name].nunique() > 1)
 
 
-def _with_result(table: DataFrame, loss: str) -> tuple[DataFrame, list[str]]:
-    """The rows with a finite loss, and a word on those without."""
-    cells = zip(table.index, table[loss], strict=True)
-    keep = np.isfinite([number_at(row, loss, value) for row, value in cells])
-    if "state" in table and set(table["state"]) <= STATES:
-        keep &= (table["state"] == COMPLETE).to_numpy()
-    if not keep.any():
-        raise UserError(f"no row has a {loss}")
-    left_out = int((~keep).sum())
-    if not left_out:
-        return table, []
-    return table[keep], [f"{left_out} rows diverged or have no result, and are left out"]
-
-
 # -- what it is worth ---------------------------------------------------------------------------
 def _check_scale(at: Mapping[str, float], names: Sequence[str]) -> None:
-    if {*at} != {*names} or not all(value > 0 for value in at.values()):
-        given = ",".join(f"{name}={value:g}" for name, value in at.items())
-        wanted = ",".join(f"{name}=1e9" for name in names)
-        raise UserError(f"--at={given}: the sweeps are at {', '.join(names)}, as in --at={wanted}")
+    if {*at} == {*names} and all(value > 0 for value in at.values()):
+        return
+    given = ",".join(f"{name}={value:g}" for name, value in at.items())
+    wanted = ",".join(f"{name}=1e9" for name in names)
+    raise UserError(f"--at={given}: the sweeps are at {', '.join(names)}, as in --at={wanted}")
 
 
 def _why_not_identified(law: SweepLaw) -> str:

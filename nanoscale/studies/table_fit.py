@@ -7,27 +7,37 @@ The one idea: what is fitted, what is asked beside the fit and what is drawn all
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.tables import STATES, column, number_at
+from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.laws import Influence, Law, LawFit, Profiles
-    from nanoscale.laws.holdout import FitOptions, HoldOut, RolloutStep
+    from nanoscale.laws.arrays import Mask
+    from nanoscale.laws.holdout import HoldOut, RolloutStep
     from nanoscale.laws.points import Points
     from nanoscale.laws.predict import Basis
     from nanoscale.studies.approaches import Approaches, TableMultiverse
 
+SCALES = ("n", "d", "c")
 OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss"}
 OUR_N = ("total_params", "non_position_params", "non_embedding_params", "matrices_and_head_params")
 RESAMPLES = 4000
+_T = TypeVar("_T")
 FEWER_RESAMPLES = 400  # of a law without terms: each takes a hundred times as long
+
+
+def named(settings: object, keys: Sequence[str]) -> dict[str, str]:
+    """Key -> column, of those that the settings name."""
+    columns = {key: getattr(settings, key) for key in keys}
+    return {key: name for key, name in columns.items() if name is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +77,7 @@ class FitSettings:
     @property
     def columns(self) -> dict[str, str]:
         """Those that are named."""
-        named = {key: getattr(self, key) for key in ("n", "d", "c", "u", "loss", "group")}
-        return {key: name for key, name in named.items() if name is not None}
-
-    @property
-    def options(self) -> FitOptions:
-        """Of `fit_law`, as far as they know no table."""
-        return {
-            "law": self.form,
-            "objective": self.objective,
-            "delta": self.delta,
-            "resampling": self.resampling,
-            "rng_seed": self.seed,
-        }
+        return named(self, ("n", "d", "c", "u", "loss", "group"))
 
     @property
     def n_resamples(self) -> int:
@@ -104,19 +102,42 @@ class FitRows:
     def of(cls, table: DataFrame, settings: FitSettings) -> FitRows:
         """Choose and clean; `UserError` for a table that the law cannot be fitted to."""
         columns = columns_of(table, settings)
-        frame, notes = _finished(table, columns["loss"])
-        predictors = [key for key in columns if key not in ("loss", "group")]
-        values = {key.upper(): numbers_of(frame, columns[key]) for key in predictors}
+        known = table[columns["loss"]].notna().to_numpy()
+        frame, notes = with_result(table, known, columns["loss"], "have no result and are left out")
+        values = {}
+        for key, name in columns.items():
+            if key not in ("loss", "group"):
+                values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
         groups = None
+        runs = frame["run"].nunique() if "run" in frame else len(frame)
         if "group" in columns:
-            groups = [str(label) for label in frame[columns["group"]]]
-        elif "run" in frame and frame["run"].nunique() < len(frame):
+            groups = list(map(str, frame[columns["group"]]))
+        elif runs < len(frame):
             notes.append(
-                f"{len(frame)} points come from {frame['run'].nunique()} runs, and points of one "
+                f"{len(frame)} points come from {runs} runs, and points of one "
                 "run are not independent: resample runs, with --resample=cluster --group=run"
             )
         return cls(frame, columns, values, loss, groups, notes)
+
+    def answer(
+        self, ask: Callable[..., _T], settings: FitSettings, *args: object, **more: object
+    ) -> _T:
+        """What `fit_law`, `holdout` or `rollout` says of the rows, by the settings."""
+        return ask(
+            self.values,
+            self.loss,
+            *args,
+            drop_worst=settings.drop_worst,
+            resamples=settings.n_resamples,
+            groups=self.groups,
+            law=settings.form,
+            objective=settings.objective,
+            delta=settings.delta,
+            resampling=settings.resampling,
+            rng_seed=settings.seed,
+            **more,
+        )
 
     def conventions(self) -> dict[str, dict[str, list[float]]]:
         """Every way of counting N, D and C that the table has columns for, without equal ones.
@@ -124,15 +145,9 @@ class FitRows:
         Two of the three are given each time: N and D have C = 6 N D, N and C have D = C / 6 N, D
         and C have N = C / 6 D.
         """
-        known = [
-            name
-            for name in (*OUR_N, OURS["d"], OURS["c"])
-            if name in self.frame and self.frame[name].notna().all()
-        ]
-        n = [self.columns.get("n"), *(name for name in OUR_N if name in known)]
-        d, c = (
-            self.columns.get(key, OURS[key] if OURS[key] in known else None) for key in ("d", "c")
-        )
+        n = [self.columns.get("n"), *map(self._complete, OUR_N)]
+        d = self.columns.get("d") or self._complete(OURS["d"])
+        c = self.columns.get("c") or self._complete(OURS["c"])
         pairs = [("N", name, "D", d) for name in n]
         pairs += [("N", name, "C", c) for name in n]
         pairs.append(("D", d, "C", c))
@@ -140,13 +155,15 @@ class FitRows:
         ways: dict[str, dict[str, list[float]]] = {}
         for first, name, second, other in pairs:
             if name is not None and other is not None:
-                way = {
-                    first: numbers_of(self.frame, name),
-                    second: numbers_of(self.frame, other),
-                }
+                values = numbers_of(self.frame, name)
+                way = {first: values, second: numbers_of(self.frame, other)}
                 if way not in ways.values():
                     ways[f"{first} = {name}, {second} = {other}"] = way
         return ways
+
+    def _complete(self, name: str) -> str | None:
+        """A column in which every row has a value; None for another."""
+        return name if name in self.frame and self.frame[name].notna().all() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,65 +218,40 @@ class TableFit:
         Raises:
             UserError: the table does not allow it.
         """
+        from nanoscale.laws import holdout as past
         from nanoscale.laws import influence_of, profile_law
         from nanoscale.studies.approaches import Approaches, TableMultiverse
 
         settings, rows, fit = self.settings, self.rows, self.fit
         groups, drop = rows.groups, settings.drop_worst
-        answered = self
+        answers: dict[str, Any] = {}
         if isoflop or multiverse:
             check_surface(settings.form, multiverse)
         if holdout is not None:
-            answered = replace(answered, holdout=self._held_out(holdout))
+            answers["holdout"] = rows.answer(past.holdout, settings, holdout)
         if isoflop:
-            answered = replace(answered, isoflop=Approaches.of(fit, self.points))
+            answers["isoflop"] = Approaches.of(fit, self.points)
         if multiverse:
-            ways = TableMultiverse.of(rows.conventions(), rows.loss, settings.delta, drop)
-            answered = replace(answered, multiverse=ways)
+            ways = rows.conventions()
+            answers["multiverse"] = TableMultiverse.of(ways, rows.loss, settings.delta, drop)
         if profile:
-            ends = profile_law(
+            answers["profile"] = profile_law(
                 fit, rows.values, rows.loss, groups=groups, drop_worst=drop, noise="own"
             )
-            answered = replace(answered, profile=ends)
         if influence:
-            owed = influence_of(fit, rows.values, rows.loss, groups=groups, drop_worst=drop)
-            answered = replace(answered, influence=owed)
+            answers["influence"] = influence_of(
+                fit, rows.values, rows.loss, groups=groups, drop_worst=drop
+            )
         if rollout:
             also = [] if holdout is None else [holdout]
-            answered = replace(answered, rollout=self._rolled_out(also))
-        return answered
+            answers["rollout"] = rows.answer(past.rollout, settings, also=also)
+        return replace(self, **answers)
 
-    def _held_out(self, threshold: float) -> HoldOut:
-        from nanoscale.laws.holdout import holdout
-
-        return holdout(
-            self.rows.values,
-            self.rows.loss,
-            threshold,
-            drop_worst=self.settings.drop_worst,
-            resamples=self.settings.n_resamples,
-            groups=self.rows.groups,
-            **self.settings.options,
-        )
-
-    def _rolled_out(self, also: Sequence[float]) -> list[RolloutStep]:
-        from nanoscale.laws.holdout import rollout
-
-        return rollout(
-            self.rows.values,
-            self.rows.loss,
-            also=also,
-            drop_worst=self.settings.drop_worst,
-            resamples=self.settings.n_resamples,
-            groups=self.rows.groups,
-            **self.settings.options,
-        )
-
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """The record that `nanoscale fit --json` writes."""
         from nanoscale.laws.registry import digest_of
 
-        record: dict[str, object] = {**self.fit.to_json(), **self.basis.to_json()}
+        record: dict[str, Any] = {**self.fit.to_json(), **self.basis.to_json()}
         record["warnings"] = self.warnings
         if self.holdout is not None:
             record["holdout"] = self.holdout.to_json()
@@ -292,14 +284,7 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
 
     settings = settings or FitSettings()
     rows = FitRows.of(table, settings)
-    fit = fit_law(
-        rows.values,
-        rows.loss,
-        drop_worst=settings.drop_worst,
-        resamples=settings.n_resamples,
-        groups=rows.groups,
-        **settings.options,
-    )
+    fit = rows.answer(fit_law, settings)
     basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
 
@@ -319,35 +304,33 @@ def check_surface(form: Law, multiverse: bool) -> None:
 # -- columns and cells --------------------------------------------------------------------------
 def columns_of(table: DataFrame, settings: FitSettings) -> dict[str, str]:
     """Setting -> column: as named, else those of our own tables."""
-    if table.empty:
-        raise UserError("the table has no rows; it needs one per run")
     predictors = settings.form.predictors
-    columns = {key: column(key, name, table) for key, name in settings.columns.items()}
+    columns = columns_in(table, settings.columns)
     if ("U" in predictors) != ("u" in columns):
-        remedy = (
-            "give it, as in --u=unique_tokens"
-            if "U" in predictors
-            else "leave it out, or take --law=repetition"
-        )
+        remedy = "leave it out, or take --law=repetition"
+        if "U" in predictors:
+            remedy = "give it, as in --u=unique_tokens"
         raise UserError(
-            "--u names the column of unique tokens, which laws of repeated data read: " + remedy
+            f"--u names the column of unique tokens, which laws of repeated data read: {remedy}"
         )
 
-    usual = ("c",) if len(predictors) == 1 else ("n", "d")
-    if not {"n", "d", "c"} & columns.keys() and all(OURS[key] in table for key in usual):
-        columns |= {key: OURS[key] for key in usual}
+    usual = {"c": OURS["c"]}
+    if len(predictors) > 1:
+        usual = {"n": OURS["n"], "d": OURS["d"]}
+    if columns.keys().isdisjoint(SCALES) and {*usual.values()} <= {*table.columns}:
+        columns |= usual
     if "loss" not in columns and OURS["loss"] in table:
         columns["loss"] = OURS["loss"]
     if "loss" not in columns:
-        names = [str(name) for name in table.columns]
-        guess = next((name for name in names if "loss" in name.lower()), "final_loss")
+        guesses = [name for name in map(str, table.columns) if "loss" in name.lower()]
+        guess = guesses[0] if guesses else "final_loss"
         raise UserError(f"which column is the loss? say it, as in --loss={guess}")
     _check_predictors(columns, len(predictors), table)
     return columns
 
 
 def _check_predictors(columns: Mapping[str, str], wanted: int, table: DataFrame) -> None:
-    given = [f"--{key}" for key in ("n", "d", "c") if key in columns]
+    given = [f"--{key}" for key in SCALES if key in columns]
     if wanted == 1 and len(given) != 1:
         said = f"not {' '.join(given)}" if given else "as in --c=flops"
         raise UserError(f"a law of one predictor needs one of --n, --d and --c, {said}")
@@ -359,16 +342,21 @@ def _check_predictors(columns: Mapping[str, str], wanted: int, table: DataFrame)
         )
 
 
-def _finished(table: DataFrame, loss: str) -> tuple[DataFrame, list[str]]:
-    """The rows with a result, and a word on those without: no loss, or a run that did not end."""
-    has_result = table[loss].notna()
+def columns_in(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
+    """Those that are named; `UserError` for one that the table does not have, or no rows."""
+    if table.empty:
+        raise UserError("the table has no rows; it needs one per run")
+    return {key: column(key, name, table) for key, name in columns.items()}
+
+
+def with_result(table: DataFrame, known: Mask, loss: str, why: str) -> tuple[DataFrame, list[str]]:
+    """The rows of runs that ended with a loss that is known, and a word on the others."""
     if "state" in table and set(table["state"]) <= STATES:
-        has_result &= table["state"] == COMPLETE
-    if not has_result.any():
+        known = known & (table["state"] == COMPLETE).to_numpy()
+    if not known.any():
         raise UserError(f"no row has a {loss}")
-    left_out = int((~has_result).sum())
-    notes = [f"{left_out} rows have no result and are left out"] if left_out else []
-    return table[has_result], notes
+    left_out = int((~known).sum())
+    return table[known], [f"{left_out} rows {why}"] if left_out else []
 
 
 def numbers_of(frame: DataFrame, name: str) -> list[float]:

@@ -16,7 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
 from nanoscale.studies import recipe
-from nanoscale.studies.recipe import BUILT_IN, Recipe, recipe_of, register_recipe
+from nanoscale.studies.recipe import BUILT_IN_RECIPES, Recipe, recipe_of, register_recipe
 
 BASE = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
 STUDY = f"""
@@ -112,7 +112,7 @@ def test_a_broken_file_of_recipes_is_one_line_that_names_it(mine, words):
     assert "mine.py" in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", BUILT_IN_RECIPES)
 def test_a_built_in_is_an_object_in_a_file_of_its_own(name):
     assert isinstance(recipe_of(name, ""), Recipe)
     assert (PACKAGE / "studies" / f"{name}_recipe.py").is_file()
