@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from nanoscale.laws.isoflop import Bias, IsoFlop, bias, isoflop
 from nanoscale.laws.multiverse import Multiverse, multiverse
 from nanoscale.laws.points import Points
 from nanoscale.laws.predict import FAR
+from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
 _OBJECTIVES = ("log-huber", "lad", "mse")
@@ -28,7 +29,6 @@ DELTAS = (1e-4, 1e-3, 1e-2)
 DROPPED = (0, 1, 2, 5)
 _CURVE = 61  # points of a line that is drawn
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -54,28 +54,24 @@ class Valleys:
         optima = [found.optimum(at) for at in C]
         N = np.array([best.N for best in optima])
         ends = np.array([best.N_ci95 or [best.N, best.N] for best in optima])  # (n, 2)
-        error = None
-        if fit.exponents:
-            largest = float((6 * found.grid.N * found.grid.D).max())
-            error = bias(found, fit, FAR * largest)
-        return cls(found, points.loss, Band(C, N, ends[:, 0], ends[:, 1]), error)
+        line = Band(C, N, ends[:, 0], ends[:, 1])
+        largest = float((6 * found.grid.N * found.grid.D).max())
+        error = bias(found, fit, FAR * largest) if fit.exponents else None
+        return cls(found, points.loss, line, error)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """The record, with the rows and the curve of every valley."""
         grid = self.isoflop.grid
+        curves = grid.coefficients(self.loss[None])
         valleys = []
-        for valley, rows, curve in zip(
-            self.isoflop.valleys, grid.rows, grid.coefficients(self.loss[None]), strict=True
-        ):
-            known = np.isfinite(curve).all()
-            drawn = {"centre": float(grid.x[rows].mean()), "coefficients": curve[0].tolist()}
-            shown = {"rows": rows.tolist(), "curve": drawn if known else None}
-            valleys.append(vars(valley) | shown)
+        for valley, rows, curve in zip(self.isoflop.valleys, grid.rows, curves, strict=True):
+            drawn = None
+            if np.isfinite(curve).all():
+                drawn = {"centre": float(grid.x[rows].mean()), "coefficients": curve[0].tolist()}
+            valleys.append(vars(valley) | {"rows": rows.tolist(), "curve": drawn})
         line = {"C": self.line.x, "N": self.line.y, "lo": self.line.low, "hi": self.line.high}
-        record = self.isoflop.to_json() | {
-            "valleys": valleys,
-            "line": {name: values.tolist() for name, values in line.items()},
-        }
+        drawn_line = {name: values.tolist() for name, values in line.items()}
+        record = self.isoflop.to_json() | {"valleys": valleys, "line": drawn_line}
         if self.bias is not None:
             record["bias"] = self.bias.to_json()
         return record
@@ -100,25 +96,21 @@ class Approaches:
             surface=fit,
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Json]:
         """Each with `exponents` and `ci95`, or the `error` for which it has none."""
-        surface = self.surface
-        record: dict[str, object] = {
-            name: {"error": approach} if isinstance(approach, str) else approach.to_json()
-            for name, approach in vars(self).items()
-        }
-        record["surface"] = {
-            "exponents": surface.exponents,
-            "ci95": surface.ci95,
-            "status": surface.status,
-        }
-        plain_record: dict[str, object] = plain(record)
-        return plain_record
+        record: dict[str, Json] = {}
+        for name in ("envelope", "parabola", "cubic"):
+            approach = getattr(self, name)
+            found = {"error": approach} if isinstance(approach, str) else approach.to_json()
+            record[name] = plain(found)
+        fit = self.surface
+        surface = {"exponents": fit.exponents, "ci95": fit.ci95, "status": fit.status}
+        return record | {"surface": plain(surface)}
 
 
-def _tried(approach: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | str:
+def _tried(approach: Callable[..., _T], *args: object) -> _T | str:
     try:
-        return approach(*args, **kwargs)
+        return approach(*args)
     except UserError as e:
         return str(e)
 

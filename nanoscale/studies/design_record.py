@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from nanoscale.laws.design import DesignAnswer
 from nanoscale.laws.record import Record
+from nanoscale.spec.values import Json
 
 
 @dataclass(frozen=True)
 class AddedRun(Record):
     """One run more: N and D (or C), and what it leaves of the first question's width."""
 
-    at: dict[str, float]
+    at: dict[str, float] = field(repr=False)
     flops: float
     left: float
     per_flop: float
 
-    def to_json(self) -> dict[str, Any]:
-        """N and D among the others."""
-        record = super().to_json()
-        at: dict[str, Any] = record.pop("at")
-        return at | record
+    def to_json(self) -> dict[str, Json]:
+        """N and D before the others."""
+        return {**self.at, **super().to_json()}
 
     def place(self) -> str:
         """`N=1e+09, D=2e+10 (C=1.2e+20)`."""
-        where = [f"{key}={self.at[key]:.3g}" for key in ("N", "D") if key in self.at]
+        where = [f"{key}={value:.3g}" for key, value in self.at.items() if key != "C"]
         if not where:
             return f"C={self.flops:.3g}"
         return f"{', '.join(where)} (C={self.flops:.2g})"
@@ -40,14 +38,12 @@ class AddedRun(Record):
 class ConfirmedRun(Record):
     """A run, and what worlds with it say of the first question."""
 
-    run: AddedRun
+    run: AddedRun = field(repr=False)
     then: DesignAnswer
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """The run, and `then`."""
-        record = super().to_json()
-        run: dict[str, Any] = record.pop("run")
-        return run | record
+        return self.run.to_json() | super().to_json()
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class DesignRecord(Record):
     tied_delta: TiedDelta | None
     warnings: list[str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Plain types, and the lines."""
         return super().to_json() | {"summary": self.summary()}
 

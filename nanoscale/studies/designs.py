@@ -19,6 +19,7 @@ from nanoscale.laws.arrays import Array
 from nanoscale.laws.bootstrap import METHODS
 from nanoscale.laws.design import CHINCHILLA_TRUTH, Design, DesignAnswer, simulate
 from nanoscale.laws.forms import Law
+from nanoscale.laws.influence import USUAL_DELTA
 from nanoscale.laws.information import NextRun, lattice, next_runs
 from nanoscale.laws.ladder import HUBER
 from nanoscale.laws.points import check_points
@@ -27,8 +28,9 @@ from nanoscale.laws.questions import LawQuestion, flops
 from nanoscale.store.files import read_json
 from nanoscale.studies.design_record import AddedRun, ConfirmedRun, DesignRecord, TiedDelta, share
 from nanoscale.studies.planned_runs import PlannedRuns, planned_runs
+from nanoscale.studies.table_fit import named
 
-USUAL_NOISE, USUAL_DELTA = 0.005, 1e-3
+USUAL_NOISE = 0.005
 TRUTH_FROM = 4e6  # a tenth of the smallest model that the default truth was fitted to
 
 
@@ -63,8 +65,7 @@ class DesignSettings:
 
     def columns(self) -> dict[str, str]:
         """Those that are named."""
-        named = {key: getattr(self, key) for key in ("n", "d", "c", "group")}
-        return {key: name for key, name in named.items() if name is not None}
+        return named(self, ("n", "d", "c", "group"))
 
 
 def design_study(name: str, settings: DesignSettings) -> DesignRecord:
@@ -82,14 +83,16 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
     candidates = _candidates(design, settings.extra)
     answers = _simulated(design, questions, settings)
     asked = answers[:1] if settings.question is None else answers
-    status = "identified" if all(answer.identified for answer in asked) else "not_identified"
+    identified = all(answer.identified for answer in asked)
+
     ranked = next_runs(design, questions[0], *candidates)
     best = ranked[0]
     cheapest = max(ranked, key=lambda run: run.per_flop)
     confirmed = design.with_points(np.array(best.x)[:, None])
+    (then,) = _simulated(confirmed, questions[:1], settings)
     return DesignRecord(
         plan=name,
-        status=status,
+        status="identified" if identified else "not_identified",
         law=design.form.name,
         truth=dict(zip(design.form.names, design.truths[0].tolist(), strict=True)),
         noise=float(design.noise),
@@ -103,9 +106,7 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
         objective=design.objective,
         delta=design.delta,
         answers={answer.question: answer for answer in answers},
-        next_run=ConfirmedRun(
-            _added(design, best), _simulated(confirmed, questions[:1], settings)[0]
-        ),
+        next_run=ConfirmedRun(_added(design, best), then),
         next_run_per_flop=_added(design, cheapest),
         tied_delta=_tied(design, questions[:1], settings),
         warnings=[*runs.notes, *notes, *design.warnings(), *_doubts(design, answers, questions)],
@@ -147,15 +148,12 @@ def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list
     x = np.array([runs.values[name] for name in names])
     check_points(form, names, x)
 
-    noise = settings.noise
-    if noise is None:
-        noises = [fit.noise for fit in fits if fit.noise is not None]
-        noise = noises[0] if noises else USUAL_NOISE
+    noises = (settings.noise, *(fit.noise for fit in fits), USUAL_NOISE)
+    noise = next(noise for noise in noises if noise is not None)
     delta = settings.delta
     if delta is None:
         delta = max(USUAL_DELTA, HUBER * noise) if runs.ladder else USUAL_DELTA
-    resampling = _resampling(runs, settings.resampling)
-    truths, notes = _truths(form, x, runs, fits)
+    truths = [fit.values(form) for fit in fits] if fits else [_usual_truth(form, x, runs)]
     design = Design(
         form=form,
         x=x,
@@ -164,26 +162,17 @@ def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list
         groups=runs.groups,
         objective=settings.objective,
         delta=delta,
-        resampling=resampling,
+        resampling=_resampling(runs, settings.resampling),
         resamples=settings.resamples,
     )
-    return design, notes
-
-
-def _truths(
-    form: Law, x: Array, runs: PlannedRuns, fits: Sequence[StoredTruth]
-) -> tuple[list[Sequence[float]], list[str]]:
-    """What worlds are drawn from, and a note where that is of far larger models."""
-    if fits:
-        return [[float(fit.params.get(name) or 0) for name in form.names] for fit in fits], []
-    notes = []
     smallest = runs.values["N"].min()
-    if smallest < TRUTH_FROM:
-        notes.append(
-            "the default truth is of models from 4e+07 parameters, and the plan's smallest has "
-            f"{smallest:.3g}: give a fit of your own runs, as in --truth=fit.json"
-        )
-    return [_usual_truth(form, x, runs)], notes
+    if fits or smallest >= TRUTH_FROM:
+        return design, []
+    note = (
+        "the default truth is of models from 4e+07 parameters, and the plan's smallest has "
+        f"{smallest:.3g}: give a fit of your own runs, as in --truth=fit.json"
+    )
+    return design, [note]
 
 
 def _read(form: Law) -> tuple[str, ...]:
@@ -210,10 +199,10 @@ def _resampling(runs: PlannedRuns, method: str | None) -> str:
     return method
 
 
-def _usual_truth(form: Law, x: Array, runs: PlannedRuns) -> Sequence[float]:
+def _usual_truth(form: Law, x: Array, runs: PlannedRuns) -> list[float]:
     """Hoffmann et al.'s law, or of this form the nearest to it at the planned runs."""
     if form.name == "chinchilla":
-        return CHINCHILLA_TRUTH
+        return [*CHINCHILLA_TRUTH]
     truth = np.array(CHINCHILLA_TRUTH)
     loss = LAWS["chinchilla"].loss(truth, runs.values["N"], runs.values["D"])
     columns = dict(zip(_read(form), x, strict=True))
@@ -228,13 +217,18 @@ class StoredTruth:
     params: Mapping[str, float | None]
     noise: float | None  # of a run, where the fit says it
 
+    def values(self, form: Law) -> list[float]:
+        """The law's parameters, in order."""
+        return [float(self.params.get(name) or 0) for name in form.names]
+
     @classmethod
     def of(cls, name: str) -> StoredTruth:
         """A file that `nanoscale fit --json` wrote; `UserError` for another."""
         remedy = f"write one with nanoscale fit TABLE --json={name}"
-        if not Path(name).is_file():
+        path = Path(name)
+        if not path.is_file():
             raise UserError(f"--truth={name}: no such file; {remedy}")
-        record = read_json(Path(name))
+        record = read_json(path)
         if not (isinstance(record, dict) and {"law", "params"} <= record.keys()):
             raise UserError(f"--truth={name}: no fit of a law; {remedy}")
         noise = record["noise"]["used"] if "noise" in record else None
@@ -249,15 +243,14 @@ def _questions(design: Design, text: str | None) -> list[LawQuestion]:
         return [LawQuestion.parse(word, form) for word in text.split(";")]
 
     C = _rounded_down(FAR * flops(form, design.x).max())
-    words = [p.name for p in form.parameters if p.kind == "exponent"]
-    floors = [p.name for p in form.parameters if p.kind == "floor"]
+    exponents = [p.name for p in form.parameters if p.kind == "exponent"]
+    words = [p.name for p in form.parameters if p.kind == "floor"]
     if form.balance is not None:
-        words = ["a", *words, *floors, f"N*@{C}", f"L@{C}"]
+        exponents.insert(0, "a")
+        words += [f"N*@{C}", f"L@{C}"]
     elif len(design.x) == 1:
-        words += [f"L@{C}", *floors]
-    else:
-        words += floors
-    return [LawQuestion.parse(word, form) for word in words]
+        words.insert(0, f"L@{C}")
+    return [LawQuestion.parse(word, form) for word in (*exponents, *words)]
 
 
 def _rounded_down(C: float) -> str:

@@ -11,19 +11,17 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import make_cells
-from nanoscale.experiments.tables import column, read_table
+from nanoscale.experiments.tables import read_table
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.points import with_compute
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.sources import Source
 from nanoscale.studies.stages import DEFAULTS
 from nanoscale.studies.study_file import read_study
-from nanoscale.studies.table_fit import OURS, numbers_of
+from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-TWO_OF = ("n", "d", "c")  # columns, which say a run
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,12 @@ def planned_runs(name: str, columns: Mapping[str, str], seeds: int | None) -> Pl
 def _of_table(table: DataFrame, columns: Mapping[str, str], seeds: int) -> PlannedRuns:
     if table.empty:
         raise UserError("the table has no rows; it needs one per planned run")
-    names = {key: column(key, name, table) for key, name in columns.items()}
+    names = columns_in(table, columns)
     group = names.pop("group", "run")
-    for key in TWO_OF:
-        if len(names) < 2 and key not in names:
-            usual = [name for name in (OURS[key], key.upper()) if name in table]
-            if usual:
-                names[key] = usual[0]
+    for key in SCALES:
+        for usual in (OURS[key], key.upper()):
+            if len(names) < 2 and key not in names and usual in table:
+                names[key] = usual
     if len(names) < 2:
         raise UserError(
             "which columns are N and D? give two of --n, --d and --c (C = 6 N D), as "
@@ -77,7 +74,7 @@ def _of_table(table: DataFrame, columns: Mapping[str, str], seeds: int) -> Plann
     if group not in table or table[group].nunique() == len(table):
         return PlannedRuns(values, [])
 
-    labels = np.unique([str(label) for label in table[group]], return_inverse=True)[1]
+    labels = np.unique(list(map(str, table[group])), return_inverse=True)[1]
     groups = labels[:, None] * seeds + np.arange(seeds)  # each seed is a run of its own
     return PlannedRuns(values, [], groups.ravel())
 
