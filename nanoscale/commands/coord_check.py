@@ -154,8 +154,9 @@ def quantity_lines(start: str, judged: Sequence[str]) -> list[str]:
     """A quantity's slopes once, and what is judged of it below one another."""
     if not judged:
         return [start]
-    starts = [start] + [" " * len(start)] * (len(judged) - 1)
-    return [f"{start}  {text}" for start, text in zip(starts, judged, strict=True)]
+    first, *others = judged
+    blank = " " * len(start)
+    return [f"{start}  {first}", *(f"{blank}  {other}" for other in others)]
 
 
 def slope_text(slope: Slope | None) -> str:

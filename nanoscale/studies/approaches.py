@@ -51,10 +51,12 @@ class Valleys:
         found = isoflop(points.columns, points.loss, degree=degree)
         budgets = [valley.C for valley in found.valleys if valley.used]
         C = np.geomspace(min(budgets) / 1.5, FAR * max(budgets), _CURVE)
-        optima = [found.optimum(at) for at in C]
-        N = np.array([best.N for best in optima])
-        ends = np.array([best.N_ci95 or [best.N, best.N] for best in optima])  # (n, 2)
-        line = Band(C, N, ends[:, 0], ends[:, 1])
+        optima = []
+        for at in C:
+            best = found.optimum(at)
+            low, high = best.N_ci95 or (best.N, best.N)
+            optima.append((best.N, low, high))
+        line = Band(C, *np.array(optima).T)
         largest = float((6 * found.grid.N * found.grid.D).max())
         error = bias(found, fit, FAR * largest) if fit.exponents else None
         return cls(found, points.loss, line, error)

@@ -115,19 +115,11 @@ def run_rows(
     """Bring the rows, or the trials of a search, to a result."""
     base = Source(f"{file.path}, [base]", file.base)
     where = file.question.where
-    if file.question.search is not None:
-        return runner.run_search(
-            file.name,
-            base,
-            file.question.search,
-            where,
-            defaults=DEFAULTS,
-            dry_run=dry_run,
-            asked=asked,
-        )
-    return runner.run_rows(
-        file.name, base, rows, where, defaults=DEFAULTS, dry_run=dry_run, asked=asked
-    )
+    search = file.question.search
+    how: dict[str, Any] = {"defaults": DEFAULTS, "dry_run": dry_run, "asked": asked}
+    if search is not None:
+        return runner.run_search(file.name, base, search, where, **how)
+    return runner.run_rows(file.name, base, rows, where, **how)
 
 
 def run_more(study: Study, runner: ExperimentRunner, file: StudyFile, asked: Asked) -> Study:

@@ -152,8 +152,8 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
             )
         named["lr"] = varying[0]
     for key, usual in (("loss", OURS["loss"]), ("seed", "seed")):
-        if key not in named and usual in table:
-            named[key] = usual
+        if usual in table:
+            named.setdefault(key, usual)
     if "loss" not in named:
         raise UserError("which column is the loss? say it, as in --loss=final_loss")
     read = {key.upper(): named[key] for key in SCALES if key in named}
@@ -168,9 +168,12 @@ def _varies(table: DataFrame, name: str) -> bool:
 def _check_scale(at: Mapping[str, float], names: Sequence[str]) -> None:
     if {*at} == {*names} and all(value > 0 for value in at.values()):
         return
-    given = ",".join(f"{name}={value:g}" for name, value in at.items())
-    wanted = ",".join(f"{name}=1e9" for name in names)
-    raise UserError(f"--at={given}: the sweeps are at {', '.join(names)}, as in --at={wanted}")
+    given = [f"{name}={value:g}" for name, value in at.items()]
+    wanted = [f"{name}=1e9" for name in names]
+    raise UserError(
+        f"--at={','.join(given)}: the sweeps are at {', '.join(names)}, as in "
+        f"--at={','.join(wanted)}"
+    )
 
 
 def _why_not_identified(law: SweepLaw) -> str:

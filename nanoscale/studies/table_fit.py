@@ -6,6 +6,7 @@ The one idea: what is fitted, what is asked beside the fit and what is drawn all
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -145,25 +146,23 @@ class FitRows:
         Two of the three are given each time: N and D have C = 6 N D, N and C have D = C / 6 N, D
         and C have N = C / 6 D.
         """
-        n = [self.columns.get("n"), *map(self._complete, OUR_N)]
-        d = self.columns.get("d") or self._complete(OURS["d"])
-        c = self.columns.get("c") or self._complete(OURS["c"])
-        pairs = [("N", name, "D", d) for name in n]
-        pairs += [("N", name, "C", c) for name in n]
-        pairs.append(("D", d, "C", c))
-
+        names = {
+            "N": [self.columns.get("n", OURS["n"]), *OUR_N],
+            "D": [self.columns.get("d", OURS["d"])],
+            "C": [self.columns.get("c", OURS["c"])],
+        }
+        complete = self.frame.columns[self.frame.notna().all()]
         ways: dict[str, dict[str, list[float]]] = {}
-        for first, name, second, other in pairs:
-            if name is not None and other is not None:
-                values = numbers_of(self.frame, name)
-                way = {first: values, second: numbers_of(self.frame, other)}
-                if way not in ways.values():
-                    ways[f"{first} = {name}, {second} = {other}"] = way
+        for first, second in itertools.combinations(names, 2):
+            for name, other in itertools.product(names[first], names[second]):
+                if name in complete and other in complete:
+                    way = {
+                        first: numbers_of(self.frame, name),
+                        second: numbers_of(self.frame, other),
+                    }
+                    if way not in ways.values():
+                        ways[f"{first} = {name}, {second} = {other}"] = way
         return ways
-
-    def _complete(self, name: str) -> str | None:
-        """A column in which every row has a value; None for another."""
-        return name if name in self.frame and self.frame[name].notna().all() else None
 
 
 @dataclass(frozen=True, kw_only=True)
