@@ -14,7 +14,15 @@ from typing import Any
 import click
 
 from nanoscale.commands.usage import HELP, options_of
-from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE, UserError, did_you_mean, one_of
+from nanoscale.errors import (
+    DONE,
+    FAILURE,
+    INCONCLUSIVE,
+    UserError,
+    did_you_mean,
+    nearest_or_all,
+    one_of,
+)
 from nanoscale.spec.options import Kind
 from nanoscale.spec.sources import FIELDS, coerce
 from nanoscale.store.files import write_json
@@ -164,8 +172,7 @@ def choice(*words: str) -> Read:
 
     def read(value: str, typed: str) -> str:
         if value not in words:
-            hint = did_you_mean(value, words) or f"; choose {one_of(words)}"
-            raise UserError(f"{typed}: not known{hint}")
+            raise UserError(f"{typed}: not known{nearest_or_all(value, words)}")
         return value
 
     return Read(read)

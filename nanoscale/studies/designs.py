@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws import LAWS, fit_law, law_of
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.bootstrap import METHODS
@@ -189,8 +189,7 @@ def _resampling(runs: PlannedRuns, method: str | None) -> str:
     if method is None:
         return "parametric" if runs.ladder else "pairs"
     if method not in METHODS:
-        hint = did_you_mean(method, METHODS) or f"; choose {one_of(METHODS)}"
-        raise UserError(f"--resample={method}: no such way{hint}")
+        raise UserError(f"--resample={method}: no such way{nearest_or_all(method, METHODS)}")
     if method == "cluster" and runs.groups is None:
         raise UserError(
             "--resample=cluster: every planned point is a run of its own; name the run "
