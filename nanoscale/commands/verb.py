@@ -33,12 +33,19 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Verb(click.Command):
-    """A command with examples below its options."""
+    """A command with examples below its options, and below a list of keys if it has one."""
 
-    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str],
+        keys_help: Callable[[], str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.context_settings = {**HELP, "allow_extra_args": True}
         self.examples = examples
+        self.keys_help = keys_help
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         try:
@@ -52,6 +59,8 @@ class Verb(click.Command):
         return rest
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.keys_help is not None:
+            formatter.write(f"\n{self.keys_help()}\n")
         with formatter.section("Examples"):
             for example in self.examples:
                 formatter.write_text(example)
@@ -61,20 +70,10 @@ class ConfigVerb(Verb):
     """A verb that takes config files and `--key=value` beside its own options.
 
     nanoGPT's flags are not click's: what is no option of the verb goes on as it was typed.
-    `keys_help` lists the keys, below the verb's own options.
     """
-
-    def __init__(self, *args: Any, keys_help: Callable[[], str] | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.keys_help = keys_help
 
     def collect_usage_pieces(self, context: click.Context) -> list[str]:
         return ["[config.py ...]", "[--key=value ...]", *super().collect_usage_pieces(context)]
-
-    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.keys_help is not None:
-            formatter.write(f"\n{self.keys_help()}\n")
-        super().format_epilog(context, formatter)
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         options = [name.removeprefix("--") for name in options_of(self)]

@@ -81,10 +81,11 @@ def size_labels(study: Study, frame: DataFrame) -> list[str]:
     """How each run's size is called: its total N, or its shape where two shapes share that."""
     shapes = []
     for entry, _ in study.runs():
-        shape = {key: value for key, value in entry.values.items() if key != "seed"}
+        shape = dict(entry.values)
+        shape.pop("seed", None)
         shapes.append(describe(shape))
-    counts = [short(n) for n in frame["total_params"]]
-    return counts if len(set(counts)) == len(set(shapes)) else shapes
+    counts = list(map(short, frame["total_params"]))
+    return counts if len({*counts}) == len({*shapes}) else shapes
 
 
 def short(n: float) -> str:

@@ -7,12 +7,14 @@ alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.tables import read_table
+from nanoscale.spec.values import Json
 from nanoscale.studies.table_fit import FitSettings, fit_table
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def _shared(table: DataFrame, key: str) -> int | None:
 
 
 # -- stored fits --------------------------------------------------------------------------------
-def stored_fit(name: str | Path) -> dict[str, object] | None:
+def stored_fit(name: str | Path) -> Mapping[str, Json] | None:
     """The record of a stored fit; None for what is no such file."""
     path = Path(name)
     if path.suffix != ".json" or not path.is_file():
@@ -143,7 +145,7 @@ def stored_fit(name: str | Path) -> dict[str, object] | None:
     return record
 
 
-def _of_stored(name: str, record: dict[str, object]) -> Grounds:
+def _of_stored(name: str, record: Mapping[str, Json]) -> Grounds:
     from nanoscale.laws.plan import fit_of
     from nanoscale.laws.predict import Basis
 
