@@ -63,7 +63,8 @@ def seed_noise(y: Array, size: Index) -> tuple[float | None, int, bool]:
     mean = np.bincount(size, y) / counts
     sd = _sd(y - mean[size], dof)
     sizes = (counts >= SEEDS_NEEDED).sum()
-    return sd, dof, bool(sizes >= _SIZES_NEEDED and sd > 0)
+    measured = sizes >= _SIZES_NEEDED and sd > 0
+    return sd, dof, bool(measured)
 
 
 def _sd(residual: Array, dof: int) -> float:

@@ -42,7 +42,8 @@ def bend_of(rule: Objective, r: Array, n_params: int) -> Array:
     if rule.raw:
         return np.full(len(r), 2.0)
     n = len(r)
-    smooth = SMOOTH * spread_of(r, n_params) * n**-0.2
+    spread = spread_of(r, n_params)
+    smooth = SMOOTH * spread * n**-0.2
     width = max(smooth, rule.delta)
     inside = np.abs(r) <= width
     near = max(int(inside.sum()), n_params + 1)
@@ -71,7 +72,8 @@ def asymptotic_variance(rule: Objective, noise: float | Array) -> float:
     k = LAD_WIDTH if rule.name == "lad" else rule.delta / noise
     inside = math.erf(k / math.sqrt(2))
     outside = 1 - inside
-    density = math.exp(-k * k / 2) / math.sqrt(2 * math.pi)
+    bell = math.exp(-k * k / 2)
+    density = bell / math.sqrt(2 * math.pi)
     squares = inside - 2 * k * density + k * k * outside
     return noise**2 * squares / inside**2
 

@@ -24,7 +24,8 @@ class Certified(solver.Task):
         scaled = loss[None] / problem.scale
         ones = np.ones(scaled.shape)
         task = solver.Task(problem, rule, scaled, ones)
-        return cls(problem, rule, scaled, ones, solver.solve(task, starts))
+        solution = solver.solve(task, starts)
+        return cls(problem, rule, scaled, ones, solution)
 
     @property
     def converged(self) -> bool:

@@ -57,10 +57,6 @@ Operand = Any  # a Jet, an array or a number; at least one of two is a jet
 
 
 # -- of one jet -----------------------------------------------------------------------------------
-def negative(a: Jet) -> Jet:
-    return Jet(-a.value, -a.d, -a.dd)
-
-
 def reciprocal(a: Jet) -> Jet:
     inverse = 1 / a.value
     return a.through(inverse, -(inverse**2), 2 * inverse**3)
@@ -134,7 +130,7 @@ def _parts(a: Operand) -> tuple[Array | float, ...]:
 
 
 RULES: dict[np.ufunc, Callable[..., Jet]] = {
-    np.negative: negative,
+    np.negative: lambda a: multiply(a, -1.0),
     np.reciprocal: reciprocal,
     np.exp: exp,
     np.expm1: expm1,

@@ -31,8 +31,9 @@ def solve_positive(A: Array, b: Array) -> tuple[Array, Mask]:
     for j in order:
         below = slice(j + 1, None)
         pivot = A[j, j]
-        positive &= pivot > -flat[j]
-        np.maximum(pivot, flat[j], out=pivot)
+        least = flat[j]
+        positive &= pivot > -least
+        np.maximum(pivot, least, out=pivot)
         row = A[j, below]
         share = row / pivot
         A[below, below] -= share[:, None] * row

@@ -119,7 +119,8 @@ class Objective:
         if self.raw:
             return np.broadcast_to(w, r.shape)
         size = np.maximum(np.abs(r), 1e-300)
-        return self.lopsided(np.minimum(1, self.delta / size) * w / m**2, r)
+        share = np.minimum(1, self.delta / size)
+        return self.lopsided(share * w / m**2, r)
 
     def lopsided(self, values: Array, r: Array) -> Array:
         """What is of each point, times its weight where the law lies above it."""

@@ -139,8 +139,9 @@ class Problem:
         law = cast(Jet, self.law.at(jets, self.x))  # numpy's arithmetic, which a jet goes through
 
         p = len(jets)
-        d = np.broadcast_to(law.d / self.scale, (p, *c.shape))
-        dd = np.broadcast_to(law.dd / self.scale, (p, p, *c.shape))
+        each = p, *c.shape
+        d = np.broadcast_to(law.d / self.scale, each)
+        dd = np.broadcast_to(law.dd / self.scale, (p, *each))
         gradient = np.einsum("pbn,bn->pb", d, c)
         hessian = np.einsum("pbn,qbn->pqb", d * q, d)
         hessian = hessian + np.einsum("pqbn,bn->pqb", dd, c)
@@ -188,11 +189,13 @@ class Problem:
         loss (R or 1, n) over the scale and w (R or 1, n) are those of all data sets; their means
         decide.
         """
-        loss = np.exp(np.log(loss).mean(0))
+        middle = np.log(loss).mean(0)
+        loss = np.exp(middle)
         weight = w.mean(0) / loss**2
         grid = self.theta(self._grid(loss))
         rss = np.empty(len(grid))
-        for rows in batches(len(grid), MOST_POINTS // len(loss)):
+        at_once = MOST_POINTS // len(loss)
+        for rows in batches(len(grid), at_once):
             some = self.projected(grid[rows], weight[None], loss[None])
             squares = (self.at(some).m - loss) ** 2
             rss[rows] = (squares * weight).sum(1)
@@ -349,7 +352,9 @@ class SumProblem(Problem):
         hessian[columns, rows] = block
 
     def basis(self, theta: Array) -> ArrayPair:
-        columns = {term.b: term.powers(theta) for term in self.terms}
+        columns = {}
+        for term in self.terms:
+            columns[term.b] = term.powers(theta)
         shape = len(theta), self.x.shape[1]
         floor = np.ones(shape)
         phi = np.array([columns.get(i, floor) for i in self.solved])
@@ -367,7 +372,8 @@ class SumProblem(Problem):
         first = w / loss
         second = w / loss**2
         starts = []
-        for rows in batches(len(first), MOST_CELLS // len(tried) ** axes):
+        at_once = MOST_CELLS // len(tried) ** axes
+        for rows in batches(len(first), at_once):
             starts.append(self._best(tiles, tried, first[rows], second[rows]))
         return np.concatenate(starts)
 
@@ -424,9 +430,11 @@ def _projections(
     G = G.reshape(q, q, -1)
     coefficients = solve_nonnegative(G, h)
     # the sum of w is the same in every cell and decides nothing
-    slopes = (G * coefficients).sum(1) - 2 * h
+    twice = 2 * h
+    slopes = (G * coefficients).sum(1) - twice
     rss = (coefficients * slopes).sum(0)
-    return coefficients.reshape(q, R, -1), rss.reshape(R, -1)
+    coefficients = coefficients.reshape(q, R, -1)
+    return coefficients, rss.reshape(R, -1)
 
 
 def _summed(weight: Array, factors: list[int], phi: list[Array]) -> Array:

@@ -99,7 +99,8 @@ def solve(task: Task, starts: Array | int) -> Solution:
         starts = task.problem.starts(task.loss, task.w, starts)
     R = len(task)
     S, p = starts.shape[1:]
-    theta = np.broadcast_to(starts, (R, S, p)).reshape(-1, p)
+    every = np.broadcast_to(starts, (R, S, p))
+    theta = every.reshape(-1, p)
 
     stages = task.rule.stages(lambda: _mean_residual(task, theta))
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
@@ -122,7 +123,8 @@ def resolve(task: Task, best: Array) -> Solution:
     Some are solved from many starts as well; if that finds a lower objective in any, all are
     solved from the best few of many.
     """
-    solution = solve(task, best[None, None])
+    start = best[None, None]
+    solution = solve(task, start)
     every = np.arange(len(task))
     checked = max(2, CHECKED_POINTS // task.w.shape[1])
     spread = np.linspace(0, every[-1], min(_CHECKED, checked))
@@ -177,13 +179,15 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
     problem = task.problem
     state = problem.at(theta[None])
     q = task.w / state.m**2
-    _, hessian = problem.sums(state, np.zeros_like(q), q)
+    nothing = np.zeros_like(q)
+    _, hessian = problem.sums(state, nothing, q)
     matrix = hessian[..., 0]
     size = root(matrix.diagonal())
     scaled = matrix / size / size[:, None]
     values, vectors = np.linalg.eigh(scaled)
-    least = max(values[0], 1e-300)
-    return float(values[-1] / least), vectors[:, 0]
+    least, most = values[[0, -1]]
+    ratio = most / max(least, 1e-300)
+    return float(ratio), vectors[:, 0]
 
 
 # -- rows at work ---------------------------------------------------------------------------------
@@ -214,7 +218,8 @@ def _batched(
     f = np.empty(len(theta))
     converged = np.empty(len(theta), bool)
     data_set = np.arange(len(theta)) // S
-    for rows in batches(len(theta), _BATCH // task.loss.shape[1]):
+    n = task.loss.shape[1]
+    for rows in batches(len(theta), _BATCH // n):
         some = task.take(data_set[rows])
         ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
         if following is not None:
@@ -255,12 +260,14 @@ def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, 
     """One step of every row: where it leads, the next damping (B,), and which have converged."""
     step, decrement, convex = _newton_step(task, place, damping)
     room = TOLERANCE * place.f + task.rounding
-    done = convex & (decrement <= room) & (damping <= SMALL_DAMPING)
+    done = convex & (decrement <= room)
+    done &= damping <= SMALL_DAMPING
 
     trial = _trial(task, place, damping, step, decrement)
     better = trial.f < place.f
     better |= convex & (trial.f <= place.f + room)
-    gain = np.where(better, place.f - trial.f, -1.0)
+    fall = place.f - trial.f
+    gain = np.where(better, fall, -1.0)
     worse = np.flatnonzero(~better)
     if len(worse):
         trial.put(worse, place.take(worse))
@@ -284,8 +291,8 @@ def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Arra
         hessian = np.where(either, identity, hessian)
         gradient = np.where(stopped, 0.0, gradient)
     step, convex = solve_positive(hessian, -gradient)
-    decrement = -(gradient * step).sum(0) / 2
-    return step.T, decrement, convex
+    rise = (gradient * step).sum(0)
+    return step.T, -rise / 2, convex
 
 
 def _trial(task: Task, place: _Place, damping: Array, step: Array, decrement: Array) -> _Place:
@@ -318,8 +325,10 @@ def _followed(task: Task, delta: float, theta: Array) -> Array:
     problem = task.problem
     place = task.at(theta)
     now = task.rule.delta
-    c, q = task.derivatives(place, np.zeros(len(theta)))
-    beyond = np.where(np.abs(place.r) > now, c, 0.0)
+    undamped = np.zeros(len(theta))
+    c, q = task.derivatives(place, undamped)
+    far = np.abs(place.r) > now
+    beyond = np.where(far, c, 0.0)
     _, hessian = problem.sums(place.state, c, q)
     outside, _ = problem.sums(place.state, beyond, q)
 
