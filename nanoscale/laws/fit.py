@@ -190,7 +190,7 @@ def _result(
         x_names=points.names,
         predictors=list(points.names),
         objective_name=rule.name,
-        delta=rule.delta if rule.has_delta else None,
+        delta=rule.own_delta,
         n_points=len(points.loss),
         params=named(form, best.params),
         objective=float(objective),

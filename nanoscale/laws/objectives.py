@@ -44,9 +44,9 @@ class Objective:
         return cls(name, float(delta))
 
     @property
-    def has_delta(self) -> bool:
-        """Whether delta is part of what is minimised."""
-        return self.name in ("log-huber", "envelope")
+    def own_delta(self) -> float | None:
+        """delta, where it is part of what is minimised."""
+        return self.delta if self.name in ("log-huber", "envelope") else None
 
     @property
     def raw(self) -> bool:

@@ -106,15 +106,13 @@ def profile_law(
     threshold = students_t**2
 
     profiles = {}
-    widening = {}
-    lost = 0
+    searches = []
     for name in dict.fromkeys("a" if name == "b" else name for name in wanted):
-        search = ProfileSearch.of(fit, name, points, threshold)
-        widening[name] = search.widening(index)
+        search = ProfileSearch.of(fit, name, points, index, threshold)
         if noise == "own":
-            search.wide = widening[name]
+            search.wide = search.widening
         profiles[name] = search.interval()
-        lost += search.lost
+        searches.append(search)
     if "b" in wanted:
         profiles["b"] = _mirrored(profiles["a"])
     return Profiles(
@@ -125,7 +123,7 @@ def profile_law(
         n_points=n,
         noise=noise,
         profiles={name: profiles[name] for name in wanted},
-        warnings=_warnings(noise, widening, lost),
+        warnings=_warnings(noise, searches),
     )
 
 
@@ -146,15 +144,16 @@ def _wanted(fit: LawFit, names: Sequence[str] | None) -> list[str]:
     return list(names)
 
 
-def _warnings(noise: str, widening: dict[str, float], lost: int) -> list[str]:
+def _warnings(noise: str, searches: list[ProfileSearch]) -> list[str]:
     warnings = []
+    lost = sum(search.lost for search in searches)
     if lost:
         warnings.append(f"{lost} refits did not converge: an end may be too near")
-    widest = max(widening, key=widening.__getitem__, default=None)
-    if widest and noise == "equal" and widening[widest] > _UNEQUAL:
+    widest = max(searches, key=lambda search: search.widening, default=None)
+    if widest and noise == "equal" and widest.widening > _UNEQUAL:
         warnings.append(
-            f"residuals are not of one size: with noise='own' the interval of {widest} is "
-            f"{widening[widest]:.1f} times as wide"
+            f"residuals are not of one size: with noise='own' the interval of {widest.name} is "
+            f"{widest.widening:.1f} times as wide"
         )
     return warnings
 

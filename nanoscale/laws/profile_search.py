@@ -79,6 +79,7 @@ class ProfileSearch:
     best: Certified
     index: int  # of the coordinate
     starts: Array  # (s, p)
+    groups: Index  # (n,) of points that share their noise
     threshold: float
     wide: float = 1.0  # what S is over the square of
     lost: int = 0  # refits that did not converge
@@ -93,9 +94,13 @@ class ProfileSearch:
         self.r = best.residual
         self.unit = unit_of(self.rule, self.r, len(self.theta))
         self.lowest = float(self.rule.value(self.r[None], best.w)[0])
+        self.slopes, self.size = self._unit_slopes()
+        self.widening = self._widening()
 
     @classmethod
-    def of(cls, fit: LawFit, name: str, points: Points, threshold: float) -> ProfileSearch:
+    def of(
+        cls, fit: LawFit, name: str, points: Points, groups: Index, threshold: float
+    ) -> ProfileSearch:
         """For a parameter of the fit, or its exponent a."""
         form = fit.form
         if name == "a" and "a" not in form.names:
@@ -112,7 +117,8 @@ class ProfileSearch:
             rule = Objective("log-huber", max(LAD_SHARE * spread, LAD_DELTA))
             best = Certified.of(problem, points.loss, rule, best.theta[None, None])
         starts = problem.starts(best.loss, best.w, MANY_STARTS)[0]
-        return cls(best, index, starts[:: MANY_STARTS // SOME_STARTS], threshold)
+        some = starts[:: MANY_STARTS // SOME_STARTS]
+        return cls(best, index, some, groups, threshold)
 
     # -- the noise --
     def _unit_slopes(self) -> ArrayPair:
@@ -130,15 +136,15 @@ class ProfileSearch:
         size = root((slopes**2).sum(1))
         return slopes / size[:, None], size
 
-    def widening(self, groups: Index) -> float:
-        """How many times wider own noise, of groups (n,), makes the interval locally."""
+    def _widening(self) -> float:
+        """How many times wider own noise makes the interval locally."""
         n, p = len(self.r), len(self.theta)
-        slopes, _ = self._unit_slopes()
         bend = bend_of(self.rule, self.r, p)
-        row = np.linalg.pinv((slopes * bend) @ slopes.T)[self.index]
-        influence = (row @ slopes) * psi_of(self.rule, self.r)
+        matrix = (self.slopes * bend) @ self.slopes.T
+        row = np.linalg.pinv(matrix)[self.index]
+        influence = (row @ self.slopes) * psi_of(self.rule, self.r)
 
-        scores = np.bincount(groups, influence)
+        scores = np.bincount(self.groups, influence)
         count = len(scores)
         fitted = p if count == n else 1
         own = (scores @ scores) * count / max(count - fitted, 1)
@@ -149,12 +155,12 @@ class ProfileSearch:
 
     def local_error(self) -> float:
         """The coordinate's standard error by the slopes; at most a share of it."""
-        slopes, size = self._unit_slopes()
         i = self.index
-        inverse = np.linalg.pinv(slopes @ slopes.T)
+        inverse = np.linalg.pinv(self.slopes @ self.slopes.T)
         error = math.sqrt(max(inverse[i, i], 0.0))
         spread = spread_of(self.r, len(self.theta))
-        sd = float(spread / size[i] * error * self.wide)
+        sd = spread / float(self.size[i]) * error
+        sd *= self.wide
         most = 0.2 * max(abs(self.middle), 0.1)
         return min(sd, most) if sd > 0 else most
 
