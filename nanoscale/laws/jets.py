@@ -79,9 +79,11 @@ def log(a: Jet) -> Jet:
 
 # -- of two ---------------------------------------------------------------------------------------
 def add(a: Operand, b: Operand) -> Jet:
-    value, d, dd = _parts(a)
-    other, other_d, other_dd = _parts(b)
-    return Jet(value + other, d + other_d, dd + other_dd)
+    if not isinstance(a, Jet):
+        a, b = b, a
+    if not isinstance(b, Jet):
+        return Jet(a.value + b, a.d, a.dd)
+    return Jet(a.value + b.value, a.d + b.d, a.dd + b.dd)
 
 
 def multiply(a: Operand, b: Operand) -> Jet:
@@ -123,7 +125,7 @@ def minimum(a: Operand, b: Operand) -> Jet:
     )
 
 
-def _parts(a: Operand) -> tuple[Any, Any, Any]:
+def _parts(a: Operand) -> tuple[Array | float, ...]:
     return (a.value, a.d, a.dd) if isinstance(a, Jet) else (a, 0.0, 0.0)
 
 
