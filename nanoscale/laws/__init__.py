@@ -10,7 +10,7 @@ choice (multiverse). A law of another thing than a loss: the best learning rate 
 
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law, Parameter, Term
-from nanoscale.laws.influence import Influence, influence_of, without_highest
+from nanoscale.laws.influence import Influence, influence_of
 from nanoscale.laws.ladder import LadderFit, fit_power_law
 from nanoscale.laws.profile import Profiles, profile_law
 from nanoscale.laws.profile_search import Profile
@@ -38,5 +38,4 @@ __all__ = [
     "profile_law",
     "register_law",
     "sweep_law",
-    "without_highest",
 ]

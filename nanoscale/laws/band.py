@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from nanoscale.laws.arrays import Array
+
+Ends: TypeAlias = list[float]  # of an interval: low and high
 
 
 @dataclass(frozen=True)

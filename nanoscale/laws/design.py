@@ -17,7 +17,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.arrays import Array, Index, Mask
+from nanoscale.laws.arrays import Array, Index, Mask, batches
 from nanoscale.laws.calibration import asymptotic_variance
 from nanoscale.laws.fit import POINTS_PER_PARAMETER
 from nanoscale.laws.forms import Law
@@ -31,10 +31,10 @@ from nanoscale.laws.result import bounds_hit
 # E, A, B, alpha, beta: Hoffmann et al. 2022's points refitted (Besiroglu et al. 2024), certified
 CHINCHILLA_TRUTH = (1.8172181, 477.82588, 2143.41732, 0.3473105, 0.36717243)
 WANTED_POWER = 0.8  # share of worlds in which a question worth training for is identified
-Z95 = 1.959963985  # of a normal
 CELLS = 4_000_000  # points of all resamples worked on together
 _STARTS, _STARTS_KEPT = 9, 3  # of a world, beside the truth
 _CHECKED = 4  # resamples of a world that are solved from as many starts as well
+Z95 = 1.959963985  # of a normal
 WORTH = 0.05  # of a width, that another delta saves and that is worth a word
 
 
@@ -86,6 +86,11 @@ class Design:
         return self.truths[np.arange(worlds) % len(self.truths)]
 
     @property
+    def runs(self) -> Index:
+        """(n,): the run that each point is of, from 0."""
+        return bootstrap.numbered(self.groups, self.x.shape[1])
+
+    @property
     def cells(self) -> Index:
         """(n,): replicates share a label."""
         return np.unique(self.x, axis=1, return_inverse=True)[1].ravel()
@@ -125,7 +130,7 @@ class Design:
                 f"pairs resamples of {n} points hardly pin {p} parameters down: plan "
                 "seeds, and resample the noise they measure (parametric)"
             )
-        runs = n if self.groups is None else len(np.unique(self.groups))
+        runs = self.runs.max() + 1
         if runs < n and self.resampling != "cluster":
             warnings.append(
                 f"{n} points come from {runs} runs, and points of one run are not "
@@ -135,11 +140,11 @@ class Design:
 
     def with_points(self, x: Array) -> Design:
         """The same, and points x (P, k) more, each a run of its own."""
-        groups = self.groups
-        if groups is not None:
-            run = np.unique(groups, return_inverse=True)[1]
-            groups = np.concatenate([run, run.max() + 1 + np.arange(x.shape[1])])
-        return replace(self, x=np.concatenate([self.x, x], axis=1), groups=groups)
+        groups = None
+        if self.groups is not None:
+            added = self.runs.max() + 1 + np.arange(x.shape[1])
+            groups = np.append(self.runs, added)
+        return replace(self, x=np.hstack([self.x, x]), groups=groups)
 
 
 @dataclass(frozen=True)
@@ -173,18 +178,21 @@ def simulate(
     """An answer per question, from `worlds` worlds. Worlds with more points of the same design
     share the noise of the others, so that two designs differ by their points alone."""
     truth = design.truths_of(worlds)
-    problem = problem_of(design.form, design.x, design.form.loss(design.truths[0], *design.x))
+    expected = design.form.loss(design.truths[0], *design.x)
+    problem = problem_of(design.form, design.x, expected)
     loss = draw_worlds(design, worlds, rng_seed) / problem.scale
     best = _world_fits(design, problem, loss, truth)
     ends = _intervals(design, problem, best.theta, loss, questions, rng_seed)
 
     estimates = problem.params(best.theta)
-    edges = [bounds_hit(problem, theta, design.form.predictors) for theta in best.theta]
+    edges = []
+    for theta in best.theta:
+        edges.append({*bounds_hit(problem, theta, design.form.predictors)})
     answers = []
-    for i, question in enumerate(questions):
-        inside = [edge.keys().isdisjoint(question.needs) for edge in edges]
-        sound = best.converged & np.array(inside)
-        answer = _answer(question, question.of(truth), question.of(estimates), ends[..., i], sound)
+    for question, pair in zip(questions, np.moveaxis(ends, -1, 0), strict=True):
+        inside = [edge.isdisjoint(question.needs) for edge in edges]
+        sound = best.converged & inside
+        answer = _answer(question, question.of(truth), question.of(estimates), pair, sound)
         answers.append(answer)
     return answers
 
@@ -192,15 +200,14 @@ def simulate(
 def draw_worlds(design: Design, worlds: int, rng_seed: int = 0) -> Array:
     """(W, n): the losses of the planned runs in every world."""
     rng = np.random.default_rng([rng_seed, 0])
-    run = np.arange(design.x.shape[1])
-    if design.groups is not None:
-        run = np.unique(design.groups, return_inverse=True)[1]
+    run = design.runs
     shape = (run.max() + 1, worlds)
     if isinstance(design.noise, float):
         noise = design.noise * rng.standard_normal(shape)
     else:
-        noise = design.noise[rng.integers(len(design.noise), size=shape)]
-    return design.form.loss(design.truths_of(worlds), *design.x) * np.exp(noise[run].T)
+        noise = rng.choice(design.noise, shape)
+    losses = design.form.loss(design.truths_of(worlds), *design.x)
+    return losses * np.exp(noise[run].T)
 
 
 def seed_of(world: int, rng_seed: int = 0) -> int:
@@ -211,9 +218,11 @@ def seed_of(world: int, rng_seed: int = 0) -> int:
 def _world_fits(design: Design, problem: Problem, loss: Array, truth: Array) -> solver.Solution:
     """Of every world's losses (W, n), from its truth (p,) and from a grid."""
     ones = np.ones((1, loss.shape[1]))
+    own = problem.theta(truth)
     grid = problem.starts(loss, ones, _STARTS)
-    grid = np.broadcast_to(grid, (len(loss), *grid.shape[1:]))
-    starts = np.concatenate([problem.theta(truth)[:, None], grid], axis=1)
+    shape = (len(own), *grid.shape[1:])
+    grid = np.broadcast_to(grid, shape)
+    starts = np.hstack([own[:, None], grid])
     return solver.solve(solver.Task(problem, design.rule, loss, ones), starts)
 
 
@@ -228,12 +237,10 @@ def _intervals(
     """(2, W, q): the 95 % of every world's resamples, as many worlds at once as there is room."""
     worlds, n = loss.shape
     ends = np.empty((2, worlds, len(questions)))
-    step = max(1, CELLS // (design.resamples * n))
-    for first in range(0, worlds, step):
-        some = np.arange(first, min(first + step, worlds))
-        seeds = [seed_of(world, rng_seed) for world in some]
+    for some in batches(worlds, CELLS // (design.resamples * n)):
+        seeds = [seed_of(world, rng_seed) for world in range(some.start, some.stop)]
         draws = _resample_fits(design, problem, theta[some], loss[some], seeds)
-        for world, params in zip(some, draws, strict=True):
+        for world, params in enumerate(draws, some.start):
             values = np.stack([question.of(params) for question in questions], -1)  # (R, q)
             ends[:, world] = _interval(values)
     return ends
@@ -243,19 +250,23 @@ def _resample_fits(
     design: Design, problem: Problem, theta: Array, loss: Array, seeds: Sequence[int]
 ) -> Array:
     """Parameters (B, R, p) of every resample of worlds at theta (B, p); NaN where none is found."""
-    B, R = len(theta), design.resamples
-    data = _resampled(design, problem, theta, loss, seeds)
-    task = solver.Task(problem, design.rule, *data)
-    solution = solver.solve(task, np.repeat(theta, R, axis=0)[:, None])
+    B = len(theta)
+    R = design.resamples
+    losses, weights = _resampled(design, problem, theta, loss, seeds)
+    task = solver.Task(problem, design.rule, losses, weights)
+    starts = np.repeat(theta, R, axis=0)
+    solution = solver.solve(task, starts[:, None])
 
     first = np.arange(B)[:, None] * R  # resample of every world
-    some = (first + np.linspace(0, R - 1, _CHECKED).astype(int)).ravel()
-    rows = np.union1d(some, np.flatnonzero(~solution.converged))
+    checked = np.linspace(0, R - 1, _CHECKED).astype(int)
+    lost = np.flatnonzero(~solution.converged)
+    rows = np.union1d(first + checked, lost)
     was_converged = solution.converged[rows]
     better = solver.improve(task, solution, rows, _STARTS)
     moved = rows[better & was_converged]
     if len(moved):  # as `solver.resolve`, of these worlds
-        rows = (first[np.unique(moved // R)] + np.arange(R)).ravel()
+        worlds = np.unique(moved // R)
+        rows = (first[worlds] + np.arange(R)).ravel()
         solver.improve(task, solution, rows, _STARTS_KEPT)
 
     params = problem.params(solution.theta)
@@ -267,17 +278,20 @@ def _resampled(
     design: Design, problem: Problem, theta: Array, loss: Array, seeds: Sequence[int]
 ) -> tuple[Array, Array]:
     """(losses (BR, n), weights (BR or 1, n)) of all resamples of B worlds, as `fit_law`'s."""
-    R, n, method = design.resamples, loss.shape[1], design.resampling
+    R = design.resamples
+    n = loss.shape[1]
+    method = design.resampling
     cells = design.cells if design.groups is None else design.groups
-    if method in ("pairs", "cluster", "stratified"):
-        drawn = [bootstrap.point_weights(method, n, cells, R, seed) for seed in seeds]
+    drawn = []
+    if method in bootstrap.OF_POINTS:
+        for seed in seeds:
+            drawn.append(bootstrap.point_weights(method, n, cells, R, seed))
         return np.repeat(loss, R, axis=0), np.concatenate(drawn)
 
     groups = cells if method == "parametric" else design.groups
     fitted = np.log(problem.at(theta).m)
-    drawn = []
+    p = theta.shape[1]
     for middle, y, seed in zip(fitted, np.log(loss), seeds, strict=True):
-        p = theta.shape[1]
         drawn.append(bootstrap.residual_draws(method, middle, y, p, groups, R, seed))
     return np.exp(np.concatenate(drawn)), np.ones((1, n))
 
@@ -297,13 +311,6 @@ def _answer(
     low, high = ends
     covered = (low <= truth) & (truth <= high)
     coverage_ci95 = wilson(int(covered.sum()), len(covered))
-    level = bootstrap.LEVEL[1] - bootstrap.LEVEL[0]
-    verdict = "nominal"
-    if coverage_ci95[0] > level:
-        verdict = "conservative"
-    elif coverage_ci95[1] < level:
-        verdict = "too narrow"
-
     finite = np.isfinite(ends).all(0)
     typical = ends[:, finite] if finite.any() else np.full((2, 1), np.nan)
     width = question.width(typical)
@@ -318,7 +325,7 @@ def _answer(
         ends=np.median(typical, axis=1).tolist(),
         coverage=float(covered.mean()),
         coverage_ci95=coverage_ci95,
-        verdict=verdict,
+        verdict=_verdict(*coverage_ci95),
         not_identified=float(1 - identified.mean()),
         bias=float(error.mean()),
         rmse=float(np.sqrt((error**2).mean())),
@@ -326,9 +333,21 @@ def _answer(
     )
 
 
+def _verdict(low: float, high: float) -> str:
+    """What the share of intervals that hold the truth, within these ends, says of them."""
+    level = bootstrap.LEVEL[1] - bootstrap.LEVEL[0]
+    if low > level:
+        return "conservative"
+    return "too narrow" if high < level else "nominal"
+
+
 def wilson(k: int, n: int) -> list[float]:
     """The 95 % interval of a share k / n (Wilson 1927)."""
     z2 = Z95**2
+    total = n + z2
     middle = k + z2 / 2
-    half = Z95 * math.sqrt(k * (n - k) / n + z2 / 4)
-    return [max(0.0, (middle - half) / (n + z2)), min(1.0, (middle + half) / (n + z2))]
+    variance = k * (n - k) / n + z2 / 4
+    half = Z95 * math.sqrt(variance)
+    low = (middle - half) / total
+    high = (middle + half) / total
+    return [max(0.0, low), min(1.0, high)]

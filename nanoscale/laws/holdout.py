@@ -7,7 +7,7 @@ asked, at one budget or at one after another.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
@@ -18,7 +18,7 @@ from nanoscale.laws import bootstrap, isoflop
 from nanoscale.laws.arrays import Array, Mask
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law
-from nanoscale.laws.points import Points
+from nanoscale.laws.points import Columns, Labels, Points
 from nanoscale.laws.predict import Basis, new_runs
 from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
@@ -79,13 +79,13 @@ class FitOptions(TypedDict, total=False):
 
 
 def holdout(
-    columns: Mapping[str, Iterable[float]],
+    columns: Columns,
     loss: Iterable[float],
     threshold: float,
     *,
     drop_worst: int = 0,
     resamples: int = 0,
-    groups: Iterable[object] | None = None,
+    groups: Labels | None = None,
     **options: Unpack[FitOptions],
 ) -> HoldOut:
     """Fit the runs below `threshold` FLOPs (C = 6 N D), predict those from there on.
@@ -93,51 +93,22 @@ def holdout(
     The highest losses are dropped first, of all runs. Raises `UserError` where too few runs are
     below, or none is above.
     """
-    points = Points.of(law_of(options.get("law", "chinchilla")), columns, loss, drop_worst)
-    budgets = points.budgets
+    past = _Past.of(columns, loss, drop_worst, groups, options)
+    budgets = past.points.budgets
     if budgets is None:
-        raise UserError(
-            f"a hold-out by largest budgets needs C, or N and D; there is only {points.names[0]}"
-        )
-    below = budgets < threshold
-    if below.all() or not below.any():
-        raise UserError(
-            f"a hold-out at {threshold:g} FLOPs leaves {below.sum()} runs to fit and "
-            f"{(~below).sum()} to predict; budgets reach from {budgets.min():.3g} to "
-            f"{budgets.max():.3g}"
-        )
-    labels = None if groups is None else points.labels(groups)
-    try:
-        fit = _fit_some(points, below, labels, resamples, options)
-    except UserError as e:
-        raise UserError(f"the {below.sum()} runs below {threshold:g} FLOPs: {e}") from e
-
-    error = fit(*points.x) / points.loss - 1
-    return HoldOut(
-        threshold=float(threshold),
-        law=fit.law,
-        n_fitted=int(below.sum()),
-        n_held_out=int((~below).sum()),
-        status=fit.status,
-        mean_abs_error=float(np.abs(error[~below]).mean()),
-        max_abs_error=float(np.abs(error[~below]).max()),
-        bias=float(error[~below].mean()),
-        in_sample_error=float(np.abs(error[below]).mean()),
-        distance=float(budgets[~below].max() / budgets[below].max()),
-        covered=_covered(fit, points, below),
-        exponents=fit.exponents,
-        params=fit.params,
-    )
+        only = past.points.names[0]
+        raise UserError(f"a hold-out by largest budgets needs C, or N and D; there is only {only}")
+    return past.held_out(budgets, threshold, resamples)
 
 
 def rollout(
-    columns: Mapping[str, Iterable[float]],
+    columns: Columns,
     loss: Iterable[float],
     *,
     also: Sequence[float] = (),
     drop_worst: int = 0,
     resamples: int = MOST_RESAMPLES,
-    groups: Iterable[object] | None = None,
+    groups: Labels | None = None,
     **options: Unpack[FitOptions],
 ) -> list[RolloutStep]:
     """Hold-outs at up to six budgets and those in `also`, in order.
@@ -145,27 +116,18 @@ def rollout(
     Of the resamples at most 400 are drawn. Budgets that leave too few runs below or a fit without a
     result are left out; so is every one of a law that reads no C.
     """
-    form = law_of(options.get("law", "chinchilla"))
-    columns = {name: list(values) for name, values in columns.items()}
-    losses = list(loss)
-    groups = None if groups is None else list(groups)
-    points = Points.of(form, columns, losses, drop_worst)
-    budgets = points.budgets
+    past = _Past.of(columns, loss, drop_worst, groups, options)
+    budgets = past.points.budgets
     if budgets is None:
         return []
-    labels = None if groups is None else points.labels(groups)
     steps = []
-    for threshold in thresholds(budgets, _POINTS_PER_PARAMETER * len(form.names), also):
-        below = budgets < threshold
+    least = _POINTS_PER_PARAMETER * len(past.form.names)
+    for threshold in thresholds(budgets, least, also):
         try:
-            row = holdout(
-                columns, losses, threshold, drop_worst=drop_worst, groups=groups, **options
-            )
-            fit = _fit_some(points, below, labels, min(MOST_RESAMPLES, resamples), options)
+            row = past.held_out(budgets, threshold, 0)
+            bias = past.biases(budgets < threshold, min(MOST_RESAMPLES, resamples))
         except UserError:
             continue
-        predicted = fit.form.loss(fit.draws, *points.x[:, ~below])  # (resamples, runs)
-        bias = (predicted / points.loss[~below] - 1).mean(1)
         ends = bootstrap.interval(bias).tolist() if len(bias) else None
         steps.append(RolloutStep(**vars(row), bias_ci95=ends))
     return steps
@@ -176,44 +138,109 @@ def thresholds(budgets: Array, least: int, also: Sequence[float] = ()) -> list[f
 
     Those of `also` as they are, and none but them within a factor 2 of one.
     """
-    groups = isoflop.budgets(budgets)
     edges = []
-    for low, high in itertools.pairwise(groups):
-        edge = float(np.sqrt(budgets[low].max() * budgets[high].min()))
+    for low, high in itertools.pairwise(isoflop.budgets(budgets)):
+        between = budgets[low].max() * budgets[high].min()
+        edge = float(np.sqrt(between))
         if (budgets < edge).sum() >= least:
             edges.append(edge)
     if not edges:
         return sorted(also)
 
     wanted = np.geomspace(edges[0], edges[-1], MOST_BUDGETS)
-    distance = np.abs(np.log(np.array(edges) / wanted[:, None]))  # (wanted, edges)
-    chosen = {edges[i] for i in distance.argmin(1)}
-    free = [edge for edge in chosen if all(abs(np.log(edge / at)) > APART for at in also)]
-    return sorted({*also, *free})
+    ratios = np.array(edges) / wanted[:, None]  # (wanted, edges)
+    chosen = {*also}
+    for i in np.abs(np.log(ratios)).argmin(1):
+        edge = edges[i]
+        if all(abs(np.log(edge / at)) > APART for at in also):
+            chosen.add(edge)
+    return sorted(chosen)
 
 
-def _fit_some(
-    points: Points,
-    rows: Mask,
-    labels: Sequence[object] | None,
-    resamples: int,
-    options: FitOptions,
-) -> LawFit:
-    """The law of some of the points; labels: of all of them."""
-    groups = None
-    if labels is not None:
-        groups = list(itertools.compress(labels, rows))
-    columns = {name: values[rows] for name, values in points.columns.items()}
-    return fit_law(columns, points.loss[rows], resamples=resamples, groups=groups, **options)
+@dataclass(frozen=True)
+class _Past:
+    """The points of a table, of which the law is fitted to some."""
 
+    form: Law
+    points: Points
+    labels: list[object] | None  # of the points
+    options: FitOptions
 
-def _covered(fit: LawFit, points: Points, below: Mask) -> float | None:
-    """Share of the runs above that the interval of a run holds."""
-    if not len(fit.draws):
-        return None
-    columns = {name: values[below] for name, values in points.columns.items()}
-    noise = Basis.of(fit, columns, points.loss[below]).noise
-    laws = fit.form.loss(fit.draws, *points.x[:, ~below])
-    low, high = bootstrap.interval(new_runs(laws, noise, fit.rng_seed))
-    losses = points.loss[~below]
-    return float(((low <= losses) & (losses <= high)).mean())
+    @classmethod
+    def of(
+        cls,
+        columns: Columns,
+        loss: Iterable[float],
+        drop_worst: int,
+        groups: Labels | None,
+        options: FitOptions,
+    ) -> _Past:
+        """What `fit_law` would fit with these options."""
+        form = law_of(options.get("law", "chinchilla"))
+        points = Points.of(form, columns, loss, drop_worst)
+        labels = None if groups is None else points.labels(groups)
+        return cls(form, points, labels, options)
+
+    def fit(self, rows: Mask, resamples: int) -> LawFit:
+        """To some of the points."""
+        points = self.points.part(rows)
+        groups = None
+        if self.labels is not None:
+            groups = list(itertools.compress(self.labels, rows))
+        return fit_law(
+            points.columns, points.loss, resamples=resamples, groups=groups, **self.options
+        )
+
+    def held_out(self, budgets: Array, threshold: float, resamples: int) -> HoldOut:
+        """The law of the runs below a budget against those above; `UserError` for no such runs."""
+        below = budgets < threshold
+        n_fitted = int(below.sum())
+        n_held_out = len(below) - n_fitted
+        if not n_fitted or not n_held_out:
+            raise UserError(
+                f"a hold-out at {threshold:g} FLOPs leaves {n_fitted} runs to fit and "
+                f"{n_held_out} to predict; budgets reach from {budgets.min():.3g} to "
+                f"{budgets.max():.3g}"
+            )
+        try:
+            fit = self.fit(below, resamples)
+        except UserError as e:
+            raise UserError(f"the {n_fitted} runs below {threshold:g} FLOPs: {e}") from e
+
+        error = fit(*self.points.x) / self.points.loss - 1
+        ahead = error[~below]
+        return HoldOut(
+            threshold=float(threshold),
+            law=fit.law,
+            n_fitted=n_fitted,
+            n_held_out=n_held_out,
+            status=fit.status,
+            mean_abs_error=float(np.abs(ahead).mean()),
+            max_abs_error=float(np.abs(ahead).max()),
+            bias=float(ahead.mean()),
+            in_sample_error=float(np.abs(error[below]).mean()),
+            distance=float(budgets[~below].max() / budgets[below].max()),
+            covered=self.covered(fit, below),
+            exponents=fit.exponents,
+            params=fit.params,
+        )
+
+    def biases(self, below: Mask, resamples: int) -> Array:
+        """(R,): the mean error of the resamples' laws at the runs above."""
+        fit = self.fit(below, resamples)
+        above = self.points.part(~below)
+        predicted = fit.form.loss(fit.draws, *above.x)  # (R, runs)
+        biases: Array = (predicted / above.loss - 1).mean(1)
+        return biases
+
+    def covered(self, fit: LawFit, below: Mask) -> float | None:
+        """Share of the runs above that the interval of a run holds."""
+        if not len(fit.draws):
+            return None
+        seen = self.points.part(below)
+        above = self.points.part(~below)
+        noise = Basis.of(fit, seen.columns, seen.loss).noise
+        laws = fit.form.loss(fit.draws, *above.x)
+        low, high = bootstrap.interval(new_runs(laws, noise, fit.rng_seed))
+        held = (low <= above.loss) & (above.loss <= high)
+        return float(held.mean())

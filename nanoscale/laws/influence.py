@@ -10,20 +10,21 @@ away the most influential, again and again (greedy and exact, where Broderick, G
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws import solver
-from nanoscale.laws.arrays import Array
+from nanoscale.laws.arrays import Array, batches
+from nanoscale.laws.certified import Certified
 from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.points import Points, check_points
-from nanoscale.laws.problem import Problem, problem_of
+from nanoscale.laws.points import Columns, Labels, Points, check_points
+from nanoscale.laws.problem import problem_of
 from nanoscale.laws.record import Record
-from nanoscale.store.files import plain
+from nanoscale.spec.values import Json
 
 _AT_ONCE = 500  # refits
 MOST_TOGETHER = 5  # runs that are taken away together
@@ -32,6 +33,8 @@ PREDICTED_LOSS = "loss"  # the name of a target that is one
 USUAL_DELTA = 1e-3  # of objectives that have none of their own
 
 Values = Mapping[str, Array]  # parameters, exponents, predicted loss -> that of every refit (R,)
+Place = Mapping[str, float]  # predictor -> value
+Ends = tuple[float, float]  # within which a conclusion stands
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Influence(Record):
     single: list[Removal]  # those without a fit last
     worst: list[Removal]  # cumulative: without the first, the first two, ... until outside
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Plain types; `text` is the line."""
         return super().to_json() | {"text": self.text()}
 
@@ -101,14 +104,14 @@ class Influence(Record):
 
 def influence_of(
     fit: LawFit,
-    columns: Mapping[str, Iterable[float]],
+    columns: Columns,
     loss: Iterable[float],
     *,
     drop_worst: int = 0,
-    groups: Iterable[object] | None = None,
+    groups: Labels | None = None,
     target: str | None = None,
-    at: Mapping[str, float] | None = None,
-    bounds: tuple[float, float] | None = None,
+    at: Place | None = None,
+    bounds: Ends | None = None,
     worst: int = MOST_TOGETHER,
 ) -> Influence:
     """What leaving out each point of `fit`, or each run, does to it.
@@ -122,163 +125,146 @@ def influence_of(
     points = Points.of(fit.form, columns, loss, drop_worst)
     refits = _Refits.of(fit, points, at)
     labels = np.flatnonzero(points.keep).tolist() if groups is None else points.labels(groups)
-    units, absent = _units(labels)
-    before = {name: float(v[0]) for name, v in refits.values(np.ones((1, len(labels)))).items()}
-    key = _target(target, before, at)
-    alone = refits.values(1 - absent)
-    se = _jackknife(alone[key])
-    ends, bounds_are = _bounds(fit, key, before[key], se, bounds, at)
-    conclusion = _Conclusion(key, before, se, ends)
-
-    single = [conclusion.without([unit], alone, i) for i, unit in enumerate(units)]
-    single.sort(key=conclusion.moved, reverse=True)
-    paths = [_greedy(refits, absent, units, conclusion, sign, worst) for sign in (1, -1)]
+    removals = _Removals.of(refits, labels, target)
+    value = removals.before[removals.target]
+    if bounds is None:
+        ends, bounds_are = _usual_bounds(fit, removals, at)
+    else:
+        ends, bounds_are = _given_bounds(bounds, removals.target, value), "the bounds given"
+    removals = replace(removals, ends=ends)
     return Influence(
         unit="row" if groups is None else "run",
-        target=key,
-        value=before[key],
+        target=removals.target,
+        value=value,
         bounds=list(ends),
         bounds_are=bounds_are,
-        se=se,
-        single=single,
-        worst=_shortest(paths, conclusion),
+        se=removals.se,
+        single=removals.single(),
+        worst=removals.fewest(worst),
     )
-
-
-def without_highest(
-    fit: LawFit, columns: Mapping[str, Iterable[float]], loss: Iterable[float], most: int = 10
-) -> list[dict[str, float | None]]:
-    """The fit without the 0, 1, ... `most` highest losses, which are its outlier rule.
-
-    Each has `dropped`, the `row` that went last, and parameters and exponents (None: no fit).
-    """
-    points = Points.of(fit.form, columns, loss)
-    n = len(points.loss)
-    if not 0 <= most < n:
-        raise UserError(f"most = {most}: expected 0 to {n - 1}")
-    order = np.argsort(points.loss, kind="stable")[::-1][:most]
-    weights = np.ones((most + 1, n))
-    for k, row in enumerate(order):
-        weights[k + 1 :, row] = 0.0
-    values = _Refits.of(fit, points, None).values(weights)
-    rows = []
-    for k in range(most + 1):
-        gone = {"dropped": k, "row": int(order[k - 1]) if k else None}
-        rows.append(plain(gone | {name: float(v[k]) for name, v in values.items()}))
-    return rows
 
 
 # -- the conclusion -------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class _Conclusion:
-    """That a target, whose value is among those `before`, lies within its ends."""
+class _Removals:
+    """Units to leave out, and the conclusion: a target, of those `before`, is within its ends."""
 
+    refits: _Refits
+    units: list[object]
+    absent: Array  # (units, n) 1 at the points of each
     target: str
     before: dict[str, float]
-    se: float
-    ends: tuple[float, float]
+    alone: Values  # without each unit (units,)
+    ends: Ends = (-np.inf, np.inf)
 
-    def without(self, units: Sequence[object], values: Values, i: int) -> Removal:
-        """What the i-th refit, which is without `units`, says of it."""
-        now = {name: float(v[i]) for name, v in values.items()}
-        if not np.isfinite(now[self.target]):
-            return Removal(list(units))
-        change = {name: now[name] - self.before[name] for name in now}
+    @classmethod
+    def of(cls, refits: _Refits, labels: Sequence[object], target: str | None) -> _Removals:
+        """labels (n,): the unit of every point."""
+        units = list(dict.fromkeys(labels))
+        index = [units.index(label) for label in labels]
+        absent = np.eye(len(units))[:, index]
+        alone = refits.values(1 - absent)
+        with_all = refits.values(np.ones((1, len(labels))))
+        before = {}
+        for name, values in with_all.items():
+            before[name] = float(values[0])
+        return cls(refits, units, absent, _target(target, before), before, alone)
+
+    @cached_property
+    def se(self) -> float:
+        """The target's standard error, by the jackknife over units; NaN is no fit."""
+        values = self.alone[self.target]
+        known = values[np.isfinite(values)]
+        n = len(known)
+        return float(np.sqrt((n - 1) * known.var())) if n > 1 else 0.0
+
+    def single(self) -> list[Removal]:
+        """Each unit's, those that move the target most first."""
+        single = [self.found([i], self.alone, i) for i in range(len(self.units))]
+        return sorted(single, key=self.moved, reverse=True)
+
+    def found(self, gone: Sequence[int], values: Values, i: int) -> Removal:
+        """What the i-th refit, which is without the units that are `gone`, says."""
+        units = [self.units[k] for k in gone]
+        now = {name: float(refits[i]) for name, refits in values.items()}
+        value = now[self.target]
+        if not np.isfinite(value):
+            return Removal(units)
+
+        change = {}
+        for name, was in self.before.items():
+            change[name] = now[name] - was
+        in_se = None
+        if self.se:
+            in_se = change[self.target] / self.se
         low, high = self.ends
-        return Removal(
-            list(units),
-            now,
-            change,
-            change[self.target] / self.se if self.se else None,
-            not low <= now[self.target] <= high,
-        )
+        outside = not low <= value <= high
+        return Removal(units, now, change, in_se, outside)
 
     def moved(self, removal: Removal) -> float:
         """How far, whichever way; below 0 for no fit."""
         return -1.0 if removal.change is None else abs(removal.change[self.target])
 
+    def fewest(self, most: int) -> list[Removal]:
+        """What leads outside with the fewest units, or furthest: upwards or downwards."""
 
-def _units(labels: Sequence[object]) -> tuple[list[object], Array]:
-    """What may be left out, each once, and which points it is, as weights (units, n) of 0 and 1."""
-    units = list(dict.fromkeys(labels))
-    index = np.array([units.index(label) for label in labels])
-    return units, (index == np.arange(len(units))[:, None]).astype(float)
+        def order(path: list[Removal]) -> tuple[bool, int, float]:
+            last = path[-1]
+            return not last.outside, len(path), -self.moved(last)
 
+        paths = [self._path(1, most), self._path(-1, most)]
+        found = [path for path in paths if path]
+        return min(found, key=order, default=[])
 
-def _jackknife(values: Array) -> float:
-    """The standard error of what has these values (units,) without each unit; NaN is no fit."""
-    known = values[np.isfinite(values)]
-    return float(np.sqrt((len(known) - 1) * known.var())) if len(known) > 1 else 0.0
-
-
-def _greedy(
-    refits: _Refits,
-    absent: Array,
-    units: Sequence[object],
-    conclusion: _Conclusion,
-    sign: int,
-    most: int,
-) -> list[Removal]:
-    """The units that move the target most to one side, one more at a time, until it is outside."""
-    gone: list[int] = []
-    path: list[Removal] = []
-    while len(gone) < min(most, len(units) - 1) and not (path and path[-1].outside):
-        left = [i for i in range(len(units)) if i not in gone]
-        values = refits.values(1 - absent[gone].sum(0) - absent[left])
-        moved = sign * values[conclusion.target]
-        if not np.isfinite(moved).any():
-            break
-        best = int(np.nanargmax(moved))
-        gone.append(left[best])
-        path.append(conclusion.without([units[i] for i in gone], values, best))
-    return path
+    def _path(self, sign: int, most: int) -> list[Removal]:
+        """The units that move the target most to one side, one more at a time, until it is out."""
+        gone: list[int] = []
+        path: list[Removal] = []
+        while len(gone) < min(most, len(self.units) - 1):
+            left = [i for i in range(len(self.units)) if i not in gone]
+            kept = 1 - self.absent[gone].sum(0)
+            values = self.refits.values(kept - self.absent[left])
+            moved = sign * values[self.target]
+            if not np.isfinite(moved).any():
+                break
+            best = int(np.nanargmax(moved))
+            gone.append(left[best])
+            path.append(self.found(gone, values, best))
+            if path[-1].outside:
+                break
+        return path
 
 
-def _shortest(paths: Sequence[list[Removal]], conclusion: _Conclusion) -> list[Removal]:
-    """The one that leads outside, with the fewest units, and the furthest."""
-
-    def order(path: list[Removal]) -> tuple[bool, int, float]:
-        last = path[-1]
-        return not last.outside, len(path), -conclusion.moved(last)
-
-    return min((path for path in paths if path), key=order, default=[])
-
-
-def _target(name: str | None, values: Mapping[str, float], at: Mapping[str, float] | None) -> str:
+def _target(name: str | None, values: Mapping[str, float]) -> str:
     """The name of what is asked; `UserError` for what the fit does not have."""
     if name is None:
-        usual = [PREDICTED_LOSS] if at else ["a"]
-        return next((key for key in usual if key in values), [*values][-1])
+        usual = [key for key in (PREDICTED_LOSS, "a") if key in values]
+        return usual[0] if usual else [*values][-1]
     if name not in values:
-        hint = did_you_mean(name, values) or f"; choose {one_of(values)}"
-        raise UserError(f"target {name!r}: not of this fit{hint}")
+        raise UserError(f"target {name!r}: not of this fit{nearest_or_all(name, values)}")
     return name
 
 
-def _bounds(
-    fit: LawFit,
-    target: str,
-    value: float,
-    se: float,
-    bounds: tuple[float, float] | None,
-    at: Mapping[str, float] | None,
-) -> tuple[tuple[float, float], str]:
+def _given_bounds(bounds: Ends, target: str, value: float) -> Ends:
+    low, high = bounds
+    if not low <= value <= high:
+        raise UserError(
+            f"bounds [{low:g}, {high:g}]: {target} = {value:g} is not within them, so "
+            "there is no conclusion to change"
+        )
+    return float(low), float(high)
+
+
+def _usual_bounds(fit: LawFit, removals: _Removals, at: Place | None) -> tuple[Ends, str]:
     """Within which the conclusion stands, and what they are."""
-    if bounds is not None:
-        low, high = bounds
-        if not low <= value <= high:
-            raise UserError(
-                f"bounds [{low:g}, {high:g}]: {target} = {value:g} is not within them, so "
-                "there is no conclusion to change"
-            )
-        return (float(low), float(high)), "the bounds given"
-    ends = fit.ci95.get(target)
+    ends = fit.ci95.get(removals.target)
     if ends is None and at:
         ends = fit.predict(**at).loss_ci95
     if ends is not None:
         low, high = ends
         return (low, high), "its 95 % interval"
-    room = STANDARD_ERRORS * se
+    value = removals.before[removals.target]
+    room = STANDARD_ERRORS * removals.se
     return (value - room, value + room), "two jackknife standard errors"
 
 
@@ -287,53 +273,54 @@ def _bounds(
 class _Refits:
     """The points of a fit, ready to be fitted again under any weights."""
 
-    fit: LawFit
     points: Points
-    problem: Problem
-    rule: Objective
-    loss: Array  # (1, n) over the problem's scale
-    optimum: Array  # (p,) coordinates of the fit
-    at: list[Array] | None  # predictors of a loss that is predicted
+    best: Certified  # what all refits start from
+    at: list[Array]  # predictors of a loss that is predicted, if one is
 
     @classmethod
-    def of(cls, fit: LawFit, points: Points, at: Mapping[str, float] | None) -> _Refits:
-        """Solve what all refits start from."""
-        x = None
+    def of(cls, fit: LawFit, points: Points, at: Place | None) -> _Refits:
+        """Solve for all points."""
+        form = fit.form
+        names = form.predictors
+        x = []
         if at is not None:
-            missing = [name for name in fit.form.predictors if name not in at]
+            missing = [name for name in names if name not in at]
             if missing:
-                raise UserError(
-                    f"a predicted loss needs {', '.join(fit.form.predictors)}: no {missing[0]}"
-                )
-            x = [np.array([float(at[name])]) for name in fit.form.predictors]
-        problem = problem_of(fit.form, points.x, points.loss)
+                raise UserError(f"a predicted loss needs {', '.join(names)}: no {missing[0]}")
+            x = [np.array([float(at[name])]) for name in names]
+        problem = problem_of(form, points.x, points.loss)
         rule = Objective(fit.objective_name, fit.delta or USUAL_DELTA)
-        loss = points.loss[None] / problem.scale
-        best = solver.solve(solver.Task(problem, rule, loss, np.ones(loss.shape)), STARTS)
-        return cls(fit, points, problem, rule, loss, best.theta[0], x)
+        return cls(points, Certified.of(problem, points.loss, rule, STARTS), x)
 
     def values(self, weights: Array) -> dict[str, Array]:
         """Parameters, exponents and the predicted loss, (R,) each, for weights (R, n) of 0 and 1.
 
         NaN where what is left cannot be fitted.
         """
-        form = self.fit.form
+        form = self.best.problem.law
         params = np.full((len(weights), len(form.names)), np.nan)
         enough = np.flatnonzero([self._enough(row > 0) for row in weights])
-        for first in range(0, len(enough), _AT_ONCE):
-            rows = enough[first : first + _AT_ONCE]
-            task = solver.Task(self.problem, self.rule, self.loss, weights[rows])
-            refits = solver.resolve(task, self.optimum)
-            done = refits.converged
-            params[rows[done]] = self.problem.params(refits.theta[done])
-        values = dict(zip(form.names, params.T, strict=True)) | form.exponents(params)
-        if self.at is not None:
+        for part in batches(len(enough), _AT_ONCE):
+            rows = enough[part]
+            params[rows] = self._refitted(weights[rows])
+        values = dict(zip(form.names, params.T, strict=True))
+        values |= form.exponents(params)
+        if self.at:
             values[PREDICTED_LOSS] = form.loss(params, *self.at)[:, 0]
         return values
 
+    def _refitted(self, weights: Array) -> Array:
+        """Parameters (R, p) of so many refits; NaN where the solver did not converge."""
+        best = self.best
+        refits = solver.resolve(best.on(best.loss, weights), best.theta)
+        params = best.problem.params(refits.theta)
+        params[~refits.converged] = np.nan
+        return params
+
     def _enough(self, keep: Array) -> bool:
+        points = self.points
         try:
-            check_points(self.fit.form, self.points.names, self.points.x[:, keep])
+            check_points(self.best.problem.law, points.names, points.x[:, keep])
         except UserError:
             return False
         return True

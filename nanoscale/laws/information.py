@@ -39,7 +39,8 @@ def standard_error(design: Design, question: LawQuestion) -> float:
     """
     slopes, gradient = _slopes(design, question)
     z = _whitened(slopes, gradient[None])
-    return math.sqrt(design.variance() * float((z**2).sum()))
+    squares = float((z**2).sum())
+    return math.sqrt(design.variance() * squares)
 
 
 def next_runs(
@@ -52,15 +53,20 @@ def next_runs(
     slopes, gradient = _slopes(design, question)
     z = _whitened(slopes, gradient[None])[0]
     rows = _whitened(slopes, _jacobian(design.form, design.truths[0], candidates))
-    gain = (rows @ z) ** 2 / (1 + (rows**2).sum(1)) / (z**2).sum()
+    squares = (rows**2).sum(1)
+    gain = (rows @ z) ** 2 / (1 + squares) / (z**2).sum()
     left = np.sqrt(np.maximum(1 - gain, 0))
-    per_flop = -np.log(np.maximum(left, LEAST_LEFT)) / cost
-    return [
-        NextRun(
-            tuple(candidates[:, i].tolist()), float(cost[i]), float(left[i]), float(per_flop[i])
+    narrowing = -np.log(np.maximum(left, LEAST_LEFT))
+    runs = []
+    for i in np.argsort(left):
+        run = NextRun(
+            x=tuple(candidates[:, i].tolist()),
+            cost=float(cost[i]),
+            left=float(left[i]),
+            per_flop=float(narrowing[i] / cost[i]),
         )
-        for i in np.argsort(left)
-    ]
+        runs.append(run)
+    return runs
 
 
 def lattice(design: Design, most: float, per_axis: int = 16) -> tuple[Array, Array]:
@@ -68,12 +74,17 @@ def lattice(design: Design, most: float, per_axis: int = 16) -> tuple[Array, Arr
 
     The law was to be seen there anyway, so its form is not asked to hold further out.
     """
-    axes = [np.geomspace(values.min(), values.max(), per_axis) for values in design.x]
-    mesh = np.array(np.meshgrid(*axes, indexing="ij")).reshape(len(axes), -1)
-    points = np.concatenate([mesh, np.unique(design.x, axis=1)], axis=1)
+    axes = []
+    for values in design.x:
+        axes.append(np.geomspace(values.min(), values.max(), per_axis))
+    mesh = np.array(np.meshgrid(*axes, indexing="ij"))
+    mesh = mesh.reshape(len(axes), -1)
+    planned = np.unique(design.x, axis=1)
+    points = np.hstack([mesh, planned])
+
     cost = flops(design.form, points)
-    keep = cost <= most * _ROUNDING
-    return points[:, keep], cost[keep]
+    cheap = cost <= most * _ROUNDING
+    return points[:, cheap], cost[cheap]
 
 
 def _slopes(design: Design, question: LawQuestion) -> tuple[Array, Array]:
@@ -82,7 +93,8 @@ def _slopes(design: Design, question: LawQuestion) -> tuple[Array, Array]:
     values = question.of(_steps(truth))
     if question.ratio:
         values = np.log(values)
-    return _jacobian(design.form, truth, design.x), _difference(values)
+    slopes = _jacobian(design.form, truth, design.x)
+    return slopes, _difference(values)
 
 
 def _jacobian(form: Law, truth: Array, x: Array) -> Array:
@@ -105,5 +117,5 @@ def _difference(values: Array) -> Array:
 def _whitened(slopes: Array, rows: Array) -> Array:
     """rows (k, p) times the inverse of R of slopes = QR: their products are covariances."""
     scale = np.linalg.norm(slopes, axis=0)
-    upper: Array = np.asarray(np.linalg.qr(slopes / scale, mode="r"))
+    upper = np.linalg.qr(slopes / scale).R
     return np.linalg.solve(upper.T, (rows / scale).T).T

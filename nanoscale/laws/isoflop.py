@@ -18,8 +18,9 @@ import numpy as np
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Index, Mask
+from nanoscale.laws.band import Ends
 from nanoscale.laws.fit import LawFit
-from nanoscale.laws.points import number_columns, numbers, with_compute
+from nanoscale.laws.points import Columns, number_columns, numbers, with_compute
 from nanoscale.laws.record import Optimum, Record
 
 SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget
@@ -38,7 +39,7 @@ class Valley:
     C: float
     n_points: int
     vertex: float | None = None  # of the axis, N or D
-    ci95: list[float] | None = None
+    ci95: Ends | None = None
     offset: float | None = None  # decades, the middle of the grid over the vertex
     loss: float | None = None  # at the vertex
     flags: list[str]
@@ -54,7 +55,7 @@ class IsoFlop(Record):
     slope: float
     intercept: float  # of log10 of the axis, at C = 1
     exponents: dict[str, float]  # a and b of N* ~ C^a, D* ~ C^b
-    ci95: dict[str, list[float]]
+    ci95: dict[str, Ends]
     noise: float  # of a run, relative to its loss, about the curves
     resamples: int
     lost: int  # resamples in which a budget has no minimum, and is left out
@@ -67,10 +68,14 @@ class IsoFlop(Record):
     def optimum(self, C: float) -> Optimum:
         """N* and D* at C FLOPs, with intervals of the noise (not of the bias)."""
         line = np.array([self.slope, self.intercept])
-        N, D = (float(value) for value in split(self.axis, line, C))
-        if not len(self.lines):
-            return Optimum(N, D)
-        return Optimum(N, D, *(_ends(draws) for draws in split(self.axis, self.lines, C)))
+        N, D = split(self.axis, line, C)
+        draws_N, draws_D = split(self.axis, self.lines, C)
+        return Optimum(
+            N=float(N),
+            D=float(D),
+            N_ci95=_ends(draws_N),
+            D_ci95=_ends(draws_D),
+        )
 
 
 @dataclass(frozen=True)
@@ -110,28 +115,52 @@ class IsoflopGrid:
         """Least squares of loss (R, n) at every budget: (R, degree + 1), NaN for too few points."""
         curves = []
         for rows in self.rows:
+            curve = np.full((len(loss), self.degree + 1), np.nan)
             if self.enough(rows):
                 curve = loss[:, rows] @ np.linalg.pinv(self.powers(rows)).T
-            else:
-                curve = np.full((len(loss), self.degree + 1), np.nan)
             curves.append(curve)
         return curves
 
     def vertices(self, curves: list[Array]) -> Array:
         """log10 of the axis where every budget's curves are least, (R, budgets), or NaN."""
-        places = [
-            self.x[rows].mean() + lowest(c) for rows, c in zip(self.rows, curves, strict=True)
-        ]
+        places = []
+        for rows, curve in zip(self.rows, curves, strict=True):
+            places.append(self.x[rows].mean() + lowest(curve))
         return np.stack(places, axis=1)
 
-    def inside(self, vertices: Array) -> Mask:
-        """Whether the vertices (budgets,) lie between the smallest and the largest point."""
-        ends = np.array([(self.x[rows].min(), self.x[rows].max()) for rows in self.rows])
-        return (ends[:, 0] <= vertices) & (vertices <= ends[:, 1])
+    def valley(self, i: int, curve: Array, vertex: float, extrapolated: bool) -> Valley:
+        """Of budget i: its curve (degree + 1,) and where that is least; no interval yet."""
+        rows = self.rows[i]
+        C = float(10 ** self.log_budget[i])
+        x = self.x[rows]
+        flags = []
+        inside = x.min() <= vertex <= x.max()
+        if not self.enough(rows):
+            flags.append(TOO_FEW_POINTS)
+        elif not inside:
+            flags.append(UNBRACKETED)
+        valley = Valley(C=C, n_points=len(rows), flags=flags, used=False)
+        if not np.isfinite(vertex):
+            return valley
+
+        offset = float((x.min() + x.max()) / 2 - vertex)
+        if abs(offset) > MOST_OFF_CENTRE:
+            flags.append(OFF_CENTRE)
+        return replace(
+            valley,
+            vertex=float(10**vertex),
+            offset=offset,
+            loss=float(np.polyval(curve, vertex - x.mean())),
+            used=bool(inside or extrapolated),
+        )
+
+    def lines(self, used: Mask, vertices: Array) -> Array:
+        """(R, 2): slope and intercept on log10 C of vertices (R, budgets) that are used."""
+        return line(self.log_budget[used], vertices[:, used])
 
 
 def isoflop(
-    columns: Mapping[str, Iterable[float]],
+    columns: Columns,
     loss: Iterable[float],
     *,
     axis: str = "N",
@@ -149,26 +178,29 @@ def isoflop(
     """
     grid, losses = grid_of(columns, loss, axis, degree)
     curves = grid.coefficients(losses[None])
-    vertices = grid.vertices(curves)[0]
-    inside = grid.inside(vertices)
-    used = np.isfinite(vertices) & (inside | extrapolated)
+    vertices = grid.vertices(curves)  # (1, budgets)
+    valleys = []
+    for i, vertex in enumerate(vertices[0]):
+        valleys.append(grid.valley(i, curves[i][0], vertex, extrapolated))
+    used = np.array([valley.used for valley in valleys])
     _check_enough(used)
 
     redrawn, noise = _resampled(grid, losses, curves, resamples, rng_seed)
     draws = grid.vertices(grid.coefficients(redrawn))  # (R, budgets)
     lost = int((~np.isfinite(draws[:, used])).any(1).sum())
-    slope, intercept = _lines(grid, used, vertices[None])[0]
-    lines = _lines(grid, used, draws)
-    valleys = []
-    for i, vertex in enumerate(vertices):
-        valley = _valley(grid, i, curves[i][0], vertex, draws[:, i], inside[i], used[i])
-        valleys.append(valley)
+    slope, intercept = grid.lines(used, vertices)[0].tolist()
+    lines = grid.lines(used, draws)
+    lines = lines[np.isfinite(lines).all(1)]  # of a resample without any vertex there is none
+    for i, valley in enumerate(valleys):
+        ends = mostly_known(draws[:, i])
+        if valley.vertex is not None and ends is not None:
+            valleys[i] = replace(valley, ci95=(10**ends).tolist())
     return IsoFlop(
         axis=axis,
         degree=degree,
-        slope=float(slope),
-        intercept=float(intercept),
-        exponents=exponents(axis, float(slope)),
+        slope=slope,
+        intercept=intercept,
+        exponents=exponents(axis, slope),
         ci95=intervals(exponents(axis, lines[:, 0])),
         noise=noise,
         resamples=resamples,
@@ -192,7 +224,7 @@ def _check_enough(used: Mask) -> None:
 
 
 def grid_of(
-    columns: Mapping[str, Iterable[float]], loss: Iterable[float], axis: str, degree: int
+    columns: Columns, loss: Iterable[float], axis: str, degree: int
 ) -> tuple[IsoflopGrid, Array]:
     """The points by budget, and their losses (n,); `UserError` for what is no such grid."""
     if axis not in ("N", "D"):
@@ -200,7 +232,7 @@ def grid_of(
     if degree not in (2, 3):
         raise UserError(f"degree {degree}: choose 2 (parabola) or 3 (cubic)")
     losses = numbers(loss, "loss")
-    given = with_compute(number_columns(columns, len(losses)))
+    given = with_compute(number_columns(columns, losses))
     return IsoflopGrid(given["N"], given["D"], axis, degree), losses
 
 
@@ -216,13 +248,16 @@ def budgets(C: Array) -> list[Index]:
     return np.split(order, starts[1:])
 
 
+@np.errstate(invalid="ignore", divide="ignore")
 def lowest(coefficients: Array) -> Array:
     """Where a parabola or cubic (..., degree + 1), highest power first, has its minimum, or NaN."""
-    second, first = coefficients[..., -3], coefficients[..., -2]
-    third = coefficients[..., 0] if coefficients.shape[-1] == 4 else 0.0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        below = second + np.sqrt(second**2 - 3 * first * third)  # of the root that is a minimum
-        return np.where(below > 0, -first / below, np.nan)
+    powers = np.moveaxis(coefficients, -1, 0)
+    first, second = powers[-2], powers[-3]
+    inside = second**2
+    if len(powers) == 4:
+        inside = inside - 3 * first * powers[0]
+    below = second + np.sqrt(inside)  # of the root that is a minimum
+    return np.where(below > 0, -first / below, np.nan)
 
 
 @np.errstate(invalid="ignore", divide="ignore")
@@ -233,21 +268,16 @@ def line(x: Array, y: Array) -> Array:
     count = known.sum(1)
     middle = (known @ x) / count
     centred = (x - middle[:, None]) * known
-    slope = (centred * y).sum(1) / (centred**2).sum(1)
-    return np.stack([slope, y.sum(1) / count - slope * middle], 1)
-
-
-def _lines(grid: IsoflopGrid, used: Mask, vertices: Array) -> Array:
-    """(R, 2): through the vertices (R, budgets) that are used, without those of which none is."""
-    lines = line(grid.log_budget[used], vertices[:, used])
-    return lines[np.isfinite(lines).all(1)]
+    squares = (centred**2).sum(1)
+    slope = (centred * y).sum(1) / squares
+    intercept = y.sum(1) / count - slope * middle
+    return np.stack([slope, intercept], 1)
 
 
 def exponents(axis: str, slope: _Slope) -> dict[str, _Slope]:
     """a and b of N* ~ C^a, D* ~ C^b from the slope on one axis: under C = 6 N D they sum to 1."""
-    if axis == "N":
-        return {"a": slope, "b": 1 - slope}
-    return {"a": 1 - slope, "b": slope}
+    other = 1 - slope
+    return {"a": slope, "b": other} if axis == "N" else {"a": other, "b": slope}
 
 
 def split(axis: str, lines: Array, C: float) -> tuple[Array, Array]:
@@ -257,14 +287,22 @@ def split(axis: str, lines: Array, C: float) -> tuple[Array, Array]:
     return (value, other) if axis == "N" else (other, value)
 
 
-def intervals(draws: Mapping[str, Array]) -> dict[str, list[float]]:
+def intervals(draws: Mapping[str, Array]) -> dict[str, Ends]:
     """The 95 % of draws (R,) by name; none of no draws."""
-    return {name: _ends(values) for name, values in draws.items() if len(values)}
+    ends = {name: _ends(values) for name, values in draws.items()}
+    return {name: pair for name, pair in ends.items() if pair}
 
 
-def _ends(draws: Array) -> list[float]:
-    low, high = bootstrap.interval(draws)
-    return [float(low), float(high)]
+def _ends(draws: Array) -> Ends | None:
+    return bootstrap.interval(draws).tolist() if len(draws) else None
+
+
+def mostly_known(draws: Array) -> Array | None:
+    """The 95 % (2,) of draws (R,), if of few there is none."""
+    known = draws[np.isfinite(draws)]
+    if not len(known) or len(known) < (1 - MOST_LOST) * len(draws):
+        return None
+    return bootstrap.interval(known)
 
 
 def _resampled(
@@ -279,41 +317,13 @@ def _resampled(
             dof += len(rows) - grid.degree - 1
     dof = max(dof, 1)
     fitted = np.log(fitted)
-    sd = float(np.sqrt(((np.log(loss) - fitted) ** 2).sum() / dof))
-    if not resamples:
-        return np.empty((0, len(loss))), sd
-
-    bootstrap.check_resamples(resamples)
+    residual = np.log(loss) - fitted
+    sd = float(np.sqrt((residual**2).sum() / dof))
+    if resamples:
+        bootstrap.check_resamples(resamples)
     noise = bootstrap.Noise(None, 0, sd, dof, False)
-    return np.exp(bootstrap.resampled(fitted, noise, resamples, rng_seed)), sd
-
-
-def _valley(
-    grid: IsoflopGrid, i: int, curve: Array, vertex: float, draws: Array, inside: bool, used: bool
-) -> Valley:
-    """Of budget i: its curve (degree + 1,), the vertex, and those of the resamples, draws (R,)."""
-    rows = grid.rows[i]
-    x = grid.x[rows]
-    flags = []
-    if not grid.enough(rows):
-        flags.append(TOO_FEW_POINTS)
-    elif not inside:
-        flags.append(UNBRACKETED)
-    valley = Valley(
-        C=float(10 ** grid.log_budget[i]), n_points=len(rows), flags=flags, used=bool(used)
-    )
-    if not np.isfinite(vertex):
-        return valley
-
-    offset = float((x.min() + x.max()) / 2 - vertex)
-    if abs(offset) > MOST_OFF_CENTRE:
-        flags.append(OFF_CENTRE)
-    sound = draws[np.isfinite(draws)]
-    ci95 = None
-    if len(sound) and len(sound) >= (1 - MOST_LOST) * len(draws):
-        ci95 = (10 ** bootstrap.interval(sound)).tolist()
-    loss = np.vander([vertex - x.mean()], grid.degree + 1) @ curve
-    return replace(valley, vertex=float(10**vertex), ci95=ci95, offset=offset, loss=float(loss[0]))
+    redrawn = bootstrap.resampled(fitted, noise, resamples, rng_seed)
+    return np.exp(redrawn), sd
 
 
 def _warnings(axis: str, valleys: list[Valley], lost: int, resamples: int) -> list[str]:
@@ -353,21 +363,22 @@ class Bias(Record):
 
     C: float
     bias: dict[str, float]  # of N* and D* relative to the optimum, of a and b as a difference
-    ci95: dict[str, list[float]]  # over the resamples of the surface
+    ci95: dict[str, Ends]  # over the resamples of the surface
     corrected: dict[str, float]  # N, D, a and b without it
     warnings: list[str]
 
 
 def bias(valleys: IsoFlop, surface: LawFit, C: float) -> Bias:
     """What Approach 2 as in `valleys` gets wrong at C FLOPs, by its run on the surface's losses."""
-    params = np.array(list(surface.params.values()))
-    error = {name: float(v[0]) for name, v in _errors(valleys, surface, params[None], C).items()}
+    params = np.array([*surface.params.values()])
+    error = {}
+    for name, errors in _errors(valleys, surface, params[None], C).items():
+        error[name] = float(errors[0])
     ci95 = {}
-    if len(surface.draws):
-        for name, draws in _errors(valleys, surface, surface.draws, C).items():
-            sound = draws[np.isfinite(draws)]
-            if len(sound) >= (1 - MOST_LOST) * len(draws):
-                ci95[name] = _ends(sound)
+    for name, draws in _errors(valleys, surface, surface.draws, C).items():
+        ends = mostly_known(draws)
+        if ends is not None:
+            ci95[name] = ends.tolist()
 
     optimum = valleys.optimum(C)
     corrected = {
@@ -389,7 +400,7 @@ def _errors(valleys: IsoFlop, surface: LawFit, params: Array, C: float) -> dict[
     grid = valleys.grid
     losses = surface.form.loss(params, grid.N, grid.D)
     vertices = grid.vertices(grid.coefficients(losses))
-    lines = line(grid.log_budget[valleys.used], vertices[:, valleys.used])
+    lines = grid.lines(valleys.used, vertices)
     N, D = split(grid.axis, lines, C)
     best_N, best_D = surface.form.optimum(params, C)
     slopes = exponents(grid.axis, lines[:, 0])

@@ -53,6 +53,11 @@ class Refit:
     objective: float
     status: str
 
+    @property
+    def values(self) -> Array:
+        """(p,) of its parameters."""
+        return np.array([*self.params.values()])
+
 
 @dataclass(frozen=True)
 class LawCurve:
@@ -98,9 +103,10 @@ class LadderFit(Fit):
             f"the loss; {self.objective_name}, delta {self.delta:.2g}; {self.starts_agreeing()}"
         )
         if self.dropped:
-            exponents = ", ".join(number(d.params["g"], self.se["g"]) for d in self.dropped)
-            counts = ", ".join(str(d.sizes_dropped) for d in self.dropped)
-            lines.append(f"without the smallest {counts} sizes: g = {exponents}")
+            exponents = [number(refit.params["g"], self.se["g"]) for refit in self.dropped]
+            counts = [str(refit.sizes_dropped) for refit in self.dropped]
+            sizes = ", ".join(counts)
+            lines.append(f"without the smallest {sizes} sizes: g = {', '.join(exponents)}")
         return lines
 
 
@@ -133,17 +139,13 @@ def fit_power_law(
     bootstrap.check_resamples(resamples)
     rule = _huber(runs) if delta is None else Objective.of("log-huber", delta)
     best = _certified(runs.x, runs.loss, rule)
-    noise = bootstrap.noise_of(_logs(best), runs.size, np.log(best.fitted), P)
+    noise = _noise(best, runs)
     draws, lost = _resampled(best, noise, resamples, rng_seed)
     dropped = _dropped(runs, rule)
 
     ends_noise = bootstrap.interval(draws)
-    others = np.array([list(refit.params.values()) for refit in dropped])
-    ends = bootstrap.widened(ends_noise, others.reshape(-1, P))
-    reasons = dict.fromkeys(POWER.names, NO_FIT)
-    if best.converged:
-        reasons = not_identified(best.problem, best.theta, ends, (x_name,))
-    bounds = bounds_hit(best.problem, best.theta, (x_name,))
+    ends = _stretched(ends_noise, dropped)
+    reasons = _reasons(best, ends, x_name)
     return LadderFit(
         law=POWER.name,
         form=POWER,
@@ -155,7 +157,7 @@ def fit_power_law(
         n_sizes=runs.n_sizes,
         params=named(POWER, best.params),
         objective=float(best.solution.objective[0]),
-        status=status_of(best.converged, bounds, reasons),
+        status=_status(best, x_name, reasons),
         not_identified=reasons,
         agreement_of_starts=best.agreement,
         n_starts=_STARTS,
@@ -181,27 +183,31 @@ def _certified(x: Array, loss: Array, rule: Objective) -> Certified:
     return Certified.of(problem_of(POWER, x[None], loss), loss, rule, _STARTS)
 
 
-def _logs(best: Certified) -> Array:
-    """(n,) ln L about 0."""
-    return np.asarray(np.log(best.loss[0]))
+def _noise(best: Certified, runs: Runs) -> bootstrap.Noise:
+    losses = np.log(best.loss[0])
+    return bootstrap.noise_of(losses, runs.size, np.log(best.fitted), P)
 
 
 def _huber(runs: Runs) -> Objective:
     """1.345 times the larger of the seed sd and the robust sd about a least-squares fit."""
     pilot = _certified(runs.x, runs.loss, Objective("log-huber", math.inf))
     n = len(runs.x)
-    spread = 1.4826 * np.median(np.abs(pilot.residual)) * math.sqrt(n / (n - P))
-    seed_sd, _, measured = bootstrap.seed_noise(_logs(pilot), runs.size)
+    typical = np.median(np.abs(pilot.residual))
+    spread = 1.4826 * typical * math.sqrt(n / (n - P))
+    losses = np.log(pilot.loss[0])
+    seed_sd, _, measured = bootstrap.seed_noise(losses, runs.size)
     if seed_sd is not None and measured:
         spread = max(spread, seed_sd)
-    return Objective("log-huber", float(max(HUBER * spread, DELTA_FLOOR)))
+    delta = max(HUBER * spread, DELTA_FLOOR)
+    return Objective("log-huber", float(delta))
 
 
 def _resampled(
     best: Certified, noise: bootstrap.Noise, resamples: int, rng_seed: int
 ) -> tuple[Array, int]:
     """Parameters (R, p) of the resamples that converged, and how many did not."""
-    losses = np.exp(bootstrap.resampled(np.log(best.fitted), noise, resamples, rng_seed))
+    fitted = np.log(best.fitted)
+    losses = np.exp(bootstrap.resampled(fitted, noise, resamples, rng_seed))
     refits = solver.solve(best.on(losses, best.w), STARTS_OF_RESAMPLES)
     theta = refits.theta[refits.converged]
     lost = resamples - len(theta)
@@ -217,20 +223,37 @@ def _dropped(runs: Runs, rule: Objective) -> list[Refit]:
         x = runs.x[keep]
         best = _certified(x, runs.loss[keep], rule)
         params = best.params if best.converged else np.full(P, math.nan)
-        bounds = bounds_hit(best.problem, best.theta, (runs.x_name,))
         refit = Refit(
             sizes_dropped=k,
             n_points=len(x),
             smallest_x=float(x[0]),
             params=named(POWER, params),
             objective=float(best.solution.objective[0]),
-            status=status_of(best.converged, bounds, {}),
+            status=_status(best, runs.x_name, {}),
         )
         refits.append(refit)
     return refits
 
 
+def _stretched(ends: Array, dropped: list[Refit]) -> Array:
+    """Ends (2, p) of intervals, over the refits too."""
+    others = [refit.values for refit in dropped]
+    return bootstrap.widened(ends, np.reshape(others, (-1, P)))
+
+
 # -- what is said of them -------------------------------------------------------------------------
+def _reasons(best: Certified, ends: Array, x_name: str) -> dict[str, str]:
+    """Parameter -> why it is not identified."""
+    if not best.converged:
+        return dict.fromkeys(POWER.names, NO_FIT)
+    return not_identified(best.problem, best.theta, ends, (x_name,))
+
+
+def _status(best: Certified, x_name: str, reasons: dict[str, str]) -> str:
+    bounds = bounds_hit(best.problem, best.theta, (x_name,))
+    return status_of(best.converged, bounds, reasons)
+
+
 def _warnings(
     runs: Runs, best: Certified, noise: bootstrap.Noise, lost: int, resamples: int
 ) -> list[str]:
@@ -253,18 +276,30 @@ def _curve(runs: Runs, params: Array, draws: Array, dropped: list[Refit]) -> Law
     """The law and its band, which each refit without small sizes stretches from its runs on."""
     low, high = CURVE_REACH
     x = np.geomspace(runs.x[0] * low, runs.x[-1] * high, 121)
+    law = POWER.loss(params, x)
     others = np.empty((len(dropped), len(x)))
     for row, refit in zip(others, dropped, strict=True):
-        law = POWER.loss(np.array(list(refit.params.values())), x)
-        row[:] = np.where(x >= refit.smallest_x, law, np.nan)
-    lo, hi = bootstrap.widened(bootstrap.interval(POWER.loss(draws, x)), others)
-    return LawCurve(x.tolist(), POWER.loss(params, x).tolist(), lo.tolist(), hi.tolist())
+        seen = x >= refit.smallest_x
+        row[:] = np.where(seen, POWER.loss(refit.values, x), np.nan)
+
+    band = bootstrap.interval(POWER.loss(draws, x))
+    lo, hi = bootstrap.widened(band, others).tolist()
+    return LawCurve(x.tolist(), law.tolist(), lo, hi)
 
 
 def _points(runs: Runs, params: Array) -> list[LadderPoint]:
     """One per run, in order of x."""
     fitted = POWER.loss(params, runs.x)
     residual = np.log(runs.loss / fitted)
-    seeds = runs.seeds or [None] * len(runs.x)
-    columns = [column.tolist() for column in (runs.x, runs.loss, fitted, residual)]
-    return [LadderPoint(*row) for row in zip(*columns, runs.labels, seeds, strict=True)]
+    points = []
+    for i, label in enumerate(runs.labels):
+        point = LadderPoint(
+            x=float(runs.x[i]),
+            loss=float(runs.loss[i]),
+            fitted=float(fitted[i]),
+            residual=float(residual[i]),
+            size=label,
+            seed=runs.seeds[i],
+        )
+        points.append(point)
+    return points

@@ -7,8 +7,10 @@ what that choice decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -16,8 +18,9 @@ from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.envelope import Envelope, envelope
 from nanoscale.laws.fit import fit_law
+from nanoscale.laws.influence import USUAL_DELTA
 from nanoscale.laws.isoflop import IsoFlop, isoflop
-from nanoscale.laws.points import kept, numbers
+from nanoscale.laws.points import Columns, kept, numbers
 from nanoscale.laws.record import Record
 
 _APPROACHES = ("1", "2", "2 cubic", "3")
@@ -57,7 +60,7 @@ class Multiverse(Record):
 
 
 def multiverse(
-    conventions: Mapping[str, Mapping[str, Iterable[float]]],
+    conventions: Mapping[str, Columns],
     loss: Iterable[float],
     *,
     approaches: Sequence[str] = _APPROACHES,
@@ -79,11 +82,10 @@ def multiverse(
     rows = []
     for convention, columns in conventions.items():
         arrays = {name: np.asarray(values, float) for name, values in columns.items()}
-        for approach in approaches:
-            for count in dropped:
-                for objective, delta in _objectives(approach, objectives, deltas):
-                    choices = Analysis(convention, approach, objective, delta, count)
-                    rows.append(_analysed(choices, arrays, losses))
+        for approach, count in product(approaches, dropped):
+            for objective, delta in _objectives(approach, objectives, deltas):
+                choices = Analysis(convention, approach, objective, delta, count)
+                rows.append(_analysed(choices, arrays, losses))
     exponents = [row.a for row in rows if row.a is not None]
     if not exponents:
         raise UserError(f"no combination has a fit; the first says: {rows[0].status}")
@@ -95,50 +97,52 @@ def multiverse(
 
 def _objectives(
     approach: str, objectives: Sequence[str], deltas: Sequence[float]
-) -> Iterator[tuple[str | None, float | None]]:
+) -> list[tuple[str | None, float | None]]:
+    """What an approach is fitted by: each objective, at each delta where it has one."""
     if approach != "3":
-        yield None, None
-        return
+        return [(None, None)]
+    pairs: list[tuple[str | None, float | None]] = []
     for objective in objectives:
-        if objective not in WITH_DELTA:
-            yield objective, None
-            continue
-        for delta in deltas:
-            yield objective, delta
+        has = deltas if objective in WITH_DELTA else [None]
+        pairs += product([objective], has)
+    return pairs
 
 
 def _analysed(choices: Analysis, columns: Mapping[str, Array], loss: Array) -> Analysis:
     """The same, with what comes of it."""
     keep = kept(loss, choices.dropped)
     columns = {name: values[keep] for name, values in columns.items()}
-    loss = loss[keep]
     try:
-        if choices.objective is not None:
-            fit = fit_law(
-                columns,
-                loss,
-                objective=choices.objective,
-                delta=choices.delta or 1e-3,
-                resamples=0,
-            )
-            return replace(choices, a=fit.exponents["a"], status=fit.status)
-        if choices.approach == "1":
-            line: Envelope | IsoFlop = envelope(columns, loss, resamples=0)
-        else:
-            degree = 3 if choices.approach == "2 cubic" else 2
-            line = isoflop(columns, loss, degree=degree, resamples=0)
+        a, status = _exponent(choices, columns, loss[keep])
     except UserError as e:
         return replace(choices, status=str(e))
-    status = "; ".join(line.warnings) or "converged"
-    return replace(choices, a=line.exponents["a"], status=status)
+    return replace(choices, a=a, status=status)
+
+
+def _exponent(choices: Analysis, columns: Mapping[str, Array], loss: Array) -> tuple[float, str]:
+    """a, and how sound it is."""
+    if choices.objective is not None:
+        delta = choices.delta or USUAL_DELTA
+        fit = fit_law(columns, loss, objective=choices.objective, delta=delta, resamples=0)
+        return fit.exponents["a"], fit.status
+    if choices.approach == "1":
+        line: Envelope | IsoFlop = envelope(columns, loss, resamples=0)
+    else:
+        degree = 3 if choices.approach == "2 cubic" else 2
+        line = isoflop(columns, loss, degree=degree, resamples=0)
+    return line.exponents["a"], "; ".join(line.warnings) or "converged"
 
 
 def _spread(rows: Sequence[Analysis], choice: str) -> float | None:
     """Mean range of a over one choice with all others equal; None where it never varies."""
     moving = (choice, *MOVES_TOO.get(choice, ()))
-    groups: dict[tuple[object, ...], list[float]] = {}
+    groups = defaultdict(list)
     for row in rows:
         if row.a is not None:
-            groups.setdefault(row.choices(without=moving), []).append(row.a)
-    ranges = [max(values) - min(values) for values in groups.values() if len(values) > 1]
+            others = row.choices(without=moving)
+            groups[others].append(row.a)
+    ranges = []
+    for values in groups.values():
+        if len(values) > 1:
+            ranges.append(np.ptp(values))
     return float(np.mean(ranges)) if ranges else None

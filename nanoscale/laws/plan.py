@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanoscale.errors import UserError
+from nanoscale.laws.band import Ends
 from nanoscale.laws.bootstrap import Noise
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.predict import FAR, Basis, predict
@@ -29,10 +30,7 @@ WIDTHS = ((32, 256, 16, 16), (288, 512, 32, 32), (576, 2048, 64, 64), (2304, 409
 ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is worth 4 % of N
 MOST_OFF_SIZE, MOST_OFF_FLOPS = 0.1, 0.1  # relative differences; more gets a warning
 FEW_UPDATES = 100
-STEP_LAW_BATCH, STEP_LAW_POWER = (
-    0.58,
-    0.571,
-)  # tokens of an update, 0.58 D^0.571: Li et al. 2025 (Step Law)
+STEP_LAW_BATCH, STEP_LAW_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,8 @@ class BuildableRun:
     flops: float  # exact
     flops_ratio: float  # of 6 N D
     loss: float
-    loss_ci95: list[float] | None  # of the law
-    run_ci95: list[float] | None  # of one new run
+    loss_ci95: Ends | None  # of the law
+    run_ci95: Ends | None  # of one new run
     hours: float | None = None
     speed: float | None = None
     unit: str | None = None
@@ -78,12 +76,12 @@ class Plan(Record):
     budget: float
     N: float
     D: float
-    N_ci95: list[float] | None
-    D_ci95: list[float] | None
+    N_ci95: Ends | None
+    D_ci95: Ends | None
     tokens_per_param: float
     loss: float
-    loss_ci95: list[float] | None  # of the law
-    run_ci95: list[float] | None  # of one new run
+    loss_ci95: Ends | None  # of the law
+    run_ci95: Ends | None  # of one new run
     distance: float | None  # budget over the largest fitted
     run: BuildableRun
     warnings: list[str]
@@ -104,7 +102,7 @@ class Plan(Record):
         ]
 
 
-def _ends(ends: list[float] | None, spec: str = ".3g") -> str:
+def _ends(ends: Ends | None, spec: str = ".3g") -> str:
     if ends is None:
         return ""
     low, high = ends
@@ -131,7 +129,11 @@ def plan(
     if not (math.isfinite(C) and C > 0):
         raise UserError(f"budget {C:g}: expected FLOPs above 0")
     best = fit.optimum(C)
-    noise = None if basis is None else basis.noise
+    noise = None
+    distance = None
+    if basis is not None:
+        noise = basis.noise
+        distance = basis.distance(C)
     expected = predict(fit, noise, N=best.N, D=best.D)
     model = buildable(best.N, vocab_size, block_size)
     run = _run(fit, noise, C, best.N, model, batch_tokens)
@@ -143,17 +145,12 @@ def plan(
         law=fit.law,
         status=fit.status,
         budget=float(C),
-        N=best.N,
-        D=best.D,
-        N_ci95=best.N_ci95,
-        D_ci95=best.D_ci95,
         tokens_per_param=best.D / best.N,
-        loss=expected.loss,
-        loss_ci95=expected.loss_ci95,
-        run_ci95=expected.run_ci95,
-        distance=None if basis is None else basis.distance(C),
+        distance=distance,
         run=run,
         warnings=_warnings(fit, best.N, C, basis, run),
+        **vars(best),
+        **vars(expected),
     )
 
 
@@ -166,16 +163,11 @@ def fit_of(record: Mapping[str, Any]) -> LawFit:
             "it was, as in --laws=FILE, or fit anew"
         )
     values = {f.name: record[f.name] for f in fields(LawFit) if f.name in record}
-    draws = np.array(record.get("draws", []), float).reshape(-1, len(form.names))
-    return LawFit(
-        **values
-        | {
-            "form": form,
-            "x_names": tuple(record["predictors"]),
-            "not_identified": record["reasons"],
-            "draws": draws,
-        }
-    )
+    values["form"] = form
+    values["x_names"] = tuple(record["predictors"])
+    values["not_identified"] = record["reasons"]
+    values["draws"] = np.array(record.get("draws", []), float).reshape(-1, len(form.names))
+    return LawFit(**values)
 
 
 def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentConfig:
@@ -185,23 +177,21 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
     shape away from 64 channels per block pays a little, as nothing else tells equal sizes apart.
     """
 
-    def model(n_layer: int, n_embd: int, head: int) -> ExperimentConfig:
-        return ExperimentConfig(
-            n_layer=n_layer,
-            n_embd=n_embd,
-            n_head=n_embd // head,
-            vocab_size=vocab_size,
-            block_size=block_size,
-            use_rmsnorm=True,
-            use_rope=True,
-            use_swiglu=True,
-        )
-
     cheapest = math.inf
     for first, last, step, head in WIDTHS:
         for n_embd in range(first, last + 1, step):
-            shallow = _size(model(1, n_embd, head))
-            block = _size(model(2, n_embd, head)) - shallow
+            model = ExperimentConfig(
+                n_layer=1,
+                n_embd=n_embd,
+                n_head=n_embd // head,
+                vocab_size=vocab_size,
+                block_size=block_size,
+                use_rmsnorm=True,
+                use_rope=True,
+                use_swiglu=True,
+            )
+            shallow = _size(model)
+            block = _size(replace(model, n_layer=2)) - shallow
             depth = max((N - shallow) / block + 1, 2)  # N is linear in the depth
             for n_layer in {math.floor(depth), math.ceil(depth)}:
                 size = shallow + (n_layer - 1) * block
@@ -209,8 +199,8 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
                 cost = abs(math.log(size / N)) + ASPECT_WEIGHT * shape
                 if cost < cheapest:
                     cheapest = cost
-                    best = (n_layer, n_embd, head)
-    return model(*best)
+                    best = replace(model, n_layer=n_layer)
+    return best
 
 
 def _size(config: ExperimentConfig) -> int:
@@ -249,9 +239,7 @@ def _run(
         batch_tokens=update,
         flops=flops,
         flops_ratio=flops / (6 * size * seen),
-        loss=loss.loss,
-        loss_ci95=loss.loss_ci95,
-        run_ci95=loss.run_ci95,
+        **vars(loss),
     )
 
 

@@ -7,14 +7,19 @@ refused here in one line.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.forms import Law
+
+Columns: TypeAlias = Mapping[str, Iterable[float]]  # a table's, by name
+Labels: TypeAlias = Iterable[object]  # of rows: sizes, seeds, runs
 
 _SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_LEVELS = 10  # counted
@@ -35,7 +40,7 @@ class Points:
     def of(
         cls,
         form: Law,
-        columns: Mapping[str, Iterable[float]],
+        columns: Columns,
         loss: Iterable[float],
         drop_worst: int = 0,
     ) -> Points:
@@ -45,7 +50,7 @@ class Points:
         one predictor takes the only column there is. Raises `UserError` for other columns.
         """
         losses = numbers(loss, "loss")
-        names, x = predictors(form, columns, len(losses))
+        names, x = predictors(form, columns, losses)
         keep = kept(losses, drop_worst)
         return cls(names, x[:, keep], losses[keep], keep)
 
@@ -59,15 +64,21 @@ class Points:
         """C (n,) in FLOPs; None where neither it nor N and D are known."""
         return compute(self.columns)
 
-    def labels(self, groups: Iterable[object]) -> list[object]:
+    def part(self, rows: Mask) -> Points:
+        """Some of them."""
+        keep = self.keep.copy()
+        keep[keep] = rows
+        return Points(self.names, self.x[:, rows], self.loss[rows], keep)
+
+    def labels(self, groups: Labels) -> list[object]:
         """Those of the rows kept; groups: a label per row of the table."""
         labels = plain_labels(groups)
-        check_length("groups", labels, len(self.keep))
-        return [labels[row] for row in np.flatnonzero(self.keep)]
+        check_lengths(("groups", labels), ("loss", self.keep))
+        return [*itertools.compress(labels, self.keep)]
 
-    def groups(self, groups: Iterable[object]) -> Index:
+    def groups(self, groups: Labels) -> Index:
         """`labels` as numbers (n,) 0, 1, ..., in order of their text."""
-        text = [str(label) for label in self.labels(groups)]
+        text = [*map(str, self.labels(groups))]
         return np.unique(text, return_inverse=True)[1]
 
 
@@ -88,50 +99,46 @@ def numbers(values: Iterable[float], name: str) -> Array:
     return array
 
 
-def number_columns(columns: Mapping[str, Iterable[float]], n: int) -> dict[str, Array]:
+def number_columns(columns: Columns, loss: Array) -> dict[str, Array]:
     """Columns of positive finite numbers, (n,) each as the losses are."""
     given = {}
     for name, values in columns.items():
         given[name] = numbers(values, name)
-        check_length(name, given[name], n)
+        check_lengths((name, given[name]), ("loss", loss))
     return given
 
 
-def plain_labels(values: Iterable[object]) -> list[object]:
+def plain_labels(values: Labels) -> list[object]:
     """Labels without numpy's types."""
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 
-def check_length(name: str, values: Sized, n: int) -> None:
-    """`UserError` for a column that is not as long as the losses (n,)."""
-    if len(values) != n:
-        raise UserError(
-            f"columns differ in length ({name} {len(values)}, loss {n}); give one value per run"
-        )
+def check_lengths(*columns: tuple[str, Sized]) -> None:
+    """`UserError` for columns, by their names, that are not equally long."""
+    if len({len(values) for _, values in columns}) > 1:
+        got = ", ".join(f"{name} {len(values)}" for name, values in columns)
+        raise UserError(f"columns differ in length ({got}); give one value per run")
 
 
-def predictors(
-    form: Law, columns: Mapping[str, Iterable[float]], n: int
-) -> tuple[tuple[str, ...], Array]:
+def predictors(form: Law, columns: Columns, loss: Array) -> tuple[tuple[str, ...], Array]:
     """Names and values (P, n) of what `form` reads."""
-    given = number_columns(columns, n)
-    if len(form.predictors) == 1:
-        if len(given) != 1:
+    given = number_columns(columns, loss)
+    names = form.predictors
+    if len(names) == 1:
+        names = tuple(given)
+        if len(names) != 1:
             raise UserError(
-                f"law {form.name} is of one predictor, and {len(given)} columns are "
-                f"given ({', '.join(given) or 'none'}); give one"
+                f"law {form.name} is of one predictor, and {len(names)} columns are "
+                f"given ({', '.join(names) or 'none'}); give one"
             )
-        return tuple(given), np.array(list(given.values()))
-
-    if {"N", "D"} <= set(form.predictors):
+    if {"N", "D"} <= {*names}:
         given = with_compute(given)
-    missing = [name for name in form.predictors if name not in given]
+    missing = [name for name in names if name not in given]
     if missing:
         raise UserError(
-            f"law {form.name} reads {', '.join(form.predictors)}, and there is no "
-            f"{' and no '.join(missing)}"
+            f"law {form.name} reads {', '.join(names)}, and there is no {' and no '.join(missing)}"
         )
-    return form.predictors, np.array([given[name] for name in form.predictors])
+    return names, np.array([given[name] for name in names])
 
 
 @np.errstate(over="ignore")

@@ -29,16 +29,18 @@ def kaplan_starts(loss: Array, x: Array) -> Array:
     """At each (aN, aD), Nc and Dc of the least squares of L^(1/aD) on N^-(aN/aD) and 1/D."""
     N, D = x
     exponents = np.geomspace(0.02, 1, 12)
-    highest = math.log(loss.max())
+    most = loss.max()  # losses are over it, and it goes back below
     starts = []
     for aD, aN in itertools.product(exponents, exponents):
-        target = (loss / loss.max()) ** (1 / aD)  # over its largest value, which goes back below
-        basis = np.stack([(N / N.min()) ** (-aN / aD), D.min() / D]) / target
+        target = (loss / most) ** (1 / aD)
+        of_N = (N / N.min()) ** (-aN / aD)
+        basis = np.stack([of_N, D.min() / D]) / target
 
         coefficients = np.linalg.lstsq(basis.T, np.ones(len(loss)), rcond=None)[0]
-        first, second = np.maximum(coefficients, 1e-9)
-        Nc = N.min() * math.exp((math.log(first) + highest / aD) * aD / aN)
-        Dc = D.min() * math.exp(math.log(second) + highest / aD)
+        logs = np.log(np.maximum(coefficients, 1e-9))
+        first, second = logs + math.log(most) / aD
+        Nc = N.min() * math.exp(first * aD / aN)
+        Dc = D.min() * math.exp(second)
         starts.append((Nc, Dc, aN, aD))
     return np.array(starts)
 
@@ -69,24 +71,19 @@ def _repetition(R: Array, D: Array, U: Array, **base: Array) -> Array:
 
 
 def _repetition_nd(
-    A: Array,
-    B: Array,
-    alpha: Array,
-    beta: Array,
-    RD: Array,
-    RN: Array,
-    N: Array,
-    D: Array,
-    U: Array,
-    E: Array,
+    alpha: Array, beta: Array, RD: Array, RN: Array, N: Array, D: Array, U: Array, **base: Array
 ) -> Array:
     U = np.minimum(D, U)
-    log_G = (np.log(alpha * A) - np.log(beta * B)) / (alpha + beta)
+    side_N = np.log(alpha * base["A"])
+    side_D = np.log(beta * base["B"])
+    log_G = (side_N - side_D) / (alpha + beta)
     best = log_G + (log_G + np.log(U)) * beta / alpha  # ln N* of the budget whose D* is U
-    excess = np.log(N) - np.minimum(best, np.log(N))  # smooth in value and slope where it sets in
+    log_N = np.log(N)
+    excess = log_N - np.minimum(best, log_N)  # smooth in value and slope where it sets in
 
     size = worth(N * np.exp(-excess), np.expm1(excess), RN)
-    return E + A / size**alpha + B / worth(U, D / U - 1, RD) ** beta
+    seen = worth(U, D / U - 1, RD)
+    return CHINCHILLA.function(alpha=alpha, beta=beta, N=size, D=seen, **base)
 
 
 def repetition_starts(loss: Array, x: Array) -> Array:
@@ -96,14 +93,18 @@ def repetition_starts(loss: Array, x: Array) -> Array:
     starts = []
     for alpha, beta, RD in itertools.product(SLOPES, SLOPES, DECAYS):
         seen = worth(U, D / U - 1, np.asarray(RD))
-        powers = [np.ones_like(N), (N.min() / N) ** alpha, (D.min() / seen) ** beta]
-        basis = np.stack(powers) / loss
+        of_N = (N.min() / N) ** alpha
+        of_D = (D.min() / seen) ** beta
+        basis = np.stack([np.ones_like(N), of_N, of_D]) / loss
 
         gram = basis @ basis.T
-        E, first, second = solve_nonnegative(gram[..., None], basis.sum(1)[:, None])[:, 0]
+        target = basis.sum(1)
+        solution = solve_nonnegative(gram[..., None], target[:, None])
+        E, first, second = solution[:, 0]
         A = max(first, 1e-6) * N.min() ** alpha
         B = max(second, 1e-6) * D.min() ** beta
-        starts += [(E, A, B, alpha, beta, RD, RN) for RN in DECAYS]
+        for RN in DECAYS:
+            starts.append((E, A, B, alpha, beta, RD, RN))
     return np.array(starts)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.forms import Law
+from nanoscale.laws.points import compute
 from nanoscale.laws.result import RATIO
 
 MAGNITUDE = 10.0  # ends of an interval of N* or D* further apart plan nothing
@@ -77,15 +78,17 @@ def _parameter(name: str, form: Law) -> LawQuestion:
 
 def _optimal(text: str, name: str, C: float, form: Law) -> LawQuestion:
     """N*, D* or the least loss at a budget of C FLOPs."""
+
+    def answer(params: Array) -> Array:
+        N, D = form.optimum(params, C)
+        if name == "L":
+            return _loss(form, params, (N, D))
+        return N if name == "N" else D
+
     if name == "L":
-        return LawQuestion(
-            text, lambda params: _loss(form, params, form.optimum(params, C)), form.names, at=C
-        )
+        return LawQuestion(text, answer, form.names, at=C)
     needs = [p.name for p in form.parameters if p.kind != "floor"]
-    axis = "ND".index(name)
-    return LawQuestion(
-        text, lambda params: form.optimum(params, C)[axis], tuple(needs), True, MAGNITUDE, C
-    )
+    return LawQuestion(text, answer, tuple(needs), True, MAGNITUDE, C)
 
 
 def _loss(form: Law, params: Array, x: Iterable[Array | float]) -> Array:
@@ -105,8 +108,5 @@ def _values(text: str, where: str) -> list[float]:
 
 def flops(form: Law, x: Array) -> Array:
     """(m,): C = 6 N D of points x (P, m); x itself for a law of compute alone."""
-    values = dict(zip(form.predictors, x, strict=True))
-    budgets: Array = x[0]
-    if {"N", "D"} <= values.keys():
-        budgets = 6 * values["N"] * values["D"]
-    return budgets
+    budgets = compute(dict(zip(form.predictors, x, strict=True)))
+    return x[0] if budgets is None else budgets

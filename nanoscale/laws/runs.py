@@ -7,14 +7,14 @@ can change a fit, its resamples or its text.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index
-from nanoscale.laws.points import numbers, plain_labels
+from nanoscale.laws.points import Labels, check_lengths, numbers, plain_labels
 
 SIZES_NEEDED = 4
 
@@ -28,31 +28,35 @@ class Runs:
     loss: Array  # (n,)
     size: Index  # (n,) 0, 1, ... in order of x
     labels: list[object]  # of the sizes, as given
-    seeds: list[object] | None
+    seeds: list[object]  # None each where none are given
 
     @classmethod
     def of(
         cls,
         x: Iterable[float],
         loss: Iterable[float],
-        size: Iterable[object] | None,
-        seed: Iterable[object] | None,
+        size: Labels | None,
+        seed: Labels | None,
         x_name: str,
     ) -> Runs:
         """Check and sort the columns; `UserError` for runs that no law can be fitted to."""
         at = numbers(x, x_name)
         losses = numbers(loss, "loss")
         labels = at.tolist() if size is None else plain_labels(size)
-        seeds = None if seed is None else plain_labels(seed)
-        _check_lengths({x_name: at, "loss": losses, "size": labels, "seed": seeds})
+        seeds: list[object] = [None] * len(at)
+        columns = [(x_name, at), ("loss", losses), ("size", labels)]
+        if seed is not None:
+            seeds = plain_labels(seed)
+            columns.append(("seed", seeds))
+        check_lengths(*columns)
 
         order = np.lexsort((losses, at))
         at = at[order]
         labels = [labels[i] for i in order]
-        if seeds is not None:
-            seeds = [seeds[i] for i in order]
+        seeds = [seeds[i] for i in order]
         _check_sizes(at, labels, x_name)
-        _check_twins(labels, seeds or [])
+        if seed is not None:
+            _check_twins(labels, seeds)
 
         number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
         size_index = np.array([number[label] for label in labels])
@@ -62,13 +66,6 @@ class Runs:
     def n_sizes(self) -> int:
         """Number of model sizes."""
         return int(self.size.max()) + 1
-
-
-def _check_lengths(columns: dict[str, Sized | None]) -> None:
-    lengths = {name: len(values) for name, values in columns.items() if values is not None}
-    if len(set(lengths.values())) > 1:
-        got = ", ".join(f"{name} {n}" for name, n in lengths.items())
-        raise UserError(f"columns differ in length ({got}); give one value per run")
 
 
 def _check_sizes(x: Array, labels: list[object], x_name: str) -> None:
@@ -85,6 +82,6 @@ def _check_sizes(x: Array, labels: list[object], x_name: str) -> None:
 
 def _check_twins(labels: list[object], seeds: list[object]) -> None:
     """A run listed twice would pass for two seeds without noise."""
-    for (size, seed), count in Counter(zip(labels, seeds, strict=False)).items():
+    for (size, seed), count in Counter(zip(labels, seeds, strict=True)).items():
         if count > 1:
             raise UserError(f"size {size!r} with seed {seed!r} appears twice; keep one of them")

@@ -15,10 +15,11 @@ import numpy as np
 
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array
+from nanoscale.laws.band import Ends
+from nanoscale.laws.isoflop import mostly_known
 
 _REACH = math.log(4.05)  # of the parabola about the lowest mean, in ln of what is swept
 FEWEST_VALUES = 4  # that a parabola goes through; one more than it has coefficients
-MOST_UNKNOWN = 0.025  # share of resamples without a vertex from which one is not known
 WIDTHS_BEYOND = 1.0  # of a sweep, by which a resample's vertex may lie outside it
 OCTAVES_MORE = (1, 2)  # beyond the edge of a sweep, where its optimum is looked for next
 
@@ -34,7 +35,7 @@ class Sweep:
     at: dict[str, float]  # the predictors
     n_values: int
     optimum: float | None = None
-    ci95: list[float] | None = None  # of noise
+    ci95: Ends | None = None  # of noise
     loss: float | None = None  # at the optimum
     flag: str = ""
     wanted: list[float] = field(default_factory=list)  # values that would bracket it
@@ -60,13 +61,14 @@ class Parabola:
     def through(cls, v: Array, y: Array) -> Parabola:
         """Of one sweep's ln values v (n,) and ln losses y (n,)."""
         values, cell = np.unique(v.round(9), return_inverse=True)
-        mean = np.bincount(cell, y) / np.bincount(cell)
+        counts = np.bincount(cell)
+        mean = np.bincount(cell, y) / counts
         lowest = int(mean.argmin())
         distance = np.abs(values - values[lowest])
         near = distance <= _REACH
         if near.sum() < FEWEST_VALUES:  # take the nearest, the lower of two that are as near
-            near = np.zeros(len(values), bool)
-            near[np.lexsort((mean, distance.round(6)))[:FEWEST_VALUES]] = True
+            order = np.lexsort((mean, distance.round(6)))
+            near = np.isin(np.arange(len(values)), order[:FEWEST_VALUES])
 
         inside = near[cell]
         centre = float(values[near].mean())
@@ -74,43 +76,51 @@ class Parabola:
         coef = np.full(3, np.nan)
         residual = np.empty(0)
         if near.sum() >= FEWEST_VALUES:
-            coef = np.linalg.lstsq(basis, y[inside], rcond=None)[0]
-            residual = y[inside] - basis @ coef
-        return cls(values, centre, basis, coef, residual, _flag(values, lowest, centre, coef))
+            losses = y[inside]
+            coef = np.linalg.lstsq(basis, losses, rcond=None)[0]
+            residual = losses - basis @ coef
+        flag = _flag(values, lowest, centre, coef)
+        return cls(values, centre, basis, coef, residual, flag)
 
     @property
     def dof(self) -> int:
         """Runs beyond the parabola's coefficients."""
         return max(len(self.residual) - 3, 0)
 
+    @np.errstate(divide="ignore", invalid="ignore")
     def vertex(self, coef: Array) -> Array:
         """ln of the optimum for coefficients (..., 3); NaN where they do not bend upwards.
 
         It lies at most the sweep's own width beyond it.
         """
+        _, first, second = np.moveaxis(coef, -1, 0)
+        place = self.centre - first / (2 * second)
         low, high = self.values[[0, -1]]
         room = WIDTHS_BEYOND * (high - low)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            u = -coef[..., 1] / (2 * coef[..., 2])
-            vertex = np.clip(self.centre + u, low - room, high + room)
-        return np.where(coef[..., 2] > 0, vertex, np.nan)
+        vertex = np.clip(place, low - room, high + room)
+        return np.where(second > 0, vertex, np.nan)
 
     def vertex_variance(self, noise: float) -> float:
         """Of the vertex, by the slopes of -c1 / (2 c2)."""
         _, first, second = self.coef
-        slope = np.array([0.0, -1 / (2 * second), first / (2 * second**2)])
-        return float(noise**2 * slope @ np.linalg.pinv(self.basis.T @ self.basis) @ slope)
+        by_first = -1 / (2 * second)
+        by_second = first / (2 * second**2)
+        slope = np.array([0.0, by_first, by_second])
+        covariance = np.linalg.pinv(self.basis.T @ self.basis)
+        return float(noise**2 * slope @ covariance @ slope)
 
     def wanted(self) -> list[float]:
         """Values that would bracket the minimum, beyond the edge that it lies towards."""
         if self.flag in ("", TOO_FEW_VALUES, NOT_BENT):
             return []
         falling = self.flag == OUTSIDE and self.coef[1] > 0
+        more = math.log(2) * np.array(OCTAVES_MORE)
         if self.flag == AT_LOW_EDGE or falling:
-            more = [self.values[0] - k * math.log(2) for k in reversed(OCTAVES_MORE)]
+            values = self.values[0] - more[::-1]
         else:
-            more = [self.values[-1] + k * math.log(2) for k in OCTAVES_MORE]
-        return [float(value) for value in np.exp(more)]
+            values = self.values[-1] + more
+        wanted: list[float] = np.exp(values).tolist()
+        return wanted
 
 
 def _flag(values: Array, lowest: int, centre: float, coef: Array) -> str:
@@ -129,21 +139,21 @@ def _flag(values: Array, lowest: int, centre: float, coef: Array) -> str:
 
 def pooled_noise(parabolas: Sequence[Parabola]) -> tuple[float, int]:
     """sd of ln loss about the parabolas, pooled over sweeps with an optimum, and its freedom."""
-    sound = [parabola for parabola in parabolas if not parabola.flag]
-    dof = sum(parabola.dof for parabola in sound)
-    if not dof:
-        return 0.0, 0
-    squares = sum(float(parabola.residual @ parabola.residual) for parabola in sound)
-    return math.sqrt(squares / dof), dof
+    dof = 0
+    squares = 0.0
+    for parabola in parabolas:
+        if not parabola.flag:
+            dof += parabola.dof
+            squares += float(parabola.residual @ parabola.residual)
+    return math.sqrt(squares / max(dof, 1)), dof
 
 
 def redrawn_vertices(
     parabolas: Sequence[Parabola], noise: float, dof: int, resamples: int, rng_seed: int
 ) -> Array:
     """(R, S): ln optima of losses drawn anew about the parabolas."""
-    if not resamples:
-        return np.empty((0, len(parabolas)))
-    bootstrap.check_resamples(resamples)
+    if resamples:
+        bootstrap.check_resamples(resamples)
     rng = np.random.default_rng(rng_seed)
     sd = np.zeros(resamples)
     if dof:
@@ -152,9 +162,9 @@ def redrawn_vertices(
     vertices = np.full((resamples, len(parabolas)), np.nan)
     for i, parabola in enumerate(parabolas):
         if not parabola.flag:
-            z = rng.standard_normal((resamples, len(parabola.basis))) * sd[:, None]
-            coef = parabola.coef + z @ np.linalg.pinv(parabola.basis).T
-            vertices[:, i] = parabola.vertex(coef)
+            z = rng.standard_normal((resamples, len(parabola.basis)))
+            moved = sd[:, None] * z @ np.linalg.pinv(parabola.basis).T
+            vertices[:, i] = parabola.vertex(parabola.coef + moved)
     return vertices
 
 
@@ -165,15 +175,8 @@ def sweep_of(at: dict[str, float], parabola: Parabola, draws: Array) -> Sweep:
         return Sweep(at, n_values, flag=parabola.flag, wanted=parabola.wanted())
 
     vertex = float(parabola.vertex(parabola.coef))
-    loss = math.exp(np.polyval(parabola.coef[::-1], vertex - parabola.centre))
-    known = draws[np.isfinite(draws)]
-    ci95 = None
-    if len(known) and len(known) >= (1 - MOST_UNKNOWN) * len(draws):
-        ci95 = interval_of(known)
+    coef = parabola.coef[::-1]
+    loss = math.exp(np.polyval(coef, vertex - parabola.centre))
+    ends = mostly_known(draws)
+    ci95 = None if ends is None else np.exp(ends).tolist()
     return Sweep(at, n_values, math.exp(vertex), ci95, loss)
-
-
-def interval_of(logarithms: Array) -> list[float]:
-    """The 95 % of what has these logarithms (R,)."""
-    low, high = np.exp(bootstrap.interval(logarithms))
-    return [float(low), float(high)]

@@ -12,19 +12,21 @@ interval holds both. A sweep whose lowest loss is at its edge has no optimum and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Index
+from nanoscale.laws.band import Ends
 from nanoscale.laws.forms import number
 from nanoscale.laws.points import (
     LEVELS_NEEDED,
     LEVELS_WANTED,
+    Columns,
+    Labels,
     levels,
     number_columns,
     numbers,
@@ -35,11 +37,11 @@ from nanoscale.laws.record import Record
 from nanoscale.laws.sweep_optima import (
     Parabola,
     Sweep,
-    interval_of,
     pooled_noise,
     redrawn_vertices,
     sweep_of,
 )
+from nanoscale.spec.values import Json
 
 LEAST_VARIANCE = 1e-12  # of an optimum, so that a weight is finite
 HALVINGS = 100  # of the scatter's bracket
@@ -50,8 +52,8 @@ class SweepOptimum(Record):
     """A law's optimum at some predictors; no intervals without resamples."""
 
     optimum: float
-    ci95: list[float] | None = None  # of the law
-    sweep_ci95: list[float] | None = None  # of one sweep's optimum, which scatters about the law
+    ci95: Ends | None = None  # of the law
+    sweep_ci95: Ends | None = None  # of one sweep's optimum, which scatters about the law
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class SweepLaw(Record):
     predictors: list[str]
     c: float
     exponents: dict[str, float]
-    ci95: dict[str, list[float]]
+    ci95: dict[str, Ends]
     scatter: float  # sd of ln optimum about the law, beyond noise
     noise: float  # sd of a run's ln loss about its sweep's curve
     n_used: int
@@ -73,31 +75,35 @@ class SweepLaw(Record):
 
     def predict(self, **x: float) -> SweepOptimum:
         """The optimum at e.g. N=1e9, D=2e10."""
-        row = np.array([1.0, *[math.log(float(x[name])) for name in self.predictors]])
-        optimum = float(np.exp(row @ [math.log(self.c), *self.exponents.values()]))
+        at = [float(x[name]) for name in self.predictors]
+        row = np.array([1.0, *map(math.log, at)])
+        law = [math.log(self.c), *self.exponents.values()]
+        optimum = float(np.exp(row @ law))
         if not len(self.draws):
             return SweepOptimum(optimum)
 
         laws = self.draws @ row
-        scattered = laws + self.scatter * np.random.default_rng(0).standard_normal(len(laws))
-        return SweepOptimum(optimum, interval_of(laws), interval_of(scattered))
+        z = np.random.default_rng(0).standard_normal(len(laws))
+        both = np.column_stack([laws, laws + self.scatter * z])
+        ends = np.exp(bootstrap.interval(both)).T
+        return SweepOptimum(optimum, *ends.tolist())
 
     def equation(self) -> str:
         """`lr* = 1.2 N^-0.71 D^0.31`."""
         powers = [f"{name}^{number(value)}" for name, value in self.exponents.items()]
         return f"{self.swept}* = {number(self.c)} {' '.join(powers)}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Plain types, and the equation."""
         return super().to_json() | {"equation": self.equation()}
 
 
 def sweep_law(
-    columns: Mapping[str, Iterable[float]],
+    columns: Columns,
     loss: Iterable[float],
     swept: str,
     *,
-    seed: Iterable[object] | None = None,
+    seed: Labels | None = None,
     resamples: int = 1000,
     rng_seed: int = 0,
 ) -> SweepLaw:
@@ -131,17 +137,17 @@ class Sweeps:
     @classmethod
     def of(
         cls,
-        columns: Mapping[str, Iterable[float]],
+        columns: Columns,
         loss: Iterable[float],
         swept: str,
         *,
-        seed: Iterable[object] | None = None,
+        seed: Labels | None = None,
         resamples: int = 1000,
         rng_seed: int = 0,
     ) -> Sweeps:
         """Of a table; the arguments and refusals are those of `sweep_law`."""
         y = np.log(numbers(loss, "loss"))
-        given = number_columns(columns, len(y))
+        given = number_columns(columns, y)
         if swept not in given or len(given) < 2:
             raise UserError(
                 f"columns {', '.join(given) or 'none'}: give {swept!r} and what it depends "
@@ -149,21 +155,23 @@ class Sweeps:
             )
 
         v = np.log(given.pop(swept))
-        names = list(given)
-        x = np.log(np.array(list(given.values())))  # (P, n)
+        names = [*given]
+        x = np.log([*given.values()])  # (P, n)
         if seed is not None:
             _check_twins(names, x, v, plain_labels(seed))
 
-        cells = _cells(x)
-        places = np.stack([x[:, rows].mean(1) for rows in cells])
-        parabolas = [Parabola.through(v[rows], y[rows]) for rows in cells]
+        places = []
+        parabolas = []
+        for rows in _cells(x):
+            places.append(x[:, rows].mean(1))
+            parabolas.append(Parabola.through(v[rows], y[rows]))
         noise, dof = pooled_noise(parabolas)
         draws = redrawn_vertices(parabolas, noise, dof, resamples, rng_seed)
         sweeps = []
         for place, parabola, vertices in zip(places, parabolas, draws.T, strict=True):
             at = dict(zip(names, np.exp(place).tolist(), strict=True))
             sweeps.append(sweep_of(at, parabola, vertices))
-        return cls(swept, names, places, parabolas, noise, draws, sweeps)
+        return cls(swept, names, np.stack(places), parabolas, noise, draws, sweeps)
 
     @property
     def used(self) -> Index:
@@ -173,11 +181,10 @@ class Sweeps:
     def why_no_law(self) -> str:
         """Why no law goes through the optima, and the remedy; nothing where one does."""
         needed = len(self.names) + 2
-        used = self.used
-        if len(used) < needed:
+        if len(self.used) < needed:
             flags = sorted({sweep.flag for sweep in self.sweeps if sweep.flag})
             return (
-                f"{len(used)} of {len(self.sweeps)} sweeps have an optimum inside them "
+                f"{len(self.used)} of {len(self.sweeps)} sweeps have an optimum inside them "
                 f"({'; '.join(flags) or 'each point is one sweep'}); "
                 f"a law of {', '.join(self.names)} needs at least {needed}"
             )
@@ -199,9 +206,10 @@ class Sweeps:
         variance = np.array([self.parabolas[i].vertex_variance(self.noise) for i in used])
         scatter = _scatter(basis, y, variance)
         solve = _least_squares(basis, variance + scatter**2)
-        coef = solve @ y
 
-        lines = coef + self._moved(y, scatter, basis.shape[1], rng_seed) @ solve.T
+        coef = solve @ y
+        moved = self._moved(y, scatter, basis.shape[1], rng_seed)
+        lines = coef + moved @ solve.T
         ci95 = {}
         if len(lines):
             ends = bootstrap.interval(lines)
@@ -227,11 +235,11 @@ class Sweeps:
         warnings = []
         for flag in dict.fromkeys(sweep.flag for sweep in self.sweeps if sweep.flag):
             left_out = [sweep for sweep in self.sweeps if sweep.flag == flag]
-            places = ", ".join(sweep.place() for sweep in left_out)
-            warning = f"{len(left_out)} sweeps left out, {flag}: {places}"
-            if left_out[0].wanted:
-                values = ", ".join(f"{value:.3g}" for value in left_out[0].wanted)
-                warning += f"; at the first add {self.swept} = {values}"
+            places = [sweep.place() for sweep in left_out]
+            warning = f"{len(places)} sweeps left out, {flag}: {', '.join(places)}"
+            wanted = [f"{value:.3g}" for value in left_out[0].wanted]
+            if wanted:
+                warning += f"; at the first add {self.swept} = {', '.join(wanted)}"
             warnings.append(warning)
         return warnings
 
@@ -261,10 +269,12 @@ class Sweeps:
         """(R, k): by how much the optima y (k,) move, by their noise and their scatter."""
         rng = np.random.default_rng(rng_seed + 1)
         draws = self.draws[:, self.used]
-        moved = np.where(np.isfinite(draws), draws, y) - y
+        known = np.isfinite(draws)
+        moved = np.where(known, draws, y) - y
         # the scatter is known to the degrees of freedom of these few optima
         dof = len(y) - n_params
-        sd = scatter * np.sqrt(dof / rng.chisquare(dof, len(draws)))
+        share = dof / rng.chisquare(dof, len(draws))
+        sd = scatter * np.sqrt(share)
         moved += sd[:, None] * rng.standard_normal(draws.shape)
         return moved
 

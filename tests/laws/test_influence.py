@@ -1,4 +1,4 @@
-"""Influence: refits by hand, the published drop-k row, planted culprits."""
+"""Influence: refits by hand, planted culprits."""
 
 from __future__ import annotations
 
@@ -10,29 +10,7 @@ from planted import LAW, TRUTH, grid
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law
-from nanoscale.laws.influence import influence_of, without_highest
-
-
-def test_the_published_row_of_dropped_outliers(epoch):
-    N, C, L = epoch
-    fit = fit_law({"N": N, "C": C}, L, resamples=0)
-    rows = without_highest(fit, {"N": N, "C": C}, L)
-    assert [round(row["a"], 4) for row in rows] == [
-        0.5646,
-        0.5441,
-        0.5380,
-        0.5241,
-        0.5164,
-        0.5139,
-        0.5150,
-        0.5117,
-        0.5089,
-        0.5085,
-        0.5086,
-    ]
-    assert [L[row["row"]] for row in rows[1:]] == np.sort(L)[::-1][:10].tolist()
-    with pytest.raises(UserError, match="most = 245: expected 0 to 244"):
-        without_highest(fit, {"N": N, "C": C}, L, most=245)
+from nanoscale.laws.influence import influence_of
 
 
 @pytest.mark.parametrize("by", ["point", "run"])
