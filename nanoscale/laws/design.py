@@ -278,22 +278,32 @@ def _resampled(
     design: Design, problem: Problem, theta: Array, loss: Array, seeds: Sequence[int]
 ) -> tuple[Array, Array]:
     """(losses (BR, n), weights (BR or 1, n)) of all resamples of B worlds, as `fit_law`'s."""
+    if design.resampling not in bootstrap.OF_POINTS:
+        return _redrawn(design, problem, theta, loss, seeds), np.ones((1, loss.shape[1]))
     R = design.resamples
-    n = loss.shape[1]
-    method = design.resampling
     cells = design.cells if design.groups is None else design.groups
-    drawn = []
-    if method in bootstrap.OF_POINTS:
-        for seed in seeds:
-            drawn.append(bootstrap.point_weights(method, n, cells, R, seed))
-        return np.repeat(loss, R, axis=0), np.concatenate(drawn)
+    weights = []
+    for seed in seeds:
+        drawn = bootstrap.point_weights(design.resampling, loss.shape[1], cells, R, seed)
+        weights.append(drawn)
+    return np.repeat(loss, R, axis=0), np.concatenate(weights)
 
-    groups = cells if method == "parametric" else design.groups
+
+def _redrawn(
+    design: Design, problem: Problem, theta: Array, loss: Array, seeds: Sequence[int]
+) -> Array:
+    """(BR, n): losses about the fits of B worlds, from their residuals."""
+    method = design.resampling
+    groups = design.groups
+    if method == "parametric" and groups is None:
+        groups = design.cells
     fitted = np.log(problem.at(theta).m)
     p = theta.shape[1]
+    drawn = []
     for middle, y, seed in zip(fitted, np.log(loss), seeds, strict=True):
-        drawn.append(bootstrap.residual_draws(method, middle, y, p, groups, R, seed))
-    return np.exp(np.concatenate(drawn)), np.ones((1, n))
+        new = bootstrap.residual_draws(method, middle, y, p, groups, design.resamples, seed)
+        drawn.append(new)
+    return np.exp(np.concatenate(drawn))
 
 
 def _interval(values: Array) -> Array:

@@ -138,12 +138,7 @@ def thresholds(budgets: Array, least: int, also: Sequence[float] = ()) -> list[f
 
     Those of `also` as they are, and none but them within a factor 2 of one.
     """
-    edges = []
-    for low, high in itertools.pairwise(isoflop.budgets(budgets)):
-        between = budgets[low].max() * budgets[high].min()
-        edge = float(np.sqrt(between))
-        if (budgets < edge).sum() >= least:
-            edges.append(edge)
+    edges = _edges(budgets, least)
     if not edges:
         return sorted(also)
 
@@ -155,6 +150,17 @@ def thresholds(budgets: Array, least: int, also: Sequence[float] = ()) -> list[f
         if all(abs(np.log(edge / at)) > APART for at in also):
             chosen.add(edge)
     return sorted(chosen)
+
+
+def _edges(budgets: Array, least: int) -> list[float]:
+    """Between each budget and the next, where enough runs are below."""
+    edges = []
+    for low, high in itertools.pairwise(isoflop.budgets(budgets)):
+        between = budgets[low].max() * budgets[high].min()
+        edge = float(np.sqrt(between))
+        if (budgets < edge).sum() >= least:
+            edges.append(edge)
+    return edges
 
 
 @dataclass(frozen=True)

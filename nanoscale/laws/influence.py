@@ -126,16 +126,15 @@ def influence_of(
     refits = _Refits.of(fit, points, at)
     labels = np.flatnonzero(points.keep).tolist() if groups is None else points.labels(groups)
     removals = _Removals.of(refits, labels, target)
-    value = removals.before[removals.target]
     if bounds is None:
         ends, bounds_are = _usual_bounds(fit, removals, at)
     else:
-        ends, bounds_are = _given_bounds(bounds, removals.target, value), "the bounds given"
+        ends, bounds_are = _given_bounds(bounds, removals), "the bounds given"
     removals = replace(removals, ends=ends)
     return Influence(
         unit="row" if groups is None else "run",
         target=removals.target,
-        value=value,
+        value=removals.value,
         bounds=list(ends),
         bounds_are=bounds_are,
         se=removals.se,
@@ -169,6 +168,11 @@ class _Removals:
         for name, values in with_all.items():
             before[name] = float(values[0])
         return cls(refits, units, absent, _target(target, before), before, alone)
+
+    @property
+    def value(self) -> float:
+        """The target's, with all units."""
+        return self.before[self.target]
 
     @cached_property
     def se(self) -> float:
@@ -245,11 +249,12 @@ def _target(name: str | None, values: Mapping[str, float]) -> str:
     return name
 
 
-def _given_bounds(bounds: Ends, target: str, value: float) -> Ends:
+def _given_bounds(bounds: Ends, removals: _Removals) -> Ends:
     low, high = bounds
+    value = removals.value
     if not low <= value <= high:
         raise UserError(
-            f"bounds [{low:g}, {high:g}]: {target} = {value:g} is not within them, so "
+            f"bounds [{low:g}, {high:g}]: {removals.target} = {value:g} is not within them, so "
             "there is no conclusion to change"
         )
     return float(low), float(high)
@@ -263,7 +268,7 @@ def _usual_bounds(fit: LawFit, removals: _Removals, at: Place | None) -> tuple[E
     if ends is not None:
         low, high = ends
         return (low, high), "its 95 % interval"
-    value = removals.before[removals.target]
+    value = removals.value
     room = STANDARD_ERRORS * removals.se
     return (value - room, value + room), "two jackknife standard errors"
 

@@ -50,23 +50,24 @@ def next_runs(
 
     cost (m,): FLOPs of each. By the rank-one update of the expected covariance (Sherman-Morrison).
     """
+    left = _left(design, question, candidates)
+    per_flop = -np.log(np.maximum(left, LEAST_LEFT)) / cost
+    order = np.argsort(left)
+    places = candidates.T[order].tolist()
+    gains = np.column_stack([cost, left, per_flop])[order].tolist()
+    return [NextRun(tuple(x), *gained) for x, gained in zip(places, gains, strict=True)]
+
+
+def _left(design: Design, question: LawQuestion, candidates: Array) -> Array:
+    """(m,): the share of the question's width that one more run at each would leave."""
     slopes, gradient = _slopes(design, question)
     z = _whitened(slopes, gradient[None])[0]
-    rows = _whitened(slopes, _jacobian(design.form, design.truths[0], candidates))
+    added = _jacobian(design.form, design.truths[0], candidates)
+    rows = _whitened(slopes, added)
     squares = (rows**2).sum(1)
     gain = (rows @ z) ** 2 / (1 + squares) / (z**2).sum()
-    left = np.sqrt(np.maximum(1 - gain, 0))
-    narrowing = -np.log(np.maximum(left, LEAST_LEFT))
-    runs = []
-    for i in np.argsort(left):
-        run = NextRun(
-            x=tuple(candidates[:, i].tolist()),
-            cost=float(cost[i]),
-            left=float(left[i]),
-            per_flop=float(narrowing[i] / cost[i]),
-        )
-        runs.append(run)
-    return runs
+    left: Array = np.sqrt(np.maximum(1 - gain, 0))
+    return left
 
 
 def lattice(design: Design, most: float, per_axis: int = 16) -> tuple[Array, Array]:

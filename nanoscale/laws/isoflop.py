@@ -45,6 +45,12 @@ class Valley:
     flags: list[str]
     used: bool  # in the line
 
+    def at(self, vertex: float, offset: float, loss: float, used: bool) -> Valley:
+        """The same with its minimum; vertex: log10."""
+        if abs(offset) > MOST_OFF_CENTRE:
+            self.flags.append(OFF_CENTRE)
+        return replace(self, vertex=float(10**vertex), offset=offset, loss=loss, used=used)
+
 
 @dataclass(frozen=True, kw_only=True)
 class IsoFlop(Record):
@@ -131,28 +137,23 @@ class IsoflopGrid:
     def valley(self, i: int, curve: Array, vertex: float, extrapolated: bool) -> Valley:
         """Of budget i: its curve (degree + 1,) and where that is least; no interval yet."""
         rows = self.rows[i]
-        C = float(10 ** self.log_budget[i])
         x = self.x[rows]
-        flags = []
-        inside = x.min() <= vertex <= x.max()
+        inside = bool(x.min() <= vertex <= x.max())
+        valley = Valley(
+            C=float(10 ** self.log_budget[i]),
+            n_points=len(rows),
+            flags=[],
+            used=False,
+        )
         if not self.enough(rows):
-            flags.append(TOO_FEW_POINTS)
+            valley.flags.append(TOO_FEW_POINTS)
         elif not inside:
-            flags.append(UNBRACKETED)
-        valley = Valley(C=C, n_points=len(rows), flags=flags, used=False)
+            valley.flags.append(UNBRACKETED)
         if not np.isfinite(vertex):
             return valley
-
-        offset = float((x.min() + x.max()) / 2 - vertex)
-        if abs(offset) > MOST_OFF_CENTRE:
-            flags.append(OFF_CENTRE)
-        return replace(
-            valley,
-            vertex=float(10**vertex),
-            offset=offset,
-            loss=float(np.polyval(curve, vertex - x.mean())),
-            used=bool(inside or extrapolated),
-        )
+        loss = np.polyval(curve, vertex - x.mean())
+        middle = (x.min() + x.max()) / 2
+        return valley.at(vertex, float(middle - vertex), float(loss), inside or extrapolated)
 
     def lines(self, used: Mask, vertices: Array) -> Array:
         """(R, 2): slope and intercept on log10 C of vertices (R, budgets) that are used."""

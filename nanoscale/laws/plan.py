@@ -190,17 +190,28 @@ def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentCo
                 use_rope=True,
                 use_swiglu=True,
             )
-            shallow = _size(model)
-            block = _size(replace(model, n_layer=2)) - shallow
-            depth = max((N - shallow) / block + 1, 2)  # N is linear in the depth
-            for n_layer in {math.floor(depth), math.ceil(depth)}:
-                size = shallow + (n_layer - 1) * block
+            for n_layer, size in _depths(model, N):
                 shape = abs(math.log(n_embd / n_layer / ASPECT))
                 cost = abs(math.log(size / N)) + ASPECT_WEIGHT * shape
                 if cost < cheapest:
                     cheapest = cost
                     best = replace(model, n_layer=n_layer)
     return best
+
+
+def _depths(model: ExperimentConfig, N: float) -> list[tuple[int, int]]:
+    """The depths nearest to N parameters, two at least, and the parameters there.
+
+    model: the same with one block.
+    """
+    shallow = _size(model)
+    block = _size(replace(model, n_layer=2)) - shallow
+    depth = max((N - shallow) / block + 1, 2)  # N is linear in the depth
+    depths = []
+    for n_layer in {math.floor(depth), math.ceil(depth)}:
+        size = shallow + (n_layer - 1) * block
+        depths.append((n_layer, size))
+    return depths
 
 
 def _size(config: ExperimentConfig) -> int:
@@ -243,20 +254,26 @@ def _run(
     )
 
 
-def _warnings(fit: LawFit, N: float, C: float, basis: Basis | None, run: BuildableRun) -> list[str]:
-    warnings = [f"{name} is not identified: {why}" for name, why in fit.not_identified.items()]
-    least, most = (C, C) if basis is None else basis.reach["C"]
+def _far(C: float, least: float, most: float) -> list[str]:
+    """Whether a budget is far from the fitted ones."""
     if least / C > FAR:
-        warnings.append(
+        return [
             f"the budget is {least / C:.3g} times below the smallest fitted, more than "
             f"{FAR:g}: the law was not seen there"
-        )
+        ]
     if C / most > FAR:
-        warnings.append(
+        return [
             f"the budget is {C / most:.3g} times the largest fitted, beyond {FAR:g}: the "
             "intervals do not hold that the law itself may bend; hold out the largest "
             "budgets (nanoscale fit --holdout=FLOPS) to see how it did before"
-        )
+        ]
+    return []
+
+
+def _warnings(fit: LawFit, N: float, C: float, basis: Basis | None, run: BuildableRun) -> list[str]:
+    warnings = [f"{name} is not identified: {why}" for name, why in fit.not_identified.items()]
+    if basis is not None:
+        warnings += _far(C, *basis.reach["C"])
     if abs(run.N_off) > MOST_OFF_SIZE:
         warnings.append(
             f"N* = {N:.3g} is far from any model with this vocabulary; the nearest has {run.N:.3g}"

@@ -93,7 +93,8 @@ class Parabola:
 
         It lies at most the sweep's own width beyond it.
         """
-        _, first, second = np.moveaxis(coef, -1, 0)
+        first = coef[..., 1]
+        second = coef[..., 2]
         place = self.centre - first / (2 * second)
         low, high = self.values[[0, -1]]
         room = WIDTHS_BEYOND * (high - low)
