@@ -47,9 +47,11 @@ class Valley:
 
     def at(self, vertex: float, offset: float, loss: float, used: bool) -> Valley:
         """The same with its minimum; vertex: log10."""
+        flags = self.flags
         if abs(offset) > MOST_OFF_CENTRE:
-            self.flags.append(OFF_CENTRE)
-        return replace(self, vertex=float(10**vertex), offset=offset, loss=loss, used=used)
+            flags = [*flags, OFF_CENTRE]
+        place = float(10**vertex)
+        return replace(self, vertex=place, offset=offset, loss=loss, flags=flags, used=used)
 
 
 @dataclass(frozen=True, kw_only=True)
