@@ -18,7 +18,7 @@ from nanoscale.laws import bootstrap, isoflop
 from nanoscale.laws.arrays import Array, Mask
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law
-from nanoscale.laws.points import Columns, Labels, Points
+from nanoscale.laws.points import Points, RowLabels, TableColumns
 from nanoscale.laws.predict import Basis, new_runs
 from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
@@ -79,13 +79,13 @@ class FitOptions(TypedDict, total=False):
 
 
 def holdout(
-    columns: Columns,
+    columns: TableColumns,
     loss: Iterable[float],
     threshold: float,
     *,
     drop_worst: int = 0,
     resamples: int = 0,
-    groups: Labels | None = None,
+    groups: RowLabels | None = None,
     **options: Unpack[FitOptions],
 ) -> HoldOut:
     """Fit the runs below `threshold` FLOPs (C = 6 N D), predict those from there on.
@@ -102,13 +102,13 @@ def holdout(
 
 
 def rollout(
-    columns: Columns,
+    columns: TableColumns,
     loss: Iterable[float],
     *,
     also: Sequence[float] = (),
     drop_worst: int = 0,
     resamples: int = MOST_RESAMPLES,
-    groups: Labels | None = None,
+    groups: RowLabels | None = None,
     **options: Unpack[FitOptions],
 ) -> list[RolloutStep]:
     """Hold-outs at up to six budgets and those in `also`, in order.
@@ -175,10 +175,10 @@ class _Past:
     @classmethod
     def of(
         cls,
-        columns: Columns,
+        columns: TableColumns,
         loss: Iterable[float],
         drop_worst: int,
-        groups: Labels | None,
+        groups: RowLabels | None,
         options: FitOptions,
     ) -> _Past:
         """What `fit_law` would fit with these options."""

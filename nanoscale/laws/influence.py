@@ -21,7 +21,7 @@ from nanoscale.laws.arrays import Array, batches
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.fit import STARTS, LawFit
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.points import Columns, Labels, Points, check_points
+from nanoscale.laws.points import Points, RowLabels, TableColumns, check_points
 from nanoscale.laws.problem import problem_of
 from nanoscale.laws.record import Record
 from nanoscale.spec.values import Json
@@ -32,9 +32,9 @@ STANDARD_ERRORS = 2.0  # of the jackknife, that bound a conclusion without an in
 PREDICTED_LOSS = "loss"  # the name of a target that is one
 USUAL_DELTA = 1e-3  # of objectives that have none of their own
 
-Values = Mapping[str, Array]  # parameters, exponents, predicted loss -> that of every refit (R,)
-Place = Mapping[str, float]  # predictor -> value
-Ends = tuple[float, float]  # within which a conclusion stands
+_Values = Mapping[str, Array]  # parameters, exponents, predicted loss -> that of every refit (R,)
+_Place = Mapping[str, float]  # predictor -> value
+_Bounds = tuple[float, float]  # within which a conclusion stands
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ class Influence(Record):
 
 def influence_of(
     fit: LawFit,
-    columns: Columns,
+    columns: TableColumns,
     loss: Iterable[float],
     *,
     drop_worst: int = 0,
-    groups: Labels | None = None,
+    groups: RowLabels | None = None,
     target: str | None = None,
-    at: Place | None = None,
-    bounds: Ends | None = None,
+    at: _Place | None = None,
+    bounds: _Bounds | None = None,
     worst: int = MOST_TOGETHER,
 ) -> Influence:
     """What leaving out each point of `fit`, or each run, does to it.
@@ -153,8 +153,8 @@ class _Removals:
     absent: Array  # (units, n) 1 at the points of each
     target: str
     before: dict[str, float]
-    alone: Values  # without each unit (units,)
-    ends: Ends = (-np.inf, np.inf)
+    alone: _Values  # without each unit (units,)
+    ends: _Bounds = (-np.inf, np.inf)
 
     @classmethod
     def of(cls, refits: _Refits, labels: Sequence[object], target: str | None) -> _Removals:
@@ -187,7 +187,7 @@ class _Removals:
         single = [self.found([i], self.alone, i) for i in range(len(self.units))]
         return sorted(single, key=self.moved, reverse=True)
 
-    def found(self, gone: Sequence[int], values: Values, i: int) -> Removal:
+    def found(self, gone: Sequence[int], values: _Values, i: int) -> Removal:
         """What the i-th refit, which is without the units that are `gone`, says."""
         units = [self.units[k] for k in gone]
         now = {name: float(refits[i]) for name, refits in values.items()}
@@ -249,7 +249,7 @@ def _target(name: str | None, values: Mapping[str, float]) -> str:
     return name
 
 
-def _given_bounds(bounds: Ends, removals: _Removals) -> Ends:
+def _given_bounds(bounds: _Bounds, removals: _Removals) -> _Bounds:
     low, high = bounds
     value = removals.value
     if not low <= value <= high:
@@ -260,7 +260,7 @@ def _given_bounds(bounds: Ends, removals: _Removals) -> Ends:
     return float(low), float(high)
 
 
-def _usual_bounds(fit: LawFit, removals: _Removals, at: Place | None) -> tuple[Ends, str]:
+def _usual_bounds(fit: LawFit, removals: _Removals, at: _Place | None) -> tuple[_Bounds, str]:
     """Within which the conclusion stands, and what they are."""
     ends = fit.ci95.get(removals.target)
     if ends is None and at:
@@ -283,7 +283,7 @@ class _Refits:
     at: list[Array]  # predictors of a loss that is predicted, if one is
 
     @classmethod
-    def of(cls, fit: LawFit, points: Points, at: Place | None) -> _Refits:
+    def of(cls, fit: LawFit, points: Points, at: _Place | None) -> _Refits:
         """Solve for all points."""
         form = fit.form
         names = form.predictors

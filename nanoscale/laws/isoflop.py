@@ -20,7 +20,7 @@ from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.band import Ends
 from nanoscale.laws.fit import LawFit
-from nanoscale.laws.points import Columns, number_columns, numbers, with_compute
+from nanoscale.laws.points import TableColumns, number_columns, numbers, with_compute
 from nanoscale.laws.record import Optimum, Record
 
 SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget
@@ -163,7 +163,7 @@ class IsoflopGrid:
 
 
 def isoflop(
-    columns: Columns,
+    columns: TableColumns,
     loss: Iterable[float],
     *,
     axis: str = "N",
@@ -227,7 +227,7 @@ def _check_enough(used: Mask) -> None:
 
 
 def grid_of(
-    columns: Columns, loss: Iterable[float], axis: str, degree: int
+    columns: TableColumns, loss: Iterable[float], axis: str, degree: int
 ) -> tuple[IsoflopGrid, Array]:
     """The points by budget, and their losses (n,); `UserError` for what is no such grid."""
     if axis not in ("N", "D"):

@@ -20,7 +20,7 @@ from nanoscale.laws.envelope import Envelope, envelope
 from nanoscale.laws.fit import fit_law
 from nanoscale.laws.influence import USUAL_DELTA
 from nanoscale.laws.isoflop import IsoFlop, isoflop
-from nanoscale.laws.points import Columns, kept, numbers
+from nanoscale.laws.points import TableColumns, kept, numbers
 from nanoscale.laws.record import Record
 
 _APPROACHES = ("1", "2", "2 cubic", "3")
@@ -60,7 +60,7 @@ class Multiverse(Record):
 
 
 def multiverse(
-    conventions: Mapping[str, Columns],
+    conventions: Mapping[str, TableColumns],
     loss: Iterable[float],
     *,
     approaches: Sequence[str] = _APPROACHES,

@@ -18,8 +18,8 @@ from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.forms import Law
 
-Columns: TypeAlias = Mapping[str, Iterable[float]]  # a table's, by name
-Labels: TypeAlias = Iterable[object]  # of rows: sizes, seeds, runs
+TableColumns: TypeAlias = Mapping[str, Iterable[float]]  # a table's, by name
+RowLabels: TypeAlias = Iterable[object]  # of rows: sizes, seeds, runs
 
 _SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_LEVELS = 10  # counted
@@ -40,7 +40,7 @@ class Points:
     def of(
         cls,
         form: Law,
-        columns: Columns,
+        columns: TableColumns,
         loss: Iterable[float],
         drop_worst: int = 0,
     ) -> Points:
@@ -70,13 +70,13 @@ class Points:
         keep[keep] = rows
         return Points(self.names, self.x[:, rows], self.loss[rows], keep)
 
-    def labels(self, groups: Labels) -> list[object]:
+    def labels(self, groups: RowLabels) -> list[object]:
         """Those of the rows kept; groups: a label per row of the table."""
         labels = plain_labels(groups)
         check_lengths(("groups", labels), ("loss", self.keep))
         return [*itertools.compress(labels, self.keep)]
 
-    def groups(self, groups: Labels) -> Index:
+    def groups(self, groups: RowLabels) -> Index:
         """`labels` as numbers (n,) 0, 1, ..., in order of their text."""
         text = [*map(str, self.labels(groups))]
         return np.unique(text, return_inverse=True)[1]
@@ -99,7 +99,7 @@ def numbers(values: Iterable[float], name: str) -> Array:
     return array
 
 
-def number_columns(columns: Columns, loss: Array) -> dict[str, Array]:
+def number_columns(columns: TableColumns, loss: Array) -> dict[str, Array]:
     """Columns of positive finite numbers, (n,) each as the losses are."""
     given = {}
     for name, values in columns.items():
@@ -108,7 +108,7 @@ def number_columns(columns: Columns, loss: Array) -> dict[str, Array]:
     return given
 
 
-def plain_labels(values: Labels) -> list[object]:
+def plain_labels(values: RowLabels) -> list[object]:
     """Labels without numpy's types."""
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 
@@ -120,7 +120,7 @@ def check_lengths(*columns: tuple[str, Sized]) -> None:
         raise UserError(f"columns differ in length ({got}); give one value per run")
 
 
-def predictors(form: Law, columns: Columns, loss: Array) -> tuple[tuple[str, ...], Array]:
+def predictors(form: Law, columns: TableColumns, loss: Array) -> tuple[tuple[str, ...], Array]:
     """Names and values (P, n) of what `form` reads."""
     given = number_columns(columns, loss)
     names = form.predictors

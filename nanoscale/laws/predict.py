@@ -16,7 +16,7 @@ import numpy as np
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.fit import LawFit
-from nanoscale.laws.points import Columns, Points
+from nanoscale.laws.points import Points, TableColumns
 from nanoscale.laws.record import PredictedLoss, Record
 
 FAR = 10.0  # times beyond the budgets fitted: there the form of the law decides, not the runs
@@ -36,7 +36,7 @@ class Basis(Record):
     def of(
         cls,
         fit: LawFit,
-        columns: Columns,
+        columns: TableColumns,
         loss: Iterable[float],
         drop_worst: int = 0,
     ) -> Basis:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index
-from nanoscale.laws.points import Labels, check_lengths, numbers, plain_labels
+from nanoscale.laws.points import RowLabels, check_lengths, numbers, plain_labels
 
 SIZES_NEEDED = 4
 
@@ -35,8 +35,8 @@ class Runs:
         cls,
         x: Iterable[float],
         loss: Iterable[float],
-        size: Labels | None,
-        seed: Labels | None,
+        size: RowLabels | None,
+        seed: RowLabels | None,
         x_name: str,
     ) -> Runs:
         """Check and sort the columns; `UserError` for runs that no law can be fitted to."""

@@ -25,8 +25,8 @@ from nanoscale.laws.forms import number
 from nanoscale.laws.points import (
     LEVELS_NEEDED,
     LEVELS_WANTED,
-    Columns,
-    Labels,
+    RowLabels,
+    TableColumns,
     levels,
     number_columns,
     numbers,
@@ -99,11 +99,11 @@ class SweepLaw(Record):
 
 
 def sweep_law(
-    columns: Columns,
+    columns: TableColumns,
     loss: Iterable[float],
     swept: str,
     *,
-    seed: Labels | None = None,
+    seed: RowLabels | None = None,
     resamples: int = 1000,
     rng_seed: int = 0,
 ) -> SweepLaw:
@@ -137,11 +137,11 @@ class Sweeps:
     @classmethod
     def of(
         cls,
-        columns: Columns,
+        columns: TableColumns,
         loss: Iterable[float],
         swept: str,
         *,
-        seed: Labels | None = None,
+        seed: RowLabels | None = None,
         resamples: int = 1000,
         rng_seed: int = 0,
     ) -> Sweeps:
