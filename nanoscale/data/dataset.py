@@ -297,7 +297,8 @@ class TrainingSamples:
         n, T = self.windows_per_epoch, self.block_size
         order = _order_of_epoch(self.data_seed, epoch, n)
         word = philox_words(self.data_seed, EPOCH_PHASE, 0, epoch, 1)
-        return order * T + uniform_integers(word, min(T, len(self.tokens) - n * T))
+        phases = min(T, len(self.tokens) - n * T)
+        return order * T + uniform_integers(word, phases)
 
 
 @functools.lru_cache(maxsize=2)

@@ -78,25 +78,30 @@ def tensors(config: ExperimentConfig) -> list[TensorSpec]:
 
 def _attention(config: ExperimentConfig, block: str) -> list[TensorSpec]:
     """A block's first half."""
-    d, kv, base = config.n_embd, kv_width(config), config.parametrization.base_n_embd
+    d, kv = config.n_embd, kv_width(config)
+    base = config.parametrization.base_n_embd
+    base_head = config.parametrization.base_head_dim
     specs = _norm(config, f"{block}.ln_1", "block_norm")
     for name, width in (("c_q", d), ("c_k", kv), ("c_v", kv)):
         specs += _layer(f"{block}.attn.{name}", "hidden", (width, d), base, config.bias)
     if config.use_qk_norm:
         for name in ("q_norm", "k_norm"):
-            base_head = config.parametrization.base_head_dim
             specs += _layer(f"{block}.attn.{name}", "qk_norm", (config.head_dim,), base_head)
-    return specs + _layer(f"{block}.attn.c_proj", "residual_out", (d, d), base, config.bias)
+    specs += _layer(f"{block}.attn.c_proj", "residual_out", (d, d), base, config.bias)
+    return specs
 
 
 def _mlp(config: ExperimentConfig, block: str) -> list[TensorSpec]:
     """A block's second half."""
     d, base = config.n_embd, config.parametrization.base_n_embd
-    ffn, base_ffn = ffn_width(config, d), ffn_width(config, base)
+    ffn = ffn_width(config, d)
+    base_ffn = ffn_width(config, base)
+    inner = ("c_gate", "c_up") if config.use_swiglu else ("c_fc",)
     specs = _norm(config, f"{block}.ln_2", "block_norm")
-    for name in ("c_gate", "c_up") if config.use_swiglu else ("c_fc",):
+    for name in inner:
         specs += _layer(f"{block}.mlp.{name}", "hidden", (ffn, d), base, config.bias)
-    return specs + _layer(f"{block}.mlp.c_proj", "residual_out", (d, ffn), base_ffn, config.bias)
+    specs += _layer(f"{block}.mlp.c_proj", "residual_out", (d, ffn), base_ffn, config.bias)
+    return specs
 
 
 def _norm(config: ExperimentConfig, name: str, role: str) -> list[TensorSpec]:

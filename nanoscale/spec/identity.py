@@ -44,7 +44,8 @@ def scientific(config: ResolvedConfig) -> dict[str, Value]:
 def label(config: ExperimentConfig) -> str:
     """A readable name, a pure function of the config, for folder names and legends."""
     dataset = config.dataset.rstrip("/").rpartition("/")[2]
-    name = re.sub(r"[^\w.-]", "_", dataset).lstrip(".")[:40] or "data"
+    safe = re.sub(r"[^\w.-]", "_", dataset)
+    name = safe.lstrip(".")[:40] or "data"
     mode = config.parametrization.mode
     return f"{name}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
 

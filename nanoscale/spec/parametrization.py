@@ -253,8 +253,11 @@ def rules_of(config: ResolvedConfig) -> Rules:
     m_N = config.n_embd / p.base_n_embd
     m_L = config.n_layer / p.base_n_layer
     m_h = config.head_dim / p.base_head_dim
-    m_B = batch / p.base_batch_tokens if p.base_batch_tokens else 1.0
-    m_D = max(config.max_iters, 1) * batch / p.base_tokens if p.base_tokens else 1.0
+    m_B = m_D = 1.0
+    if p.base_batch_tokens:
+        m_B = batch / p.base_batch_tokens
+    if p.base_tokens:
+        m_D = max(config.max_iters, 1) * batch / p.base_tokens
     ratios = Ratios(m_N, m_N, m_L, m_h, p.alpha)
     return Rules(config, scheme_of(config), ratios, m_B / m_D, tuple(tensors(config)))
 

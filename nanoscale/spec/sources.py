@@ -209,9 +209,7 @@ def _run(path: str, text: str, known: Overrides) -> Mapping[str, object]:
         tree = ast.parse(text, filename=path)
         exec(compile(tree, path, "exec"), scope)
     except (Exception, SystemExit) as e:  # the user's own code: what it raises is theirs to read
-        frames = traceback.extract_tb(e.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == path]
-        line = getattr(e, "lineno", None) or (lines[-1] if lines else "?")
+        line = getattr(e, "lineno", None) or _last_line(e, path)
         raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
 
     targets = list(_targets(tree))
@@ -222,6 +220,15 @@ def _run(path: str, text: str, known: Overrides) -> Mapping[str, object]:
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "parametrization":
             values[f"parametrization.{node.attr}"] = getattr(scope["parametrization"], node.attr)
     return values
+
+
+def _last_line(error: BaseException, path: str) -> int | str | None:
+    """The last line of the file at `path` in the error's traceback."""
+    line: int | str | None = "?"
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == path:
+            line = frame.lineno
+    return line
 
 
 def _targets(tree: ast.Module) -> Iterator[ast.AST]:
@@ -292,15 +299,13 @@ def parse_arguments(arguments: Sequence[str]) -> list[Source]:
     Each is checked before the next is read, and a `.py` file sees the values before it.
     """
     sources: list[Source] = []
-    values = flatten(ExperimentConfig())
     for are_flags, group in groupby(arguments, key=lambda argument: argument.startswith("-")):
         if are_flags:
-            sources.append(Source(COMMAND_LINE, dict(parse_flag(flag) for flag in group)))
-            values = apply(values, sources[-1])
-            continue
-        for path in group:
-            sources.append(read_file(path, values))
-            values = apply(values, sources[-1])
+            sources.append(Source(COMMAND_LINE, dict(map(parse_flag, group))))
+        else:
+            for path in group:
+                sources.append(read_file(path, layered(sources)))
+        layered(sources)  # refuses what is wrong in them before more is read
     return sources
 
 
