@@ -110,10 +110,11 @@ def coordinate_verdict(
 def _slopes(sizes: Sequence[int], logs: Numbers) -> dict[str, Slope]:
     """Step -> slope and interval, at the steps that every run has."""
     slopes = {}
-    for t in range(logs.shape[-1]):
-        at_step = logs[..., t]
-        if math.isfinite(at_step.sum()):
-            slopes[str(t + 1)] = slope(sizes, at_step)
+    for step in range(1, logs.shape[-1] + 1):
+        at_step = logs[..., step - 1]
+        known = math.isfinite(at_step.sum())
+        if known:
+            slopes[str(step)] = slope(sizes, at_step)
     return slopes
 
 

@@ -52,10 +52,11 @@ class LrGrid:
     ) -> LrGrid:
         """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
         noise = SeedNoise.of([curve.fit for curve in curves if curve.fit])
-        noises = [noise] * len(curves)
-        coefs = np.full((len(curves), 3, resamples), math.nan)
-        optimum = np.full(len(curves), math.nan)
-        optima = np.full((len(curves), resamples), math.nan)
+        count = len(curves)
+        noises = [noise] * count
+        coefs = np.full((count, 3, resamples), math.nan)
+        optimum = np.full(count, math.nan)
+        optima = np.full((count, resamples), math.nan)
 
         for k, curve in enumerate(curves):
             steps = rng.standard_normal((resamples, 3))
@@ -66,7 +67,8 @@ class LrGrid:
                 noisy = fit.coef + sd * steps @ fit.root.T  # (R, 3)
                 coefs[k] = noisy.T
             if curve.valley:
-                optimum[k] = curve.lowest(curve.valley.coef)
+                best = curve.valley.coef
+                optimum[k] = curve.lowest(best)
                 optima[k] = curve.lowest(coefs[k])
         return cls(curves, base, noise, noises, coefs, optimum, optima)
 

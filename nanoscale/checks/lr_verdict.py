@@ -49,10 +49,10 @@ class JudgedNumber:
         label, form, unit = QUANTITIES[name]
         if self.verdict == "fail" and not math.isfinite(self.value):
             return f"{label} without bound, as the base's optimum LR diverges,"
-        value, low, high = (
-            "?" if math.isnan(number) else format(number, form)
-            for number in (self.value, *self.ci95)
-        )
+        numbers = []
+        for number in (self.value, *self.ci95):
+            numbers.append("?" if math.isnan(number) else format(number, form))
+        value, low, high = numbers
         return f"{label} {value} [{low}, {high}] {unit}"
 
 

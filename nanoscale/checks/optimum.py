@@ -139,8 +139,10 @@ def curve_of(size: float, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
 
     # what lies between the diverged LRs next to the lowest mean
     lowest = lrs[mean.argmin()]
-    below = max(diverged[diverged < lowest], default=-math.inf)
-    above = min(diverged[diverged > lowest], default=math.inf)
+    lower = diverged[diverged < lowest]
+    higher = diverged[diverged > lowest]
+    below = max(lower, default=-math.inf)
+    above = min(higher, default=math.inf)
     between = np.isfinite(mean) & (lrs > below) & (lrs < above)
     curve = LrCurve(
         size,
@@ -153,10 +155,11 @@ def curve_of(size: float, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
         above=above,
     )
     if not between.any():
-        lower = tuple(lrs[0] - np.arange(1, 4))
-        return replace(curve, problem="every LR diverged", wanted=lower)
+        wanted = tuple(lrs[0] - np.arange(1, 4))
+        return replace(curve, problem="every LR diverged", wanted=wanted)
     kept = between[cell]
-    return _fitted(curve, lrs[cell[kept]], y[kept], seed[kept])
+    x = lrs[cell[kept]]
+    return _fitted(curve, x, y[kept], seed[kept])
 
 
 def _fitted(curve: LrCurve, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:

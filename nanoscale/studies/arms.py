@@ -30,9 +30,9 @@ _FIELDS = all_fields()
 def _replicate_keys() -> list[str]:
     """What makes runs replicates: the identity but for seeds and evaluation, sizes first."""
     keys = [*FIRST_KEYS]
+    others = (*SEED_KEYS, *FIRST_KEYS, "max_iters")
     for key, option in sorted(_FIELDS.items()):
-        apart = key in (*SEED_KEYS, *FIRST_KEYS, "max_iters")
-        if option.hashed and option.group != "evaluation" and not apart:
+        if option.hashed and option.group != "evaluation" and key not in others:
             keys.append(key)
     return keys
 
@@ -188,7 +188,9 @@ def _filters(text: str, tail: str) -> Filters:
 def _has(config: Overrides, filters: Filters) -> bool:
     """What is not known of a run, as it has no folder yet, does not rule it out."""
     for key, texts in filters.items():
-        if key in config and not any(_same(config[key], text) for text in texts):
+        if key not in config:
+            continue
+        if not any(_same(config[key], text) for text in texts):
             return False
     return True
 
@@ -283,13 +285,16 @@ def cells_of(arm: Arm, keys: Sequence[str]) -> dict[Setting, ArmCell]:
     tuned = naming(list(table.values()), TUNED)
     lost = grouped(arm.lost, [*keys, *tuned])
     cells = {}
-    for size in sorted(table, key=lambda size: list(map(_order, size))):
+    sizes = sorted(table, key=lambda size: list(map(_order, size)))
+    for size in sizes:
         settings = grouped(table[size], tuned)
         runs = {setting: _by_seed(arm.name, settings[setting]) for setting in settings}
-        choice = choose({setting: losses_of(runs[setting]) for setting in runs})
+        losses = {setting: losses_of(runs[setting]) for setting in runs}
+        choice = choose(losses)
         best = choice.setting
         edges = []
-        for key, value, tried in zip(tuned, best, zip(*settings, strict=True), strict=True):
+        columns = zip(*settings, strict=True)
+        for key, value, tried in zip(tuned, best, columns, strict=True):
             if _at_an_end(value, set(tried)):
                 edges.append(key)
         cells[size] = ArmCell(

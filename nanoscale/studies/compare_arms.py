@@ -173,7 +173,8 @@ class Side:
                     yield LeftOut(self.which, cell.size, seed, run.name, why)
         for run in self.arm.lost:
             if run not in told:
-                size = {key: run.values[key] for key in keys if key in run.values}
+                values = run.values
+                size = {key: values[key] for key in keys if key in values}
                 why = run.state.lower()
                 yield LeftOut(self.which, size, run.seed, run.name, why, "not chosen")
 
@@ -330,5 +331,6 @@ def _window_noise(differences: Sequence[Texts], value: float) -> WindowNoise:
     if len(set(map(len, known))) > 1:
         return WindowNoise(reason="the sizes were evaluated on different windows")
     se, block = windows_noise(np.mean(known, axis=0))
-    ci95 = (value - 1.96 * se, value + 1.96 * se)
-    return WindowNoise(len(known[0]), block, se, ci95)
+    n = len(known[0])
+    half = 1.96 * se
+    return WindowNoise(n, block, se, (value - half, value + half))

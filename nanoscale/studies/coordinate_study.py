@@ -125,7 +125,9 @@ def coord_check(
         files = [Source("config", chosen)]
     elif config is not None:
         files = [read_file(str(config), flatten(ExperimentConfig()))]
-    flags = [Source(COMMAND_LINE, keys)] if keys else []
+    flags = []
+    if keys:
+        flags = [Source(COMMAND_LINE, keys)]
     plan = CoordinatePlan.of(sweep, sizes, steps, seeds, files, flags)
     verdict = plan.run(Asked(), output_root, workers)
     if verdict is None:
@@ -171,8 +173,9 @@ class CoordinatePlan:
         """Train what is not trained yet and judge it; None where runs have failed."""
         config = self.cells[0].spec.config
         runner = ExperimentRunner(output_root=output_root, workers=workers)
+        name = f"coord-check-{self.sweep}-{config.parametrization.mode}-{config.optimizer}"
         study = runner.run_specs(
-            f"coord-check-{self.sweep}-{config.parametrization.mode}-{config.optimizer}",
+            name,
             self.cells,
             warn=questions(self.cells, len(self.cells)),
             asked=asked,
@@ -180,7 +183,8 @@ class CoordinatePlan:
         if not study.ok:
             return None
         configs = {cell.spec.id: cell.spec.config for cell in self.cells}
-        verdict = self.judge((configs[entry.id], folder.rows()) for entry, folder in study.runs())
+        finished = [(configs[entry.id], folder.rows()) for entry, folder in study.runs()]
+        verdict = self.judge(finished)
         return replace(verdict, asked=study.asked.to_json(), runs=list(configs))
 
     def judge(self, finished: Iterable[tuple[ResolvedConfig, Rows]]) -> CoordinateVerdict:

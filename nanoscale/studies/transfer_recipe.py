@@ -57,8 +57,9 @@ class StudyArm:
         """
         optimum = min(losses, key=lambda lr: losses[lr])
         near = [same_lr(optimum * 2 ** (k / 2), losses) for k in HALF_OCTAVES]
+        high = losses[optimum] + FLAT_VALLEY
         for lr, loss in losses.items():
-            if loss <= losses[optimum] + FLAT_VALLEY and lr not in near:
+            if loss <= high and lr not in near:
                 near.append(lr)
 
         rows = []

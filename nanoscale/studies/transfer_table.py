@@ -124,8 +124,13 @@ def joint_record(verdicts: Verdicts) -> dict[str, Json]:
     """What `--json` holds: a record, or several by the names of their settings."""
     records = {name: verdict.to_json() for name, verdict in verdicts.items()}
     if len(records) == 1:
-        return next(iter(records.values()))
-    return {"schema": TRANSFER_SCHEMA, "check": "transfer", "verdicts": records}
+        (record,) = records.values()
+        return record
+    return {
+        "schema": TRANSFER_SCHEMA,
+        "check": "transfer",
+        "verdicts": records,
+    }
 
 
 # -- settings -----------------------------------------------------------------------------------
@@ -242,8 +247,10 @@ def _losses(frame: DataFrame, name: str) -> list[float]:
         loss = number_at(row, name, value)
         if value is not None and not math.isfinite(loss):
             loss = math.inf
-        if state != COMPLETE:
-            loss = math.inf if state == DIVERGED else math.nan
+        if state == DIVERGED:
+            loss = math.inf
+        elif state != COMPLETE:
+            loss = math.nan
         losses.append(loss)
     return losses
 
