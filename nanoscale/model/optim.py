@@ -37,7 +37,7 @@ class Optimizers:
         muon_dtype: torch.dtype | None = None,
     ) -> None:
         self.named = dict(model.named_parameters())
-        self.in_kernel = in_kernel
+        self.clip = clip_grad_norm if in_kernel else torch.nn.utils.clip_grad_norm_
         groups = parameter_groups(self.named, rules)
         adamw = AdamW if in_kernel else torch.optim.AdamW
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
@@ -80,18 +80,13 @@ class Optimizers:
             scaler.unscale_(part)
         if before_clipping is not None:
             before_clipping()
-        norm = self.clip(grad_clip)
+        norm = full(self.clip(self.named.values(), grad_clip or math.inf))
 
         for part in self.parts:
             scaler.step(part)  # skipped where float16 overflowed
         scaler.update()
         self.zero_grad()
         return norm
-
-    def clip(self, most: float) -> Tensor:
-        """Scale the gradients down to the joint norm `most` (0: never); returns it as it was."""
-        clip = clip_grad_norm if self.in_kernel else torch.nn.utils.clip_grad_norm_
-        return full(clip(self.named.values(), most or math.inf))
 
     def zero_grad(self) -> None:
         for part in self.parts:

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,8 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
     for number, micro in enumerate(batch):
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, run.step, number, run.ranks.rank))
-        with gradients_stay(run, micro):
+        stay = run.ranks.world > 1 and not micro.last  # these gradients, on their rank
+        with no_sync(run.trained) if stay else nullcontext():
             with run.numerics.autocast():
                 loss = run.trained(micro.X, micro.Y)[1] * micro.weight
             run.scaler.scale(loss).backward()
@@ -98,13 +99,6 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
         lr=config.learning_rate * multiplier,
         statistics=statistics.after() if statistics else None,
     )
-
-
-def gradients_stay(run: Run, micro: MicroBatch) -> AbstractContextManager[None]:
-    """A backward pass that is not the batch's last leaves its gradients on their rank."""
-    if run.ranks.world == 1 or micro.last:
-        return nullcontext()
-    return no_sync(run.trained)
 
 
 # -- the loop -------------------------------------------------------------------------------------

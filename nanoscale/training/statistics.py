@@ -63,11 +63,12 @@ def rms_by_role(model: GPT, values: Mapping[str, Tensor]) -> Sizes:
     squares: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for spec in tensors(model.config):
-        if spec.name in values:
-            total = full(values[spec.name].double().square().sum())
-            squares[spec.role] += total.item()
-            counts[spec.role] += spec.numel
-    return {role: (squares[role] / counts[role]) ** 0.5 for role in counts}
+        if spec.name not in values:
+            continue
+        total = full(values[spec.name].double().square().sum())
+        squares[spec.role] += total.item()
+        counts[spec.role] += spec.numel
+    return {role: (squares[role] / count) ** 0.5 for role, count in counts.items()}
 
 
 # -- activations ----------------------------------------------------------------------------------
