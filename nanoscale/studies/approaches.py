@@ -24,7 +24,6 @@ from nanoscale.laws.predict import FAR
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
-_OBJECTIVES = ("log-huber", "lad", "mse")
 DELTAS = (1e-4, 1e-3, 1e-2)
 DROPPED = (0, 1, 2, 5)
 _CURVE = 61  # points of a line that is drawn
@@ -136,7 +135,6 @@ class TableMultiverse(Multiverse):
         found = multiverse(
             conventions,
             loss,
-            objectives=_OBJECTIVES,
             deltas=sorted({*DELTAS, delta}),
             dropped=[count for count in dropped if count < len(loss)],
         )

@@ -138,9 +138,10 @@ def _added(design: Design, run: NextRun) -> AddedRun:
 def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list[str]]:
     """The planned runs and how they will be fitted, and notes on what is held to be true."""
     fits = []
+    usual = "power" if runs.ladder else "chinchilla"
     if settings.truth is not None:
         fits = [StoredTruth.of(name) for name in settings.truth.split(",")]
-    usual = fits[0].law if fits else "power" if runs.ladder else "chinchilla"
+        usual = fits[0].law
     form = law_of(settings.law or usual)
     if any(fit.law != form.name for fit in fits):
         raise UserError(f"--truth={settings.truth}: not all of the {form.name} law")
@@ -153,6 +154,7 @@ def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list
     delta = settings.delta
     if delta is None:
         delta = max(USUAL_DELTA, HUBER * noise) if runs.ladder else USUAL_DELTA
+    resampling = _resampling(runs, settings.resampling)
     truths = [fit.values(form) for fit in fits] if fits else [_usual_truth(form, x, runs)]
     design = Design(
         form=form,
@@ -162,7 +164,7 @@ def design_of(runs: PlannedRuns, settings: DesignSettings) -> tuple[Design, list
         groups=runs.groups,
         objective=settings.objective,
         delta=delta,
-        resampling=_resampling(runs, settings.resampling),
+        resampling=resampling,
         resamples=settings.resamples,
     )
     smallest = runs.values["N"].min()

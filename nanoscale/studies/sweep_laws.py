@@ -70,10 +70,7 @@ def sweep_study(
         UserError: the table has no such columns, or what stands in them is no number.
     """
     read = columns_of(table, columns or {})
-    losses = zip(table.index, table[read["loss"]], strict=True)
-    finite = np.isfinite([number_at(row, read["loss"], value) for row, value in losses])
-    why = "diverged or have no result, and are left out"
-    rows, warnings = with_result(table, finite, read["loss"], why)
+    rows, warnings = _with_result(table, read["loss"])
     values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
     sweeps = Sweeps.of(
         values,
@@ -158,6 +155,13 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
         raise UserError("which column is the loss? say it, as in --loss=final_loss")
     read = {key.upper(): named[key] for key in SCALES if key in named}
     return read | {key: named[key] for key in _OTHERS if key in named}
+
+
+def _with_result(table: DataFrame, loss: str) -> tuple[DataFrame, list[str]]:
+    """The rows with a finite loss, and a word on those without."""
+    cells = zip(table.index, table[loss], strict=True)
+    finite = np.isfinite([number_at(row, loss, value) for row, value in cells])
+    return with_result(table, finite, loss, "diverged or have no result, and are left out")
 
 
 def _varies(table: DataFrame, name: str) -> bool:
