@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Sweep = Literal["width", "depth"]
+SweptSize = Literal["width", "depth"]
 SIZE, CHANGE, UPDATE, PACE = "size", "change", "update", "update / LR"
 START, LATER, FIRST = "step 1", "later steps", "first updates"  # the windows that are judged
 VECTORS = ("embedding", "position", "block_norm", "qk_norm", "final_norm", "bias")
@@ -19,7 +19,7 @@ SPREAD = ("embedding", *BLOCKS)
 class SlopeBand:
     """The slopes that a right parametrization may have, per doubling of size."""
 
-    sweep: Sweep
+    sweep: SweptSize
     family: str
     names: Sequence[str]  # () for every one
     window: str

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from nanoscale.checks.coordinate_bands import CHANGE, PACE, SIZE, UPDATE, Sweep
+from nanoscale.checks.coordinate_bands import CHANGE, PACE, SIZE, UPDATE, SweptSize
 from nanoscale.checks.coordinate_faults import diagnose
 from nanoscale.checks.coordinates import (
     FAIL,
@@ -44,7 +44,7 @@ class CoordinateVerdict:
     says: str  # why it fails
     module: str | None  # the quantity that shows it best
     rule: str | None  # that most likely is at fault
-    sweep: Sweep
+    sweep: SweptSize
     sizes: Sequence[int]
     seeds: Sequence[int]
     steps: int
@@ -140,7 +140,7 @@ def _losses(runs: Sequence[CoordinateRun], sizes: Sequence[int]) -> list[float |
     return losses
 
 
-def _sentence(finding: JudgedSlope, sweep: Sweep, rule: str) -> str:
+def _sentence(finding: JudgedSlope, sweep: SweptSize, rule: str) -> str:
     """`rms of mlp grows as width^+1.04 [+1.02, +1.06] at step 1 (allowed ...): the init ...`"""
     family, name = finding.parts
     goes = "goes"

@@ -28,7 +28,7 @@ from nanoscale.checks.coordinate_bands import (
     UPDATE,
     VECTORS,
     SlopeBand,
-    Sweep,
+    SweptSize,
 )
 from nanoscale.checks.drift import Interval
 from nanoscale.checks.optimum import Numbers
@@ -151,7 +151,7 @@ def window_mean(logs: Numbers, window: str) -> Numbers | None:
 class Facts:
     """What the configs say that decides which bands hold and which rule is to blame."""
 
-    sweep: Sweep
+    sweep: SweptSize
     heads_grow: bool = False
     tied: bool = True
     muon_scale: str | None = None  # None: AdamW updates the matrices

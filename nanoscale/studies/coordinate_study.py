@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanoscale.checks.coordinate_bands import Sweep
+from nanoscale.checks.coordinate_bands import SweptSize
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict, coordinate_verdict
 from nanoscale.checks.coordinates import CoordinateRun, Facts
 from nanoscale.errors import UserError
@@ -31,7 +31,7 @@ from nanoscale.spec.parametrization import rules_of
 from nanoscale.spec.sources import COMMAND_LINE, Source, layered, read_file
 from nanoscale.spec.values import Json, Overrides
 
-SWEPT_KEYS: dict[Sweep, str] = {"width": "n_embd", "depth": "n_layer"}
+SWEPT_KEYS: dict[SweptSize, str] = {"width": "n_embd", "depth": "n_layer"}
 LEAST_SIZES = 3
 _STEPS, SEEDS = 10, 3
 Rows = Sequence[Overrides]  # of a run's metrics.jsonl
@@ -111,7 +111,7 @@ def coord_check(
     depths = sorted(set(depths))
     if bool(widths) == bool(depths):
         raise UserError("give one of widths and depths, as in widths=[64, 128, 256]")
-    sweep: Sweep = "width" if widths else "depth"
+    sweep: SweptSize = "width" if widths else "depth"
     sizes = widths or depths
     if len(sizes) < LEAST_SIZES or sizes[0] < 1:
         raise UserError(f"{sweep}s={sizes}: a slope needs at least {LEAST_SIZES} sizes above 0")
@@ -140,7 +140,7 @@ def coord_check(
 class CoordinatePlan:
     """Everything is checked before anything starts."""
 
-    sweep: Sweep
+    sweep: SweptSize
     sizes: Sequence[int]
     steps: int
     cells: Sequence[Cell]
@@ -148,7 +148,7 @@ class CoordinatePlan:
     @classmethod
     def of(
         cls,
-        sweep: Sweep,
+        sweep: SweptSize,
         sizes: Sequence[int],
         steps: int,
         seeds: int,
@@ -206,7 +206,7 @@ class CoordinatePlan:
 
 
 def _rows(
-    sweep: Sweep,
+    sweep: SweptSize,
     sizes: Sequence[int],
     seeds: int,
     sources: Sequence[Source],
@@ -262,7 +262,7 @@ def learning_rates(config: ResolvedConfig) -> dict[str, float]:
     return rates
 
 
-def facts_of(sweep: Sweep, configs: Sequence[ResolvedConfig]) -> Facts:
+def facts_of(sweep: SweptSize, configs: Sequence[ResolvedConfig]) -> Facts:
     """What the diagnosis needs to know of the sweep's configs."""
     first = configs[0]
     head_sizes = {config.head_dim for config in configs}
