@@ -39,33 +39,33 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Public name -> the module it stands in.
+# Public name -> (the module it stands in, its name there).
 _PLACES = {
-    "ExperimentConfig": "spec.config",
-    "ExperimentRunner": "experiments.runner",
-    "GPT": "model.gpt",
-    "Muon": "model.muon",
-    "Study": "experiments.results",
-    "UserError": "errors",
-    "compare": "studies.compare_arms",
-    "coord_check": "studies.coordinate_study",
-    "fit_law": "laws.fit",
-    "fit_power_law": "laws.ladder",
-    "heatmap_figure": "report.run_figures",
-    "law_figure": "report.ladder_figures",
-    "lines_figure": "report.run_figures",
-    "load_config": "spec.sources",
-    "open_dataset": "data.dataset",
-    "plan": "studies.next_run",
-    "prepare": "data.prepare",
-    "read_table": "experiments.tables",
-    "register_backend": "experiments.backends",
-    "register_law": "laws.registry",
-    "register_recipe": "studies.recipe",
-    "register_scheme": "spec.parametrization",
-    "run_study": "studies.stages",
-    "train": "training.run",
-    "transfer": "studies.transfer_table",
+    "ExperimentConfig": ("spec.config", "ExperimentConfig"),
+    "ExperimentRunner": ("experiments.runner", "ExperimentRunner"),
+    "GPT": ("model.gpt", "GPT"),
+    "Muon": ("model.muon", "Muon"),
+    "Study": ("experiments.results", "Study"),
+    "UserError": ("errors", "UserError"),
+    "compare": ("studies.compare_arms", "compare"),
+    "coord_check": ("studies.coordinate_study", "coord_check"),
+    "fit_law": ("laws.fit", "fit_law"),
+    "fit_power_law": ("laws.ladder", "fit_power_law"),
+    "heatmap_figure": ("report.run_figures", "heatmap_figure"),
+    "law_figure": ("report.ladder_figures", "law_figure"),
+    "lines_figure": ("report.run_figures", "lines_figure"),
+    "load_config": ("spec.sources", "load_config"),
+    "open_dataset": ("data.dataset", "open_dataset"),
+    "plan": ("studies.next_run", "plan"),
+    "prepare": ("data.prepare", "prepare"),
+    "read_table": ("experiments.tables", "read_table"),
+    "register_backend": ("experiments.backends", "register_backend"),
+    "register_law": ("laws.registry", "register_law"),
+    "register_recipe": ("studies.recipe", "register_recipe"),
+    "register_scheme": ("spec.parametrization", "register"),
+    "run_study": ("studies.stages", "run_study"),
+    "train": ("training.run", "train"),
+    "transfer": ("studies.transfer_table", "transfer"),
 }
 
 __all__ = [
@@ -101,8 +101,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module 'nanoscale' has no attribute {name!r}")
-    module = import_module(f"nanoscale.{_PLACES[name]}")
-    return getattr(module, "register" if name == "register_scheme" else name)
+    module, attribute = _PLACES[name]
+    return getattr(import_module(f"nanoscale.{module}"), attribute)
 
 
 def __dir__() -> list[str]:
