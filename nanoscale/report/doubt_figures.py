@@ -94,8 +94,9 @@ def cloud_figure(
             zorder=6,
         )
         headed(axes, names.get(y, y), names.get(x, x), left=left)
+    resamples = printed(f"{len(u):,}")
     told = [
-        (f"{printed(f'{len(u):,}')} resamples", SIZES[4]),
+        (f"{resamples} resamples", SIZES[4]),
         ("the fit", ACCENT),
         ("dashed: a normal's 95 % ellipse; bars: 95 % intervals", MUTED),
     ]

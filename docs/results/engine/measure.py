@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nanoscale.commands import studies as commands
+from nanoscale.commands.main import main as nanoscale
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.local import Local
@@ -82,7 +82,7 @@ def timed(command: str, *arguments: str) -> float:
     """Seconds of a command in this process, its output aside."""
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        getattr(commands, command)(list(arguments))
+        nanoscale([command, *arguments])
     return time.perf_counter() - began
 
 

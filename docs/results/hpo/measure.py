@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from nanoscale.checks.t_distribution import t_quantile
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner, Study
-from nanoscale.report.style import INK, MUTED, RULE, SIZES, canvas, save, styled
+from nanoscale.report.figure_files import save
+from nanoscale.report.style import INK, MUTED, RULE, SIZES, canvas, styled
 from nanoscale.store.files import write_json, write_text
 
 HERE = Path(__file__).parent
