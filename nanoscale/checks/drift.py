@@ -63,8 +63,9 @@ class LrGrid:
             fit = curve.fit
             if fit:
                 noises[k] = noise.at(fit)
-                sd = noises[k].draws(rng, resamples)[:, None]
-                noisy = fit.coef + sd * steps @ fit.root.T  # (R, 3)
+                sd = noises[k].draws(rng, resamples)[:, None]  # (R, 1)
+                moved = sd * steps @ fit.root.T
+                noisy = fit.coef + moved  # (R, 3)
                 coefs[k] = noisy.T
             if curve.valley:
                 best = curve.valley.coef

@@ -158,7 +158,8 @@ def curve_of(size: float, x: Numbers, y: Numbers, seed: Numbers) -> LrCurve:
         wanted = tuple(lrs[0] - np.arange(1, 4))
         return replace(curve, problem="every LR diverged", wanted=wanted)
     kept = between[cell]
-    x = lrs[cell[kept]]
+    cell = cell[kept]
+    x = lrs[cell]
     return _fitted(curve, x, y[kept], seed[kept])
 
 

@@ -241,7 +241,8 @@ def _folder(input: str, kind: str | None, out: Path) -> Corpus:
 
     present = {DOCUMENT_END.decode()}
     documents = Documents()
-    for path in files_below([Path(input)], lambda name: name[0] == ".", refuse, seen=[out]):
+    paths = files_below([Path(input)], lambda name: name[0] == ".", refuse, seen=[out])
+    for path in paths:
         with read_errors(path):
             raw = path.read_bytes()
         if kind != "byte":
@@ -301,7 +302,8 @@ def _write_tokens(path: Path, pieces: Iterable[Tokens], widths: Integers) -> dic
             file.write(raw)  # not ndarray.tofile, which loses errno when the disk is full
             digest.update(raw)
             n_tokens += len(piece)
-            n_bytes += int(widths[piece].sum())
+            symbols = widths[piece]
+            n_bytes += int(symbols.sum())
     return {"tokens": n_tokens, "bytes": n_bytes, "sha256": digest.hexdigest()}
 
 

@@ -253,7 +253,8 @@ class Slurm:
         return exits
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
-        for folder in list(self._new) if folders is None else folders:
+        new = list(self._new) if folders is None else folders
+        for folder in new:
             self._new.pop(folder, None)
         chosen = []
         for name, task in self._running.items():

@@ -167,7 +167,9 @@ class Pool:
             self.last_failure = ""
             return
         likeness = failure.likeness(folder)
-        self.alike = self.alike + 1 if likeness == self.last_failure else 1
+        if likeness != self.last_failure:
+            self.alike = 0
+        self.alike += 1
         self.last_failure = likeness
         if self.alike >= ALIKE and not self.closing:
             self.close(f"{ALIKE} runs in a row failed alike: {failure.reason}; mend that first")

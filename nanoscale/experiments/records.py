@@ -44,7 +44,8 @@ class Asked:
     def to_json(self) -> dict[str, Json]:
         record: dict[str, Json] = {}
         for first, keys in _TOGETHER.items():
-            if getattr(self, first) not in (None, ""):
+            value = getattr(self, first)
+            if value not in (None, ""):
                 record |= {key: getattr(self, key) for key in keys}
         record |= self.extras
         if self.search is not None:

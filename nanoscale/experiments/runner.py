@@ -246,7 +246,8 @@ class ExperimentRunner:
             if folder.exists():
                 spec = folder.spec()
                 cells.append(Cell(entry.values, spec.config, spec))
-        self.execution.bring(study, self._announce(study, self._planned(cells)))
+        planned = self._planned(cells)
+        self.execution.bring(study, self._announce(study, planned))
         return study
 
     # -- the way down -----------------------------------------------------------------------

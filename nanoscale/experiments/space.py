@@ -95,7 +95,8 @@ def _dimensions(space: Overrides, where: str, prefix: str = "") -> Iterator[tupl
 def _dimension(name: str, key: str, values: object) -> Dimension:
     if key not in FIELDS:
         raise UserError(f"{name}: unknown key{did_you_mean(key, FIELDS)}")
-    if not FIELDS[key].hashed:
+    field = FIELDS[key]
+    if not field.hashed:
         raise UserError(f"{name} says where or how a run runs, not what it is; search another key")
     if isinstance(values, Mapping):
         return _range(name, key, values)

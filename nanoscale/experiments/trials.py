@@ -126,7 +126,8 @@ class Trials:
         cells = [self.at_rung(values, rung) for rung in range(len(rungs))]
         costs = [cells[0].flops]
         first = cells[0].spec.config
-        end_of_trunk = first.max_iters - round(first.cooldown_frac * first.max_iters)
+        cooldown = round(first.cooldown_frac * first.max_iters)
+        end_of_trunk = first.max_iters - cooldown
         if self.plan.has_rungs and first.warmup_iters >= end_of_trunk:
             raise UserError(
                 f"rungs={rungs}: the warmup of {first.warmup_iters} updates leaves nothing of "
@@ -148,8 +149,9 @@ class Trials:
     def title(self) -> str:
         """What is asked, what it may cost, what is known."""
         plan = self.plan
-        at = f" at {describe(plan.proxy)}" if plan.proxy else ""
-        then = ""
+        at = then = ""
+        if plan.proxy:
+            at = f" at {describe(plan.proxy)}"
         if plan.seeds:
             then = f", and {len(plan.seeds)} runs of the best, {self.targets_flops:.3g}"
         return (
@@ -274,7 +276,8 @@ class Trials:
             study.best_trial = BestRun(
                 trial=best.number, values=best.values, val_loss=loss, folder=folder
             )
-            said = f"best: trial {best.number}, {describe(best.values)}: val_loss {loss:.4f}"
+            values = describe(best.values)
+            said = f"best: trial {best.number}, {values}: val_loss {loss:.4f}"
         study.save()
         return [line, said]
 

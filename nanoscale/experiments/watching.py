@@ -20,7 +20,8 @@ def watch(study: Study) -> None:
         if not entry.left_out:
             jobs.append(Job(folder, entry.flops, str(entry)))
     waiting = [job for job in jobs if state_of(job.folder) not in ENDED]
-    study.say(f"{len(jobs)} runs, {len(jobs) - len(waiting)} have ended")
+    ended = len(jobs) - len(waiting)
+    study.say(f"{len(jobs)} runs, {ended} have ended")
 
     moved = time.monotonic()
     with open_progress(study.name, waiting) as shown:

@@ -324,13 +324,14 @@ def _answer(
     finite = np.isfinite(ends).all(0)
     typical = ends[:, finite] if finite.any() else np.full((2, 1), np.nan)
     width = question.width(typical)
+    spread = np.log(width).std()
     identified = sound & (high <= question.limit * low)
     error = np.log(estimates / truth) if question.ratio else estimates - truth
     return DesignAnswer(
         question=question.text,
         truth=float(truth.mean()),
         width=float(np.median(width)),
-        width_sd=float(np.log(width).std()),
+        width_sd=float(spread),
         ratio=question.ratio,
         ends=np.median(typical, axis=1).tolist(),
         coverage=float(covered.mean()),

@@ -105,7 +105,8 @@ class LawFit(Fit):
             line += f", delta {self.delta:g}"
         line += f": objective {self.objective:.6g}; "
         if self.ci95:
-            line += f"95 % intervals from {self.resamples:,} {self.resampling} resamples; "
+            resamples = f"{self.resamples:,} {self.resampling} resamples"
+            line += f"95 % intervals from {resamples}; "
         return f"{line}{self.status}, {self.starts_agreeing()}"
 
 

@@ -77,10 +77,9 @@ class Parameter:
     @property
     def bounds(self) -> tuple[float, float]:
         """Where the solver looks, as it sees the parameter."""
-        if self.range and self.logarithmic:
-            return math.log(self.range[0]), math.log(self.range[1])
         if self.range:
-            return self.range
+            low, high = self.range
+            return (math.log(low), math.log(high)) if self.logarithmic else (low, high)
         if self.kind == "exponent":
             return EXPONENTS
         lowest = 0.0 if self.kind == "floor" else -math.inf
@@ -212,7 +211,8 @@ def digits_for(error: float | None) -> int | None:
     if error is None or not math.isfinite(error) or error <= 0:
         return None
     exponent = math.floor(math.log10(error))
-    if error / 10**exponent < 3:
+    leading = error / 10**exponent
+    if leading < 3:
         return 1 - exponent
     return -exponent
 

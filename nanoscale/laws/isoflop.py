@@ -236,7 +236,8 @@ def grid_of(
         raise UserError(f"degree {degree}: choose 2 (parabola) or 3 (cubic)")
     losses = numbers(loss, "loss")
     given = with_compute(number_columns(columns, losses))
-    return IsoflopGrid(given["N"], given["D"], axis, degree), losses
+    grid = IsoflopGrid(given["N"], given["D"], axis, degree)
+    return grid, losses
 
 
 def budgets(C: Array) -> list[Index]:

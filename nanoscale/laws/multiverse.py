@@ -145,4 +145,6 @@ def _spread(rows: Sequence[Analysis], choice: str) -> float | None:
     for values in groups.values():
         if len(values) > 1:
             ranges.append(np.ptp(values))
-    return float(np.mean(ranges)) if ranges else None
+    if not ranges:
+        return None
+    return float(np.mean(ranges))

@@ -87,7 +87,8 @@ class Objective:
         rho = np.multiply(psi, -0.5)
         rho += r
         rho *= psi
-        return _sum(self.lopsided(rho, r), w)
+        rho = self.lopsided(rho, r)
+        return _sum(rho, w)
 
     def reported(self, r: Array, w: Array) -> Array:
         """`value`, but of the objective itself where the solver approaches it."""

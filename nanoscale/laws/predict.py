@@ -44,7 +44,8 @@ class Basis(Record):
         points = Points.of(fit.form, columns, loss, drop_worst)
         cell = np.unique(points.x, axis=1, return_inverse=True)[1].ravel()
         fitted = np.log(fit(*points.x))
-        noise = bootstrap.noise_of(np.log(points.loss), cell, fitted, len(fit.params))
+        measured = np.log(points.loss)
+        noise = bootstrap.noise_of(measured, cell, fitted, len(fit.params))
 
         values = points.columns
         budgets = points.budgets

@@ -170,8 +170,10 @@ def surface_figure(
         state = fit.status.replace("_", " ")
         notes(axes, [(f"the law is {state}: no N* is drawn", ACCENT)], above=True)
     elif best is not None:
-        _optimum(axes, best, (6 * n * d).max())
-    headed(axes, labels["D"], f"{labels['N']}; shades and numbers: the law's loss", left=left)
+        most = (6 * n * d).max()
+        _optimum(axes, best, most)
+    y_label = f"{labels['N']}; shades and numbers: the law's loss"
+    headed(axes, labels["D"], y_label, left=left)
     return figure
 
 

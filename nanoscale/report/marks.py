@@ -198,7 +198,8 @@ def colour_key(axes: Axes, values: ArrayLike | None, name: str) -> None:
     """What the colours of `colours_of` mean, if they are of values, above the axes at the right."""
     if values is None:
         return
-    low, high = (float(f"{end:.1e}") for end in (np.min(values), np.max(values)))
+    ends = (np.min(values), np.max(values))
+    low, high = (float(f"{end:.1e}") for end in ends)
     if low == high:
         return
     first, last = quantities([low, high])

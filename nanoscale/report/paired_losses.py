@@ -52,13 +52,14 @@ def compare_figure(comparison: Comparison) -> Figure:
     """
     more = len(comparison.cells) - 1
     width = 5.6 + 0.75 * more
+    inner = 72 * width - MARGIN - 8 - _GAP  # points
     figure, (losses, differences) = sheet(
         width,
         4.1,
         2,
         across=2,
         above=74,
-        wspace=2 * _GAP / (72 * width - MARGIN - 8 - _GAP),
+        wspace=2 * _GAP / inner,
         width_ratios=[2.2 + 1.35 * more, 1.7 + 0.9 * more],
     )
     for i, cell in enumerate(comparison.cells):

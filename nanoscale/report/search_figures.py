@@ -76,7 +76,8 @@ class _Range:
         if self.log:
             log_axis(axes, which, self.low, self.high)
         else:
-            axes.set(**{f"{which}lim": (self.low, self.high)})
+            ends = (self.low, self.high)
+            axes.set(**{f"{which}lim": ends})
 
 
 @dataclass(frozen=True)

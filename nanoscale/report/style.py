@@ -222,7 +222,8 @@ def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
         even = MaxNLocator(6, steps=_STEPS).tick_values(low, high)
         ticks = [float(tick) for tick in even if low <= tick <= high]
     else:
-        for digits in _DIGITS if ratio >= 10 else _DIGITS[:1]:
+        sets = _DIGITS if ratio >= 10 else _DIGITS[:1]
+        for digits in sets:
             ticks = round_numbers(low, high, digits)
             if len(ticks) <= most:
                 break

@@ -66,12 +66,12 @@ def flops_per_token(config: ExperimentConfig) -> dict[str, float]:
     """
     n = parameter_counts(config)
     exact = 3 * sum(forward_flops(config).values())
+    attention = 12.0 * config.n_layer * config.n_embd * config.block_size
     return {
         "exact": exact / config.block_size,
         "6N": 6.0 * n["total"],
         "6N_non_embedding": 6.0 * n["non_embedding"],
-        "6N_12LdT": 6.0 * n["non_position"]
-        + 12.0 * config.n_layer * config.n_embd * config.block_size,
+        "6N_12LdT": 6.0 * n["non_position"] + attention,
     }
 
 

@@ -45,7 +45,8 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
+    number = isinstance(value, float)
+    if number and not math.isfinite(value):
         return None
     return value
 

@@ -78,7 +78,8 @@ def _schedule_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
         before = lr_multiplier(old.config, t)
         after = lr_multiplier(new.config, t)
         if before != after:
-            return f"the LR multiplier of update {t + 1} was {before:.6g}, now {after:.6g}"
+            update = t + 1
+            return f"the LR multiplier of update {update} was {before:.6g}, now {after:.6g}"
     return None
 
 

@@ -91,7 +91,8 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
         filters = _filters(text, tail)
     configs = []
     runs = []
-    for values, folder in _folders(text, bool(filters), Path(output_root)):
+    folders = _folders(text, bool(filters), Path(output_root))
+    for values, folder in folders:
         config = _config(values, folder)
         configs.append(config)
         if _has(config, filters):
@@ -101,9 +102,10 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
     done = [run for run in runs if math.isfinite(run.loss)]
     lost = [run for run in runs if not math.isfinite(run.loss)]
     if not done:
-        states = ", ".join(sorted({run.state for run in runs}))
+        states = {run.state for run in runs}
+        ends = ", ".join(sorted(states))
         raise UserError(
-            f"{text}: none of its {len(runs)} runs has a {loss} ({states}); there is "
+            f"{text}: none of its {len(runs)} runs has a {loss} ({ends}); there is "
             "nothing to compare"
         )
     return Arm(text, done, lost)

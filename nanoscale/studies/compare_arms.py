@@ -328,7 +328,8 @@ def _window_noise(differences: Sequence[Texts], value: float) -> WindowNoise:
         if isinstance(texts, str):
             return WindowNoise(reason=texts)
         known.append(texts)
-    if len(set(map(len, known))) > 1:
+    lengths = set(map(len, known))
+    if len(lengths) > 1:
         return WindowNoise(reason="the sizes were evaluated on different windows")
     se, block = windows_noise(np.mean(known, axis=0))
     n = len(known[0])

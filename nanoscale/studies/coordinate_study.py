@@ -174,16 +174,14 @@ class CoordinatePlan:
         config = self.cells[0].spec.config
         runner = ExperimentRunner(output_root=output_root, workers=workers)
         name = f"coord-check-{self.sweep}-{config.parametrization.mode}-{config.optimizer}"
-        study = runner.run_specs(
-            name,
-            self.cells,
-            warn=questions(self.cells, len(self.cells)),
-            asked=asked,
-        )
+        warn = questions(self.cells, len(self.cells))
+        study = runner.run_specs(name, self.cells, warn=warn, asked=asked)
         if not study.ok:
             return None
         configs = {cell.spec.id: cell.spec.config for cell in self.cells}
-        finished = [(configs[entry.id], folder.rows()) for entry, folder in study.runs()]
+        finished = []
+        for entry, folder in study.runs():
+            finished.append((configs[entry.id], folder.rows()))
         verdict = self.judge(finished)
         return replace(verdict, asked=study.asked.to_json(), runs=list(configs))
 

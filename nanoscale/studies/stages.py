@@ -169,7 +169,8 @@ def conclude(study: Study) -> list[str]:
 def asked_recipe(study: Study) -> Recipe:
     """The recipe of the study's file; of a study made in Python, the one like what was asked."""
     if not study.asked.recipe:
-        return recipe_of("grid" if study.asked.search is None else "search", study.name)
+        like = "grid" if study.asked.search is None else "search"
+        return recipe_of(like, study.name)
     recipes = study.asked.extras.get("recipes")
     where = f"study {study.name}"
     if recipes is not None:
@@ -206,7 +207,8 @@ def settings_of(study: Study) -> Mapping[str, Json]:
     asked = study.asked
     defaults = flatten(ExperimentConfig())
     values = defaults
-    for source in (DEFAULTS if asked.recipe else {}, asked.base_params):
+    ours = DEFAULTS if asked.recipe else {}
+    for source in (ours, asked.base_params):
         values = apply(values, Source("study.json", source))
     settings: dict[str, Json] = {}
     for key, value in values.items():

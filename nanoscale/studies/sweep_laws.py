@@ -134,9 +134,10 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
     if named.keys().isdisjoint(SCALES):
         named |= {key: OURS[key] for key in ("n", "d") if _varies(table, OURS[key])}
     if len(named.keys() & SCALES) not in (1, 2):
+        there = ", ".join(map(str, table.columns))
         raise UserError(
             "at which scales are the sweeps? give one or two of --n, --d and --c, as in "
-            f"--n=total_params; the table has {', '.join(map(str, table.columns))}"
+            f"--n=total_params; the table has {there}"
         )
     if named.keys() >= {*SWEPT}:
         raise UserError("--lr and --batch: give one; the other has a law of its own")

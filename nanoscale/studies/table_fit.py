@@ -104,7 +104,8 @@ class FitRows:
         """Choose and clean; `UserError` for a table that the law cannot be fitted to."""
         columns = columns_of(table, settings)
         known = table[columns["loss"]].notna().to_numpy()
-        frame, notes = with_result(table, known, columns["loss"], "have no result and are left out")
+        lacking = "have no result and are left out"
+        frame, notes = with_result(table, known, columns["loss"], lacking)
         values = {}
         for key, name in columns.items():
             if key not in ("loss", "group"):

@@ -243,7 +243,8 @@ def _losses(frame: DataFrame, name: str) -> list[float]:
     if "state" in frame and set(frame["state"]) <= STATES:
         states = list(frame["state"])
     losses = []
-    for row, value, state in zip(frame.index, frame[name], states, strict=True):
+    rows = zip(frame.index, frame[name], states, strict=True)
+    for row, value, state in rows:
         loss = number_at(row, name, value)
         if value is not None and not math.isfinite(loss):
             loss = math.inf
