@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanoscale.store.files import write_json, write_text
@@ -19,12 +20,31 @@ from nanoscale.store.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is tried, and where its tests stand."""
+
+    what: str
+    tests: tuple[str, ...]
+
+
 CAMPAIGNS = {
-    "fuzz": "20,000 commands and files with one thing changed",
-    "kills": "24 runs under fifty SIGKILLs, of workers and of the runner",
-    "sanitizer": "the kernels under AddressSanitizer and UBSan",
-    "coverage": "intervals against the truth, by simulation",
-    "studies": "the quick study, from a file to its page",
+    "fuzz": Campaign("20,000 commands and files with one thing changed", ("soak/test_fuzz.py",)),
+    "kills": Campaign(
+        "24 runs under fifty SIGKILLs, of workers and of the runner", ("soak/test_kills.py",)
+    ),
+    "sanitizer": Campaign(
+        "the kernels under AddressSanitizer and UBSan", ("soak/test_sanitizer.py",)
+    ),
+    "coverage": Campaign(
+        "intervals against the truth, by simulation",
+        ("soak/test_coverage.py", "laws", "studies/test_design.py"),
+    ),
+    "rules": Campaign("coordinate checks of right rules", ("studies/test_coord_check.py",)),
+    "goldens": Campaign("the command line's heavy cases", ("golden",)),
+    "speed": Campaign("ratios of timings, with nothing beside them", ("training/test_speed.py",)),
+    "studies": Campaign("the quick study, from a file to its page", ("soak/test_studies.py",)),
 }
 KEPT = ROOT / "experiments_out" / "soak"
 
@@ -37,8 +57,8 @@ def run(name: str, commit: str) -> dict[str, object]:
         if record["passed"] and record["commit"] == commit:
             return record
     began = time.perf_counter()
-    tests = ROOT / "tests" / "soak" / f"test_{name}.py"
-    command = [sys.executable, "-m", "pytest", str(tests), "-m", "soak"]
+    tests = [str(ROOT / "tests" / path) for path in CAMPAIGNS[name].tests]
+    command = [sys.executable, "-m", "pytest", "-m", "soak", *tests]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1]
     record = {
@@ -66,7 +86,7 @@ def page(records: list[dict[str, object]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for record in records:
-        what = CAMPAIGNS[str(record["campaign"])]
+        what = CAMPAIGNS[str(record["campaign"])].what
         cells = (record["tests"], record["minutes"], record["date"], record["commit"])
         lines.append(f"| {record['campaign']} | {what} | " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
