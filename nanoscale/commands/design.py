@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nanoscale.commands.how_to_fit import GROUP, RESAMPLE
+from nanoscale.commands.fit_options import GROUP, RESAMPLE
 from nanoscale.commands.verb import (
     COUNT,
     COUNT_FROM_0,

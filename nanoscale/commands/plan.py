@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nanoscale.commands.how_to_fit import HOW_TO_FIT, settings_of
+from nanoscale.commands.fit_options import HOW_TO_FIT, settings_of
 from nanoscale.commands.verb import (
     POSITIVE,
     json_output,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nanoscale.commands.how_to_run import HOW_TO_RUN, runner_options
+from nanoscale.commands.run_options import HOW_TO_RUN, runner_options
 from nanoscale.commands.verb import option, output_root, verb
 from nanoscale.errors import DONE, FAILURE
 

@@ -94,14 +94,16 @@ def call(name: str, dtype: torch.dtype, *arguments: object) -> None:
 
 # -- where it comes from --------------------------------------------------------------------------
 def built() -> Path | None:
-    """The compiled library, from the cache or made now (about two seconds, once per machine)."""
+    """The compiled library, from the cache or made now (seconds, once per machine)."""
     compiler = os.environ.get("CXX") or shutil.which("g++")
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
     if platform.system() != "Linux" or compiler is None or not openmp:
         return None
     # torch's own OpenMP, so that there is one pool of threads
     command = [compiler, *FLAGS, str(SOURCE), str(openmp[0]), "-Wl,--as-needed"]
-    key = hashlib.sha256("\n".join([*command, cpu_flags()]).encode() + SOURCE.read_bytes())
+    # of names, not paths: every clone and environment with this source and torch shares it
+    facts = "\n".join([compiler, *FLAGS, openmp[0].name, cpu_flags()])
+    key = hashlib.sha256(facts.encode() + SOURCE.read_bytes())
     for folder in cache_folders():
         path = folder / f"kernels-{key.hexdigest()[:16]}.so"
         if ours(path) or compile_to(path, command):

@@ -282,6 +282,14 @@ def test_compiled_once_and_kept(tmp_path):
     assert [p.name for p in first.parent.iterdir()] == [first.name]
 
 
+def test_every_clone_shares_one_library(tmp_path, monkeypatch):
+    copy = tmp_path / "kernels.cpp"
+    copy.write_bytes(kernels.SOURCE.read_bytes())
+    here = kernels.built()
+    monkeypatch.setattr(kernels, "SOURCE", copy)
+    assert kernels.built() == here
+
+
 def test_a_damaged_library_is_made_anew(tmp_path):
     made = Path(built_in(tmp_path))
     made.write_bytes(b"torn")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from planted_tables import TRUTH, rows, write
 
-from nanoscale.commands.how_to_fit import settings_of
+from nanoscale.commands.fit_options import settings_of
 from nanoscale.commands.main import main
 from nanoscale.laws import LAWS, registry
 
