@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import os
 import subprocess
@@ -10,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from capture import Runner
 
 from nanoscale.data.dataset import open_dataset
 from nanoscale.spec.config import ParametrizationConfig, ResolvedConfig
@@ -227,9 +231,19 @@ def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
     )
 
 
+@functools.cache
+def warm_process() -> Runner:
+    """One process that has torch loaded, whose forks are `nanoscale`: an import takes seconds."""
+    runner = Runner(ROOT).__enter__()
+    atexit.register(runner.__exit__)
+    return runner
+
+
 def run_nanoscale(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m nanoscale ARGUMENTS`."""
-    return run_python("-m", "nanoscale", *arguments, cwd=cwd)
+    """`python -m nanoscale ARGUMENTS`, in a process of its own."""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    code, out, err = warm_process()(arguments, cwd or Path.cwd(), variables)
+    return subprocess.CompletedProcess(arguments, code, out, err)
 
 
 def flags(values: Mapping[str, Any]) -> list[str]:

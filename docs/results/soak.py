@@ -41,6 +41,10 @@ CAMPAIGNS = {
         "intervals against the truth, by simulation",
         ("soak/test_coverage.py", "laws", "studies/test_design.py"),
     ),
+    "runs": Campaign(
+        "kills, ranks, compilation and clusters, in every combination",
+        ("training/test_training.py", "model/test_distributed.py", "experiments"),
+    ),
     "rules": Campaign("coordinate checks of right rules", ("studies/test_coord_check.py",)),
     "goldens": Campaign("the command line's heavy cases", ("golden",)),
     "speed": Campaign("ratios of timings, with nothing beside them", ("training/test_speed.py",)),

@@ -115,6 +115,7 @@ def test_sizes_that_scatter_widen_the_drift_to_students_t():
     assert "scatter" in " ".join(record["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "drift", "widest"), [(3, -0.2, 0.10), (3, -0.7, 0.10), (1, 0.0, 0.30)]
 )

@@ -92,6 +92,7 @@ def test_a_usage_error_is_one_line(typed, words):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_loads_nothing_heavy(verb):
     code = (
@@ -102,6 +103,7 @@ def test_help_loads_nothing_heavy(verb):
     assert run_python("-c", code).stdout.splitlines()[-1] == "set()"
 
 
+@pytest.mark.slow
 def test_the_help_is_there_at_once():
     """Best of five, as others may compute: 0.3 s, Python's own start included."""
     seconds = []
@@ -112,6 +114,7 @@ def test_the_help_is_there_at_once():
     assert min(seconds) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_and_completes(shell, capsys):
     assert dispatch(["completion", shell]) == 0

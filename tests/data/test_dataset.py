@@ -364,6 +364,7 @@ def test_a_changed_file_changes_the_fingerprint_within_the_process(tmp_path):
     assert len(seen) == 5
 
 
+@pytest.mark.slow
 def test_large_files_are_fingerprinted_by_evenly_spaced_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "BLOCK", 8)
     monkeypatch.setattr(data, "WHOLE", 64)
@@ -478,6 +479,7 @@ def test_a_meta_of_bare_ids_trains_but_does_not_speak(tmp_path):
     assert "names no symbols" in refusal(cats.decode, [1])
 
 
+@pytest.mark.slow
 def test_every_truncation_of_a_meta_pkl_is_refused(tmp_path):
     folder = nanogpt_folder(tmp_path / "cats")
     whole = (folder / "meta.pkl").read_bytes()
@@ -519,6 +521,7 @@ def test_code_in_a_meta_pkl_never_runs(tmp_path, protocol):
 # --- what the layers above count on ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_modules_are_torch_free_and_light():
     code = "import sys, nanoscale.data.dataset, nanoscale.data.prepare; print(*sys.modules)"
     done = subprocess.run(

@@ -300,6 +300,7 @@ def test_bytes_on_request_and_for_large_alphabets(tmp_path):
         assert opened.decode(whole.tolist()) == text
 
 
+@pytest.mark.slow
 def test_an_alphabet_beyond_uint16_is_refused(tmp_path):
     file = tmp_path / "all.txt"
     file.write_bytes("".join(map(chr, range(0x10000, 0x20001))).encode())
@@ -410,6 +411,7 @@ def test_the_entropy_rate_against_known_chains():
     assert synthetic.entropy_rate(chain) == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.slow
 def test_the_entropy_rate_against_power_iteration(chain):
     P = chain.weights / 2**16
     pi = np.linalg.matrix_power(P, 1000)[0]
@@ -455,6 +457,7 @@ def test_a_count_model_approaches_the_floor_from_above(chain):
     assert excess[2] < 0.003
 
 
+@pytest.mark.slow
 def test_a_synthetic_dataset_states_its_entropy(tmp_path):
     folder = prepare.prepare("synthetic", out=tmp_path / "s", seed=5)
     opened = open_dataset(str(folder))
@@ -586,6 +589,7 @@ def door(clone: Path, name: str, *args: str) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "args"), [("text", ["--input", "notes.txt"]), ("synthetic", [])])
 def test_doors_write_beside_themselves_from_anywhere(clone, name, args):
     done = door(clone, name, *args)
@@ -593,6 +597,7 @@ def test_doors_write_beside_themselves_from_anywhere(clone, name, args):
     assert listing(clone / "data" / name) == sorted([*FILES, "prepare.py"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", data.KNOWN)
 def test_doors_refuse_in_one_line(clone, name):
     before = listing(clone / "data" / name)

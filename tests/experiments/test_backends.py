@@ -57,6 +57,7 @@ def as_before(monkeypatch):
     monkeypatch.setattr(backends, "_MAKERS", dict(backends._MAKERS))
 
 
+@pytest.mark.slow
 def test_a_registered_backend_runs_a_study_by_its_name():
     asked = []
 
@@ -112,6 +113,7 @@ def test_the_package_and_the_worker_that_a_backend_starts_load_no_study():
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_one_run_that_is_asked_for_twice_is_started_once_at_a_time():
     study = a_runner().run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
     ((entry, folder),) = study.runs()

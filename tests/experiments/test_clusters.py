@@ -59,6 +59,7 @@ def backend(request, monkeypatch):
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
 
+@pytest.mark.slow
 def test_every_kind_of_end_has_its_state(backend):
     study = a_runner(backend=backend, retries=0).run_grid(
         "g", TINY, {"beta1": [0.9, CRASH, DIE, DIVERGE, REFUSE]}
@@ -72,6 +73,7 @@ def test_every_kind_of_end_has_its_state(backend):
     assert set(again.plan.values()) == {"cached"}
 
 
+@pytest.mark.slow
 def test_an_interrupt_lets_every_run_save_and_the_next_call_goes_on(backend, tmp_path, monkeypatch):
     def interrupt() -> None:
         running(tmp_path / "experiments_out", 2)
@@ -92,6 +94,7 @@ def test_an_interrupt_lets_every_run_save_and_the_next_call_goes_on(backend, tmp
         assert [row["step"] for row in folder.rows()] == list(range(1, ENDLESS + 1))
 
 
+@pytest.mark.slow
 def test_a_run_beyond_its_time_saves_while_others_go_on(backend, monkeypatch, tmp_path):
     def one_is_left() -> bool:
         states = [folder.state() for folder in begun(tmp_path / "experiments_out")]
@@ -108,6 +111,7 @@ def test_a_run_beyond_its_time_saves_while_others_go_on(backend, monkeypatch, tm
 
 
 # -- Ray ------------------------------------------------------------------------------------------
+@pytest.mark.soak
 @SLOW_TO_START
 def test_a_task_that_ray_loses_is_tried_again(tmp_path):
     backend = a_ray()
@@ -152,6 +156,7 @@ def test_what_sbatch_is_given(tmp_path):
     assert subprocess.run(["sh", "-n"], input=text, text=True, check=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_job_script_runs_its_folder_and_writes_the_code_down(tmp_path, monkeypatch):
     """The script itself, by hand: a run that is asked to save passes its code on."""
     jump(monkeypatch, when=lambda: begun(tmp_path / "experiments_out"))

@@ -44,6 +44,7 @@ def test_a_crash_is_tried_again_from_its_checkpoint_and_its_log_is_shown(capsys)
     assert only(study).status().reason is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("beta1", "retries", "tries"), [(CRASH, 0, 1), (CRASH, 2, 3), (DIE, 1, 2), (REFUSE, 5, 1)]
 )
@@ -53,6 +54,7 @@ def test_tries_are_counted_and_a_refusal_has_one(beta1, retries, tries):
     assert only(study).state() == FAILED
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_of_the_same_run(capsys):
     base = TINY | {"batch_size": 6, "beta1": HUNGRY}
     study = a_runner(retries=0).run_grid("g", base, {"n_layer": [1]})
@@ -65,6 +67,7 @@ def test_out_of_memory_halves_the_micro_batch_of_the_same_run(capsys):
     assert "again with micro_batch_size=3, which changes no result" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_sequence_that_does_not_fit_is_final(monkeypatch):
     monkeypatch.setattr(failures, "OUT_OF_MEMORY", re.compile("crash"))
     study = a_runner(retries=3).run_grid("g", TINY | {"beta1": CRASH}, {"n_layer": [1]})
@@ -75,6 +78,7 @@ def test_one_sequence_that_does_not_fit_is_final(monkeypatch):
     assert len(starts(only(study))) == 3
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_a_run_that_others_interrupt_goes_on_in_the_same_call(backend, tmp_path):
     def interrupt() -> None:
@@ -118,6 +122,7 @@ def test_a_kill_is_for_memory_if_the_kernel_counted_one(starved, kind, tmp_path)
 
 
 # -- a study that makes no sense any more ---------------------------------------------------------
+@pytest.mark.slow
 def test_three_runs_in_a_row_that_fail_alike_stop_the_study(capsys):
     layers = list(range(1, 9))
     study = a_runner(workers=1, retries=0).run_grid(
@@ -131,6 +136,7 @@ def test_three_runs_in_a_row_that_fail_alike_stop_the_study(capsys):
     ) in out
 
 
+@pytest.mark.slow
 def test_other_failures_and_a_success_between_do_not_stop_it():
     grid = {"n_layer": [1, 2, 3], "beta1": [REFUSE, CRASH, 0.9, DIE]}
     study = a_runner(workers=1, retries=0).run_grid("g", TINY, grid)
@@ -149,6 +155,7 @@ def test_likeness_leaves_names_and_numbers_out(tmp_path):
 
 
 # -- limits -------------------------------------------------------------------------------------
+@pytest.mark.slow
 @BACKENDS
 def test_a_run_beyond_its_time_saves_and_the_next_call_goes_on(
     backend, monkeypatch, capsys, tmp_path
@@ -171,6 +178,7 @@ def test_a_run_beyond_its_time_saves_and_the_next_call_goes_on(
     assert starts(only(again))[1][1] == done
 
 
+@pytest.mark.slow
 @BACKENDS
 def test_a_run_that_does_not_leave_is_killed_and_others_go_on(backend, monkeypatch, tmp_path):
     jump(monkeypatch, when=lambda: len(begun(tmp_path / "experiments_out")) == 2)
@@ -181,6 +189,7 @@ def test_a_run_that_does_not_leave_is_killed_and_others_go_on(backend, monkeypat
     assert [len(starts(folder)) for _, folder in study.runs()] == [1] * 4
 
 
+@pytest.mark.slow
 def test_a_run_beyond_its_memory_goes_on_in_smaller_pieces(monkeypatch, capsys):
     monkeypatch.setattr(pool, "LIMITS_SECONDS", 0.05)
     monkeypatch.setattr(pool, "GRACE_SECONDS", 0.1)
@@ -197,6 +206,7 @@ def test_impossible_limits_are_refused(options):
 
 
 # -- runners that race ----------------------------------------------------------------------------
+@pytest.mark.slow
 def test_two_runners_started_together_train_every_run_once(tmp_path):
     text = script("""
         runner = ExperimentRunner(workers=2, backend=ForkServer(FAKE))
@@ -220,6 +230,7 @@ def test_two_runners_started_together_train_every_run_once(tmp_path):
     assert 0 not in shares, "one runner did it all"
 
 
+@pytest.mark.slow
 def test_a_runner_takes_over_what_a_killed_one_left(tmp_path, monkeypatch):
     text = script("""
         runner = ExperimentRunner(workers=1, backend=ForkServer(FAKE, fork=False))

@@ -28,6 +28,7 @@ def pids(study) -> list[int]:
     return [pid for _, folder in study.runs() for pid, _ in starts(folder)]
 
 
+@pytest.mark.slow
 def test_compiled_runs_of_a_shape_share_a_process_and_others_share_none():
     study = a_runner(workers=1).run_grid("g", COMPILED, {"n_layer": [1, 2], "seed": [1, 2, 3]})
     assert study.ok
@@ -37,6 +38,7 @@ def test_compiled_runs_of_a_shape_share_a_process_and_others_share_none():
     assert len(set(pids(alone))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beta1", "stays"), [(DIVERGE, True), (CRASH, False), (DIE, False)])
 def test_a_process_outlives_a_result_and_no_failure(beta1, stays):
     study = a_runner(workers=1, retries=0).run_grid(

@@ -24,6 +24,7 @@ def lines(capsys, *words: str) -> list[str]:
 
 
 # -- why ------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_dry_run_says_of_every_cell_what_and_why(capsys):
     runner = a_runner(retries=0)
     runner.run_grid("g", TINY, {"n_layer": [1], "beta1": [0.9, CRASH]})
@@ -41,6 +42,7 @@ def test_a_dry_run_says_of_every_cell_what_and_why(capsys):
     assert "n_layer 5 for 1" in whys[5] or "beta1 0.11 for default" in whys[5]
 
 
+@pytest.mark.slow
 def test_the_nearest_run_is_the_one_with_the_fewest_other_keys(capsys):
     runner = a_runner()
     runner.run_grid("g", TINY | {"n_head": 1}, {"n_layer": [4]})
@@ -62,6 +64,7 @@ def test_the_first_run_and_runs_of_another_version(capsys, monkeypatch):
     assert lines(capsys, "which another version made)")
 
 
+@pytest.mark.slow
 def test_a_folder_of_that_name_that_holds_another_run_is_no_hit():
     """An id is 40 bits: of 100,000 runs of one label, two may share it."""
     study = a_runner().run_grid("g", TINY, {"n_layer": [1]})
@@ -77,6 +80,7 @@ def test_a_folder_of_that_name_that_holds_another_run_is_no_hit():
 
 
 # -- time ---------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
     runner = a_runner(workers=2)
     runner.run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
@@ -98,6 +102,7 @@ def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
 
 
 # -- budgets --------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_budget_of_flops_pays_for_the_cheapest_runs_and_says_what_it_leaves_out(capsys):
     grid = {"n_layer": [4, 1, 3, 2]}
     whole = a_runner().run_grid("g", TINY, grid, dry_run=True)
@@ -114,6 +119,7 @@ def test_a_budget_of_flops_pays_for_the_cheapest_runs_and_says_what_it_leaves_ou
     assert more.frame()["state"].tolist() == ["COMPLETE"] * 4
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_starts_with_the_cheapest_and_the_last_ones_save(
     capsys, monkeypatch, tmp_path
 ):

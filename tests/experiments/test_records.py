@@ -32,6 +32,7 @@ def study(request) -> Study:
     return a_runner(budget=1).run_grid("b", TINY, {"n_layer": [1]})
 
 
+@pytest.mark.slow
 def test_a_study_reads_back_what_it_wrote(study):
     text = (study.folder / "study.json").read_text()
     again = Study.open(study.folder)
@@ -52,6 +53,7 @@ def test_the_keys_of_a_grid_have_their_order():
     assert (run["left_out"], run["state"]) == (False, "COMPLETE")
 
 
+@pytest.mark.slow
 def test_the_keys_of_a_search_have_their_order():
     record = written(a_runner().run_random("s", SEARCH, LR, trials=2, seeds=[3, 4]))
     assert list(record)[-3:] == ["runs", "best", "found"]

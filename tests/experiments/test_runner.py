@@ -27,6 +27,7 @@ from nanoscale.store.folder import COMPLETE, RUNNING, WAITING, RunFolder
 
 
 # -- grids --------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
     [ForkServer(FAKE), ForkServer(FAKE, fork=False), Subprocess(FAKE)],
@@ -55,6 +56,7 @@ def test_a_grid_gives_a_row_per_run_and_isolates_failures(backend, capsys):
     assert "threads 1 from 0" in (RunFolder(frame["folder"][0]) / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_grid_again_runs_nothing_and_failures_get_one_more_try(monkeypatch):
     grid = {"n_layer": [1, 2], "beta1": [0.9, CRASH]}
     first = a_runner(retries=0).run_grid("g", TINY, grid)
@@ -69,6 +71,7 @@ def test_the_same_grid_again_runs_nothing_and_failures_get_one_more_try(monkeypa
     assert set(third.plan.values()) == {"cached"}
 
 
+@pytest.mark.slow
 def test_studies_share_runs_and_equal_cells_are_one_run(capsys):
     a_runner().run_grid("one", TINY, {"n_layer": [1, 2]})
     two = a_runner().run_grid("two", TINY, {"n_layer": [2, "2", 3]})
@@ -81,6 +84,7 @@ def test_studies_share_runs_and_equal_cells_are_one_run(capsys):
     assert "log_interval says where or how" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seeds_are_one_more_axis():
     frame = a_runner().run_grid("g", TINY, {"n_layer": [1, 2]}, seeds=range(3)).frame()
     assert frame["seed"].tolist() == [0, 1, 2] * 2
@@ -102,6 +106,7 @@ def test_numpy_values_and_nested_tables_are_config_values():
     ] == [2]
 
 
+@pytest.mark.slow
 def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
     planned = a_runner().run_grid("g", TINY, {"n_layer": [1, 2]}, dry_run=True)
     assert set(planned.plan.values()) == {"new"}
@@ -186,6 +191,7 @@ def test_the_base_config_lies_here_or_in_the_clone(monkeypatch):
         a_runner(base_config_path="tinny.toml")
 
 
+@pytest.mark.slow
 def test_threads_and_compile_are_the_studys_unless_the_config_says_otherwise():
     runner = a_runner(threads=2)
     config = next(runner.run_grid("g", TINY, {}).runs())[1].spec().config
@@ -225,6 +231,7 @@ def test_an_absolute_schedule_under_a_varying_length_or_lr_is_warned_about(base,
 
 
 # -- results ------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_metrics_of_lr_are_not_those_of_lr2():
     a_runner().run_grid("lr", TINY, {"learning_rate": [1e-3]})
     a_runner().run_grid("lr2", TINY, {"learning_rate": [2e-3, CRASH], "beta1": [0.9]})
@@ -259,6 +266,7 @@ def test_a_table_is_rebuilt_from_the_folders():
         Study.open(Path("experiments_out/gg"))
 
 
+@pytest.mark.slow
 def test_mixed_numerics_are_warned_about():
     runner = a_runner()
     runner.run_grid("g", TINY | {"threads": 2}, {"n_layer": [1]})
@@ -267,6 +275,7 @@ def test_mixed_numerics_are_warned_about():
 
 
 # -- death and resurrection -------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(
     ("number", "fork"), [("SIGKILL", True), ("SIGKILL", False), ("SIGINT", True), ("SIGTERM", True)]
@@ -304,6 +313,7 @@ def test_a_killed_runner_leaves_no_children_and_a_rerun_finishes(
         assert [row["step"] for row in folder.rows()] == list(range(1, ENDLESS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
 def test_runs_save_when_their_server_is_killed_and_are_tried_again(tmp_path, monkeypatch):
     def kill_server() -> None:
@@ -324,6 +334,7 @@ def test_runs_save_when_their_server_is_killed_and_are_tried_again(tmp_path, mon
     assert [row["step"] for row in hit.rows()] == list(range(1, ENDLESS + 1))
 
 
+@pytest.mark.slow
 def test_a_run_of_another_live_process_is_waited_for(capsys):
     study = a_runner().run_grid("g", TINY, {"n_layer": [1]})
     folder = next(study.runs())[1]
@@ -338,6 +349,7 @@ def test_a_run_of_another_live_process_is_waited_for(capsys):
     assert f"process {os.getpid()}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_todays_config_applies_but_a_resumed_run_keeps_its_numerics():
     runner, grid = a_runner(retries=0), {"beta1": [DIE, CRASH]}
     runner.run_grid("g", TINY, grid)
@@ -371,6 +383,7 @@ def toy_clone(tmp_path: Path, real: bool = False) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["script", "stdin"])
 def test_the_original_snippet_runs_as_a_bare_script_and_from_standard_input(
     how, tmp_path, monkeypatch
@@ -429,6 +442,7 @@ def test_the_original_snippet_trains_for_real_from_standard_input(tmp_path, monk
     assert {m["numerics"]["threads"] for m in metrics} == {1}
 
 
+@pytest.mark.slow
 def test_nothing_here_imports_torch_or_multiprocessing():
     found = subprocess.run(
         [
@@ -484,6 +498,7 @@ def run_one(backend, folder: Path, slot: Slot) -> list:
     return exits
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs os.sched_getaffinity")
 def test_a_run_has_its_slots_cpus_and_environment(tmp_path, monkeypatch):
     one = sorted(os.sched_getaffinity(0))[:1]

@@ -88,6 +88,7 @@ def test_a_bad_space_is_refused_before_anything_is_written(space, words):
     assert not Path("experiments_out").exists()
 
 
+@pytest.mark.slow
 def test_a_combination_that_makes_no_run_is_said_and_counts_as_failed(capsys):
     study = a_runner().run_random("s", BASE, {"n_head": [1, 4], "n_embd": [16, 18]}, trials=12)
     said = capsys.readouterr().out.count("is none: space, cell n_head=4, n_embd=18")
@@ -123,6 +124,7 @@ def test_a_sampler_that_is_not_installed_is_refused(monkeypatch):
 
 
 # -- random ---------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_random_trials_are_functions_of_seed_and_number_and_more_add_to_them():
     three = a_runner().run_random("s", BASE, SPACE, trials=3)
     again = a_runner().run_random("s", BASE, SPACE, trials=3)
@@ -180,6 +182,7 @@ def test_proposals_depend_on_seed_number_and_results_alone():
     assert one.draw(12) != two.draw(12)
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_a_killed_search_goes_on_with_the_trials_it_had(monkeypatch):
     whole = a_runner(workers=1).run_hpo("whole", BASE, SPACE, trials=14)
@@ -193,6 +196,7 @@ def test_a_killed_search_goes_on_with_the_trials_it_had(monkeypatch):
     assert [len(starts(folder)) for _, folder in rest.runs()] == [1] * 14
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_what_other_studies_found_is_told_first(capsys):
     runner = a_runner()
@@ -206,6 +210,7 @@ def test_what_other_studies_found_is_told_first(capsys):
     assert "3 runs of other studies are known, 2 of this one" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_optuna
 def test_diverged_and_failed_trials_are_told_as_such(optuna):
     study = a_runner(retries=0, workers=1).run_hpo(
@@ -250,6 +255,7 @@ def test_a_diverged_or_failed_trial_is_never_promoted():
     assert search.propose() is None
 
 
+@pytest.mark.slow
 def test_rungs_are_branches_off_the_trunk(capsys):
     study = a_runner(workers=1).run_hpo(
         "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
@@ -285,6 +291,7 @@ def test_rungs_are_branches_off_the_trunk(capsys):
     assert all(len(starts(folder)) == 1 for _, folder in again.runs())
 
 
+@pytest.mark.slow
 def test_rungs_share_one_warmup_and_refuse_pasts_that_differ():
     study = a_runner().run_hpo(
         "s", BASE | {"warmup_frac": 0.5}, LR, trials=3, sampler="random", rungs=[10, 30]
@@ -360,6 +367,7 @@ PROXY_BASE = BASE | {"n_embd": 64, "n_head": 4, "parametrization.mode": "muP"}
 SMALL = {"n_embd": 16, "n_head": 2}
 
 
+@pytest.mark.slow
 def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsys):
     study = a_runner().run_hpo(
         "s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL, seeds=[7, 8]
@@ -386,6 +394,7 @@ def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsy
     assert [len(starts(folder)) for _, folder in again.runs()] == [1] * 9
 
 
+@pytest.mark.slow
 def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
     study = a_runner().run_hpo(
         "s",
@@ -402,6 +411,7 @@ def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
         assert (c.max_iters, c.lr_schedule, c.warmup_iters, c.branch_from) == (20, "wsd", 2, None)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_a_target_too_stays_a_trial():
     def search(trials: int):
         return a_runner().run_random("s", BASE | {"seed": 3}, LR, trials=trials, seeds=range(3, 5))
@@ -432,6 +442,7 @@ def test_what_no_rule_carries_from_proxy_to_target_is_said(base, proxy, key, cap
     assert [f"carries the best values over {key}," in line for line in said] == [True] * bool(key)
 
 
+@pytest.mark.slow
 def test_a_budget_keeps_what_the_target_costs():
     def spent(budget: float | None) -> list[int]:
         study = a_runner(budget=budget).run_random(

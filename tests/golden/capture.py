@@ -132,8 +132,11 @@ class Runner:
         if self.process:
             self.process.communicate()  # its input ends, and so does it
 
-    def __call__(self, argv: Sequence[str], cwd: Path) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error."""
+    def __call__(
+        self, argv: Sequence[str], cwd: Path, variables: Mapping[str, str] | None = None
+    ) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error; `variables` are the whole environment."""
+        variables = environment(self.root) if variables is None else dict(variables)
         if self.process is None:
             done = subprocess.run(
                 [sys.executable, "-m", "nanoscale", *argv],
@@ -142,12 +145,12 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=TIMEOUT,
-                env=environment(self.root),
+                env=variables,
             )
             return done.returncode, done.stdout, done.stderr
         with tempfile.TemporaryDirectory() as name:
             files = [str(Path(name, stream)) for stream in ("out", "err")]
-            job = {"argv": list(argv), "cwd": str(cwd), "files": files}
+            job = {"argv": list(argv), "cwd": str(cwd), "files": files, "env": variables}
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
             answer = self.process.stdout.readline()
@@ -195,6 +198,8 @@ def end_of(pid: int) -> tuple[int, float]:
 def become(job: Mapping[str, Any]) -> NoReturn:
     """Turn this fork into `python -m nanoscale ARGV`."""
     os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ.update(job["env"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, path in zip((1, 2), job["files"], strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)

@@ -11,33 +11,24 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
+from capture import Case, run_case
+from cases import CASES
+from tiny import warm_process
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from capture import Case, Runner, run_case  # noqa: E402
-from cases import CASES  # noqa: E402
-
-EXPECTED = HERE / "expected"
+EXPECTED = Path(__file__).resolve().parent / "expected"
 TOLERANCE = {"exact": 1e-6, "error": 1e-6, "help": 1e-6, "train": 2e-3, "search": 2e-2}
 NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.]*\w)")
 SHOWN = 12  # lines of differences
 DIGITS = 3  # from so many on, the last one of a printed number may have been rounded otherwise
 
 
-@pytest.fixture(scope="session")
-def runner() -> Iterator[Runner]:
-    with Runner(HERE.parents[1]) as run:
-        yield run
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -45,8 +36,8 @@ def runner() -> Iterator[Runner]:
         for case in CASES
     ],
 )
-def test_the_command_line_does_what_it_did(case: Case, runner: Runner) -> None:
-    found = run_case(case, runner)
+def test_the_command_line_does_what_it_did(case: Case) -> None:
+    found = run_case(case, warm_process())
     if case.kind == "help":  # its words may change
         for step in found["steps"]:
             helped = step["argv"] != []

@@ -174,6 +174,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_checkpoints(desk, begun, capsys, case):
     damage, *words = CHECKPOINTS[case]
@@ -225,6 +226,7 @@ def test_a_refusing_disk_at_the_start(desk, capsys, monkeypatch, number):
     assert_refused(desk, capsys, train, "cannot write", os.strerror(number).lower())
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(desk, capsys, monkeypatch):
     """The third checkpoint does not fit; the second stays, and the run goes on from it later."""
     from nanoscale.training import checkpoint

@@ -18,6 +18,7 @@ IMPORTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", IMPORTS)
 def test_a_name_of_the_original_readme(line):
     name = line.split()[-1]
@@ -30,6 +31,7 @@ def test_the_door_named_config_leaves_the_folder_of_presets_where_it_was():
     assert run_python("-c", code, cwd=ROOT).stdout == "6\n"
 
 
+@pytest.mark.slow
 def test_a_config_file_may_build_on_another(tmp_path):
     """`from config.NAME import *` in a config file runs; its own assignments are what counts."""
     (tmp_path / "mine.py").write_text(

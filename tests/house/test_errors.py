@@ -100,6 +100,7 @@ ANSWERED_WITHOUT_TORCH = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "code"), ANSWERED_WITHOUT_TORCH)
 def test_what_needs_no_torch_never_imports_it(tmp_path, arguments, code):
     script = (
@@ -116,6 +117,7 @@ def test_what_needs_no_torch_never_imports_it(tmp_path, arguments, code):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     done = run_nanoscale("train", "--n_layers=4")
     assert done.returncode == BAD_INPUT

@@ -91,6 +91,7 @@ def test_torch_is_a_rule_per_folder(module):
     assert "torch" not in IMPORTS[module] or top(module) in TORCH
 
 
+@pytest.mark.slow
 def test_importing_everything_torch_free_never_loads_torch():
     names = [f"nanoscale.{m}" for m in MODULES if top(m) not in TORCH | {"__main__"}]
     script = (
@@ -183,6 +184,7 @@ def repository_files() -> list[Path]:
     return [ROOT / name for name in done.stdout.split("\0") if name]
 
 
+@pytest.mark.slow
 def test_no_file_names_a_machine_or_a_registry():
     forbidden = re.compile(
         "|".join(

@@ -10,6 +10,7 @@ from tiny import PATIENCE, ROOT
 from nanoscale.data.prepare import prepare
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery itself
 def test_scaling_studies_notebook(tmp_path, monkeypatch):
     data = prepare("synthetic", out=tmp_path / "synthetic")

@@ -94,6 +94,7 @@ def test_a_function_can_be_kept_in_mind(q, most):
     assert quantile([f.nodes for f in EVERY], q) <= most, worst("nodes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PER_1000_LINES)
 def test_little_is_folded_up(kind):
     folds = COMPREHENSIONS if kind == "comprehensions" else (ast.IfExp,)
@@ -221,6 +222,7 @@ def packed(node: ast.AST) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_no_fold_that_must_be_decoded():
     wrong = []
     for file, tree in TREES.items():

@@ -56,6 +56,7 @@ def test_the_readme_has_its_two_commands_and_the_rest():
     assert "`make test`" in README
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("make ")])
 def test_a_command(desk, command):
     program, *arguments = shlex.split(command)
@@ -76,6 +77,7 @@ def test_the_snippet_is_the_originals():
     assert snippet.split() == SNIPPET.split()
 
 
+@pytest.mark.slow
 def test_the_example_from_python_runs_as_written(desk):
     snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
     done = run_python("-c", snippet, cwd=desk)

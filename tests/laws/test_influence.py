@@ -13,6 +13,7 @@ from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.influence import influence_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["point", "run"])
 def test_each_change_is_that_of_a_fit_without_it(by):
     N, D, loss = grid(0.002)
@@ -57,6 +58,7 @@ def misled():
     return N, D, loss, fit_law({"N": N, "D": D}, loss, resamples=0, objective="mse")
 
 
+@pytest.mark.slow
 def test_the_run_that_carries_a_conclusion_is_named():
     N, D, loss, fit = misled()
     run = [18 if i in (36, 37) else i // 2 for i in range(45)]
@@ -73,6 +75,7 @@ def test_the_run_that_carries_a_conclusion_is_named():
     assert (record["text"], record["worst"][0]["units"]) == (found.text(), [18])
 
 
+@pytest.mark.slow
 def test_the_fewest_that_change_it_are_taken_together():
     N, D, loss, fit = misled()
     found = influence_of(fit, {"N": N, "D": D}, loss, bounds=(0.502, np.inf))
@@ -84,6 +87,7 @@ def test_the_fewest_that_change_it_are_taken_together():
     assert found.worst[-1].values["a"] == pytest.approx(alone.exponents["a"], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_sound_fit_stands_within_its_interval():
     N, D, loss = grid(0.002)
     fit = fit_law({"N": N, "D": D}, loss, resamples=400)
@@ -106,6 +110,7 @@ def test_a_run_without_which_there_is_no_law_is_said():
     assert "3 cannot be left out, as no law is fitted without them" in found.text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "options"),
     [

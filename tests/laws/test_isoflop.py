@@ -51,6 +51,7 @@ def approach2(surface, kind, width, **options):
     return found, fit_law({"N": N, "D": D}, loss, resamples=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("surface", "kind"), PRINTED)
 def test_the_36_published_biases_are_seen_predicted_and_corrected(surface, kind):
     n_true, d_true = LAW.optimum(np.array(SURFACES[surface]), 1e24)
@@ -90,6 +91,7 @@ def test_a_cubic_is_found_exactly_and_bends_as_the_surface_does():
     assert errors[1] < errors[0] / 3
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_planted_line_and_shrink_with_the_noise():
     N, D = cells("symmetric", 4, points=8)  # no bias here: what is left is noise
     truth, held, widths = LAW.optimum(np.array(SURFACES["symmetric"]), 1e22)[0], [], []

@@ -59,6 +59,7 @@ def fit(x, loss, size=None, seed=None, **kwargs):
     return fit_power_law(x, loss, size=size, seed=seed, **{"resamples": FEW, **kwargs})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("g", [0.03, 0.08, 0.2, 0.5, 1.2])
 @pytest.mark.parametrize(("E", "reducible"), [(0.3, 0.2), (1.5, 1.5), (3.0, 0.6), (0.9, 4.0)])
 def test_a_law_without_noise_is_recovered_exactly(E, reducible, g):
@@ -100,6 +101,7 @@ def scipy_best(problem, loss, delta, starts):
     return min(costs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [1e-3, 4e-3, np.inf])
 def test_scipy_never_finds_a_lower_objective(delta):
     rng = np.random.default_rng(1)
@@ -115,6 +117,7 @@ def test_scipy_never_finds_a_lower_objective(delta):
         assert found.objective[0] <= best * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_three_starts_per_resample_are_as_good_as_thirty_two():
     rng = np.random.default_rng(2)
     law, x, _, _ = ladder()
@@ -159,6 +162,7 @@ def test_seed_noise_is_pooled_within_sizes_and_measured_from_three_seeds_at_two(
     assert seed_noise(y[:2], np.array([0, 1])) == (None, 0, False)
 
 
+@pytest.mark.slow
 def test_the_larger_noise_is_used_and_seeds_only_once_measured():
     x, loss, size, seed = world()
     loss = loss * np.where(np.array(seed) == 1, np.exp(0.02), 1)
@@ -171,6 +175,7 @@ def test_the_larger_noise_is_used_and_seeds_only_once_measured():
     assert noise.used == noise.residual_sd
 
 
+@pytest.mark.slow
 def test_noisier_seeds_widen_the_interval_and_more_seeds_narrow_it():
     def width(**kwargs):
         fits = [fit(*world(rng_seed=i, **kwargs)) for i in range(8)]
@@ -224,6 +229,7 @@ def bending_up():
     return x, 3 * x**-0.1 - 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "names", "status", "why"),
     [
@@ -247,6 +253,7 @@ def test_what_the_runs_do_not_pin_down_is_not_identified(case, names, status, wh
     assert ("= E +" in lines[0]) == ("E" in found.not_identified)
 
 
+@pytest.mark.slow
 def test_the_interval_decides_what_is_identified():
     wide, narrow = fit(*world(sd=0.03, rng_seed=1)), fit(*world(sd=0.001))
     assert wide.ci95["g"][1] > 4 * wide.ci95["g"][0]
@@ -301,6 +308,7 @@ def test_the_units_of_x_and_of_the_loss_do_not_matter():
     assert b.objective == pytest.approx(a.objective, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_an_outlier_moves_the_law_less_than_least_squares():
     law, x, size, seed = ladder(8, seeds=1)
     loss = noisy(law, x, 0.001, np.random.default_rng(0))

@@ -109,6 +109,7 @@ def test_the_217_points_of_vpnls_and_scalefit(inliers):
     )
 
 
+@pytest.mark.slow
 def test_outliers_and_rounding_move_the_exponent_as_published(epoch, inliers):
     a = [fit(*epoch, drop_worst=k).exponents["a"] for k in range(11)]
     assert np.round(a, 4).tolist() == [
@@ -168,6 +169,7 @@ def test_the_plan_for_chinchillas_budget_and_nanogpts_riddle(inliers):
 
 
 # -- intervals ------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_epochs_resamples_give_epochs_intervals(inliers):
     np.random.seed(42)  # as the notebook does
     drawn = [np.random.choice(np.arange(240), 240) for _ in range(4000)]
@@ -195,6 +197,7 @@ def test_epochs_resamples_give_epochs_intervals(inliers):
     assert (found.lost, found.resampling, len(found.draws)) == (0, "given", 4000)
 
 
+@pytest.mark.slow
 def test_every_resample_is_at_scipys_minimum_or_below(inliers):
     optimize = pytest.importorskip("scipy.optimize")
     N, C, L = inliers
@@ -226,6 +229,7 @@ def test_every_resample_is_at_scipys_minimum_or_below(inliers):
         assert problem.params(theta)[3:] == pytest.approx(result.x[3:], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_resamples_with_several_minima_are_solved_from_several_starts():
     n, d = budgets()
     loss = noisy(n, d, 0.08, seed=3)
@@ -295,6 +299,7 @@ def test_residual_and_wild_draws_have_the_spread_of_the_noise():
     assert not np.allclose(factors[:, 0], factors[:, 5])
 
 
+@pytest.mark.soak
 def test_the_95_percent_intervals_of_a_design_cover():
     n, d = budgets()
     truth = dict(zip(CHINCHILLA.names, HOFFMANN, strict=True)) | CHINCHILLA.exponents(HOFFMANN)
@@ -356,6 +361,7 @@ def test_every_operation_of_a_law_has_its_derivatives():
     assert jet.value[0, 0] == pytest.approx(f(*at[0]))
 
 
+@pytest.mark.slow
 def test_a_law_without_terms_ends_at_the_same_optimum(inliers):
     by_terms = fit(*inliers)
     by_jets = fit(*inliers, law=replace(CHINCHILLA, terms=()))
@@ -382,6 +388,7 @@ def test_lad_is_certified_by_its_multipliers(inliers):
     assert found.objective == pytest.approx(np.abs(r).sum(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_objectives_are_the_sums_they_say(inliers):
     N, C, L = inliers
     for name in ("log-huber", "envelope", "mse"):
@@ -463,6 +470,7 @@ def case(kind):
     return n, d, noisy(n, d, 0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "unknown", "word"),
     [
@@ -536,6 +544,7 @@ def test_a_parameter_of_no_kind_is_refused():
         replace(LAWS["power"], parameters=(Parameter("g", "slope"),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pairs", "parametric"])
 def test_resamples_in_parts_are_as_good(method, monkeypatch):
     """A table of many rows is resampled in parts, none of which repeats another's."""

@@ -28,6 +28,7 @@ TRUTHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRUTHS)
 def test_planted_laws_are_recovered(name):
     law, truth = LAWS[name], np.array(TRUTHS[name])
@@ -74,6 +75,7 @@ def test_what_repetition_is_worth():
     assert more == pytest.approx(chinchilla.loss(BASE, size, D), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_one_set_of_unique_tokens_is_enough():
     N, D, _ = repeated()
     law = LAWS["repetition"]
@@ -109,6 +111,7 @@ def test_derivatives_of_the_new_rules_by_differences():
             )
 
 
+@pytest.mark.slow
 def test_a_law_without_terms_is_resampled_by_its_residuals_too():
     """Losses that differ by resample meet starts that all resamples share."""
     N, D, _ = repeated()

@@ -10,6 +10,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws import multiverse
 
 
+@pytest.mark.slow
 def test_the_published_rows_of_outliers_and_objectives(epoch):
     N, C, L = epoch
     found = multiverse.multiverse(
@@ -49,6 +50,7 @@ def test_the_published_rows_of_outliers_and_objectives(epoch):
     assert found.spread["objective"] == pytest.approx(0.5184 - 0.5126, abs=1.1e-4)
 
 
+@pytest.mark.slow
 def test_a_convention_that_bends_n_is_what_decides_and_all_approaches_agree():
     N, D, loss = grid()
     bent = N**1.25 * 1e-2  # alpha becomes 0.31 / 1.25, so a = 1.25 / 2.25

@@ -49,6 +49,7 @@ def test_a_run_of_the_fitted_law_is_held_out_without_error():
     assert (row.max_abs_error < 1e-7, row.law) == (True, "power")
 
 
+@pytest.mark.soak
 def test_the_interval_of_a_new_run_covers_it_and_that_of_the_law_the_law():
     N, D = budgets()
     at, sd = {"N": 2e8, "D": 5e9}, 0.004
@@ -108,6 +109,7 @@ def test_reach_and_distance_are_those_of_the_points_kept_and_survive_a_file():
     assert predict.Basis.read(basis.to_json()) == basis
 
 
+@pytest.mark.slow
 def test_a_hold_out_holds_the_planted_runs_in_its_intervals():
     N, D = budgets(6, 8)
     row = holdout({"N": N, "D": D}, noisy(N, D, 0.003), 1e19, resamples=300)

@@ -81,6 +81,7 @@ def test_own_noise_is_the_sandwichs(clusters):
     assert "noise='own' the interval of E is 1.3 times as wide" in equal.warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["mse", "log-huber"])
 def test_at_an_end_the_law_fitted_anew_is_refuted_to_the_level(objective):
     N, D = budgets()
@@ -103,6 +104,7 @@ def test_at_an_end_the_law_fitted_anew_is_refuted_to_the_level(objective):
     assert found.ci()["b"] == pytest.approx([1 - high, 1 - low])
 
 
+@pytest.mark.slow
 def test_a_is_profiled_as_the_two_exponents_on_their_line():
     """The lowest objective with a held is the lowest over alpha of alpha and beta held."""
     N, D = budgets()
@@ -149,7 +151,8 @@ def test_a_side_on_which_nothing_refutes_is_open():
     assert "[open, " in record["text"][0]
 
 
-@pytest.mark.parametrize("objective", ["log-huber", "mse"])
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["log-huber", pytest.param("mse", marks=pytest.mark.soak)])
 def test_the_intervals_cover(objective):
     N, D = budgets()
     held = 0

@@ -108,6 +108,7 @@ def test_the_law_is_the_least_squares_weighted_by_each_optimums_variance():
     assert found.c == pytest.approx(np.exp(coef[0]), rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scatter", [0.0, 0.15])
 def test_intervals_cover_with_and_without_scatter(scatter):
     held = np.zeros(2)

@@ -158,6 +158,7 @@ def assert_same_tensors(a: Any, b: Any) -> None:
 # --- runs --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sharded_run_equals_one_process(spec_of, tmp_path):
     """As a user starts it: losses, norms, statistics, evaluations and both files."""
     spec = spec_of()
@@ -185,6 +186,7 @@ def test_a_sharded_run_equals_one_process(spec_of, tmp_path):
     assert_same_run(one, two)
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_over_other_ranks_as_its_twin(spec_of, tmp_path):
     """Sharded, alone, DDP, sharded over more: each continues the one before it."""
     twin = trained(spec_of(max_iters=20), tmp_path / "twin")
@@ -198,6 +200,7 @@ def test_a_run_goes_on_over_other_ranks_as_its_twin(spec_of, tmp_path):
     assert_same_run(twin, run)
 
 
+@pytest.mark.slow
 def test_the_masters_clock_alone_makes_a_checkpoint_late(spec_of, tmp_path):
     """Saving is collective: ranks that went by their own clocks would wait for each other."""
     cases = []  # what the others' clocks show, and the steps that are saved
@@ -225,6 +228,7 @@ def test_the_masters_clock_alone_makes_a_checkpoint_late(spec_of, tmp_path):
 # --- Muon --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_muon_dealt_out_is_muon(sharding):
     """Bit for bit, from the same gradients; three ranks divide neither rows nor matrices."""

@@ -128,6 +128,7 @@ def check_against_plain(config: ExperimentConfig) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @ALL_FLAGS
 def test_the_logits_equal_a_plain_float64_model(flags):
     check_against_plain(tiny_config(**flags, **TELLING))

@@ -107,6 +107,7 @@ def updated(steps: int, shapes: list[tuple[int, int]], make, zero: bool = False)
     return [p.detach() for p in params]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "theirs"), [("original", "original"), ("match_rms", "match_rms_adamw")]
 )

@@ -154,6 +154,7 @@ def test_loss_curves_are_labelled_once_per_size_at_their_ends():
     assert label.xy == (pytest.approx(1e6), pytest.approx(3.0))
 
 
+@pytest.mark.slow
 def test_long_names_and_many_runs_leave_room_for_the_curves():
     rows = [
         {
@@ -230,6 +231,7 @@ def all_figures():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(4))
 def test_every_colour_of_an_svg_has_a_dark_twin(index):
     text = svg(all_figures()[index])
@@ -241,6 +243,7 @@ def test_every_colour_of_an_svg_has_a_dark_twin(index):
     assert "font-family" not in text
 
 
+@pytest.mark.slow
 def test_equal_figures_give_equal_text_whatever_the_settings_of_the_process():
     first = svg(law_figure(ladder(), fit()))
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
@@ -313,6 +316,7 @@ def test_labels_that_would_touch_are_moved_apart():
     assert spread([0.1, 0.5], 0.1) == [0.1, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_saving_writes_the_file_whole_and_the_same_each_time(tmp_path, ending):
     figure = law_figure(ladder(), fit())
@@ -397,6 +401,7 @@ def report(path, figures=None, **changes):
     return write_report(path, **{**arguments, **changes})
 
 
+@pytest.mark.slow
 def test_the_page_says_everything_in_order(tmp_path):
     page = Page(report(tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
@@ -415,6 +420,7 @@ def test_the_page_says_everything_in_order(tmp_path):
     assert page.tags.count("sup") >= 2
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(tmp_path):
     text = report(tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -454,6 +460,7 @@ def cells(path):
     return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_column_share_one_notation(tmp_path):
     head, first, second, third = cells(report(tmp_path / "report.html"))
     assert head == ["run", "N", "C", "val_loss", "mfu", "decayed"]
@@ -482,6 +489,7 @@ def test_a_page_without_a_fit_still_stands(tmp_path):
     assert "<h2>Settings" not in text
 
 
+@pytest.mark.slow
 def test_writing_leaves_the_page_or_nothing(tmp_path):
     assert report(tmp_path / "new" / "report.html").exists()
     (tmp_path / "file").write_text("")
@@ -506,6 +514,7 @@ print(loaded + late, hashlib.sha256(page.read_bytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_with_no_torch_pyplot_or_laws(tmp_path):
     tests = os.path.dirname(os.path.abspath(__file__))
     code = ELSEWHERE.format(tests=tests, path=str(tmp_path / "there.html"))

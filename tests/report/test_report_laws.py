@@ -245,6 +245,7 @@ def scattered(axes):
 
 
 # -- what holds for every figure ----------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_label_hides_another(name):
     figure = FIGURES[name]()
@@ -274,6 +275,7 @@ def test_no_label_hides_another(name):
     assert not hidden
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_label_is_in_the_file_and_every_colour_has_a_dark_twin(name, tmp_path):
     figure = FIGURES[name]()

@@ -320,6 +320,7 @@ def test_identities_are_frozen(line, vocab, parent, digest, text):
     assert hashlib.sha256(payload.encode()).hexdigest()[:10] == digest
 
 
+@pytest.mark.slow
 def test_a_field_added_later_changes_no_identity(monkeypatch):
     @dataclass(frozen=True)
     class Later(ExperimentConfig):
@@ -615,6 +616,7 @@ def random_value(key: str, rng: random.Random) -> object:
     return rng.uniform(max(1e-6, bounds.least or 0), most)
 
 
+@pytest.mark.slow
 def test_any_config_survives_its_record():
     rng, survived = random.Random(0), 0
     for _ in range(600):

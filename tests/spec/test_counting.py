@@ -38,6 +38,7 @@ def counted(config: ResolvedConfig) -> tuple[int, int, FlopCounterMode]:
     return forward, counter.get_total_flops(), counter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"d{s['n_embd']}")
 @pytest.mark.parametrize(
     "flags",

@@ -159,6 +159,7 @@ def test_chunks_are_for_training_alone():
     assert model.train()(X)[1] is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
 @pytest.mark.parametrize("flag", [{"recompute": True}, {"loss_chunk": 7}])
 def test_they_compile(flag):
@@ -268,6 +269,7 @@ def test_what_a_block_keeps(ops, narrow, flags):
     assert found == pytest.approx(two - one, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "ops",
     [

@@ -304,6 +304,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("flags", [{}, {"bias": True}, LLAMA], ids=["gpt2", "bias", "llama"])
 def test_the_modes_are_one_model_at_the_base_size_bit_for_bit(flags, optimizer):
@@ -315,6 +316,7 @@ def test_the_modes_are_one_model_at_the_base_size_bit_for_bit(flags, optimizer):
     assert not same(sp, after_five_updates(wider))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("flags", [{"bias": True}, LLAMA], ids=["gpt2", "llama"])
 def test_completep_is_mup_at_the_base_depth_bit_for_bit(flags, optimizer):
@@ -366,6 +368,7 @@ def ten_losses(
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [16, 48])  # m_N = 4 and 12
 def test_a_multiplied_head_is_a_small_head_with_its_own_lr_decay_and_eps(width, monkeypatch):
     config = tiny_config(

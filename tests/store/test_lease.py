@@ -139,6 +139,7 @@ def test_the_heartbeat_beats_until_the_end(tmp_path, monkeypatch):
 
 
 # -- many ---------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
     """Eight take it in turn, some die with it; inside, an exclusive file tells of any overlap."""
     script = textwrap.dedent(f"""

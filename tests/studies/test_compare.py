@@ -246,6 +246,7 @@ def ladder(root, gap=-0.05):
     study(root, "s", specs, ["parametrization.mode", "n_embd", "n_head", "learning_rate", "seed"])
 
 
+@pytest.mark.slow
 def test_each_arm_is_tuned_at_each_size_and_sizes_are_paired(tmp_path, capsys):
     ladder(tmp_path)
     _, record = run(tmp_path, SP, MUP)
@@ -396,6 +397,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         run(tmp_path, SP, ",".join(str(tmp_path / "runs" / t.name) for t in twins))
 
 
+@pytest.mark.slow
 def test_the_verb_is_there_and_loads_nothing_heavy(tmp_path):
     done = run_nanoscale("compare", "a", "b", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -408,6 +410,7 @@ def test_the_verb_is_there_and_loads_nothing_heavy(tmp_path):
 
 
 # -- the figure ---------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_figure_joins_the_runs_of_a_seed_and_marks_every_difference(tmp_path):
     ladder(tmp_path)
     _, record = run(tmp_path, SP, MUP, f"--figure={tmp_path / 'c.png'}")

@@ -54,6 +54,7 @@ def write(path, design, **columns):
 
 
 # -- coverage and width -------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=pytest.mark.soak if case != SAMPLE else ()) for case in WIDTHS],
@@ -81,6 +82,7 @@ def test_intervals_of_the_240_points_hold_the_truth(epoch):
     assert all(a.coverage >= 0.93 for a in simulate(design, ASKED, worlds=200))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pairs", "parametric", "wild"])
 def test_a_world_is_fitted_and_resampled_as_fit_law_does(method):
     design = isoflop(noise=0.004, resampling=method)
@@ -98,6 +100,7 @@ def test_a_world_is_fitted_and_resampled_as_fit_law_does(method):
         assert answer.ends == pytest.approx(expected[answer.question], rel=1e-5)
 
 
+@pytest.mark.soak
 def test_intervals_that_are_too_narrow_are_called_so():
     wild, parametric = (
         simulate(isoflop(resampling=method), [A], worlds=100)[0]
@@ -114,6 +117,7 @@ def test_wilson(k, n):
 
 
 # -- expected information -----------------------------------------------------------------------
+@pytest.mark.soak
 def test_expected_errors_are_those_of_worlds():
     design = isoflop(6, 10, 0.002, delta=0.00269)
     design = replace(design, resamples=100)
@@ -121,6 +125,7 @@ def test_expected_errors_are_those_of_worlds():
         assert answer.rmse == pytest.approx(standard_error(design, question), rel=0.12)
 
 
+@pytest.mark.slow
 def test_the_rank_one_update_is_the_design_with_that_run_and_worlds_agree():
     design = isoflop(noise=0.004, delta=0.00538)
     for question in (A, ASKED[4]):
@@ -160,6 +165,7 @@ def test_faults_of_a_design_are_warned_of():
         Design(LAW, np.array([N[:2].ravel(), D[:2].ravel()]), TRUTH)
 
 
+@pytest.mark.soak
 def test_points_of_one_run_are_warned_of_and_their_clusters_are_honest():
     """Ten points a run share its noise: pairs take them for ten runs."""
     N, D = np.meshgrid(np.geomspace(1e8, 1e10, 16), np.geomspace(1e9, 1e11, 10), indexing="ij")
@@ -187,6 +193,7 @@ def design(*arguments):
         return code, json.load(file)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_table(table, capsys):
     code, record = design(table, "--noise=0.01", "--seed=3")
     said = capsys.readouterr().out
@@ -210,12 +217,14 @@ def test_what_is_said_of_a_table(table, capsys):
     assert list(cheap["answers"]) == ["a", "L@1e9,2e10"]
 
 
+@pytest.mark.slow
 def test_a_seed_is_all_that_chance_depends_on(table):
     records = [design(table, "--question=a", f"--seed={seed}")[1] for seed in (3, 3, 4)]
     assert records[0] == records[1]
     assert records[0]["answers"] != records[2]["answers"]
 
 
+@pytest.mark.slow
 def test_seeds_are_replicates_and_narrow_the_answer(table):
     _, one = design(table, "--question=a")
     _, four = design(table, "--question=a", "--seeds=4")
@@ -224,6 +233,7 @@ def test_seeds_are_replicates_and_narrow_the_answer(table):
     assert four["answers"]["a"]["width"] == pytest.approx(one["answers"]["a"]["width"] / 2, rel=0.3)
 
 
+@pytest.mark.slow
 def test_a_question_without_an_answer_exits_with_3(table, capsys):
     code, record = design(table, "--noise=0.2", "--delta=0.3", "--question=alpha")
     assert (code, record["status"]) == (3, "not_identified")
@@ -231,6 +241,7 @@ def test_a_question_without_an_answer_exits_with_3(table, capsys):
     assert "alpha: not identified in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stored_fit_is_the_truth_and_its_noise_that_of_a_run(table, tmp_path):
     loss = draw_worlds(isoflop(noise=0.003), 1)[0]
     write(tmp_path / "runs.csv", isoflop(), L=loss)
@@ -245,6 +256,7 @@ def test_a_stored_fit_is_the_truth_and_its_noise_that_of_a_run(table, tmp_path):
     assert record["noise"] == fit["noise"]["used"] == pytest.approx(0.003, rel=0.5)
 
 
+@pytest.mark.slow
 def test_points_of_one_run_in_a_table(table, tmp_path):
     write(tmp_path / "grouped.csv", isoflop(), run=[f"r{i // 2}" for i in range(24)])
     _, record = design("grouped.csv", "--question=a")
@@ -271,6 +283,7 @@ LADDER = "tokens_per_param = 20\n[ladder]\nseeds = [1, 2]\n" + "".join(
 )
 
 
+@pytest.mark.slow
 def test_a_study_file_is_a_plan_and_nothing_is_run(tmp_path, data_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = {"data": data_root, "recipe": "grid"}

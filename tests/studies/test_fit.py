@@ -93,6 +93,7 @@ def test_a_power_law_of_one_column(table):
     assert code == (0 if record["status"] == "converged" else 3)
 
 
+@pytest.mark.slow
 def test_what_is_not_identified_exits_with_3(table, tmp_path, capsys):
     write(tmp_path / "noise.csv", rows(sd=0.3))
     code, record = fit("noise.csv", "--bootstrap=200", "--json=out.json")
@@ -128,6 +129,7 @@ def test_json_lines_give_the_same_fit(table, tmp_path):
     assert two["data"] == one["data"]
 
 
+@pytest.mark.slow
 def test_epochs_points_by_the_command_of_the_docs(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, record = fit(
@@ -222,6 +224,7 @@ def test_the_published_hold_out_is_printed_and_stored(epoch_table, tmp_path, mon
 QUICK = ("--bootstrap=200", "--json=out.json")
 
 
+@pytest.mark.slow
 def test_the_approaches_stand_beside_the_surface_and_a_known_bias_is_taken_out(
     tmp_path, monkeypatch, capsys
 ):
@@ -261,6 +264,7 @@ def test_the_approaches_stand_beside_the_surface_and_a_known_bias_is_taken_out(
     assert "Approach 3: a 0.452 [0.452, 0.452]" in said
 
 
+@pytest.mark.slow
 def test_an_approach_that_the_table_does_not_allow_says_why_and_the_fit_goes_on(
     table, tmp_path, capsys
 ):
@@ -290,6 +294,7 @@ def counted():
     }
 
 
+@pytest.mark.slow
 def test_the_multiverse_counts_in_every_way_that_the_table_allows_and_none_twice(
     table, tmp_path, capsys
 ):
@@ -321,6 +326,7 @@ def test_the_multiverse_counts_in_every_way_that_the_table_allows_and_none_twice
     assert first.startswith(f"a moves by {max(v for v in found['spread'].values() if v):.3f}")
 
 
+@pytest.mark.slow
 def test_a_foreign_table_has_the_convention_it_was_given_and_the_fits_own_choices(table, tmp_path):
     columns = rows()
     write(
@@ -346,6 +352,7 @@ def test_a_foreign_table_has_the_convention_it_was_given_and_the_fits_own_choice
 PNG = b"\x89PNG"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -380,6 +387,7 @@ def test_a_fit_draws_what_its_table_allows_and_leaves_no_scraps(
     assert all(f"{name}.png" in last for name in names)
 
 
+@pytest.mark.slow
 def test_a_rollout_is_hold_outs_with_intervals_and_holds_the_one_asked_for(table):
     _, record = fit(table, "--holdout=5e18", "--figures=figures", *QUICK)
     held = [row for row in record["rollout"] if row["threshold"] == 5e18]
@@ -397,6 +405,7 @@ def test_plan_knows_no_figures(table, capsys):
     assert "--figures=figures: unknown option" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_epochs_points_beyond_the_fit(epoch_table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, record = fit(
@@ -479,6 +488,7 @@ def test_axes_name_the_columns_and_what_follows_from_them(columns, wanted):
     assert labels_of(columns).items() >= wanted.items()
 
 
+@pytest.mark.slow
 def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, record = fit(
@@ -551,6 +561,7 @@ register_law(Law(
 """
 
 
+@pytest.mark.slow
 def test_a_law_of_ones_own_is_fitted_from_its_file_and_planned_with(table, monkeypatch, capsys):
     """The file's content is recorded, and a stored fit is planned with by that file alone."""
     monkeypatch.setattr(registry, "LAWS", {name: LAWS[name] for name in registry.BUILT_IN_LAWS})

@@ -34,6 +34,7 @@ def plan(*arguments):
         return code, json.load(file)
 
 
+@pytest.mark.slow
 def test_the_published_plan_of_chinchillas_budget(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, record = plan(str(epoch_table), *COLUMNS, "--bootstrap=300", "--budget=5.76e23")
@@ -49,6 +50,7 @@ def test_the_published_plan_of_chinchillas_budget(epoch_table, tmp_path, monkeyp
     assert "44.5 times the largest fitted" in capsys.readouterr().out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_run_is_what_its_config_says_at_the_budget(table):
     code, record = plan(
         table,
@@ -75,6 +77,7 @@ def test_the_run_is_what_its_config_says_at_the_budget(table):
     assert other["run"]["hours"] == pytest.approx(other["run"]["flops"] / 1e14 / 3600)
 
 
+@pytest.mark.slow
 def test_models_of_every_size_are_near_and_of_a_sensible_shape():
     for N in np.geomspace(1e6, 1e12, 25):
         config = buildable(N, vocab_size=256, block_size=256)
@@ -92,6 +95,7 @@ def test_models_of_every_size_are_near_and_of_a_sensible_shape():
     assert 512 <= config.n_embd <= 1024
 
 
+@pytest.mark.slow
 def test_a_stored_fit_gives_the_point_and_says_so_or_its_draws(table, capsys):
     assert main(["fit", table, "--bootstrap=200", "--json=fit.json"]) == 0
     _, refit = plan(table, "--bootstrap=200", "--budget=1e22")
@@ -119,6 +123,7 @@ def test_a_stored_fit_gives_the_point_and_says_so_or_its_draws(table, capsys):
     assert drawn["run_ci95"] == refit["run_ci95"]
 
 
+@pytest.mark.slow
 def test_a_law_that_is_not_identified_exits_with_3(table, tmp_path):
     write(tmp_path / "noise.csv", rows(sd=0.3))
     code, record = plan("noise.csv", "--bootstrap=200", "--budget=1e20")
@@ -135,6 +140,7 @@ def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
     assert any("100 times below the smallest fitted" in w for w in record["warnings"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "arguments"),
     [

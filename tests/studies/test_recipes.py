@@ -66,6 +66,7 @@ def place(tmp_path, monkeypatch):
     Path("study.toml").write_text(STUDY)
 
 
+@pytest.mark.slow
 def test_a_users_recipe_trains_answers_and_draws(monkeypatch, capsys):
     assert dispatch(["study", "study.toml"]) == 0
     assert "[study] 3 seeds, kept 7" in capsys.readouterr().out

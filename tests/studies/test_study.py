@@ -285,6 +285,7 @@ def test_a_missing_file_names_the_nearest():
 
 
 # -- a ladder -----------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_ladder_runs_fits_and_reports(capsys):
     assert main([str(write(LADDER))]) == 0
     out = capsys.readouterr().out
@@ -306,6 +307,7 @@ def test_a_ladder_runs_fits_and_reports(capsys):
     assert "-m nanoscale sample --out_dir=experiments_out/runs/toy-L1-d64" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_transfer_study_refines_judges_each_arm_and_again_runs_nothing(capsys):
     path = write(TRANSFER.replace("[base]", f"[base]\nbeta1 = {fake_worker.VALLEY}"))
     study, out = run_study(path), capsys.readouterr().out
@@ -326,6 +328,7 @@ def test_a_transfer_study_refines_judges_each_arm_and_again_runs_nothing(capsys)
     assert attempts(run_study(path)) == tries == len(study) > 2 * 3 * 5
 
 
+@pytest.mark.slow
 def test_a_study_again_runs_nothing_and_rebuilds_the_report():
     path = write(LADDER)
     first = run_study(path)
@@ -338,6 +341,7 @@ def test_a_study_again_runs_nothing_and_rebuilds_the_report():
     assert report.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_relative_schedules_are_the_default_and_the_file_has_the_last_word():
     config = next(run_study(write(GRID)).runs())[1].spec().config
     assert (config.data_order, config.lr_decay_iters, config.compile) == ("epoch", 5, False)
@@ -356,6 +360,7 @@ def test_relative_schedules_are_the_default_and_the_file_has_the_last_word():
     assert "min_lr_frac" not in study_module.settings_of(study)
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_left_out_of_the_law_and_said(capsys):
     text = LADDER.replace("n_embd = 64", f"n_embd = 64\nbeta1 = {CRASH}")
     assert main([str(write(text))]) == 1
@@ -369,6 +374,7 @@ def test_a_failed_run_is_left_out_of_the_law_and_said(capsys):
     assert "no law: 3 sizes have finished, 4 are needed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_a_result_but_no_point_of_the_law():
     text = LADDER.replace("n_embd = 64", f"n_embd = 64\nbeta1 = {DIVERGE}")
     assert main([str(write(text))]) == 0
@@ -376,6 +382,7 @@ def test_a_diverged_run_is_a_result_but_no_point_of_the_law():
     assert (fit["n_sizes"], fit["n_points"]) == (4, 8)
 
 
+@pytest.mark.slow
 def test_sizes_of_equal_n_keep_apart():
     text = LADDER.replace("n_embd = 24", "n_embd = 16\nblock_size = 16")
     frame = Study.open(run_study(write(text)).folder).frame()
@@ -384,6 +391,7 @@ def test_sizes_of_equal_n_keep_apart():
 
 
 # -- grids --------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axes", "figures"),
     [
@@ -406,6 +414,7 @@ def test_a_dry_run_plans_and_writes_nothing(capsys):
     assert not Path("experiments_out").exists()
 
 
+@pytest.mark.slow
 def test_status_table_and_report_read_the_folders(capsys):
     assert status_main([]) == 0
     assert "no studies in experiments_out" in capsys.readouterr().out
@@ -444,6 +453,7 @@ def test_bad_arguments_are_refused(command, arguments, words):
         command(arguments)
 
 
+@pytest.mark.slow
 def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
     made = []
 
@@ -466,6 +476,7 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
         run_study(write(text.replace("pysource", "shakespeare_char")))
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_drawing_is_imported_to_refuse():
     code = (
         "import sys; from nanoscale.commands.main import dispatch\n"
@@ -504,6 +515,7 @@ def test_the_quick_study_is_a_ladder_one_can_defend():
     assert isinstance(base, ExperimentConfig)
 
 
+@pytest.mark.slow
 def test_a_small_ladder_for_real(tmp_path):
     text = LADDER.replace("n_embd = 64\n", "n_embd = 40\n").replace("seeds = [1, 2, 3]\n", "")
     write(text)
@@ -546,6 +558,7 @@ def test_how_a_study_runs_can_be_said_on_the_command_line(capsys):
 SEARCH = GRID.split("[grid]")[0].replace('"grid"', '"search"').replace("= 5", "= 5\nbeta1 = 0.66")
 
 
+@pytest.mark.slow
 def test_a_search_is_a_study_file_too(capsys):
     Path("s.toml").write_text(
         SEARCH
@@ -595,6 +608,7 @@ def test_a_search_is_a_study_file_too(capsys):
             main(["s.toml"])
 
 
+@pytest.mark.slow
 def test_retry_runs_again_what_failed_from_the_folders_alone(capsys):
     runner = ExperimentRunner(retries=0)
     first = runner.run_grid("g", TINY, {"n_layer": [1, 2], "beta1": [0.9, CRASH]})
@@ -612,6 +626,7 @@ def test_retry_runs_again_what_failed_from_the_folders_alone(capsys):
         retry(["h"])
 
 
+@pytest.mark.slow
 def test_watch_shows_runs_that_others_run(monkeypatch, capsys):
     monkeypatch.setattr("nanoscale.experiments.watching.IDLE_SECONDS", 1.5)
     study = ExperimentRunner().run_grid("g", TINY, {"n_layer": [1, 2, 3]})

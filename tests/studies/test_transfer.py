@@ -201,6 +201,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, text, options, message):
     assert [p.name for p in tmp_path.iterdir()] == ([] if text is None else ["t.csv"])
 
 
+@pytest.mark.slow
 def test_the_verb_is_there_and_loads_no_torch(tmp_path):
     done = run_nanoscale("transfer", "none.csv", *NAMED, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -154,6 +154,7 @@ def test_real_data_leaves_only_itself(letters, capsys):
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "real"])
 def test_the_step_is_trainings_update(kind, letters):
     """Its losses are those that the loop itself would report for the same config."""
@@ -257,6 +258,7 @@ def test_two_steps_alternate_and_the_first_of_a_turn_does_not_count():
 
 
 # -- the peer -------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     flags = [
         "--gradient_accumulation_steps=2",
@@ -300,6 +302,7 @@ def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     assert "number of parameters" not in out
 
 
+@pytest.mark.slow
 def test_what_the_peer_lacks_is_said(clone, capsys):
     assert (
         bench(
@@ -321,6 +324,7 @@ def test_what_the_peer_lacks_is_said(clone, capsys):
     assert all(f["moved"] > 0.1 for f in forwards[1:])  # unclipped
 
 
+@pytest.mark.slow
 def test_a_clone_that_fails_is_reported_in_one_line(clone, capsys):
     (clone / "helper.py").write_text("raise ValueError('broken on purpose')")
     assert cli.main(["bench", *RANDOM, f"--peer={clone}"]) == 2
@@ -329,6 +333,7 @@ def test_a_clone_that_fails_is_reported_in_one_line(clone, capsys):
     assert "its training step failed: ValueError: broken on purpose" in err
 
 
+@pytest.mark.slow
 def test_a_clone_that_fails_in_a_step_is_reported(clone):
     source = CLONE.replace("return logits, loss", "raise SystemExit('out of luck')")
     (clone / "model.py").write_text(source)
@@ -382,6 +387,7 @@ def test_a_trace_that_cannot_be_written_is_refused():
     assert "cannot write bench_log" in refusal(*RANDOM, "--profile=True")
 
 
+@pytest.mark.slow
 def test_refusals_never_load_torch():
     code = (
         "import sys; from nanoscale.commands.main import main\n"

@@ -140,6 +140,7 @@ def test_a_file_cut_anywhere_is_refused(saved):
         assert "delete it" in refusal(saved)
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_is_refused_or_was_padding(saved):
     whole, expected = saved.read_bytes(), load(saved)
     rng = random.Random(0)

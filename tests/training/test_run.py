@@ -42,12 +42,14 @@ def test_a_finished_run_is_read_and_not_run_again(config, capsys):
     assert "this run is COMPLETE already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_out_dir_is_the_configs_unless_it_is_given(config):
     assert train(replace(config, out_dir="mine")).folder.path == Path("mine")
     there = train(config, "there").folder
     assert there.spec().config.out_dir == "there"
 
 
+@pytest.mark.slow
 def test_resume_continues_what_the_folder_holds(config):
     steady = replace(config, lr_schedule="constant", eval_interval=0)
     train(steady, "here")
@@ -88,6 +90,7 @@ def test_an_unfinished_folder_says_how_far_it_got(config):
     assert result.tokens_seen == 3 * config.tokens_per_iter
 
 
+@pytest.mark.slow
 def test_evaluate_trains_and_writes_nothing(config, capsys):
     result = train(config, "here")
     files = sorted(Path("here").iterdir())

@@ -73,6 +73,7 @@ def lively(config: ResolvedConfig) -> GPT:
 
 
 # -- the cache --------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 1.0], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("length", "new"), [(3, 8), (1, T - 1), (3, 3 * T), (T, T), (T + 5, T)])
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
@@ -135,6 +136,7 @@ def sampling_cache() -> type:
 
 
 # -- the draws --------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (2.0, 4), (1.0, 1)])
 def test_draws_have_the_softmax_distribution(temperature, top_k):
     n, logits = 20_000, np.array([1.0, -0.5, 0.3, 2.0, 0.0, -3.0, 1.5])
@@ -240,6 +242,7 @@ def test_prints_each_sample_after_its_prompt_and_a_line(run, capsys):
     assert len(text_of(capsys, "--max_new_tokens=1")) == 10  # nanoGPT's default
 
 
+@pytest.mark.slow
 def test_flags_reach_the_text(run, capsys):
     base = ("--start=the", "--num_samples=2", "--max_new_tokens=30")
     text = text_of(capsys, *base)
@@ -307,6 +310,7 @@ def test_the_best_weights_are_preferred_to_the_newest(run):
     assert sampling.open_run("out")[0].name == CHECKPOINT
 
 
+@pytest.mark.slow
 def test_a_vocabulary_wider_than_the_datasets_is_decoded(run, capsys):
     make_run("padded", vocab_size=200)
     assert text_of(capsys, "--out_dir=padded", "--temperature=9", "--top_k=None")

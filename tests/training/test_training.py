@@ -105,6 +105,7 @@ def test_metrics_json_has_what_the_contract_names(spec_of, tmp_path):
     assert metrics["numerics"]["threads"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["torch", "auto"])
 def test_golden_run(spec_of, tmp_path, kernels):
     """Twenty updates whose losses may only change with a new NUMERICS_VERSION."""
@@ -139,6 +140,7 @@ def test_the_losses_have_their_own_names(spec_of, tmp_path):
 
 
 # -- purity -------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_evaluation_and_logging_never_disturb_training(spec_of, tmp_path):
     often = trained(spec_of(eval_interval=2, eval_iters=5, dropout=0.2), tmp_path / "often")
     never = trained(spec_of(eval_interval=0, stats_interval=3, dropout=0.2), tmp_path / "never")
@@ -150,6 +152,7 @@ def test_evaluation_and_logging_never_disturb_training(spec_of, tmp_path):
     assert [r["step"] for r in sparse.rows()] == [0, 1, 2, 4, 6, 8, 10]
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_run(spec_of, tmp_path):
     whole = trained(spec_of(batch_size=6), tmp_path / "whole")
     for size in (1, 4):  # 4: an uneven split
@@ -158,12 +161,14 @@ def test_micro_batches_do_not_change_the_run(spec_of, tmp_path):
         assert whole.spec().id == cut.spec().id
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_same_batch(spec_of, tmp_path):
     one = trained(spec_of(batch_size=6), tmp_path / "one")
     three = trained(spec_of(batch_size=2, gradient_accumulation_steps=3), tmp_path / "three")
     assert losses(one) == pytest.approx(losses(three), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_seeds_are_separate(spec_of, tmp_path):
     first = {
         name: losses(trained(spec_of(max_iters=2, eval_interval=0, **seeds), tmp_path / name))
@@ -181,6 +186,7 @@ def test_seeds_are_separate(spec_of, tmp_path):
     assert twice == first["both"]  # dropout is off, so `seed` itself has nothing left to act on
 
 
+@pytest.mark.slow
 def test_final_evaluation_is_float32_and_whole(spec_of, tmp_path):
     run = start(spec_of(dtype="bfloat16", final_eval_tokens=10**6))
     exact, rough = evaluation.final_losses(run), evaluation.window_losses(run, "val", 10**6)
@@ -192,6 +198,7 @@ def test_final_evaluation_is_float32_and_whole(spec_of, tmp_path):
     assert exact.mean() != rough.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precisions_train(spec_of, tmp_path, dtype):
     folder = trained(spec_of(max_iters=30, dtype=dtype, eval_interval=0), tmp_path / dtype)
@@ -246,8 +253,16 @@ def in_child(work: Callable[[], object]) -> int:
     return pid
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "number"),
+    [
+        ("adamw", signal.SIGTERM),
+        ("muon", signal.SIGKILL),
+        pytest.param("adamw", signal.SIGKILL, marks=pytest.mark.soak),
+        pytest.param("muon", signal.SIGTERM, marks=pytest.mark.soak),
+    ],
+)
 def test_killed_and_resumed_equals_the_uninterrupted_twin(spec_of, tmp_path, optimizer, number):
     spec = spec_of(
         max_iters=120,
@@ -275,6 +290,7 @@ def test_killed_and_resumed_equals_the_uninterrupted_twin(spec_of, tmp_path, opt
     assert_twins(folder, twin)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cut_short_by_the_kill_is_never_read(spec_of, tmp_path, monkeypatch):
     spec = spec_of()
     folder = open_folder(tmp_path / "run", spec, resume=False)
@@ -306,6 +322,7 @@ def test_time_between_checkpoints_is_bounded(spec_of, tmp_path):
     assert saved == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_longer_run_continues_where_the_schedule_allows_it(spec_of, tmp_path):
     constant = {"lr_schedule": "constant", "eval_interval": 5}
     trained(spec_of(max_iters=10, **constant), tmp_path / "run")
@@ -318,6 +335,7 @@ def test_a_longer_run_continues_where_the_schedule_allows_it(spec_of, tmp_path):
         open_folder(tmp_path / "run", spec_of(max_iters=40, eval_interval=5), resume=True)
 
 
+@pytest.mark.slow
 def test_a_cooldown_branch_equals_the_run_from_scratch(spec_of, tmp_path):
     wsd = {"lr_schedule": "wsd", "cooldown_frac": 0.25, "eval_interval": 5}
     trunk = trained(spec_of(max_iters=40, checkpoint_steps="[12, 15]", **wsd), tmp_path / "trunk")
@@ -332,6 +350,7 @@ def test_a_cooldown_branch_equals_the_run_from_scratch(spec_of, tmp_path):
         train(open_folder(tmp_path / "late", late, resume=False))
 
 
+@pytest.mark.slow
 def test_numerics_are_kept_on_resume(spec_of, tmp_path):
     folder = open_folder(tmp_path / "run", spec_of(dtype="auto"), resume=False)
     run = start(folder.spec())
@@ -341,6 +360,7 @@ def test_numerics_are_kept_on_resume(spec_of, tmp_path):
     assert folder.metrics()["numerics"]["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "left"), [("best", {"best.pt"}), ("none", set())])
 def test_a_finished_run_keeps_what_it_is_told_to(spec_of, tmp_path, keep, left):
     folder = trained(spec_of(keep=keep), tmp_path / "out")
@@ -349,6 +369,7 @@ def test_a_finished_run_keeps_what_it_is_told_to(spec_of, tmp_path, keep, left):
     assert losses(folder) == losses(trained(spec_of(), tmp_path / "all"))
 
 
+@pytest.mark.slow
 def test_a_run_has_its_folder_to_itself(spec_of, tmp_path, monkeypatch):
     """A second process leaves at once; one that was taken for dead writes nothing more."""
     folder = open_folder(tmp_path / "out", spec_of(max_iters=6, log_interval=1), resume=False)
@@ -446,6 +467,7 @@ def test_a_crash_is_failed_with_its_reason(spec_of, tmp_path, monkeypatch):
 # -- as users run it ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_line_trains_resumes_and_says_so(data_root, tmp_path):
     arguments = flags(BASE | {"data_root": data_root, "out_dir": tmp_path / "o"})
     done = run_python(str(ROOT / "train.py"), *arguments, cwd=tmp_path)
@@ -472,6 +494,7 @@ def test_command_line_trains_resumes_and_says_so(data_root, tmp_path):
     assert f"val loss {loss:.4f}" in evaluated.stdout
 
 
+@pytest.mark.slow
 def test_run_verb_and_exit_codes(spec_of, tmp_path):
     open_folder(tmp_path / "good", spec_of(), resume=False)
     open_folder(tmp_path / "bad", spec_of(learning_rate=1e30, weight_decay=0.9), resume=False)
@@ -480,6 +503,7 @@ def test_run_verb_and_exit_codes(spec_of, tmp_path):
     assert run_nanoscale("run", str(tmp_path / "none")).returncode == 2
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(data_root, tmp_path):
     """DDP over gloo: the same losses to rounding, with uneven micro-batches and Muon."""
     values = BASE | {
@@ -505,6 +529,7 @@ def test_two_processes_equal_one(data_root, tmp_path):
     assert b.metrics()["provenance"]["world_size"] == 2
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")),
     reason="torch.compile needs a C++ compiler",
@@ -525,6 +550,7 @@ def test_compiled_equals_eager_with_every_multiplier(spec_of, tmp_path):
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tmp_path):
     """The synthetic source's best possible loss on its validation split is in its meta."""
     data = prepare("synthetic", out=tmp_path / "synthetic")
@@ -546,6 +572,7 @@ def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tm
     assert floor < loss < floor + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TensorBoard's own
 def test_tensorboard_repeats_the_rows(spec_of, tmp_path):
     event_accumulator = pytest.importorskip(
