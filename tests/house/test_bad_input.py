@@ -248,6 +248,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(desk, capsys, monkeypatc
     assert train("--out_dir=run", "--eval_interval=2") == 0
 
 
+@pytest.mark.slow
 def test_no_traceback_reaches_the_shell(desk):
     done = run_nanoscale("train", "--learing_rate=1", cwd=desk)
     assert done.returncode == 2

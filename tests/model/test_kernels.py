@@ -83,6 +83,7 @@ def error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float
     return {k: float((found[k] - exact[k]).norm() / exact[k].norm()) for k in exact}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
 def test_a_model_and_its_gradients_equal_torchs(values):
     reference, fused = twins(**values)
@@ -170,6 +171,7 @@ def test_threads_and_repetition_change_no_bit_beyond_the_sums():
     assert max(error(found[2], found[0]).values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_weights_are_cast_once_per_update(monkeypatch):
     _, fused = twins(**MODELS["gpt2"])
     made = []

@@ -246,6 +246,7 @@ def test_the_logits_equal_hugging_faces_llama():
 # --- what every combination of flags keeps -----------------------------------------------------
 
 
+@pytest.mark.slow
 @ALL_FLAGS
 @torch.no_grad()
 def test_no_token_sees_its_future(flags):
@@ -257,6 +258,7 @@ def test_no_token_sees_its_future(flags):
     assert ((before - after)[:, 5:].abs().amax(dim=(0, 2)) > 1e-4).all()
 
 
+@pytest.mark.slow
 @ALL_FLAGS
 @torch.no_grad()
 def test_logits_do_not_depend_on_targets(flags):
@@ -269,6 +271,7 @@ def test_logits_do_not_depend_on_targets(flags):
     torch.testing.assert_close(loss.double(), -picked.mean(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @ALL_FLAGS
 @torch.no_grad()
 def test_token_by_token_with_the_cache_equals_all_at_once(flags):
@@ -283,6 +286,7 @@ def test_token_by_token_with_the_cache_equals_all_at_once(flags):
     assert worst < 1e-5 * whole.abs().max()
 
 
+@pytest.mark.slow
 @ALL_FLAGS
 def test_the_probe_sees_every_part_and_changes_nothing(flags):
     model, idx = shaken(tiny_config(**flags, mode="CompleteP", base_n_layer=1)), tokens()
@@ -307,6 +311,7 @@ def test_the_probe_sees_every_part_and_changes_nothing(flags):
         torch.testing.assert_close(x, seen[f"h.{i}.out"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @ALL_FLAGS
 def test_parameters_are_the_architectures_in_its_order(flags):
     config = tiny_config(**flags)

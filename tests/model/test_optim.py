@@ -51,6 +51,7 @@ def check_partition(named: dict[str, Tensor], config: ExperimentConfig) -> None:
     assert muons == (matrices if config.optimizer == "muon" else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", flag_combinations(), ids=str)
 def test_groups_are_a_partition_for_all_modes_and_optimizers(flags):
     named = dict(GPT(tiny_config(**flags)).named_parameters())
@@ -168,6 +169,7 @@ def test_embeddings_and_an_untied_head_have_their_lr_multipliers():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("mode", MODES)
 def test_state_put_back_continues_bit_for_bit(optimizer, mode):

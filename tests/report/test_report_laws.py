@@ -497,6 +497,7 @@ def test_five_thousand_dots_are_small_and_five_are_not():
     assert len(scattered(axes)) == 5000
 
 
+@pytest.mark.slow
 def test_one_value_or_five_runs_make_every_figure():
     few = points(5, 1)
     frontier_figure(few, frontier(), fit(), hull=range(5), labels=LABELS)

@@ -73,6 +73,7 @@ ROLE_OF_NAME = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"d{s['n_embd']}")
 @pytest.mark.parametrize("flags", flag_combinations(), ids=str)
 def test_parameters_by_role_are_the_models(flags, size):

@@ -111,6 +111,7 @@ def test_two_updates_are_a_function_of_the_config():
     assert equal(tiny_config(**ALL_ON), tiny_config(**ALL_ON))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [*SCIENCE, "seed", "init_seed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_flipping_a_key_of_the_science_changes_a_run(key, optimizer):

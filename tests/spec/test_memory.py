@@ -315,6 +315,7 @@ def test_the_estimate_holds_on_a_gpu(spec_of, flags):
     assert memory_estimate(spec.config)["total"] == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.slow
 def test_params_shows_the_estimate_and_what_it_assumed():
     flags = ["--vocab_size=65", "--n_layer=2", "--n_embd=64", "--n_head=2", "--block_size=32"]
     done = run_nanoscale("params", *flags, "--dtype=bfloat16")
