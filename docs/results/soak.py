@@ -9,6 +9,7 @@ campaign that was stopped goes on with those that are left; docs/results/soak.md
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,12 +28,13 @@ class Campaign:
 
     what: str
     tests: tuple[str, ...]
+    at_once: int = 2  # processes; one where others would disturb
 
 
 CAMPAIGNS = {
     "fuzz": Campaign("20,000 commands and files with one thing changed", ("soak/test_fuzz.py",)),
     "kills": Campaign(
-        "24 runs under fifty SIGKILLs, of workers and of the runner", ("soak/test_kills.py",)
+        "24 runs under fifty SIGKILLs, of workers and of the runner", ("soak/test_kills.py",), 1
     ),
     "sanitizer": Campaign(
         "the kernels under AddressSanitizer and UBSan", ("soak/test_sanitizer.py",)
@@ -47,7 +49,9 @@ CAMPAIGNS = {
     ),
     "rules": Campaign("coordinate checks of right rules", ("studies/test_coord_check.py",)),
     "goldens": Campaign("the command line's heavy cases", ("golden",)),
-    "speed": Campaign("ratios of timings, with nothing beside them", ("training/test_speed.py",)),
+    "speed": Campaign(
+        "ratios of timings, with nothing beside them", ("training/test_speed.py",), 1
+    ),
     "studies": Campaign("the quick study, from a file to its page", ("soak/test_studies.py",)),
 }
 KEPT = ROOT / "experiments_out" / "soak"
@@ -62,8 +66,10 @@ def run(name: str, commit: str) -> dict[str, object]:
             return record
     began = time.perf_counter()
     tests = [str(ROOT / "tests" / path) for path in CAMPAIGNS[name].tests]
-    command = [sys.executable, "-m", "pytest", "-m", "soak", *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    processes = f"-n{CAMPAIGNS[name].at_once}"
+    command = [sys.executable, "-m", "pytest", "-m", "soak", "-rf", processes, *tests]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1]
     record = {
         "campaign": name,
