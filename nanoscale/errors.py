@@ -92,3 +92,9 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         # the reader of our output went away (`nanoscale ... | head`): not an error, say no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as e:  # a name too long, a folder one may not enter: what no reader foresaw
+        if e.filename is None:
+            raise
+        said = f"error: {e.filename}: {e.strerror}"
+        print(" ".join(said.split()), file=sys.stderr)
+        return BAD_INPUT

@@ -121,13 +121,15 @@ def _read_file(path: Path) -> DataFrame:
             text = path.read_text(encoding="utf-8").splitlines()
             return _frame([json.loads(line) for line in text if line.strip()])
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
-        return rows.astype(object).where(rows != "", None)
     except pd.errors.EmptyDataError:
         raise UserError(
             f"{path}: empty; a table has a line of column names and a row per run"
         ) from None
     except (ValueError, ImportError, AttributeError, OSError) as e:
         raise UserError(f"{path}: cannot be read as a table: {str(e).splitlines()[0]}") from e
+    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the first cells for an index
+        raise UserError(f"{path}: its rows have more cells than its first line has names")
+    return rows.astype(object).where(rows != "", None)
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> DataFrame:

@@ -255,3 +255,19 @@ def test_no_traceback_reaches_the_shell(desk):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb",
+    "fit,plan --budget=1e20,design,transfer,sweep-law,study,params,train,compare a,table,status,"
+    "report,watch,retry,run,sample --out_dir".split(","),
+)
+def test_a_name_that_no_disk_can_hold(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    joined = "=" if verb.endswith("out_dir") else " "
+    ending = {"study": ".toml", "params": ".py", "train": ".py"}.get(verb, ".csv")
+    assert main(f"{verb}{joined}{'a' * 300}{ending}".split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
