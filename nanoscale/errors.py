@@ -72,7 +72,7 @@ def users_errors(said: str) -> Iterator[None]:
         yield
     except UserError as e:
         raise UserError(f"{said}: {e}") from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UserError(f"{said}: {type(e).__name__}: {e}") from e
 
 

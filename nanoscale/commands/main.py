@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -46,6 +47,10 @@ TASKS: dict[str, dict[str, str]] = {
 VERBS = {verb: line for verbs in TASKS.values() for verb, line in verbs.items()}
 
 
+class Interrupted(Exception):
+    """Ctrl-C, in words that click leaves alone: it would print an empty line of its own."""
+
+
 class Verbs(click.Group):
     """The verbs, found by name: a call imports one module and no other."""
 
@@ -59,6 +64,12 @@ class Verbs(click.Group):
         command: click.Command = module.command
         command.name = name
         return command
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as e:
+            raise Interrupted from e
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         for task, verbs in TASKS.items():
@@ -90,7 +101,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         code = program.main(list(arguments), prog_name="nanoscale", standalone_mode=False)
     except click.UsageError as error:
         raise in_our_words(error, arguments) from error
-    except click.Abort:
+    except Interrupted:
         raise KeyboardInterrupt from None
     except SystemExit:
         if sys.stdout is streams[0]:

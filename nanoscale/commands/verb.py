@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nanoscale.commands.usage import HELP, options_of
 from nanoscale.errors import (
@@ -32,6 +33,15 @@ EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILURE}  # th
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class FileOrName(click.types.StringParamType):
+    """Text that may name a file, so that a shell completes files."""
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
 class Verb(click.Command):
     """A command with examples below its options, and below a list of keys if it has one."""
 
@@ -46,6 +56,9 @@ class Verb(click.Command):
         self.context_settings = {**HELP, "allow_extra_args": True}
         self.examples = examples
         self.keys_help = keys_help
+        for parameter in self.params:
+            if isinstance(parameter, click.Argument) and parameter.type is click.STRING:
+                parameter.type = FileOrName()
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         try:
@@ -98,6 +111,13 @@ class ConfigVerb(Verb):
         context.params["arguments"] = tuple(keys)
         context.meta["typed"] = tuple(arguments)
         return []
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        if not incomplete.startswith("-"):
+            return [CompletionItem(incomplete, type="file")]
+        keys = [f"--{key}" for key in FIELDS]
+        matching = [CompletionItem(key) for key in keys if key.startswith(incomplete)]
+        return [*super().shell_complete(context, incomplete), *matching]
 
 
 def check_key(name: str, options: Sequence[str]) -> None:

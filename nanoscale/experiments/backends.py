@@ -31,16 +31,20 @@ def register_backend(name: str, make: MakeBackend) -> None:
             folder alike.
 
     Raises:
-        UserError: the name is a built-in backend's.
+        UserError: the name is a built-in backend's or no name, or `make` is no function.
 
     Example:
+        >>> import nanoscale as ns
         >>> from nanoscale.experiments.local import Subprocess
-        >>> register_backend("plain", lambda output_root, options: Subprocess())
-        >>> backend_of("plain", Path("experiments_out"), {}).local
-        True
+        >>> ns.register_backend("plain", lambda output_root, options: Subprocess())
+        >>> runner = ns.ExperimentRunner(backend="plain")
     """
     if name in _BUILT_IN:
         raise UserError(f"backend {name!r} is built in; register yours under another name")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UserError(f"backend {name!r}: expected a name, as in 'mine'")
+    if not callable(make):
+        raise UserError(f"backend {name!r}: expected a function that makes one, got {make!r}")
     _MAKERS[name] = make
 
 

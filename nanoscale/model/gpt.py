@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nanoscale.errors import UserError
 from nanoscale.model.initial import normal
 from nanoscale.model.ops import Linear, Norm, Ops, Rotary, product_dtype
 from nanoscale.spec.architecture import ffn_width
-from nanoscale.spec.config import ResolvedConfig
+from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
 from nanoscale.spec.parametrization import Multipliers, Rules, rules_of
 
 Probe = Callable[[str, Tensor], None]  # sees named activations: statistics, coordinate checks
@@ -225,9 +226,11 @@ class GPT(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, config: ResolvedConfig, ops: Ops | None = None, rules: Rules | None = None
+        self, config: ExperimentConfig, ops: Ops | None = None, rules: Rules | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(config, ResolvedConfig):
+            raise UserError("a GPT needs a resolved config: give it resolve(config, vocab_size)")
         self.config = config
         self.ops = ops or Ops()
         self.rules = rules or rules_of(config)

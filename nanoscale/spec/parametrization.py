@@ -163,8 +163,9 @@ def register(name: str, scheme: Scheme) -> None:
         from nanoscale.spec.parametrization import MUP, Power, register
         register("muP-sqrt", replace(MUP, logits=Power(m_N=-0.5)))
 
+    >>> from dataclasses import replace
     >>> import nanoscale as ns
-    >>> from nanoscale.spec.parametrization import SCHEMES
+    >>> from nanoscale.spec.parametrization import MUP, SCHEMES, Power
     >>> ns.register_scheme("mine", replace(MUP, logits=Power(m_N=-0.5)))
     >>> SCHEMES.pop("mine").logits.m_N
     -0.5

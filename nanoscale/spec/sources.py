@@ -57,7 +57,8 @@ def load_config(*sources: str | Path, **overrides: object) -> ExperimentConfig:
     Each of `sources` is a config file (.py, .toml, .yaml, .json) or a flag, `"--key=value"`.
     `overrides` come last; a nested key is `parametrization={"mode": "muP"}`.
 
-    >>> config = load_config("--n_layer=2", "--max_tokens=1e6", n_embd=64, n_head=4)
+    >>> import nanoscale as ns
+    >>> config = ns.load_config("--n_layer=2", "--max_tokens=1e6", n_embd=64, n_head=4)
     >>> config.n_layer, config.n_embd, config.max_iters, config.max_tokens
     (2, 64, None, 1000000.0)
 

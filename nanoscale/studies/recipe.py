@@ -136,6 +136,8 @@ def register_recipe(name: str, recipe: Recipe) -> None:
         raise UserError(f"recipe {name!r} is built in; choose another name")
     if not isinstance(name, str) or not name.isidentifier():
         raise UserError(f"recipe {name!r}: expected a name, as in 'pair'")
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"recipe {name!r}: expected a Recipe, got {recipe!r}")
     _registered[name] = recipe
 
 
@@ -163,7 +165,17 @@ def load_recipes(path: Path, where: str) -> None:
     if not path.is_file():
         raise UserError(f"{said}: no such file")
     before = dict(_registered)
-    with users_errors(said):
-        runpy.run_path(str(path))
-    if all(before.get(name) is recipe for name, recipe in _registered.items()):
-        raise UserError(f"{said}: registers no recipe; call register_recipe(name, recipe) in it")
+    _registered.clear()  # so that the same file, loaded again, is seen to register
+    try:
+        with users_errors(said):
+            runpy.run_path(str(path))
+        if not _registered:
+            raise UserError(
+                f"{said}: registers no recipe; call register_recipe(name, recipe) in it"
+            )
+    except UserError:
+        _registered.clear()
+        _registered.update(before)
+        raise
+    for name, recipe in before.items():
+        _registered.setdefault(name, recipe)

@@ -49,6 +49,7 @@ def run_study(
     `how` it runs: the arguments of `ExperimentRunner` (workers, budget, backend, ...), before those
     of the file's [run].
 
+    >>> from pathlib import Path
     >>> import nanoscale as ns
     >>> data = ns.prepare("synthetic")
     vocab size: 32...
@@ -184,7 +185,12 @@ def write_study_report(
     """report.html and figures/*.png from the run folders."""
     from nanoscale.report import write_report
 
-    write_figures({picture.name: picture.figure for picture in pictures}, study.folder / "figures")
+    figures = {}
+    for picture in pictures:
+        if Path(picture.name).name != picture.name:
+            raise UserError(f"picture {picture.name!r}: expected the name of a file, no path")
+        figures[picture.name] = picture.figure
+    write_figures(figures, study.folder / "figures")
     left_out = []
     for (entry, _), state in zip(study.runs(), frame["state"], strict=True):
         if state != COMPLETE:

@@ -9,9 +9,10 @@ import time
 
 import click
 import pytest
-from tiny import ROOT, run_nanoscale, run_python
+from tiny import ROOT, run_python
 
-from nanoscale.commands.main import TASKS, VERBS, dispatch, program
+from nanoscale.commands import status
+from nanoscale.commands.main import TASKS, VERBS, dispatch, main, program
 from nanoscale.errors import UserError
 
 
@@ -109,7 +110,7 @@ def test_the_help_is_there_at_once():
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        run_nanoscale("--help")
+        run_python("-m", "nanoscale", "--help")
         seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.3
 
@@ -132,3 +133,32 @@ def test_completion_prints_a_script_and_completes(shell, capsys):
         env={"PYTHONPATH": str(ROOT)} | environment,
     )
     assert "study" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train con", "file,con"),
+        ("train --n_l", "plain,--n_layer"),
+        ("coord-check --wid", "plain,--widths"),
+        ("study studies/qui", "file,studies/qui"),
+        ("fit --la", "plain,--law"),
+        ("compare one tw", "file,tw"),
+    ],
+)
+def test_files_keys_and_options_are_completed(words, said, monkeypatch, capsys):
+    monkeypatch.setenv("_NANOSCALE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"nanoscale {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    with pytest.raises(SystemExit):
+        dispatch([])
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status.command, "callback", interrupt)
+    assert main(["status"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

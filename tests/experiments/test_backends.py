@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,3 +134,16 @@ def test_one_run_that_is_asked_for_twice_is_started_once_at_a_time():
     assert toy.started == [folder.path]
     assert events == [("started", "one"), ("ended", "one"), ("ended", "two")]
     assert len(pool.free) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        (None, print, "backend None: expected a name"),
+        ("", print, "backend '': expected a name"),
+        ("mine", 5, "backend 'mine': expected a function that makes one, got 5"),
+    ],
+)
+def test_what_is_no_backend_is_refused(name, make, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        register_backend(name, make)

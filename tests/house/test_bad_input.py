@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from refusals import assert_refused
-from tiny import TINY, run_nanoscale
+from tiny import TINY, run_python
 
 from nanoscale.commands.main import main
 from nanoscale.store.files import read_json
@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(desk, capsys, monkeypatc
 
 @pytest.mark.slow
 def test_no_traceback_reaches_the_shell(desk):
-    done = run_nanoscale("train", "--learing_rate=1", cwd=desk)
+    done = run_python("-m", "nanoscale", "train", "--learing_rate=1", cwd=desk)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import PATIENCE, ROOT, run_nanoscale, run_python
+from tiny import PATIENCE, ROOT, run_python
 
 from nanoscale.errors import (
     BAD_INPUT,
@@ -119,7 +119,7 @@ def test_what_needs_no_torch_never_imports_it(tmp_path, arguments, code):
 
 @pytest.mark.slow
 def test_the_module_is_the_command():
-    done = run_nanoscale("train", "--n_layers=4")
+    done = run_python("-m", "nanoscale", "train", "--n_layers=4")
     assert done.returncode == BAD_INPUT
     assert done.stderr == "error: --n_layers: unknown key; did you mean 'n_layer'?\n"
 

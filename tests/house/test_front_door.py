@@ -6,7 +6,6 @@ import doctest
 import importlib
 import inspect
 import re
-import sys
 
 import pytest
 from tiny import PACKAGE, run_python
@@ -68,7 +67,7 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_of_a_name_runs(name, tmp_path, monkeypatch):
-    """Each docstring shows the name at work, in an empty folder."""
+    """Each docstring shows the name at work, in an empty folder, and can be copied."""
     monkeypatch.chdir(tmp_path)
     value = getattr(ns, name)
     text = inspect.getdoc(value) or ""
@@ -80,8 +79,7 @@ def test_the_example_of_a_name_runs(name, tmp_path, monkeypatch):
         re.search(rf"\b({name}|{value.__name__})\b", example.source) for example in examples
     ), text
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    scope = dict(vars(sys.modules[value.__module__])) | {"ns": ns}
-    test = doctest.DocTest(examples, scope, name, None, None, text)
+    test = doctest.DocTest(examples, {"__name__": name}, name, None, None, text)
     runner = doctest.DocTestRunner(optionflags=flags, verbose=False)
     lines: list[str] = []
     runner.run(test, out=lines.append)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tiny import VOCAB, flag_combinations, tiny_config
 from torch import Tensor
 
+from nanoscale.errors import UserError
 from nanoscale.model import kernels
 from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.gpt import GPT, KVCache, rotary_tables
@@ -272,6 +273,11 @@ def test_logits_do_not_depend_on_targets(flags):
 
 
 @pytest.mark.slow
+def test_a_config_that_is_not_resolved_is_refused():
+    with pytest.raises(UserError, match="needs a resolved config"):
+        GPT(ExperimentConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=65))
+
+
 @ALL_FLAGS
 @torch.no_grad()
 def test_token_by_token_with_the_cache_equals_all_at_once(flags):

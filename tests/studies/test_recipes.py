@@ -16,7 +16,14 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
 from nanoscale.studies import recipe
-from nanoscale.studies.recipe import BUILT_IN_RECIPES, Recipe, recipe_of, register_recipe
+from nanoscale.studies.recipe import (
+    BUILT_IN_RECIPES,
+    Recipe,
+    load_recipes,
+    recipe_names,
+    recipe_of,
+    register_recipe,
+)
 
 BASE = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
 STUDY = f"""
@@ -102,6 +109,8 @@ def test_a_bad_study_file_is_refused(text, words):
         ("x = 1", "registers no recipe; call register_recipe(name, recipe) in it"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def f(:", "SyntaxError"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("import nanoscale as ns; ns.register_recipe('mine', 5)", "expected a Recipe, got 5"),
         (MINE.replace('"agreement", Recipe', '"grid", Recipe'), "recipe 'grid' is built in"),
         (MINE.replace('"agreement", Recipe', '"a b", Recipe'), "recipe 'a b': expected a name"),
     ],
@@ -111,6 +120,30 @@ def test_a_broken_file_of_recipes_is_one_line_that_names_it(mine, words):
     with pytest.raises(UserError, match=re.escape(words)) as refusal:
         dispatch(["study", "study.toml"])
     assert "mine.py" in str(refusal.value)
+
+
+def test_a_file_that_fails_registers_nothing_and_one_loaded_again_registers_again():
+    file = Path("again.py")
+    file.write_text(
+        "import nanoscale as ns\nfrom nanoscale.studies.grid_recipe import RECIPE\n"
+        "ns.register_recipe('mygrid', RECIPE)\n"
+    )
+    for _ in range(2):
+        load_recipes(file, "s")
+        assert recipe_names()[-1] == "mygrid"
+    broken = Path("broken.py")
+    broken.write_text(file.read_text().replace("mygrid", "broken") + "1 / 0\n")
+    with pytest.raises(UserError, match=r"broken\.py"):
+        load_recipes(broken, "s")
+    assert recipe_names()[-1] == "mygrid"
+
+
+@pytest.mark.slow
+def test_a_picture_stays_in_the_studys_folder():
+    Path("mine.py").write_text(MINE.replace('Picture("seeds"', 'Picture("../../seeds"'))
+    with pytest.raises(UserError, match="expected the name of a file, no path"):
+        dispatch(["study", "study.toml"])
+    assert not list(Path().rglob("seeds.png"))
 
 
 @pytest.mark.parametrize("name", BUILT_IN_RECIPES)
