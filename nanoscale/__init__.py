@@ -3,7 +3,8 @@
 One run: `load_config`, `train`, and its parts `GPT` and `Muon`. Many runs: `ExperimentRunner`,
 `run_study`, and the `Study` that they give. What they say: `read_table`, `fit_law`, `plan`,
 `compare`, `transfer`, `coord_check`. Your own: `register_scheme`, `register_law`,
-`register_recipe`, `register_backend`. Whatever is refused is a `UserError` of one line.
+`register_recipe`, `register_backend`. A value that is refused is a `UserError` of one line; one of
+another type than is written there, what Python says of it.
 
 The names are loaded when they are first used: the import itself loads neither torch nor numpy.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 import fake_worker
 import pytest
 from fake_worker import TINY
-from tiny import PACKAGE
+from tiny import PACKAGE, ROOT
 
 from nanoscale.commands.main import dispatch
 from nanoscale.errors import UserError
@@ -84,6 +84,17 @@ def test_a_users_recipe_trains_answers_and_draws(monkeypatch, capsys):
     monkeypatch.setattr(recipe, "_registered", {})
     assert dispatch(["report", "study"]) == 0
     assert "3 seeds, kept 7" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_documentation(capsys):
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    section = page.split("## A recipe of your own", 1)[1]
+    Path("mine.py").write_text(section.split("```python\n", 1)[1].split("```", 1)[0])
+    text = STUDY.replace('"agreement"', '"pair"').split("[agreement]")[0]
+    Path("study.toml").write_text(text)
+    assert dispatch(["study", "study.toml"]) == 0
+    assert "two seeds lie 0." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
