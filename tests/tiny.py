@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-from capture import Runner
+from typing import TYPE_CHECKING, Any
 
 from nanoscale.data.dataset import open_dataset
 from nanoscale.spec.config import ParametrizationConfig, ResolvedConfig
@@ -21,6 +19,9 @@ from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build
 from nanoscale.store.folder import run_spec
+
+if TYPE_CHECKING:
+    from capture import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nanoscale"
@@ -215,7 +216,7 @@ def spec_maker(base: Mapping[str, Any], data_root: Path) -> Callable[..., RunSpe
 
 
 # Seconds until a command counts as hanging: a machine may have other things to do.
-PATIENCE = 1200
+PATIENCE = 300
 
 
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -234,6 +235,8 @@ def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
 @functools.cache
 def warm_process() -> Runner:
     """One process that has torch loaded, whose forks are `nanoscale`: an import takes seconds."""
+    from capture import Runner  # of tests/golden, which scripts of the tests do not have
+
     runner = Runner(ROOT).__enter__()
     atexit.register(runner.__exit__)
     return runner
