@@ -92,8 +92,10 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         # the reader of our output went away (`nanoscale ... | head`): not an error, say no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as e:  # a name too long, a folder one may not enter: what no reader foresaw
-        if e.filename is None:
+    except OSError as e:
+        # A name that no disk holds, a folder one may not enter: looking whether it is there fails.
+        # Other failures may pass: a run that has one is tried again, which exit code 2 forbids.
+        if e.errno not in (errno.ENAMETOOLONG, errno.EACCES):
             raise
         said = f"error: {e.filename}: {e.strerror}"
         print(" ".join(said.split()), file=sys.stderr)

@@ -49,6 +49,13 @@ def test_an_interruption_is_130_and_a_defect_is_not_hidden():
         exit_code_of(raising(ZeroDivisionError()))
 
 
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EIO, errno.ESTALE])
+def test_a_failure_that_may_pass_is_no_bad_input(code):
+    """A run that ends with exit code 2 is not tried again."""
+    with pytest.raises(OSError, match="x"):
+        exit_code_of(raising(OSError(code, os.strerror(code), "x")))
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
