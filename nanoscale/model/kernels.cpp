@@ -2,7 +2,7 @@
 //
 // Compiled on first use by kernels.py, called through ctypes. Activations are float or bfloat16 (T),
 // the residual stream, statistics, losses and gradients of weights are float; all arithmetic is
-// float. Vectors are 16 floats in the compiler's own vector types, so one source serves any CPU.
+// float. Vectors are the compiler's own types, as long as the CPU's, so one source serves any.
 // Sums over rows are made per thread and then in order: equal threads, equal bits.
 
 #include <omp.h>
@@ -18,14 +18,22 @@
 namespace {
 
 using i64 = int64_t;
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+#ifdef __AVX512F__
 constexpr i64 W = 16;  // floats in a vector
+#else
+constexpr i64 W = 8;  // longer ones than the CPU's are taken apart lane by lane when shuffled
+#endif
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef uint32_t vu __attribute__((vector_size(4 * W)));
+typedef uint16_t vh __attribute__((vector_size(2 * W)));
 struct bf16 { uint16_t bits; };
 
+#ifdef __AVX512F__
 const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 inline vf all(float x) { return vf{} + x; }
 inline i64 padded(i64 n) { return (n + W - 1) / W * W; }
 
@@ -61,14 +69,14 @@ template <class T> inline void store(T* p, vf v, i64 n) {
   memcpy(p, part, n * sizeof(T));
 }
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
-#define FOLD(v, with)  /* halves onto each other until one lane holds all */                       \
-  v = with(v, __builtin_shuffle(v, vi{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));     \
-  v = with(v, __builtin_shuffle(v, vi{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));     \
-  v = with(v, __builtin_shuffle(v, vi{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));     \
-  v = with(v, __builtin_shuffle(v, vi{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))
 inline vf plus(vf a, vf b) { return a + b; }
-inline float sum(vf v) { FOLD(v, plus); return v[0]; }
-inline float largest(vf v) { FOLD(v, larger); return v[0]; }
+template <vf with(vf, vf)> inline float fold(vf v) {  // halves onto each other: one lane holds all
+#pragma GCC unroll 4
+  for (int s = W / 2; s; s /= 2) v = with(v, __builtin_shuffle(v, lane ^ s));
+  return v[0];
+}
+inline float sum(vf v) { return fold<plus>(v); }
+inline float largest(vf v) { return fold<larger>(v); }
 inline vf only(vf v, i64 n) {  // zero from lane n on
   return n >= W ? v : (vf)((vi)v & (vi)(lane < (int32_t)n));
 }
@@ -294,8 +302,9 @@ inline void strip(const float* A, i64 ai, i64 ak, const float* B, i64 ldb, float
 inline void product(const float* A, i64 ai, i64 ak, const float* B, i64 ldb, float* C, i64 ldc, i64 N,
                     i64 k0, i64 k1, bool add) {
   i64 j = 0;
-  for (; j + 2 * W <= N; j += 2 * W) strip<2>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
-  if (j < N) strip<1>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
+  if (W == 16)  // sixteen sums stay in registers only where there are 32 of them
+    for (; j + 2 * W <= N; j += 2 * W) strip<2>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
+  for (; j < N; j += W) strip<1>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
 }
 
 struct Heads {  // token t of sequence b: x + (b T + t) stride + head h
