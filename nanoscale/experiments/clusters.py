@@ -189,6 +189,7 @@ ENDED_STATES = (
     "TIMEOUT",
 )
 SEEN_SECONDS = 2.0  # between two looks at the queue
+PAUSES = (2.0, 5.0, 15.0, 30.0, 60.0, 120.0)  # before what sbatch refused is submitted again
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,9 @@ class Slurm:
         self._home = Path(home).absolute()
         self._most = most  # tasks at once, unless the study says how many
         self._new: dict[Path, Slot] = {}  # started, not yet submitted
+        self._refused = 0  # how often in a row
+        self._again_at = 0.0
+        self._dropped: list[Exit] = []  # of runs that were stopped before they were submitted
         self._running: dict[str, ArrayTask] = {}  # by Slurm's name of it, JOB_NUMBER
         self._seen = 0.0
 
@@ -238,14 +242,14 @@ class Slurm:
         self._new[folder] = slot
 
     def poll(self, timeout: float) -> list[Exit]:
-        self._submit()
+        self._submit_or_wait()
         time.sleep(timeout)
+        exits, self._dropped = self._dropped, []
         if not self._running or time.monotonic() - self._seen < SEEN_SECONDS:
-            return []
+            return exits
         self._seen = time.monotonic()
 
         alive = self._alive()
-        exits = []
         for name, task in list(self._running.items()):
             if name not in alive:
                 del self._running[name]
@@ -255,7 +259,8 @@ class Slurm:
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
         new = list(self._new) if folders is None else folders
         for folder in new:
-            self._new.pop(folder, None)
+            if self._new.pop(folder, None) is not None:
+                self._dropped.append(Exit(folder, INTERRUPTED))
         chosen = []
         for name, task in self._running.items():
             if folders is None or task.folder in folders:
@@ -264,18 +269,41 @@ class Slurm:
             return
         # the batch shell passes TERM on; one that waits in the queue is only cancelled
         how = ["--signal=KILL", "--full"] if kill else ["--signal=TERM", "--batch"]
-        command("scancel", *how, *chosen)
-        command("scancel", "--state=PENDING", *chosen)
+        try:
+            command("scancel", *how, *chosen)
+            command("scancel", "--state=PENDING", *chosen)
+        except UserError as e:  # they go on, and are waited for
+            _warn(e)
 
     def close(self) -> None:
         self.stop(kill=True)
         self._running.clear()
 
-    def _submit(self) -> None:
-        """One array of all that was started since the last look."""
-        started, self._new = self._new, {}
-        if not started:
+    def _submit_or_wait(self) -> None:
+        """Submit what was started. A busy controller refuses at times: the same again, later.
+
+        One that had the job all the same starts a run twice; its lease lets one of them train.
+
+        Raises:
+            UserError: there is no sbatch here, or it refused once more than there are pauses.
+        """
+        if not self._new or time.monotonic() < self._again_at:
             return
+        try:
+            self._submit(self._new)
+        except Refused as e:
+            if self._refused == len(PAUSES):
+                raise
+            pause = PAUSES[self._refused]
+            self._refused += 1
+            self._again_at = time.monotonic() + pause
+            _warn(f"{e}; submitted again in {pause:g} s")
+            return
+        self._refused = 0
+        self._new = {}
+
+    def _submit(self, started: Mapping[Path, Slot]) -> None:
+        """One array of all that was started since the last look."""
         name = f"nanoscale-{uuid.uuid4().hex[:12]}"
         with disk_errors(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
@@ -318,7 +346,7 @@ class Slurm:
         except UserError as e:
             if "Invalid job id" in str(e):  # all gone from Slurm's memory
                 return set()
-            print(f"warning: {e}", file=sys.stderr)  # never infer an end from a missed look
+            _warn(e)  # never infer an end from a missed look
             return set(self._running)
 
         alive = set()
@@ -339,8 +367,17 @@ def exit_code_in(file: Path) -> int | None:
     return 128 - code if code > INTERRUPTED else code  # 128 + n: killed by signal n
 
 
+class Refused(UserError):
+    """Slurm's controller did not do what one of its commands asked for."""
+
+
 def command(*words: str) -> str:
-    """Standard output of one of Slurm's commands; a UserError if it is not here or refuses."""
+    """Standard output of one of Slurm's commands.
+
+    Raises:
+        Refused: it ended with an error, or did not answer.
+        UserError: it is not here.
+    """
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
@@ -348,8 +385,12 @@ def command(*words: str) -> str:
             f"backend='slurm': there is no {words[0]} here; run this where Slurm's commands are"
         ) from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{words[0]} did not answer within two minutes") from None
+        raise Refused(f"{words[0]} did not answer within two minutes") from None
     if done.returncode:
         reason = done.stderr.strip() or f"exit code {done.returncode}"
-        raise UserError(f"{words[0]}: {reason}")
+        raise Refused(f"{words[0]}: {reason}")
     return done.stdout
+
+
+def _warn(what: object) -> None:
+    print(f"warning: {what}", file=sys.stderr)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanoscale.errors import UserError
 from nanoscale.experiments.failures import ALIKE, ENDED, MEMORY, TIME, Failure, settle, try_again
 from nanoscale.experiments.machine import Slot, memory_kills, memory_of
 from nanoscale.experiments.progress import Progress
@@ -67,6 +68,7 @@ class Pool:
         self.last_failure = ""  # its likeness, and how many runs in a row had it
         self.alike = 0
         self.closing = ""  # why no run is started any more
+        self.refusal: UserError | None = None  # what the backend, or a search, cannot go on from
         self.limits_seen = 0.0
 
     def run(self, jobs: Sequence[Job], more: MoreJobs | None = None) -> str:
@@ -77,6 +79,7 @@ class Pool:
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or SIGTERM, once every run has saved and left.
+            UserError: the backend starts no more runs; likewise, once every run has left.
         """
         longest_first = not self.limits.cheapest_first
         self.queue = sorted(jobs, key=lambda job: job.flops, reverse=longest_first)
@@ -90,19 +93,31 @@ class Pool:
                     if len(signals) > heard:
                         heard = len(signals)
                         self.close("interrupted", kill=heard > 1)
-                    if not self.closing:
-                        self.start_what_can()
-                    for gone in self.backend.poll(POLL_SECONDS):
-                        self.take_back(gone)
-                    self.refill(more)
-                    self.enforce_limits()
-                    self.watch.tick()
+                    try:
+                        self.turn(more)
+                    except UserError as e:
+                        if self.refusal is not None:
+                            raise
+                        self.refusal = e
+                        self.close(str(e))
         finally:
             self.backend.close()
 
         if signals:
             raise KeyboardInterrupt
+        if self.refusal is not None:
+            raise self.refusal
         return self.closing if self.queue else ""
+
+    def turn(self, more: MoreJobs | None) -> None:
+        """Start what can start, and see to what has ended or must end."""
+        if not self.closing:
+            self.start_what_can()
+        for gone in self.backend.poll(POLL_SECONDS):
+            self.take_back(gone)
+        self.refill(more)
+        self.enforce_limits()
+        self.watch.tick()
 
     def refill(self, more: MoreJobs | None) -> None:
         """Ask for more jobs where slots would be idle."""
@@ -131,8 +146,9 @@ class Pool:
                 self.watch.ended(job)
                 continue
             slot = self.free.pop(0)
-            self.running[job.path] = Running(job, slot, time.monotonic(), memory_kills())
+            run = Running(job, slot, time.monotonic(), memory_kills())
             self.backend.start(job.path, slot)
+            self.running[job.path] = run
             self.watch.started(job)
 
     def take_back(self, gone: Exit) -> None:

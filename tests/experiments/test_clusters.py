@@ -6,7 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
@@ -208,6 +210,87 @@ def test_a_preempted_run_saves_and_slurm_brings_it_back(tmp_path):
     assert len(begun) == 2
     assert begun[1] > 0
     assert {row["step"] for row in folder.rows()} == set(range(1, 101))
+
+
+FAKE_SLURM = """#!{python}
+# Slurm's three commands on this machine alone; every third call finds the controller busy.
+import os, pathlib, signal, subprocess, sys
+
+home, me = pathlib.Path("{home}"), pathlib.Path(sys.argv[0]).name
+with open(home / "calls", "a") as calls:
+    calls.write(me + "\\n")
+number = len((home / "calls").read_text().splitlines())
+if me != "scancel" and number % 3 == 0:
+    sys.exit(me + ": error: Socket timed out on send/recv operation")
+
+if me == "sbatch":
+    script = pathlib.Path(sys.argv[-1])
+    last = int(script.read_text().split("--array=0-")[1].split()[0])
+    for task in range(last + 1):
+        variables = os.environ | {{"SLURM_ARRAY_TASK_ID": str(task)}}
+        with open(os.devnull, "w") as nothing:
+            said = dict(stdout=nothing, stderr=nothing, start_new_session=True)
+            process = subprocess.Popen(["sh", script], env=variables, **said)
+        (home / f"{{number}}_{{task}}.pid").write_text(str(process.pid))
+    print(number)
+elif me == "squeue":
+    for file in home.glob("*.pid"):
+        stat = pathlib.Path("/proc", file.read_text(), "stat")
+        alive = stat.exists() and stat.read_text().split(")")[1].split()[0] != "Z"
+        print(*file.stem.split("_"), "RUNNING" if alive else "COMPLETED")
+elif "--state=PENDING" not in sys.argv:
+    with open(home / "signals", "a") as said:
+        said.write(sys.argv[1] + "\\n")
+    for name in sys.argv[3:]:
+        os.kill(int((home / f"{{name}}.pid").read_text()), signal.SIGTERM)
+"""
+
+
+@pytest.fixture
+def slurm_here(tmp_path, monkeypatch):
+    """Slurm's commands, of a controller that is busy at times; a folder with what was asked."""
+    home = tmp_path / "controller"
+    home.mkdir()
+    for name in ("sbatch", "squeue", "scancel"):
+        (home / name).write_text(FAKE_SLURM.format(python=sys.executable, home=home))
+        (home / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(clusters, "SEEN_SECONDS", 0.2)
+    monkeypatch.setattr(clusters, "PAUSES", (0.05,) * 4)
+    return home
+
+
+@pytest.mark.slow
+def test_a_busy_controller_costs_no_run(slurm_here, tmp_path, capfd):
+    backend = Slurm(FAKE, home=tmp_path / "s")
+    grid = {"beta1": [0.9, 0.91, 0.92, 0.93, 0.94]}
+    study = a_runner(backend=backend, workers=2).run_grid("g", TINY, grid)
+    assert study.ok
+    assert [len(starts(folder)) for _, folder in study.runs()] == [1] * 5
+    assert not (slurm_here / "signals").exists()
+    said = capfd.readouterr().err
+    assert "sbatch: error: Socket timed out on send/recv operation; submitted again in" in said
+
+
+@pytest.mark.slow
+def test_before_a_final_refusal_what_runs_saves(slurm_here, tmp_path, monkeypatch):
+    backend = Slurm(FAKE, home=tmp_path / "s")
+    accepted = [backend._submit]
+
+    def submit(started: dict[Path, Slot]) -> None:
+        if accepted:
+            return accepted.pop()(started)
+        running(tmp_path / "experiments_out", 1)
+        raise clusters.Refused("sbatch: Socket timed out")
+
+    monkeypatch.setattr(backend, "_submit", submit)
+    base = TINY | {"max_iters": ENDLESS}
+    with pytest.raises(UserError, match="sbatch: Socket timed out"):
+        a_runner(backend=backend, workers=2).run_grid("g", base, {"beta1": [SLOW, 0.9, 0.91]})
+    assert (slurm_here / "signals").read_text().splitlines() == ["--signal=TERM"]
+    states = {f.state(): f.status() for f in begun(tmp_path / "experiments_out")}
+    assert sorted(states) == ["COMPLETE", "WAITING"]
+    assert states["WAITING"].checkpoint_step >= 3
 
 
 # -- names ----------------------------------------------------------------------------------------
