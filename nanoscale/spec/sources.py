@@ -11,9 +11,8 @@ import functools
 import json
 import sys
 import tomllib
-import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,8 +26,8 @@ from nanoscale.spec.config import (
     all_fields,
     flatten,
     from_flat,
-    nest,
 )
+from nanoscale.spec.config_file import run_config_file
 from nanoscale.spec.options import Kind
 from nanoscale.spec.values import Json, Overrides, Value
 
@@ -144,7 +143,7 @@ def read_file(path: str, known: Overrides) -> Source:
     """A config file as a source; `known` are the values in scope of a `.py` file."""
     text = _text_of(Path(path), path)
     try:
-        values = _run(path, text, known) if path.endswith(".py") else _parse(path, text)
+        values = run_config_file(path, text, known) if path.endswith(".py") else _parse(path, text)
         if not isinstance(values, Mapping):
             raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
         return Source(path, flatten_keys(values))
@@ -200,46 +199,6 @@ def _parse(path: str, text: str) -> object:
         return load(text)
     except ValueError as e:
         raise UserError(f"{path}: not valid {language}: {e}") from e
-
-
-def _run(path: str, text: str, known: Overrides) -> Mapping[str, object]:
-    """Run a nanoGPT-style file of assignments and return the names it assigned."""
-    top, nested = nest(known)
-    scope = top | {"parametrization": types.SimpleNamespace(**nested)}
-    try:
-        tree = ast.parse(text, filename=path)
-        exec(compile(tree, path, "exec"), scope)
-    except (Exception, SystemExit) as e:  # the user's own code: what it raises is theirs to read
-        line = getattr(e, "lineno", None) or _last_line(e, path)
-        raise UserError(f"{path}, line {line}: {type(e).__name__}: {e}") from e
-
-    targets = list(_targets(tree))
-    names = {node.id for node in targets if isinstance(node, ast.Name)}
-    ours = sorted(name for name in names & scope.keys() if not name.startswith("_"))
-    values = {name: scope[name] for name in ours}
-    for node in targets:
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "parametrization":
-            values[f"parametrization.{node.attr}"] = getattr(scope["parametrization"], node.attr)
-    return values
-
-
-def _last_line(error: BaseException, path: str) -> int | str | None:
-    """The last line of the file at `path` in the error's traceback."""
-    line: int | str | None = "?"
-    for frame in traceback.extract_tb(error.__traceback__):
-        if frame.filename == path:
-            line = frame.lineno
-    return line
-
-
-def _targets(tree: ast.Module) -> Iterator[ast.AST]:
-    """What the statements of a file assign to, but for what functions and classes hold."""
-    for statement in tree.body:
-        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-            continue
-        for node in ast.walk(statement):
-            if isinstance(getattr(node, "ctx", None), ast.Store):
-                yield node
 
 
 # -- layering -------------------------------------------------------------------------------

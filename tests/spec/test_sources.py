@@ -323,6 +323,81 @@ def test_a_comprehensions_variable_is_not_an_assignment(tmp_path):
     assert config(file).checkpoint_steps == (10, 20, 30)
 
 
+BASE = "n_layer = 3\ncompile = True\nmin_lr = None\nmin_lr_frac = 0.1\nlearning_rate = 2e-3\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exec(open('base.py').read())",
+        "exec(open('base.py', encoding='utf-8').read(), globals())",
+        "from base import *",
+        "from base import n_layer, compile, min_lr, min_lr_frac, learning_rate",
+        "import base as _base\nglobals().update(vars(_base))",
+        "import base\nglobals().update({k: v for k, v in vars(base).items() if k[0] != '_'})",
+        "import base as _b\nfor _name in dir(_b):\n"
+        "    if _name in globals():\n        globals()[_name] = getattr(_b, _name)",
+        "def _set():\n    global n_layer, compile, min_lr, min_lr_frac, learning_rate\n"
+        "    from base import n_layer, compile, min_lr, min_lr_frac, learning_rate\n_set()",
+    ],
+)
+@pytest.mark.parametrize("cwd", ["here", "beside"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # as users write it
+def test_a_base_file_counts_however_it_is_taken_in(tmp_path, monkeypatch, text, cwd):
+    for folder in ("here", "beside"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / cwd)
+    written(tmp_path / "here", "base.py", BASE)
+    file = written(tmp_path / "here", "over.py", f"{text}\nn_head = 2\n")
+    sources = parse_arguments(["--min_lr=1e-5", str(file), "--n_embd=64"])
+    found = build(sources)
+    assert (found.n_layer, found.n_head, found.n_embd) == (3, 2, 64)
+    assert (found.min_lr, found.min_lr_frac, found.learning_rate) == (None, 0.1, 2e-3)
+    if "global n" not in text:  # Python itself stores these, equal ones unseen
+        assert typed(sources)["compile"] is True
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # as users write it
+def test_a_base_file_lies_in_the_working_folder_or_beside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    written(tmp_path, "base_here.py", "n_layer = 5\n")
+    taken = "exec(open('base_here.py').read())\nfrom base_here import *\n"
+    assert config(written(tmp_path / "config", "over.py", taken)).n_layer == 5
+    written(tmp_path / "config", "base_here.py", "n_layer = 7\n")  # each file's own, not cached
+    assert config(written(tmp_path / "config", "b.py", "from base_here import *\n")).n_layer == 7
+    assert "line 1: FileNotFoundError" in refusal(written(tmp_path, "c.py", "open('nowhere.py')\n"))
+
+
+def test_a_loop_over_globals_changes_what_it_says(tmp_path):
+    text = (
+        "for _name in list(globals()):\n    if _name.endswith('_iters') and globals()[_name]:\n"
+        "        globals()[_name] //= 10\n"
+        "vars(parametrization).update(mode='muP')\nsetattr(parametrization, 'base_n_embd', 64)\n"
+    )
+    found = config(written(tmp_path, "a.py", text))
+    assert (found.max_iters, found.warmup_iters, found.eval_iters) == (60000, 200, 20)
+    assert (found.parametrization.mode, found.parametrization.base_n_embd) == ("muP", 64)
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("n_layers = 4", "n_layers: unknown key; did you mean 'n_layer'?"),
+        ("def seed(): return 1", "expected a whole number"),
+        ("parametrization = dict(mod='SP')", "did you mean 'parametrization.mode'"),
+        ("n_layer = 'four'", "n_layer=four: expected a whole number"),
+    ],
+)
+@pytest.mark.parametrize("way", ["exec(open('base.py').read())", "from base import *"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # as users write it
+def test_a_base_file_is_refused_as_the_file_itself_would_be(tmp_path, base, words, way):
+    written(tmp_path, "base.py", f"import time\nfrom math import sqrt\n{base}\n")
+    message = refusal(written(tmp_path, "a.py", f"from math import pi\n{way}\n"))
+    assert words in message
+    assert "a.py: " in message
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
