@@ -86,9 +86,7 @@ def run_config_file(path: str, text: str, known: Overrides) -> dict[str, object]
     return values
 
 
-def _parts(
-    parts: types.SimpleNamespace, before: Overrides, tree: ast.Module
-) -> dict[str, object]:
+def _parts(parts: types.SimpleNamespace, before: Overrides, tree: ast.Module) -> dict[str, object]:
     """What was set of the parametrization, attribute by attribute."""
     values = {}
     assigned = {node.attr for node in _targets(tree) if _of_parts(node)}
@@ -104,9 +102,9 @@ def opener(path: str) -> Any:
     beside = Path(path).parent
 
     def open_here_or_beside(file: Any, *how: Any, **options: Any) -> IO[Any]:
-        if isinstance(file, (str, os.PathLike)) and not os.path.exists(file):
-            if (beside / file).is_file():
-                file = beside / file
+        named = isinstance(file, (str, os.PathLike)) and not os.path.exists(file)
+        if named and (beside / file).is_file():
+            file = beside / file
         stream: IO[Any] = open(file, *how, **options)
         return stream
 
