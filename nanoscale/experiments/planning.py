@@ -18,10 +18,9 @@ from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.progress import duration
 from nanoscale.experiments.worker import Job
 from nanoscale.spec.memory import memory_estimate
-from nanoscale.store.files import write_json
-from nanoscale.store.folder import CONFIG, FAILED, FINISHED, WAITING, RunFolder
+from nanoscale.store.folder import FAILED, FINISHED, WAITING, RunFolder
 from nanoscale.store.lease import Held, Owner
-from nanoscale.store.resume import check_same, renewed
+from nanoscale.store.resume import check_same, renew
 
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"
 ELSEWHERE, LEFT_OUT = "elsewhere", "left out"
@@ -57,13 +56,8 @@ class PlannedRun:
         with suppress(Held):  # another runner was faster: its run is waited for
             if not folder.exists():
                 folder.create(spec)
-                return
-            with folder.take():
-                state = folder.status().state
-                if state not in FINISHED:
-                    write_json(folder / CONFIG, renewed(folder, spec).to_json())
-                    if state != WAITING:
-                        folder.set_status(state=WAITING, kind=None, reason=None)
+            else:
+                renew(folder, spec)
 
 
 def planned(cell: Cell, store: Path) -> PlannedRun:

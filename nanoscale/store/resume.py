@@ -31,6 +31,8 @@ from nanoscale.store.folder import (
 )
 from nanoscale.store.lease import Held
 
+ROUNDING_KEYS = ("device", "threads", "compile")  # once there is a checkpoint these stay
+
 
 # -- equal runs, equal pasts ----------------------------------------------------------------------
 def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
@@ -113,8 +115,9 @@ def check_same(folder: RunFolder, spec: RunSpec) -> None:
 def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
     """The folder at `path`, ready to run `spec`; its state says whether anything is left to do.
 
-    The same run continues, or is finished already; another run is moved aside, or, with `resume`,
-    continued as `spec` where the rule allows it; files that are no run are never touched.
+    The same run continues with today's config, or is finished already; another run is moved aside,
+    or, with `resume`, continued as `spec` where the rule allows it; files that are no run are never
+    touched.
     """
     folder = RunFolder(path)
     if not folder.exists():
@@ -134,6 +137,8 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         raise Held(path, running)
     old = folder.spec()
     if old.content == spec.content:
+        for line in renew(folder, spec):
+            print(f"{path}: {line}")
         return folder
     if resume:
         check_past(old, spec, folder.status().checkpoint_step or 0, path)
@@ -154,6 +159,32 @@ def _continue_as(folder: RunFolder, spec: RunSpec) -> None:
     write_json(folder / CONFIG, spec.to_json())
 
 
+def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
+    """Give a run that is not finished today's config; what of it does not apply, in lines.
+
+    Raises:
+        Held: another process trains there.
+    """
+    with folder.take():
+        state = folder.status().state
+        if state in FINISHED:
+            return []
+        new = renewed(folder, spec)
+        write_json(folder / CONFIG, new.to_json())
+        if state != WAITING:
+            folder.set_status(state=WAITING, kind=None, reason=None)
+
+    lines = []
+    for key in ROUNDING_KEYS:
+        asked, kept = getattr(spec.config, key), getattr(new.config, key)
+        if key in spec.typed and asked != kept:
+            lines.append(
+                f"{key}={asked} does not apply, the run began with {key}={kept} and keeps it, "
+                "as its results depend on it; choose another out_dir to start anew"
+            )
+    return lines
+
+
 def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
     """`spec` with what the folder's run must keep of its config to go on.
 
@@ -162,10 +193,10 @@ def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
     """
     old = folder.spec().config
     config = spec.config
-    if config.micro_batch_size is None:
+    if config.micro_batch_size is None and "micro_batch_size" not in spec.typed:
         config = replace(config, micro_batch_size=old.micro_batch_size)
     if folder.status().checkpoint_step is not None:
-        config = replace(config, device=old.device, threads=old.threads, compile=old.compile)
+        config = replace(config, **{key: getattr(old, key) for key in ROUNDING_KEYS})
     return replace(spec, config=config)
 
 

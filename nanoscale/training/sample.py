@@ -32,8 +32,11 @@ Logits = npt.NDArray[np.float64]
 
 
 # -- the run and the prompt -----------------------------------------------------------------------
-def open_run(out_dir: str) -> tuple[Path, ResolvedConfig, Dataset]:
-    """The weights to load (the best, else the newest), the run's config, and its dataset."""
+def open_run(out_dir: str, data_root: str | None = None) -> tuple[Path, ResolvedConfig, Dataset]:
+    """The weights to load (the best, else the newest), the run's config, and its dataset.
+
+    `data_root` is where that lies now, if it has moved.
+    """
     folder = RunFolder(out_dir)
     if not folder.exists():
         raise UserError(
@@ -49,10 +52,14 @@ def open_run(out_dir: str) -> tuple[Path, ResolvedConfig, Dataset]:
             f"out_dir={out_dir}: the run has saved no weights yet (it is "
             f"{folder.state()}); train it further"
         )
+    name = spec.config.dataset
+    if data_root and Path(name).is_absolute():
+        name = Path(name).name
     try:
-        dataset = open_dataset(spec.config.dataset, spec.config.data_root)
+        dataset = open_dataset(name, data_root or spec.config.data_root)
     except UserError as e:
-        raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}") from e
+        moved = "" if data_root else "; has it moved, add --data_root=FOLDER"
+        raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}{moved}") from e
     if dataset.fingerprint != spec.data_fingerprint:
         raise UserError(
             f"out_dir={out_dir}: dataset {spec.config.dataset!r} has changed since "
@@ -179,7 +186,7 @@ def sample(options: SampleOptions) -> list[str]:
             spell.
     """
     text = prompt(options.start)
-    path, config, dataset = open_run(options.out_dir)
+    path, config, dataset = open_run(options.out_dir, options.data_root)
     ids = dataset.encode(text)
 
     import torch

@@ -14,6 +14,7 @@ class SampleOptions:
     init_from: str = option("resume", "from the run in out_dir", choices=("resume",))
     out_dir: str = option("out", "any run folder")
     start: str = option("\n", "the prompt, or FILE:PATH to read it from")
+    data_root: str | None = option(None, "where the run's dataset lies now; None: where it did")
     num_samples: int = option(10, "samples to draw", least=1)
     max_new_tokens: int = option(500, "tokens generated in each", least=0)
     temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", least=0)

@@ -193,15 +193,57 @@ def test_a_fresh_or_empty_folder_becomes_the_run(tmp_path, existing):
     assert (folder.state(), folder.spec()) == (WAITING, tiny_spec())
 
 
-@pytest.mark.parametrize("state", [WAITING, COMPLETE, DIVERGED, PRUNED, FAILED])
+@pytest.mark.parametrize("state", [COMPLETE, DIVERGED, PRUNED])
 @pytest.mark.parametrize("resume", [False, True])
-def test_the_same_run_is_found_as_it_is(tmp_path, state, resume):
+def test_a_finished_run_is_found_as_it_is(tmp_path, state, resume):
     trained_folder(tmp_path / "out", 10, state)
     before = snapshot(tmp_path)
     folder = open_folder(tmp_path / "out", tiny_spec(log_interval=9), resume)
     assert snapshot(tmp_path) == before
     assert folder.state() == state
-    assert is_finished(folder) == (state in (COMPLETE, DIVERGED, PRUNED))
+    assert is_finished(folder)
+
+
+TODAY = {  # keys that are no part of a run, as the same command gives them anew
+    "micro_batch_size": 1,
+    "loss_chunk": 3,
+    "recompute": True,
+    "log_interval": 9,
+    "keep": "best",
+    "kernels": "torch",
+    "threads": 3,
+    "tensorboard_log": True,
+    "checkpoint_steps": [7],
+    "data_root": "moved",
+    "dataset": "renamed",
+    "checkpoint_seconds": 1.0,
+}
+
+
+@pytest.mark.parametrize("state", [WAITING, RUNNING, FAILED])
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("step", [0, 10])
+def test_the_same_run_goes_on_with_todays_machine_and_record_keys(
+    tmp_path, capsys, state, resume, step
+):
+    before = trained_folder(tmp_path / "out", step, state, threads=2)
+    rows = (before / "metrics.jsonl").read_bytes()
+    spec = replace(tiny_spec(**TODAY), typed=TODAY)
+    folder = open_folder(tmp_path / "out", spec, resume)
+    assert (folder.state(), folder.status().checkpoint_step) == (WAITING, step or None)
+    assert (folder / "metrics.jsonl").read_bytes() == rows
+    kept = {"threads": 2} if step else {}  # what rounding depends on
+    assert folder.spec().config == replace(spec.config, **kept)
+    assert folder.spec().typed == TODAY
+    said = capsys.readouterr().out
+    assert ("threads=3 does not apply, the run began with threads=2" in said) == bool(step)
+
+
+def test_a_micro_batch_stays_halved_unless_it_is_said_anew(tmp_path):
+    trained_folder(tmp_path / "out", 10, micro_batch_size=1)
+    assert open_folder(tmp_path / "out", tiny_spec(), False).spec().config.micro_batch_size == 1
+    asked = replace(tiny_spec(), typed={"micro_batch_size": "None"})
+    assert open_folder(tmp_path / "out", asked, False).spec().config.micro_batch_size is None
 
 
 def test_another_run_is_moved_aside_whole_and_never_overwritten(tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig, ResolvedConfig
 from nanoscale.spec.resolve import resolve
-from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder, run_spec
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import BEST, CHECKPOINT, CONFIG, RunFolder, run_spec
 from nanoscale.training import checkpoint
 from nanoscale.training import sample as sampling
 from nanoscale.training.sample import choose, generate
@@ -380,6 +381,20 @@ def test_a_run_whose_weights_or_data_are_gone_is_refused(run):
     assert "out_dir=out: its text needs its dataset: no dataset 'letters'" in refusal("--start=a")
     (run / BEST).unlink()
     assert "saved no weights yet (it is WAITING)" in refusal("--start=a")
+
+
+@pytest.mark.parametrize("dataset", ["letters", "/gone/letters"])
+def test_data_that_moved_are_found_by_data_root(run, capsys, dataset):
+    spec = run.spec()
+    write_json(run / CONFIG, replace(spec, config=replace(spec.config, dataset=dataset)).to_json())
+    greedy = ("--start=the", "--temperature=0", "--num_samples=1", "--max_new_tokens=4")
+    before = text_of(capsys, *greedy) if dataset == "letters" else None
+    shutil.move("letters", "elsewhere/letters")
+    assert refusal(*greedy).endswith("has it moved, add --data_root=FOLDER")
+    after = text_of(capsys, *greedy, "--data_root=elsewhere")
+    assert after[0].startswith("the")
+    assert before in (None, after)
+    assert "no dataset 'letters' in 'nowhere'" in refusal(*greedy, "--data_root=nowhere")
 
 
 def test_foreign_and_damaged_weights_are_refused(run):
