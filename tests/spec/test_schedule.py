@@ -141,3 +141,9 @@ def test_the_floor_is_one_part_of_the_lr_for_all_groups():
 
 def test_zero_updates_have_a_schedule():
     assert lr_multiplier(tiny_config(max_iters=0), 0) == 1
+
+
+def test_the_length_of_a_cooldown_is_rounded_to_the_nearest_step():
+    values = curve(10, lr_schedule="wsd", max_iters=10, cooldown_frac=0.29)  # 2.9 steps: 3
+    assert values[:8] == [1] * 8
+    assert values[8] == pytest.approx(0.7)
