@@ -89,6 +89,9 @@ def prepare(
         if value is not None and option not in ARGUMENTS[name]:
             raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
     out = Path("data", name) if out is None else Path(out)
+    lies_there = out / "input.txt"  # where nanoGPT's own script keeps the text
+    if name == "shakespeare_char" and input is None and lies_there.is_file():
+        input = str(lies_there)
     if name == "shakespeare_char" and input is None and holds_shakespeare(out):
         print(f"{out} is unchanged")
     else:

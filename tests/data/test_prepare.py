@@ -606,3 +606,17 @@ def test_doors_refuse_in_one_line(clone, name):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert listing(clone / "data" / name) == before
+
+
+def test_an_input_txt_that_lies_there_is_the_text(tmp_path, monkeypatch):
+    raw = b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
+    (tmp_path / "input.txt").write_bytes(raw)
+    url = "nanoscale.data.prepare._download"
+    monkeypatch.setattr(url, lambda url: pytest.fail("downloads what lies there"))
+    with pytest.raises(UserError, match=r"input\.txt is not tinyshakespeare"):
+        prepare.prepare("shakespeare_char", out=tmp_path)
+    monkeypatch.setattr(
+        "nanoscale.data.prepare.SHAKESPEARE_SHA256", hashlib.sha256(raw).hexdigest()
+    )
+    prepare.prepare("shakespeare_char", out=tmp_path)
+    assert open_dataset(str(tmp_path)).decode(range(3))
