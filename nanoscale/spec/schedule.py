@@ -1,4 +1,4 @@
-"""Learning-rate schedules as multipliers of step: every group keeps its own base LR."""
+"""Learning-rate schedules as multipliers on every group's base LR; what is due after a step."""
 
 from __future__ import annotations
 
@@ -44,3 +44,22 @@ def _falling(config: ResolvedConfig, progress: float) -> float:
     if config.lr_schedule == "wsd" and config.cooldown_shape == "1-sqrt":
         return 1 - math.sqrt(progress)
     return 1 - progress
+
+
+# -- what is due ----------------------------------------------------------------------------------
+class Due:
+    """What is due once the update is made that completes `step` of them."""
+
+    def __init__(self, config: ResolvedConfig, step: int) -> None:
+        self.last = step == config.max_iters
+        planned = every(config.eval_interval, step)
+        self.early_end = self.last and not planned  # an evaluation that no longer run makes
+        self.evaluation = self.last or planned
+        self.statistics = every(config.stats_interval, step)
+        self.line = self.last or step == 1 or every(config.log_interval, step)
+        self.row = self.line or self.statistics or self.evaluation
+
+
+def every(interval: int, step: int) -> bool:
+    """Whether `step` is a multiple of an interval, of which 0 is never."""
+    return bool(interval) and step % interval == 0

@@ -25,6 +25,7 @@ FINISHED = (COMPLETE, PRUNED, DIVERGED)  # results, never run again
 
 CONFIG, STATUS, ROWS, METRICS = "config.json", "status.json", "metrics.jsonl", "metrics.json"
 CHECKPOINT, BEST, WINDOWS, LOG = "ckpt.pt", "best.pt", "windows.npy", "log.txt"
+BEST_BEFORE = "best-before.pt"  # the best but for the end, which a longer run has not
 TIMING_COLUMNS = ("time_ms", "tokens_per_second", "mfu", "wall_seconds")  # may differ between twins
 
 
@@ -140,5 +141,8 @@ class RunFolder:
         return read_rows(self / ROWS)
 
     def metrics(self) -> dict[str, Any] | None:
-        """The results, or None while there are none."""
-        return read_json(self / METRICS) if (self / METRICS).is_file() else None
+        """The results, or None while there are none; those of a shorter run are not the run's."""
+        if self.status().state not in FINISHED or not (self / METRICS).is_file():
+            return None
+        results: dict[str, Any] = read_json(self / METRICS)
+        return results

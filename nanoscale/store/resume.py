@@ -11,20 +11,21 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import all_fields, flatten
 from nanoscale.spec.identity import RunSpec
-from nanoscale.spec.schedule import lr_multiplier
-from nanoscale.store.files import cut_rows, move_aside, write_json
+from nanoscale.spec.schedule import Due, lr_multiplier
+from nanoscale.store.files import cut_rows, move_aside, row_line, write_json, write_text
 from nanoscale.store.folder import (
+    BEST,
+    BEST_BEFORE,
     CHECKPOINT,
     CONFIG,
     FINISHED,
-    METRICS,
     ROWS,
     WAITING,
-    WINDOWS,
     RunFolder,
     checkpoint_file,
     parse_branch,
@@ -32,6 +33,7 @@ from nanoscale.store.folder import (
 from nanoscale.store.lease import Held
 
 ROUNDING_KEYS = ("device", "threads", "compile")  # once there is a checkpoint these stay
+Row: TypeAlias = "dict[str, Any]"
 
 
 # -- equal runs, equal pasts ----------------------------------------------------------------------
@@ -113,11 +115,15 @@ def check_same(folder: RunFolder, spec: RunSpec) -> None:
 
 # -- a folder for a run ---------------------------------------------------------------------------
 def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
-    """The folder at `path`, ready to run `spec`; its state says whether anything is left to do.
+    """The folder at `path`, from which `spec` can run; its state says what is left to do.
 
     The same run continues with today's config, or is finished already; another run is moved aside,
-    or, with `resume`, continued as `spec` where the rule allows it; files that are no run are never
-    touched.
+    or, with `resume`, left as it is where the rule allows it to become `spec` (see `continue_as`);
+    files that are no run are never touched.
+
+    Raises:
+        UserError: `resume` has nothing to continue, or other files, or another past.
+        Held: another process trains there.
     """
     folder = RunFolder(path)
     if not folder.exists():
@@ -137,25 +143,37 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         raise Held(path, running)
     old = folder.spec()
     if old.content == spec.content:
+        if resume and not is_finished(folder) and start_of(folder, old) is None:
+            raise UserError(_no_checkpoint(path))
         for line in renew(folder, spec):
             print(f"{path}: {line}")
         return folder
     if resume:
         check_past(old, spec, folder.status().checkpoint_step or 0, path)
-        _continue_as(folder, spec)
+        if not (folder / CHECKPOINT).is_file():
+            raise UserError(_no_checkpoint(path))
     else:
         print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
         folder.create(spec)
     return folder
 
 
-def _continue_as(folder: RunFolder, spec: RunSpec) -> None:
-    """Make the folder's run `spec`, whose past is equal: longer, or with another end."""
-    # in this order, so that a kill in between never leaves a finished run without its results
+def _no_checkpoint(path: Path) -> str:
+    return (
+        f"init_from=resume: {path} holds no {CHECKPOINT} to continue; leave init_from out to "
+        "start from the beginning (keep=all keeps it for a longer run)"
+    )
+
+
+def continue_as(folder: RunFolder, spec: RunSpec) -> None:
+    """Make the folder's run `spec`, whose past is equal: longer, or with another end.
+
+    The shorter run's results stay until the longer one's take their place.
+    """
+    if folder.holds(spec):
+        return
+    # in this order, so that a kill in between never takes the shorter run's results for these
     folder.set_status(id=spec.id, state=WAITING, max_iters=spec.config.max_iters)
-    with disk_errors(folder.path):
-        for name in (METRICS, WINDOWS):
-            (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFIG, spec.to_json())
 
 
@@ -200,9 +218,9 @@ def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
     return replace(spec, config=config)
 
 
-def is_finished(folder: RunFolder) -> bool:
-    """Whether the run has its result (COMPLETE, PRUNED or DIVERGED)."""
-    return folder.state() in FINISHED
+def is_finished(folder: RunFolder, spec: RunSpec | None = None) -> bool:
+    """Whether the run, which is `spec` if that is given, has its result."""
+    return folder.state() in FINISHED and (spec is None or folder.holds(spec))
 
 
 # -- from a checkpoint ----------------------------------------------------------------------------
@@ -213,16 +231,84 @@ def start_of(folder: RunFolder, spec: RunSpec) -> Path | None:
         return newest
     if spec.config.branch_from is None:
         return None
-    parent, step = parse_branch(spec.config.branch_from)
-    return parent / checkpoint_file(step)
+    _, step = parse_branch(spec.config.branch_from)
+    return parent_folder(folder, spec.config.branch_from) / checkpoint_file(step)
 
 
-def take_over_rows(folder: RunFolder, spec: RunSpec, step: int) -> None:
-    """Cut the folder's rows back to `step`, where its run stands; a branch copies its past."""
+def parent_folder(folder: RunFolder, branch_from: str) -> Path:
+    """Where a branch's parent lies: as it was named, else beside the branch, if both were moved."""
+    parent, step = parse_branch(branch_from)
+    beside = folder.path.absolute().parent / parent.name
+    there = [path for path in (parent, beside) if (path / checkpoint_file(step)).is_file()]
+    return there[0] if there else parent
+
+
+def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec | None) -> str:
+    """Cut the folder's rows back to `step`, where its run stands; a branch copies its past.
+
+    The evaluation that a shorter run made at its end alone is no part of a longer one. `saved` is
+    what the checkpoint was saved of. Returns what there is to warn of, or "".
+    """
     for torn in folder.path.glob(".*.tmp"):  # what a killed writer left
         torn.unlink(missing_ok=True)
     if step and spec.config.branch_from and not (folder / CHECKPOINT).is_file():
-        parent, _ = parse_branch(spec.config.branch_from)
+        parent = parent_folder(folder, spec.config.branch_from)
         shutil.copyfile(parent / ROWS, folder / ROWS)
-    if (folder / ROWS).is_file():
-        cut_rows(folder / ROWS, step if step else -1)
+    if not (folder / ROWS).is_file():
+        return ""
+
+    cut_rows(folder / ROWS, step if step else -1)
+    rows = folder.rows()
+    if saved and (warning := missing_rows(rows, saved, spec, step)):
+        return warning
+    if rows and is_early_end(spec, rows[-1]["step"]):
+        end = rows.pop()
+        if Due(spec.config, end["step"]).row:
+            rows.append(_without_evaluation(end))
+        write_text(folder / ROWS, "".join(map(row_line, rows)))
+    if step < spec.config.max_iters:
+        _put_best_back(folder, spec, rows)
+    return ""
+
+
+def _without_evaluation(row: Row) -> Row:
+    """A row as an update alone leaves it."""
+    kept = dict(row, val_loss=None)
+    for key in ("val_bits_per_byte", "eval_train_loss"):
+        kept.pop(key, None)
+    return kept
+
+
+def missing_rows(rows: Sequence[Row], saved: RunSpec, spec: RunSpec, step: int) -> str:
+    """A warning, if rows before the checkpoint at `step` were lost: a power cut can do that."""
+    due = step
+    while due and not (Due(saved.config, due).row and Due(spec.config, due).row):
+        due -= 1
+    last = rows[-1]["step"] if rows else 0
+    if due <= last:
+        return ""
+    return (
+        f"{ROWS} lacks the rows after step {last} and up to {due}, the checkpoint has those steps"
+    )
+
+
+def is_early_end(spec: RunSpec, step: int) -> bool:
+    """Whether an evaluation after `step` updates could only be that of a shorter run's end."""
+    return step > 0 and not Due(spec.config, step).evaluation
+
+
+def own_best(spec: RunSpec, rows: Sequence[Row]) -> float | None:
+    """The least validation loss of the evaluations since the run's own beginning."""
+    began = int(spec.parent.rpartition("@")[2]) if spec.parent else -1
+    losses = [row["val_loss"] for row in rows if row["step"] > began]
+    return min((loss for loss in losses if loss is not None), default=None)
+
+
+def _put_best_back(folder: RunFolder, spec: RunSpec, rows: Sequence[Row]) -> None:
+    """Have the best weights be those of an evaluation that the rows hold."""
+    with disk_errors(folder.path):
+        if (folder / BEST_BEFORE).is_file():
+            (folder / BEST_BEFORE).replace(folder / BEST)
+        untrained = [row for row in rows if row["step"] == 0]
+        if own_best(spec, rows) == own_best(spec, untrained):  # none is better, so none was saved
+            (folder / BEST).unlink(missing_ok=True)

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from nanoscale.model.distributed import no_sync
-from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.schedule import lr_multiplier
+from nanoscale.spec.schedule import Due, lr_multiplier
 from nanoscale.store.folder import COMPLETE, DIVERGED, WAITING
 from nanoscale.training import lines
 from nanoscale.training.recorder import Recorder
@@ -102,22 +101,6 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
 
 
 # -- the loop -------------------------------------------------------------------------------------
-class Due:
-    """What is due once the update is made that completes `step` of them."""
-
-    def __init__(self, config: ResolvedConfig, step: int) -> None:
-        self.last = step == config.max_iters
-        self.evaluation = self.last or every(config.eval_interval, step)
-        self.statistics = every(config.stats_interval, step)
-        self.line = self.last or step == 1 or every(config.log_interval, step)
-        self.row = self.line or self.statistics or self.evaluation
-
-
-def every(interval: int, step: int) -> bool:
-    """Whether `step` is a multiple of an interval, of which 0 is never."""
-    return bool(interval) and step % interval == 0
-
-
 def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
     """Train to the end; returns COMPLETE, DIVERGED, or WAITING when asked to stop."""
     config = run.config
@@ -144,6 +127,9 @@ def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
             save_due |= config.always_save_checkpoint or run.best_val_loss < before
         if due.row:
             row = recorder.row(known, evaluation)
+            if evaluation and not math.isfinite(evaluation.val_loss):
+                recorder.say(f"step {run.step}: val loss is not finite: the run has diverged")
+                return DIVERGED
             if due.line:
                 recorder.say(lines.progress(run, row))
 

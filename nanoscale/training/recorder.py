@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,12 +14,15 @@ import numpy as np
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import gathered
 from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.schedule import Due
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, write_json
 from nanoscale.store.folder import (
     BEST,
+    BEST_BEFORE,
     CHECKPOINT,
     COMPLETE,
+    DIVERGED,
     FAILED,
     METRICS,
     WAITING,
@@ -101,6 +105,13 @@ class Recorder:
         weights = gathered({"model": self.run.model.state_dict()}, self.run.ranks)
         if self.writes():
             path, step = self.folder / BEST, self.run.step
+            if (
+                Due(self.run.config, step).early_end
+                and self.run.config.keep == "all"
+                and path.is_file()
+            ):
+                with atomic_write(self.folder / BEST_BEFORE) as earlier:
+                    shutil.copyfile(path, earlier)
             checkpoint.save(path, self.run.spec, step=step, val_loss=val_loss, **weights)
 
     def late(self) -> bool:
@@ -111,8 +122,8 @@ class Recorder:
     def save(self, due: bool) -> None:
         """Checkpoint when due and at kept steps; every rank takes part."""
         kept = self.run.step in self.run.config.checkpoint_steps
-        if due or kept:
-            self.writes()
+        if (due or kept) and self.writes() and self.rows is not None:
+            self.rows.sync()  # a checkpoint must never outlive the rows before it
         if due:
             save(self.run, self.folder)
         if kept:
@@ -133,8 +144,12 @@ class Recorder:
     def finish(self, state: str) -> RunResult:
         """The final evaluation, `windows.npy`, `metrics.json`, and the state that ends the run."""
         run, folder = self.run, self.folder
-        result = self.result(state)
         losses = final_losses(run) if state == COMPLETE else None
+        if losses is not None and not np.isfinite(losses).all():
+            self.say("the final loss is not finite: the run has diverged")
+            state = DIVERGED
+            losses = None
+        result = self.result(state)
         if losses is not None:
             loss = float(losses.mean())
             bpb = bits_per_byte(run, loss)
@@ -145,6 +160,8 @@ class Recorder:
         if not self.writes():
             return result
 
+        if self.rows is not None:
+            self.rows.sync()
         if losses is not None:
             rows = folder.rows()
             result = replace(result, train_loss=rows[-1]["eval_train_loss"] if rows else None)

@@ -31,7 +31,7 @@ from nanoscale.store.folder import (
     run_spec,
 )
 from nanoscale.store.lease import Lease
-from nanoscale.store.resume import is_finished, open_folder, take_over_rows
+from nanoscale.store.resume import continue_as, is_finished, open_folder, take_over_rows
 from nanoscale.training.records import RunResult
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def train(
     resume = config.init_from == "resume"
     if world_size() > 1:
         return train_ranks(spec, path, resume)
-    return train_folder(open_folder(path, spec, resume))
+    return train_folder(open_folder(path, spec, resume), spec)
 
 
 def evaluate(config: ExperimentConfig, *, typed: Mapping[str, Json] | None = None) -> float:
@@ -133,10 +133,13 @@ def check_machine(config: ExperimentConfig) -> None:
 
 
 # -- from a folder --------------------------------------------------------------------------------
-def train_folder(folder: RunFolder) -> RunResult:
-    """Train what is left to train; say where the result is and what to try next."""
-    spec = folder.spec()
-    if is_finished(folder):
+def train_folder(folder: RunFolder, longer: RunSpec | None = None) -> RunResult:
+    """Train what is left to train; say where the result is and what to try next.
+
+    `longer` is the run that the folder's is to become, if it is not that already (see `fill`).
+    """
+    spec = longer or folder.spec()
+    if is_finished(folder, longer):
         result = RunResult.read(folder)
         print(f"{folder.path}: this run is {result.status} already; see {folder / 'metrics.json'}")
         return result
@@ -145,7 +148,7 @@ def train_folder(folder: RunFolder) -> RunResult:
     from nanoscale.training.hardware import pick_device
 
     with session(spec.config, pick_device) as ranks:
-        result = fill(folder, ranks)
+        result = fill(folder, ranks, longer)
     if result.status == COMPLETE:
         print(
             f"COMPLETE: results in {folder / 'metrics.json'}; "
@@ -156,8 +159,10 @@ def train_folder(folder: RunFolder) -> RunResult:
     return result
 
 
-def fill(folder: RunFolder, ranks: Ranks) -> RunResult:
+def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunResult:
     """Run the folder's config to its end, as one of `ranks`, of which the master owns the folder.
+
+    The folder's run becomes `longer`, whose past is equal, once its checkpoint is known to be good.
 
     Raises:
         UserError: the data, a checkpoint or the disk refuses; the run stays WAITING.
@@ -168,6 +173,8 @@ def fill(folder: RunFolder, ranks: Ranks) -> RunResult:
     from nanoscale.training.state import build, dataset_of, load_start
 
     spec = folder.spec()
+    if longer is not None and spec.content != longer.content:
+        spec = longer
     if spec.config.sequences_per_iter % ranks.world:
         raise UserError(
             f"{spec.config.sequences_per_iter} sequences per update do not divide over "
@@ -175,14 +182,19 @@ def fill(folder: RunFolder, ranks: Ranks) -> RunResult:
             "gradient_accumulation_steps"
         )
     with stop_requests() as asked, owned(folder, ranks) as lease:
-        if is_finished(folder):  # by another process, while this one was starting
+        if is_finished(folder, longer):  # by another process, while this one was starting
             return RunResult.read(folder)
-        run = build(spec, dataset_of(spec), ranks, load_start(spec, folder))
+        saved = load_start(spec, folder)
+        run = build(spec, dataset_of(spec), ranks, saved)
+        warning = ""
         if ranks.is_master:
-            take_over_rows(folder, spec, run.step)
+            continue_as(folder, spec)
+            warning = take_over_rows(folder, spec, run.step, saved.spec if saved else None)
             folder.set_status(state=RUNNING, step=run.step, reason=None)
         with recording(run, folder, lease) as recorder:
             recorder.introduce()
+            if warning:
+                recorder.say(f"warning: {warning}")
             state = loop(run, recorder, asked)
             if state == WAITING:
                 return recorder.interrupted()
@@ -216,4 +228,6 @@ def train_ranks(spec: RunSpec, path: Path, resume: bool) -> RunResult:
         refusal = ranks.broadcast(refusal)
         if refusal is not None:
             raise UserError(refusal)
-        return RunResult.read(folder) if is_finished(folder) else fill(folder, ranks)
+        if is_finished(folder, spec):
+            return RunResult.read(folder)
+        return fill(folder, ranks, spec)

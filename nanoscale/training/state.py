@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from nanoscale.model.optim import Optimizers, OptimizerState
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import CHECKPOINT, RunFolder
-from nanoscale.store.resume import check_past, start_of
+from nanoscale.store.resume import check_past, is_early_end, own_best, start_of
 from nanoscale.training import checkpoint, numerics
 from nanoscale.training.hardware import peak, pick_device
 from nanoscale.training.numerics import Numerics
@@ -95,8 +95,14 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         content = checkpoint.load(path)
-        content["numerics"] = Numerics(**content["numerics"])
-        return cls(**{f.name: content[f.name] for f in fields(cls)})
+        try:
+            content["numerics"] = Numerics(**content["numerics"])
+            return cls(**{f.name: content[f.name] for f in fields(cls)})
+        except (KeyError, TypeError) as e:
+            raise UserError(
+                f"{path}: holds weights, not the whole state of a run; delete it to start from "
+                "the beginning"
+            ) from e
 
 
 def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | None = None) -> Run:
@@ -154,6 +160,11 @@ def load_start(spec: RunSpec, folder: RunFolder) -> Checkpoint | None:
         return None
     saved = Checkpoint.load(path)
     check_past(saved.spec, spec, saved.step, path)
+    if path != folder / CHECKPOINT:  # a branch's best is its own, not its parent's
+        return replace(saved, best_val_loss=None)
+    if saved.step == saved.spec.config.max_iters and is_early_end(spec, saved.step):
+        rows = [row for row in folder.rows() if row["step"] < saved.step]
+        return replace(saved, best_val_loss=own_best(spec, rows))
     return saved
 
 

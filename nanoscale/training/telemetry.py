@@ -52,7 +52,8 @@ class RowWriter:
             self.file = self.path.open("a", encoding="utf-8")
         self.mirrors: list[TensorBoardMirror | WandbMirror] = []
         if spec.config.tensorboard_log:
-            self.mirrors.append(TensorBoardMirror(folder))
+            rows = folder.rows()
+            self.mirrors.append(TensorBoardMirror(folder, rows[-1]["step"] + 1 if rows else 0))
         if spec.config.wandb_log:
             self.mirrors.append(WandbMirror(folder, spec))
 
@@ -61,6 +62,11 @@ class RowWriter:
             print(row_line(row), end="", file=self.file, flush=True)
         for mirror in self.mirrors:
             mirror.write(step, flat_numbers(row))
+
+    def sync(self) -> None:
+        """Have all rows on the disk, where they outlive a power cut."""
+        with disk_errors(self.path):
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()
@@ -80,12 +86,12 @@ def flat_numbers(row: Mapping[str, Json], prefix: str = "") -> dict[str, float]:
 
 
 class TensorBoardMirror:
-    """Rows as TensorBoard scalars in the run folder."""
+    """Rows as TensorBoard scalars in the run folder; those from `step` on are written anew."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder.path))
+        self.writer = SummaryWriter(str(folder.path), purge_step=step)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():

@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 
-from nanoscale.signals import on_stop_signal
+import pytest
+
+from nanoscale.signals import on_stop_signal, stop_requests
 
 
 def test_signals_are_handed_over_and_the_old_handlers_come_back():
@@ -24,7 +26,18 @@ def test_a_handler_installed_from_c_does_not_break_the_way_out(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: put_back.append(handler))
     with on_stop_signal(lambda number: None):
         put_back.clear()
-    assert put_back == [signal.SIG_DFL, signal.SIG_DFL]
+    assert put_back == [signal.SIG_DFL] * 3
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_asks_as_sigterm_does_but_under_nohup(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with stop_requests() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked.is_set() != ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_another_thread_leaves_the_handlers_alone():

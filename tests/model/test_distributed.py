@@ -112,7 +112,7 @@ def trained(spec: RunSpec, path: Path, world: int = 1) -> RunFolder:
     """The run's folder after it went on to its end over `world` ranks."""
     resume = path.exists()
     if world == 1:
-        assert train_folder(open_folder(path, spec, resume)).status == "COMPLETE"
+        assert train_folder(open_folder(path, spec, resume), spec).status == "COMPLETE"
     else:
         over_ranks(world, lambda: train_ranks(spec, path, resume))
     folder = RunFolder(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,17 @@ from nanoscale.spec.config import all_fields
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.files import write_text
 from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, PRUNED, RUNNING, WAITING, RunFolder
-from nanoscale.store.resume import check_past, check_same, is_finished, open_folder, past_difference
+from nanoscale.store.resume import (
+    check_past,
+    check_same,
+    continue_as,
+    is_finished,
+    open_folder,
+    own_best,
+    past_difference,
+    start_of,
+    take_over_rows,
+)
 
 SCHEDULE_OR_LENGTH = {
     "lr_schedule",
@@ -173,6 +184,8 @@ def trained_folder(path: Path, step: int, state: str = WAITING, **overrides: obj
     folder.create(tiny_spec(**overrides))
     folder.set_status(state=state, step=step, checkpoint_step=step or None)
     write_text(folder / "metrics.jsonl", '{"step":1}\n')
+    if step:
+        write_text(folder / "ckpt.pt", "")
     if state == COMPLETE:
         write_text(folder / "metrics.json", "{}")
         write_text(folder / "windows.npy", "")
@@ -308,14 +321,35 @@ def test_resume_makes_a_run_longer_where_the_past_is_equal(tmp_path, schedule):
     step = 10 if schedule == "constant" else 9
     trained_folder(tmp_path / "out", step, COMPLETE, lr_schedule=schedule)
     longer = tiny_spec(lr_schedule=schedule, max_iters=25)
+    before = snapshot(tmp_path)
     folder = open_folder(tmp_path / "out", longer, resume=True)
+    assert snapshot(tmp_path) == before  # whether the checkpoint can be read is not known yet
+    continue_as(folder, longer)
     assert folder.spec() == longer
     status = folder.status()
     assert (folder.state(), status.id, status.max_iters) == (WAITING, longer.id, 25)
     assert status.checkpoint_step == step
     assert folder.metrics() is None  # the old results are not the longer run's
-    assert not (folder / "windows.npy").exists()
-    assert (folder / "metrics.jsonl").exists()
+    left = snapshot(tmp_path)
+    for name in ("metrics.json", "windows.npy", "metrics.jsonl", "ckpt.pt"):
+        assert left[f"out/{name}"] == before[f"out/{name}"]
+
+
+@pytest.mark.parametrize("max_iters", [10, 25])
+@pytest.mark.parametrize("state", [WAITING, COMPLETE])
+def test_resume_without_a_checkpoint_is_refused(tmp_path, max_iters, state):
+    """As keep=best and keep=none leave it; the same run that has its result is no such case."""
+    constant = {"lr_schedule": "constant", "max_iters": max_iters}
+    folder = trained_folder(tmp_path / "out", 10, state, lr_schedule="constant")
+    (folder / "ckpt.pt").unlink()
+    folder.set_status(checkpoint_step=None)
+    before = snapshot(tmp_path)
+    if (max_iters, state) == (10, COMPLETE):
+        open_folder(tmp_path / "out", tiny_spec(**constant), resume=True)
+    else:
+        with pytest.raises(UserError, match=r"holds no ckpt.pt to continue; leave init_from out"):
+            open_folder(tmp_path / "out", tiny_spec(**constant), resume=True)
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -335,44 +369,105 @@ def test_resume_refuses_another_past_naming_the_difference(tmp_path, new, words)
     assert snapshot(tmp_path) == before
 
 
-def test_a_run_that_saved_nothing_yet_has_no_schedule_to_keep(tmp_path):
-    trained_folder(tmp_path / "out", 0)
-    longer = tiny_spec(max_iters=25)
-    assert open_folder(tmp_path / "out", longer, resume=True).spec() == longer
-
-
 @pytest.mark.parametrize("after", range(3))
 def test_a_kill_while_becoming_longer_never_leaves_results_missing(tmp_path, monkeypatch, after):
-    """After each write of the change: finished with results, or unfinished; then it can go on."""
+    """After each write of the change: finished, or unfinished; the results stay, and it goes on."""
     folder = trained_folder(tmp_path / "out", 10, COMPLETE, lr_schedule="constant")
     longer = tiny_spec(lr_schedule="constant", max_iters=25)
-    done = []
+    done: list[int] = []
+    really = os.replace
 
-    def counted(really):
-        def call(*arguments: object) -> None:
-            if len(done) == after:
-                raise KeyboardInterrupt
-            done.append(1)
-            really(*arguments)
+    def counted(*paths: Path) -> None:
+        if len(done) == after:
+            raise KeyboardInterrupt
+        done.append(1)
+        really(*paths)
 
-        return call
-
-    monkeypatch.setattr(os, "replace", counted(os.replace))
-    monkeypatch.setattr(
-        Path,
-        "unlink",
-        lambda self, missing_ok=False, unlink=Path.unlink: (
-            counted(unlink)(self, missing_ok)
-            if not self.name.endswith(".tmp")
-            else unlink(self, missing_ok)
-        ),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        open_folder(tmp_path / "out", longer, resume=True)
+    monkeypatch.setattr(os, "replace", counted)
+    with suppress(KeyboardInterrupt):
+        continue_as(folder, longer)
     monkeypatch.undo()
-    assert (folder.state() == COMPLETE) == (after == 0)
-    assert folder.state() == WAITING or folder.metrics() is not None
-    assert open_folder(tmp_path / "out", longer, resume=True).spec() == longer
+    assert len(done) == after
+    assert folder.state() == (WAITING if after else COMPLETE)
+    assert (folder / "metrics.json").read_text() == "{}"
+    continue_as(open_folder(tmp_path / "out", longer, resume=True), longer)
+    assert folder.spec() == longer
+
+
+# --- rows and the best -------------------------------------------------------------------------
+
+
+def row(step: int, val_loss: float | None = None) -> str:
+    evaluation = '"val_bits_per_byte":1.0,"eval_train_loss":1.0,' if val_loss else ""
+    loss = "null" if val_loss is None else val_loss
+    return f'{{"step":{step},"val_loss":{loss},{evaluation}"time_ms":1.0}}\n'
+
+
+AT_THE_END = [
+    # whether a row is due at 7 anyway; the shorter run's losses after 0, 5 and 7; the best of
+    # before, and whose weights best.pt then holds
+    (1, (3.0, 2.0, 1.0), 2.0, "at 5"),
+    (5, (3.0, 2.0, 1.0), 2.0, "at 5"),
+    (1, (3.0, 2.0, 2.5), 2.0, "at 5"),
+    (1, (3.0, 4.0, 1.0), 3.0, None),
+    (1, (3.0, 4.0, 5.0), 3.0, None),
+]
+
+
+@pytest.mark.parametrize(("log_interval", "losses", "best", "weights"), AT_THE_END)
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_end_of_a_shorter_run_is_no_part_of_a_longer(
+    tmp_path, log_interval, losses, best, weights, twice
+):
+    constant = {"lr_schedule": "constant", "log_interval": log_interval}
+    folder = trained_folder(tmp_path / "out", 7, COMPLETE, max_iters=7, **constant)
+    shorter, longer = folder.spec(), tiny_spec(max_iters=25, **constant)
+    untrained, middle, end = losses
+    past = row(0, untrained) + row(1) + row(5, middle)
+    write_text(folder / "metrics.jsonl", past + row(7, end))
+    if middle < untrained:
+        write_text(folder / "best.pt", "at 5")
+    if end < min(untrained, middle):
+        if middle < untrained:
+            os.replace(folder / "best.pt", folder / "best-before.pt")
+        write_text(folder / "best.pt", "at 7")
+
+    for _ in range(2 if twice else 1):  # killed right after it, and continued again
+        assert take_over_rows(folder, longer, 7, shorter) == ""
+    assert (folder / "metrics.jsonl").read_text() == past + (row(7) if log_interval == 1 else "")
+    assert own_best(longer, folder.rows()) == best
+    left = (folder / "best.pt").read_text() if (folder / "best.pt").exists() else None
+    assert left == weights
+    assert not (folder / "best-before.pt").exists()
+
+
+def test_rows_lost_before_a_checkpoint_are_said(tmp_path):
+    """As after a power cut: the checkpoint is on the disk, the last rows are not."""
+    folder = trained_folder(tmp_path / "out", 10)
+    spec = folder.spec()
+    write_text(folder / "metrics.jsonl", "".join(map(row, range(1, 11))))
+    assert take_over_rows(folder, spec, 10, spec) == ""
+    write_text(folder / "metrics.jsonl", "".join(map(row, range(1, 4))))
+    assert "lacks the rows after step 3 and up to 9" in take_over_rows(folder, spec, 9, spec)
+    sparse = tiny_spec(log_interval=4, eval_interval=100)  # nothing is due after 8
+    write_text(folder / "metrics.jsonl", row(1) + row(4) + row(8))
+    assert take_over_rows(folder, sparse, 9, sparse) == ""
+
+
+def test_a_branch_finds_its_parent_beside_it_where_both_were_moved(tmp_path):
+    parent = trained_folder(tmp_path / "there" / "parent", 10)
+    write_text(parent / "ckpt-5.pt", "")
+    spec = tiny_spec(branch_from=str(parent / "@5").replace("/@", "@"))
+    branch = RunFolder(tmp_path / "there" / "branch")
+    branch.create(spec)
+    assert start_of(branch, spec) == parent / "ckpt-5.pt"
+    (tmp_path / "there").rename(tmp_path / "here")
+    moved = RunFolder(tmp_path / "here" / "branch")
+    assert start_of(moved, spec) == tmp_path / "here" / "parent" / "ckpt-5.pt"
+    take_over_rows(moved, spec, 5, None)
+    assert [r["step"] for r in moved.rows()] == [1]
+    (tmp_path / "here" / "parent" / "ckpt-5.pt").unlink()
+    assert start_of(moved, spec) == parent / "ckpt-5.pt"  # which the refusal names
 
 
 def test_a_parent_changes_the_identity_and_so_the_folder(tmp_path):

@@ -21,9 +21,11 @@ import torch
 from tiny import ROOT, flags, run_nanoscale, run_python, spec_maker
 from tiny import RUN as BASE
 
+from nanoscale.commands.run import exit_code
 from nanoscale.data.dataset import open_dataset
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
+from nanoscale.experiments.trials import loss_of
 from nanoscale.model.distributed import Ranks
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
@@ -323,16 +325,70 @@ def test_time_between_checkpoints_is_bounded(spec_of, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_longer_run_continues_where_the_schedule_allows_it(spec_of, tmp_path):
-    constant = {"lr_schedule": "constant", "eval_interval": 5}
-    trained(spec_of(max_iters=10, **constant), tmp_path / "run")
+@pytest.mark.parametrize(("eval_interval", "log_interval"), [(5, 1), (4, 1), (4, 3), (0, 5)])
+def test_a_longer_run_is_its_straight_twin(spec_of, tmp_path, eval_interval, log_interval):
+    """Where its shorter run ended on the grid of evaluations, and where it did not."""
+    constant = {
+        "lr_schedule": "constant",
+        "eval_interval": eval_interval,
+        "log_interval": log_interval,
+    }
+    shorter = trained(spec_of(max_iters=10, **constant), tmp_path / "run")
+    results = [(shorter / name).read_bytes() for name in ("metrics.json", "windows.npy")]
     longer = spec_of(max_iters=20, **constant)
     folder = open_folder(tmp_path / "run", longer, resume=True)
-    assert train(folder) == "COMPLETE"
-    assert folder.spec().id == longer.id
-    assert state_of(folder) == state_of(trained(longer, tmp_path / "twin"))
+    assert folder.state() == "COMPLETE"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "update", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_folder(folder, longer)
+    assert results == [(folder / name).read_bytes() for name in ("metrics.json", "windows.npy")]
+    assert (folder.state(), folder.metrics()) == ("WAITING", None)
+    assert train_folder(folder, longer).status == "COMPLETE"
+    assert folder.spec().id == folder.status().id == folder.metrics()["id"] == longer.id
+    twin = trained(longer, tmp_path / "twin")
+    assert_twins(folder, twin)
+    assert state_of(folder, "best.pt") == state_of(twin, "best.pt")
     with pytest.raises(UserError, match="LR multiplier of update"):
-        open_folder(tmp_path / "run", spec_of(max_iters=40, eval_interval=5), resume=True)
+        open_folder(tmp_path / "run", spec_of(max_iters=40, eval_interval=eval_interval), True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "weights alone"])
+def test_what_cannot_be_made_longer_keeps_its_result(spec_of, tmp_path, damage):
+    constant = {"lr_schedule": "constant", "eval_interval": 0}
+    folder = trained(spec_of(max_iters=3, **constant), tmp_path / "run")
+    if damage == "cut":
+        (folder / "ckpt.pt").write_bytes((folder / "ckpt.pt").read_bytes()[:1000])
+    else:
+        (folder / "best.pt").replace(folder / "ckpt.pt")
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    longer = spec_of(max_iters=6, **constant)
+    message = "not a readable checkpoint" if damage == "cut" else "holds weights, not the whole"
+    with pytest.raises(UserError, match=message):
+        train_folder(open_folder(folder.path, longer, resume=True), longer)
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert folder.state() == "COMPLETE"
+
+
+@pytest.mark.parametrize("keep", ["all", "best"])
+def test_a_branchs_best_is_its_own(spec_of, tmp_path, keep):
+    """Its rate ruins what its parent had learned, so no evaluation of it beats the parent's."""
+    parent = trained(spec_of(max_iters=10, eval_interval=2, lr_schedule="constant"), tmp_path / "p")
+    saved = checkpoint.load(parent / "ckpt.pt")
+    content = {key: saved[key] for key in saved.keys() - {"format", "schema", "spec"}}
+    checkpoint.save(parent / "ckpt.pt", saved["spec"], **content | {"best_val_loss": 0.01})
+    spec = spec_of(
+        max_iters=13,
+        eval_interval=2,
+        lr_schedule="constant",
+        keep=keep,
+        branch_from=str(parent.path),
+    )
+    branch = trained(spec, tmp_path / "branch")
+    own = [row["val_loss"] for row in branch.rows() if row["step"] > 10 and row["val_loss"]]
+    assert len(own) == 2
+    assert branch.metrics()["best_val_loss"] == min(own)
+    assert (branch / "best.pt").is_file()
 
 
 @pytest.mark.slow
@@ -417,12 +473,67 @@ def test_divergence_is_a_result(spec_of, tmp_path):
 BLOWN_UP = {"learning_rate": 1e39, "max_iters": 6, "checkpoint_steps": "[1, 2]"}  # by one update
 
 
+@pytest.mark.parametrize("max_iters", [1, 3])
+def test_a_last_update_that_ruins_the_weights_is_divergence(
+    spec_of, tmp_path, monkeypatch, max_iters
+):
+    """Every loss of an update is finite: what they are for is not."""
+    real = training.update
+
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
+        done = real(run, *rest)
+        if run.step == max_iters:
+            next(run.model.parameters()).data.fill_(math.inf)
+        return done
+
+    monkeypatch.setattr(training, "update", update)
+    folder = open_folder(tmp_path / "run", spec_of(max_iters=max_iters), resume=False)
+    result = train_folder(folder)
+    assert (result.status, folder.state(), exit_code(result)) == ("DIVERGED", "DIVERGED", 1)
+    assert folder.metrics()["val_loss"] is None
+    last = folder.rows()[-1]
+    assert (last["step"], last["val_loss"]) == (max_iters, None)
+    assert last["train_loss"] > 0
+    assert loss_of(folder) == math.inf  # for a search
+
+
+def test_a_final_loss_that_is_not_finite_is_divergence(spec_of, tmp_path, monkeypatch):
+    """Of windows that no evaluation on the way had."""
+    monkeypatch.setattr(recorder, "final_losses", lambda run: np.array([1.0, math.inf]))
+    folder = open_folder(tmp_path / "run", spec_of(max_iters=1), resume=False)
+    assert train(folder) == folder.metrics()["status"] == "DIVERGED"
+    assert folder.metrics()["val_loss"] is None
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_follows(spec_of, tmp_path, monkeypatch):
+    """What fsync has seen is what a power cut leaves."""
+    folder = open_folder(tmp_path / "run", spec_of(max_iters=4, log_interval=1), resume=False)
+    real_sync, real_save, kept = os.fsync, recorder.save, []
+    synced = [b""]
+
+    def fsync(number: int) -> None:
+        real_sync(number)
+        rows = folder / "metrics.jsonl"
+        if rows.exists() and os.path.samestat(os.fstat(number), rows.stat()):
+            synced.append(rows.read_bytes())
+
+    def save(run: Run, *rest: Any) -> None:
+        kept.append((run.step, synced[-1].count(b"\n")))
+        real_save(run, *rest)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(recorder, "save", save)
+    train(folder)
+    assert kept == [(step, step + 1) for step, _ in kept]  # with the row of step 0
+    assert kept[-1][0] == 4
+
+
 def test_a_state_that_is_not_finite_is_never_kept(spec_of, tmp_path):
     """The first batch's loss is finite, the weights after its update are not."""
     folder = open_folder(tmp_path / "run", spec_of(eval_interval=1, **BLOWN_UP), resume=False)
     assert train(folder) == "DIVERGED"
-    assert [row["step"] for row in folder.rows()] == [0, 1, 2]
-    assert [row["train_loss"] is None for row in folder.rows()] == [True, False, True]
+    assert [row["step"] for row in folder.rows()] == [0, 1]
+    assert [row["train_loss"] is None for row in folder.rows()] == [True, False]
     assert not list(folder.path.glob("ckpt*.pt"))
 
 
