@@ -102,17 +102,17 @@ class Recorder:
         return evaluation
 
     def save_best(self, val_loss: float) -> None:
-        weights = gathered({"model": self.run.model.state_dict()}, self.run.ranks)
-        if self.writes():
-            path, step = self.folder / BEST, self.run.step
-            if (
-                Due(self.run.config, step).early_end
-                and self.run.config.keep == "all"
-                and path.is_file()
-            ):
-                with atomic_write(self.folder / BEST_BEFORE) as earlier:
-                    shutil.copyfile(path, earlier)
-            checkpoint.save(path, self.run.spec, step=step, val_loss=val_loss, **weights)
+        run = self.run
+        weights = gathered({"model": run.model.state_dict()}, run.ranks)
+        if not self.writes():
+            return
+        path = self.folder / BEST
+        early_end = Due(run.config, run.step).early_end
+        longer = run.config.keep == "all"
+        if early_end and longer and path.is_file():
+            with atomic_write(self.folder / BEST_BEFORE) as earlier:
+                shutil.copyfile(path, earlier)
+        checkpoint.save(path, run.spec, step=run.step, val_loss=val_loss, **weights)
 
     def late(self) -> bool:
         """Whether it is long since the last checkpoint; by the master's clock alone."""
@@ -122,12 +122,18 @@ class Recorder:
     def save(self, due: bool) -> None:
         """Checkpoint when due and at kept steps; every rank takes part."""
         kept = self.run.step in self.run.config.checkpoint_steps
-        if (due or kept) and self.writes() and self.rows is not None:
-            self.rows.sync()  # a checkpoint must never outlive the rows before it
+        if due or kept:
+            self.writes()
+            self.sync()
         if due:
             save(self.run, self.folder)
         if kept:
             save(self.run, self.folder, checkpoint_file(self.run.step))
+
+    def sync(self) -> None:
+        """Have the rows on the disk: no checkpoint and no result may outlive those before it."""
+        if self.rows is not None:
+            self.rows.sync()
 
     # -- the end ----------------------------------------------------------------------------------
     def interrupted(self) -> RunResult:
@@ -160,8 +166,7 @@ class Recorder:
         if not self.writes():
             return result
 
-        if self.rows is not None:
-            self.rows.sync()
+        self.sync()
         if losses is not None:
             rows = folder.rows()
             result = replace(result, train_loss=rows[-1]["eval_train_loss"] if rows else None)
