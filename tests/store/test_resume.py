@@ -234,8 +234,7 @@ TODAY = {  # keys that are no part of a run, as the same command gives them anew
 
 
 @pytest.mark.parametrize("state", [WAITING, RUNNING, FAILED])
-@pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("step", [0, 10])
+@pytest.mark.parametrize(("resume", "step"), [(False, 0), (False, 10), (True, 10)])
 def test_the_same_run_goes_on_with_todays_machine_and_record_keys(
     tmp_path, capsys, state, resume, step
 ):
