@@ -1,9 +1,10 @@
 """Token files to batches: training sample i is a function of (data_seed, i), never of a stream.
 
 A data set is a folder in nanoGPT's format (github.com/karpathy/nanoGPT): `train.bin` and `val.bin`,
-headerless little-endian uint16, and a table of symbols. Random numbers are Philox-4x64-10 (Salmon
-et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") read by counter, so there is no state
-to save and any batch, in any order, on any rank, is cut from the same numbered samples.
+headerless little-endian uint16 (uint32 where the meta says so), and a table of symbols. Random
+numbers are Philox-4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") read
+by counter, so there is no state to save and any batch, in any order, on any rank, is cut from the
+same numbered samples.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from nanoscale.data.meta import SPLITS, Meta, read_errors, read_meta
+from nanoscale.data.meta import DTYPES, SPLITS, Meta, read_errors, read_meta
 from nanoscale.errors import UserError, did_you_mean
 
 KNOWN = ("shakespeare_char", "pysource", "text", "synthetic")  # what `nanoscale data prepare` makes
@@ -29,8 +30,11 @@ TOKEN = np.dtype("<u2")
 BLOCK = 2**20  # bytes read at once
 WHOLE = 2**28  # a larger file is fingerprinted by evenly spaced blocks
 SAMPLED_BLOCKS = 256
+LOOKED_AT = 2**16  # bytes from which a file's type is told
+LLM_C = {20240520: "<u2", 20240801: "<u4"}  # magic number of llm.c's header -> type of its tokens
+LLM_C_HEADER = 1024  # bytes
 
-Tokens: TypeAlias = NDArray[Any]  # (n,) of any integer type; of a token file, uint16
+Tokens: TypeAlias = NDArray[Any]  # (n,) of any integer type; of a token file, uint16 or uint32
 Integers: TypeAlias = NDArray[np.int64]
 Words: TypeAlias = NDArray[np.uint64]  # of Philox
 
@@ -101,8 +105,24 @@ class Dataset:
         step = BLOCK * 16
         total = 0
         for first in range(0, len(tokens), step):
-            total += int(widths[tokens[first : first + step]].sum())
+            part = tokens[first : first + step]
+            self.require_known(part)
+            total += int(widths[part].sum())
         return total / len(tokens)
+
+    def require_known(self, *arrays: Tokens) -> None:
+        """Refuse tokens beyond the vocabulary: of a big file, opening it looks at a part alone."""
+        largest = max(int(tokens.max()) for tokens in arrays)
+        if largest < self.vocab_size:
+            return
+        for split, tokens in self.tokens.items():
+            path = self.folder / f"{split}.bin"
+            for first in range(0, len(tokens), BLOCK):
+                part = tokens[first : first + BLOCK]
+                beyond = np.flatnonzero(part >= self.vocab_size)
+                if len(beyond):
+                    at = int(beyond[0])
+                    raise _foreign(path, part[at], self.vocab_size, first + at)
 
     def require_block(self, block_size: int) -> None:
         """Refuse a block that does not fit into a split."""
@@ -149,13 +169,16 @@ def open_dataset(name: str, data_root: str = "data") -> Dataset:
     """
     folder = dataset_folder(name, data_root)
     files = tuple(_bin_stat(folder / f"{split}.bin") for split in SPLITS)
-    fingerprint, largest = _fingerprint(files)
     meta = read_meta(folder)
+    dtype = DTYPES[meta.dtype or "uint16"]
+    for split, (_, size, _) in zip(SPLITS, files, strict=True):
+        _check_format(folder / f"{split}.bin", size, meta, np.dtype(dtype))
+    fingerprint, largest = _fingerprint(files, dtype)
     tokens: dict[str, Tokens] = {}
-    for split, (path, size, _), token in zip(SPLITS, files, largest, strict=True):
-        _check_split(folder / f"{split}.bin", size // TOKEN.itemsize, token, split, meta)
+    for split, (path, _, _), token in zip(SPLITS, files, largest, strict=True):
         with read_errors(folder):
-            tokens[split] = np.memmap(path, TOKEN, "r")
+            tokens[split] = np.memmap(path, dtype, "r")
+        _check_split(folder / f"{split}.bin", len(tokens[split]), token, split, meta)
     if meta.dataset == "pysource":
         name = f"pysource-{fingerprint[:8]}"  # another on every machine
     return Dataset(name, folder, meta.vocab_size, fingerprint, tokens, meta)
@@ -165,27 +188,77 @@ def open_dataset(name: str, data_root: str = "data") -> Dataset:
 
 
 def _bin_stat(path: Path) -> tuple[str, int, int]:
-    """(path, bytes, mtime in ns) of a token file; missing, empty or odd in length is refused."""
+    """(path, bytes, mtime in ns) of a token file; missing or empty is refused."""
     if not os.path.isfile(path):
         raise UserError(f"{path} is missing; prepare the dataset again")
     with read_errors(path):
         stat = path.stat()
     if stat.st_size == 0:
         raise UserError(f"{path} is empty; prepare the dataset again")
-    if stat.st_size % TOKEN.itemsize:
+    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
+
+
+def _check_format(path: Path, size: int, meta: Meta, dtype: np.dtype[Any]) -> None:
+    """Refuse a file that does not hold bare tokens of `dtype`, and say how to convert it."""
+    if size % dtype.itemsize:
         raise UserError(
-            f"{path} has an odd length of {stat.st_size:,} bytes, not whole uint16 tokens: "
+            f"{path} has an odd length of {size:,} bytes, not whole {dtype.name} tokens: "
             "truncated or foreign; prepare the dataset again"
         )
-    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
+    if meta.vocab_size > 2 ** (8 * dtype.itemsize):
+        raise UserError(
+            f"the vocabulary of {path.parent} has {meta.vocab_size:,} symbols, which {dtype.name} "
+            "tokens cannot number; store them as uint32 and write 'dtype': 'uint32' into the meta"
+        )
+    with read_errors(path), open(path, "rb") as file:
+        head = file.read(LOOKED_AT)
+    magic = int.from_bytes(head[:4], "little")
+    if magic in LLM_C and size >= LLM_C_HEADER:
+        skipped = f", offset={LLM_C_HEADER}"
+        raise UserError(
+            f"{path} begins with llm.c's header; take it off: "
+            f"{_conversion(path, LLM_C[magic], LLM_C[magic], skipped)}"
+        )
+    wide = _wider_type(head, dtype)
+    if wide and meta.splits is None and meta.dtype != "uint16":
+        raise UserError(
+            f"every second {dtype.name} of {path} is zero: its tokens are of a wider type; "
+            f"convert them: {_conversion(path, wide, dtype.str)}, or write the type, 'uint16' or "
+            "'uint32', into the meta as its 'dtype'"
+        )
+
+
+def _wider_type(head: bytes, dtype: np.dtype[Any]) -> str | None:
+    """The type whose upper halves are the zeros in every second place, if there are such."""
+    count = len(head) // 8 * (8 // dtype.itemsize)
+    words = np.frombuffer(head, dtype, count)
+    even = words[::2]
+    odd = words[1::2]
+    if len(words) < 16 or odd.any():
+        return None
+    if np.count_nonzero(even) < len(even) / 8:  # as good as all tokens are zero
+        return None
+    if dtype.itemsize == 4 or not even[1::2].any():
+        return "<i8"
+    return "<u4"
+
+
+def _conversion(path: Path, wide: str, narrow: str, skipped: str = "") -> str:
+    read = f"np.fromfile({str(path)!r}, {wide!r}{skipped})"
+    return f"`{read}.astype({narrow!r}).tofile({str(path)!r})` in Python, np being numpy"
+
+
+def _foreign(path: Path, token: int, vocab_size: int, at: int | None = None) -> UserError:
+    place = "" if at is None else f" at place {at:,}"
+    return UserError(
+        f"{path} holds token {token}{place}, but the vocabulary has {vocab_size} symbols: "
+        "a .bin of the wrong vocabulary; prepare the dataset again"
+    )
 
 
 def _check_split(path: Path, n_tokens: int, largest: int, split: str, meta: Meta) -> None:
     if largest >= meta.vocab_size:
-        raise UserError(
-            f"{path} holds token {largest}, but the vocabulary has {meta.vocab_size} symbols: "
-            "a .bin of the wrong vocabulary; prepare the dataset again"
-        )
+        raise _foreign(path, largest, meta.vocab_size)
     if meta.splits is not None and meta.splits[split]["tokens"] != n_tokens:
         raise UserError(
             f"{path} holds {n_tokens:,} tokens, but meta.json beside it describes "
@@ -194,30 +267,37 @@ def _check_split(path: Path, n_tokens: int, largest: int, split: str, meta: Meta
 
 
 @functools.lru_cache(maxsize=64)
-def _fingerprint(files: tuple[tuple[str, int, int], ...]) -> tuple[str, tuple[int, ...]]:
+def _fingerprint(
+    files: tuple[tuple[str, int, int], ...], dtype: str = TOKEN.str
+) -> tuple[str, tuple[int, ...]]:
     """SHA-256 over the sizes and bytes of the token files, and the largest token of each.
 
-    A file above `WHOLE` bytes (256 MiB) counts by 256 evenly spaced blocks of 1 MiB alone.
+    A type other than uint16 counts, as the same bytes are other tokens then. A file above `WHOLE`
+    bytes (256 MiB) counts by 256 evenly spaced blocks of 1 MiB alone.
     """
     digest = hashlib.sha256()
+    if np.dtype(dtype) != TOKEN:
+        digest.update(f"{dtype}\n".encode())
     largest = []
     for path, size, _ in files:
         digest.update(f"{os.path.basename(path)} {size}\n".encode())
         most = 0
         with read_errors(path):
-            for block in _blocks(path, size):
+            for block in _blocks(path, size, np.dtype(dtype).itemsize):
                 digest.update(block)
-                tokens = np.frombuffer(block, TOKEN)
+                tokens = np.frombuffer(block, dtype)
                 most = max(most, int(tokens.max()))
         largest.append(most)
     return digest.hexdigest(), tuple(largest)
 
 
-def _blocks(path: str, size: int) -> Iterator[bytes]:
+def _blocks(path: str, size: int, whole: int) -> Iterator[bytes]:
+    """Blocks of a file, each of whole tokens of `whole` bytes."""
     offsets: Sequence[int] = range(0, size, BLOCK)
     if size > WHOLE:
         last = size - BLOCK
-        offsets = [i * last // (SAMPLED_BLOCKS - 1) // 2 * 2 for i in range(SAMPLED_BLOCKS)]
+        gaps = SAMPLED_BLOCKS - 1
+        offsets = [i * last // gaps // whole * whole for i in range(SAMPLED_BLOCKS)]
     with open(path, "rb") as file:
         for offset in offsets:
             file.seek(offset)

@@ -8,15 +8,16 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, one_of
 
 SPLITS = ("train", "val")
 META_SCHEMA = 1
 GPT2_VOCAB_SIZE = 50304  # 50257 rounded up, nanoGPT's rule for a folder without meta
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # of the tokens, by their names in a meta
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Meta:
     splits: Mapping[str, Mapping[str, Any]] | None = None  # tokens and bytes of each
     dataset: str = ""  # as whom we prepared it
     facts: Mapping[str, Any] = field(default_factory=dict)  # all that meta.json says
+    dtype: str | None = None  # of the tokens; unnamed, it is uint16
 
 
 @contextmanager
@@ -61,6 +63,7 @@ def _checked_json(path: Path, raw: bytes) -> Meta:
         newer = record["schema"] > META_SCHEMA
         kind, size, itos = record["kind"], record["vocab_size"], record["itos"]
         meta = Meta(kind, size, itos, record["splits"], record.get("dataset", ""), facts=record)
+        dtype = record.get("dtype")
         counts = [meta.vocab_size]
         for split in SPLITS:
             counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"]]
@@ -70,7 +73,18 @@ def _checked_json(path: Path, raw: bytes) -> Meta:
         raise UserError(f"{path} is of a newer nanoscale; upgrade, or prepare the dataset again")
     if not _fits(meta) or not all(map(_is_count, counts)):
         raise broken
-    return meta
+    return replace(meta, dtype=_checked_dtype(path, dtype))
+
+
+def _checked_dtype(path: Path, dtype: object) -> str | None:
+    if dtype is None:
+        return None
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UserError(
+            f"{path} names dtype {dtype!r}; tokens are {one_of(DTYPES)}: convert the .bin files "
+            "with numpy's astype and name what they are then"
+        )
+    return dtype
 
 
 def _fits(meta: Meta) -> bool:
@@ -108,15 +122,16 @@ def _from_nanogpt(path: Path, loaded: object) -> Meta:
     if not isinstance(loaded, dict) or not _is_count(loaded.get("vocab_size")):
         raise UserError(f"{path} has no vocab_size; prepare the dataset again")
     size = loaded["vocab_size"]
+    dtype = _checked_dtype(path, loaded.get("dtype"))
     itos = loaded.get("itos")
     if itos is None:
-        return Meta("ids", size)
+        return Meta("ids", size, dtype=dtype)
 
     if isinstance(itos, list | tuple):
         itos = dict(enumerate(itos))
     if not isinstance(itos, dict) or not all(_is_symbol(i, s, size) for i, s in itos.items()):
         raise UserError(f"itos in {path} is not ids below {size} to strings; prepare it again")
-    return Meta("char", size, [itos.get(i, "") for i in range(size)])
+    return Meta("char", size, [itos.get(i, "") for i in range(size)], dtype=dtype)
 
 
 def _is_symbol(number: object, symbol: object, size: int) -> bool:

@@ -52,7 +52,8 @@ class Run:
         return self.spec.config
 
     def to_device(self, *arrays: np.ndarray) -> list[Tensor]:
-        """Arrays as tensors on the run's device."""
+        """Arrays of tokens as tensors on the run's device; a foreign token is a `UserError`."""
+        self.dataset.require_known(*arrays)
         tensors = [torch.from_numpy(a) for a in arrays]
         if self.device.type == "cuda":
             return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
