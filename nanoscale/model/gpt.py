@@ -7,7 +7,7 @@ S tokens so far, H heads, K key-value heads, h head size, d = n_embd, V symbols.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -324,18 +324,21 @@ class GPT(nn.Module):
         *,
         cache: KVCache | None = None,
         probe: Probe | None = None,
+        by_token: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean loss in nats per token.
 
         In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
         With `loss_chunk`, a loss that is to be differentiated comes alone, the logits None: they
         never exist all at once. With a cache, `idx` is the whole prompt at first and one token
-        afterwards.
+        afterwards. `by_token`: the loss of every token (B, T) comes alone, without z_loss.
 
         Raises:
             ValueError, IndexError: as `hidden`; or a target is not in the vocabulary.
         """
         x = self.hidden(idx, cache, probe)  # (B, T, d)
+        if by_token and targets is not None:
+            return None, self.losses(x, targets)
         z_loss = self.config.z_loss if self.training else 0.0
         chunk = self.config.loss_chunk
         if targets is not None and chunk and self.learning and probe is None:
@@ -348,3 +351,24 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, self.ops.cross_entropy(logits, targets, z_loss)
+
+    def losses(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Each token's loss from its final state, x (B, T, d), in nats: (B, T) float32.
+
+        With `loss_chunk` the logits of so many tokens exist at once.
+        """
+        chunk = self.config.loss_chunk
+        answers = targets.flatten()
+        states: Sequence[Tensor] = [x]
+        parts: Sequence[Tensor] = [answers]
+        if chunk:
+            states = torch.split(x.flatten(0, 1), chunk)
+            parts = torch.split(answers, chunk)
+        found = []
+        for part, those in zip(states, parts, strict=True):
+            (logits,) = self.ops.linear(part, self.head)  # (..., V)
+            flat = logits.flatten(0, -2).float()
+            del logits  # before the next chunk's
+            found.append(F.cross_entropy(flat, those, reduction="none"))
+            del flat
+        return torch.cat(found).view(targets.shape)

@@ -223,7 +223,7 @@ class ExperimentConfig:
         False, "activations anew in the backward pass: less memory, more work"
     )
     loss_chunk: int | None = _machine(
-        None, "tokens whose logits exist at a time in training; None: all", least=1
+        None, "tokens whose logits exist at a time; None: all", least=1
     )
     threads: int | None = _machine(None, "CPU threads; None: torch's choice", least=1)
     backend: str = _machine(

@@ -80,7 +80,7 @@ def in_words(rules: Rules) -> str:
 def memory_lines(config: ResolvedConfig) -> list[str]:
     """The estimate in MB by part, and what it assumed where the config says auto."""
     step = assumed(config)
-    title = "MB at the fullest moment of an update, uncompiled, one process"
+    title = "MB at the fullest moment of an update or evaluation, uncompiled, one process"
     guesses = []
     for key in ("device", "kernels", "dtype"):
         if getattr(config, key) == "auto":

@@ -1,4 +1,4 @@
-"""The memory of one update, from the config alone: which tensors live at its fullest moments.
+"""The memory of a run, from its config alone: which tensors live at its fullest moments.
 
 It follows what `ops.Ops` and `kernels.FusedOps` keep for the backward pass, tensor by tensor,
 without compilation (which needs less). N tokens are in a micro-batch; sizes are in bytes.
@@ -15,6 +15,7 @@ from nanoscale.spec.config import ResolvedConfig
 F4 = 4  # bytes of a float32: weights, their gradients, the residual stream, norms, losses
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("parameters", "gradients", "optimizer", "casts", "activations", "logits", "workspace")
+AT_ONCE = 4096  # tokens evaluated, if a batch is smaller: without a backward pass there is room
 JOINED = (".c_q.", ".c_k.", ".c_v.", ".c_gate.", ".c_up.")  # of which a kernel takes several as one
 
 
@@ -38,8 +39,16 @@ def assumed(config: ResolvedConfig) -> StepNumerics:
     return StepNumerics(kernels, device, dtype)
 
 
+def evaluated_at_once(config: ResolvedConfig) -> int:
+    """Sequences of one pass of an evaluation; less than a batch is what there is room for."""
+    micro = config.micro_batch_size or config.batch_size
+    if micro < config.batch_size:
+        return micro
+    return max(micro, AT_ONCE // config.block_size)
+
+
 def memory_estimate(config: ResolvedConfig, step: StepNumerics | None = None) -> dict[str, int]:
-    """Bytes by part at the fullest moment of an update, and their `total`.
+    """Bytes by part at the fullest moment of an update or an evaluation, and their `total`.
 
     Of one process; the second update and later ones, as the optimizer's state exists from then on.
     """
@@ -47,12 +56,13 @@ def memory_estimate(config: ResolvedConfig, step: StepNumerics | None = None) ->
     moments = [update.loss(), update.top(), update.bottom(), update.optimizer()]
     if not config.loss_chunk:  # with chunks its first step was made with the loss
         moments.append(update.loss_backward())
+    moments += update.evaluations()
     fullest = max(moments, key=Counter.total)
     return {part: fullest[part] for part in PARTS} | {"total": fullest.total()}
 
 
 class Moments:
-    """Bytes by part at the moments of an update that can be its fullest."""
+    """Bytes by part at the moments of an update, or an evaluation, that can be the fullest."""
 
     def __init__(self, config: ResolvedConfig, step: StepNumerics) -> None:
         self.config = config
@@ -151,6 +161,10 @@ class Moments:
             return self.size * (self.matrices + self.head)
         if not self.fused:
             return 0
+        return self.joined()
+
+    def joined(self) -> int:
+        """Weights that the kernels take several as one, in float32."""
         return F4 * sum(t.numel for t in self.tensors if any(name in t.name for name in JOINED))
 
     def graph_casts(self) -> int:
@@ -289,3 +303,46 @@ class Moments:
             # the Nesterov average by matrix and stacked; then X, the new X, and two squares
             most = max(most, 2 * F4 * numel + 2 * size * (numel + square))
         return self.moment(gradients=self.weights, workspace=most)
+
+    # -- evaluation -------------------------------------------------------------------------------
+    def evaluations(self) -> list[Counter[str]]:
+        """The fullest moments of the interval evaluations and of the final one, in float32."""
+        config = self.config
+        limit = max(1, config.final_eval_tokens // config.block_size)
+        moments = self.evaluation(limit, F4)
+        if config.eval_interval:
+            limit = config.eval_iters * config.batch_size
+            moments += self.evaluation(limit, self.size)
+        return moments
+
+    def evaluation(self, limit: int, size: int) -> list[Counter[str]]:
+        """In a block, and at the loss, of a pass of at most `limit` sequences; `size` as above."""
+        config = self.config
+        sequences = min(evaluated_at_once(config), limit)
+        tokens = sequences * config.block_size
+        stream = F4 * tokens * self.width
+        states = size * tokens * self.width
+        hidden = size * tokens * self.ffn
+        held = 2 * 8 * tokens
+
+        casts = 0
+        if self.fused and size > self.size:  # in float32 beside the narrow ones
+            casts = self.joined()
+        matrices = 3 if config.use_swiglu else 2
+        in_block = self.moment(
+            activations=held + 2 * stream + 3 * states + matrices * hidden,
+        )
+        in_block["casts"] += casts
+
+        copies = 2 * F4  # logits and log-probabilities
+        if size < F4:
+            copies += size
+        if size < F4 and not self.fused:
+            casts = size * self.head
+        chunk = min(config.loss_chunk or tokens, tokens)
+        at_loss = self.moment(
+            activations=held + states,
+            logits=chunk * config.vocab_size * copies,
+        )
+        at_loss["casts"] += casts
+        return [in_block, at_loss]

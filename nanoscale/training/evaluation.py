@@ -8,13 +8,12 @@ from contextlib import nullcontext
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from nanoscale.data.dataset import evaluation_windows, windows
+from nanoscale.spec.memory import evaluated_at_once
 from nanoscale.training.records import Evaluation
 from nanoscale.training.state import Run
-
-_AT_ONCE = 4096  # tokens, if a batch is smaller: without a backward pass there is room
+from nanoscale.training.statistics import widened
 
 WindowLosses = npt.NDArray[np.float64]  # of windows, in nats per token, (n,)
 
@@ -31,8 +30,7 @@ def window_losses(run: Run, split: str, limit: int, exact: bool = False) -> Wind
     n_tokens = len(run.dataset.tokens[split])
     starts = evaluation_windows(n_tokens, config.block_size, limit)
     mine = np.arange(ranks.rank, len(starts), ranks.world)
-    batch = config.micro_batch_size or config.batch_size
-    size = max(batch, _AT_ONCE // config.block_size)
+    size = evaluated_at_once(config)
     passes = math.ceil(len(starts) / (ranks.world * size))
     losses = torch.zeros(len(starts), dtype=torch.float64)
 
@@ -54,12 +52,8 @@ def losses_at(run: Run, split: str, starts: npt.NDArray[np.int64], exact: bool) 
     arrays = windows(tokens, starts, run.config.block_size)
     X, Y = run.to_device(*arrays)  # (n, T) each
     with nullcontext() if exact else run.numerics.autocast():
-        logits = run.model(X)[0]  # (n, T, V)
-
-    flat = logits.flatten(0, 1).float()
-    losses = F.cross_entropy(flat, Y.flatten(), reduction="none")
-    of_windows = losses.view(Y.shape).double().mean(dim=1)
-    return of_windows.cpu()
+        losses: torch.Tensor = run.model(X, Y, by_token=True)[1]  # (n, T)
+    return widened(losses).mean(dim=1).cpu()
 
 
 def evaluate(run: Run) -> Evaluation:

@@ -54,8 +54,13 @@ class Statistics:
         }
 
 
+def widened(x: Tensor) -> Tensor:
+    """In float64, which Apple's GPUs do not have: from there it is moved first."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def rms(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item()
+    return widened(x).square().mean().sqrt().item()
 
 
 def rms_by_role(model: GPT, values: Mapping[str, Tensor]) -> Sizes:
@@ -65,7 +70,7 @@ def rms_by_role(model: GPT, values: Mapping[str, Tensor]) -> Sizes:
     for spec in tensors(model.config):
         if spec.name not in values:
             continue
-        total = full(values[spec.name].double().square().sum())
+        total = full(widened(values[spec.name]).square().sum())
         squares[spec.role] += total.item()
         counts[spec.role] += spec.numel
     return {role: (squares[role] / count) ** 0.5 for role, count in counts.items()}
@@ -106,7 +111,7 @@ def activation_statistics(
         kind = kind_of(name, model)
         if name.endswith(".scores"):
             shown = x != -math.inf
-            share = shown.double().mean().sqrt().item()
+            share = widened(shown).mean().sqrt().item()
             sizes["scores"].append(rms(x.where(shown, 0.0)) / share)
             sizes["largest"].append(x.max().item())
         elif kind or name == "logits":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import TINY, run_nanoscale, spec_maker, tiny_config
@@ -25,11 +27,13 @@ from nanoscale.spec.memory import (
     DTYPE_BYTES,
     Moments,
     StepNumerics,
+    evaluated_at_once,
     memory_estimate,
 )
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source
 from nanoscale.spec.sources import build as build_config
+from nanoscale.training import evaluation
 from nanoscale.training import loop as training
 from nanoscale.training.state import build, dataset_of
 
@@ -179,6 +183,8 @@ BASE = {
     "batch_size": 8,
     "vocab_size": 200,
     "threads": 1,
+    "eval_interval": 0,
+    "final_eval_tokens": 1,  # of updates; evaluations have a test of their own
 }
 MODELS = {
     "gpt2": {},
@@ -209,11 +215,14 @@ def spec_of(data_root: Path) -> Callable[..., RunSpec]:
 
 
 def measured(spec: RunSpec) -> int:
-    """The most bytes of tensors alive at once while a run is built and updated twice."""
+    """The most bytes of tensors alive at once while a run is built, updated twice, evaluated."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run = build(spec, dataset_of(spec), Ranks())
         for _ in range(2):
             training.update(run)
+        if spec.config.eval_interval:
+            evaluation.evaluate(run)
+        evaluation.final_losses(run)
     changes = sorted(
         (event.start_ns(), event.nbytes())
         for event in seen.profiler.kineto_results.events()
@@ -291,6 +300,38 @@ def test_the_estimate_is_within_a_tenth_of_a_real_step(spec_of, name, ops):
     assert found["total"] == pytest.approx(measured(spec), rel=0.1)
 
 
+EVALUATIONS = {
+    "logits": {"vocab_size": 4000, "n_layer": 2},
+    "logits by chunks": {"vocab_size": 4000, "n_layer": 2, "loss_chunk": 64},
+    "llama in a micro-batch": LLAMA | {"batch_size": 9, "micro_batch_size": 8, "vocab_size": 4000},
+    "of intervals": LLAMA | {"eval_interval": 1, "final_eval_tokens": 64, "eval_iters": 9},
+    "wide": {"n_embd": 256, "n_layer": 1, "vocab_size": 12},
+}
+
+
+def test_an_evaluation_takes_a_batch_or_4096_tokens_or_what_there_is_room_for():
+    sizes = {(2, None): 512, (2, 2): 512, (2, 3): 512, (2, 1): 1, (600, None): 600, (600, 8): 8}
+    for (batch, micro), expected in sizes.items():
+        config = tiny_config(batch_size=batch, micro_batch_size=micro)
+        assert evaluated_at_once(config) == expected
+
+
+@pytest.mark.parametrize("ops", ["torch", "fused"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_the_estimate_covers_evaluation(tmp_path, name, dtype, ops):
+    (tmp_path / "long").mkdir()
+    tokens = np.arange(5000, dtype="<u2") % 12
+    for split in ("train", "val"):
+        tokens.tofile(tmp_path / "long" / f"{split}.bin")
+    (tmp_path / "long" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 12}))
+    sizes = {"dataset": "long", "batch_size": 1, "final_eval_tokens": 10**6, "eval_interval": 0}
+    flags = BASE | sizes | EVALUATIONS[name]
+    spec = spec_maker(TINY | flags, tmp_path)(kernels=ops, dtype=dtype)
+    found = memory_estimate(spec.config)["total"]
+    assert found == pytest.approx(measured(spec), rel=0.1)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("flags", [{}, LLAMA, {"recompute": True, "loss_chunk": 2048}])
@@ -333,7 +374,7 @@ def test_params_shows_the_estimate_and_what_it_assumed():
 
 
 def test_a_gpu_is_assumed_to_compute_in_bfloat16_with_torch():
-    config = tiny_config(device="cuda:1", batch_size=64)
+    config = tiny_config(device="cuda:1", batch_size=64, eval_interval=0, final_eval_tokens=1)
     assert memory_estimate(config) == memory_estimate(
         config, StepNumerics("torch", "cuda", "bfloat16")
     )
