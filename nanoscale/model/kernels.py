@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -95,20 +96,43 @@ def call(name: str, dtype: torch.dtype, *arguments: object) -> None:
 # -- where it comes from --------------------------------------------------------------------------
 def built() -> Path | None:
     """The compiled library, from the cache or made now (seconds, once per machine)."""
-    compiler = os.environ.get("CXX") or shutil.which("g++")
+    compiler = compiler_command()
+    version = version_of(compiler)
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    if platform.system() != "Linux" or compiler is None or not openmp:
+    if platform.system() != "Linux" or version is None or not openmp:
         return None
     # torch's own OpenMP, so that there is one pool of threads
-    command = [compiler, *FLAGS, str(SOURCE), str(openmp[0]), "-Wl,--as-needed"]
+    command = [*compiler, *FLAGS, str(SOURCE), str(openmp[0]), "-Wl,--as-needed"]
     # of names, not paths: every clone and environment with this source and torch shares it
-    facts = "\n".join([compiler, *FLAGS, openmp[0].name, cpu_flags()])
+    facts = "\n".join([*compiler, version, *FLAGS, openmp[0].name, cpu_flags()])
     key = hashlib.sha256(facts.encode() + SOURCE.read_bytes())
     for folder in cache_folders():
         path = folder / f"kernels-{key.hexdigest()[:16]}.so"
         if ours(path) or compile_to(path, command):
             return path
     return None
+
+
+def compiler_command() -> list[str]:
+    """CXX, a path or a command with arguments, or else g++; empty where there is none."""
+    given = os.environ.get("CXX") or shutil.which("g++") or ""
+    if shutil.which(given):
+        return [given]
+    try:
+        return shlex.split(given)
+    except ValueError:  # a quote that is never closed
+        return []
+
+
+def version_of(compiler: list[str]) -> str | None:
+    """What a compiler says that it is; None where it does not run."""
+    if not compiler:
+        return None
+    command = [*compiler, "--version"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True).stdout.decode("latin-1")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def cpu_flags() -> str:
@@ -119,8 +143,12 @@ def cpu_flags() -> str:
 
 def cache_folders() -> list[Path]:
     """Where compiled code is kept: the user's cache, else a folder of this user's own."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return [Path(home) / "nanoscale", Path(tempfile.gettempdir()) / f"nanoscale-{os.getuid()}"]
+    own = Path(tempfile.gettempdir()) / f"nanoscale-{os.getuid()}"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a container's user: no HOME, and no name to look one up by
+        return [own]
+    return [Path(home) / "nanoscale", own]
 
 
 def ours(path: Path) -> bool:

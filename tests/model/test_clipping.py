@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,15 +63,63 @@ def test_compiled_code_of_another_user_is_not_ours(tmp_path, monkeypatch):
     assert not kernels.ours(path)
 
 
-def test_another_cpu_or_source_has_compiled_code_of_its_own(tmp_path, monkeypatch):
+def test_another_users_folder_is_no_place_to_compile_into(tmp_path, monkeypatch):
+    command = [sys.executable, "-c", "import sys; open(sys.argv[2], 'w').close()"]
+    path = tmp_path / "kernels.so"
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    assert not kernels.compile_to(path, command)
+    assert not path.exists()
+    monkeypatch.setattr(os, "getuid", lambda: owner)
+    assert kernels.compile_to(path, command)
+    assert kernels.ours(path)
+
+
+def test_whatever_changes_the_code_has_compiled_code_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "ours", lambda path: True)  # nothing is compiled
     monkeypatch.setattr(kernels, "cache_folders", lambda: [tmp_path])
-    first = kernels.built()
-    if first is None:
-        pytest.skip("no compiler here")
-    monkeypatch.setattr(kernels, "cpu_flags", lambda: "flags: another")
-    second = kernels.built()
+    monkeypatch.setattr(kernels, "compiler_command", lambda: ["g++"])
+    monkeypatch.setattr(kernels, "version_of", lambda compiler: "g++ of today")
     source = tmp_path / "other.cpp"
     source.write_text("another")
-    monkeypatch.setattr(kernels, "SOURCE", Path(source))
-    assert len({first, second, kernels.built()}) == 3
+    changes = {
+        "cpu_flags": lambda: "flags: another",
+        "SOURCE": source,
+        "FLAGS": [*kernels.FLAGS, "-O1"],
+        "version_of": lambda compiler: "g++ of tomorrow",
+        "compiler_command": lambda: ["g++", "-O1"],
+    }
+    paths = {kernels.built()}
+    for name, value in changes.items():
+        monkeypatch.setattr(kernels, name, value)
+        paths.add(kernels.built())
+    assert len(paths - {None}) == 1 + len(changes)
+
+
+def test_a_compiler_may_be_given_with_arguments(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(kernels, "compile_to", lambda path, command: commands.append(command) or 1)
+    monkeypatch.setattr(kernels, "cache_folders", lambda: [tmp_path])
+    if kernels.built() is None:
+        pytest.skip("no compiler here")
+    monkeypatch.setenv("CXX", "g++ -fno-plt '-DNAME=a b'")
+    assert kernels.built() is not None
+    assert commands[-1][:4] == ["g++", "-fno-plt", "-DNAME=a b", kernels.FLAGS[0]]
+
+    spaced = tmp_path / "a compiler"
+    spaced.symlink_to(shutil.which("g++"))
+    monkeypatch.setenv("CXX", str(spaced))
+    assert kernels.built() is not None
+    assert commands[-1][0] == str(spaced)
+    for given in ("false", "no/such/thing -O2", "g++ 'open", " "):
+        monkeypatch.setenv("CXX", given)
+        assert kernels.built() is None
+
+
+def test_a_user_without_home_or_name_keeps_compiled_code_in_a_folder_of_its_own(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert [path.name for path in kernels.cache_folders()] == [f"nanoscale-{os.getuid()}"]
