@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="FOLDER")
 def command(folder: str) -> int:
     """Train what config.json in FOLDER says, from where it was stopped."""
+    from nanoscale.experiments.machine import waiting
     from nanoscale.store.folder import RunFolder
     from nanoscale.store.lease import Held
     from nanoscale.training.run import train_folder
 
+    os.environ.update(waiting(None))  # before torch is loaded; a study has chosen already
     try:
         return exit_code(train_folder(RunFolder(folder)))
     except Held as held:  # two runners started it; this one may come back when that is done

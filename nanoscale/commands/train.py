@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from nanoscale.commands.run import exit_code
 from nanoscale.commands.verb import config_verb
 from nanoscale.errors import DONE
@@ -18,10 +20,12 @@ def command(arguments: tuple[str, ...]) -> int:
 
     The same command goes on where it was stopped.
     """
+    from nanoscale.experiments.machine import waiting
     from nanoscale.training.run import evaluate, train
 
     sources = parse_arguments(arguments)
     config = build(sources)
+    os.environ.update(waiting(config.threads))  # before torch is loaded
     if config.eval_only:
         evaluate(config, typed=typed(sources))
         return DONE

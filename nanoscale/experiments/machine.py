@@ -19,6 +19,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads sleep at a barrier
+WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # of a user's choice
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,20 @@ def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
 
 def thread_environment(threads: int) -> dict[str, str]:
     """What tells a process how many threads to use, and not to burn a core while it waits."""
-    return dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"OMP_WAIT_POLICY": "PASSIVE"}
+    return dict.fromkeys(THREAD_VARIABLES, str(threads)) | PASSIVE
+
+
+def waiting(threads: int | None) -> dict[str, str]:
+    """How a process's threads are to wait for each other, if not by OpenMP's default: spinning.
+
+    That is fastest while each has a core; where others are at work too, a step waits for whoever
+    has lost its core, and takes ten times as long. OpenMP looks once, when torch is loaded.
+    """
+    if not hasattr(os, "getloadavg") or any(map(os.environ.get, WAITING_VARIABLES)):
+        return {}
+    wanted = threads or len(cores())
+    busy = os.getloadavg()[0]  # others' threads, of the last minute
+    return PASSIVE if busy + wanted > (os.cpu_count() or 1) + 0.5 else {}
 
 
 def on_gpu(device: str) -> bool:

@@ -9,11 +9,12 @@ import time
 
 import click
 import pytest
-from tiny import ROOT, run_python
+from tiny import ROOT, RUN, flags, run_python, spec_maker
 
 from nanoscale.commands import status
 from nanoscale.commands.main import TASKS, VERBS, dispatch, main, program
 from nanoscale.errors import UserError
+from nanoscale.store.folder import RunFolder
 
 
 def command(verb: str) -> click.Command:
@@ -162,3 +163,22 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(status.command, "callback", interrupt)
     assert main(["status"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+def test_how_threads_wait_is_chosen_before_torch_is_loaded(verb, desk):
+    folder = RunFolder("out")
+    if verb == "run":
+        folder.create(spec_maker(RUN, desk / "data")())
+    arguments = {"train": ["train", *flags(RUN)], "run": ["run", "out"]}[verb]
+    code = f"""import os, sys
+from nanoscale.experiments import machine
+class Torch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os._exit(3 + (os.environ.get("OMP_WAIT_POLICY") == "chosen"))
+sys.meta_path.insert(0, Torch())
+machine.waiting = lambda threads: {{"OMP_WAIT_POLICY": "chosen"}}
+from nanoscale.commands.main import main
+main({arguments!r})"""
+    assert run_python("-c", code).returncode == 4

@@ -19,7 +19,7 @@ from grids import FAKE, SNIPPET, TESTS, a_runner, running, script, starts, wait_
 from tiny import PATIENCE, ROOT
 
 from nanoscale.errors import UserError
-from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table
+from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table, results
 from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.worker import Job, Worker
@@ -242,7 +242,8 @@ def test_metrics_of_lr_are_not_those_of_lr2():
     assert len(a_runner().load_metrics("l")) == 3
     assert len(a_runner().load_metrics("w")) == 1  # the failed run has none
     assert len(a_runner().load_metrics()) == 4
-    assert a_runner().load_metrics("none") == []
+    with pytest.raises(UserError, match=r"no study 'lr3' in .*; did you mean 'lr'"):
+        a_runner().load_metrics("lr3")
 
 
 def test_a_table_is_rebuilt_from_the_folders():
@@ -262,8 +263,9 @@ def test_a_table_is_rebuilt_from_the_folders():
     folder.set_status(state=WAITING)  # a result of an earlier life is none
     assert study.frame()["val_loss"].isna().tolist() == [True, False]
     assert len(study.metrics()) == 1
+    assert Study.open(str(study.folder)).entries == again.entries
     with pytest.raises(UserError, match="did you mean 'g'"):
-        Study.open(Path("experiments_out/gg"))
+        Study.open("experiments_out/gg")
 
 
 @pytest.mark.slow
@@ -272,6 +274,21 @@ def test_mixed_numerics_are_warned_about():
     runner.run_grid("g", TINY | {"threads": 2}, {"n_layer": [1]})
     study = runner.run_grid("g", TINY, {"n_layer": [1, 2]})
     assert ["differ in threads (1, 2)" in text for text in study.warnings] == [True]
+
+
+def test_each_part_of_the_numerics_that_runs_do_not_share_is_warned_of(monkeypatch):
+    study = a_runner().run_grid("g", TINY, {"n_layer": [1, 2]}, dry_run=True)
+    one = {"dtype": "float32", "kernels": "torch", "threads": 1, "matmul_precision": "high"}
+    other = {"dtype": "bfloat16", "kernels": "fused", "threads": 1, "matmul_precision": "medium"}
+    records = {entry.folder: n for entry, n in zip(study.entries, (one, other), strict=True)}
+    monkeypatch.setattr(results, "state_of", lambda folder: COMPLETE)
+    monkeypatch.setattr(
+        results, "metrics_of", lambda folder: {"numerics": records[folder.path.name]}
+    )
+    assert study.mixed_numerics() == [
+        f"the runs differ in {what}, so their losses differ by rounding too"
+        for what in ("dtype (bfloat16, float32)", "kernels (fused, torch)")
+    ]
 
 
 # -- death and resurrection -------------------------------------------------------------------
@@ -535,6 +552,28 @@ def test_slots_fit_the_cores_and_are_pinned_only_when_they_take_them_all(monkeyp
     assert [slot.cpus for slot in machine.slots("cpu", 1, 2)] == [(), ()]
 
 
+def test_threads_sleep_at_barriers_where_others_are_at_work(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: [0, 1])
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for name in machine.WAITING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for load, threads, passive in (
+        (0.0, None, False),
+        (2.4, None, False),  # two of ours and two of theirs have a core each
+        (2.6, None, True),
+        (0.4, 4, False),
+        (0.6, 4, True),
+    ):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        assert machine.waiting(threads) == (machine.PASSIVE if passive else {})
+    for name in machine.WAITING_VARIABLES:
+        with monkeypatch.context() as context:
+            context.setenv(name, "1")
+            assert machine.waiting(4) == {}
+    monkeypatch.delattr(os, "getloadavg")  # Windows has none
+    assert machine.waiting(4) == {}
+
+
 def test_gpus_are_slots_and_leave_threads_alone(monkeypatch):
     monkeypatch.setattr(machine.metadata, "version", lambda name: "2.13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -628,3 +667,20 @@ def test_durations_are_readable():
         "4 min 20 s",
         "2 h 05 min",
     ]
+
+
+def test_a_name_that_no_study_has_is_no_empty_result():
+    study = a_runner().run_grid("depths", TINY, {"n_layer": [1]}, dry_run=True)
+    study.save()
+    assert a_runner().load_metrics("dep") == []  # none has finished
+    with pytest.raises(UserError, match=r"no study 'dephts' in .*; did you mean 'depths'"):
+        a_runner().load_metrics("dephts")
+    with pytest.raises(UserError, match="no study 'x'"):
+        a_runner(output_root="elsewhere").load_metrics("x")
+
+
+def test_a_study_needs_a_place_where_a_folder_can_be_made():
+    study = a_runner().run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
+    study.output_root = Path("/proc/nope")
+    with pytest.raises(UserError, match=r"cannot make /proc/nope/g: .* choose another folder"):
+        study.save_record()
