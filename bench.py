@@ -5,7 +5,7 @@
 
 import sys
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(["bench", *sys.argv[1:]]))
+    sys.exit(main("bench"))

@@ -5,7 +5,7 @@ python sample.py --out_dir=out-shakespeare-char --start="ROMEO:" --num_samples=3
 
 import sys
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(["sample", *sys.argv[1:]]))
+    sys.exit(main("sample"))

@@ -5,7 +5,7 @@ torchrun --standalone --nproc_per_node=2 train.py ... trains on several processe
 
 import sys
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    sys.exit(main("train"))

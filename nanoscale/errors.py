@@ -6,19 +6,23 @@ Exit codes of every command: 0 done; 1 a check, a run or a verdict failed; 2 bad
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-_OTHER_DISK = "free some space or choose another folder"
+_OTHER = "choose another folder"
+_OTHER_DISK = f"free some space or {_OTHER}"
 _OTHER_FOLDER = "choose a folder you may write to"
-_FILE_IN_THE_WAY = "a file stands where a folder is needed; choose another folder"
+_FILE_IN_THE_WAY = f"a file stands where a folder is needed; {_OTHER}"
 REMEDIES = {  # of the disk's refusals
     errno.ENOSPC: _OTHER_DISK,
     errno.EDQUOT: _OTHER_DISK,
@@ -30,6 +34,20 @@ REMEDIES = {  # of the disk's refusals
     errno.EISDIR: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+PACKAGES = (  # that we need; nanoGPT's own list has few of them
+    "click",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "psutil",
+    "rich",
+    "scipy",
+    "torch",
+    "yaml",
+)
+SPELT = {"±": "+-", "…": "...", "×": "x", "−": "-"}
 
 
 class UserError(Exception):
@@ -65,6 +83,15 @@ def disk_errors(path: object) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {reason}; {REMEDIES[e.errno]}") from e
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; a `UserError` where the disk refuses."""
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as e:  # below /proc, say
+            raise UserError(f"cannot make {path}: no folder can be made there; {_OTHER}") from e
+
+
 @contextmanager
 def users_errors(said: str) -> Iterator[None]:
     """Turn whatever a user's own Python file raises into a `UserError` that begins with `said`."""
@@ -76,14 +103,32 @@ def users_errors(said: str) -> Iterator[None]:
         raise UserError(f"{said}: {type(e).__name__}: {e}") from e
 
 
+def spelt(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal that lacks a character shows instead."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(SPELT.get(c, "?") for c in text), error.end
+
+
+codecs.register_error("nanoscale", spelt)
+
+
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main`, print a refusal as one line, return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="nanoscale")
     try:
         code = main() or DONE
         sys.stdout.flush()  # here, where a reader that went away is no error
         return code
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except ModuleNotFoundError as e:
+        if e.name not in PACKAGES:
+            raise
+        remedy = "run `pip install -e .` in the clone"
+        print(f"error: {e.name} is not installed: {remedy}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

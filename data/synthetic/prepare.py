@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 
 if __name__ == "__main__":
     folder = Path(__file__).parent
-    sys.exit(main(["data", "prepare", "synthetic", f"--out={folder}", *sys.argv[1:]]))
+    sys.exit(main("data", "prepare", "synthetic", f"--out={folder}"))

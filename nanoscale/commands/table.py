@@ -6,12 +6,17 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import PATH, option, output_root, verb
+from nanoscale.commands.verb import option, output_file, output_root, verb
 
 
 @verb("nanoscale table quick", "nanoscale table quick --out=quick.parquet")
 @click.argument("name", metavar="STUDY")
-@option("out", "FILE", "Another file than the study's table.csv: .csv or .parquet.", PATH)
+@option(
+    "out",
+    "FILE",
+    "Another file than the study's table.csv: .csv or .parquet.",
+    output_file(".csv", ".parquet"),
+)
 @output_root()
 def command(name: str, out: Path | None, output_root: Path) -> None:
     """Rebuild the table of STUDY, a row per run, and print where it is."""

@@ -34,7 +34,7 @@ from nanoscale.data.documents import (
 )
 from nanoscale.data.meta import META_SCHEMA, SPLITS, read_errors
 from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
-from nanoscale.errors import UserError, did_you_mean, disk_errors, one_of
+from nanoscale.errors import UserError, did_you_mean, disk_errors, make_folder, one_of
 
 TEXT_KINDS = ("char", "byte")
 ARGUMENTS: dict[str, tuple[str, ...]] = {  # what each dataset may be given
@@ -315,10 +315,9 @@ def _staged(out: Path) -> Iterator[Path]:
     """A temporary folder inside `out`; after a failure, no folder made on the way remains."""
     made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     try:
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as stage:
-                yield Path(stage)
+        make_folder(out)
+        with disk_errors(out), tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as stage:
+            yield Path(stage)
     except BaseException:
         with suppress(OSError):
             for folder in made:

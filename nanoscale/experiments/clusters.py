@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nanoscale.errors import INTERRUPTED, UserError, disk_errors
+from nanoscale.errors import INTERRUPTED, UserError, make_folder
 from nanoscale.experiments.machine import Slot, cores, thread_environment
 from nanoscale.experiments.worker import (
     GRACE_SECONDS,
@@ -305,8 +305,7 @@ class Slurm:
     def _submit(self, started: Mapping[Path, Slot]) -> None:
         """One array of all that was started since the last look."""
         name = f"nanoscale-{uuid.uuid4().hex[:12]}"
-        with disk_errors(self._home):
-            self._home.mkdir(parents=True, exist_ok=True)
+        make_folder(self._home)
         write_text(self._home / f"{name}.folders", "".join(f"{folder}\n" for folder in started))
         script = self._home / f"{name}.sh"
         write_text(script, self.script(name, len(started), next(iter(started.values()))))

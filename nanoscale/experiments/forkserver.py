@@ -117,7 +117,7 @@ class Server:
                 child = self.forked(request) if self.fork else spawned(request)
                 self.children[child.pid] = child
         except OSError as e:
-            with suppress(OSError), open(request.log, "a") as log:
+            with suppress(OSError), open(request.log, "a", encoding="utf-8") as log:
                 log.write(f"no process could be started for this run: {e}\n")
             self.report(request.folder, FAILURE)
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, did_you_mean, disk_errors
+from nanoscale.errors import UserError, did_you_mean, make_folder
 from nanoscale.experiments.failures import log_tail
 from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
 from nanoscale.spec.values import Json
@@ -93,12 +93,13 @@ class Study:
     outcome: SearchOutcome | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> Study:
+    def open(cls, folder: Path | str) -> Study:
         """The study in a folder.
 
         Raises:
             UserError: there is none, naming the nearest, or its record is broken.
         """
+        folder = Path(folder)
         path = folder / STUDY
         if not path.is_file():
             names = study_names(folder.parent)
@@ -237,8 +238,7 @@ class Study:
 
     def save_record(self) -> None:
         """Write `study.json` alone: enough to go on from."""
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_json(self.folder / STUDY, self.to_json())
 
     @property
@@ -302,7 +302,10 @@ def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
 def write_csv(path: Path, rows: Sequence[dict[str, Json]]) -> None:
     """Rows as CSV, whole or not at all; their keys need not be the same."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -354,7 +357,13 @@ def study_names(output_root: Path) -> list[str]:
 
 
 def matching_studies(output_root: Path, name: str) -> list[Study]:
-    """The study called `name`; without one, every study whose name contains it."""
+    """The study called `name`; without one, every study whose name contains it.
+
+    Raises:
+        UserError: a name that no study's contains, naming the nearest.
+    """
     names = study_names(output_root)
     chosen = [name] if name in names else [n for n in names if name in n]
+    if name and not chosen:
+        chosen = [name]  # which refuses
     return [Study.open(Path(output_root) / n) for n in chosen]

@@ -231,6 +231,9 @@ class ExperimentRunner:
     def load_metrics(self, grid_name_filter: str = "") -> list[dict[str, Any]]:
         """`metrics.json` of the finished runs of the study of that name, else of all studies whose
         names contain it; in the order they were asked, each run once, with `experiment_name`.
+
+        Raises:
+            UserError: a name that no study's contains, naming the nearest.
         """
         by_run: dict[str, dict[str, Any]] = {}
         for study in matching_studies(self.output_root, grid_name_filter):

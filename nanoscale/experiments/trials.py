@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError, make_folder
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.neighbours import Neighbours
@@ -178,8 +178,7 @@ class Trials:
     # -- the way of a trial ---------------------------------------------------------------------
     def replay(self) -> bool:
         """Take up what an earlier call has tried, in its order; whether there is more to do."""
-        with disk_errors(self.study.folder):
-            self.study.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.study.folder)
         trials = self.search.trials
         for entry in self.earlier:
             if entry.trial is None or entry.trial_values is None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nanoscale.errors import disk_errors
+from nanoscale.errors import make_folder
 from nanoscale.report.figure_files import svg
 from nanoscale.report.style import COLOURS, TIMES, WIDTH, is_number, printed
 from nanoscale.spec.values import Json
@@ -69,8 +69,7 @@ def write_report(
         command=command,
     )
     path = Path(path)
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, page)
     return path
 

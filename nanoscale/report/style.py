@@ -55,6 +55,7 @@ RC: dict[Any, object] = {  # the names that matplotlib knows are a type of its o
     "svg.fonttype": "none",
     "svg.hashsalt": "nanoscale",
     "text.color": INK,
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.labelcolor": MUTED,
     "axes.labelpad": 6,
     "axes.edgecolor": MUTED,

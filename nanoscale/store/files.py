@@ -25,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         try:
             yield temporary
-            with open(temporary, "rb") as file:
+            with open(temporary, "r+b") as file:  # Windows syncs what one may write alone
                 os.fsync(file.fileno())  # a rename must never outlive its contents
             os.replace(temporary, path)
         finally:

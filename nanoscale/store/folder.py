@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError, make_folder
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RECORD_SCHEMA, RunSpec
 from nanoscale.spec.values import Json, Overrides
@@ -83,12 +83,11 @@ class RunFolder:
             return
         made = missing_folders(self.path)
         try:
-            with disk_errors(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             with lease.take(self.path):
                 if not self.holds(spec):  # others were no faster
                     write_json(self / CONFIG, spec.to_json())
-        except UserError:
+        except (UserError, ModuleNotFoundError):  # psutil's, which a lease needs
             for folder in made:
                 with suppress(OSError):
                     folder.rmdir()  # not a tree's removal: a sibling run may be in it by now

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nanoscale.model import kernels
-from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.config import ResolvedConfig
+from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import label
 from nanoscale.spec.resolve import warnings
 from nanoscale.training.records import MetricsRow
@@ -30,9 +31,24 @@ def introduction(run: Run) -> Iterator[str]:
         )
     if run.device.type == "cpu" and config.kernels == "auto" and kernels.library() is None:
         yield "our kernels need Linux and g++: on torch's operations, about half as fast"
+    if run.device.type == "cpu" and run.meter.peak:
+        yield from too_long(config, run.step, run.meter.peak)
     for warning in warnings(config):
         yield f"warning: {warning}"
     yield how(run)
+
+
+def too_long(config: ResolvedConfig, step: int, peak: float) -> Iterator[str]:
+    """A warning where a CPU's `peak` FLOP/s mean days for what is left of a run after `step`."""
+    left = config.max_iters - step
+    flops = flops_per_iter(config)
+    days = left * flops / peak / 86400
+    if days > 1:
+        yield (
+            f"warning: {left:,} updates of {config.tokens_per_iter:,} tokens, {flops:.2g} FLOPs "
+            f"each, take at least {days:,.0f} days even at this CPU's peak; a run for a CPU is "
+            "`python train.py config/shakespeare_char_cpu_fast.py`"
+        )
 
 
 def how(run: Run) -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from nanoscale.errors import disk_errors
+from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec
@@ -48,14 +48,14 @@ class RowWriter:
 
     def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
         self.path = folder / ROWS
-        with disk_errors(self.path):
-            self.file = self.path.open("a", encoding="utf-8")
         self.mirrors: list[TensorBoardMirror | WandbMirror] = []
+        if spec.config.wandb_log:  # first: it may refuse
+            self.mirrors.append(WandbMirror(folder, spec))
         if spec.config.tensorboard_log:
             rows = folder.rows()
             self.mirrors.append(TensorBoardMirror(folder, rows[-1]["step"] + 1 if rows else 0))
-        if spec.config.wandb_log:
-            self.mirrors.append(WandbMirror(folder, spec))
+        with disk_errors(self.path):
+            self.file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Json]) -> None:
         with disk_errors(self.path):
@@ -108,14 +108,20 @@ class WandbMirror:
         import wandb
 
         config = spec.config
-        self.run = wandb.init(
-            project=config.wandb_project,
-            name=config.wandb_run_name,
-            id=spec.id,
-            resume="allow",
-            dir=str(folder.path),
-            config=config.to_dict(),
-        )
+        try:
+            self.run = wandb.init(
+                project=config.wandb_project,
+                name=config.wandb_run_name,
+                id=spec.id,
+                resume="allow",
+                dir=str(folder.path),
+                config=config.to_dict(),
+            )
+        except wandb.Error as e:
+            raise UserError(
+                f"wandb_log=True: W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, "
+                "or leave wandb_log out"
+            ) from e
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self.run.log(dict(numbers), step=step)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
-from tiny import PATIENCE, ROOT, run_python
+from tiny import PATIENCE, ROOT, RUN, flags, run_python
 
+from nanoscale.commands.main import main
 from nanoscale.errors import (
     BAD_INPUT,
     DONE,
     FAILURE,
     INCONCLUSIVE,
     INTERRUPTED,
+    PACKAGES,
     UserError,
     did_you_mean,
     disk_errors,
@@ -146,3 +150,48 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
     with process.stderr:
         assert process.stderr.read() == ""
     assert process.wait(timeout=PATIENCE) == DONE
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(monkeypatch):
+    for encoding, shown in (("ascii", b"0.5 +- 0.1 ?...\n"), ("utf-8", "0.5 ± 0.1 ф…\n".encode())):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+        assert exit_code_of(lambda: print("0.5 ± 0.1 ф…")) == DONE
+        assert raw.getvalue() == shown
+
+
+@pytest.mark.parametrize("script", ["train.py", "sample.py", "bench.py"])
+def test_a_script_without_our_packages_says_what_to_install(script):
+    code = f"""import sys, runpy
+sys.modules["click"] = None
+runpy.run_path({str(ROOT / script)!r}, run_name="__main__")"""
+    done = run_python("-c", code, cwd=ROOT)
+    assert done.returncode == BAD_INPUT
+    remedy = "run `pip install -e .` in the clone"
+    assert done.stderr == f"error: click is not installed: {remedy}\n"
+
+
+def test_a_run_without_our_packages_says_what_to_install(desk, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert main(["train", *flags(RUN), "--out_dir=run"]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("error: psutil is not installed: run `pip install")
+    assert not (desk / "run").exists()
+
+
+def test_what_is_to_be_installed_is_what_the_package_needs():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {line.split(">=")[0].replace("pyyaml", "yaml") for line in needed}
+    assert names == set(PACKAGES)
+    with pytest.raises(ModuleNotFoundError):
+        exit_code_of(raising(ModuleNotFoundError("of the user's own", name="mine")))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="a folder in which none can be made")
+def test_a_place_to_write_that_is_none_is_refused(desk, capsys):
+    assert main(["train", *flags(RUN), "--out_dir=/proc/nope"]) == BAD_INPUT
+    assert "cannot make /proc/nope: no folder can be made there" in capsys.readouterr().err
+    assert main(["data", "prepare", "synthetic", "--out=/proc/nope"]) == BAD_INPUT
+    assert "cannot make /proc/nope: no folder can be made there" in capsys.readouterr().err
+    assert main(["table", "any", "--out=nodir/x.csv"]) == BAD_INPUT
+    said = capsys.readouterr().err
+    assert said == "error: --out=nodir/x.csv: there is no folder nodir; make it first\n"

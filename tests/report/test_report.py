@@ -217,6 +217,18 @@ def test_lines_join_means_and_ring_minima_in_every_panel():
                 if a.get_markersize() > 8]  # fmt: skip
 
 
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    names = ["$a_{", "b$ at $5"]
+    rows = [
+        {"$x^{": i, "cost": float(i + k), "who$": n} for i in (1, 2) for k, n in enumerate(names)
+    ]
+    y = {"cost": "cost in $ of $run_{"}
+    figure = lines_figure(rows, x="$x^{", y=y, group="who$", x_label="$x^{")
+    drawn = save(figure, tmp_path / "f.svg").read_text(encoding="utf-8")
+    for name in (*names, *y.values(), "$x^{"):
+        assert f">{name}<" in drawn
+
+
 def test_a_missing_column_is_named_with_the_nearest():
     with pytest.raises(UserError, match="no column 'loss'; did you mean 'los'"):
         law_figure(ladder().rename(columns={"loss": "los"}), None)

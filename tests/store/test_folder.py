@@ -379,3 +379,25 @@ def test_a_parent_is_named_by_its_id_and_step(tmp_path):
     child = run_spec(tiny_config(branch_from=f"{folder.path}@5"), data, {})
     assert child.parent == f"{tiny_spec().id}@5"
     assert child.id != tiny_spec().id
+
+
+def test_a_file_is_synced_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """Windows refuses to sync what was opened to read."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    real = os.fsync
+
+    def watched(handle):
+        modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_text(tmp_path / "file", "text")
+    assert modes == [os.O_RDWR]
+    assert (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which none can be made")
+def test_a_folder_that_cannot_be_made_is_refused():
+    with pytest.raises(UserError, match=r"cannot make /proc/nope/run: .* choose another folder"):
+        RunFolder("/proc/nope/run").create(tiny_spec())
