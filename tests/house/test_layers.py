@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -35,8 +36,10 @@ MODULES = {
 }
 
 
-def imports(file: Path) -> set[str]:
-    """What a file imports, anywhere in it: `torch`, or our modules as in MODULES."""
+@functools.cache
+def imports(module: str) -> set[str]:
+    """What a module imports, anywhere in it: `torch`, or our modules as in MODULES."""
+    file = MODULES[module]
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -47,9 +50,6 @@ def imports(file: Path) -> set[str]:
     ours = {name.removeprefix("nanoscale.") for name in found if name.startswith("nanoscale.")}
     known = {name if name in MODULES else name.rpartition(".")[0] for name in ours} - {""}
     return known | ({"torch"} if any(n.split(".")[0] == "torch" for n in found) else set())
-
-
-IMPORTS = {module: imports(file) for module, file in MODULES.items()}
 
 
 def top(module: str) -> str:
@@ -71,14 +71,14 @@ def test_a_folder_imports_the_rows_below_its_own(module):
     ours = top(module)
     if ours in ("__init__", "__main__"):
         return
-    for theirs in {top(name) for name in IMPORTS[module]} - {ours, "torch"}:
+    for theirs in {top(name) for name in imports(module)} - {ours, "torch"}:
         below = ROW[theirs] < ROW[ours] or (ours, theirs) in WITHIN
         assert below, f"{module} imports {theirs}"
         assert (ours, theirs) not in NEVER, f"{module} imports {theirs}"
 
 
 def test_the_import_graph_has_no_cycle():
-    graph = {m: {n for n in names if n in MODULES and n != m} for m, names in IMPORTS.items()}
+    graph = {m: {n for n in imports(m) if n in MODULES and n != m} for m in MODULES}
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
@@ -88,7 +88,7 @@ def test_the_import_graph_has_no_cycle():
 @pytest.mark.parametrize("module", MODULES)
 def test_torch_is_a_rule_per_folder(module):
     """Not even inside a function: what is above a run reads run folders."""
-    assert "torch" not in IMPORTS[module] or top(module) in TORCH
+    assert "torch" not in imports(module) or top(module) in TORCH
 
 
 @pytest.mark.slow

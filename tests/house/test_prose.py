@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import collections
+import functools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from tiny import PACKAGE, ROOT
@@ -24,7 +26,6 @@ SHORT = 5  # lines of code below which a density says nothing
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 FILES = sorted(PACKAGE.rglob("*.py"))
-TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,16 @@ def lines_of_code(node: ast.AST, lines: list[str]) -> int:
     return len(code) - docstring.count("\n") - 1
 
 
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Parsed at the first test that asks: not where tests are only collected."""
+    return {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+
+
+@functools.cache
 def functions() -> list[Function]:
     every = []
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         lines = file.read_text(encoding="utf-8").splitlines()
         for node in ast.walk(tree):
             if not isinstance(node, FUNCTIONS):
@@ -66,15 +74,12 @@ def functions() -> list[Function]:
     return every
 
 
-EVERY = functions()
-
-
 def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * q))]
 
 
 def worst(key: str, count: int = 8) -> str:
-    ordered = sorted(EVERY, key=lambda f: getattr(f, key), reverse=True)
+    ordered = sorted(functions(), key=lambda f: getattr(f, key), reverse=True)
     return "\n".join(f"{getattr(f, key):8.1f}  {f.name}" for f in ordered[:count])
 
 
@@ -83,7 +88,7 @@ def worst(key: str, count: int = 8) -> str:
 
 @pytest.mark.parametrize(("q", "most"), [(0.5, NODES_PER_LINE[0]), (0.9, NODES_PER_LINE[1])])
 def test_a_line_says_one_thing(q, most):
-    densities = [f.density for f in EVERY if f.lines >= SHORT]
+    densities = [f.density for f in functions() if f.lines >= SHORT]
     assert quantile(densities, q) <= most, worst("density")
 
 
@@ -91,20 +96,20 @@ def test_a_line_says_one_thing(q, most):
     ("q", "most"), [(0.9, NODES_PER_FUNCTION[0]), (1.0, NODES_PER_FUNCTION[1])]
 )
 def test_a_function_can_be_kept_in_mind(q, most):
-    assert quantile([f.nodes for f in EVERY], q) <= most, worst("nodes")
+    assert quantile([f.nodes for f in functions()], q) <= most, worst("nodes")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PER_1000_LINES)
 def test_little_is_folded_up(kind):
     folds = COMPREHENSIONS if kind == "comprehensions" else (ast.IfExp,)
-    count = sum(isinstance(node, folds) for tree in TREES.values() for node in ast.walk(tree))
+    count = sum(isinstance(node, folds) for tree in trees().values() for node in ast.walk(tree))
     lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in FILES)
     assert 1000 * count / lines <= PER_1000_LINES[kind]
 
 
 def test_the_package_stays_as_small_as_it_is():
-    nodes = sum(1 for tree in TREES.values() for _ in ast.walk(tree))
+    nodes = sum(1 for tree in trees().values() for _ in ast.walk(tree))
     assert nodes <= MOST_NODES
 
 
@@ -116,7 +121,7 @@ ANY = re.compile(r"(?:dict|Mapping|MutableMapping)\[str, (?:Any|object)\]")
 def aliases() -> set[str]:
     """Names at module level that stand for a mapping of anything."""
     names = set()
-    for tree in TREES.values():
+    for tree in trees().values():
         for node in tree.body:
             value = getattr(node, "value", None)
             if (
@@ -131,8 +136,8 @@ def aliases() -> set[str]:
 
 def test_records_are_values_and_not_dicts_of_anything():
     words = "|".join([ANY.pattern, *(rf"\b{name}\b" for name in sorted(aliases()))])
-    loose = [f.name for f in EVERY if re.search(words, f.signature)]
-    assert len(loose) <= LOOSE_SIGNATURES * len(EVERY), "\n".join(loose)
+    loose = [f.name for f in functions() if re.search(words, f.signature)]
+    assert len(loose) <= LOOSE_SIGNATURES * len(functions()), "\n".join(loose)
 
 
 # --- one word, one thing -----------------------------------------------------------------------
@@ -155,7 +160,7 @@ def names_of(node: ast.stmt) -> list[str]:
 def modules_that_bind(kind: str) -> dict[str, list[str]]:
     """Public name -> the modules in which it is bound at the top: classes, or constants."""
     places = collections.defaultdict(list)
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for node in tree.body:
             for name in names_of(node):
                 constant = name.isupper()
@@ -225,7 +230,7 @@ def packed(node: ast.AST) -> str:
 @pytest.mark.slow
 def test_no_fold_that_must_be_decoded():
     wrong = []
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for node in ast.walk(tree):
             if reason := packed(node):
                 line = getattr(node, "lineno", getattr(getattr(node, "iter", None), "lineno", 0))
