@@ -47,6 +47,15 @@ CAMPAIGNS = {
         "kills, ranks, compilation and clusters, in every combination",
         ("training/test_training.py", "model/test_distributed.py", "experiments"),
     ),
+    "flags": Campaign(
+        "every combination of the model's flags",
+        (
+            "spec/test_counting.py",
+            "spec/test_architecture.py",
+            "model/test_model.py",
+            "model/test_optim.py",
+        ),
+    ),
     "rules": Campaign("coordinate checks of right rules", ("studies/test_coord_check.py",)),
     "goldens": Campaign("the command line's heavy cases", ("golden",)),
     "speed": Campaign(

@@ -151,8 +151,8 @@ def test_a_side_on_which_nothing_refutes_is_open():
     assert "[open, " in record["text"][0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["log-huber", pytest.param("mse", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("objective", ["log-huber", "mse"])
 def test_the_intervals_cover(objective):
     N, D = budgets()
     held = 0

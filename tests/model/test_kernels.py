@@ -279,13 +279,19 @@ def built_in(home: Path, code: str = REPORT, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_compiled_once_and_kept(tmp_path):
+def test_compiled_once_and_kept_and_made_anew_where_damaged(tmp_path):
     first = Path(built_in(tmp_path))
     assert first.parent == tmp_path / "nanoscale"
     made = first.stat().st_mtime_ns
     assert built_in(tmp_path, PATH=os.environ["PATH"]) == str(first)
     assert first.stat().st_mtime_ns == made
     assert [p.name for p in first.parent.iterdir()] == [first.name]
+
+    first.write_bytes(b"torn")
+    code = f"{QUICKLY}print(kernels.library() is None)"
+    assert built_in(tmp_path, code=code) == "True"
+    assert not first.exists()
+    assert built_in(tmp_path, code=code) == "False"
 
 
 def test_every_clone_shares_one_library(tmp_path, monkeypatch):
@@ -294,16 +300,6 @@ def test_every_clone_shares_one_library(tmp_path, monkeypatch):
     here = kernels.built()
     monkeypatch.setattr(kernels, "SOURCE", copy)
     assert kernels.built() == here
-
-
-@pytest.mark.slow
-def test_a_damaged_library_is_made_anew(tmp_path):
-    made = Path(built_in(tmp_path))
-    made.write_bytes(b"torn")
-    code = f"{QUICKLY}print(kernels.library() is None)"
-    assert built_in(tmp_path, code=code) == "True"
-    assert not made.exists()
-    assert built_in(tmp_path, code=code) == "False"
 
 
 @pytest.mark.slow

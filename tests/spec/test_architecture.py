@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from tiny import flag_combinations, tiny_config
 
@@ -67,6 +69,13 @@ def test_two_models_tensor_by_tensor(expected, overrides):
     specs = tensors(tiny_config(n_layer=1, **overrides))
     found = [f"{s.name} {s.role} {'x'.join(map(str, s.shape))}" for s in specs]
     assert "\n".join(found) == expected
+
+
+def test_any_three_flags_meet_in_every_way_in_the_sample():
+    sample = [tuple(case.values[0].values()) for case in flag_combinations() if not case.marks]
+    assert len(sample) == 16
+    for three in itertools.combinations(zip(*sample, strict=True), 3):
+        assert len(set(zip(*three, strict=True))) == 8
 
 
 @pytest.mark.parametrize("flags", flag_combinations(), ids=str)
