@@ -138,6 +138,7 @@ def finish(folder: RunFolder) -> int:
         folder / METRICS,
         {
             "schema": 1,
+            "id": folder.spec().id,
             "status": state,
             "val_loss": loss,
             "best_val_loss": loss,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import output_root, verb
+from nanoscale.commands.verb import open_study, output_root, verb
 
 
 @verb("nanoscale report quick", "nanoscale report quick --output_root=results")
@@ -14,7 +14,6 @@ from nanoscale.commands.verb import output_root, verb
 @output_root()
 def command(name: str, output_root: Path) -> None:
     """Draw the conclusions of STUDY again: its law or verdict, its figures, report.html."""
-    from nanoscale.experiments import Study
     from nanoscale.studies.stages import conclude
 
-    click.echo("\n".join(conclude(Study.open(output_root / name))))
+    click.echo("\n".join(conclude(open_study(name, output_root))))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import output_root, verb
+from nanoscale.commands.verb import open_study, output_root, verb
 
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 @output_root()
 def command(names: tuple[str, ...], output_root: Path) -> None:
     """Count the runs of every study by state; of a STUDY that is named, list each run."""
-    from nanoscale.experiments import Study
     from nanoscale.experiments.results import study_names
 
-    studies = [Study.open(output_root / name) for name in names or study_names(output_root)]
+    studies = [open_study(name, output_root) for name in names or study_names(output_root)]
     if not studies:
         click.echo(f"no studies in {output_root}")
     for study in studies:

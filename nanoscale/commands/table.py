@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import option, output_file, output_root, verb
+from nanoscale.commands.verb import open_study, option, output_file, output_root, verb
 
 
 @verb("nanoscale table quick", "nanoscale table quick --out=quick.parquet")
@@ -20,9 +20,9 @@ from nanoscale.commands.verb import option, output_file, output_root, verb
 @output_root()
 def command(name: str, out: Path | None, output_root: Path) -> None:
     """Rebuild the table of STUDY, a row per run, and print where it is."""
-    from nanoscale.experiments import Study, rebuild_table
+    from nanoscale.experiments import rebuild_table
     from nanoscale.experiments.results import export
 
-    study = Study.open(output_root / name)
+    study = open_study(name, output_root)
     written = rebuild_table(study.folder) if out is None else export(study, out)
     click.echo(written)

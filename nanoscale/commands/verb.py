@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -27,6 +27,9 @@ from nanoscale.errors import (
 from nanoscale.spec.options import Kind
 from nanoscale.spec.sources import FIELDS, coerce
 from nanoscale.store.files import write_json
+
+if TYPE_CHECKING:
+    from nanoscale.experiments import Study
 
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILURE}  # the worst comes last
 
@@ -277,6 +280,16 @@ def say(lines: Iterable[str], json_path: Path | None, record: object) -> None:
     click.echo("\n".join(lines))
     if json_path is not None:
         write_json(json_path, record)
+
+
+def open_study(name: str, output_root: Path) -> Study:
+    """The study of that name, once it is said which of its runs are damaged."""
+    from nanoscale.experiments import Study
+
+    study = Study.open(output_root / name)
+    for line in warned(study.damaged()):
+        click.echo(line, err=True)
+    return study
 
 
 def warned(warnings: Iterable[str]) -> list[str]:

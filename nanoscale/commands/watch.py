@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import output_root, verb
+from nanoscale.commands.verb import open_study, output_root, verb
 from nanoscale.errors import DONE, FAILURE
 
 
@@ -15,9 +15,8 @@ from nanoscale.errors import DONE, FAILURE
 @output_root()
 def command(name: str, output_root: Path) -> int:
     """Show the progress of STUDY, which others run, until it ends."""
-    from nanoscale.experiments import Study
     from nanoscale.experiments.watching import watch
 
-    study = Study.open(output_root / name)
+    study = open_study(name, output_root)
     watch(study)
     return DONE if study.ok else FAILURE

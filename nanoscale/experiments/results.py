@@ -244,7 +244,16 @@ class Study:
     @property
     def warnings(self) -> list[str]:
         """What a careful reader would ask about: the plan first, then what the runs recorded."""
-        return [*self.concerns, *self.mixed_numerics()]
+        return [*self.concerns, *self.damaged(), *self.mixed_numerics()]
+
+    def damaged(self) -> list[str]:
+        """A warning per run whose records cannot be read, which a retry mends."""
+        warnings = []
+        for _, folder in self.runs():
+            damage = folder.damage()
+            if damage:
+                warnings.append(f"{folder.path}: {damage}")
+        return warnings
 
     def mixed_numerics(self) -> list[str]:
         """A warning per part of the numerics (device, dtype, ...) that the runs do not share."""

@@ -247,7 +247,11 @@ class ExperimentRunner:
         cells = []
         for entry, folder in study.runs():
             if folder.exists():
-                spec = folder.spec()
+                try:
+                    spec = folder.spec()
+                except UserError as e:
+                    study.warn([str(e)])
+                    continue
                 cells.append(Cell(entry.values, spec.config, spec))
         planned = self._planned(cells)
         self.execution.bring(study, self._announce(study, planned))

@@ -67,7 +67,7 @@ class Trials:
         ours = {entry.folder for entry in self.earlier}
         self.search = Search(plan, known_results(Neighbours(store), self.last_rung, plan, ours))
         self.underway: dict[int, Job] = {}  # by the trial's number, as the next
-        self.last: dict[int, Cell] = {}  # of its newest rung
+        self.cells: dict[tuple[int, int], Cell] = {}  # by number and rung, begun or done
         self.spent = 0
         self.broke = False
 
@@ -201,10 +201,10 @@ class Trials:
     def begin(self, trial: Trial) -> str:
         """Make the run of a trial's next rung part of the study; what it needs."""
         number, rung = trial.number, len(trial.losses)
-        cell = self.at_rung(trial.values, rung, self.last.get(number))
+        cell = self.at_rung(trial.values, rung, self.cells.get((number, rung - 1)))
         run = planned(cell, self.store)
         run.make_ready()
-        self.last[number] = cell
+        self.cells[number, rung] = cell
         self.study.entries.append(
             replace(cell.entry, trial=number, rung=rung, trial_values=trial.values)
         )
@@ -271,7 +271,7 @@ class Trials:
         said = "no trial has a loss"
         if best is not None:
             loss = best.losses[-1]
-            folder = self.last[best.number].spec.name
+            folder = self.cells[best.number, len(best.losses) - 1].spec.name
             study.best_trial = BestRun(
                 trial=best.number, values=best.values, val_loss=loss, folder=folder
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,20 @@ if TYPE_CHECKING:
 WAITING, RUNNING, COMPLETE = "WAITING", "RUNNING", "COMPLETE"
 PRUNED, DIVERGED, FAILED = "PRUNED", "DIVERGED", "FAILED"
 FINISHED = (COMPLETE, PRUNED, DIVERGED)  # results, never run again
+_STATES = (WAITING, RUNNING, *FINISHED, FAILED)
+DAMAGED = "damaged"  # the kind of failure of a run whose records cannot be read
 
 CONFIG, STATUS, ROWS, METRICS = "config.json", "status.json", "metrics.jsonl", "metrics.json"
 CHECKPOINT, BEST, WINDOWS, LOG = "ckpt.pt", "best.pt", "windows.npy", "log.txt"
 BEST_BEFORE = "best-before.pt"  # the best but for the end, which a longer run has not
 TIMING_COLUMNS = ("time_ms", "tokens_per_second", "mfu", "wall_seconds")  # may differ between twins
+
+
+_KEYS: Mapping[str, Mapping[str, type]] = {  # that the record of every run has
+    CONFIG: {"id": str, "config": dict},
+    STATUS: {"state": str, "step": int, "max_iters": int},
+    METRICS: {},
+}
 
 
 def parse_branch(branch_from: str) -> tuple[Path, int | None]:
@@ -48,6 +58,8 @@ def parent_of(branch_from: str) -> str:
         at = f" at step {step} (keep it with checkpoint_steps=[{step}])" if step else ""
         raise UserError(f"branch_from={branch_from}: no checkpoint there{at}")
     status = folder.status()
+    if status.kind == DAMAGED:
+        raise UserError(f"branch_from={branch_from}: {status.reason}")
     return f"{status.id}@{status.checkpoint_step if step is None else step}"
 
 
@@ -97,22 +109,58 @@ class RunFolder:
         return RunSpec.from_json(read_json(self / CONFIG), self / CONFIG)
 
     def status(self) -> RunStatus:
-        """Where the run stands; one that nobody has begun has only its config, and waits."""
+        """Where the run stands; one that nobody has begun has only its config, and waits.
+
+        Records that cannot be read are a failure of this run alone; `resume.renew` mends it.
+        """
         return RunStatus.from_json(self._status_record())
 
     def _status_record(self) -> dict[str, Json]:
-        if (self / STATUS).is_file():
-            status: dict[str, Json] = read_json(self / STATUS)
-            return status
-        record = read_json(self / CONFIG)
-        return {
-            "schema": RECORD_SCHEMA,
-            "id": record["id"],
-            "state": WAITING,
-            "step": 0,
-            "max_iters": record["config"]["max_iters"],
-            "checkpoint_step": None,
-        }
+        damage = self.damage()
+        status = self.record(STATUS)
+        if status is None:
+            config = (self.record(CONFIG) if damage else read_json(self / CONFIG)) or {}
+            status = {
+                "schema": RECORD_SCHEMA,
+                "id": config.get("id", ""),
+                "state": WAITING,
+                "step": 0,
+                "max_iters": config.get("config", {}).get("max_iters", 0),
+                "checkpoint_step": None,
+            }
+        if damage:
+            status["state"] = FAILED
+            status["kind"] = DAMAGED
+            status["reason"] = damage
+        return status
+
+    def damage(self) -> str:
+        """Which record of the run cannot be read, and what mends it; "" if all can."""
+        if self.exists() and self.record(CONFIG) is None:
+            return f"{CONFIG} cannot be read; the command that asked for this run mends it"
+        status = self.record(STATUS)
+        if status is None:
+            broken = (self / STATUS).is_file()
+            return f"{STATUS} cannot be read; another try mends it" if broken else ""
+        if status["state"] in FINISHED and self.record(METRICS) is None:
+            return f"{METRICS} is gone or cannot be read; another try mends it"
+        return ""
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file of the run; None if it is gone, or is none such."""
+        try:
+            record = read_json(self / name)
+        except UserError as e:
+            if isinstance(e.__cause__, OSError):  # the disk's fault, not the file's
+                raise
+            return None
+        if not isinstance(record, dict):
+            return None
+        for key, kind in _KEYS[name].items():
+            if type(record.get(key)) is not kind:
+                return None
+        known = name != STATUS or record["state"] in _STATES
+        return record if known else None
 
     def state(self) -> str:
         """The run's state; RUNNING while a live process holds the folder, only then."""
@@ -141,7 +189,4 @@ class RunFolder:
 
     def metrics(self) -> dict[str, Any] | None:
         """The results, or None while there are none; those of a shorter run are not the run's."""
-        if self.status().state not in FINISHED or not (self / METRICS).is_file():
-            return None
-        results: dict[str, Any] = read_json(self / METRICS)
-        return results
+        return self.record(METRICS) if self.status().state in FINISHED else None

@@ -24,7 +24,9 @@ from nanoscale.store.folder import (
     CHECKPOINT,
     CONFIG,
     FINISHED,
+    METRICS,
     ROWS,
+    STATUS,
     WAITING,
     RunFolder,
     checkpoint_file,
@@ -102,6 +104,8 @@ def check_same(folder: RunFolder, spec: RunSpec) -> None:
 
     An id is 40 bits of a hash, so a folder found by its name is believed by its content alone.
     """
+    if folder.record(CONFIG) is None:  # nothing says so
+        return
     old = folder.spec()
     if old.content == spec.content:
         return
@@ -180,10 +184,16 @@ def continue_as(folder: RunFolder, spec: RunSpec) -> None:
 def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
     """Give a run that is not finished today's config; what of it does not apply, in lines.
 
+    A run whose records are damaged gets those, and goes on from what it has saved.
+
     Raises:
         Held: another process trains there.
     """
     with folder.take():
+        if folder.record(CONFIG) is None:
+            write_json(folder / CONFIG, spec.to_json())
+        if folder.record(STATUS) is None:
+            _restore_status(folder)
         state = folder.status().state
         if state in FINISHED:
             return []
@@ -203,6 +213,14 @@ def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
     return lines
 
 
+def _restore_status(folder: RunFolder) -> None:
+    """Say of a run whose status is lost that it has finished, if there are its results."""
+    results = folder.record(METRICS) or {}
+    state = results.get("status")
+    if state in FINISHED and results.get("id") == folder.spec().id:
+        folder.set_status(state=state, step=results["iter_num"], kind=None, reason=None)
+
+
 def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
     """`spec` with what the folder's run must keep of its config to go on.
 
@@ -213,7 +231,7 @@ def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:
     config = spec.config
     if config.micro_batch_size is None and "micro_batch_size" not in spec.typed:
         config = replace(config, micro_batch_size=old.micro_batch_size)
-    if folder.status().checkpoint_step is not None:
+    if folder.status().checkpoint_step is not None or (folder / CHECKPOINT).is_file():
         config = replace(config, **{key: getattr(old, key) for key in ROUNDING_KEYS})
     return replace(spec, config=config)
 

@@ -133,8 +133,8 @@ def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Ove
 
 
 def _config(values: Overrides, folder: RunFolder) -> Overrides:
-    """Dotted key -> value of a run; only those its study varies while it has no folder."""
-    if not folder.exists():
+    """Dotted key -> value of a run; only those its study varies while its config is not there."""
+    if folder.record(CONFIG) is None:
         return values
     spec = folder.spec()
     return {

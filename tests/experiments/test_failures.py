@@ -109,7 +109,7 @@ def test_a_run_that_others_interrupt_goes_on_in_the_same_call(backend, tmp_path)
 )
 def test_memory_failures_are_known_by_their_words(tmp_path, text, kind):
     folder = RunFolder(tmp_path)
-    (tmp_path / "status.json").write_text('{"state": "FAILED", "reason": null}')
+    (tmp_path / "status.json").write_text('{"state": "FAILED", "step": 0, "max_iters": 5}')
     (tmp_path / "log.txt").write_text(text)
     assert failures.failure_of(folder, 1, starved=False).kind == kind
 

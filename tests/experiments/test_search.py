@@ -443,6 +443,23 @@ def test_what_no_rule_carries_from_proxy_to_target_is_said(base, proxy, key, cap
 
 
 @pytest.mark.slow
+def test_the_best_run_is_one_that_the_budget_paid_for():
+    space = {"learning_rate": [0.001, 0.003]}
+    base = BASE | {"warmup_iters": 1}
+
+    def found(budget: float | None):
+        runner = a_runner(budget=budget, workers=1, output_root=f"o{budget}")
+        return runner.run_hpo("s", base, space, trials=2, sampler="random", rungs=[10, 20])
+
+    first, second, promoted = found(None).entries
+    study = found(first.flops + second.flops + promoted.flops / 2)
+    assert [entry.rung for entry in study.entries] == [0, 0]
+    best = study.entries[study.best.trial]
+    assert study.best.folder == best.folder
+    assert study.best.val_loss == study.rows()[study.best.trial]["val_loss"]
+
+
+@pytest.mark.slow
 def test_a_budget_keeps_what_the_target_costs():
     def spent(budget: float | None) -> list[int]:
         study = a_runner(budget=budget).run_random(

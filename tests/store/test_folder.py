@@ -206,6 +206,7 @@ def test_creating_the_same_run_again_leaves_it_as_it_is(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.create(tiny_spec())
     folder.set_status(state=COMPLETE, step=10)
+    write_json(folder / "metrics.json", {})
     folder.create(tiny_spec())
     assert (folder.state(), folder.status().step) == (COMPLETE, 10)
 
@@ -213,12 +214,55 @@ def test_creating_the_same_run_again_leaves_it_as_it_is(tmp_path):
 def test_running_means_a_living_process(tmp_path):
     folder = RunFolder(tmp_path / "a")
     folder.create(tiny_spec())
+    write_json(folder / "metrics.json", {})
     with folder.take():
         assert folder.state() == RUNNING
         folder.set_status(state=COMPLETE)
         assert folder.state() == COMPLETE
         folder.set_status(state=RUNNING)
     assert folder.state() == WAITING
+
+
+BROKEN = {
+    "config.json": ["", "[]", '{"config": {}}'],
+    "status.json": ["", '{"state": "COM', "[]", "null", '"COMPLETE"', "\udc80", "{}"],
+    "metrics.json": ["", "[1]", "3", None],
+}
+BROKEN["status.json"] += [
+    f'{{"state": {state}, "step": {step}, "max_iters": 10}}'
+    for state, step in (('"DONE"', 1), ("3", 1), ('"COMPLETE"', '"1"'), ('"COMPLETE"', "null"))
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name in BROKEN for content in BROKEN[name]]
+)
+def test_records_that_cannot_be_read_are_a_failure_and_no_result(tmp_path, name, content):
+    folder = RunFolder(tmp_path / "a")
+    folder.create(tiny_spec())
+    folder.set_status(state=COMPLETE, step=10, checkpoint_step=10)
+    write_json(folder / "metrics.json", {"val_loss": 2.0})
+    assert (folder.state(), folder.damage()) == (COMPLETE, "")
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    status = folder.status()
+    assert (folder.state(), folder.metrics()) == ("FAILED", None)
+    assert (status.kind, status.reason) == ("damaged", folder.damage())
+    assert name in status.reason
+    with pytest.raises(UserError, match=name):
+        (folder / "ckpt.pt").touch()
+        parent_of(str(folder.path))
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage_of_the_run(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "a")
+    folder.create(tiny_spec())
+    folder.set_status(state=WAITING)
+    monkeypatch.setattr(Path, "read_text", failing(OSError(errno.EIO, "input/output error")))
+    with pytest.raises(UserError, match="cannot be read"):
+        folder.state()
 
 
 def test_the_record_of_a_run_is_what_design_says(tmp_path):

@@ -15,8 +15,17 @@ from nanoscale.errors import UserError
 from nanoscale.spec import identity
 from nanoscale.spec.config import all_fields
 from nanoscale.spec.identity import RunSpec
-from nanoscale.store.files import write_text
-from nanoscale.store.folder import COMPLETE, DIVERGED, FAILED, PRUNED, RUNNING, WAITING, RunFolder
+from nanoscale.store.files import write_json, write_text
+from nanoscale.store.folder import (
+    COMPLETE,
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    RunFolder,
+)
 from nanoscale.store.resume import (
     check_past,
     check_same,
@@ -170,6 +179,7 @@ def test_a_finished_run_of_the_same_id_is_moved_aside_and_not_taken_for_ours(
     old = RunFolder(tmp_path / "out")
     old.create(replace(other))
     old.set_status(state=COMPLETE)
+    write_json(old / "metrics.json", {})
     folder = open_folder(tmp_path / "out", tiny_spec(), resume=False)
     assert (folder.state(), folder.spec()) == (WAITING, tiny_spec())
     assert RunFolder(tmp_path / "out.old-1").state() == COMPLETE
@@ -186,7 +196,7 @@ def trained_folder(path: Path, step: int, state: str = WAITING, **overrides: obj
     write_text(folder / "metrics.jsonl", '{"step":1}\n')
     if step:
         write_text(folder / "ckpt.pt", "")
-    if state == COMPLETE:
+    if state in FINISHED:
         write_text(folder / "metrics.json", "{}")
         write_text(folder / "windows.npy", "")
     return folder
@@ -249,6 +259,25 @@ def test_the_same_run_goes_on_with_todays_machine_and_record_keys(
     assert folder.spec().typed == TODAY
     said = capsys.readouterr().out
     assert ("threads=3 does not apply, the run began with threads=2" in said) == bool(step)
+
+
+def test_a_run_whose_status_is_lost_keeps_what_rounding_depends_on(tmp_path):
+    """Its checkpoint is there, and it is that which was begun with 2 threads."""
+    folder = trained_folder(tmp_path / "out", 10, threads=2)
+    write_text(folder / "status.json", "")
+    assert folder.state() == FAILED
+    open_folder(tmp_path / "out", tiny_spec(threads=3), resume=False)
+    assert (folder.state(), folder.spec().config.threads) == (WAITING, 2)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_results_say_what_a_lost_status_said_if_they_are_this_runs(tmp_path, lost):
+    folder = trained_folder(tmp_path / "out", 10, COMPLETE)
+    results = {"id": folder.spec().id if lost else "anothers", "status": DIVERGED, "iter_num": 7}
+    write_json(folder / "metrics.json", results)
+    (folder / "status.json").unlink()
+    open_folder(tmp_path / "out", tiny_spec(), resume=False)
+    assert (folder.state(), folder.status().step) == ((DIVERGED, 7) if lost else (WAITING, 0))
 
 
 def test_a_micro_batch_stays_halved_unless_it_is_said_anew(tmp_path):

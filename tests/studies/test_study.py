@@ -626,6 +626,37 @@ def test_retry_runs_again_what_failed_from_the_folders_alone(capsys):
         retry(["h"])
 
 
+DAMAGE = {  # file -> what a torn write, or a hand, leaves of it; None: nothing
+    "status.json": ["", '{"state": "COMP', "[]"],
+    "metrics.json": ["", None],
+    "config.json": [""],
+}
+
+
+@pytest.mark.slow
+def test_a_damaged_run_stops_no_verb_of_its_study_and_is_mended(capsys):
+    lists = {"n_layer": [1, 2, 3]}
+    study = ExperimentRunner().run_grid("g", TINY, lists)
+    table = (study.folder / "table.csv").read_text()
+    folder = list(study.runs())[1][1]
+    for name, contents in DAMAGE.items():
+        for content in contents:
+            (folder / name).unlink()
+            if content is not None:
+                (folder / name).write_text(content)
+            capsys.readouterr()
+            for main in (status_main, table_main, report_main, watch_study):
+                assert main(["g"]) == (main is watch_study)
+                said = capsys.readouterr().err
+                assert f"warning: {folder.path}: {name}" in said
+            assert study.states() == {"COMPLETE": 2, "FAILED": 1}
+            assert retry(["g"]) == (name == "config.json")  # which nothing in the folder has
+            if name == "config.json":
+                assert ExperimentRunner().run_grid("g", TINY, lists).ok
+            assert (study.folder / "table.csv").read_text() == table
+    assert len((folder / "starts.txt").read_text().splitlines()) == 1 + len(DAMAGE["metrics.json"])
+
+
 @pytest.mark.slow
 def test_watch_shows_runs_that_others_run(monkeypatch, capsys):
     monkeypatch.setattr("nanoscale.experiments.watching.IDLE_SECONDS", 1.5)
