@@ -251,8 +251,8 @@ def test_records_that_cannot_be_read_are_a_failure_and_no_result(tmp_path, name,
     assert (folder.state(), folder.metrics()) == ("FAILED", None)
     assert (status.kind, status.reason) == ("damaged", folder.damage())
     assert name in status.reason
+    (folder / "ckpt.pt").touch()
     with pytest.raises(UserError, match=name):
-        (folder / "ckpt.pt").touch()
         parent_of(str(folder.path))
 
 
