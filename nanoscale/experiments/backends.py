@@ -9,8 +9,9 @@ from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.clusters import Ray, Slurm
 from nanoscale.experiments.local import Subprocess, local_backend
 from nanoscale.experiments.worker import Backend
+from nanoscale.spec.values import Json
 
-MakeBackend = Callable[[Path, Mapping[str, str]], Backend]  # (output root, options)
+MakeBackend = Callable[[Path, Mapping[str, Json]], Backend]  # (output root, options)
 
 _MAKERS: dict[str, MakeBackend] = {
     "local": lambda output_root, options: local_backend(),
@@ -48,14 +49,19 @@ def register_backend(name: str, make: MakeBackend) -> None:
     _MAKERS[name] = make
 
 
-def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, str]) -> Backend:
+def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, Json]) -> Backend:
     """The backend of that name; an object that is one already is returned as it is.
 
     `options`: sbatch's for slurm; address for ray.
 
     Raises:
-        UserError: nobody has registered that name; it says which are, and the nearest.
+        UserError: nobody has registered that name, it says which are, and the nearest; or the
+            options are not what the backend takes.
     """
+    if not isinstance(options, Mapping):
+        raise UserError(
+            f"backend_options={options!r}: expected a table, as in {{partition = 'gpu'}}"
+        )
     if not isinstance(name, str):
         return name
     if name not in _MAKERS:

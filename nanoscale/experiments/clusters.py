@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from typing import Any
 
 from nanoscale.errors import INTERRUPTED, UserError, make_folder
 from nanoscale.experiments.machine import Slot, cores, thread_environment
+from nanoscale.experiments.sbatch_options import quoted, read_sbatch_options, sbatch_lines
 from nanoscale.experiments.worker import (
     GRACE_SECONDS,
     NANOSCALE,
@@ -28,24 +30,99 @@ from nanoscale.experiments.worker import (
     Worker,
     environment_of,
     open_process,
+    whole_environment,
 )
+from nanoscale.model.launch import ELASTIC, LAUNCHER_VARIABLES
+from nanoscale.spec.values import Json
 from nanoscale.store.files import write_text
 from nanoscale.store.folder import LOG
 
 ASKED = ".asked"  # in a run folder: save or kill
+PAUSES = (2.0, 5.0, 15.0, 30.0, 60.0, 120.0)  # before what was refused is submitted again
 
 
-# -- Ray ------------------------------------------------------------------------------------------
-class Ray:
-    """Runs as tasks of Ray Core: on the cluster at `address` or RAY_ADDRESS, else one made here.
+# -- what is started waits until it is taken -------------------------------------------------------
+class Refused(UserError):
+    """A cluster did not do what it was asked for, and may do it later."""
 
-    A task only starts the run's process and waits. It is asked to end through a file in the run
-    folder, as Ray's own cancelling does not reach every task that runs.
-    """
+
+class Cluster:
+    """Runs that were started and are not yet submitted, the same again where that was refused."""
 
     local = False
 
-    def __init__(self, worker: Worker = NANOSCALE, address: str | None = None) -> None:
+    def __init__(self) -> None:
+        self._new: dict[Path, Slot] = {}  # started, not yet submitted
+        self._refused = 0  # how often in a row
+        self._again_at = 0.0
+        self._dropped: list[Exit] = []  # of runs that were stopped before they were submitted
+
+    def start(self, folder: Path, slot: Slot) -> None:
+        self._new[folder] = slot
+
+    def _submit(self, started: Mapping[Path, Slot]) -> None:
+        """Give all that was started since the last look to the cluster; or raise `Refused`."""
+        raise NotImplementedError
+
+    def _submit_or_wait(self) -> None:
+        """Submit what was started. A busy cluster refuses at times: the same again, later.
+
+        One that had the job all the same starts a run twice; its lease lets one of them train.
+
+        Raises:
+            UserError: it cannot be submitted here, or was refused once more than there are pauses.
+        """
+        if not self._new or time.monotonic() < self._again_at:
+            return
+        try:
+            self._submit(self._new)
+        except Refused as e:
+            if self._refused == len(PAUSES):
+                raise
+            pause = PAUSES[self._refused]
+            self._refused += 1
+            self._again_at = time.monotonic() + pause
+            _warn(f"{e}; submitted again in {pause:g} s")
+            return
+        self._refused = 0
+        self._new = {}
+
+    def _drop(self, folders: Sequence[Path] | None) -> None:
+        """Stop those that are not submitted yet, by default all."""
+        for folder in list(self._new):
+            if folders is None or folder in folders:
+                del self._new[folder]
+                self._dropped.append(Exit(folder, INTERRUPTED))
+
+    def _exits(self) -> list[Exit]:
+        """Of those that were stopped before they were submitted."""
+        exits, self._dropped = self._dropped, []
+        return exits
+
+    def _forget(self) -> None:
+        """Begin anew."""
+        self._new = {}
+        self._dropped = []
+        self._refused = 0
+        self._again_at = 0.0
+
+
+# -- Ray ------------------------------------------------------------------------------------------
+class Ray(Cluster):
+    """Runs as tasks of Ray Core: on the cluster at `address` or RAY_ADDRESS, else one made here.
+
+    A task only starts the run's process and waits. It is asked to end through a file in the run
+    folder, as Ray's own cancelling does not reach every task that runs. What ran on a cluster that
+    went away is submitted again: to the next one at that address.
+
+    Raises:
+        UserError: the address is no text.
+    """
+
+    def __init__(self, worker: Worker = NANOSCALE, address: Json = None) -> None:
+        super().__init__()
+        if address is not None and not isinstance(address, str):
+            raise UserError(f"address={address!r}: expected a text, as in 'ray://host:10001'")
         self._worker = worker
         self._address = address
         self._needs: dict[str, int] = {}  # of every task
@@ -54,7 +131,9 @@ class Ray:
 
     def slots(self, device: str, threads: int | None, workers: int | None) -> list[Slot]:
         """As many as the cluster's GPUs, or its CPUs over `threads`."""
-        have = self._ray().cluster_resources()
+        ray = self._ray()
+        with self._refusals():
+            have = ray.cluster_resources()
         kind, each = "CPU", threads or 1
         slot = Slot(thread_environment(each))
         if device.startswith("cuda") or (device == "auto" and have.get("GPU", 0) > 0):
@@ -64,21 +143,20 @@ class Ray:
         number = workers or max(1, int(have.get(kind, 0) // each))
         return [slot] * number
 
-    def start(self, folder: Path, slot: Slot) -> None:
-        task = self._ray().remote(run_in_task).options(max_retries=0, **self._needs)
-        reference = task.remote(list(self._worker.command), str(folder), environment_of(slot))
-        self._running[reference] = folder
-
     def poll(self, timeout: float) -> list[Exit]:
+        self._submit_or_wait()
+        exits = self._exits()
         if not self._running:
             time.sleep(timeout)
-            return []
-        ray = self._ray()
-        tasks = list(self._running)
-        ray.wait(tasks, timeout=timeout)
-        ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+            return exits
+        try:
+            ended = self._ended(timeout)
+        except Refused as e:  # a run that goes on all the same keeps its lease, and is waited for
+            _warn(f"{e}; what ran there is submitted again")
+            lost = [Exit(folder, INTERRUPTED) for folder in self._running.values()]
+            self._running.clear()
+            return exits + lost
 
-        exits = []
         for reference in ended:
             folder = self._running.pop(reference)
             exits.append(Exit(folder, self._code(reference)))
@@ -86,33 +164,63 @@ class Ray:
         return exits
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
+        self._drop(folders)
         for reference, folder in self._running.items():
             if folders is None or folder in folders:
                 write_text(folder / ASKED, "kill" if kill else "save")
-                self._ray().cancel(reference)  # one that waits for its turn
+                try:
+                    with self._refusals():
+                        package().cancel(reference)  # one that waits for its turn
+                except Refused as e:  # what runs has been asked all the same
+                    _warn(e)
 
     def close(self) -> None:
         if self._ours:
-            self._ray().shutdown()
+            package().shutdown()
         self._ours = False
         self._running.clear()
+        self._forget()
+
+    def _submit(self, started: Mapping[Path, Slot]) -> None:
+        """One task for each."""
+        ray = self._ray()
+        task = ray.remote(run_in_task).options(max_retries=0, **self._needs)
+        for folder, slot in list(started.items()):
+            with self._refusals():
+                reference = task.remote(
+                    list(self._worker.command), str(folder), environment_of(slot)
+                )
+            self._running[reference] = folder
+            del self._new[folder]
+
+    def _ended(self, timeout: float) -> list[Any]:
+        """The tasks that have ended, by reference."""
+        ray = package()
+        if not ray.is_initialized():
+            raise Refused("ray: the cluster is gone")
+        tasks = list(self._running)
+        with self._refusals():
+            ray.wait(tasks, timeout=timeout)
+            ended, _ = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        return list(ended)
 
     def _code(self, reference: object) -> int | None:
         """A task's exit code; 130 if it was cancelled, None if it or its host was lost."""
-        ray = self._ray()
+        ray = package()
         try:
-            return int(ray.get(reference))
-        except ray.exceptions.TaskCancelledError:
-            return INTERRUPTED
-        except ray.exceptions.RayError:
-            return None
+            with self._refusals():
+                return int(ray.get(reference))
+        except Refused as e:
+            cancelled = isinstance(e.__cause__, ray.exceptions.TaskCancelledError)
+            return INTERRUPTED if cancelled else None
 
     def _ray(self) -> ModuleType:
-        """The package, connected to the cluster."""
-        try:
-            ray = importlib.import_module("ray")
-        except ImportError:
-            raise UserError("backend='ray' needs ray: pip install 'nanoscale[ray]'") from None
+        """The package, connected to the cluster.
+
+        Raises:
+            Refused: there is no cluster.
+        """
+        ray = package()
         if ray.is_initialized():
             return ray
 
@@ -126,10 +234,30 @@ class Ray:
                 runtime_env={"env_vars": environment_of(Slot({}))},
                 **size,
             )
-        except (ConnectionError, RuntimeError) as e:
-            raise UserError(f"backend='ray': no cluster at {address}: {e}") from e
+        except (OSError, RuntimeError, ValueError) as e:
+            raise Refused(f"backend='ray': no cluster at {address}: {_first_line(e)}") from e
         self._ours = True
         return ray
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Ray's errors, and those of the way to it, as `Refused`."""
+        try:
+            yield
+        except (package().exceptions.RayError, OSError, RuntimeError) as e:
+            raise Refused(f"ray: {_first_line(e)}") from e
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def package() -> ModuleType:
+    """Ray, if it is here."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise UserError("backend='ray' needs ray: pip install 'nanoscale[ray]'") from None
 
 
 def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
@@ -137,7 +265,7 @@ def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
     asked = Path(folder, ASKED)
     asked.unlink(missing_ok=True)
     here = [sys.executable, *command[1:]]
-    process = open_process(here, Path(folder), os.environ | env, own_session=False)
+    process = open_process(here, Path(folder), whole_environment(env), own_session=False)
     while process.poll() is None:
         try:
             time.sleep(0.1)
@@ -157,9 +285,10 @@ JOB = """#!/bin/sh
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@{grace}
-#SBATCH --output={home}/%A_%a.out
+#SBATCH --output={output}
 {options}
 folder=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {home}/{name}.folders)
+unset {launcher} $(env | sed -n 's/=.*//; /^{elastic}/p')
 {exports}
 rm -f {home}/{name}.$SLURM_ARRAY_TASK_ID.exit
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
@@ -189,7 +318,6 @@ ENDED_STATES = (
     "TIMEOUT",
 )
 SEEN_SECONDS = 2.0  # between two looks at the queue
-PAUSES = (2.0, 5.0, 15.0, 30.0, 60.0, 120.0)  # before what sbatch refused is submitted again
 
 
 @dataclass(frozen=True)
@@ -200,31 +328,30 @@ class ArrayTask:
     exit_file: Path
 
 
-class Slurm:
+class Slurm(Cluster):
     """Runs as tasks of Slurm job arrays: what is started together is submitted together.
 
     A preempted run saves, is queued again by Slurm and goes on (a step, of srun, hears of that; a
     batch script alone does not). One whose time is up saves, and is submitted again. `options` are
-    sbatch's, as in {"partition": "gpu", "gres": "gpu:1"}; scripts and exit codes lie in `home`.
-    """
+    sbatch's, as in {"partition": "gpu", "gres": "gpu:1", "exclusive": True}; scripts and exit codes
+    lie in `home`.
 
-    local = False
+    Raises:
+        UserError: an option is none of sbatch's, or one that the script itself has.
+    """
 
     def __init__(
         self,
         worker: Worker = NANOSCALE,
-        options: Mapping[str, str] | None = None,
+        options: Mapping[str, Json] | None = None,
         home: str | Path = "experiments_out/slurm",
         most: int = 64,
     ) -> None:
+        super().__init__()
         self._worker = worker
-        self._options = dict(options or {})
+        self._options = read_sbatch_options(options or {})
         self._home = Path(home).absolute()
         self._most = most  # tasks at once, unless the study says how many
-        self._new: dict[Path, Slot] = {}  # started, not yet submitted
-        self._refused = 0  # how often in a row
-        self._again_at = 0.0
-        self._dropped: list[Exit] = []  # of runs that were stopped before they were submitted
         self._running: dict[str, ArrayTask] = {}  # by Slurm's name of it, JOB_NUMBER
         self._seen = 0.0
 
@@ -238,13 +365,10 @@ class Slurm:
         number = workers or self._most
         return [slot] * number
 
-    def start(self, folder: Path, slot: Slot) -> None:
-        self._new[folder] = slot
-
     def poll(self, timeout: float) -> list[Exit]:
         self._submit_or_wait()
         time.sleep(timeout)
-        exits, self._dropped = self._dropped, []
+        exits = self._exits()
         if not self._running or time.monotonic() - self._seen < SEEN_SECONDS:
             return exits
         self._seen = time.monotonic()
@@ -257,10 +381,7 @@ class Slurm:
         return exits
 
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
-        new = list(self._new) if folders is None else folders
-        for folder in new:
-            if self._new.pop(folder, None) is not None:
-                self._dropped.append(Exit(folder, INTERRUPTED))
+        self._drop(folders)
         chosen = []
         for name, task in self._running.items():
             if folders is None or task.folder in folders:
@@ -278,29 +399,7 @@ class Slurm:
     def close(self) -> None:
         self.stop(kill=True)
         self._running.clear()
-
-    def _submit_or_wait(self) -> None:
-        """Submit what was started. A busy controller refuses at times: the same again, later.
-
-        One that had the job all the same starts a run twice; its lease lets one of them train.
-
-        Raises:
-            UserError: there is no sbatch here, or it refused once more than there are pauses.
-        """
-        if not self._new or time.monotonic() < self._again_at:
-            return
-        try:
-            self._submit(self._new)
-        except Refused as e:
-            if self._refused == len(PAUSES):
-                raise
-            pause = PAUSES[self._refused]
-            self._refused += 1
-            self._again_at = time.monotonic() + pause
-            _warn(f"{e}; submitted again in {pause:g} s")
-            return
-        self._refused = 0
-        self._new = {}
+        self._forget()
 
     def _submit(self, started: Mapping[Path, Slot]) -> None:
         """One array of all that was started since the last look."""
@@ -318,7 +417,6 @@ class Slurm:
     def script(self, name: str, tasks: int, slot: Slot) -> str:
         """What sbatch is given."""
         exports = [f"export {key}={shlex.quote(v)}" for key, v in environment_of(slot).items()]
-        options = [f"#SBATCH --{key}={value}" for key, value in self._options.items()]
         return JOB.format(
             last=tasks - 1,
             grace=int(GRACE_SECONDS + 30),
@@ -326,7 +424,10 @@ class Slurm:
             name=name,
             log=LOG,
             command=shlex.join(self._worker.command),
-            options="\n".join(options),
+            output=quoted(f"{self._home}/%A_%a.out"),
+            options="\n".join(sbatch_lines(self._options)),
+            launcher=" ".join(LAUNCHER_VARIABLES),
+            elastic=ELASTIC,
             exports="\n".join(exports),
         )
 
@@ -364,10 +465,6 @@ def exit_code_in(file: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return 128 - code if code > INTERRUPTED else code  # 128 + n: killed by signal n
-
-
-class Refused(UserError):
-    """Slurm's controller did not do what one of its commands asked for."""
 
 
 def command(*words: str) -> str:

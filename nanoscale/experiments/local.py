@@ -26,6 +26,7 @@ from nanoscale.experiments.worker import (
     Worker,
     environment_of,
     open_process,
+    whole_environment,
 )
 from nanoscale.spec.config import flatten
 from nanoscale.spec.sources import FIELDS
@@ -120,7 +121,7 @@ class ForkServer(Local):
         # starts its threads then, and a process with threads cannot be forked
         process = subprocess.Popen(
             command,
-            env=os.environ | environment_of(slot) | {"OPENBLAS_NUM_THREADS": "1"},
+            env=whole_environment(environment_of(slot) | {"OPENBLAS_NUM_THREADS": "1"}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -167,7 +168,7 @@ class Subprocess(Local):
         self._running: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(self, folder: Path, slot: Slot) -> None:
-        env = os.environ | environment_of(slot)
+        env = whole_environment(environment_of(slot))
         process = open_process(self._worker.command, folder, env, own_session=True)
         self._running[folder] = process
         if slot.cpus:

@@ -65,7 +65,8 @@ class ExperimentRunner:
         threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
         backend: who starts the runs: local (a fork each), subprocess, ray or slurm, or a name that
             was registered (see `register_backend`).
-        backend_options: sbatch's for slurm, as in {"partition": "gpu"}; {"address": ...} for ray.
+        backend_options: sbatch's for slurm, as in {"partition": "gpu", "exclusive": True};
+            {"address": ...} for ray.
         retries: how often a run that crashed is tried again, from its last checkpoint.
         time_limit: seconds a run may take in one call; then it saves, and counts as failed.
         memory_limit: bytes a run may take; then it goes on with half the micro-batch.
@@ -99,7 +100,7 @@ class ExperimentRunner:
         time_limit: float | None = None,
         memory_limit: float | None = None,
         budget: float | str | None = None,
-        backend_options: Mapping[str, str] | None = None,
+        backend_options: Mapping[str, Json] | None = None,
     ) -> None:
         check_count("workers", 1 if workers is None else workers, 1)
         check_count("threads", threads, 1)

@@ -68,10 +68,10 @@ class Sampler:
     _cma: optuna.Study | None = None
     _asked: dict[int, optuna.Trial] = field(default_factory=dict)  # of CMA-ES, by trial number
 
-    def propose(self, number: int, told: Iterable[Told]) -> Overrides:
-        """The values of trial `number`."""
+    def propose(self, number: int, told: Iterable[Told], again: int = 0) -> Overrides:
+        """The values of trial `number`; others, when asked for it `again`."""
         with quiet():
-            asked = self._study(number, told).ask(distributions_of(self.space))
+            asked = self._study(number, told, again).ask(distributions_of(self.space))
         if self.name == "cma":
             self._asked[number] = asked
         values = dict(asked.params)
@@ -89,7 +89,7 @@ class Sampler:
             state = TrialState.FAIL if loss is None else None
             self._cma.tell(asked, loss, state=state)
 
-    def _study(self, number: int, told: Iterable[Told]) -> optuna.Study:
+    def _study(self, number: int, told: Iterable[Told], again: int) -> optuna.Study:
         """A new study with a new sampler: one object used twice mixes its streams.
 
         CMA-ES has a state of its own: one study per call, begun from the best tenth so far.
@@ -99,7 +99,8 @@ class Sampler:
 
         if self._cma is not None:
             return self._cma
-        seed = int(uniform(self.seed, number, "sampler") * 2**31)
+        name = f"sampler {again}" if again else "sampler"
+        seed = int(uniform(self.seed, number, name) * 2**31)
         if self.name == "cma":
             done = study_of(told, self.space).get_trials(states=[TrialState.COMPLETE])
             source = done if len(done) >= STARTUP else None

@@ -12,7 +12,7 @@ compared by annealed losses at equal length: inside one decay a low learning rat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nanoscale.errors import UserError, one_of
@@ -30,6 +30,8 @@ from nanoscale.experiments.samplers import (
 )
 from nanoscale.spec.values import Json, Overrides
 
+MOST_DRAWS = 300  # of one trial, until one makes a run
+MOST_ASKED = 3  # proposals of a sampler for one trial; then it is drawn at random
 WORSE = 1.0  # nats above the worst finite loss: what a diverged run counts as
 
 
@@ -138,12 +140,26 @@ class Trial:
         return bool(self.losses) and math.isinf(self.losses[-1])
 
 
-class Search:
-    """The trials of a plan, and what is known beside them: values and losses of other runs."""
+def anything(values: Overrides) -> bool:
+    """Of a space in which all values go together."""
+    return True
 
-    def __init__(self, plan: SearchPlan, known: Sequence[Result] = ()) -> None:
+
+class Search:
+    """The trials of a plan, and what is known beside them: values and losses of other runs.
+
+    `possible` says which values make a run; others are never proposed, but drawn or asked for anew.
+    """
+
+    def __init__(
+        self,
+        plan: SearchPlan,
+        known: Sequence[Result] = (),
+        possible: Callable[[Overrides], bool] = anything,
+    ) -> None:
         self.plan = plan
         self.known = known
+        self.possible = possible
         self.trials: list[Trial] = []
         self.sampler = Sampler(plan.sampler, plan.space, plan.seed)
 
@@ -160,10 +176,28 @@ class Search:
 
     def draw(self, number: int) -> Overrides:
         """The values of trial `number`."""
-        if self.plan.sampler == "random" or number + len(self.known) < STARTUP:
-            space = self.plan.space.items()
-            return {key: axis.at(uniform(self.plan.seed, number, key)) for key, axis in space}
-        return self.sampler.propose(number, self.told())
+        if self.plan.sampler != "random" and number + len(self.known) >= STARTUP:
+            for again in range(MOST_ASKED):
+                values = self.sampler.propose(number, self.told(), again)
+                if self.possible(values):
+                    return values
+                self.sampler.tell(number, None)
+        return self.draw_at_random(number)
+
+    def draw_at_random(self, number: int) -> Overrides:
+        """The first possible values of those that the seed has for trial `number`.
+
+        Raises:
+            UserError: none of many is possible.
+        """
+        values = {}
+        for again in range(MOST_DRAWS):
+            for key, axis in self.plan.space.items():
+                name = f"{key} {again}" if again else key
+                values[key] = axis.at(uniform(self.plan.seed, number, name))
+            if self.possible(values):
+                return values
+        raise UserError(f"none of {MOST_DRAWS} points of the space makes a run, as {values}")
 
     def add(self, values: Overrides) -> Trial:
         """A new trial at given values."""

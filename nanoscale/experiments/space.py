@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 RANGE = ("low", "high", "log")
+Choice: TypeAlias = "bool | int | float | str | None"
 
 
 @dataclass(frozen=True)
 class Dimension:
     """One key of a space: a choice, or a range of floats or whole numbers."""
 
-    choices: tuple[bool | int | float | str | None, ...] = ()
+    choices: tuple[Choice, ...] = ()
     low: float = 0.0
     high: float = 0.0
     log: bool = False
     whole: bool = False
 
-    def at(self, u: float) -> Json:
+    def at(self, u: float) -> Choice:
         """The value at `u` in [0, 1) of the dimension's own measure."""
         if self.choices:
             return self.choices[int(u * len(self.choices))]
@@ -42,7 +43,7 @@ class Dimension:
             value = self.low * (high / self.low) ** u
         return min(int(value), int(self.high)) if self.whole else five_digits(value)
 
-    def extremes(self) -> tuple[Json, ...]:
+    def extremes(self) -> tuple[Choice, ...]:
         """Every choice, or both ends of the range."""
         return self.choices or (self.at(0.0), self.at(1.0 - 1e-12))
 

@@ -14,14 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from nanoscale.errors import UserError, make_folder
-from nanoscale.experiments.cells import Cell
+from nanoscale.experiments.cells import Cell, combinations
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.planning import CACHED, planned
 from nanoscale.experiments.records import BestRun, RunEntry, describe
 from nanoscale.experiments.results import Study
-from nanoscale.experiments.samplers import Result, write_journal
+from nanoscale.experiments.samplers import Result, Space, write_journal
 from nanoscale.experiments.search import Search, SearchPlan, Trial
+from nanoscale.experiments.space import Dimension
 from nanoscale.experiments.worker import Job
 from nanoscale.spec.config import LENGTH_KEYS, flatten
 from nanoscale.spec.counting import flops_per_iter
@@ -32,6 +33,7 @@ from nanoscale.store.resume import past_difference
 
 HEADS = ("n_head", "n_kv_head")  # follow the width
 CARRIED = {"SP": (), "muP": ("n_embd",), "CompleteP": ("n_embd", "n_layer")}
+_FEW = 64  # combinations of choices and ends that are all tried
 _BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
 
 MakeCell = Callable[[Overrides], Cell]
@@ -55,8 +57,9 @@ class Trials:
         self.plan = plan
         self.make_target = make
         self.store = store
-        any_values = Search(replace(plan, sampler="random")).draw(0)
-        self.check(any_values)
+        self.refusals: list[str] = []  # of combinations that make no run
+        self.said = False  # that there are some
+        any_values = self.check()
         costs = self.costs(any_values)
         self.expected = plan.expected(costs)
         self.targets_flops = sum(cell.flops for cell in self.at_target(any_values))
@@ -65,7 +68,8 @@ class Trials:
 
         self.earlier = earlier_trials(study)
         ours = {entry.folder for entry in self.earlier}
-        self.search = Search(plan, known_results(Neighbours(store), self.last_rung, plan, ours))
+        known = known_results(Neighbours(store), self.last_rung, plan, ours)
+        self.search = Search(plan, known, self.possible)
         self.underway: dict[int, Job] = {}  # by the trial's number, as the next
         self.cells: dict[tuple[int, int], Cell] = {}  # by number and rung, begun or done
         self.spent = 0
@@ -105,16 +109,41 @@ class Trials:
             cells.append(replace(cell, values={**shown, **cell.values}))
         return cells
 
-    def check(self, values: Overrides) -> None:
-        """Refuse a space with values that make no run.
+    def possible(self, values: Overrides) -> bool:
+        """Whether values of the space make a run, in the proxy's size and at the target."""
+        try:
+            self.at_rung(values, 0)
+            self.at_target(values)
+        except UserError as e:
+            self.refusals.append(str(e))
+            return False
+        return True
 
-        Every choice and every end of a range is tried, the other keys at `values`.
+    def check(self) -> Overrides:
+        """Values that make a run.
+
+        Raises:
+            UserError: none do; or a choice or an end of a range goes with no values of the others.
         """
-        for key, dimension in self.plan.space.items():
-            for value in dimension.extremes():
-                changed = {**values, key: value}
-                self.at_rung(changed, 0)
-                self.at_target(changed)
+        values = self.some(self.plan.space)
+        extremes = {key: axis.extremes() for key, axis in self.plan.space.items()}
+        for key, ends in extremes.items():
+            for end in ends:
+                self.some({**self.plan.space, key: Dimension((end,))}, f" with {key}={end}")
+        if math.prod(map(len, extremes.values())) <= _FEW:
+            for row in combinations(extremes):
+                self.possible(row)
+        return values
+
+    def some(self, space: Space, which: str = "") -> Overrides:
+        """The first values of a space that make a run; a refusal says `which` do not."""
+        before = len(self.refusals)
+        plan = replace(self.plan, space=space, sampler="random")
+        try:
+            return Search(plan, possible=self.possible).draw(0)
+        except UserError:
+            first = self.refusals[before]
+            raise UserError(f"no combination{which} makes a run: {first}") from None
 
     def costs(self, values: Overrides) -> list[int]:
         """The FLOPs that each rung adds for a trial at `values`.
@@ -161,19 +190,27 @@ class Trials:
         )
 
     def warnings(self) -> list[str]:
-        """What keeps the proxy's best values from being the target's."""
+        """What keeps the proxy's best values from being the target's; what is never proposed."""
         rules = self.last_rung.spec.config.parametrization
         carried = [*HEADS, *CARRIED.get(rules.mode, CARRIED["CompleteP"])]
         if rules.base_tokens is not None:
             carried += LENGTH_KEYS
         if rules.base_batch_tokens is not None:
             carried += _BATCH_KEYS
-        return [
+        uncarried = [
             f"no rule of {rules.mode} carries the best values over {key}, in which the proxy "
             "differs from the target"
             for key in self.plan.proxy
             if key not in carried
         ]
+        return uncarried + self.impossible()
+
+    def impossible(self) -> list[str]:
+        """Once, as soon as it is known: that some combinations make no run."""
+        if self.said or not self.refusals:
+            return []
+        self.said = True
+        return [f"combinations that make no run are never proposed, as {self.refusals[0]}"]
 
     # -- the way of a trial ---------------------------------------------------------------------
     def replay(self) -> bool:
@@ -227,11 +264,14 @@ class Trials:
         jobs: list[Job] = []
         while len(jobs) < free and not self.broke:
             trial = self.search.propose()
+            concerns = self.impossible()
+            self.study.concerns += concerns
+            self.study.warn(concerns)
             if trial is None:
                 break
             try:
                 plan = self.begin(trial)
-            except UserError as e:  # a combination that makes no run
+            except UserError as e:  # the run of the rung below has left nothing to go on from
                 self.study.say(f"trial {trial.number} is none: {e}")
                 self.search.tell(trial, None)
                 continue

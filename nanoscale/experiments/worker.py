@@ -16,6 +16,7 @@ from typing import Protocol
 
 from nanoscale.errors import disk_errors
 from nanoscale.experiments.machine import Slot
+from nanoscale.model.launch import without_launcher
 from nanoscale.store.folder import LOG, RunFolder
 
 GRACE_SECONDS = 60.0  # between asking a run to save and killing it
@@ -100,6 +101,14 @@ def environment_of(slot: Slot) -> dict[str, str]:
     theirs = os.environ.get("PYTHONPATH")
     path = f"{PACKAGE_PARENT}{os.pathsep}{theirs}" if theirs else str(PACKAGE_PARENT)
     return {**slot.env, "PYTHONPATH": path}
+
+
+def whole_environment(over: Mapping[str, str]) -> dict[str, str]:
+    """A worker's: ours, with `over` over it, and without what makes us one process of many.
+
+    A study that torchrun or a scheduler has started would else wait for ranks that never come.
+    """
+    return without_launcher(os.environ) | dict(over)
 
 
 def open_process(

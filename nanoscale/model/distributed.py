@@ -8,7 +8,6 @@ only while it computes. DTensor is imported where it is used: it takes half a se
 from __future__ import annotations
 
 import gc
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nanoscale.errors import UserError
+from nanoscale.model.launch import launched
 from nanoscale.spec.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -68,21 +69,26 @@ def session(
     """The process group that torchrun asked for, or a world of one.
 
     `pick_device` gives the device of the config for a process's number on its machine.
+
+    Raises:
+        UserError: what torchrun sets is set in part, or wrong; the processes do not meet.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    launch = launched()
+    if launch.world == 1:
         yield Ranks()
         return
 
-    ranks = Ranks(
-        rank=int(os.environ["RANK"]),
-        world=int(os.environ["WORLD_SIZE"]),
-        local=int(os.environ["LOCAL_RANK"]),
-        sharded=config.sharding == "fsdp",
-    )
+    ranks = Ranks(launch.rank, launch.world, launch.local, sharded=config.sharding == "fsdp")
     device = pick_device(config, ranks.local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(config.backend if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group(config.backend if device.type == "cuda" else "gloo")
+    except dist.DistError as e:
+        reason = str(e).partition("\n")[0]
+        raise UserError(
+            f"the {ranks.world} processes do not meet at MASTER_ADDR and MASTER_PORT: {reason}"
+        ) from e
     try:
         yield ranks
         dist.barrier()  # a rank that leaves first takes the others' connections with it

@@ -5,7 +5,6 @@ torch is imported once all that was asked for is checked, so a refusal comes at 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
+from nanoscale.model.launch import launched
 from nanoscale.signals import stop_requests
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.identity import RunSpec
@@ -80,7 +80,7 @@ def train(
     spec = described(config, typed)
     path = Path(config.out_dir)
     resume = config.init_from == "resume"
-    if world_size() > 1:
+    if launched().world > 1:
         return train_ranks(spec, path, resume)
     return train_folder(open_folder(path, spec, resume), spec)
 
@@ -207,11 +207,6 @@ def owned(folder: RunFolder, ranks: Ranks) -> AbstractContextManager[Lease | Non
 
 
 # -- under torchrun -------------------------------------------------------------------------------
-def world_size() -> int:
-    """How many processes torchrun has started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def train_ranks(spec: RunSpec, path: Path, resume: bool) -> RunResult:
     """Train over ranks: the master opens the folder, the others follow its decision."""
     from nanoscale.model.distributed import session

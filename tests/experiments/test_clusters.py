@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,16 +11,19 @@ import sys
 import threading
 from pathlib import Path
 
+import fake_sbatch
 import pytest
+from fake_sbatch import Refusal, options_of
 from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
 from grids import FAKE, a_runner, begun, jump, running, starts
 from tiny import PATIENCE
 
 from nanoscale.errors import UserError
-from nanoscale.experiments import clusters
+from nanoscale.experiments import ExperimentRunner, clusters
 from nanoscale.experiments.clusters import ArrayTask, Ray, Slurm, exit_code_in
 from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.worker import Worker
 
 
 def has_slurm() -> bool:
@@ -167,6 +171,113 @@ def test_what_sbatch_is_given(tmp_path):
     assert subprocess.run(["sh", "-n"], input=text, text=True, check=True).returncode == 0
 
 
+OPTIONS = {
+    "partition": "gpu,low",
+    "exclusive": True,
+    "cpus_per_task": 4,
+    "--mem": "4G",
+    "N": "1",
+    "H": True,
+    "spread-job": False,
+    "comment": 'it\'s "a b" \\ # 5 % of {all}',
+    "C": "a&b|c",
+}
+
+
+def test_sbatch_reads_each_option_as_it_was_given(tmp_path):
+    slurm = Slurm(FAKE, OPTIONS, home=tmp_path / "a 'b\\c\" d")
+    slurm.slots("cpu", 8, None)
+    script = slurm.script("x", 3, Slot({}))
+    read = options_of(script)
+    assert read == {
+        "job-name": "nanoscale",
+        "array": "0-2",
+        "requeue": None,
+        "open-mode": "append",
+        "signal": "B:TERM@90",
+        "output": f"{tmp_path}/a 'b\\c\" d/%A_%a.out",
+        "partition": "gpu,low",
+        "exclusive": None,
+        "cpus-per-task": "4",
+        "mem": "4G",
+        "nodes": "1",
+        "hold": None,
+        "comment": OPTIONS["comment"],
+        "constraint": "a&b|c",
+    }
+    assert "#SBATCH --exclusive" in script.splitlines()
+    assert "#SBATCH -N 1" in script.splitlines()
+
+
+@pytest.mark.parametrize(
+    "line", ["--exclusive=True", "--c=4", "--comment=a b", "--requeue=False", "-c many", "--mem"]
+)
+def test_the_fake_refuses_what_sbatch_does(line):
+    with pytest.raises(Refusal):
+        options_of(f"#!/bin/sh\n#SBATCH {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gres": ["gpu:1"]}, "gres=['gpu:1']: expected a text, a number, or true"),
+        ({"run": {"partition": "gpu"}}, "run={'partition': 'gpu'}: expected a text"),
+        ({"partition": None}, "partition=None: expected a text"),
+        ({"exclusive": ""}, "exclusive='': expected some text in one line, or true for a flag"),
+        ({"comment": "a\nb"}, "in one line"),
+        ({"": "x"}, "expected the name of an option of sbatch"),
+        ({"gpu:1": "x"}, "gpu:1='x': expected the name of an option"),
+        ({"array": "0-9"}, "the runner sees to array itself; leave it out"),
+        ({"a": "0-9"}, "the runner sees to array itself"),
+        ({"requeue": False}, "requeue=False: the runner sees to requeue itself"),
+        ({"no_requeue": True}, "the runner sees to no-requeue itself"),
+        ({"c": 4, "cpus_per_task": 8}, "cpus_per_task=8: cpus-per-task is given twice"),
+        ("gpu", "backend_options='gpu': expected a table"),
+    ],
+)
+def test_what_is_no_option_is_refused_in_a_line(options, words):
+    with pytest.raises(UserError, match=re.escape(words)) as refusal:
+        ExperimentRunner(backend="slurm", backend_options=options)
+    assert "\n" not in str(refusal.value)
+    assert not Path("experiments_out").exists()
+
+
+def test_an_address_of_ray_is_a_text():
+    with pytest.raises(UserError, match=r"address=5: expected a text, as in 'ray://host:10001'"):
+        ExperimentRunner(backend="ray", backend_options={"address": 5})
+
+
+LAUNCHED = {
+    "WORLD_SIZE": "2",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_RANK": "0",
+    "GROUP_WORLD_SIZE": "1",
+    "ROLE_RANK": "0",
+    "ROLE_NAME": "default",
+    "ROLE_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29400",
+    "TORCHELASTIC_RUN_ID": "a b",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "TORCHELASTIC_A_LATER_ONE": "1",
+}
+
+
+def test_a_job_of_slurm_is_no_process_of_what_launched_the_study(tmp_path):
+    worker = Worker(command=("sh", "-c", 'env > "$0"/said'))
+    (tmp_path / "x.folders").write_text(f"{tmp_path}\n")
+    script = Slurm(worker, home=tmp_path).script("x", 1, Slot({"OMP_NUM_THREADS": "3"}))
+    here = {"PATH": os.environ["PATH"], "MASTERS_OWN": "1", "SLURM_ARRAY_TASK_ID": "0"}
+    done = subprocess.run(["sh"], input=script, text=True, env=here | LAUNCHED)
+    assert done.returncode == 0
+    said = (tmp_path / "said").read_text()
+    assert [name for name in LAUNCHED if f"{name}=" in said] == []
+    assert "MASTERS_OWN=1\n" in said
+    assert "OMP_NUM_THREADS=3\n" in said
+
+
 @pytest.mark.slow
 def test_the_job_script_runs_its_folder_and_writes_the_code_down(tmp_path, monkeypatch):
     """The script itself, by hand: a run that is asked to save passes its code on."""
@@ -222,18 +333,22 @@ def test_a_preempted_run_saves_and_slurm_brings_it_back(tmp_path):
 
 
 FAKE_SLURM = """#!{python}
-# Slurm's three commands on this machine alone; every third call finds the controller busy.
+# Slurm's three commands on this machine alone; every third of each finds the controller busy.
 import os, pathlib, signal, subprocess, sys
 
 home, me = pathlib.Path("{home}"), pathlib.Path(sys.argv[0]).name
 with open(home / "calls", "a") as calls:
     calls.write(me + "\\n")
-number = len((home / "calls").read_text().splitlines())
-if me != "scancel" and number % 3 == 0:
+calls = (home / "calls").read_text().splitlines()
+number = len(calls)
+if me != "scancel" and calls.count(me) % 3 == 0:
     sys.exit(me + ": error: Socket timed out on send/recv operation")
 
 if me == "sbatch":
     script = pathlib.Path(sys.argv[-1])
+    read = subprocess.run([sys.executable, "{reader}", script], capture_output=True, text=True)
+    if read.returncode:
+        sys.exit(read.stderr)
     last = int(script.read_text().split("--array=0-")[1].split()[0])
     for task in range(last + 1):
         variables = os.environ | {{"SLURM_ARRAY_TASK_ID": str(task)}}
@@ -261,7 +376,9 @@ def slurm_here(tmp_path, monkeypatch):
     home = tmp_path / "controller"
     home.mkdir()
     for name in ("sbatch", "squeue", "scancel"):
-        (home / name).write_text(FAKE_SLURM.format(python=sys.executable, home=home))
+        (home / name).write_text(
+            FAKE_SLURM.format(python=sys.executable, home=home, reader=fake_sbatch.__file__)
+        )
         (home / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(clusters, "SEEN_SECONDS", 0.2)
@@ -279,6 +396,13 @@ def test_a_busy_controller_costs_no_run(slurm_here, tmp_path, capfd):
     assert not (slurm_here / "signals").exists()
     said = capfd.readouterr().err
     assert "sbatch: error: Socket timed out on send/recv operation; submitted again in" in said
+
+
+@pytest.mark.slow
+def test_a_study_runs_with_flags_and_blanks_in_its_options(slurm_here, tmp_path):
+    backend = Slurm(FAKE, {"exclusive": True, "c": 1, "comment": "a b"}, home=tmp_path / "a b")
+    study = a_runner(backend=backend, workers=2).run_grid("g", TINY, {"beta1": [0.9, 0.91]})
+    assert study.ok
 
 
 @pytest.mark.slow

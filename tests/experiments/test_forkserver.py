@@ -14,7 +14,7 @@ from fake_worker import CRASH, DIE, DIVERGE, TINY
 from grids import a_runner, starts, wait_for
 
 from nanoscale.experiments import ExperimentRunner, local
-from nanoscale.experiments.local import ForkServer
+from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.worker import Worker
 from nanoscale.store.folder import TIMING_COLUMNS
@@ -124,6 +124,57 @@ def test_a_busy_process_is_not_asked_and_a_stopped_one_leaves(server, tmp_path):
     assert codes(server, 1) == [0]
     assert started(server, tmp_path / "a-crash") == third
     assert codes(server, 1) == [1]
+
+
+LAUNCHED = {
+    "WORLD_SIZE": "2",
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29400",
+    "GROUP_RANK": "0",
+    "ROLE_RANK": "0",
+    "TORCHELASTIC_RUN_ID": "x",
+}
+
+
+@pytest.mark.parametrize("kind", ["fork", "spawn", "subprocess"])
+def test_a_worker_is_alone_whoever_launched_the_study(kind, tmp_path, monkeypatch):
+    (tmp_path / "say.py").write_text(
+        "import os, sys\n"
+        "def main(arguments):\n"
+        "    print(*os.environ)\n"
+        "    return 0\n"
+        "if __name__ == '__main__':\n"
+        "    main(sys.argv)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    worker = Worker((sys.executable, str(tmp_path / "say.py")), "say:main", ())
+    backend = Subprocess(worker) if kind == "subprocess" else ForkServer(worker, kind == "fork")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    backend.start(folder, Slot({"OMP_NUM_THREADS": "3"}))
+    assert codes(backend, 1) == [0]
+    backend.close()
+    said = (folder / "log.txt").read_text().split()
+    assert set(said) & set(LAUNCHED) == set()
+    assert {"OMP_NUM_THREADS", "PYTHONPATH", "PATH"} <= set(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["local", "subprocess"])
+def test_a_study_that_torchrun_has_started_finishes(backend, monkeypatch):
+    """Real training: a run that took itself for one of two ranks would wait for the other."""
+    pytest.importorskip("torch")
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    runner = ExperimentRunner(workers=1, backend=backend, time_limit=120)
+    study = runner.run_grid("g", TINY | {"eval_iters": 1, "warmup_iters": 0}, {"n_layer": [1]})
+    assert study.ok
+    ((_, folder),) = study.runs()
+    assert folder.metrics()["provenance"]["world_size"] == 1
 
 
 @pytest.mark.slow

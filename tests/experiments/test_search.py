@@ -88,16 +88,99 @@ def test_a_bad_space_is_refused_before_anything_is_written(space, words):
     assert not Path("experiments_out").exists()
 
 
+CONDITIONAL = {"n_head": [2, 3], "n_embd": [16, 24, 36]}
+POSSIBLE = {(2, 16), (2, 24), (2, 36), (3, 24), (3, 36)}
+NEVER = "combinations that make no run are never proposed, as space, cell n_head=3, n_embd=16"
+
+
+def drawn(study) -> set[tuple[int, int]]:
+    return {(entry.values["n_head"], entry.values["n_embd"]) for entry, _ in study.runs()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_conditional_space_is_accepted_whatever_the_seed(seed, capsys):
+    a_runner().run_random("s", BASE, CONDITIONAL, trials=4, search_seed=seed, dry_run=True)
+    said = capsys.readouterr().out
+    assert said.count(f"warning: {NEVER}") == 1
+    assert not Path("experiments_out").exists()
+
+
 @pytest.mark.slow
-def test_a_combination_that_makes_no_run_is_said_and_counts_as_failed(capsys):
-    study = a_runner().run_random("s", BASE, {"n_head": [1, 4], "n_embd": [16, 18]}, trials=12)
-    said = capsys.readouterr().out.count("is none: space, cell n_head=4, n_embd=18")
-    assert said > 0
-    assert len(study) == 12 - said
-    assert len({folder.path for _, folder in study.runs()}) == 3  # equal cells are one run
+@needs_optuna
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cma"])
+def test_impossible_combinations_are_never_proposed_and_that_is_said(sampler, capsys):
+    if sampler == "cma":
+        pytest.importorskip("cmaes")
+    study = a_runner().run_hpo("s", BASE, CONDITIONAL | LR, 12, sampler)
+    said = capsys.readouterr().out
+    assert said.count(NEVER) == 1
+    assert "is none" not in said
+    assert len(study) == 12
+    assert drawn(study) <= POSSIBLE
     assert study.ok
-    again = a_runner().run_random("s", BASE, {"n_head": [1, 4], "n_embd": [16, 18]}, trials=12)
-    assert again.entries == study.entries
+    record = json.loads((study.folder / "study.json").read_text())
+    assert [NEVER in line for line in record["warnings"]] == [True]
+    again = a_runner().run_hpo("s", BASE, CONDITIONAL | LR, 13, sampler)
+    assert again.entries[:12] == study.entries
+    assert len(again) == 13
+    assert all(len(starts(folder)) == 1 for _, folder in again.runs())
+
+
+@pytest.mark.slow
+def test_trials_with_rungs_and_a_target_are_possible_in_both_sizes():
+    space = {"n_head": [2, 4], "n_kv_head": [1, 2, 4]}
+    study = a_runner().run_random(
+        "s", BASE | {"n_embd": 32}, space | LR, trials=12, proxy={"n_embd": 16}, seeds=[1]
+    )
+    assert len(study) == 13
+    assert (2, 4) not in {(e.values["n_head"], e.values["n_kv_head"]) for e in study.entries}
+    rungs = a_runner().run_hpo(
+        "r", BASE | {"warmup_iters": 1}, CONDITIONAL | LR, 9, "random", rungs=[10, 20]
+    )
+    assert [sum(e.rung == r for e in rungs.entries) for r in (0, 1)] == [9, 3]
+    assert drawn(rungs) <= POSSIBLE
+
+
+def test_the_first_draw_of_a_space_of_possible_values_is_kept():
+    plain, picky = (Search(SearchPlan(read_space(SPACE, "s"), 9, "random", 5)) for _ in range(2))
+    refused = plain.draw(3)
+    picky.possible = lambda values: values != refused
+    assert [picky.draw(i) for i in (0, 1, 2)] == [plain.draw(i) for i in (0, 1, 2)]
+    assert picky.draw(3) != refused
+    assert picky.draw(3) == picky.draw(3)
+    picky.possible = lambda values: False
+    with pytest.raises(UserError, match="none of 300 points of the space makes a run"):
+        picky.draw(0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_space_without_a_possible_combination_is_refused(seed):
+    space = {"n_head": [5, 7], "n_embd": [16, 24]}
+    words = r"^no combination makes a run: space, cell n_head=[57], n_embd=.*not divisible"
+    with pytest.raises(UserError, match=words) as refusal:
+        a_runner().run_random("s", BASE, space, search_seed=seed)
+    assert "\n" not in str(refusal.value)
+    assert not Path("experiments_out").exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_value_that_goes_with_no_other_is_refused(seed):
+    space = {"n_head": [2, 7], "n_embd": [16, 24]}
+    with pytest.raises(UserError, match=r"^no combination with n_head=7 makes a run: space, cell"):
+        a_runner().run_random("s", BASE, space, search_seed=seed)
+    assert not Path("experiments_out").exists()
+
+
+@pytest.mark.slow
+def test_a_search_of_before_with_trials_that_were_none_goes_on(capsys):
+    """Their numbers are kept: what it has run, it does not run again."""
+    space = CONDITIONAL | LR
+    study = a_runner().run_random("s", BASE, space, trials=8)
+    record = json.loads((study.folder / "study.json").read_text())
+    record["runs"] = [run for run in record["runs"] if run["trial"] not in (2, 5)]
+    (study.folder / "study.json").write_text(json.dumps(record))
+    again = a_runner().run_random("s", BASE, space, trials=9)
+    assert [entry.trial for entry in again.entries] == [0, 1, 3, 4, 6, 7, 8]
     assert all(len(starts(folder)) == 1 for _, folder in again.runs())
 
 
@@ -244,6 +327,45 @@ def test_the_best_of_a_rung_go_on_and_the_others_cost_no_more():
     assert len(best.losses) == 3
     assert [n for n, rung in order if rung == 0] == list(range(9))
     assert [rung for _, rung in order] == [0] * 9 + [1] * 3 + [2]
+
+
+def test_a_rung_is_won_by_its_own_losses_and_the_best_is_of_the_last_rung():
+    """Losses rise from rung to rung, and the order of the trials turns round at the second."""
+    search = Search(SearchPlan(read_space(LR, "s"), 8, "random", 0, (10, 20, 40), 1 / 2))
+    order = []
+    while (trial := search.propose()) is not None:
+        rung = len(trial.losses)
+        order.append((rung, trial.number))
+        search.tell(trial, [1.0 + trial.number, 20.0 - trial.number, 30.0][rung])
+    assert [number for rung, number in order if rung == 1] == [0, 1, 2, 3]
+    assert [number for rung, number in order if rung == 2] == [3, 2]
+    assert (
+        search.best() is search.trials[2]
+    )  # of equal ones the first; 1.0 at the first rung is 0's
+    assert search.best().losses == [3.0, 18.0, 30.0]
+
+
+@pytest.mark.slow
+def test_the_best_is_of_lowest_val_loss_and_not_of_lowest_best_val_loss():
+    def search():
+        return a_runner(workers=1).run_hpo(
+            "s", BASE | {"warmup_iters": 1}, LR, trials=4, sampler="random", rungs=[10, 20]
+        )
+
+    def grid():
+        return a_runner().run_grid("g", BASE, {"learning_rate": [0.0003, 0.003, 0.03]})
+
+    before = [search(), grid()]
+    for study in before:
+        for _, folder in study.runs():
+            metrics = folder.metrics()
+            metrics["best_val_loss"] = 1 / metrics["val_loss"]  # the other way round
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    for study, again in zip(before, [search(), grid()], strict=True):
+        assert len(again) == len(study)
+        assert again.best == study.best
+    losses = {folder.path.name: folder.metrics()["val_loss"] for _, folder in before[1].runs()}
+    assert before[1].best.folder == min(losses, key=losses.get)
 
 
 def test_a_diverged_or_failed_trial_is_never_promoted():

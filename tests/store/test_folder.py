@@ -15,6 +15,7 @@ from tiny import run_python, tiny_config, tiny_spec
 from nanoscale.errors import UserError
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store import folder as records
+from nanoscale.store import lease
 from nanoscale.store.files import (
     atomic_write,
     cut_rows,
@@ -47,6 +48,35 @@ def failing(error: BaseException):
         raise error
 
     return call
+
+
+# --- two that make one folder --------------------------------------------------------------------
+
+
+def test_a_folder_that_another_process_is_making_is_not_made_twice(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    with lease.take(folder.path):  # as if it were another's
+        with pytest.raises(lease.Held):
+            folder.create(tiny_spec())
+        assert not folder.exists()
+    folder.create(tiny_spec())
+    assert names(folder.path) == ["config.json"]
+
+
+def test_who_comes_second_leaves_what_the_first_has_made(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    take = lease.take
+
+    def late(path: Path) -> lease.Lease:
+        monkeypatch.setattr(lease, "take", take)
+        RunFolder(path).create(tiny_spec())
+        (path / "config.json").chmod(0o600)
+        return take(path)
+
+    monkeypatch.setattr(lease, "take", late)
+    folder.create(tiny_spec())
+    assert (folder / "config.json").stat().st_mode & 0o777 == 0o600
 
 
 # --- atomic files ------------------------------------------------------------------------------
