@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nanoscale.model.kernels import call
+from nanoscale.model.masks import Dropped, compensation, threshold
 from nanoscale.model.ops import (
     Gradients,
     Linear,
@@ -228,16 +229,47 @@ class NormRope(Function):
         return g, gw, None, None, None
 
 
+def rule_of(dropped: Dropped | None) -> tuple[Tensor | None, int, float]:
+    """What a kernel is told of dropout: keys (B,) or null, a threshold and a factor."""
+    if dropped is None:
+        return None, 0, 1.0
+    probability, keys = dropped
+    return keys.contiguous(), threshold(probability), compensation(probability)
+
+
+class Drop(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: Dropped) -> Tensor:
+        ctx.rule = rule_of(dropped)
+        return dropped_of(x, ctx.rule)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Gradients:
+        return dropped_of(g, ctx.rule), None
+
+
+def dropped_of(x: Tensor, rule: tuple[Tensor | None, int, float]) -> Tensor:
+    """x (B, T, d) without what is dropped of it."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    B, T, d = x.shape
+    call("dropout", x.dtype, B * T, T, d, *rule, x, y)
+    return y
+
+
 class Attend(Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, dropped: Dropped | None
+    ) -> Tensor:
         q, k, v = map(rows_apart, (q, k, v))
         B, T, H, h = q.shape
         strides = q.stride(1), k.stride(1), v.stride(1)
         sizes = B, T, H, k.size(2), h, *strides
         y = q.new_empty(B, T, H * h)
         lse = q.new_empty(B, H, T, dtype=torch.float32)  # of each query's scores
-        call("attend", q.dtype, *sizes, scale, q, k, v, y, lse)
+        ctx.rule = rule_of(dropped)
+        call("attend", q.dtype, *sizes, scale, *ctx.rule, q, k, v, y, lse)
         ctx.save_for_backward(q, k, v, y, lse)
         ctx.sizes = sizes
         ctx.scale = scale
@@ -249,9 +281,10 @@ class Attend(Function):
         heads = H + 2 * K
         g = gy.new_empty(B, T, heads, h)  # of q, k and v side by side
         parts = torch.split(g, [H, K, K], dim=2)
+        sizes = *ctx.sizes, ctx.scale, *ctx.rule
         inputs = *ctx.saved_tensors, gy.contiguous()
-        call("attend_backward", gy.dtype, *ctx.sizes, ctx.scale, *inputs, *parts, heads * h)
-        return *parts, None
+        call("attend_backward", gy.dtype, *sizes, *inputs, *parts, heads * h)
+        return *parts, None, None
 
 
 class Gelu(Function):
@@ -392,12 +425,15 @@ class FusedOps(Ops):
         weight, eps = (norm.weight, norm.eps) if norm else (None, 0.0)
         return apply(NormRope, x, weight, eps, cos, sin)
 
+    def dropout(self, x: Tensor, dropped: Dropped | None) -> Tensor:
+        return x if dropped is None else apply(Drop, x, dropped)
+
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropped: Dropped | None = None
     ) -> Tensor:
-        if dropout or q.size(1) != k.size(1):
-            return super().attention(q, k, v, scale, dropout)
-        return apply(Attend, q, k, v, scale)
+        if q.size(1) != k.size(1):
+            return super().attention(q, k, v, scale, dropped)
+        return apply(Attend, q, k, v, scale, dropped)
 
     def gelu(self, x: Tensor) -> Tensor:
         return apply(Gelu, x)

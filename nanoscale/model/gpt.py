@@ -16,7 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from nanoscale.errors import UserError
 from nanoscale.model.initial import normal
-from nanoscale.model.ops import Linear, Norm, Ops, Rotary, product_dtype
+from nanoscale.model.masks import (
+    ATTENTION_BRANCH,
+    ATTENTION_WEIGHTS,
+    EMBEDDING,
+    MLP_BRANCH,
+    Dropped,
+    at_site,
+    drawn_keys,
+)
+from nanoscale.model.ops import Linear, Norm, Ops, Rotary, attention_scores, product_dtype
 from nanoscale.spec.architecture import ffn_width
 from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
 from nanoscale.spec.parametrization import Multipliers, Rules, rules_of
@@ -83,13 +92,13 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.scale = scale  # of q k^T
-        self.dropout = config.dropout
 
     def forward(
         self,
         x: Tensor,
         ops: Ops,
         rotary: Rotary | None,
+        dropped: Dropped | None = None,
         cache: KVCache | None = None,
         probe: Probe | None = None,
     ) -> Tensor:
@@ -100,25 +109,14 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, S, K, h)
         if probe is not None:
-            probe(f"h.{self.layer}.attn.scores", self.scores(q, k))
+            probe(f"h.{self.layer}.attn.scores", attention_scores(q, k, self.scale))
 
-        dropout = self.dropout if self.training else 0.0
-        y = ops.attention(q, k, v, self.scale, dropout)  # (B, T, d)
+        y = ops.attention(q, k, v, self.scale, dropped)  # (B, T, d)
         return ops.linear(y, self.c_proj)[0]
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, T, n h) as (B, T, n, h)."""
         return x.view(*x.shape[:-1], -1, self.head_dim)
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """The attention logits that the softmax sees, -inf where masked, (B, H, T, T)."""
-        group = q.size(2) // k.size(2)  # query heads to a key head
-        q = q.float().transpose(1, 2)  # (B, H, T, h)
-        k = k.float().transpose(1, 2)  # (B, K, T, h)
-        k = k.repeat_interleave(group, dim=1)
-        scores = (q @ k.transpose(-2, -1)) * self.scale
-        everywhere = torch.ones_like(scores[0, 0], dtype=torch.bool)
-        return scores.masked_fill(everywhere.triu(1), -torch.inf)
 
 
 class MLP(nn.Module):
@@ -171,21 +169,27 @@ class Block(nn.Module):
         branch: Tensor | None,
         ops: Ops,
         rotary: Rotary | None,
+        masks: Tensor | None = None,
         cache: KVCache | None = None,
         probe: Probe | None = None,
     ) -> tuple[Tensor, Tensor]:
         x, y = ops.add_norm(x, branch, self.multiplier, self.ln_1)  # (B, T, d) each
         if probe is not None and branch is not None:
             probe(f"h.{self.layer - 1}.out", x)
-        attn = self.attn(y, ops, rotary, cache, probe)
-        attn = F.dropout(attn, self.dropout, self.training)
+        weights = self.dropped(masks, ATTENTION_WEIGHTS)
+        attn = self.attn(y, ops, rotary, weights, cache, probe)
+        attn = ops.dropout(attn, self.dropped(masks, ATTENTION_BRANCH))
 
         x, y = ops.add_norm(x, attn, self.multiplier, self.ln_2)
-        mlp = F.dropout(self.mlp(y, ops), self.dropout, self.training)
+        mlp = ops.dropout(self.mlp(y, ops), self.dropped(masks, MLP_BRANCH))
         if probe is not None:
             probe(f"h.{self.layer}.attn", attn)
             probe(f"h.{self.layer}.mlp", mlp)
         return x, mlp
+
+    def dropped(self, masks: Tensor | None, place: int) -> Dropped | None:
+        """What is dropped at a place of this block."""
+        return at_site(masks, self.dropout, place, self.layer)
 
 
 class Transformer(nn.Module):
@@ -267,7 +271,11 @@ class GPT(nn.Module):
         return self.transformer.wte if self.lm_head is None else self.lm_head
 
     def hidden(
-        self, idx: Tensor, cache: KVCache | None = None, probe: Probe | None = None
+        self,
+        idx: Tensor,
+        cache: KVCache | None = None,
+        probe: Probe | None = None,
+        masks: Tensor | None = None,
     ) -> Tensor:
         """The final normed states of tokens `idx` (B, T), scaled for the head, (B, T, d).
 
@@ -280,7 +288,9 @@ class GPT(nn.Module):
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit into block_size={self.config.block_size}")
 
+        masks = self.masks(idx, masks) if cache is None else None
         x = self.embed(idx, start, end)
+        x = self.ops.dropout(x, at_site(masks, self.config.dropout, EMBEDDING))
         if probe is not None:
             probe("embedding", x)
         rotary = None
@@ -291,9 +301,11 @@ class GPT(nn.Module):
         recompute = self.config.recompute and self.learning and cache is None and probe is None
         for block in self.transformer.h:
             if recompute:
-                x, branch = checkpoint(block, x, branch, self.ops, rotary, use_reentrant=False)
+                x, branch = checkpoint(
+                    block, x, branch, self.ops, rotary, masks, use_reentrant=False
+                )
             else:
-                x, branch = block(x, branch, self.ops, rotary, cache, probe)
+                x, branch = block(x, branch, self.ops, rotary, masks, cache, probe)
         if cache is not None:
             cache.length = end
 
@@ -309,8 +321,13 @@ class GPT(nn.Module):
         positions = None
         if self.transformer.wpe is not None:
             positions = self.transformer.wpe.weight[start:end]  # (T, d)
-        x = self.ops.embed(idx, tokens, positions, self.multipliers.embedding)
-        return F.dropout(x, self.config.dropout, self.training)
+        return self.ops.embed(idx, tokens, positions, self.multipliers.embedding)
+
+    def masks(self, idx: Tensor, given: Tensor | None) -> Tensor | None:
+        """The key of each sequence's masks, (B,): those given, or drawn; None without dropout."""
+        if not self.training or not self.config.dropout:
+            return None
+        return drawn_keys(len(idx), idx.device) if given is None else given
 
     @property
     def learning(self) -> bool:
@@ -325,6 +342,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         probe: Probe | None = None,
         by_token: bool = False,
+        masks: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Logits (B, T, V) and, given targets (B, T), the mean loss in nats per token.
 
@@ -332,11 +350,13 @@ class GPT(nn.Module):
         With `loss_chunk`, a loss that is to be differentiated comes alone, the logits None: they
         never exist all at once. With a cache, `idx` is the whole prompt at first and one token
         afterwards. `by_token`: the loss of every token (B, T) comes alone, without z_loss.
+        afterwards. `masks` are the keys of the sequences' dropout masks (`masks.sample_keys`),
+        without which they are drawn from torch's generator.
 
         Raises:
             ValueError, IndexError: as `hidden`; or a target is not in the vocabulary.
         """
-        x = self.hidden(idx, cache, probe)  # (B, T, d)
+        x = self.hidden(idx, cache, probe, masks)  # (B, T, d)
         if by_token and targets is not None:
             return None, self.losses(x, targets)
         z_loss = self.config.z_loss if self.training else 0.0

@@ -108,6 +108,34 @@ inline vf normal(vf x, vf& e) {
 }
 inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
 
+// -- dropout: the masks of masks.py ------------------------------------------------------------
+struct Masks {  // of a site: each sample's key; null drops nothing
+  const i64* keys;
+  uint32_t threshold;
+  float scale;
+};
+inline vu mix(vu x) {
+  x ^= x >> 16; x *= 0x21f0aaadu;
+  x ^= x >> 15; x *= 0xd35a2d97u;
+  return x ^ (x >> 15);
+}
+inline vf dropped(vf v, const Masks& m, i64 sample, i64 number) {  // elements `number` and on
+  vu hash = mix(mix((vu)lane + (uint32_t)number) ^ (uint32_t)m.keys[sample]);
+  return v * (hash < m.threshold ? vf{} : all(m.scale));
+}
+// Rows of d, `length` to a sample.
+template <class T>
+void dropout(i64 rows, i64 length, i64 d, const i64* keys, i64 threshold, float scale, const T* x,
+             T* y) {
+  Masks masks{keys, (uint32_t)threshold, scale};
+#pragma omp parallel for schedule(static)
+  for (i64 r = 0; r < rows; r++)
+    for (i64 j = 0; j < d; j += W) {
+      vf v = load(x + r * d + j, d - j);
+      store(y + r * d + j, dropped(v, masks, r / length, r % length * d + j), d - j);
+    }
+}
+
 // -- x + m branch, and its norm -------------------------------------------------------------------
 template <class T>
 void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, const float* weight,
@@ -366,10 +394,20 @@ inline void softmax_rows(float* S, i64 ld, i64 at, i64 n, i64 end, float* lse) {
   }
 }
 
+// What is dropped of the first `seen` weights of the query in `row` (of B H T), in place.
+inline void drop_row(float* s, const Heads& a, const Masks& masks, i64 row, i64 seen) {
+  if (!masks.keys) return;
+  i64 number = row % (a.H * a.T) * a.T;
+  for (i64 j = 0; j < seen; j += W)
+    store(s + j, dropped(load(s + j), masks, row / (a.H * a.T), number + j));
+}
+
 template <class T>
-void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, float scale, const T* q,
-            const T* k, const T* v, T* y, float* lse) {
+void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, float scale,
+            const i64* keys, i64 threshold, float rest, const T* q, const T* k, const T* v, T* y,
+            float* lse) {
   Heads a{B, length, H, K, h, sq, sk, sv, scale};
+  Masks masks{keys, (uint32_t)threshold, rest};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
 #pragma omp parallel
   {
@@ -386,7 +424,9 @@ void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, floa
           rows_of(q + (b * a.T + at) * a.sq + head * a.h, a.sq, n, a.h, hp, Q, a.scale);
           for (i64 i = 0; i < np; i += 8)
             product(Q + i * hp, hp, 1, KT, Tp, S + i * Tp, Tp, padded(at + i + 8) < end ? padded(at + i + 8) : end, 0, a.h, false);
-          softmax_rows(S, Tp, at, n, end, lse + (b * a.H + head) * a.T + at);
+          i64 first = (b * a.H + head) * a.T + at;
+          softmax_rows(S, Tp, at, n, end, lse + first);
+          for (i64 i = 0; i < n; i++) drop_row(S + i * Tp, a, masks, first + i, at + i + 1);
           for (i64 i = 0; i < np; i += 8) {
             i64 seen = at + i + 8 < a.T ? at + i + 8 : a.T;
             product(S + i * Tp, Tp, 1, V, hp, Y + i * hp, hp, hp, 0, seen, false);
@@ -401,9 +441,11 @@ void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, floa
 
 template <class T>
 void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, float scale,
-                     const T* q, const T* k, const T* v, const T* y, const float* lse, const T* gy,
-                     T* gq, T* gk, T* gv, i64 gs) {
+                     const i64* keys, i64 threshold, float rest, const T* q, const T* k,
+                     const T* v, const T* y, const float* lse, const T* gy, T* gq, T* gk, T* gv,
+                     i64 gs) {
   Heads a{B, length, H, K, h, sq, sk, sv, scale};
+  Masks masks{keys, (uint32_t)threshold, rest};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
 #pragma omp parallel
   {
@@ -435,13 +477,16 @@ void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64
             vf dot = {};
             for (i64 j = 0; i < n && j < a.h; j += W)
               dot += load(GY + i * hp + j) * load(y + (row + i * a.H) * a.h + j, a.h - j);
-            float delta = sum(dot), z = i < n ? lse[(b * a.H + head) * a.T + at + i] : 0.f;
+            i64 query = (b * a.H + head) * a.T + at + i;
+            float delta = sum(dot), z = i < n ? lse[query] : 0.f;
+            drop_row(s, a, masks, query, seen);
             i64 j = 0;
             for (; j < seen; j += W) {
               vf e = only(vexp0(load(p + j) - z), seen - j);
               store(p + j, e);
               store(s + j, only(e * (load(s + j) - delta), seen - j));
             }
+            drop_row(p, a, masks, query, seen);
             for (; j < end; j += W) { store(p + j, vf{}); store(s + j, vf{}); }
           }
           for (i64 i = 0; i < np; i += 8) {
@@ -636,4 +681,4 @@ extern "C" void* const nanoscale_kernels[][2] = {
     BOTH(add_norm), BOTH(add_norm_backward), BOTH(norm_rope), BOTH(norm_rope_backward),
     BOTH(attend), BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu),
     BOTH(swiglu_backward), BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip),
-    ONCE(adamw)};
+    ONCE(adamw), BOTH(dropout)};

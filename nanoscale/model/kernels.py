@@ -49,8 +49,8 @@ SIGNATURES = {
     "add_norm_backward": "qqPPPfP?PPPPP",
     "norm_rope": "qqqqqPPfPPP",
     "norm_rope_backward": "qqqqqqPPfPPPPP",
-    "attend": "qqqqqqqqfPPPPP",
-    "attend_backward": "qqqqqqqqfPPPPPPPPPq",
+    "attend": "qqqqqqqqfPqfPPPPP",
+    "attend_backward": "qqqqqqqqfPqfPPPPPPPPPq",
     "gelu": "qPP",
     "gelu_backward": "qPPP",
     "swiglu": "qqqPPP",
@@ -60,6 +60,7 @@ SIGNATURES = {
     "embed_backward": "qqqPPfPP",
     "clip": "qPfP",
     "adamw": "qPdd",
+    "dropout": "qqqPqfPP",
 }
 Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from nanoscale.model.masks import Dropped, drop
+
 Rotary = tuple[Tensor, Tensor]  # cos and sin of the angles, (T, h) each
 Linear = nn.Linear | nn.Embedding  # `weight` (fan_out, fan_in); a tied head is the embedding
 Gradients = tuple[Any, ...]  # of a function's inputs, as autograd takes them
@@ -74,6 +76,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos[:, None] + turned * sin[:, None]).type_as(x)
 
 
+def attention_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The attention logits that the softmax sees, -inf where masked, (B, H, T, T)."""
+    group = q.size(2) // k.size(2)  # query heads to a key head
+    q = q.float().transpose(1, 2)  # (B, H, T, h)
+    k = k.float().transpose(1, 2)  # (B, K, T, h)
+    k = k.repeat_interleave(group, dim=1)
+    scores = (q @ k.transpose(-2, -1)) * scale
+    everywhere = torch.ones_like(scores[0, 0], dtype=torch.bool)
+    return scores.masked_fill(everywhere.triu(1), -torch.inf)
+
+
 class Ops:
     """The reference: one torch expression each."""
 
@@ -109,18 +122,28 @@ class Ops:
             x = norm(x)
         return x if rotary is None else rotate(x, *rotary)
 
+    def dropout(self, x: Tensor, dropped: Dropped | None) -> Tensor:
+        """x (B, ...) without what is dropped of it."""
+        return x if dropped is None else drop(x, dropped)
+
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropout: float = 0.0
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, dropped: Dropped | None = None
     ) -> Tensor:
         """Causal attention of q (B, T, H, h) over k and v (B, S, K, h), S >= T: (B, T, H h).
 
-        With T = 1 the query sees all S; otherwise S = T.
+        With T = 1 the query sees all S; otherwise S = T. Of its weights (B, H, T, T) some may be
+        dropped, where S = T.
         """
+        if dropped is not None:  # torch's own takes no mask of weights: it would draw one
+            weights = attention_scores(q, k, scale).softmax(dim=-1, dtype=torch.float32)
+            values = v.transpose(1, 2).repeat_interleave(q.size(2) // v.size(2), dim=1)
+            y = drop(weights, dropped) @ values  # (B, H, T, h)
+            return y.transpose(1, 2).flatten(2)
+
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),  # (B, H, T, h)
             k.transpose(1, 2),  # (B, K, S, h)
             v.transpose(1, 2),
-            dropout_p=dropout,
             scale=scale,
             is_causal=q.size(1) > 1,
             enable_gqa=q.size(2) != k.size(2),

@@ -23,6 +23,7 @@ from nanoscale.spec.values import Json, Overrides, Value
 
 IDENTITY_SCHEMA = 1  # of what is hashed
 NUMERICS_VERSION = 1  # bumped when the golden 20-step run changes
+MASKS_VERSION = 1  # of dropout's masks, in what is hashed where there are any; with them it changes
 RECORD_SCHEMA = 1  # of config.json, status.json and metrics.json
 
 
@@ -69,6 +70,8 @@ class RunSpec:
             "data": self.data_fingerprint,
             "config": scientific(self.config),
         }
+        if self.config.dropout:
+            payload["masks"] = MASKS_VERSION
         if self.parent is not None:
             payload["branch_from"] = self.parent
         return payload

@@ -13,6 +13,7 @@ from nanoscale.spec.architecture import MATRIX_ROLES, TensorSpec, ffn_width, kv_
 from nanoscale.spec.config import ResolvedConfig
 
 F4 = 4  # bytes of a float32: weights, their gradients, the residual stream, norms, losses
+I8 = 8  # of an int64
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("parameters", "gradients", "optimizer", "casts", "activations", "logits", "workspace")
 AT_ONCE = 4096  # tokens evaluated, if a batch is smaller: without a backward pass there is room
@@ -54,6 +55,8 @@ def memory_estimate(config: ResolvedConfig, step: StepNumerics | None = None) ->
     """
     update = Moments(config, step or assumed(config))
     moments = [update.loss(), update.top(), update.bottom(), update.optimizer()]
+    if config.dropout and not update.fused:
+        moments.append(update.masking())
     if not config.loss_chunk:  # with chunks its first step was made with the loss
         moments.append(update.loss_backward())
     moments += update.evaluations()
@@ -96,9 +99,9 @@ class Moments:
         copies = 3 if self.narrow and not self.fused else 1  # torch's products cast x anew
         kept += copies * s * d
 
-        if config.dropout and not self.cuda:  # torch's own, in float32 and for each head:
-            kept += F4 * 3 * d  # q, k and v,
-            kept += F4 * 3 * config.n_head * config.block_size  # softmax, its mask, their product
+        if config.dropout and not self.fused:  # laid out for each head:
+            kept += s * 3 * d  # q, k and v,
+            kept += (F4 + 1 + s) * self.square()  # softmax, its mask, their product
         else:
             kept += s * (d + 2 * kv)  # q, k and v,
             kept += F4 * config.n_head  # and the logs of the softmax's sums
@@ -128,10 +131,12 @@ class Moments:
         return stream + 2 * F4
 
     def kept_by_dropout(self) -> int:
-        """Kept by a branch's dropout: its mask."""
-        if not self.config.dropout:
-            return 0
-        return self.width if self.cuda else self.size * self.width
+        """Kept by a branch's dropout: torch's mask; a kernel makes it again."""
+        return self.width if self.config.dropout and not self.fused else 0
+
+    def square(self) -> int:
+        """Attention's weights, in numbers per token."""
+        return self.config.n_head * self.config.block_size
 
     def kept_by_block(self) -> int:
         """Kept by both halves of a block, for all tokens."""
@@ -176,9 +181,7 @@ class Moments:
 
     def kept(self) -> int:
         """Kept by all blocks after the forward pass, and of the embedding its dropout mask."""
-        mask = 0
-        if self.config.dropout:
-            mask = self.tokens * self.width if self.cuda else self.stream
+        mask = self.tokens * self.kept_by_dropout()
         if self.config.recompute:  # each block's input: the residual stream and a branch
             return self.layers * self.stream + (self.layers - 1) * self.states + mask
         return self.layers * self.kept_by_block() + mask
@@ -277,11 +280,28 @@ class Moments:
         return most
 
     def in_attention(self) -> int:
-        """The same of torch's own attention under dropout, when the MLP is done."""
-        if self.cuda or not self.config.dropout:
+        """The same of torch's attention under dropout, when the MLP is done."""
+        if self.fused or not self.config.dropout:
             return 0
-        square = F4 * self.config.n_head * self.config.block_size
-        return self.tokens * (square - self.kept_by_mlp()) + self.stream
+        return self.tokens * (F4 * self.square() - self.kept_by_mlp()) + self.stream
+
+    def masking(self) -> Counter[str]:
+        """In the last block, forward, where torch hashes a mask of attention's weights."""
+        d = self.width
+        block = self.kept_by_norm() + self.size * (5 * d + 2 * kv_width(self.config))
+        block += (F4 + 2 * I8) * self.square()  # softmax, and what is hashed, twice
+        kept = self.kept()
+        gradients = self.earlier
+        if self.config.recompute:  # it is done again in the backward pass
+            gradients += self.head_gradient
+        else:
+            kept -= self.kept_by_block()
+        return self.moment(
+            activations=kept + self.stream + self.tokens * block,
+            gradients=gradients,
+            casts=self.casts(),
+            workspace=I8 * self.square() * self.config.block_size,  # the elements' numbers
+        )
 
     def bottom(self) -> Counter[str]:
         """At the embedding, backward: all gradients; a tied head's was made apart."""

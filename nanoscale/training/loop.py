@@ -1,14 +1,13 @@
 """The training loop: exactly `max_iters` updates and a final evaluation.
 
 Nothing in it is a stream: batch t is a function of (data_seed, t), a dropout mask of (seed, t,
-micro-batch, rank), so a checkpoint holds no random state, evaluation never disturbs training, and a
+sample, site), so a checkpoint holds no random state, evaluation never disturbs training, and a
 resumed run equals its uninterrupted twin bit for bit.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import threading
 import time
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nanoscale.model.distributed import no_sync
+from nanoscale.model.masks import sample_keys
 from nanoscale.spec.schedule import Due, lr_multiplier
 from nanoscale.store.folder import COMPLETE, DIVERGED, WAITING
 from nanoscale.training import lines
@@ -38,6 +38,7 @@ class MicroBatch:
     Y: Tensor  # (b, T) the tokens that follow
     weight: float
     last: bool
+    masks: Tensor | None  # (b,) keys of the sequences' masks, with dropout
 
 
 def micro_batches(run: Run) -> Iterator[MicroBatch]:
@@ -45,19 +46,17 @@ def micro_batches(run: Run) -> Iterator[MicroBatch]:
     config = run.config
     batch = config.sequences_per_iter
     share = batch // run.ranks.world
-    first = run.step * batch + run.ranks.rank * share
+    start = run.ranks.rank * share  # in the batch
     most = config.micro_batch_size or config.batch_size
     for at in range(0, share, most):
         count = min(most, share - at)
-        arrays = run.samples.batch(first + at, count)
+        arrays = run.samples.batch(run.step * batch + start + at, count)
         X, Y = run.to_device(*arrays)
-        yield MicroBatch(X, Y, weight=count / share, last=at + count == share)
-
-
-def dropout_seed(seed: int, step: int, micro: int, rank: int) -> int:
-    """A seed that depends on its four numbers alone."""
-    text = f"{seed} {step} {micro} {rank}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+        masks = None
+        if config.dropout:
+            keys = sample_keys(config.seed, run.step, start + at, count)
+            (masks,) = run.to_device(keys.numpy())
+        yield MicroBatch(X, Y, count / share, last=at + count == share, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,11 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
 
     batch = list(micro_batches(run))
     losses = []
-    for number, micro in enumerate(batch):
-        if config.dropout:
-            torch.manual_seed(dropout_seed(config.seed, run.step, number, run.ranks.rank))
+    for micro in batch:
         stay = run.ranks.world > 1 and not micro.last  # these gradients, on their rank
         with no_sync(run.trained) if stay else nullcontext():
             with run.numerics.autocast():
-                loss = run.trained(micro.X, micro.Y)[1] * micro.weight
+                loss = run.trained(micro.X, micro.Y, masks=micro.masks)[1] * micro.weight
             run.scaler.scale(loss).backward()
         losses.append(loss.detach())
 

@@ -636,28 +636,29 @@ def training_cases() -> Iterable[Case]:
         kind="train",
         files=DATA,
     )
-    yield Case(
-        "train-muon",
-        [
-            (
-                "train",
-                *flags(
-                    out_dir="run",
-                    optimizer="muon",
-                    kernels="torch",
-                    tie_embeddings=False,
-                    dropout=0.1,
-                    use_qk_norm=True,
-                    z_loss=1e-4,
-                    n_kv_head=2,
-                    keep="best",
-                    **{"parametrization.mode": "CompleteP"},
+    for name, dropped in (("train-muon", {}), ("train-dropout", {"dropout": 0.1})):
+        yield Case(
+            name,
+            [
+                (
+                    "train",
+                    *flags(
+                        out_dir="run",
+                        optimizer="muon",
+                        kernels="torch",
+                        tie_embeddings=False,
+                        **dropped,
+                        use_qk_norm=True,
+                        z_loss=1e-4,
+                        n_kv_head=2,
+                        keep="best",
+                        **{"parametrization.mode": "CompleteP"},
+                    ),
                 ),
-            ),
-        ],
-        kind="train",
-        files=DATA,
-    )
+            ],
+            kind="train",
+            files=DATA,
+        )
     yield Case(
         "train-epochs-in-bfloat16",
         [

@@ -189,14 +189,16 @@ def test_a_sharded_run_equals_one_process(spec_of, tmp_path):
 @pytest.mark.soak
 def test_a_run_goes_on_over_other_ranks_as_its_twin(spec_of, tmp_path):
     """Sharded, alone, DDP, sharded over more: each continues the one before it."""
-    twin = trained(spec_of(max_iters=20), tmp_path / "twin")
+    twin = trained(spec_of(max_iters=20, dropout=0.1), tmp_path / "twin")
     for iters, world, sharding in (
         (5, 2, "fsdp"),
         (10, 1, "fsdp"),
         (15, 2, "ddp"),
         (20, 3, "fsdp"),
     ):
-        run = trained(spec_of(max_iters=iters, sharding=sharding), tmp_path / "run", world)
+        run = trained(
+            spec_of(max_iters=iters, sharding=sharding, dropout=0.1), tmp_path / "run", world
+        )
     assert_same_run(twin, run)
 
 

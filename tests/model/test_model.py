@@ -457,40 +457,6 @@ def test_initial_values_have_their_rules_mean_and_spread(mode):
 # --- training-time parts -----------------------------------------------------------------------
 
 
-def test_dropout_acts_at_its_four_places_in_training_alone(monkeypatch):
-    model = shaken(tiny_config(dropout=0.4, n_layer=1, block_size=256))
-    without = shaken(tiny_config(dropout=0.0, n_layer=1, block_size=256))
-    idx = tokens(8, 256)
-    rates: list[float] = []
-    attention, dropout = F.scaled_dot_product_attention, F.dropout
-    monkeypatch.setattr(
-        F,
-        "scaled_dot_product_attention",
-        lambda *a, dropout_p, **k: (
-            rates.append(dropout_p),
-            attention(*a, dropout_p=dropout_p, **k),
-        )[1],
-    )
-    monkeypatch.setattr(
-        F,
-        "dropout",
-        lambda x, p, training: (rates.append(p if training else 0.0), dropout(x, p, training))[1],
-    )
-    with torch.no_grad():
-        assert torch.equal(model(idx)[0], without(idx)[0])
-        assert not any(rates)
-        del rates[:]
-        seen: dict[str, Tensor] = {}
-        torch.manual_seed(0)
-        noisy = model.train()(idx, probe=lambda name, x: seen.setdefault(name, x))[0]
-        assert rates == [0.4] * 4  # embedding, attention, and each branch
-        assert not torch.equal(noisy, model(idx)[0])
-        torch.manual_seed(0)
-        assert torch.equal(noisy, model(idx)[0])
-    zeros = (seen["embedding"] == 0).double().mean()
-    assert zeros == pytest.approx(0.4, abs=0.01)
-
-
 @torch.no_grad()
 def test_the_z_loss_is_its_formula_and_only_in_training():
     model = shaken(tiny_config(z_loss=0.25))

@@ -166,7 +166,7 @@ def test_chunks_are_for_training_alone():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
 def test_they_compile():
-    config = tiny_config(z_loss=0.01, recompute=True, loss_chunk=7)
+    config = tiny_config(z_loss=0.01, recompute=True, loss_chunk=7, dropout=0.2)
     (loss, grads), (compiled, others) = (step(config, Ops(), compiled=c) for c in (False, True))
     assert float(compiled) == pytest.approx(float(loss), rel=1e-5)
     assert close(grads, others, 1e-5)
@@ -205,6 +205,7 @@ MODELS = {
         "n_layer": 6,
         "micro_batch_size": 3,
     },
+    "long, dropout": {"block_size": 128, "dropout": 0.1, "n_layer": 1},
 }
 
 
