@@ -15,7 +15,6 @@ from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.gpt import GPT
 from nanoscale.model.masks import (
     ATTENTION_BRANCH,
-    ATTENTION_WEIGHTS,
     EMBEDDING,
     MLP_BRANCH,
     PLACES,

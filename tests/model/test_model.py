@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import VOCAB, flag_combinations, tiny_config
 from torch import Tensor
 

@@ -192,7 +192,7 @@ CUTS = {  # of an update of six sequences, and ways to compute it
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_what_is_dropped_does_not_depend_on_how_an_update_is_computed(spec_of, tmp_path, cut):
     """Nor on a resume in the middle, whose second half is computed the other way."""
-    spec = spec_of(**{"batch_size": 6, "dropout": 0.3, "kernels": "torch"})
+    spec = spec_of(batch_size=6, dropout=0.3, kernels="torch")
     whole, other = start(spec), start(spec_of(**spec.typed | cut))
     before, after = ([training.update(run).loss.item() for _ in range(4)] for run in (whole, other))
     assert after == pytest.approx(before, rel=1e-5)
