@@ -37,7 +37,7 @@ CAMPAIGNS = {
         "24 runs under fifty SIGKILLs, of workers and of the runner", ("soak/test_kills.py",), 1
     ),
     "sanitizer": Campaign(
-        "the kernels under AddressSanitizer and UBSan", ("soak/test_sanitizer.py",)
+        "the kernels under AddressSanitizer, UBSan and ThreadSanitizer", ("soak/test_sanitizer.py",)
     ),
     "coverage": Campaign(
         "intervals against the truth, by simulation",
