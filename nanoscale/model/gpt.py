@@ -350,7 +350,7 @@ class GPT(nn.Module):
         With `loss_chunk`, a loss that is to be differentiated comes alone, the logits None: they
         never exist all at once. With a cache, `idx` is the whole prompt at first and one token
         afterwards. `by_token`: the loss of every token (B, T) comes alone, without z_loss.
-        afterwards. `masks` are the keys of the sequences' dropout masks (`masks.sample_keys`),
+        `masks` are the keys of the sequences' dropout masks (`masks.sample_keys`),
         without which they are drawn from torch's generator.
 
         Raises:
