@@ -115,8 +115,9 @@ codecs.register_error("nanoscale", spelt)
 
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main`, print a refusal as one line, return the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="nanoscale")
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or out.encoding != "utf-8"):
+        out.reconfigure(errors="nanoscale")
     try:
         code = main() or DONE
         sys.stdout.flush()  # here, where a reader that went away is no error

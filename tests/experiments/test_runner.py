@@ -16,7 +16,7 @@ import psutil
 import pytest
 from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
 from grids import FAKE, SNIPPET, TESTS, a_runner, running, script, starts, wait_for
-from tiny import PATIENCE, ROOT
+from tiny import PATIENCE, ROOT, run_python
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table, results
@@ -667,6 +667,15 @@ def test_durations_are_readable():
         "4 min 20 s",
         "2 h 05 min",
     ]
+
+
+def test_a_table_is_in_utf_8_whatever_the_locale(tmp_path):
+    code = f"""from pathlib import Path
+from nanoscale.experiments.results import write_csv
+write_csv(Path({str(tmp_path / "t.csv")!r}), [dict(name="±")])"""
+    done = run_python("-X", "warn_default_encoding", "-W", "error::EncodingWarning", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "name\n±\n"
 
 
 def test_a_name_that_no_study_has_is_no_empty_result():

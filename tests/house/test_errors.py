@@ -153,10 +153,16 @@ def test_a_reader_that_goes_away_is_no_error(arguments):
 
 
 def test_a_terminal_that_lacks_a_character_shows_another(monkeypatch):
-    for encoding, shown in (("ascii", b"0.5 +- 0.1 ?...\n"), ("utf-8", "0.5 ± 0.1 ф…\n".encode())):
+    plain = b"0.5 +- 0.1 ?... ?\n"
+    for encoding, errors, shown in (
+        ("ascii", "strict", plain),
+        ("ascii", "surrogateescape", plain),  # of the locale C without UTF-8
+        ("latin-1", "strict", "0.5 ± 0.1 ?... ?\n".encode("latin-1")),
+        ("utf-8", "strict", "0.5 ± 0.1 ф… ?\n".encode()),  # of a file's undecodable name
+    ):
         raw = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
-        assert exit_code_of(lambda: print("0.5 ± 0.1 ф…")) == DONE
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, errors))
+        assert exit_code_of(lambda: print("0.5 ± 0.1 ф… \udcff")) == DONE
         assert raw.getvalue() == shown
 
 
