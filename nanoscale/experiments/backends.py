@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _MAKERS: dict[str, MakeBackend] = {
     "slurm": lambda output_root, options: Slurm(options=options, home=output_root / "slurm"),
 }
 _BUILT_IN = tuple(_MAKERS)
+_OPTIONS = {"local": (), "subprocess": (), "ray": ("address",)}  # slurm's are sbatch's
 
 
 def register_backend(name: str, make: MakeBackend) -> None:
@@ -52,7 +54,8 @@ def register_backend(name: str, make: MakeBackend) -> None:
 def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, Json]) -> Backend:
     """The backend of that name; an object that is one already is returned as it is.
 
-    `options`: sbatch's for slurm; address for ray.
+    `options`: sbatch's for slurm; address for ray. Others are said to be of no use: a study file
+    may be for a cluster and its command for here.
 
     Raises:
         UserError: nobody has registered that name, it says which are, and the nearest; or the
@@ -67,4 +70,8 @@ def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, Jso
     if name not in _MAKERS:
         hint = did_you_mean(name, _MAKERS)
         raise UserError(f"backend={name!r}: choose {one_of(_MAKERS)}{hint}")
+    idle = set(options).difference(_OPTIONS.get(name, options))
+    if idle:
+        which = ", ".join(sorted(idle))
+        print(f"warning: backend={name!r} has no use for backend_options: {which}", file=sys.stderr)
     return _MAKERS[name](output_root, options)

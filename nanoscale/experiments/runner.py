@@ -353,11 +353,14 @@ class ExperimentRunner:
 
     def _bring_targets(self, study: Study, cells: Sequence[Cell]) -> None:
         """Train a search's best values at the target, and say what came of it."""
-        entries = {entry.id: entry for entry in study.entries}
         for cell in cells:  # one may be a trial's too, without a proxy, and stays it
-            entry = entries.get(cell.id, cell.entry)
-            entries[cell.id] = replace(entry, values=cell.entry.values, target=True)
-        study.entries = list(entries.values())
+            ids = [entry.id for entry in study.entries]
+            if cell.id not in ids:
+                ids.append(cell.id)
+                study.entries.append(cell.entry)
+            place = ids.index(cell.id)
+            entry = study.entries[place]
+            study.entries[place] = replace(entry, values=cell.entry.values, target=True)
 
         runs = self._announce(study, self._planned(cells), "at the target: ")
         self.execution.bring(study, runs)

@@ -106,6 +106,27 @@ def test_built_in_backends_are_made_with_their_options(tmp_path):
     assert backend_of(mine, tmp_path, {}) is mine
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        (
+            "local",
+            {"partition": "gpu", "gres": 1},
+            "'local' has no use for backend_options: gres, partition",
+        ),
+        ("subprocess", {"address": "x"}, "'subprocess' has no use for backend_options: address"),
+        ("ray", {"adress": "x", "address": "y"}, "'ray' has no use for backend_options: adress"),
+        ("ray", {"address": "y"}, ""),
+        ("slurm", {"partition": "gpu"}, ""),
+        ("toy", {"partition": "gpu"}, ""),
+    ],
+)
+def test_an_option_that_a_backend_has_no_use_for_is_said(name, options, said, tmp_path, capsys):
+    register_backend("toy", lambda output_root, options: Toy())
+    backend_of(name, tmp_path, options)
+    assert capsys.readouterr().err == (f"warning: backend={said}\n" if said else "")
+
+
 def test_the_package_and_the_worker_that_a_backend_starts_load_no_study():
     """A fork server and a cluster's tasks start often; what asks for runs is not theirs."""
     names = "nanoscale.experiments.forkserver, nanoscale.experiments.clusters"

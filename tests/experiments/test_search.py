@@ -546,6 +546,18 @@ def test_a_trial_that_is_a_target_too_stays_a_trial():
     assert [len(starts(folder)) for _, folder in again.runs()] == [1] * len(again)
 
 
+@pytest.mark.slow
+def test_trials_that_are_one_run_stay_trials_beside_a_target():
+    study = a_runner().run_random("s", BASE | {"seed": 3}, CONDITIONAL, trials=8, seeds=[3, 4])
+    assert [e.trial for e in study.entries if e.trial is not None] == list(range(8))
+    assert len({e.id for e in study.entries if e.trial is not None}) < 8
+    assert list(study.target.val_loss) == [3, 4]
+    again = a_runner().run_random("s", BASE | {"seed": 3}, CONDITIONAL, trials=9, seeds=[3, 4])
+    assert [e.trial_values for e in again.entries[:8]] == [
+        e.trial_values for e in study.entries[:8]
+    ]
+
+
 @pytest.mark.parametrize(
     ("base", "proxy", "key"),
     [
