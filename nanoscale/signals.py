@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
+_STOPS = {signal.SIGINT, signal.SIGTERM, _HANGUP}
+ANSWER = "stopping: this update is finished and saved first; Ctrl-C again stops at once"
 
 
 @contextmanager
@@ -15,16 +20,46 @@ def on_stop_signal(handler: Callable[[int], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # nohup's stays ignored
-        names.append(hangup)
+    names = set(_STOPS)
+    if signal.getsignal(_HANGUP) == signal.SIG_IGN:  # nohup's stays ignored
+        names.remove(_HANGUP)
     before = {name: signal.signal(name, lambda number, _: handler(number)) for name in names}
     try:
         yield
     finally:
         for name, old in before.items():  # None: installed from C, which cannot be put back
             signal.signal(name, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Answer the first stop signal with a line at once; nothing outside the main thread.
+
+    Python's handlers wait for the end of what C does, as of a whole backward pass. This is a
+    thread, which C's own handler wakes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in _STOPS:
+                print(ANSWER, flush=True)
+                return
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 @contextmanager

@@ -91,6 +91,8 @@ class Pool:
                 self.refill(more)
                 while self.running or (self.queue and not self.closing):
                     if len(signals) > heard:
+                        if not heard:
+                            self.watch.say("stopping: every run saves first; Ctrl-C again kills")
                         heard = len(signals)
                         self.close("interrupted", kill=heard > 1)
                     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
 from nanoscale.model.launch import launched
-from nanoscale.signals import stop_requests
+from nanoscale.signals import answered, stop_requests
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.parametrization import scheme_of
@@ -181,7 +181,8 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
             f"{ranks.world} processes; change batch_size or "
             "gradient_accumulation_steps"
         )
-    with stop_requests() as asked, owned(folder, ranks) as lease:
+    answer = answered() if ranks.is_master else nullcontext()
+    with answer, stop_requests() as asked, owned(folder, ranks) as lease:
         if is_finished(folder, longer):  # by another process, while this one was starting
             return RunResult.read(folder)
         saved = load_start(spec, folder)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
+from tiny import PATIENCE
 
-from nanoscale.signals import on_stop_signal, stop_requests
+from nanoscale import signals
+from nanoscale.signals import answered, on_stop_signal, stop_requests
 
 
 def test_signals_are_handed_over_and_the_old_handlers_come_back():
@@ -40,11 +44,47 @@ def test_a_closed_terminal_asks_as_sigterm_does_but_under_nohup(ignored):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_is_answered_while_an_operation_of_c_goes_on(monkeypatch, number):
+    """Which the main thread is in until the lock is free; Python's handler comes after it."""
+    said: list[str] = []
+    answer = threading.Event()
+    monkeypatch.setattr(
+        signals, "print", lambda line, **_: (said.append(line), answer.set()), False
+    )
+    lock = threading.Lock()
+    lock.acquire()
+    seen = []
+    main = threading.get_ident()
+
+    def in_c() -> None:
+        lock.acquire()
+
+    def user() -> None:
+        while (frame := sys._current_frames()[main]).f_code != in_c.__code__:
+            time.sleep(0.001)
+        while frame.f_lineno == frame.f_code.co_firstlineno:
+            time.sleep(0.001)
+        signal.pthread_kill(threading.get_ident(), number)
+        seen.append((answer.wait(PATIENCE), asked.is_set()))
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        lock.release()
+
+    with answered(), stop_requests() as asked:
+        threading.Thread(target=user).start()
+        in_c()
+    assert seen == [(True, False)]
+    assert asked.is_set()
+    assert said == [signals.ANSWER]
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
+
+
 def test_another_thread_leaves_the_handlers_alone():
     seen = []
 
     def work() -> None:
-        with on_stop_signal(lambda number: None):
+        with on_stop_signal(lambda number: None), answered():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)
