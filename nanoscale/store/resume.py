@@ -156,6 +156,8 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         check_past(old, spec, folder.status().checkpoint_step or 0, path)
         if not (folder / CHECKPOINT).is_file():
             raise UserError(_no_checkpoint(path))
+        for line in unheeded(spec, renewed(folder, spec)):
+            print(f"{path}: {line}")
     else:
         print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
         folder.create(spec)
@@ -201,10 +203,14 @@ def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
         write_json(folder / CONFIG, new.to_json())
         if state != WAITING:
             folder.set_status(state=WAITING, kind=None, reason=None)
+    return unheeded(spec, new)
 
+
+def unheeded(spec: RunSpec, renewed: RunSpec) -> list[str]:
+    """What of `spec` does not apply to a run that goes on as `renewed`, in lines."""
     lines = []
     for key in ROUNDING_KEYS:
-        asked, kept = getattr(spec.config, key), getattr(new.config, key)
+        asked, kept = getattr(spec.config, key), getattr(renewed.config, key)
         if key in spec.typed and asked != kept:
             lines.append(
                 f"{key}={asked} does not apply, the run began with {key}={kept} and keeps it, "

@@ -31,7 +31,7 @@ from nanoscale.store.folder import (
     run_spec,
 )
 from nanoscale.store.lease import Lease
-from nanoscale.store.resume import continue_as, is_finished, open_folder, take_over_rows
+from nanoscale.store.resume import continue_as, is_finished, open_folder, renewed, take_over_rows
 from nanoscale.training.records import RunResult
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
 
     spec = folder.spec()
     if longer is not None and spec.content != longer.content:
-        spec = longer
+        spec = renewed(folder, longer)
     if spec.config.sequences_per_iter % ranks.world:
         raise UserError(
             f"{spec.config.sequences_per_iter} sequences per update do not divide over "

@@ -34,6 +34,7 @@ from nanoscale.store.resume import (
     open_folder,
     own_best,
     past_difference,
+    renewed,
     start_of,
     take_over_rows,
 )
@@ -361,6 +362,18 @@ def test_resume_makes_a_run_longer_where_the_past_is_equal(tmp_path, schedule):
     left = snapshot(tmp_path)
     for name in ("metrics.json", "windows.npy", "metrics.jsonl", "ckpt.pt"):
         assert left[f"out/{name}"] == before[f"out/{name}"]
+
+
+def test_a_longer_run_keeps_what_rounding_depends_on_and_a_halved_micro_batch(tmp_path, capsys):
+    keys = {"lr_schedule": "constant"}
+    folder = trained_folder(tmp_path / "out", 10, COMPLETE, threads=2, micro_batch_size=1, **keys)
+    asked = {"threads": 3, "keep": "best"}
+    longer = replace(tiny_spec(max_iters=25, **keys, **asked), typed=asked)
+    open_folder(tmp_path / "out", longer, resume=True)
+    assert "threads=3 does not apply, the run began with threads=2" in capsys.readouterr().out
+    config = renewed(folder, longer).config
+    assert (config.threads, config.micro_batch_size, config.keep) == (2, 1, "best")
+    assert config.max_iters == 25
 
 
 @pytest.mark.parametrize("max_iters", [10, 25])

@@ -406,6 +406,27 @@ def test_what_cannot_be_made_longer_keeps_its_result(spec_of, tmp_path, damage):
     assert folder.state() == "COMPLETE"
 
 
+def test_a_longer_run_is_computed_as_it_began(spec_of, tmp_path):
+    keys = {"lr_schedule": "constant", "eval_interval": 0}
+    folder = trained(spec_of(max_iters=3, threads=2, **keys), tmp_path / "run")
+    longer = spec_of(max_iters=6, threads=1, **keys)
+    train_folder(open_folder(folder.path, longer, resume=True), longer)
+    assert folder.metrics()["numerics"]["threads"] == folder.spec().config.threads == 2
+    assert folder.metrics()["iter_num"] == 6
+
+
+def test_a_branch_goes_on_where_its_output_root_was_moved(spec_of, tmp_path):
+    parent = trained(spec_of(checkpoint_steps=[4], max_iters=8), tmp_path / "root" / "runs" / "p")
+    spec = spec_of(branch_from=f"{parent.path}@4", max_iters=8, weight_decay=0.1)
+    RunFolder(tmp_path / "root" / "runs" / "b").create(spec)
+    (tmp_path / "root").rename(tmp_path / "moved")
+    branch = RunFolder(tmp_path / "moved" / "runs" / "b")
+    assert train_folder(branch).status == "COMPLETE"
+    straight = RunFolder(tmp_path / "moved" / "runs" / "p")
+    assert branch.metrics()["val_loss"] == straight.metrics()["val_loss"]
+    assert [row["step"] for row in branch.rows()] == [row["step"] for row in straight.rows()]
+
+
 @pytest.mark.parametrize("keep", ["all", "best"])
 def test_a_branchs_best_is_its_own(spec_of, tmp_path, keep):
     """Its rate ruins what its parent had learned, so no evaluation of it beats the parent's."""
