@@ -136,6 +136,12 @@ def version_of(compiler: list[str]) -> str | None:
         return None
 
 
+def compiler_name() -> str | None:
+    """The first line of what the compiler says that it is."""
+    version = version_of(compiler_command())
+    return version.splitlines()[0] if version else None
+
+
 def cpu_flags() -> str:
     """What -march=native depends on."""
     with open("/proc/cpuinfo") as file:

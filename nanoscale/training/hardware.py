@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from nanoscale.errors import UserError
+from nanoscale.model.kernels import cpu_flags
 from nanoscale.spec.config import ExperimentConfig
 
 # Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
@@ -40,6 +41,8 @@ PEAK_FLOPS = {
     "MI300X": 1307e12,
     "MI250X": 383e12,
 }
+# How the names of a CPU's instructions for arithmetic begin, x86's and ARM's.
+COMPUTING = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "sme", "bf16", "i8mm")
 PEAK_SECONDS = 0.1  # for measuring a CPU's
 # Words that make it another, slower or faster, device than the one named.
 OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
@@ -85,6 +88,17 @@ def device_name(device: torch.device) -> str:
                 if line.startswith("model name"):
                     return line.split(":", 1)[1].strip()
     return device.type
+
+
+def instructions() -> str | None:
+    """The CPU's instructions that compute, by which compiled code differs; None where unknown.
+
+    Two machines of one name in a cloud may have others.
+    """
+    if not os.path.exists("/proc/cpuinfo"):
+        return None
+    names = cpu_flags().partition(":")[2].split()
+    return " ".join(sorted(name for name in names if name.startswith(COMPUTING))) or None
 
 
 # -- how fast -------------------------------------------------------------------------------------

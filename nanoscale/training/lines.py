@@ -9,6 +9,7 @@ from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import label
 from nanoscale.spec.resolve import warnings
+from nanoscale.training.numerics import change
 from nanoscale.training.records import MetricsRow
 from nanoscale.training.state import Run
 
@@ -33,8 +34,9 @@ def introduction(run: Run) -> Iterator[str]:
         yield "our kernels need Linux and g++: on torch's operations, about half as fast"
     if run.device.type == "cpu" and run.meter.peak:
         yield from too_long(config, run.step, run.meter.peak)
-    for warning in warnings(config):
-        yield f"warning: {warning}"
+    for warning in (change(run.history, run.step), *warnings(config)):
+        if warning:
+            yield f"warning: {warning}"
     yield how(run)
 
 

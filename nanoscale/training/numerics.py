@@ -1,6 +1,7 @@
 """How a run computes: decided once from its config and the machine, recorded, kept on resume.
 
-Bit equality is claimed at equal numerics. Nothing here depends on what is free at the moment.
+Bit equality is claimed at equal numerics; where they change, the run's history says from which step
+on. Nothing here depends on what is free at the moment.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import platform
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from inspect import isfunction
+from typing import Any
 
 import torch
 
@@ -22,12 +24,16 @@ from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.ops import Ops
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.values import Json
 from nanoscale.training import hardware
 
 MEDIUM_FROM_WIDTH = 192  # torch's operations lose with it at 128 and win at 256 (LOG)
 COMPILE_SECONDS = 60.0  # what compilation may cost; a run expected to be shorter stays eager
 EAGER_SHARE = 0.3  # of the peak that an eager step of a large model reaches
 EAGER_BLOCK_SECONDS = 1e-3  # what launching one block's operations costs, forward and backward
+# Recorded where they are known and matter: that one of two is not is no difference.
+MACHINE = ("instructions", "compiler")
+CHOSEN = ("device", "kernels", "compile")  # by keys of these names: others only if asked for
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 DType = torch.dtype  # `torch` is a field of the record below
 
@@ -45,6 +51,8 @@ class Numerics:
     compile: bool
     torch: str  # its version
     sharding: str | None = None  # "ddp" or "fsdp" over several processes
+    instructions: str | None = None  # those of a CPU that compute
+    compiler: str | None = None  # its first line about itself; of kernels, or of a compiled model
 
     @property
     def fused(self) -> bool:
@@ -61,11 +69,36 @@ class Numerics:
             return nullcontext()
         return torch.autocast(self.device, dtype=self.torch_dtype)
 
-    def to_json(self) -> dict[str, str | int | None]:
+    def to_json(self) -> dict[str, Json]:
         record = asdict(self)
-        if self.sharding is None:
-            del record["sharding"]
+        for key in ("sharding", *MACHINE):
+            if record[key] is None:
+                del record[key]
         return record
+
+    def differences(self, other: Numerics) -> dict[str, tuple[Json, Json]]:
+        """Each part in which `other` differs, with its value here and there."""
+        values = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return {
+            name: (one, two)
+            for name, (one, two) in values.items()
+            if one != two and not (name in MACHINE and None in (one, two))
+        }
+
+
+@dataclass(frozen=True)
+class NumericsFrom:
+    """An entry of a run's history: how it computes from after `step` updates on."""
+
+    step: int
+    numerics: Numerics
+
+    def to_json(self) -> dict[str, Json]:
+        return {"step": self.step, "numerics": self.numerics.to_json()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> NumericsFrom:
+        return cls(record["step"], Numerics(**record["numerics"]))
 
 
 def decide(
@@ -83,22 +116,71 @@ def decide(
         UserError: `kernels=fused` where they cannot be built or are of no use.
     """
     ranks = ranks or Ranks()
+    cpu = device.type == "cpu"
     kernel = decide_kernels(config, device, began, asked, ranks.sharded)
     dtype = config.dtype
     if dtype == "auto":
         dtype = began.dtype if began else best_dtype(device, kernel)
     threads = config.threads or (began and began.threads) or torch.get_num_threads()
     sharding = "fsdp" if ranks.sharded else "ddp"
+    compiles = decide_compile(config, device, kernel, began, asked)
     return Numerics(
         device=device.type,
         device_name=hardware.device_name(device),
         dtype=dtype,
-        threads=threads if device.type == "cpu" else None,
+        threads=threads if cpu else None,
         kernels=kernel,
         matmul_precision=began.matmul_precision if began else precision(config, device, kernel),
-        compile=decide_compile(config, device, kernel, began, asked),
+        compile=compiles,
         torch=str(torch.__version__),
         sharding=sharding if ranks.world > 1 else None,
+        instructions=hardware.instructions() if cpu else None,
+        compiler=kernels.compiler_name() if cpu and (compiles or kernel == "fused") else None,
+    )
+
+
+# -- changes --------------------------------------------------------------------------------------
+def require_kept(was: Numerics, now: Numerics, typed: Mapping[str, Json]) -> None:
+    """Refuse to go on in a way that nobody has chosen where the run's own cannot be had.
+
+    A change of the machine is for who moved the run there: it is told in a line (`change`).
+
+    Raises:
+        UserError: the device, the kernels or compilation would be another, and is not `typed`.
+    """
+    changed = was.differences(now)
+    asked = {key for key in changed if str(typed.get(key)).split(":")[0] == str(changed[key][1])}
+    if "kernels" in asked or now.sharding == "fsdp":  # they leave the others no choice
+        asked |= {"kernels", "compile"}
+    for key in CHOSEN:
+        if key in changed and key not in asked:
+            before, after = changed[key]
+            raise UserError(
+                f"this run was computed with {key}={before} so far, which cannot be had here; with "
+                f"{key}={after} it would not be the same bit for bit: to go on so, give it "
+                f"--{key}={after}"
+            )
+
+
+def continued(
+    history: Sequence[NumericsFrom], was: Numerics, step: int, now: Numerics
+) -> tuple[NumericsFrom, ...]:
+    """The history of a run that goes on after `step` updates."""
+    if not was.differences(now):
+        return tuple(history)
+    before = [entry for entry in history if entry.step < step]
+    return (*before, NumericsFrom(step, now))
+
+
+def change(history: Sequence[NumericsFrom], step: int) -> str | None:
+    """What changed after `step` updates, in a line; None if nothing did."""
+    if len(history) < 2 or history[-1].step != step:
+        return None
+    differences = history[-2].numerics.differences(history[-1].numerics)
+    parts = [f"{key} was {before}, now {after}" for key, (before, after) in differences.items()]
+    return (
+        f"from step {step} on this run is computed otherwise ({'; '.join(parts)}): "
+        "it is not bit for bit the one that began"
     )
 
 
@@ -133,10 +215,11 @@ def decide_kernels(
         raise UserError(
             "kernels=fused: they keep whole weights, which sharding=fsdp avoids; use kernels=auto"
         )
-    if sharded or config.kernels == "torch" or (began and not began.fused):
+    kept = began if config.kernels == "auto" else None
+    if sharded or config.kernels == "torch" or (kept and not kept.fused):
         return "torch"
 
-    compiled = "compile" in asked and config.compile and config.kernels == "auto"
+    compiled = "compile" in asked and config.compile and config.kernels == "auto" and not kept
     possible = device.type == "cpu" and config.dtype != "float16" and not compiled
     if possible and kernels.library() is not None:
         return "fused"

@@ -189,6 +189,7 @@ class Recorder:
             "data": data,
             "world_size": run.ranks.world,
         }
+        history = [entry.to_json() for entry in run.history]
         return replace(
             so_far(self.folder, run.spec, state, run.step),
             best_val_loss=run.best_val_loss if math.isfinite(run.best_val_loss) else None,
@@ -196,6 +197,7 @@ class Recorder:
             tokens_per_second=total.tokens_per_second,
             wall_seconds=total.wall_seconds,
             numerics=run.numerics.to_json(),
+            numerics_history=history if len(history) > 1 else None,
             provenance=provenance() | machine,
         )
 

@@ -8,7 +8,7 @@ an evaluation's, on fixed windows of either split, without z-loss. `metrics.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -120,12 +120,15 @@ class RunResult:
     wall_seconds: float | None = None
     config: Mapping[str, Json]
     numerics: Mapping[str, Json] | None = None
+    numerics_history: Sequence[Mapping[str, Json]] | None = None  # {step, numerics}, if it changed
     provenance: Mapping[str, Json] | None = None
 
     def to_json(self) -> dict[str, Json]:
         """As `metrics.json` holds it."""
         record = dict(vars(self))
         del record["folder"]
+        if self.numerics_history is None:
+            del record["numerics_history"]
         return record
 
     @classmethod

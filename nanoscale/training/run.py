@@ -169,6 +169,7 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
         Held: another process trains there.
     """
     from nanoscale.training.loop import loop
+    from nanoscale.training.numerics import require_kept
     from nanoscale.training.recorder import recording
     from nanoscale.training.state import build, dataset_of, load_start
 
@@ -187,6 +188,8 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
             return RunResult.read(folder)
         saved = load_start(spec, folder)
         run = build(spec, dataset_of(spec), ranks, saved)
+        if saved:
+            require_kept(saved.numerics, run.numerics, spec.typed)
         warning = ""
         if ranks.is_master:
             continue_as(folder, spec)

@@ -24,7 +24,7 @@ from nanoscale.store.folder import CHECKPOINT, RunFolder
 from nanoscale.store.resume import check_past, is_early_end, own_best, start_of
 from nanoscale.training import checkpoint, numerics
 from nanoscale.training.hardware import peak, pick_device
-from nanoscale.training.numerics import Numerics
+from nanoscale.training.numerics import Numerics, NumericsFrom
 from nanoscale.training.telemetry import Meter
 
 
@@ -43,6 +43,7 @@ class Run:
     optimizers: Optimizers
     scaler: torch.amp.GradScaler
     meter: Meter
+    history: tuple[NumericsFrom, ...]
     step: int = 0  # completed updates
     best_val_loss: float = math.inf
     saved_at: float = field(default_factory=time.perf_counter)
@@ -88,6 +89,7 @@ class Checkpoint:
     step: int
     best_val_loss: float | None
     numerics: Numerics
+    history: tuple[NumericsFrom, ...]  # of its numerics
     seconds: float  # since the run's beginning
     scaler: dict[str, Any]  # torch's own record
     model: Mapping[str, Tensor]
@@ -98,6 +100,8 @@ class Checkpoint:
         content = checkpoint.load(path)
         try:
             content["numerics"] = Numerics(**content["numerics"])
+            history = map(NumericsFrom.from_json, content.get("history", []))
+            content["history"] = tuple(history) or (NumericsFrom(0, content["numerics"]),)
             return cls(**{f.name: content[f.name] for f in fields(cls)})
         except (KeyError, TypeError) as e:
             raise UserError(
@@ -117,6 +121,9 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
     began = saved.numerics if saved else None
     how = numerics.decide(config, device, began, spec.typed, ranks)
     numerics.apply(how)
+    history: tuple[NumericsFrom, ...] = (NumericsFrom(0, how),)
+    if saved:
+        history = numerics.continued(saved.history, saved.numerics, saved.step, how)
 
     model = GPT(config, numerics.ops(how))
     place(model, model.transformer.h, ranks, device)
@@ -138,6 +145,7 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
         optimizers=optimizers,
         scaler=torch.amp.GradScaler(device.type, enabled=how.dtype == "float16"),
         meter=Meter(config, best and best * ranks.world, saved.seconds if saved else 0.0),
+        history=history,
     )
     if saved:
         restore(run, saved)
@@ -207,6 +215,7 @@ def save(run: Run, folder: RunFolder, name: str = CHECKPOINT) -> None:
         step=run.step,
         best_val_loss=run.best_val_loss if math.isfinite(run.best_val_loss) else None,
         numerics=run.numerics.to_json(),
+        history=[entry.to_json() for entry in run.history],
         seconds=run.meter.wall_seconds(),
         scaler=run.scaler.state_dict(),
         **state,

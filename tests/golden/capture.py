@@ -69,6 +69,8 @@ PLACES = {
     "python",
     "platform",
     "torch",
+    "instructions",
+    "compiler",
 }
 TIMED_COLUMNS = {"tokens_per_second", "mfu", "wall_seconds", "tokens/s"}
 TIMED_VERBS = {"train", "run", "study", "retry", "coord-check", "bench", "watch", "report"}
@@ -485,7 +487,8 @@ def page_text(html: str) -> list[str]:
     """The text of a report, without the numerics of the machine it was made on."""
     page = Page()
     page.feed(html)
-    lines, told = page.found, ("numerics.device_name", "numerics.torch")
+    lines = page.found
+    told = [f"numerics.{key}" for key in ("device_name", "torch", "instructions", "compiler")]
     return ["<place>" if i and lines[i - 1] in told else line for i, line in enumerate(lines)]
 
 
