@@ -6,17 +6,14 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import open_study, option, output_file, output_root, verb
+from nanoscale.commands.verb import Read, in_a_folder, open_study, option, output_root, verb
+
+PLACE = Read(lambda value, typed: in_a_folder(Path(value), typed))  # its ending comes after STUDY
 
 
 @verb("nanoscale table quick", "nanoscale table quick --out=quick.parquet")
 @click.argument("name", metavar="STUDY")
-@option(
-    "out",
-    "FILE",
-    "Another file than the study's table.csv: .csv or .parquet.",
-    output_file(".csv", ".parquet"),
-)
+@option("out", "FILE", "Another file than the study's table.csv: .csv or .parquet.", PLACE)
 @output_root()
 def command(name: str, out: Path | None, output_root: Path) -> None:
     """Rebuild the table of STUDY, a row per run, and print where it is."""
