@@ -181,8 +181,10 @@ class RunFolder:
 
     def set_status(self, **changes: Any) -> None:
         """Change keys of `status.json`, atomically."""
-        status = self._status_record() | changes | {"updated": time.time()}
-        write_json(self / STATUS, status)
+        status = self._status_record()
+        if status.get("kind") == DAMAGED:  # which this mends
+            del status["kind"]
+        write_json(self / STATUS, status | changes | {"updated": time.time()})
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self / ROWS)

@@ -128,6 +128,7 @@ def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Ove
                 f"{folder.path}: no run folder (it has no {CONFIG}); an arm is run "
                 "folders, a study, or STUDY:key=value"
             )
+        folder.spec()  # one named by itself can be read, or is refused
         folders.append(({}, folder))
     return folders
 

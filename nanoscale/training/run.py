@@ -194,7 +194,7 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
         if ranks.is_master:
             continue_as(folder, spec)
             warning = take_over_rows(folder, spec, run.step, saved.spec if saved else None)
-            folder.set_status(state=RUNNING, step=run.step, kind=None, reason=None)
+            folder.set_status(state=RUNNING, step=run.step, reason=None)
         with recording(run, folder, lease) as recorder:
             recorder.introduce()
             if warning:
