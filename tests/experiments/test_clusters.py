@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_sbatch
 import pytest
@@ -384,6 +385,112 @@ def slurm_here(tmp_path, monkeypatch):
     monkeypatch.setattr(clusters, "SEEN_SECONDS", 0.2)
     monkeypatch.setattr(clusters, "PAUSES", (0.05,) * 4)
     return home
+
+
+def test_refusals_count_in_a_row_and_each_has_its_pause(tmp_path, monkeypatch):
+    now, tried, refused = [0.0], [], [True, True, False, True, True, True]
+    cluster = clusters.Cluster()
+
+    def submit(started: dict[Path, Slot]) -> None:
+        tried.append(now[0])
+        if refused.pop(0):
+            raise clusters.Refused("busy")
+
+    def look(*times: float) -> None:
+        for now[0] in times:
+            cluster._submit_or_wait()
+
+    monkeypatch.setattr(clusters, "PAUSES", (1.0, 2.0))
+    monkeypatch.setattr(clusters, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(cluster, "_submit", submit)
+    cluster.start(tmp_path, Slot({}))
+    look(0, 0.5, 1, 2.5, 3, 4)
+    assert tried == [0, 1, 3]
+    cluster.start(tmp_path, Slot({}))
+    look(10, 11)
+    with pytest.raises(clusters.Refused, match="busy"):
+        look(13)
+    assert tried[3:] == [10, 11, 13]
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """A Slurm with two tasks, 7_0 in folder a and 7_1 in b; what its commands are asked."""
+    slurm = Slurm(FAKE, home=tmp_path)
+    for number, name in enumerate("ab"):
+        slurm._running[f"7_{number}"] = ArrayTask(tmp_path / name, tmp_path / f"{name}.exit")
+    words: list[str] = []
+    monkeypatch.setattr(clusters, "command", lambda *said: words.append(" ".join(said)) or "")
+    return slurm, words
+
+
+def test_a_task_is_stopped_where_it_runs_and_cancelled_where_it_waits(asked, tmp_path):
+    slurm, words = asked
+    slurm.stop(folders=[tmp_path / "b"])
+    assert words == ["scancel --signal=TERM --batch 7_1", "scancel --state=PENDING 7_1"]
+    slurm.close()
+    assert words[2:] == [
+        "scancel --signal=KILL --full 7_0 7_1",
+        "scancel --state=PENDING 7_0 7_1",
+    ]
+
+
+def test_what_slurm_has_not_been_given_yet_is_never_given_to_it_once_stopped(asked, tmp_path):
+    slurm, words = asked
+    for name in ("c", "d"):
+        slurm.start(tmp_path / name, Slot({}))
+    slurm.stop(folders=[tmp_path / "c"])
+    slurm.stop(folders=[tmp_path / "d"])
+    assert [(gone.folder.name, gone.code) for gone in slurm.poll(0)][:2] == [("c", 130), ("d", 130)]
+    assert not any(said.startswith("sbatch") for said in words)
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [
+        ("PENDING", False),
+        ("RUNNING", False),
+        ("COMPLETING", False),
+        ("SUSPENDED", False),
+        ("COMPLETED", True),
+        ("FAILED", True),
+        ("TIMEOUT", True),
+        ("NODE_FAIL", True),
+        ("OUT_OF_MEMORY", True),
+    ],
+)
+def test_a_task_has_ended_in_a_state_that_is_an_end(asked, monkeypatch, state, ended):
+    slurm, _ = asked
+    monkeypatch.setattr(clusters, "command", lambda *said: f"7 0 {state}\n7 1 RUNNING\n")
+    gone = [exit.folder.name for exit in slurm.poll(0)]
+    assert gone == (["a"] if ended else [])
+
+
+def test_a_tasks_cpus_are_the_threads_unless_an_option_says_how_many(tmp_path):
+    for option in ("c", "cpus-per-task"):
+        slurm = Slurm(FAKE, {option: 4}, home=tmp_path)
+        slurm.slots("cpu", 2, None)
+        text = slurm.script("x", 1, Slot({}))
+        assert [
+            line[-1] for line in text.splitlines() if re.match(r"#SBATCH -(c|-cpus)", line)
+        ] == ["4"]
+
+
+def test_a_requeued_task_has_no_exit_code_of_before(tmp_path):
+    (tmp_path / "x.folders").write_text(f"{tmp_path}\n")
+    (tmp_path / "x.0.exit").write_text("0\n")
+    worker = Worker(command=("sh", "-c", f'ls {tmp_path} > "$0"/said'))
+    text = Slurm(worker, home=tmp_path).script("x", 1, Slot({}))
+    here = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": "0"}
+    subprocess.run(["sh"], input=text, text=True, env=here, check=True)
+    assert "x.0.exit" not in (tmp_path / "said").read_text().split()
+    assert exit_code_in(tmp_path / "x.0.exit") == 0
+
+
+@pytest.mark.parametrize(("written", "code"), [("0", 0), ("130", 130), ("137", -9), ("", None)])
+def test_an_exit_code_beyond_that_of_an_interrupt_is_a_signals(tmp_path, written, code):
+    (tmp_path / "x.exit").write_text(written)
+    assert exit_code_in(tmp_path / "x.exit") == code
 
 
 @pytest.mark.slow

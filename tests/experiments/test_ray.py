@@ -16,6 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments import clusters
 from nanoscale.experiments.clusters import Ray
 from nanoscale.experiments.machine import Slot
+from nanoscale.experiments.worker import Worker
 
 
 class RayError(Exception):
@@ -177,3 +178,40 @@ def test_what_is_stopped_before_it_is_submitted_comes_back(ray, tmp_path):
     backend.stop()
     backend.close()
     assert backend.poll(0) == []  # nothing of an earlier study
+
+
+def test_what_a_lost_cluster_ran_is_lost_once(ray, tmp_path):
+    backend = Ray(FAKE)
+    backend._running = {0: tmp_path}
+    assert [(gone.folder, gone.code) for gone in backend.poll(0)] == [(tmp_path, 130)]
+    assert backend.poll(0) == []
+
+
+def test_what_was_taken_before_a_refusal_is_not_submitted_again(ray, tmp_path, monkeypatch):
+    monkeypatch.setattr(clusters, "PAUSES", (0.0,) * 4)
+    ray.most = 1
+    backend = Ray(Worker(("python", "-c", "")))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        backend.start(tmp_path / name, Slot({}))
+    backend.poll(0)
+    ray.most = 1000
+    backend.poll(0)
+    backend.poll(0)
+    assert len(ray.codes) == 2
+
+
+def test_a_wish_is_of_the_task_that_was_asked_alone(ray, tmp_path):
+    wish = tmp_path / clusters.ASKED
+    wish.write_text("kill")
+    assert (
+        clusters.run_in_task(["python", "-c", "import time; time.sleep(0.3)"], str(tmp_path), {})
+        == 0
+    )
+    backend = Ray(FAKE)
+    ray.connected = True
+    ray.codes[0] = 0
+    backend._running = {0: tmp_path}
+    wish.write_text("save")
+    assert [gone.code for gone in backend.poll(0)] == [0]
+    assert not wish.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -366,6 +367,10 @@ def test_a_base_file_lies_in_the_working_folder_or_beside(tmp_path, monkeypatch)
     assert config(written(tmp_path / "config", "over.py", taken)).n_layer == 5
     written(tmp_path / "config", "base_here.py", "n_layer = 7\n")  # each file's own, not cached
     assert config(written(tmp_path / "config", "b.py", "from base_here import *\n")).n_layer == 7
+    search = list(sys.path)
+    opened = written(tmp_path / "config", "d.py", "exec(open('base_here.py').read())\n")
+    assert config(opened).n_layer == 5  # where one stands comes first
+    assert sys.path == search
     assert "line 1: FileNotFoundError" in refusal(written(tmp_path, "c.py", "open('nowhere.py')\n"))
 
 

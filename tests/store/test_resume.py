@@ -511,6 +511,54 @@ def test_a_branch_finds_its_parent_beside_it_where_both_were_moved(tmp_path):
     assert start_of(moved, spec) == parent / "ckpt-5.pt"  # which the refusal names
 
 
+def test_the_parent_that_was_named_comes_before_a_namesake_beside(tmp_path):
+    named = trained_folder(tmp_path / "there" / "parent", 5)
+    beside = trained_folder(tmp_path / "here" / "parent", 5)
+    for folder in (named, beside):
+        write_text(folder / "ckpt-5.pt", "")
+    spec = tiny_spec(branch_from=f"{named.path}@5")
+    branch = RunFolder(tmp_path / "here" / "branch")
+    branch.create(spec)
+    assert start_of(branch, spec) == named / "ckpt-5.pt"
+
+
+def test_a_resumed_branch_keeps_its_own_rows(tmp_path):
+    parent = trained_folder(tmp_path / "parent", 5)
+    write_text(parent / "ckpt-5.pt", "")
+    spec = tiny_spec(branch_from=f"{parent.path}@5")
+    branch = trained_folder(tmp_path / "branch", 7, branch_from=f"{parent.path}@5")
+    own = row(1) + row(6)
+    write_text(branch / "metrics.jsonl", own + row(8))
+    take_over_rows(branch, spec, 7, None)
+    assert (branch / "metrics.jsonl").read_text() == own
+
+
+def test_a_branchs_best_is_of_what_it_has_done_itself():
+    rows = [{"step": step, "val_loss": loss} for step, loss in ((0, 3.0), (5, 1.0), (7, 2.0))]
+    branch = replace(tiny_spec(), parent="0123456789@5")
+    assert own_best(branch, rows) == 2.0
+    assert own_best(tiny_spec(), rows) == 1.0
+
+
+def test_a_run_killed_at_its_end_keeps_the_best_of_its_end(tmp_path):
+    folder = trained_folder(tmp_path / "out", 7, max_iters=7)
+    write_text(folder / "metrics.jsonl", row(0, 3.0) + row(5, 2.0) + row(7, 1.0))
+    write_text(folder / "best.pt", "at 7")
+    write_text(folder / "best-before.pt", "at 5")
+    assert take_over_rows(folder, folder.spec(), 7, folder.spec()) == ""
+    assert (folder / "best.pt").read_text() == "at 7"
+
+
+def test_a_run_that_begins_again_begins_without_rows(tmp_path):
+    folder = trained_folder(tmp_path / "out", 7)
+    write_text(folder / "metrics.jsonl", row(0, 3.0) + row(1))
+    torn = folder / ".ckpt.pt.1.tmp"
+    write_text(torn, "as a killed writer leaves it")
+    take_over_rows(folder, tiny_spec(), 0, None)
+    assert folder.rows() == []
+    assert not torn.exists()
+
+
 def test_a_parent_changes_the_identity_and_so_the_folder(tmp_path):
     spec = tiny_spec()
     child = replace(spec, parent="0123456789@5")

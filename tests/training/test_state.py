@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import RUN, spec_maker
 
 from nanoscale.model.distributed import Ranks
+from nanoscale.model.masks import sample_keys
 from nanoscale.store.resume import open_folder
 from nanoscale.training import evaluation, numerics
-from nanoscale.training.loop import update
+from nanoscale.training.loop import micro_batches, update
 from nanoscale.training.numerics import decide
 from nanoscale.training.recorder import Recorder
 from nanoscale.training.state import Checkpoint, Run, build, dataset_of, restore, save
@@ -56,6 +58,61 @@ def test_the_loss_of_an_update_is_that_of_the_whole_batch(run):
     with torch.no_grad():
         expected = run.model(X, Y)[1]
     torch.testing.assert_close(update(run).loss, expected)
+
+
+def test_micro_batches_of_unequal_size_weigh_by_their_sequences(data_root):
+    spec = spec_maker(RUN, data_root)(kernels="torch", batch_size=3, micro_batch_size=2)
+    run = build(spec, dataset_of(spec), Ranks())
+    X, Y = run.to_device(*run.samples.batch(0, 3))
+    with torch.no_grad():
+        expected = run.model(X, Y)[1]
+    seen: list[torch.Tensor] = []
+    model = run.model.forward
+    run.model.forward = lambda X, *a, **k: seen.append(X) or model(X, *a, **k)
+    done = update(run, with_statistics=True)
+    torch.testing.assert_close(done.loss, expected)
+    assert [len(x) for x in seen[:2]] == [2, 1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_takes_its_share_of_a_batch_and_of_its_masks(data_root, rank):
+    spec = spec_maker(RUN, data_root)(
+        kernels="torch", batch_size=4, micro_batch_size=1, dropout=0.2, seed=3, data_seed=4
+    )
+    run = build(spec, dataset_of(spec), Ranks())
+    run.ranks, run.step = Ranks(rank, 2), 5
+    pieces = list(micro_batches(run))
+    X, _ = run.to_device(*run.samples.batch(20 + 2 * rank, 2))
+    assert torch.equal(torch.cat([piece.X for piece in pieces]), X)
+    masks = torch.cat([piece.masks for piece in pieces])
+    assert torch.equal(masks, sample_keys(3, 5, 0, 4)[2 * rank :][:2])
+    assert [piece.last for piece in pieces] == [False, True]
+
+
+def test_dropout_rests_in_an_evaluation_and_acts_after_it(run, monkeypatch):
+    acting = []
+    real = evaluation.losses_at
+    monkeypatch.setattr(
+        evaluation, "losses_at", lambda r, *a: acting.append(r.model.training) or real(r, *a)
+    )
+    evaluation.evaluate(run)
+    assert set(acting) == {False}
+    assert run.model.training
+
+
+def test_an_evaluation_takes_as_many_windows_of_each_split(run, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        evaluation, "window_losses", lambda r, s, n: limits.append(n) or np.ones(min(n, 3))
+    )
+    evaluation.evaluate(run)
+    assert limits == [4, 3]  # the validation split has three
+
+
+@pytest.mark.parametrize(("tokens", "windows"), [(1, 1), (8, 1), (15, 1), (16, 2)])
+def test_the_final_evaluation_takes_whole_windows_and_at_least_one(data_root, tokens, windows):
+    spec = spec_maker(RUN, data_root)(final_eval_tokens=tokens)
+    assert len(evaluation.final_losses(build(spec, dataset_of(spec), Ranks()))) == windows
 
 
 def test_an_evaluation_takes_eval_iters_batches_of_windows(run, monkeypatch):

@@ -33,7 +33,8 @@ from nanoscale.store.lease import Held
 from nanoscale.store.resume import open_folder
 from nanoscale.training import checkpoint, evaluation, recorder
 from nanoscale.training import loop as training
-from nanoscale.training.run import train_folder
+from nanoscale.training.records import Evaluation
+from nanoscale.training.run import fill, train_folder
 from nanoscale.training.state import Checkpoint, Run, build, dataset_of, save
 
 
@@ -552,6 +553,97 @@ def test_a_last_update_that_ruins_the_weights_is_divergence(
     assert (last["step"], last["val_loss"]) == (max_iters, None)
     assert last["train_loss"] > 0
     assert loss_of(folder) == math.inf  # for a search
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_an_updates_loss_of_inf_is_divergence_like_nan(spec_of, tmp_path, monkeypatch, loss):
+    real = training.update
+
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
+        done = real(run, *rest)
+        return replace(done, loss=torch.tensor(loss)) if run.step == 2 else done
+
+    monkeypatch.setattr(training, "update", update)
+    folder = open_folder(tmp_path / "run", spec_of(max_iters=4, eval_interval=0), resume=False)
+    assert (train(folder), folder.rows()[-1]["step"]) == ("DIVERGED", 2)
+    assert loss_of(folder) == math.inf
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_an_evaluations_loss_of_inf_is_divergence_like_nan(spec_of, tmp_path, monkeypatch, loss):
+    found = Evaluation(val_loss=loss, val_bits_per_byte=None, eval_train_loss=1.0)
+    monkeypatch.setattr(recorder, "evaluate", lambda run: found)
+    folder = open_folder(tmp_path / "run", spec_of(max_iters=8, eval_interval=2), resume=False)
+    assert (train(folder), folder.rows()[-1]["step"]) == ("DIVERGED", 2)
+
+
+def test_a_run_that_goes_on_forgets_why_it_failed(spec_of, tmp_path):
+    folder = open_folder(tmp_path / "run", spec_of(max_iters=1), resume=False)
+    folder.set_status(state="FAILED", kind="crash", reason="boom")
+    train(folder)
+    status = folder.status()
+    assert (status.state, status.kind, status.reason) == ("COMPLETE", None, None)
+
+
+def test_what_another_process_has_finished_meanwhile_is_left(spec_of, tmp_path):
+    folder = trained(spec_of(max_iters=1), tmp_path / "run")
+    before = {file: file.stat().st_mtime_ns for file in folder.path.iterdir()}
+    assert fill(folder, Ranks()).status == "COMPLETE"
+    assert {file: file.stat().st_mtime_ns for file in folder.path.iterdir()} == before
+
+
+def test_sequences_that_do_not_divide_over_ranks_are_refused(spec_of, tmp_path):
+    folder = open_folder(tmp_path / "run", spec_of(batch_size=4), resume=False)
+    with pytest.raises(UserError, match="4 sequences per update do not divide over 3 processes"):
+        fill(folder, Ranks(0, 3))
+    assert folder.state() == "WAITING"
+
+
+@pytest.mark.parametrize(("always", "saved"), [(True, [2, 4]), (False, [4])])
+def test_without_always_save_only_a_better_evaluation_is_saved(
+    spec_of, tmp_path, monkeypatch, always, saved
+):
+    """All evaluations are equal, so none is better than the first."""
+    steps = []
+    found = Evaluation(val_loss=1.0, val_bits_per_byte=None, eval_train_loss=1.0)
+    monkeypatch.setattr(recorder, "evaluate", lambda run: found)
+    real = recorder.save
+    monkeypatch.setattr(recorder, "save", lambda run, *a: steps.append(run.step) or real(run, *a))
+    spec = spec_of(max_iters=4, eval_interval=2, always_save_checkpoint=always)
+    trained(spec, tmp_path / "run")
+    assert steps == saved
+
+
+def test_a_run_of_no_updates_has_one_evaluation_the_final(spec_of, tmp_path):
+    folder = trained(spec_of(max_iters=0), tmp_path / "run")
+    assert folder.rows() == []
+    assert folder.metrics()["best_val_loss"] == folder.metrics()["val_loss"] > 0
+
+
+def test_a_stop_is_heard_after_the_update_it_came_in(spec_of, tmp_path, monkeypatch):
+    real = training.update
+
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "update", update)
+    spec = spec_of(max_iters=9, eval_interval=0, log_interval=100)
+    folder = open_folder(tmp_path / "run", spec, resume=False)
+    assert (train(folder), folder.status().checkpoint_step) == ("WAITING", 3)
+
+
+def test_a_stop_asked_for_in_the_last_update_ends_nothing_early(spec_of, tmp_path, monkeypatch):
+    real = training.update
+
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
+        if run.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "update", update)
+    trained(spec_of(max_iters=2, eval_interval=0), tmp_path / "run")
 
 
 def test_a_final_loss_that_is_not_finite_is_divergence(spec_of, tmp_path, monkeypatch):
