@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from fake_worker import CRASH, DIE, DIVERGE, TINY
-from grids import a_runner, starts, wait_for
+from grids import FAKE, a_runner, starts, wait_for
+from tiny import tiny_spec
 
 from nanoscale.experiments import ExperimentRunner, local
-from nanoscale.experiments.local import ForkServer, Subprocess
+from nanoscale.experiments.local import ForkServer, ServerPipes, Subprocess
 from nanoscale.experiments.machine import Slot
-from nanoscale.experiments.worker import Worker
-from nanoscale.store.folder import TIMING_COLUMNS
+from nanoscale.experiments.worker import Exit, Worker
+from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
 COMPILED = TINY | {"compile": True}
@@ -124,6 +128,60 @@ def test_a_busy_process_is_not_asked_and_a_stopped_one_leaves(server, tmp_path):
     assert codes(server, 1) == [0]
     assert started(server, tmp_path / "a-crash") == third
     assert codes(server, 1) == [1]
+
+
+def test_messages_come_in_pieces_and_what_a_dead_server_ran_is_lost(tmp_path):
+    """By a pipe of our own: half a line waits for the other half."""
+    read, write = os.pipe()
+    backend = ForkServer(FAKE)
+    process = SimpleNamespace(wait=lambda: 0)
+    backend._server = ServerPipes(process, io.BytesIO(), os.fdopen(read, "rb", 0))
+    ended, lost = tmp_path / "a", tmp_path / "b"
+    backend._running = {ended, lost}
+    os.write(write, f'{{"exit": "{ended}", "co'.encode())
+    assert backend.poll(1) == []
+    os.write(write, b'de": 3}\n')
+    assert backend.poll(1) == [Exit(ended, 3)]
+    os.close(write)
+    assert backend.poll(1) == [Exit(lost, None)]
+    assert backend._server is None  # so the next start launches another
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_those_that_are_named_are_stopped_and_no_others(tmp_path, kill):
+    names = [str(tmp_path / name) for name in "ab"]
+    backend = ForkServer(FAKE)
+    told = io.BytesIO()
+    backend._server = ServerPipes(SimpleNamespace(), told, io.BytesIO())
+    backend.stop(kill, [tmp_path / "b"])
+    backend.stop(kill)
+    first, second = (json.loads(line)["folders"] for line in told.getvalue().splitlines())
+    assert (first, second) == (names[1:], None)
+
+    asked = []
+    plain = Subprocess(FAKE)
+    for name in names:
+        process = SimpleNamespace(
+            kill=lambda name=name: asked.append((name, True)),
+            terminate=lambda name=name: asked.append((name, False)),
+            wait=lambda seconds: 0,
+        )
+        plain._running[Path(name)] = process
+    plain.stop(kill, [tmp_path / "b"])
+    assert asked == [(names[1], kill)]
+    plain.close()
+    assert asked[1:] == [(name, False) for name in names]
+
+
+def test_compiled_code_is_shared_where_the_model_the_batch_and_the_machine_are_alike(tmp_path):
+    shapes = []
+    for number, changes in enumerate(({}, {"learning_rate": 0.5}, {"n_layer": 3}, {"threads": 2})):
+        folder = RunFolder(tmp_path / str(number))
+        folder.create(tiny_spec(compile=True, **changes))
+        shapes.append(local.shape_of(folder))
+    assert shapes[0] == shapes[1]
+    assert len(set(shapes)) == 3
+    assert local.shape_of(RunFolder(tmp_path / "none")) == ""
 
 
 LAUNCHED = {

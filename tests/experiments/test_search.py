@@ -368,6 +368,43 @@ def test_the_best_is_of_lowest_val_loss_and_not_of_lowest_best_val_loss():
     assert before[1].best.folder == min(losses, key=losses.get)
 
 
+@pytest.mark.parametrize(
+    ("done", "share", "go_on"), [(100, 0.29, 29), (9, 1 / 3, 3), (8, 1 / 3, 2), (2, 0.1, 1)]
+)
+def test_the_share_that_goes_on_is_rounded_down_and_is_one_at_least(done, share, go_on):
+    plan = SearchPlan(read_space(LR, "s"), done, "random", 0, (10, 20), share)
+    assert plan.promoted(done) == go_on
+
+
+def test_a_diverged_trial_is_told_as_worse_than_the_worst(monkeypatch):
+    known = [({"learning_rate": 0.1}, math.inf)]
+    search = Search(SearchPlan(read_space(LR, "s"), 3, "random"), known)
+    heard = []
+    monkeypatch.setattr(search.sampler, "tell", lambda number, loss: heard.append(loss))
+    for loss in (2.0, math.inf, None):
+        search.tell(search.propose(), loss)
+    assert heard == [2.0, None, None]
+    assert [told.losses for told in search.told()] == [[3.0], [2.0], [3.0]]
+
+
+def test_the_importance_is_of_the_losses_that_all_trials_have(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "nanoscale.experiments.search.importance_of", lambda space, told: asked.extend(told) or {}
+    )
+    search = Search(SearchPlan(read_space(LR, "s"), 2, "random", 0, (10, 20), 0.5))
+    for loss in (3.0, 2.0, 1.0):
+        search.tell(search.propose(), loss)
+    search.outcome()
+    assert [loss for _, loss in asked] == [3.0, 2.0]  # at the first rung
+
+
+def test_a_range_holds_its_ends_and_none_never():
+    axis = read_space(LR, "s")["learning_rate"]
+    held = [axis.holds(x) for x in (1e-4, 1e-1, 0.99e-4, 0.101, None, "0.01")]
+    assert held == [True, True, False, False, False, False]
+
+
 def test_a_diverged_or_failed_trial_is_never_promoted():
     search = Search(SearchPlan(read_space(LR, "s"), 3, "random", 0, (10, 20), 0.9))
     for loss in (math.inf, None, 2.0):

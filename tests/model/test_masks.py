@@ -215,6 +215,23 @@ def test_dropout_acts_at_its_four_places_in_training_alone(monkeypatch):
     assert zeros == pytest.approx(0.4, abs=0.01)
 
 
+def test_every_place_of_every_layer_has_masks_of_its_own():
+    seen: list[tuple[int, ...]] = []
+
+    class Spy(Ops):
+        def dropout(self, x, dropped):
+            seen.append(tuple(dropped[1].tolist()))
+            return super().dropout(x, dropped)
+
+        def attention(self, q, k, v, scale, dropped=None):
+            seen.append(tuple(dropped[1].tolist()))
+            return super().attention(q, k, v, scale, dropped)
+
+    model = GPT(tiny_config(dropout=0.4, n_layer=3), Spy())
+    model(torch.zeros(2, 8, dtype=torch.long), masks=sample_keys(0, 0, 0, 2))
+    assert len(seen) == len(set(seen)) == 1 + 3 * 3
+
+
 def test_without_keys_a_model_draws_them_from_torchs_generator():
     model = GPT(tiny_config(dropout=0.4))
     idx = torch.zeros(2, 8, dtype=torch.long)

@@ -438,6 +438,11 @@ def test_resolving_twice_is_resolving_once(overrides):
     assert resolve(from_flat(flatten(config)), 2) == config
 
 
+def test_a_warmup_in_part_of_an_update_is_the_nearest_whole_one():
+    assert typed("--max_iters=19 --warmup_frac=0.1").warmup_iters == 2
+    assert typed("--max_iters=14 --warmup_frac=0.1").warmup_iters == 1
+
+
 def test_seeds_follow_seed_unless_given_and_zero_is_given():
     config = tiny_config(seed=5, init_seed=0)
     assert (config.seed, config.init_seed, config.data_seed) == (5, 0, 5)
@@ -590,6 +595,7 @@ def test_kept_checkpoints_count_from_one():
         ("--max_iters=1000 --lr_decay_iters=2000 --warmup_iters=0 --lr_schedule=constant", []),
         ("--max_iters=20 --lr_decay_iters=40 --decay_lr=False", []),
         ("--max_iters=0", []),
+        ("--max_iters=9 --warmup_iters=5", []),  # too short to speak of
         ("--max_iters=1000 --warmup_frac=0.05", []),
         ("", []),
     ],

@@ -197,3 +197,47 @@ def test_a_cpu_is_known_by_its_instructions_and_kernels_by_their_compiler(monkey
     if kernels.library() is not None:
         fused = decide(tiny_config(), CPU)
         assert json.loads(json.dumps(fused.to_json()))["compiler"] == "g++ 13.2"
+
+
+# -- the decisions --------------------------------------------------------------------------------
+def test_what_a_run_began_with_is_kept_where_its_config_leaves_it_open(monkeypatch):
+    monkeypatch.setattr(numerics.shutil, "which", lambda name: name)
+    config = tiny_config(dtype="auto", compile=True)
+    began = decide(config, CPU)
+    kept = replace(began, dtype="bfloat16", kernels="torch", compile=True)
+    assert decide(config, CPU, kept).dtype == "bfloat16"
+    assert decide(config, CPU, kept).compile  # however short it is
+    assert not decide(config, CPU, replace(kept, compile=False)).compile
+
+
+@pytest.mark.parametrize(("peak", "layers"), [(1e6, 1), (1e30, 12)])
+def test_compilation_pays_by_flops_or_by_launches(monkeypatch, peak, layers):
+    """100 s of either: of FLOPs on a slow machine, or of launches on a fast one."""
+    monkeypatch.setattr(hardware, "peak_flops", lambda name: peak)
+    assert numerics.pays(tiny_config(n_layer=layers, max_iters=10_000), CPU)
+    assert not numerics.pays(tiny_config(n_layer=layers, max_iters=1), CPU)
+
+
+def test_the_precision_of_products_is_put_into_effect(monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    numerics.apply(replace(USUAL, threads=None, compile=True, matmul_precision="medium"))
+    assert asked == ["medium"]
+
+
+@needs_kernels
+def test_our_kernels_are_for_plain_ranks_eager_models_and_their_types():
+    auto, off = tiny_config(compile=True), tiny_config(compile=False)
+
+    def chosen(config, asked=(), sharded=False):
+        return numerics.decide_kernels(config, CPU, None, asked, sharded)
+
+    assert (chosen(auto), chosen(auto, ["compile"]), chosen(off, ["compile"])) == (
+        "fused",
+        "torch",
+        "fused",
+    )
+    assert chosen(tiny_config(dtype="float16")) == "torch"
+    assert chosen(auto, sharded=True) == "torch"
+    with pytest.raises(UserError, match="sharding=fsdp avoids; use kernels=auto"):
+        chosen(tiny_config(kernels="fused"), sharded=True)

@@ -14,7 +14,7 @@ from nanoscale.model.distributed import Ranks
 from nanoscale.model.masks import sample_keys
 from nanoscale.store.resume import open_folder
 from nanoscale.training import evaluation, numerics
-from nanoscale.training.loop import micro_batches, update
+from nanoscale.training.loop import UpdateDone, micro_batches, record, update
 from nanoscale.training.numerics import decide
 from nanoscale.training.recorder import Recorder
 from nanoscale.training.state import Checkpoint, Run, build, dataset_of, restore, save
@@ -87,6 +87,13 @@ def test_a_rank_takes_its_share_of_a_batch_and_of_its_masks(data_root, rank):
     masks = torch.cat([piece.masks for piece in pieces])
     assert torch.equal(masks, sample_keys(3, 5, 0, 4)[2 * rank :][:2])
     assert [piece.last for piece in pieces] == [False, True]
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_ranks(run, monkeypatch):
+    run.ranks = Ranks(0, 2)
+    monkeypatch.setattr(Ranks, "sum", lambda self, x: 2 * x)  # of two that are alike
+    done = UpdateDone(torch.tensor(3.0), torch.tensor(1.0), 0.1, None)
+    assert record(run, done).batch_loss == 3.0
 
 
 def test_dropout_rests_in_an_evaluation_and_acts_after_it(run, monkeypatch):
