@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -13,8 +14,10 @@ from tiny import ROOT, RUN, flags, run_python, spec_maker
 
 from nanoscale.commands import status
 from nanoscale.commands.main import TASKS, VERBS, dispatch, main, program
+from nanoscale.commands.run import exit_code
 from nanoscale.errors import UserError
 from nanoscale.store.folder import RunFolder
+from nanoscale.store.resume import open_folder
 
 
 def command(verb: str) -> click.Command:
@@ -92,6 +95,29 @@ def test_a_usage_error_is_one_line(typed, words):
         dispatch(typed)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [("COMPLETE", 0), ("WAITING", 130), ("DIVERGED", 1), ("FAILED", 1)]
+)
+def test_a_runs_end_is_its_exit_code(state, code):
+    assert exit_code(SimpleNamespace(status=state)) == code
+
+
+def test_a_run_that_another_process_trains_may_come_back(data_root, tmp_path):
+    folder = open_folder(tmp_path / "run", spec_maker(RUN, data_root)(), resume=False)
+    with folder.take():
+        assert dispatch(["run", str(folder.path)]) == 130
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_a_study_with_runs_that_failed_is_a_failure(monkeypatch, tmp_path, ok, code):
+    study = SimpleNamespace(ok=ok)
+    monkeypatch.setattr("nanoscale.studies.stages.run_study", lambda *_, **__: study)
+    monkeypatch.setattr("nanoscale.experiments.ExperimentRunner.retry", lambda self, name: study)
+    assert dispatch(["study", "x.toml"]) == code
+    assert dispatch(["study", "x.toml", "--dry-run"]) == 0
+    assert dispatch(["retry", "x", f"--output_root={tmp_path}"]) == code
 
 
 @pytest.mark.slow

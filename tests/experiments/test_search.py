@@ -368,6 +368,16 @@ def test_the_best_is_of_lowest_val_loss_and_not_of_lowest_best_val_loss():
     assert before[1].best.folder == min(losses, key=losses.get)
 
 
+def test_nobody_goes_on_before_a_rung_is_done():
+    search = Search(SearchPlan(read_space(LR, "s"), 3, "random", 0, (10, 20), 0.5))
+    first, second, third = search.propose(), search.propose(), search.propose()
+    search.tell(first, 2.0)
+    search.tell(second, 1.0)
+    assert search.propose() is None
+    search.tell(third, 3.0)
+    assert search.propose() is second
+
+
 @pytest.mark.parametrize(
     ("done", "share", "go_on"), [(100, 0.29, 29), (9, 1 / 3, 3), (8, 1 / 3, 2), (2, 0.1, 1)]
 )
@@ -614,7 +624,7 @@ def test_what_no_rule_carries_from_proxy_to_target_is_said(base, proxy, key, cap
 
 
 @pytest.mark.slow
-def test_the_best_run_is_one_that_the_budget_paid_for():
+def test_the_best_run_is_one_that_the_budget_paid_for(capsys):
     space = {"learning_rate": [0.001, 0.003]}
     base = BASE | {"warmup_iters": 1}
 
@@ -625,6 +635,8 @@ def test_the_best_run_is_one_that_the_budget_paid_for():
     first, second, promoted = found(None).entries
     study = found(first.flops + second.flops + promoted.flops / 2)
     assert [entry.rung for entry in study.entries] == [0, 0]
+    paid = f"2 trials, 2 runs, {first.flops + second.flops:.3g} FLOPs; the budget pays for no more"
+    assert paid in capsys.readouterr().out
     best = study.entries[study.best.trial]
     assert study.best.folder == best.folder
     assert study.best.val_loss == study.rows()[study.best.trial]["val_loss"]

@@ -72,6 +72,8 @@ def test_micro_batches_of_unequal_size_weigh_by_their_sequences(data_root):
     done = update(run, with_statistics=True)
     torch.testing.assert_close(done.loss, expected)
     assert [len(x) for x in seen[:2]] == [2, 1]
+    assert all(torch.equal(x, X[:2]) for x in seen[2:])  # statistics are of the first piece
+    assert len(seen) > 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])

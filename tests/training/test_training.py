@@ -592,6 +592,12 @@ def test_what_another_process_has_finished_meanwhile_is_left(spec_of, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in folder.path.iterdir()} == before
 
 
+def test_what_the_rows_have_lost_is_said(spec_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nanoscale.training.run.take_over_rows", lambda *_: "rows are gone")
+    trained(spec_of(max_iters=1), tmp_path / "run")
+    assert "warning: rows are gone" in capsys.readouterr().out
+
+
 def test_sequences_that_do_not_divide_over_ranks_are_refused(spec_of, tmp_path):
     folder = open_folder(tmp_path / "run", spec_of(batch_size=4), resume=False)
     with pytest.raises(UserError, match="4 sequences per update do not divide over 3 processes"):
