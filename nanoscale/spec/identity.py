@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from nanoscale.spec.values import Json, Overrides, Value
 
 IDENTITY_SCHEMA = 1  # of what is hashed
 NUMERICS_VERSION = 1  # bumped when the golden 20-step run changes
-MASKS_VERSION = 1  # of dropout's masks, in what is hashed where there are any; with them it changes
+# Of dropout's masks, hashed where there are any; bumped when they change. Those of version 0, a
+# stream's, nobody can draw any more: what was trained with them can be read, and not go on.
+MASKS_VERSION = 1
 RECORD_SCHEMA = 1  # of config.json, status.json and metrics.json
 
 
@@ -60,6 +62,7 @@ class RunSpec:
     data_name: str
     data_fingerprint: str
     parent: str | None = None  # "<id>@<step>" of the run whose past it shares
+    masks: int = MASKS_VERSION
 
     @property
     def content(self) -> dict[str, Json]:
@@ -70,8 +73,8 @@ class RunSpec:
             "data": self.data_fingerprint,
             "config": scientific(self.config),
         }
-        if self.config.dropout:
-            payload["masks"] = MASKS_VERSION
+        if self.config.dropout and self.masks:
+            payload["masks"] = self.masks
         if self.parent is not None:
             payload["branch_from"] = self.parent
         return payload
@@ -113,6 +116,8 @@ class RunSpec:
             raise UserError(
                 f"{path}: not a run's config ({type(e).__name__}: {e}); is this a run folder?"
             ) from e
+        if spec.id != record.get("id"):
+            spec = replace(spec, masks=0)
         if spec.id != record.get("id"):
             raise UserError(
                 f"{path}: the config does not hash to its id {record.get('id')!r}; it "

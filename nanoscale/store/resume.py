@@ -59,6 +59,8 @@ def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | N
         )
     before = flatten(old.config)
     after = flatten(new.config)
+    if old.masks != new.masks and old.config.dropout:
+        return f"its dropout masks were of version {old.masks}, now {new.masks}"
     for name, key in all_fields().items():
         if key.hashed and key.group not in free and before[name] != after[name]:
             return f"{name} was {before[name]}, now {after[name]}"

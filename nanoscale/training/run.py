@@ -17,7 +17,7 @@ from nanoscale.errors import UserError
 from nanoscale.model.launch import launched
 from nanoscale.signals import answered, stop_requests
 from nanoscale.spec.config import ExperimentConfig, flatten
-from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.identity import MASKS_VERSION, RunSpec
 from nanoscale.spec.parametrization import scheme_of
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.values import Json
@@ -176,6 +176,11 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
     spec = folder.spec()
     if longer is not None and spec.content != longer.content:
         spec = renewed(folder, longer)
+    if spec.config.dropout and spec.masks != MASKS_VERSION:
+        raise UserError(
+            f"{folder.path}: begun with the dropout masks of an older nanoscale, which this one "
+            "cannot draw; start it anew in another folder"
+        )
     if spec.config.sequences_per_iter % ranks.world:
         raise UserError(
             f"{spec.config.sequences_per_iter} sequences per update do not divide over "

@@ -241,3 +241,22 @@ def test_our_kernels_are_for_plain_ranks_eager_models_and_their_types():
     assert chosen(auto, sharded=True) == "torch"
     with pytest.raises(UserError, match="sharding=fsdp avoids; use kernels=auto"):
         chosen(tiny_config(kernels="fused"), sharded=True)
+
+
+# -- masks of an older version --------------------------------------------------------------------
+def test_a_run_with_an_older_versions_masks_is_read_and_never_continued(spec_of, tmp_path):
+    new = spec_of(dropout=0.1, lr_schedule="constant", max_iters=2, kernels="torch")
+    old = replace(new, masks=0)
+    assert old.id != new.id
+    assert replace(spec_of(), masks=0).id == spec_of().id  # without dropout there are none
+    folder = begun(old, tmp_path / "old", updates=1)
+    assert folder.spec() == old
+    assert Checkpoint.load(folder / "ckpt.pt").spec.id == old.id
+    with pytest.raises(UserError, match="masks of an older nanoscale"):
+        train_folder(folder)
+    longer = spec_of(**new.typed | {"max_iters": 3})
+    with pytest.raises(UserError, match="masks were of version 0, now 1"):
+        open_folder(folder.path, longer, resume=True)
+    assert folder.spec() == old
+    assert train_folder(open_folder(folder.path, new, resume=False)).status == "COMPLETE"
+    assert RunFolder(f"{folder.path}.old-1").spec() == old  # moved aside, not lost
