@@ -71,10 +71,10 @@ def last_row(folder: RunFolder) -> dict[str, Any]:
     """The last whole row of `metrics.jsonl`, from the end of the file alone; {} without one."""
     lines = end_of(folder / ROWS, TAIL_BYTES).split(b"\n")
     try:
-        row: dict[str, Any] = json.loads(lines[-2])  # what follows the last newline is torn
-        return row
-    except (ValueError, IndexError):
+        row: object = json.loads(lines[-2])  # what follows the last newline is torn
+    except (ValueError, IndexError, RecursionError):
         return {}
+    return row if isinstance(row, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _read_file(path: Path) -> DataFrame:
         raise UserError(
             f"{path}: empty; a table has a line of column names and a row per run"
         ) from None
-    except (ValueError, ImportError, AttributeError, OSError) as e:
+    except (ValueError, ImportError, AttributeError, OSError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read as a table: {str(e).splitlines()[0]}") from e
     if not isinstance(rows.index, pd.RangeIndex):  # pandas takes the first cells for an index
         raise UserError(f"{path}: its rows have more cells than its first line has names")

@@ -48,7 +48,7 @@ class Scope(dict[str, Any]):
     def changed(self) -> set[str]:
         """The names set, to whatever value, and those that came otherwise to another object."""
         otherwise = {name for name in self if self[name] is not self.known.get(name, self)}
-        return (self.given | otherwise) & self.keys()
+        return {name for name in self.given | otherwise if isinstance(name, str) and name in self}
 
 
 def run_config_file(path: str, text: str, known: Overrides) -> dict[str, object]:

@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is this a run folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON ({e}); delete the folder to start it anew") from e
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
@@ -79,11 +79,29 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
     # every whole row ends in a newline, so what follows the last one is torn (or empty)
-    try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as e:
-        raise UserError(f"{path}: a broken row ({e}); the file was changed from outside") from e
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(_row(line))
+        except (ValueError, RecursionError) as e:
+            raise UserError(
+                f"{path}: a broken row ({e}, line {number}); the file was changed from outside"
+            ) from e
+    return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A step and numbers, each of them perhaps unknown, with statistics."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("it has no step")
+    for key, value in row.items():
+        if key != "statistics" and not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{key} is no number")
+    return row
 
 
 def cut_rows(path: Path, last_step: int) -> None:

@@ -326,7 +326,7 @@ def is_early_end(spec: RunSpec, step: int) -> bool:
 def own_best(spec: RunSpec, rows: Sequence[Row]) -> float | None:
     """The least validation loss of the evaluations since the run's own beginning."""
     began = int(spec.parent.rpartition("@")[2]) if spec.parent else -1
-    losses = [row["val_loss"] for row in rows if row["step"] > began]
+    losses = [row.get("val_loss") for row in rows if row["step"] > began]
     return min((loss for loss in losses if loss is not None), default=None)
 
 

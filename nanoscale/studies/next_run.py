@@ -133,7 +133,7 @@ def stored_fit(name: str | Path) -> Mapping[str, Json] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # JSON lines: a table
     if not isinstance(record, dict):
         return None

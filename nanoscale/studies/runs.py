@@ -75,7 +75,7 @@ def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Json]]:
             label = {"run": entry.id, "size": sizes.get(entry.id, describe(entry.values))}
             for row in folder.rows():
                 if row.get("val_loss") is not None:
-                    point = {"tokens_seen": row["tokens_seen"], "val_loss": row["val_loss"]}
+                    point = {"tokens_seen": row.get("tokens_seen"), "val_loss": row["val_loss"]}
                     rows.append(label | point)
     return rows
 

@@ -596,6 +596,9 @@ def test_progress_reads_the_last_whole_row(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     assert progress.last_row(folder) == {}
+    for odd in ("[]", "3", "[" * 2000):
+        (folder / "metrics.jsonl").write_text(f"{odd}\n")
+        assert progress.last_row(folder) == {}
     assert progress.read(folder).step == 0
     filler = json.dumps({"step": 1, "filler": "x" * progress.TAIL_BYTES})
     (folder / "metrics.jsonl").write_text(filler + '\n{"step": 2, "train_loss": 3.5}\n{"step": 3, ')

@@ -374,6 +374,11 @@ def test_a_base_file_lies_in_the_working_folder_or_beside(tmp_path, monkeypatch)
     assert "line 1: FileNotFoundError" in refusal(written(tmp_path, "c.py", "open('nowhere.py')\n"))
 
 
+def test_what_is_no_name_is_no_key(tmp_path):
+    file = written(tmp_path, "a.py", "globals().update({3: 4, (1, 2): 5})\nn_layer = 2\n")
+    assert typed(parse_arguments([str(file)])) == {"n_layer": 2}
+
+
 def test_a_loop_over_globals_changes_what_it_says(tmp_path):
     text = (
         "for _name in list(globals()):\n    if _name.endswith('_iters') and globals()[_name]:\n"

@@ -139,7 +139,7 @@ def test_json_is_exact_and_what_is_no_number_is_null(tmp_path):
     assert json.loads(row_line({"loss": math.nan, "step": 1})) == {"loss": None, "step": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"not json"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"not json", b"[" * 9999])
 def test_broken_json_is_refused_by_name(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json: not valid JSON"):
@@ -178,6 +178,21 @@ def test_no_file_and_an_empty_file_have_no_rows(tmp_path):
     assert read_rows(tmp_path / "none") == []
     (tmp_path / "empty").write_bytes(b"")
     assert read_rows(tmp_path / "empty") == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["null", "[]", "{}", "3", '{"step": "1"}', '{"step": 1, "val_loss": []}', "[" * 2000, "NaN"],
+)
+def test_a_row_that_is_none_is_refused(tmp_path, row):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 0}}\n{row}\n{{"step": 2, "val_loss": null}}\n')
+    with pytest.raises(UserError, match=r"broken row .*line 2"):
+        read_rows(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        read_rows(path)
 
 
 def test_a_broken_row_in_the_middle_is_refused(tmp_path):
