@@ -20,6 +20,7 @@ import pytest
 import torch
 from tiny import ROOT, flags, run_nanoscale, run_python, spec_maker
 from tiny import RUN as BASE
+from twins import assert_twins, state_of
 
 from nanoscale.commands.run import exit_code
 from nanoscale.data.dataset import open_dataset
@@ -28,7 +29,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.trials import loss_of
 from nanoscale.model.distributed import Ranks
 from nanoscale.spec.identity import RunSpec
-from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
+from nanoscale.store.folder import RunFolder
 from nanoscale.store.lease import Held
 from nanoscale.store.resume import open_folder
 from nanoscale.training import checkpoint, evaluation, recorder
@@ -56,24 +57,6 @@ def train(folder: RunFolder) -> str:
 
 def start(spec: RunSpec) -> Run:
     return build(spec, dataset_of(spec), Ranks())
-
-
-def pure(folder: RunFolder) -> list[dict[str, Any]]:
-    """The rows without what may differ between twins."""
-    return [{k: v for k, v in row.items() if k not in TIMING_COLUMNS} for row in folder.rows()]
-
-
-def state_of(folder: RunFolder, name: str = "ckpt.pt") -> str:
-    content = checkpoint.load(folder / name)
-    return checkpoint.digest({k: content.get(k, {}) for k in ("model", "optimizer")})
-
-
-def assert_twins(a: RunFolder, b: RunFolder) -> None:
-    assert pure(a) == pure(b)
-    assert state_of(a) == state_of(b)
-    assert (a / "windows.npy").read_bytes() == (b / "windows.npy").read_bytes()
-    for key in ("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte", "iter_num"):
-        assert a.metrics()[key] == b.metrics()[key]
 
 
 def losses(folder: RunFolder) -> list[float]:
