@@ -32,9 +32,16 @@ class Campaign:
 
 
 CAMPAIGNS = {
-    "fuzz": Campaign("20,000 commands and files with one thing changed", ("soak/test_fuzz.py",)),
+    "fuzz": Campaign(
+        "20,000 commands and files with one thing changed; 1,000 with runs, checkpoints, studies "
+        "or config files damaged",
+        ("soak/test_fuzz.py",),
+    ),
     "kills": Campaign(
-        "24 runs under fifty SIGKILLs, of workers and of the runner", ("soak/test_kills.py",), 1
+        "24 runs under fifty SIGKILLs, of workers and of the runner; fifty more of lengthened, "
+        "branched and resumed runs, over micro-batches and ranks",
+        ("soak/test_kills.py",),
+        1,
     ),
     "sanitizer": Campaign(
         "the kernels under AddressSanitizer, UBSan and ThreadSanitizer", ("soak/test_sanitizer.py",)

@@ -1,4 +1,4 @@
-"""Real training under SIGKILLs, of workers and of the runner: the undisturbed grid's bits."""
+"""Real training under SIGKILLs: the bits of the undisturbed grid, and of the straight twin."""
 
 from __future__ import annotations
 
