@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from grids import a_runner, starts
+from tiny import tiny_spec
 
 from nanoscale.errors import UserError
 from nanoscale.experiments import samplers
@@ -16,6 +17,8 @@ from nanoscale.experiments.records import SearchOutcome, TrialResult
 from nanoscale.experiments.samplers import uniform
 from nanoscale.experiments.search import Search, SearchPlan
 from nanoscale.experiments.space import read_space
+from nanoscale.experiments.trials import loss_of
+from nanoscale.store.folder import RunFolder
 
 LR = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
 SPACE = LR | {"weight_decay": {"low": 0.0, "high": 0.5}}
@@ -413,6 +416,17 @@ def test_a_range_holds_its_ends_and_none_never():
     axis = read_space(LR, "s")["learning_rate"]
     held = [axis.holds(x) for x in (1e-4, 1e-1, 0.99e-4, 0.101, None, "0.01")]
     assert held == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("state", "loss"), [("COMPLETE", 2.0), ("DIVERGED", math.inf), ("FAILED", None)]
+)
+def test_a_trials_loss_is_its_final_one_and_infinite_if_it_diverged(tmp_path, state, loss):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(tiny_spec())
+    (folder / "metrics.json").write_text('{"val_loss": 2.0, "best_val_loss": 1.0}')
+    folder.set_status(state=state)
+    assert loss_of(folder) == loss
 
 
 def test_a_diverged_or_failed_trial_is_never_promoted():
