@@ -15,6 +15,7 @@ from nanoscale.checks.paired import (
     difference_of,
     judge,
     seeds_needed,
+    shared_seeds,
     windows_noise,
 )
 from nanoscale.checks.t_distribution import p_value, t_quantile
@@ -88,6 +89,21 @@ def test_other_seeds_in_each_arm_are_welchs_two_samples():
     assert difference(a, b).paired_by is None  # 1 of A's 3 is shared, no scatter in that
     b[""]["2"] = 1.6  # 2 of them: now there are pairs
     assert (difference(a, b).paired_by, difference(a, b).parts[0].n) == ("seed", 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "paired"),
+    [("1", "1", True), ("1", "2", False), ("1234", "1256", False), ("1234", "1235", True)],
+)
+def test_arms_are_paired_by_a_single_seed_or_by_most_of_several(a, b, paired):
+    """Half of four is not most of them."""
+    of_a, of_b = dict.fromkeys(a, 2.0), dict.fromkeys(b, 1.9)
+    assert shared_seeds([(of_a, of_b)]) == paired
+
+
+def test_windows_that_alternate_are_as_noisy_as_independent_ones():
+    w = np.tile([1.0, -1.0], 500)
+    assert windows_noise(w)[0] == pytest.approx(w.std(ddof=1) / math.sqrt(1000))
 
 
 def test_one_pair_says_nothing_of_the_seeds_and_equal_pairs_everything():

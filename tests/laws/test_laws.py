@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws import LAWS, fit_power_law, solver
+from nanoscale.laws import LAWS, bootstrap, fit_power_law, solver
 from nanoscale.laws.bootstrap import noise_of, resampled, seed_noise, widened
 from nanoscale.laws.forms import number
 from nanoscale.laws.objectives import Objective
@@ -151,6 +152,53 @@ def test_resamples_know_their_noise_only_to_its_degrees_of_freedom():
     draws = resampled(y, noise, 40_000, 0)
     # each loss is Student's t with 6 degrees of freedom: variance 6 / 4 of the squared sd
     assert draws.var() == pytest.approx(noise.used**2 * 1.5, rel=0.05)
+
+
+def test_delta_follows_the_spread_about_least_squares_and_has_a_floor():
+    rng = np.random.default_rng(4)
+    x = np.geomspace(1e15, 1e17, 9)
+    law = 1.5 + 100 / x**0.12
+    assert fit_power_law(x, law, resamples=100).delta == 1e-3
+    loss = law * np.exp(0.01 * rng.standard_normal(9))
+    squares = fit_power_law(x, loss, delta=1e6, resamples=100)
+    typical = np.median([abs(point.residual) for point in squares.points])
+    spread = 1.4826 * typical * math.sqrt(9 / (9 - 3))
+    found = fit_power_law(x, loss, resamples=100)
+    assert found.delta == pytest.approx(1.345 * spread, rel=1e-6)
+    for point in found.points:
+        assert math.exp(point.residual) == pytest.approx(point.loss / point.fitted)
+
+
+@pytest.mark.parametrize(("sizes", "seeds", "measured"), [(1, 2, False), (3, 3, True)])
+def test_delta_is_of_the_seeds_once_they_are_measured(sizes, seeds, measured):
+    """The first sizes have several seeds, 5 % apart, and the law is exact but for these."""
+    x = np.geomspace(1e15, 1e17, 9)
+    law = 1.5 + 100 / x**0.12
+    rows = [(i, s) for i in range(9) for s in range(seeds if i < sizes else 1)]
+    loss = [law[i] * math.exp(0.05 * s) for i, s in rows]
+    found = fit_power_law(
+        [x[i] for i, _ in rows],
+        loss,
+        size=[i for i, _ in rows],
+        seed=[s for _, s in rows],
+        resamples=100,
+    )
+    of_seeds = 1.345 * found.noise.seed_sd
+    assert of_seeds > 0.04
+    assert (found.delta == pytest.approx(of_seeds)) == measured
+
+
+def test_a_refit_speaks_for_its_own_sizes_alone(monkeypatch):
+    seen = []
+    real = bootstrap.widened
+    monkeypatch.setattr(bootstrap, "widened", lambda *a: seen.append(a[1]) or real(*a))
+    x = np.geomspace(1e15, 1e17, 9)
+    found = fit_power_law(x, 1.5 + 100 / x**0.12, resamples=100)
+    others = next(rows for rows in seen if rows.shape[1] == len(found.curve.x))
+    for row, refit in zip(others, found.dropped, strict=True):
+        below = np.array(found.curve.x) < refit.smallest_x
+        assert (np.isnan(row) == below).all()
+        assert below.any()
 
 
 def test_seed_noise_is_pooled_within_sizes_and_measured_from_three_seeds_at_two():
