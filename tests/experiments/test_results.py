@@ -1,0 +1,65 @@
+"""What a study reads from its run folders, which are made by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_worker import TINY
+from grids import a_runner
+
+from nanoscale.experiments import Study
+from nanoscale.experiments.results import matching_studies
+
+
+@pytest.fixture
+def study() -> Study:
+    """Three runs of a grid, none of which is there yet."""
+    return a_runner().run_grid("g", TINY, {"seed": [1, 2, 3]}, dry_run=True)
+
+
+def ended(study: Study, *states: str) -> None:
+    """The runs with results: rising losses, and falling ones on the way."""
+    for number, (state, (_, folder)) in enumerate(zip(states, study.runs(), strict=True)):
+        folder.path.mkdir(parents=True)
+        results = {"val_loss": 2.0 + number, "best_val_loss": 1.0 - 0.1 * number}
+        for name, record in (("config", {"id": "x", "config": {}}), ("metrics", results)):
+            (folder / f"{name}.json").write_text(json.dumps(record))
+        folder.set_status(state=state)
+
+
+def test_the_best_is_of_the_lowest_final_loss(study):
+    ended(study, *["COMPLETE"] * 3)
+    assert (study.best.values["seed"], study.best.val_loss) == (1, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("states", "ok"),
+    [
+        (("COMPLETE", "DIVERGED", "PRUNED"), True),
+        (("COMPLETE", "COMPLETE", "FAILED"), False),
+        (("COMPLETE", "WAITING", "COMPLETE"), False),
+    ],
+)
+def test_a_study_is_ok_once_every_run_has_its_result(study, states, ok):
+    ended(study, *states)
+    assert study.ok == ok
+    study.entries = [replace(entry, left_out=True) for entry in study.entries]
+    assert study.ok
+
+
+def test_a_targets_losses_are_final_ones(study):
+    study.entries = [replace(entry, target=True) for entry in study.entries]
+    ended(study, "COMPLETE", "COMPLETE", "WAITING")
+    assert study.target.val_loss == {1: 2.0, 2: 3.0}
+
+
+def test_a_whole_name_is_one_study_and_a_part_of_names_all_of_them(study):
+    for name in ("lr", "lr2"):
+        replace(study, name=name).save_record()
+    found = {
+        text: [s.name for s in matching_studies(study.output_root, text)]
+        for text in ("lr", "l", "")
+    }
+    assert found == {"lr": ["lr"], "l": ["lr", "lr2"], "": ["lr", "lr2"]}
