@@ -198,6 +198,19 @@ def tiny_config(**overrides: Any) -> ResolvedConfig:
     return resolve(config, config.vocab_size or VOCAB)
 
 
+BESIDE = {  # key -> what makes it act
+    "muon_lr": {"optimizer": "muon"},
+    "muon_weight_decay": {"optimizer": "muon"},
+    "muon_momentum": {"optimizer": "muon"},
+    "muon_ns_steps": {"optimizer": "muon"},
+    "muon_scale": {"optimizer": "muon"},
+    "rope_theta": {"use_rope": True},
+    "multiple_of": {"use_swiglu": True},
+    "cooldown_frac": {"lr_schedule": "wsd"},
+    "cooldown_shape": {"lr_schedule": "wsd"},
+}
+
+
 def pair(key: str, **overrides: Any) -> tuple[ResolvedConfig, ResolvedConfig]:
     """Two tiny configs that differ in `key`: as TINY or the default has it, and as OTHER has it."""
     overrides = {k: v for k, v in overrides.items() if k != key}

@@ -16,7 +16,9 @@ from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.progress import duration
+from nanoscale.experiments.records import RunEntry
 from nanoscale.experiments.worker import Job
+from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import memory_estimate
 from nanoscale.store.folder import FAILED, FINISHED, WAITING, RunFolder
 from nanoscale.store.lease import Held, Owner
@@ -41,6 +43,11 @@ class PlannedRun:
         return self.plan not in (CACHED, LEFT_OUT)
 
     @property
+    def entry(self) -> RunEntry:
+        """The cell's entry in the study's record, with the folder that its run has."""
+        return replace(self.cell.entry, folder=self.folder.path.name)
+
+    @property
     def job(self) -> Job:
         return Job(self.folder, self.cell.flops, str(self.cell.entry))
 
@@ -60,6 +67,13 @@ class PlannedRun:
                 renew(folder, spec)
 
 
+def folder_of(spec: RunSpec, store: Path) -> RunFolder:
+    """The run's folder in a store of runs; idle keys may have named it (see `spelled_id`)."""
+    folder = RunFolder(store / spec.name)
+    spelled = RunFolder(store / spec.spelled_name)
+    return spelled if spelled.exists() and not folder.exists() else folder
+
+
 def planned(cell: Cell, store: Path) -> PlannedRun:
     """What a cell's run, in a store of runs, needs.
 
@@ -68,7 +82,7 @@ def planned(cell: Cell, store: Path) -> PlannedRun:
     Raises:
         UserError: the folder of that name holds another run.
     """
-    folder = RunFolder(store / cell.spec.name)
+    folder = folder_of(cell.spec, store)
     if not folder.exists():
         return PlannedRun(cell, folder, NEW)
     check_same(folder, cell.spec)

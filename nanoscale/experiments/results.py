@@ -222,7 +222,8 @@ class Study:
             if metrics := metrics_of(folder):
                 cell = "_".join(f"{key}{value}" for key, value in entry.values.items())
                 name = f"{self.name}_{cell}" if cell else self.name
-                results.append(metrics | {"id": entry.id, "experiment_name": name})
+                known = {"id": metrics.get("id", entry.id), "experiment_name": name}
+                results.append(metrics | known)
         return results
 
     def save(self) -> None:

@@ -301,7 +301,7 @@ class ExperimentRunner:
     ) -> Study:
         """Bring every cell that the budget pays for to a result, and return the study."""
         runs = within(self._planned(cells), self.budget)
-        entries = [replace(run.cell.entry, left_out=run.plan == LEFT_OUT) for run in runs]
+        entries = [replace(run.entry, left_out=run.plan == LEFT_OUT) for run in runs]
         study = Study(name, asked, self.output_root, entries, warn)
         self._announce(study, runs)
         study.warn(warn)
@@ -353,17 +353,17 @@ class ExperimentRunner:
 
     def _bring_targets(self, study: Study, cells: Sequence[Cell]) -> None:
         """Train a search's best values at the target, and say what came of it."""
-        for cell in cells:  # one may be a trial's too, without a proxy, and stays it
+        runs = self._planned(cells)
+        for run in runs:  # one may be a trial's too, without a proxy, and stays it
             ids = [entry.id for entry in study.entries]
-            if cell.id not in ids:
-                ids.append(cell.id)
-                study.entries.append(cell.entry)
-            place = ids.index(cell.id)
+            if run.cell.id not in ids:
+                ids.append(run.cell.id)
+                study.entries.append(run.entry)
+            place = ids.index(run.cell.id)
             entry = study.entries[place]
-            study.entries[place] = replace(entry, values=cell.entry.values, target=True)
+            study.entries[place] = replace(entry, values=run.entry.values, target=True)
 
-        runs = self._announce(study, self._planned(cells), "at the target: ")
-        self.execution.bring(study, runs)
+        self.execution.bring(study, self._announce(study, runs, "at the target: "))
         study.say(str(study.target))
 
     def _planned(self, cells: Sequence[Cell]) -> list[PlannedRun]:

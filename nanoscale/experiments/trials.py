@@ -17,7 +17,7 @@ from nanoscale.errors import UserError, make_folder
 from nanoscale.experiments.cells import Cell, combinations
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.neighbours import Neighbours
-from nanoscale.experiments.planning import CACHED, planned
+from nanoscale.experiments.planning import CACHED, folder_of, planned
 from nanoscale.experiments.records import BestRun, RunEntry, describe
 from nanoscale.experiments.results import Study
 from nanoscale.experiments.samplers import Result, Space, write_journal
@@ -91,7 +91,7 @@ class Trials:
         row |= {"max_iters": lengths[rung], "warmup_frac": None, "warmup_iters": warmup}
         row["checkpoint_steps"] = [cooldown_start(self.make(row).spec.config)]
         if below is not None:
-            parent = self.store / below.spec.name
+            parent = folder_of(below.spec, self.store).path
             row["branch_from"] = f"{parent}@{cooldown_start(below.spec.config)}"
         return self.make(row)
 
@@ -243,7 +243,7 @@ class Trials:
         run.make_ready()
         self.cells[number, rung] = cell
         self.study.entries.append(
-            replace(cell.entry, trial=number, rung=rung, trial_values=trial.values)
+            replace(run.entry, trial=number, rung=rung, trial_values=trial.values)
         )
         self.spent += cell.flops
         at = f", rung {rung}" if cell.spec.config.branch_from else ""
@@ -311,9 +311,12 @@ class Trials:
         said = "no trial has a loss"
         if best is not None:
             loss = best.losses[-1]
-            folder = self.cells[best.number, len(best.losses) - 1].spec.name
+            spec = self.cells[best.number, len(best.losses) - 1].spec
             study.best_trial = BestRun(
-                trial=best.number, values=best.values, val_loss=loss, folder=folder
+                trial=best.number,
+                values=best.values,
+                val_loss=loss,
+                folder=folder_of(spec, self.store).path.name,
             )
             values = describe(best.values)
             said = f"best: trial {best.number}, {values}: val_loss {loss:.4f}"

@@ -34,9 +34,44 @@ def canonical_json(value: Json) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+_MUON_KEYS = ("muon_lr", "muon_weight_decay", "muon_momentum", "muon_ns_steps", "muon_scale")
+_COOLDOWN_KEYS = ("cooldown_frac", "cooldown_shape")
+_DECAY_KEYS = ("min_lr", *_COOLDOWN_KEYS)
+
+
+def idle_keys(config: ResolvedConfig) -> set[str]:
+    """Keys on which nothing depends beside the values of the others."""
+    seeds = (config.init_seed, config.data_seed)
+    by_key = {
+        _MUON_KEYS: config.optimizer != "muon",
+        ("rope_theta",): not config.use_rope,
+        ("multiple_of",): not config.use_swiglu,
+        ("lr_schedule", "warmup_iters"): not config.decay_lr,
+        ("lr_decay_iters", *_DECAY_KEYS): not config.decay_lr or config.lr_schedule == "constant",
+        _COOLDOWN_KEYS: config.lr_schedule != "wsd",
+        ("seed",): not config.dropout and config.seed not in seeds,
+    }
+    return {key for keys, idle in by_key.items() if idle for key in keys}
+
+
+def heeded(config: ResolvedConfig) -> dict[str, Value]:
+    """Dotted name -> value, of keys that are idle as if they had been left out."""
+    values = flatten(config)
+    for name, value in values.items():
+        if isinstance(value, float):
+            values[name] = value + 0.0  # -0.0 is 0.0
+    for name in idle_keys(config):
+        values[name] = all_fields()[name].default
+    values["lr_decay_iters"] = values["lr_decay_iters"] or max(config.max_iters, 1)
+    return values
+
+
 def scientific(config: ResolvedConfig) -> dict[str, Value]:
     """What the run's result depends on: hashed keys that differ from their defaults."""
-    values = flatten(config)
+    return _hashed(heeded(config))
+
+
+def _hashed(values: Mapping[str, Value]) -> dict[str, Value]:
     return {
         name: values[name]
         for name, key in all_fields().items()
@@ -67,11 +102,14 @@ class RunSpec:
     @property
     def content(self) -> dict[str, Json]:
         """All that the run depends on: equal for two specs of one run."""
+        return self._content(scientific(self.config))
+
+    def _content(self, keys: Mapping[str, Value]) -> dict[str, Json]:
         payload: dict[str, Json] = {
             "schema": IDENTITY_SCHEMA,
             "numerics_version": NUMERICS_VERSION,
             "data": self.data_fingerprint,
-            "config": scientific(self.config),
+            "config": dict(keys),
         }
         if self.config.dropout and self.masks:
             payload["masks"] = self.masks
@@ -82,12 +120,22 @@ class RunSpec:
     @cached_property
     def id(self) -> str:
         """10 hex digits of the SHA-256 of its content."""
-        return hashlib.sha256(canonical_json(self.content).encode()).hexdigest()[:10]
+        return _digest(self.content)
+
+    @cached_property
+    def spelled_id(self) -> str:
+        """The id of this run while idle keys named runs too, in the name of a folder of then."""
+        return _digest(self._content(_hashed(flatten(self.config))))
 
     @property
     def name(self) -> str:
         """The folder's name in a run store: `<label>-<id>`."""
         return f"{label(self.config)}-{self.id}"
+
+    @property
+    def spelled_name(self) -> str:
+        """The folder's name by `spelled_id`."""
+        return f"{label(self.config)}-{self.spelled_id}"
 
     def to_json(self) -> dict[str, Json]:
         """The record in `config.json`."""
@@ -116,14 +164,18 @@ class RunSpec:
             raise UserError(
                 f"{path}: not a run's config ({type(e).__name__}: {e}); is this a run folder?"
             ) from e
-        if spec.id != record.get("id"):
+        if record.get("id") not in (spec.id, spec.spelled_id):
             spec = replace(spec, masks=0)
-        if spec.id != record.get("id"):
+        if record.get("id") not in (spec.id, spec.spelled_id):
             raise UserError(
                 f"{path}: the config does not hash to its id {record.get('id')!r}; it "
                 "was edited, or written by another version: start the run anew"
             )
         return spec
+
+
+def _digest(content: Json) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:10]
 
 
 def config_from_dict(record: Mapping[str, Json]) -> ResolvedConfig:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanoscale.errors import UserError, disk_errors
-from nanoscale.spec.config import all_fields, flatten
-from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.config import all_fields
+from nanoscale.spec.identity import RunSpec, heeded
 from nanoscale.spec.schedule import Due, lr_multiplier
 from nanoscale.store.files import cut_rows, move_aside, row_line, write_json, write_text
 from nanoscale.store.folder import (
@@ -57,8 +57,8 @@ def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | N
             f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
             f"{new.data_name} {new.data_fingerprint[:8]})"
         )
-    before = flatten(old.config)
-    after = flatten(new.config)
+    before = heeded(old.config)
+    after = heeded(new.config)
     if old.masks != new.masks and old.config.dropout:
         return f"its dropout masks were of version {old.masks}, now {new.masks}"
     for name, key in all_fields().items():
@@ -225,7 +225,8 @@ def _restore_status(folder: RunFolder) -> None:
     """Say of a run whose status is lost that it has finished, if there are its results."""
     results = folder.record(METRICS) or {}
     state = results.get("status")
-    if state in FINISHED and results.get("id") == folder.spec().id:
+    spec = folder.spec()
+    if state in FINISHED and results.get("id") in (spec.id, spec.spelled_id):
         folder.set_status(state=state, step=results["iter_num"], kind=None, reason=None)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from fake_worker import CRASH, ENDLESS, SLOW, TINY
-from grids import TESTS, a_runner, begun, jump
+from grids import TESTS, a_runner, begun, jump, starts
 
 from nanoscale.errors import UserError
-from nanoscale.experiments import ExperimentRunner
+from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.planning import read_budget
 from nanoscale.spec.sources import Source
 from nanoscale.store.folder import RunFolder
@@ -21,6 +22,54 @@ def lines(capsys, *words: str) -> list[str]:
     return [
         line for line in capsys.readouterr().out.splitlines() if all(word in line for word in words)
     ]
+
+
+# -- idle keys ------------------------------------------------------------------------------------
+def as_before(study: Study) -> RunFolder:
+    """The study's first run, and the study's record, as made while idle keys named runs."""
+    entry, folder = next(study.runs())
+    spec = folder.spec()
+    old = RunFolder(folder.path.with_name(spec.spelled_name))
+    for path in (*folder.path.glob("*.json"), study.folder / "study.json"):
+        path.write_text(path.read_text().replace(entry.id, spec.spelled_id))
+    folder.path.rename(old.path)
+    return old
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["COMPLETE", "WAITING"])
+def test_a_run_begun_under_the_old_spelling_is_the_same_run(state):
+    grid = {"muon_lr": [0.5, 0.7], "learning_rate": [0.001, 0.002]}
+    first = a_runner().run_grid("first", TINY, grid)
+    assert len(first) == 2  # of AdamW, which has no muon_lr
+    old = as_before(first)
+    assert old.spec().id != old.spec().spelled_id == old.status().id
+    old.set_status(state=state)
+
+    again = a_runner().run_grid("again", TINY, grid)
+    assert list(again.plan.values())[1] == "cached"
+    assert again.ok
+    assert next(again.runs())[1].path == old.path
+    assert len(starts(old)) == (1 if state == "COMPLETE" else 2)
+    assert len(list(old.path.parent.iterdir())) == 2
+    both = [Study.open(Path("experiments_out") / name).rows() for name in ("first", "again")]
+    assert [row["val_loss"] for row in both[0]] == [row["val_loss"] for row in both[1]]
+    assert len(a_runner().load_metrics()) == 2
+
+
+@pytest.mark.slow
+def test_rungs_go_on_from_a_run_of_the_old_spelling():
+    space = {"learning_rate": [0.001, 0.003]}
+    base = TINY | {"warmup_iters": 1, "muon_lr": 0.5}
+    search = {"trials": 2, "sampler": "random", "rungs": [10, 20]}
+    first = a_runner(workers=1).run_hpo("first", base, space, **search)
+    old = as_before(first)
+    again = a_runner(workers=1).run_hpo("again", base, space, **search)
+    assert again.entries[0].folder == old.path.name
+    assert len(starts(old)) == 1
+    assert len(again) == len(first) == 3
+    assert again.best.val_loss == first.best.val_loss
+    assert again.best.folder in [entry.folder for entry in again.entries]
 
 
 # -- why ------------------------------------------------------------------------------------------

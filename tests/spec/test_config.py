@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import get_type_hints
 
 import pytest
-from tiny import OTHER, TINY, identity, pair, tiny_config
+from tiny import BESIDE, OTHER, TINY, identity, pair, tiny_config
 
 from nanoscale.errors import UserError
 from nanoscale.spec import config as module
@@ -351,7 +351,7 @@ def test_the_walk_below_covers_every_key():
 
 @pytest.mark.parametrize("key", list(OTHER))
 def test_a_key_changes_the_identity_exactly_when_it_is_hashed(key):
-    before, after = pair(key)
+    before, after = pair(key, **BESIDE.get(key, {}))
     assert flatten(after) != flatten(before)
     changed = identity(after, "d") != identity(before, "d")
     by_content = key == "parametrization.rules"  # what the file says is, not where it lies

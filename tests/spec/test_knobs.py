@@ -7,12 +7,14 @@ import functools
 
 import pytest
 import torch
-from tiny import PACKAGE, VOCAB, pair, tiny_config
+from tiny import BESIDE, PACKAGE, VOCAB, identity, pair, tiny_config
 
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
-from nanoscale.spec.config import ResolvedConfig, all_fields
+from nanoscale.spec.config import ResolvedConfig, all_fields, flatten
+from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.schedule import lr_multiplier
+from nanoscale.store.resume import past_difference
 
 # Parts of config.py that act on a value; the rest of it and sources.py only carry values around.
 ACTING = {
@@ -123,6 +125,43 @@ def test_flipping_a_key_of_the_science_changes_a_run(key, optimizer):
 )
 def test_flipping_a_key_of_the_schedule_changes_a_run(key):
     assert not equal(*pair(key, **ALL_ON))
+
+
+IDLE = [  # with what else
+    *((key, {"lr_schedule": "linear"}) for key in BESIDE),
+    ("cooldown_frac", {"lr_schedule": "constant"}),
+    ("min_lr", {"lr_schedule": "constant"}),
+    ("lr_decay_iters", {"lr_schedule": "constant"}),
+    ("lr_decay_iters", {"decay_lr": False}),
+    ("min_lr", {"decay_lr": False}),
+    ("warmup_iters", {"decay_lr": False}),
+    ("lr_schedule", {"decay_lr": False}),
+    ("seed", {"init_seed": 11, "data_seed": 12}),
+]
+
+
+@pytest.mark.parametrize(("key", "beside"), IDLE)
+def test_an_idle_key_names_no_run_and_changes_none(key, beside):
+    one, other = pair(key, **beside)
+    assert flatten(one)[key] != flatten(other)[key]
+    assert identity(one, "d") == identity(other, "d")
+    assert past_difference(RunSpec(one, {}, "", "d"), RunSpec(other, {}, "", "d"), 10) is None
+    assert equal(one, other)
+    steps = range(12)
+    assert [lr_multiplier(one, t) for t in steps] == [lr_multiplier(other, t) for t in steps]
+
+
+def test_minus_zero_is_zero():
+    assert identity(tiny_config(weight_decay=-0.0), "d") == identity(
+        tiny_config(weight_decay=0.0), "d"
+    )
+
+
+def test_a_seed_that_another_follows_is_not_idle():
+    """So its id is the one that it had."""
+    for config in pair("seed", init_seed=11):
+        spec = RunSpec(config, {}, "", "d")
+        assert spec.id == spec.spelled_id
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import OTHER, pair, tiny_spec
+from tiny import BESIDE, OTHER, pair, tiny_spec
 
 from nanoscale.errors import UserError
 from nanoscale.spec import identity
@@ -62,7 +62,7 @@ BY_CONTENT = {"parametrization.rules"}  # what the file says is hashed, not wher
 
 def specs(key: str) -> tuple[RunSpec, RunSpec]:
     """Two specs of equal data that differ in `key`."""
-    before, after = pair(key)
+    before, after = pair(key, **BESIDE.get(key, {}))
     return replace(tiny_spec(), config=before), replace(tiny_spec(), config=after)
 
 
