@@ -117,44 +117,58 @@ BASE = RUN | {
 WSD = {"lr_schedule": "wsd", "cooldown_frac": 0.25, "checkpoint_steps": "[10]"}
 EVENTS = ("open", "os.rename", "os.remove", "os.truncate")  # of files, before which a kill falls
 How = tuple[int | None, int]  # micro_batch_size, ranks
-HOWS: tuple[How, ...] = ((None, 1), (2, 1), (1, 1), (None, 2), (1, 2))
+HOWS: tuple[How, ...] = ((None, 2), (2, 1), (1, 2), (1, 1), (None, 1))
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a rank is killed: `pause` seconds after its `count`-th event, of its end if `late`.
+    """When a rank is killed: `pause` seconds after its `count`-th event of a kind.
 
-    An event is an update, or an operation on a file of the run's folder; the end begins with the
-    final windows.
+    An event is an update, an operation on a file of the run's folder, or one at the end, which
+    begins with the final windows.
     """
 
+    kind: str
     rank: int
     count: int
-    late: bool
     pause: float
+
+    @classmethod
+    def draw(cls, number: int, world: int, dice: random.Random) -> Moment:
+        """The first falls after updates that were saved, the second anywhere, the third late."""
+        kind = ("update", "file", "end")[number]
+        rank = dice.randrange(world) if kind == "update" else 0
+        count = dice.randint(*{"update": (6, 9), "file": (1, 70), "end": (1, 9)}[kind])
+        return cls(kind, rank, count, pause=dice.choice((0, 0, dice.uniform(0, 0.004))))
 
     def arm(self, rank: int, path: Path) -> None:
         """Have this process killed then, if it is that rank."""
-        seen, ending = 0, not self.late
+        seen, ending = 0, False
+        die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
 
-        def count(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal seen, ending
-            if event not in EVENTS or str(path) not in str(arguments[0]):
-                return
-            name = str(arguments[0])
-            ending |= "windows.npy" in name
-            seen += ending
+        def count() -> None:
+            nonlocal seen
+            seen += 1
             if seen == self.count:
-                die = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
                 threading.Timer(self.pause, die).start() if self.pause else die()
 
+        def audit(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal ending
+            if event in EVENTS and str(path) in str(arguments[0]):
+                ending |= "windows.npy" in str(arguments[0])
+                if ending or self.kind == "file":
+                    count()
+
         def update(run: Run, *rest: object) -> loop.UpdateDone:
-            count("open", (path,))
+            count()
             return real(run, *rest)
 
-        if rank == self.rank:
+        if rank != self.rank:
+            return
+        if self.kind == "update":
             real, loop.update = loop.update, update
-            sys.addaudithook(count)
+        else:
+            sys.addaudithook(audit)
 
 
 def launch(spec: RunSpec, path: Path, how: How, moment: Moment | None = None) -> list[int]:
@@ -228,14 +242,6 @@ def assert_near(one: RunFolder, other: RunFolder) -> None:
             np.testing.assert_allclose(weights, b["model"][key], rtol=1e-3, atol=1e-5)
 
 
-def moment_of(dice: random.Random, world: int) -> Moment:
-    """On the way or at the end; the pause lets a kill fall into a write as well."""
-    late = dice.random() < 0.3
-    rank = 0 if late else dice.randrange(world)
-    most = 9 if late else 60 if rank == 0 else LENGTH // 2
-    return Moment(rank, dice.randint(1, most), late, dice.choice((0, 0, dice.uniform(0, 0.004))))
-
-
 class Story:
     """A run of one kind below a folder, and its straight twin."""
 
@@ -259,20 +265,19 @@ class Story:
         path = self.root / f"run{len(list(self.root.iterdir()))}"
         if self.kind == "lengthened":
             shutil.copytree(self.root / "shorter", path)
-        killed = 0
-        while True:
-            now = how or dice.choice(HOWS)
-            moment = moment_of(dice, now[1]) if killed < kills else None
+        for killed in range(kills + 1):
+            now = how or HOWS[killed]
+            moment = Moment.draw(killed, now[1], dice) if killed < kills else None
             codes = launch(self.spec, path, now, moment)
             if set(codes) == {0}:
-                return RunFolder(path), killed
+                break
             assert codes[0] == -signal.SIGKILL
-            killed += 1
             if self.kind == "lengthened":  # until its own results are written, the shorter run's
                 metrics = (path / "metrics.json").read_bytes()
                 shorter = (self.root / "shorter" / "metrics.json").read_bytes()
                 assert metrics == shorter or json.loads(metrics)["id"] == self.spec.id
                 assert len(np.load(path / "windows.npy")) > 0
+        return RunFolder(path), killed
 
 
 KINDS = ("lengthened", "branched", "resumed")
