@@ -7,6 +7,7 @@ gives resuming, longer runs and cooldown branches.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from nanoscale.store.folder import (
     checkpoint_file,
     parse_branch,
 )
-from nanoscale.store.lease import Held
+from nanoscale.store.lease import NAME, Held
 
 ROUNDING_KEYS = ("device", "threads", "compile")  # once there is a checkpoint these stay
 Row: TypeAlias = "dict[str, Any]"
@@ -139,7 +140,7 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
                 "leave init_from out"
             )
         with disk_errors(path):
-            foreign = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            foreign = path.exists() and (not path.is_dir() or not _is_ours(path))
         if foreign:
             raise UserError(f"out_dir={path} holds other files; choose a new or empty folder")
         folder.create(spec)
@@ -164,6 +165,12 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
         folder.create(spec)
     return folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder holds nothing but what was left where a run's maker was killed."""
+    left = (NAME.pattern, r"\.config\.json\.\d+\.tmp", r"\.clock\..*\.tmp")
+    return all(re.fullmatch("|".join(left), file.name) for file in path.iterdir())
 
 
 def _no_checkpoint(path: Path) -> str:

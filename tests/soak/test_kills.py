@@ -229,9 +229,9 @@ def assert_near(one: RunFolder, other: RunFolder) -> None:
     """Equal to rounding: rows, best, windows and weights."""
     rows = [[numbers(row) for row in pure(folder)] for folder in (one, other)]
     for a, b in zip(*rows, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+        assert a == pytest.approx(b, rel=1e-4)
     ends = [numbers({key: folder.metrics()[key] for key in RESULTS}) for folder in (one, other)]
-    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
     windows = [np.load(folder / "windows.npy") for folder in (one, other)]
     np.testing.assert_allclose(*windows, rtol=1e-4)
     for name in ("ckpt.pt", "best.pt"):

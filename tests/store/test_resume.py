@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -312,6 +314,32 @@ def test_files_that_are_no_run_are_never_touched(tmp_path, resume):
         with pytest.raises(UserError, match="no run" if resume else "other files"):
             open_folder(path, tiny_spec(), resume)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("event", ["os.rename", "open"])
+def test_a_folder_whose_maker_was_killed_is_made_again(tmp_path, event):
+    """Before its config was there: a claim and half a file are left."""
+    path = tmp_path / "out"
+    pid = os.fork()
+    if not pid:
+        killed = {"os.rename": "config.json", "open": ".config.json"}[event]
+
+        def audit(name: str, arguments: tuple[object, ...]) -> None:
+            if name == event and killed in str(arguments[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(audit)
+        open_folder(path, tiny_spec(), resume=False)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert any(path.iterdir())
+    folder = open_folder(path, tiny_spec(), resume=False)
+    assert folder.spec() == tiny_spec()
+    assert folder.state() == WAITING
+    (path / "config.json").unlink()
+    (path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="other files"):
+        open_folder(path, tiny_spec(), resume=False)
 
 
 def test_anothers_config_json_is_no_run_of_ours(tmp_path):
