@@ -110,6 +110,13 @@ def test_a_run_that_another_process_trains_may_come_back(data_root, tmp_path):
         assert dispatch(["run", str(folder.path)]) == 130
 
 
+@pytest.mark.parametrize(("status", "code"), [("identified", 0), ("not_identified", 3)])
+def test_a_design_that_answers_no_question_is_undecided(monkeypatch, status, code):
+    record = SimpleNamespace(status=status, summary=list, warnings=[], to_json=dict)
+    monkeypatch.setattr("nanoscale.studies.designs.design_study", lambda *_: record)
+    assert dispatch(["design", "x.csv"]) == code
+
+
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_a_study_with_runs_that_failed_is_a_failure(monkeypatch, tmp_path, ok, code):
     study = SimpleNamespace(ok=ok)

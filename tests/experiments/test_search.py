@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -466,7 +467,10 @@ def test_rungs_are_branches_off_the_trunk(capsys):
             assert entry.flops == per_step * (length - int(at))
         else:
             assert entry.flops == per_step * 10
-    assert f"{sum(e.flops for e in entries):.3g} FLOPs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    work = f"{sum(e.flops for e in entries):.3g} FLOPs"
+    assert f"about {work}" in said
+    assert f"9 trials, 13 runs, {work}" in said
     again = a_runner().run_hpo(
         "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
     )
@@ -657,6 +661,22 @@ def test_the_best_run_is_one_that_the_budget_paid_for(capsys):
 
 
 @pytest.mark.slow
+def test_a_rung_that_is_gone_comes_before_the_one_that_went_on_from_it():
+    def search():
+        return a_runner(workers=1).run_hpo(
+            "s", BASE | {"warmup_iters": 1}, LR, trials=2, sampler="random", rungs=[10, 20]
+        )
+
+    first = search()
+    *_, promoted = first.entries
+    (below,) = (e for e in first.entries if (e.trial, e.rung) == (promoted.trial, 0))
+    shutil.rmtree(first.output_root / "runs" / below.folder)
+    again = search()
+    assert sorted((e.trial, e.rung) for e in again.entries) == [(0, 0), (1, 0), (promoted.trial, 1)]
+    assert again.best == first.best
+
+
+@pytest.mark.slow
 def test_a_budget_keeps_what_the_target_costs():
     def spent(budget: float | None) -> list[int]:
         study = a_runner(budget=budget).run_random(
@@ -668,6 +688,8 @@ def test_a_budget_keeps_what_the_target_costs():
     *fewer, same = spent(target + 2.5 * trials[0])
     assert same == target
     assert fewer == trials[:2]
+    *exactly, _ = spent(target + sum(trials[:3]))
+    assert exactly == trials[:3]
 
 
 @pytest.mark.parametrize(
