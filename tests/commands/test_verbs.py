@@ -12,7 +12,7 @@ import click
 import pytest
 from tiny import ROOT, RUN, flags, run_python, spec_maker
 
-from nanoscale.commands import status
+from nanoscale.commands import status, watch
 from nanoscale.commands.main import TASKS, VERBS, dispatch, main, program
 from nanoscale.commands.run import exit_code
 from nanoscale.errors import UserError
@@ -125,6 +125,9 @@ def test_a_study_with_runs_that_failed_is_a_failure(monkeypatch, tmp_path, ok, c
     assert dispatch(["study", "x.toml"]) == code
     assert dispatch(["study", "x.toml", "--dry-run"]) == 0
     assert dispatch(["retry", "x", f"--output_root={tmp_path}"]) == code
+    monkeypatch.setattr(watch, "open_study", lambda name, output_root: study)
+    monkeypatch.setattr("nanoscale.experiments.watching.watch", lambda study: None)
+    assert dispatch(["watch", "x"]) == code
 
 
 @pytest.mark.slow

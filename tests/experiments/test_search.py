@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_worker import CRASH, DIVERGE, TINY, VALLEY
@@ -18,7 +19,7 @@ from nanoscale.experiments.records import SearchOutcome, TrialResult
 from nanoscale.experiments.samplers import uniform
 from nanoscale.experiments.search import Search, SearchPlan
 from nanoscale.experiments.space import read_space
-from nanoscale.experiments.trials import loss_of
+from nanoscale.experiments.trials import Trials, loss_of
 from nanoscale.store.folder import RunFolder
 
 LR = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
@@ -438,6 +439,31 @@ def test_a_diverged_or_failed_trial_is_never_promoted():
     assert search.propose() is search.trials[2]
     assert search.propose() is None
 
+    lost = Search(SearchPlan(read_space(LR, "s"), 2, "random", 0, (10, 20), 0.5))
+    for _ in range(2):
+        lost.tell(lost.propose(), math.inf)
+    assert lost.propose() is None
+
+    again = Search(SearchPlan(read_space(LR, "s"), 2, "random", 0, (10, 20), 0.5))
+    for loss in (1.0, 2.0, None):
+        again.tell(again.propose(), loss)
+    assert again.propose() is again.trials[1]  # it takes the place of who failed above
+
+
+def test_a_trial_that_is_taken_back_is_as_if_it_had_not_begun():
+    search = Search(SearchPlan(read_space(LR, "s"), 2, "random", 0, (10, 20), 0.5))
+    first = search.propose()
+    search.tell(first, 1.0)
+    second = search.propose()
+    study = SimpleNamespace(entries=["first", "second", "first again"])
+    trials = SimpleNamespace(study=study, search=search, spent=7)
+    first.running = True
+    for trial, left in ((first, 4), (second, 1)):
+        trials.underway = {trial.number: SimpleNamespace(flops=3)}
+        Trials.take_back(trials, trial)
+        assert (trials.spent, trials.underway, trial.running) == (left, {}, False)
+    assert (search.trials, study.entries) == ([first], ["first"])
+
 
 @pytest.mark.slow
 def test_rungs_are_branches_off_the_trunk(capsys):
@@ -471,6 +497,7 @@ def test_rungs_are_branches_off_the_trunk(capsys):
     work = f"{sum(e.flops for e in entries):.3g} FLOPs"
     assert f"about {work}" in said
     assert f"9 trials, 13 runs, {work}" in said
+    assert study.best.val_loss == study.rows()[-1]["val_loss"]
     again = a_runner().run_hpo(
         "s", BASE | {"warmup_iters": 1}, LR, trials=9, sampler="random", rungs=[10, 20, 40]
     )
@@ -596,6 +623,20 @@ def test_the_target_of_rungs_is_as_long_as_the_last_one_and_has_no_past():
     for folder in (first, second):
         c = folder.spec().config
         assert (c.max_iters, c.lr_schedule, c.warmup_iters, c.branch_from) == (20, "wsd", 2, None)
+        assert not c.checkpoint_steps
+
+
+def test_a_value_that_is_possible_at_the_proxy_alone_is_refused():
+    with pytest.raises(UserError, match="no combination with n_head=3 makes a run"):
+        a_runner().run_random(
+            "s",
+            PROXY_BASE,
+            LR | {"n_head": [2, 3]},
+            trials=2,
+            proxy={"n_embd": 24},
+            seeds=[1],
+            dry_run=True,
+        )
 
 
 @pytest.mark.slow

@@ -202,11 +202,13 @@ def test_a_cpu_is_known_by_its_instructions_and_kernels_by_their_compiler(monkey
 # -- the decisions --------------------------------------------------------------------------------
 def test_what_a_run_began_with_is_kept_where_its_config_leaves_it_open(monkeypatch):
     monkeypatch.setattr(numerics.shutil, "which", lambda name: name)
+    monkeypatch.setattr(kernels, "compiler_name", lambda: "g++ 99")
     config = tiny_config(dtype="auto", compile=True)
     began = decide(config, CPU)
     kept = replace(began, dtype="bfloat16", kernels="torch", compile=True)
     assert decide(config, CPU, kept).dtype == "bfloat16"
     assert decide(config, CPU, kept).compile  # however short it is
+    assert decide(config, CPU, kept).compiler == "g++ 99"
     assert not decide(config, CPU, replace(kept, compile=False)).compile
 
 

@@ -10,6 +10,7 @@ import pytest
 from tiny import RUN
 
 from nanoscale.errors import UserError
+from nanoscale.model.launch import Launch
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.sources import Source, build
 from nanoscale.store.folder import METRICS, RunFolder
@@ -78,6 +79,13 @@ def test_what_differs_from_the_defaults_was_typed(config):
 def test_what_cannot_be_is_refused_before_anything_is_written(config, changes, message):
     with pytest.raises(UserError, match=message):
         train(replace(config, **changes), "here")
+    assert not Path("here").exists()
+
+
+def test_of_many_processes_the_master_alone_opens_the_folder(config, monkeypatch):
+    monkeypatch.setattr("nanoscale.training.run.launched", lambda: Launch(1, 2, 1))
+    monkeypatch.setattr("nanoscale.training.run.train_ranks", lambda *_: "over ranks")
+    assert train(config, "here") == "over ranks"
     assert not Path("here").exists()
 
 
