@@ -169,7 +169,7 @@ class Recorder:
         self.sync()
         if losses is not None:
             rows = folder.rows()
-            result = replace(result, train_loss=rows[-1]["eval_train_loss"] if rows else None)
+            result = replace(result, train_loss=rows[-1].get("eval_train_loss") if rows else None)
             with atomic_write(folder / WINDOWS) as path, open(path, "wb") as file:
                 np.save(file, losses)
         write_json(folder / METRICS, result.to_json())

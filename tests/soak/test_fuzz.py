@@ -221,7 +221,7 @@ TRAIN_AGAIN = (
 )
 RUN_COMMANDS = (
     *(f"{TINY_TRAIN} --out_dir=RUN {more}" for more in TRAIN_AGAIN),
-    *[f"{TINY_TRAIN} --out_dir=RUN --init_from=resume --max_iters=6"] * 4,
+    *[f"{TINY_TRAIN} --out_dir=RUN --init_from=resume --max_iters=6"] * 10,  # what can destroy
     f"train config.py {' '.join(flags(TRAINED))} --out_dir=new",
     f"train base.py config.py --out_dir=new {' '.join(flags(SIZES))}",
     "params base.py config.py",
@@ -249,6 +249,7 @@ DAMAGED = (
     "ckpt.pt",
     "best.pt",
     "log.txt",
+    "ckpt.pt",  # twice as often
 )
 OTHER_JSON = [
     "null",
@@ -412,7 +413,7 @@ def worse_desk(desk: Path, complete: Sequence[Path], dice: random.Random) -> Try
     """One or two files of a run damaged, the study's record, or a config file; or the command."""
     study = (desk / STUDY).is_file()
     commands = [c for c in RUN_COMMANDS if study or not needs_study(c)]
-    target = dice.choice([*complete, *complete[:2], Path("half")])
+    target = dice.choice([*complete, *complete[:1] * 4, Path("half")])
     damaged = []
     kind = dice.choice(("run",) * 5 + ("config", "command") + ("study",) * study)
     if kind == "run":

@@ -373,6 +373,16 @@ def test_a_longer_run_is_its_straight_twin(spec_of, tmp_path, eval_interval, log
         open_folder(tmp_path / "run", spec_of(max_iters=40, eval_interval=eval_interval), True)
 
 
+def test_a_run_whose_last_row_was_lost_ends_all_the_same(spec_of, tmp_path):
+    folder = trained(spec_of(max_iters=3), tmp_path / "run")
+    loss = folder.metrics()["val_loss"]
+    rows = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(rows[:-1]))
+    (folder / "metrics.json").write_text("")
+    assert train(folder) == "COMPLETE"
+    assert (folder.metrics()["val_loss"], folder.metrics()["train_loss"]) == (loss, None)
+
+
 @pytest.mark.parametrize("damage", ["cut", "weights alone"])
 def test_what_cannot_be_made_longer_keeps_its_result(spec_of, tmp_path, damage):
     constant = {"lr_schedule": "constant", "eval_interval": 0}
