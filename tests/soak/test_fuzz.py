@@ -451,6 +451,7 @@ def check_runs(seed: int, furnished: Path, desk: Path) -> None:
     complete = [Path("out"), Path("best"), *grid]
     this = worse_desk(desk, complete, dice)
     files = [folder / name for folder in complete for name in LEFT]
+    files = [path for path in files if str(path) not in this.damaged]  # mended, they are others
     before = {path: (desk / path).read_bytes() for path in files if content_of(desk / path)}
 
     done = run_nanoscale(*this.arguments, cwd=desk)
