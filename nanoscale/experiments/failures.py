@@ -103,7 +103,7 @@ def try_again(folder: RunFolder, failure: Failure, tries: int, retries: int) -> 
             elif tries <= retries:
                 how = f"try {tries + 1} of {retries + 1}"
             if how:
-                folder.set_status(state=WAITING, kind=None, reason=None)
+                folder.set_status(state=WAITING, reason=None)
             return how
     except Held:
         return "another process has it by now"

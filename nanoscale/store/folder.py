@@ -184,7 +184,10 @@ class RunFolder:
         status = self._status_record()
         if status.get("kind") == DAMAGED:  # which this mends
             del status["kind"]
-        write_json(self / STATUS, status | changes | {"updated": time.time()})
+        status |= changes | {"updated": time.time()}
+        if status["state"] != FAILED:
+            status.pop("kind", None)
+        write_json(self / STATUS, status)
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self / ROWS)

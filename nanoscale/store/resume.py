@@ -211,7 +211,7 @@ def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
         new = renewed(folder, spec)
         write_json(folder / CONFIG, new.to_json())
         if state != WAITING:
-            folder.set_status(state=WAITING, kind=None, reason=None)
+            folder.set_status(state=WAITING, reason=None)
     return unheeded(spec, new)
 
 
@@ -234,7 +234,7 @@ def _restore_status(folder: RunFolder) -> None:
     state = results.get("status")
     spec = folder.spec()
     if state in FINISHED and results.get("id") in (spec.id, spec.spelled_id):
-        folder.set_status(state=state, step=results["iter_num"], kind=None, reason=None)
+        folder.set_status(state=state, step=results["iter_num"], reason=None)
 
 
 def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:

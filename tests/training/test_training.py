@@ -572,9 +572,10 @@ def test_an_evaluations_loss_of_inf_is_divergence_like_nan(spec_of, tmp_path, mo
 
 def test_a_run_that_goes_on_forgets_why_it_failed(spec_of, tmp_path):
     folder = open_folder(tmp_path / "run", spec_of(max_iters=1), resume=False)
-    folder.set_status(state="FAILED", reason="boom")
+    folder.set_status(state="FAILED", kind="crash", reason="boom")
     train(folder)
-    assert (folder.state(), folder.status().reason) == ("COMPLETE", None)
+    status = folder.status()
+    assert (status.state, status.kind, status.reason) == ("COMPLETE", None, None)
 
 
 def test_what_another_process_has_finished_meanwhile_is_left(spec_of, tmp_path):
