@@ -48,11 +48,16 @@ CAMPAIGNS = {
     ),
     "coverage": Campaign(
         "intervals against the truth, by simulation",
-        ("soak/test_coverage.py", "laws", "studies/test_design.py"),
+        ("soak/test_coverage.py", "laws", "studies/test_design.py", "studies/test_fit.py"),
     ),
     "runs": Campaign(
         "kills, ranks, compilation and clusters, in every combination",
-        ("training/test_training.py", "model/test_distributed.py", "experiments"),
+        (
+            "training/test_training.py",
+            "training/test_bench.py",
+            "model/test_distributed.py",
+            "experiments",
+        ),
     ),
     "flags": Campaign(
         "every combination of the model's flags",

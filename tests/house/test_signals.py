@@ -15,6 +15,14 @@ from nanoscale import signals
 from nanoscale.signals import answered, on_stop_signal, stop_requests
 
 
+@pytest.fixture(autouse=True)
+def _terminal():
+    """As from a terminal that is open: under nohup a hangup is ignored, and stays so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_signals_are_handed_over_and_the_old_handlers_come_back():
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     caught: list[int] = []

@@ -158,7 +158,7 @@ def assert_same_tensors(a: Any, b: Any) -> None:
 # --- runs --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_sharded_run_equals_one_process(spec_of, tmp_path):
     """As a user starts it: losses, norms, statistics, evaluations and both files."""
     spec = spec_of()

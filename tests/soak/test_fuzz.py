@@ -142,7 +142,7 @@ def test_much_wrong_input_is_refused_in_one_line(block, desk, capsys):
 
 
 # -- runs: what is finished is never lost -------------------------------------------------------
-SAMPLE = 20  # of them in `make test`
+SAMPLE = 8  # of them in `make test`
 SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16, "max_iters": 4, "eval_interval": 3}
 TRAINED = RUN | SIZES | {"lr_schedule": "constant", "kernels": "torch"}
 BASE_FILE = "".join(f"{key} = {value!r}\n" for key, value in TRAINED.items())

@@ -217,14 +217,14 @@ def test_what_is_said_of_a_table(table, capsys):
     assert list(cheap["answers"]) == ["a", "L@1e9,2e10"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_seed_is_all_that_chance_depends_on(table):
     records = [design(table, "--question=a", f"--seed={seed}")[1] for seed in (3, 3, 4)]
     assert records[0] == records[1]
     assert records[0]["answers"] != records[2]["answers"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_seeds_are_replicates_and_narrow_the_answer(table):
     _, one = design(table, "--question=a")
     _, four = design(table, "--question=a", "--seeds=4")
@@ -256,7 +256,7 @@ def test_a_stored_fit_is_the_truth_and_its_noise_that_of_a_run(table, tmp_path):
     assert record["noise"] == fit["noise"]["used"] == pytest.approx(0.003, rel=0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_points_of_one_run_in_a_table(table, tmp_path):
     write(tmp_path / "grouped.csv", isoflop(), run=[f"r{i // 2}" for i in range(24)])
     _, record = design("grouped.csv", "--question=a")

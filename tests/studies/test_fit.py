@@ -294,7 +294,7 @@ def counted():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_multiverse_counts_in_every_way_that_the_table_allows_and_none_twice(
     table, tmp_path, capsys
 ):
@@ -488,7 +488,7 @@ def test_axes_name_the_columns_and_what_follows_from_them(columns, wanted):
     assert labels_of(columns).items() >= wanted.items()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, record = fit(

@@ -302,7 +302,7 @@ def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     assert "number of parameters" not in out
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_the_peer_lacks_is_said(clone, capsys):
     assert (
         bench(
@@ -324,7 +324,7 @@ def test_what_the_peer_lacks_is_said(clone, capsys):
     assert all(f["moved"] > 0.1 for f in forwards[1:])  # unclipped
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_clone_that_fails_is_reported_in_one_line(clone, capsys):
     (clone / "helper.py").write_text("raise ValueError('broken on purpose')")
     assert cli.main(["bench", *RANDOM, f"--peer={clone}"]) == 2

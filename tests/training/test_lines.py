@@ -41,6 +41,7 @@ def test_a_run_on_a_slow_cpu_begins_with_the_warning(monkeypatch, data_root):
         device=SimpleNamespace(type="cpu"),
         meter=SimpleNamespace(peak=1e12),
         step=0,
+        history=(),
     )
     monkeypatch.setattr(lines, "how", lambda run: "how")
     assert sum("at least" in line for line in lines.introduction(run)) == 1
