@@ -52,17 +52,9 @@ BACKENDS = {
     "ray": a_ray,
     "slurm": a_slurm,
 }
-SLOW_TO_START = pytest.mark.slow  # a cluster of our own takes seconds
 
 
-SAMPLED = pytest.mark.parametrize(
-    "backend",
-    ["fork", "subprocess", pytest.param("ray", marks=pytest.mark.soak), "slurm"],
-    indirect=True,
-)
-
-
-@pytest.fixture(params=["fork", "subprocess", pytest.param("ray", marks=SLOW_TO_START), "slurm"])
+@pytest.fixture(params=["fork", "subprocess", pytest.param("ray", marks=pytest.mark.soak), "slurm"])
 def backend(request, monkeypatch):
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of it, at length
     made = BACKENDS[request.param]()
@@ -88,7 +80,6 @@ def test_every_kind_of_end_has_its_state(backend):
 
 
 @pytest.mark.slow
-@SAMPLED
 def test_an_interrupt_lets_every_run_save_and_the_next_call_goes_on(backend, tmp_path, monkeypatch):
     def interrupt() -> None:
         running(tmp_path / "experiments_out", 2)
@@ -110,7 +101,6 @@ def test_an_interrupt_lets_every_run_save_and_the_next_call_goes_on(backend, tmp
 
 
 @pytest.mark.slow
-@SAMPLED
 def test_a_run_beyond_its_time_saves_while_others_go_on(backend, monkeypatch, tmp_path):
     def one_is_left() -> bool:
         states = [folder.state() for folder in begun(tmp_path / "experiments_out")]
@@ -128,7 +118,7 @@ def test_a_run_beyond_its_time_saves_while_others_go_on(backend, monkeypatch, tm
 
 # -- Ray ------------------------------------------------------------------------------------------
 @pytest.mark.soak
-@SLOW_TO_START
+@pytest.mark.slow  # a cluster of our own takes seconds
 def test_a_task_that_ray_loses_is_tried_again(tmp_path):
     backend = a_ray()
 

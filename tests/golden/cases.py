@@ -1284,6 +1284,7 @@ def help_cases() -> Iterable[Case]:
             *((verb, "--help") for verb in VERBS if verb not in ("data", "run")),
         ],
         "help",
+        soak=True,
     )
 
 

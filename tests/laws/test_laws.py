@@ -223,7 +223,7 @@ def test_the_larger_noise_is_used_and_seeds_only_once_measured():
     assert noise.used == noise.residual_sd
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_noisier_seeds_widen_the_interval_and_more_seeds_narrow_it():
     def width(**kwargs):
         fits = [fit(*world(rng_seed=i, **kwargs)) for i in range(8)]

@@ -202,7 +202,7 @@ def test_a_run_goes_on_over_other_ranks_as_its_twin(spec_of, tmp_path):
     assert_same_run(twin, run)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_masters_clock_alone_makes_a_checkpoint_late(spec_of, tmp_path):
     """Saving is collective: ranks that went by their own clocks would wait for each other."""
     cases = []  # what the others' clocks show, and the steps that are saved

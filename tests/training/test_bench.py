@@ -333,7 +333,7 @@ def test_a_clone_that_fails_is_reported_in_one_line(clone, capsys):
     assert "its training step failed: ValueError: broken on purpose" in err
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_clone_that_fails_in_a_step_is_reported(clone):
     source = CLONE.replace("return logits, loss", "raise SystemExit('out of luck')")
     (clone / "model.py").write_text(source)
