@@ -23,6 +23,7 @@ from nanoscale.store.folder import (
     BEST,
     BEST_BEFORE,
     CHECKPOINT,
+    COMPLETE,
     CONFIG,
     FINISHED,
     METRICS,
@@ -162,6 +163,12 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
         for line in unheeded(spec, renewed(folder, spec)):
             print(f"{path}: {line}")
     else:
+        branch_from = spec.config.branch_from
+        if branch_from and parse_branch(branch_from)[0].resolve() == path.resolve():
+            raise UserError(
+                f"out_dir={path} is the run that branch_from={branch_from} names; "
+                "choose another out_dir"
+            )
         print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
         folder.create(spec)
     return folder
@@ -234,7 +241,9 @@ def _restore_status(folder: RunFolder) -> None:
     state = results.get("status")
     spec = folder.spec()
     if state in FINISHED and results.get("id") in (spec.id, spec.spelled_id):
-        folder.set_status(state=state, step=results["iter_num"], reason=None)
+        step = results["iter_num"]
+        saved = step if state == COMPLETE and (folder / CHECKPOINT).is_file() else None
+        folder.set_status(state=state, step=step, checkpoint_step=saved, reason=None)
 
 
 def renewed(folder: RunFolder, spec: RunSpec) -> RunSpec:

@@ -421,6 +421,26 @@ def test_a_branch_goes_on_where_its_output_root_was_moved(spec_of, tmp_path):
     assert [row["step"] for row in branch.rows()] == [row["step"] for row in straight.rows()]
 
 
+def test_a_branch_goes_on_from_a_run_whose_status_was_mended(spec_of, tmp_path):
+    keys = {"lr_schedule": "constant", "max_iters": 4}
+    parent = trained(spec_of(**keys), tmp_path / "p")
+    (parent / "status.json").write_text("torn")
+    open_folder(parent.path, parent.spec(), resume=False)
+    assert parent.status().checkpoint_step == 4
+    branch = spec_of(**keys | {"max_iters": 6, "branch_from": str(parent.path)})
+    assert trained(branch, tmp_path / "b").metrics()["iter_num"] == 6
+
+
+def test_a_branch_is_not_laid_over_its_parent(spec_of, tmp_path):
+    keys = {"lr_schedule": "constant"}
+    parent = trained(spec_of(max_iters=2, **keys), tmp_path / "p")
+    before = {file.name: file.read_bytes() for file in parent.path.iterdir()}
+    branch = spec_of(max_iters=4, branch_from=str(parent.path), **keys)
+    with pytest.raises(UserError, match="is the run that branch_from=.* choose another out_dir"):
+        open_folder(parent.path, branch, resume=False)
+    assert {file.name: file.read_bytes() for file in parent.path.iterdir()} == before
+
+
 @pytest.mark.parametrize("keep", ["all", "best"])
 def test_a_branchs_best_is_its_own(spec_of, tmp_path, keep):
     """Its rate ruins what its parent had learned, so no evaluation of it beats the parent's."""
