@@ -436,7 +436,7 @@ def test_a_branch_is_not_laid_over_its_parent(spec_of, tmp_path):
     parent = trained(spec_of(max_iters=2, **keys), tmp_path / "p")
     before = {file.name: file.read_bytes() for file in parent.path.iterdir()}
     branch = spec_of(max_iters=4, branch_from=str(parent.path), **keys)
-    with pytest.raises(UserError, match="is the run that branch_from=.* choose another out_dir"):
+    with pytest.raises(UserError, match=r"is the run that branch_from=.* choose another out_dir"):
         open_folder(parent.path, branch, resume=False)
     assert {file.name: file.read_bytes() for file in parent.path.iterdir()} == before
 
