@@ -639,29 +639,27 @@ def test_a_run_of_no_updates_has_one_evaluation_the_final(spec_of, tmp_path):
     assert folder.metrics()["best_val_loss"] == folder.metrics()["val_loss"] > 0
 
 
-def test_a_stop_is_heard_after_the_update_it_came_in(spec_of, tmp_path, monkeypatch):
+def ask_to_stop_in_update(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SIGTERM come while that update, counted from 1, is made."""
     real = training.update
 
     def update(run: Run, *rest: Any) -> training.UpdateDone:
-        if run.step == 2:
+        if run.step == number - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(run, *rest)
 
     monkeypatch.setattr(training, "update", update)
+
+
+def test_a_stop_is_heard_after_the_update_it_came_in(spec_of, tmp_path, monkeypatch):
+    ask_to_stop_in_update(3, monkeypatch)
     spec = spec_of(max_iters=9, eval_interval=0, log_interval=100)
     folder = open_folder(tmp_path / "run", spec, resume=False)
     assert (train(folder), folder.status().checkpoint_step) == ("WAITING", 3)
 
 
 def test_a_stop_asked_for_in_the_last_update_ends_nothing_early(spec_of, tmp_path, monkeypatch):
-    real = training.update
-
-    def update(run: Run, *rest: Any) -> training.UpdateDone:
-        if run.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *rest)
-
-    monkeypatch.setattr(training, "update", update)
+    ask_to_stop_in_update(2, monkeypatch)
     trained(spec_of(max_iters=2, eval_interval=0), tmp_path / "run")
 
 
