@@ -572,13 +572,16 @@ void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z
     vf tail = load(in + j, V - j);
     for (i64 i = 0; i < V - j; i++) m = tail[i] > m ? tail[i] : m;
     for (j = 0; j < V; j += W) total += only(vexp0(load(in + j, V - j) - m), V - j);
-    float z = m + std::log(sum(total)), back = (1.f + 2.f * z_loss * z) / rows;
+    // z = m + rest is never rounded to one float: of large logits that would leave nothing of rest
+    float rest = std::log(sum(total));
+    double z = (double)m + rest;
+    float back = (1 + 2 * z_loss * z) / rows;
     vf one = load(in + targets[r], 1);
-    parts[r] = (double)z - one[0] + (double)z_loss * z * z;
+    parts[r] = z - one[0] + z_loss * z * z;
     if (!g) continue;
     T* out = g + r * V;
-    for (j = 0; j < V; j += W) store(out + j, back * vexp(load(in + j, V - j) - z), V - j);
-    store(out + targets[r], back * vexp(one - z) - 1.f / rows, 1);
+    for (j = 0; j < V; j += W) store(out + j, back * vexp(load(in + j, V - j) - m - rest), V - j);
+    store(out + targets[r], back * vexp(one - m - rest) - 1.f / rows, 1);
   }
   double total = 0;
   for (i64 r = 0; r < rows; r++) total += parts[r];

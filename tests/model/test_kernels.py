@@ -122,16 +122,20 @@ def test_activations_over_their_whole_range(name, dtype):
         torch.testing.assert_close(ours, torchs, **tolerance)
 
 
-def test_large_logits_and_large_means_lose_nothing():
-    logits = (100 * torch.randn(5, 70)).requires_grad_()
+def test_large_logits_lose_nothing():
     targets = torch.tensor([0, 15, 16, 63, 69])
-    loss = FusedOps().cross_entropy(logits, targets, 0.0)
-    loss.backward()
-    twin = logits.detach().clone().requires_grad_()
-    expected = F.cross_entropy(twin, targets)
-    expected.backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(logits.grad, twin.grad, rtol=1e-4, atol=1e-7)
+    for _ in range(20):  # a rounded log-sum-exp shows only where a target is almost certain
+        logits = (100 * torch.randn(5, 70)).requires_grad_()
+        loss = FusedOps().cross_entropy(logits, targets, 0.0)
+        loss.backward()
+        exact = logits.detach().double().requires_grad_()
+        expected = F.cross_entropy(exact, targets)
+        expected.backward()
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_large_means_lose_nothing():
     norm = Norm(40, 1e-5, rms=False, bias=False)
     torch.nn.init.ones_(norm.weight)
     x = 1000 + torch.randn(1, 7, 40)
