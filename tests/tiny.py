@@ -208,6 +208,13 @@ BESIDE = {  # key -> what makes it act
     "multiple_of": {"use_swiglu": True},
     "cooldown_frac": {"lr_schedule": "wsd"},
     "cooldown_shape": {"lr_schedule": "wsd"},
+    "parametrization.base_n_embd": {"mode": "muP"},
+    "parametrization.base_n_layer": {"mode": "muP"},
+    "parametrization.base_head_dim": {"mode": "muP"},
+    "parametrization.input_mult": {"mode": "muP"},
+    "parametrization.output_mult": {"mode": "muP"},
+    "parametrization.wd_rule": {"mode": "muP"},
+    "parametrization.alpha": {"mode": "CompleteP"},
 }
 
 

@@ -68,10 +68,9 @@ class PlannedRun:
 
 
 def folder_of(spec: RunSpec, store: Path) -> RunFolder:
-    """The run's folder in a store of runs; idle keys may have named it (see `spelled_id`)."""
-    folder = RunFolder(store / spec.name)
-    spelled = RunFolder(store / spec.spelled_name)
-    return spelled if spelled.exists() and not folder.exists() else folder
+    """The run's folder in a store of runs; idle keys may have named it (see `spelled_ids`)."""
+    folders = [RunFolder(store / name) for name in (spec.name, *spec.spelled_names)]
+    return next((folder for folder in folders if folder.exists()), folders[0])
 
 
 def planned(cell: Cell, store: Path) -> PlannedRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,33 +34,75 @@ def canonical_json(value: Json) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+@dataclass(frozen=True)
+class Idle:
+    """Keys on which nothing depends in a config of which `when` is true, and what they act with."""
+
+    keys: tuple[str, ...]
+    when: Callable[[ExperimentConfig], bool]
+    acts: str
+
+
 _MUON_KEYS = ("muon_lr", "muon_weight_decay", "muon_momentum", "muon_ns_steps", "muon_scale")
 _COOLDOWN_KEYS = ("cooldown_frac", "cooldown_shape")
-_DECAY_KEYS = ("min_lr", *_COOLDOWN_KEYS)
+_WARMUP_KEYS = ("warmup_iters", "warmup_frac")
+_DECAY_KEYS = ("lr_decay_iters", "min_lr", "min_lr_frac", *_COOLDOWN_KEYS)
+_SIZE_KEYS = tuple(
+    f"parametrization.{key}"
+    for key in (
+        "base_n_embd",
+        "base_n_layer",
+        "base_head_dim",
+        "input_mult",
+        "output_mult",
+        "wd_rule",
+    )
+)
+_FIRST_IDLE = (
+    Idle(_MUON_KEYS, lambda c: c.optimizer != "muon", "optimizer=muon"),
+    Idle(("rope_theta",), lambda c: not c.use_rope, "use_rope=True"),
+    Idle(("multiple_of",), lambda c: not c.use_swiglu, "use_swiglu=True"),
+    Idle(
+        ("lr_schedule", *_WARMUP_KEYS, *_DECAY_KEYS), lambda c: not c.decay_lr, "decay_lr=True"
+    ),
+    Idle(
+        _DECAY_KEYS, lambda c: c.lr_schedule == "constant", "an lr_schedule that is not constant"
+    ),
+    Idle(_COOLDOWN_KEYS, lambda c: c.lr_schedule != "wsd", "lr_schedule=wsd"),
+    Idle(
+        ("seed",),
+        lambda c: not c.dropout and not {c.seed, None} & {c.init_seed, c.data_seed},
+        "dropout, or where init_seed or data_seed is left out",
+    ),
+)
+_SIZES = "parametrization.mode=muP or CompleteP"
+_LATER_IDLE = (  # they named runs for longer
+    Idle(_SIZE_KEYS, lambda c: c.parametrization.mode == "SP", _SIZES),
+    Idle(
+        ("parametrization.alpha",),
+        lambda c: c.parametrization.mode in ("SP", "muP"),
+        "parametrization.mode=CompleteP",
+    ),
+)
+IDLE = (*_FIRST_IDLE, *_LATER_IDLE)
 
 
-def idle_keys(config: ResolvedConfig) -> set[str]:
-    """Keys on which nothing depends beside the values of the others."""
-    seeds = (config.init_seed, config.data_seed)
-    by_key = {
-        _MUON_KEYS: config.optimizer != "muon",
-        ("rope_theta",): not config.use_rope,
-        ("multiple_of",): not config.use_swiglu,
-        ("lr_schedule", "warmup_iters"): not config.decay_lr,
-        ("lr_decay_iters", *_DECAY_KEYS): not config.decay_lr or config.lr_schedule == "constant",
-        _COOLDOWN_KEYS: config.lr_schedule != "wsd",
-        ("seed",): not config.dropout and config.seed not in seeds,
-    }
-    return {key for keys, idle in by_key.items() if idle for key in keys}
+def idle_keys(config: ExperimentConfig, table: Sequence[Idle] = IDLE) -> dict[str, str]:
+    """Keys on which nothing depends beside the values of the others: key -> what it acts with."""
+    found: dict[str, str] = {}
+    for idle in table:
+        if idle.when(config):
+            found = dict.fromkeys(idle.keys, idle.acts) | found
+    return found
 
 
-def heeded(config: ResolvedConfig) -> dict[str, Value]:
+def heeded(config: ResolvedConfig, table: Sequence[Idle] = IDLE) -> dict[str, Value]:
     """Dotted name -> value, of keys that are idle as if they had been left out."""
     values = flatten(config)
     for name, value in values.items():
         if isinstance(value, float):
             values[name] = value + 0.0  # -0.0 is 0.0
-    for name in idle_keys(config):
+    for name in idle_keys(config, table):
         values[name] = all_fields()[name].default
     values["lr_decay_iters"] = values["lr_decay_iters"] or max(config.max_iters, 1)
     return values
@@ -123,9 +165,10 @@ class RunSpec:
         return _digest(self.content)
 
     @cached_property
-    def spelled_id(self) -> str:
-        """The id of this run while idle keys named runs too, in the name of a folder of then."""
-        return _digest(self._content(_hashed(flatten(self.config))))
+    def spelled_ids(self) -> tuple[str, ...]:
+        """The ids of this run while fewer keys were idle, in names of folders of then."""
+        spellings = (flatten(self.config), heeded(self.config, _FIRST_IDLE))
+        return tuple(_digest(self._content(_hashed(values))) for values in spellings)
 
     @property
     def name(self) -> str:
@@ -133,9 +176,13 @@ class RunSpec:
         return f"{label(self.config)}-{self.id}"
 
     @property
-    def spelled_name(self) -> str:
-        """The folder's name by `spelled_id`."""
-        return f"{label(self.config)}-{self.spelled_id}"
+    def spelled_names(self) -> list[str]:
+        """The folder's names by `spelled_ids`."""
+        return [f"{label(self.config)}-{spelled}" for spelled in self.spelled_ids]
+
+    def is_called(self, name: object) -> bool:
+        """Whether an id is this run's, of today or of then."""
+        return name in (self.id, *self.spelled_ids)
 
     def to_json(self) -> dict[str, Json]:
         """The record in `config.json`."""
@@ -164,9 +211,9 @@ class RunSpec:
             raise UserError(
                 f"{path}: not a run's config ({type(e).__name__}: {e}); is this a run folder?"
             ) from e
-        if record.get("id") not in (spec.id, spec.spelled_id):
+        if not spec.is_called(record.get("id")):
             spec = replace(spec, masks=0)
-        if record.get("id") not in (spec.id, spec.spelled_id):
+        if not spec.is_called(record.get("id")):
             raise UserError(
                 f"{path}: the config does not hash to its id {record.get('id')!r}; it "
                 "was edited, or written by another version: start the run anew"

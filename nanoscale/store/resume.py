@@ -240,7 +240,7 @@ def _restore_status(folder: RunFolder) -> None:
     results = folder.record(METRICS) or {}
     state = results.get("status")
     spec = folder.spec()
-    if state in FINISHED and results.get("id") in (spec.id, spec.spelled_id):
+    if state in FINISHED and spec.is_called(results.get("id")):
         step = results["iter_num"]
         saved = step if state == COMPLETE and (folder / CHECKPOINT).is_file() else None
         folder.set_status(state=state, step=step, checkpoint_step=saved, reason=None)

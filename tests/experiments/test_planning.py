@@ -25,28 +25,30 @@ def lines(capsys, *words: str) -> list[str]:
 
 
 # -- idle keys ------------------------------------------------------------------------------------
-def as_before(study: Study) -> RunFolder:
-    """The study's first run, and the study's record, as made while idle keys named runs."""
+def as_before(study: Study, which: int = 0) -> RunFolder:
+    """The study's first run, and its record, as made while idle keys (all, some) named runs."""
     entry, folder = next(study.runs())
     spec = folder.spec()
-    old = RunFolder(folder.path.with_name(spec.spelled_name))
+    old = RunFolder(folder.path.with_name(spec.spelled_names[which]))
     for path in (*folder.path.glob("*.json"), study.folder / "study.json"):
-        path.write_text(path.read_text().replace(entry.id, spec.spelled_id))
+        path.write_text(path.read_text().replace(entry.id, spec.spelled_ids[which]))
     folder.path.rename(old.path)
     return old
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["COMPLETE", "WAITING"])
-def test_a_run_begun_under_the_old_spelling_is_the_same_run(state):
-    grid = {"muon_lr": [0.5, 0.7], "learning_rate": [0.001, 0.002]}
-    first = a_runner().run_grid("first", TINY, grid)
-    assert len(first) == 2  # of AdamW, which has no muon_lr
-    old = as_before(first)
-    assert old.spec().id != old.spec().spelled_id == old.status().id
+@pytest.mark.parametrize(("state", "which"), [("COMPLETE", 0), ("WAITING", 0), ("COMPLETE", 1)])
+def test_a_run_begun_under_the_old_spelling_is_the_same_run(state, which):
+    base = TINY | {"muon_lr": 0.5, "parametrization.base_n_embd": 128}  # AdamW and SP have none
+    grid = {"learning_rate": [0.001, 0.002]}
+    first = a_runner().run_grid("first", base, grid)
+    assert len(first) == 2
+    old = as_before(first, which)
+    assert len({old.spec().id, *old.spec().spelled_ids}) == 3
+    assert old.spec().id != old.spec().spelled_ids[which] == old.status().id
     old.set_status(state=state)
 
-    again = a_runner().run_grid("again", TINY, grid)
+    again = a_runner().run_grid("again", base, grid)
     assert list(again.plan.values())[1] == "cached"
     assert again.ok
     assert next(again.runs())[1].path == old.path
