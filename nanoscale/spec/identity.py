@@ -62,12 +62,8 @@ _FIRST_IDLE = (
     Idle(_MUON_KEYS, lambda c: c.optimizer != "muon", "optimizer=muon"),
     Idle(("rope_theta",), lambda c: not c.use_rope, "use_rope=True"),
     Idle(("multiple_of",), lambda c: not c.use_swiglu, "use_swiglu=True"),
-    Idle(
-        ("lr_schedule", *_WARMUP_KEYS, *_DECAY_KEYS), lambda c: not c.decay_lr, "decay_lr=True"
-    ),
-    Idle(
-        _DECAY_KEYS, lambda c: c.lr_schedule == "constant", "an lr_schedule that is not constant"
-    ),
+    Idle(("lr_schedule", *_WARMUP_KEYS, *_DECAY_KEYS), lambda c: not c.decay_lr, "decay_lr=True"),
+    Idle(_DECAY_KEYS, lambda c: c.lr_schedule == "constant", "an lr_schedule that is not constant"),
     Idle(_COOLDOWN_KEYS, lambda c: c.lr_schedule != "wsd", "lr_schedule=wsd"),
     Idle(
         ("seed",),
