@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -18,7 +18,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.records import RunEntry, describe
 from nanoscale.spec.config import ExperimentConfig, from_flat
 from nanoscale.spec.counting import flops_per_iter
-from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.identity import RunSpec, idle_keys
 from nanoscale.spec.parametrization import scheme_of
 from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, layered, typed
@@ -35,6 +35,7 @@ class Cell:
     values: Overrides
     config: ExperimentConfig  # relative forms (tokens_per_param, min_lr_frac, ...) still in place
     spec: RunSpec
+    also: tuple[Overrides, ...] = ()  # other values that were asked for and make the same run
 
     @property
     def id(self) -> str:
@@ -128,8 +129,27 @@ def make_cells(
             spec = _spec(config, dataset, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
-        cells.setdefault(spec.id, Cell({key: values[key] for key in row}, config, spec))
+        cell = Cell({key: values[key] for key in row}, config, spec)
+        first = cells.setdefault(spec.id, cell)
+        if first is not cell:
+            cells[spec.id] = replace(first, also=(*first.also, cell.values))
     return list(cells.values())
+
+
+def check_axes(cells: Sequence[Cell], where: str) -> None:
+    """Refuse a key of which the cells have several values, and on which none of them depends."""
+    seen: dict[str, set[str]] = {}
+    for cell in cells:
+        for values in (cell.values, *cell.also):
+            for key, value in values.items():
+                seen.setdefault(key, set()).add(repr(value))
+    for key, different in seen.items():
+        acts = [idle_keys(cell.config).get(key) for cell in cells]
+        if len(different) > 1 and all(acts):
+            raise UserError(
+                f"{where}: {key} acts only with {acts[0]}, so all its values here are one run; set "
+                f"that, or leave {key} out"
+            )
 
 
 def _spec(config: ExperimentConfig, dataset: Dataset, typed_values: Overrides) -> RunSpec:
@@ -155,13 +175,27 @@ def questions(cells: Sequence[Cell], asked: int) -> list[str]:
 def _merged_cells(cells: Sequence[Cell], asked: int) -> list[str]:
     if len(cells) == asked:
         return []
-    hashed_otherwise = ("dataset", "branch_from")
-    named = [key for key in cells[0].values if key not in hashed_otherwise]
-    idle = [key for key in named if not FIELDS[key].hashed]
-    why = ""
-    if idle:
-        why = f" ({', '.join(idle)} says where or how a run runs, not what it is)"
-    return [f"{asked} cells are {len(cells)} different runs{why}"]
+    reasons: dict[str, None] = {}
+    for cell in cells:
+        for values in cell.also:
+            differ = [key for key in values if values[key] != cell.values.get(key)]
+            for key in differ:
+                reasons[_why_equal(key, cell.config)] = None
+            if not differ:
+                reasons["some are given twice"] = None
+    runs = "1 run" if len(cells) == 1 else f"{len(cells)} different runs"
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return [f"{asked} cells are {runs}{why}"]
+
+
+def _why_equal(key: str, config: ExperimentConfig) -> str:
+    """Why two cells that differ in `key` are one run."""
+    if key == "dataset":
+        return "datasets of the same tokens"
+    if not FIELDS[key].hashed:
+        return f"{key} says where or how a run runs, not what it is"
+    acts = idle_keys(config).get(key)
+    return f"{key} acts only with {acts}" if acts else f"{key} changes nothing in some of them"
 
 
 def _fixed_absolutes(cells: Sequence[Cell]) -> list[str]:

@@ -21,6 +21,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.backends import backend_of
 from nanoscale.experiments.cells import (
     Cell,
+    check_axes,
     combinations,
     grid_lists,
     make_cells,
@@ -282,6 +283,7 @@ class ExperimentRunner:
             check_name(name)
         sources = [*self.base, base]
         cells = make_cells(self._defaults(sources, defaults), sources, rows, where)
+        check_axes(cells, where)
         return self.run_specs(
             name or cells[0].spec.name,
             cells,

@@ -75,6 +75,8 @@ class SearchPlan:
             raise UserError(
                 f"seeds={list(self.seeds)}: expected a list of whole numbers, as in [1, 2, 3]"
             )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds={list(self.seeds)}: one stands there twice; give each once")
         for key in sorted(self.proxy):
             if key in self.space:
                 raise UserError(

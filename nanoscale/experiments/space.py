@@ -110,6 +110,8 @@ def _dimension(name: str, key: str, values: object) -> Dimension:
         raise UserError(
             f"{name}={list(values)}: a choice has at least two values; one belongs to the base"
         )
+    if len(set(choices)) < len(choices):
+        raise UserError(f"{name}={list(values)}: a value stands there twice; give each once")
     return Dimension(choices)
 
 

@@ -26,6 +26,7 @@ from nanoscale.experiments.space import Dimension
 from nanoscale.experiments.worker import Job
 from nanoscale.spec.config import LENGTH_KEYS, flatten
 from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.identity import IDLE_SOMEWHERE, SWITCHES, idle_keys
 from nanoscale.spec.schedule import cooldown_start
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import COMPLETE, DIVERGED, RunFolder
@@ -60,6 +61,7 @@ class Trials:
         self.refusals: list[str] = []  # of combinations that make no run
         self.said = False  # that there are some
         any_values = self.check()
+        self.idle_at_times = self.check_keys(any_values)
         costs = self.costs(any_values)
         self.expected = plan.expected(costs)
         self.targets_flops = sum(cell.flops for cell in self.at_target(any_values))
@@ -135,6 +137,44 @@ class Trials:
                 self.possible(row)
         return values
 
+    def check_keys(self, values: Overrides) -> list[str]:
+        """Warnings of keys that change nothing in some trials.
+
+        Raises:
+            UserError: a key changes nothing in any, so trials that differ in it alone are one run.
+        """
+        texts = []
+        for key in self.plan.space:
+            acts, needs = self.acts(key, values)
+            why = f"it acts only with {needs[0]}; set that, or" if needs else "its values are one run;"
+            if not acts:
+                raise UserError(f"{key} changes no trial: {why} search another key")
+            if needs:
+                texts.append(f"{key} acts only with {needs[0]}; in other trials it changes nothing")
+        return texts
+
+    def acts(self, key: str, values: Overrides) -> tuple[bool, list[str]]:
+        """Whether a key changes a trial, and what it acts with where it does not."""
+        space = self.plan.space
+        switches = []
+        if key in IDLE_SOMEWHERE:
+            switches = [switch for switch in SWITCHES if switch in space and switch != key]
+        acts = False
+        needs = []
+        for row in combinations({switch: space[switch].extremes() for switch in switches}):
+            ids = set()
+            tried = 0
+            for value in space[key].extremes():
+                with suppress(UserError):  # a combination that makes no run says nothing
+                    cell = self.at_rung({**values, **row, key: value}, 0)
+                    ids.add(cell.id)
+                    tried += 1
+            if tried < 2 or len(ids) > 1:
+                acts = True
+            else:
+                needs += [text for name, text in idle_keys(cell.config).items() if name == key]
+        return acts, needs
+
     def some(self, space: Space, which: str = "") -> Overrides:
         """The first values of a space that make a run; a refusal says `which` do not."""
         before = len(self.refusals)
@@ -203,7 +243,7 @@ class Trials:
             for key in self.plan.proxy
             if key not in carried
         ]
-        return uncarried + self.impossible()
+        return uncarried + self.idle_at_times + self.impossible()
 
     def impossible(self) -> list[str]:
         """Once, as soon as it is known: that some combinations make no run."""

@@ -81,6 +81,18 @@ _LATER_IDLE = (  # they named runs for longer
     ),
 )
 IDLE = (*_FIRST_IDLE, *_LATER_IDLE)
+IDLE_SOMEWHERE = {key for idle in IDLE for key in idle.keys}
+SWITCHES = (  # on which `when` looks
+    "optimizer",
+    "use_rope",
+    "use_swiglu",
+    "decay_lr",
+    "lr_schedule",
+    "dropout",
+    "init_seed",
+    "data_seed",
+    "parametrization.mode",
+)
 
 
 def idle_keys(config: ExperimentConfig, table: Sequence[Idle] = IDLE) -> dict[str, str]:

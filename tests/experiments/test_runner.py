@@ -84,6 +84,22 @@ def test_studies_share_runs_and_equal_cells_are_one_run(capsys):
     assert "log_interval says where or how" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (
+            {"muon_lr": [0.1, 0.2], "optimizer": ["adamw", "muon"]},
+            "4 cells are 3 different runs (muon_lr acts only with optimizer=muon)",
+        ),
+        ({"n_layer": [2, "2"]}, "2 cells are 1 run (some are given twice)"),
+        ({"n_kv_head": [None, 2]}, "2 cells are 1 run (n_kv_head changes nothing in some of them)"),
+    ],
+)
+def test_cells_that_are_one_run_say_why(grid, said, capsys):
+    a_runner().run_grid("g", TINY, grid, dry_run=True)
+    assert f"warning: {said}\n" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_seeds_are_one_more_axis():
     frame = a_runner().run_grid("g", TINY, {"n_layer": [1, 2]}, seeds=range(3)).frame()
@@ -135,6 +151,9 @@ def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
         ({}, {"dataset": ["toy", "tou"]}, ["dataset=tou", "did you mean 'toy'"]),
         ({}, {"block_size": [8, 10**6]}, ["block_size=1000000", "tokens, but", "lower block_size"]),
         ("n_layer=2", {}, ["base_params='n_layer=2'", "a dict"]),
+        ({}, {"muon_lr": [0.1, 0.2]}, ["grid_params: muon_lr acts only with optimizer=muon"]),
+        ({"init_seed": 8, "data_seed": 9}, {"seed": [1, 2]}, ["seed acts only with dropout, or"]),
+        ({}, {"parametrization.alpha": [0.5, 1.0]}, ["alpha acts only", "mode=CompleteP"]),
     ],
 )
 def test_a_bad_cell_is_refused_before_any_run_starts(base, grid, words):

@@ -83,6 +83,11 @@ def test_a_space_draws_from_its_measure():
         ({"use_rope": {"low": 0, "high": 1}}, ["no numbers; give a list"]),
         ({"out_dir": ["a", "b"]}, ["says where or how"]),
         ({"n_head": [2, 3]}, ["n_head=3", "not divisible"]),
+        ({"n_head": [2, 2]}, ["n_head=[2, 2]", "twice"]),
+        (LR | {"n_kv_head": [None, 2]}, ["n_kv_head changes no trial: its values are one run"]),
+        (LR | {"muon_lr": [0.1, 0.2]}, ["muon_lr changes no trial", "optimizer=muon; set that"]),
+        (LR | {"rope_theta": {"low": 10, "high": 100}}, ["rope_theta changes", "use_rope=True"]),
+        (LR | {"cooldown_frac": [0.1, 0.2], "lr_schedule": ["cosine", "linear"]}, ["=wsd"]),
     ],
 )
 def test_a_bad_space_is_refused_before_anything_is_written(space, words):
@@ -91,6 +96,22 @@ def test_a_bad_space_is_refused_before_anything_is_written(space, words):
     for word in words:
         assert word in str(refusal.value)
     assert not Path("experiments_out").exists()
+
+
+def test_a_key_that_changes_some_trials_only_is_said(capsys):
+    space = LR | {"muon_lr": [0.1, 0.2], "optimizer": ["adamw", "muon"]}
+    runner = a_runner()
+    runner.run_random("s", BASE, space, trials=2, dry_run=True)
+    said = "warning: muon_lr acts only with optimizer=muon; in other trials it changes nothing"
+    assert said in capsys.readouterr().out
+    for acting in (LR | {"muon_lr": [0.1, 0.2]}, LR):
+        runner.run_random("s", BASE | {"optimizer": "muon"}, acting, trials=2, dry_run=True)
+    rungs = {"cooldown_frac": [0.1, 0.2]}  # whose schedule has a cooldown
+    base = BASE | {"warmup_iters": 1}
+    runner.run_hpo("s", base, rungs, 2, "random", rungs=[10, 20], dry_run=True)
+    assert "changes nothing" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="max_iters changes no trial"):
+        runner.run_hpo("s", base, {"max_iters": [5, 6]}, 2, "random", rungs=[10, 20])
 
 
 CONDITIONAL = {"n_head": [2, 3], "n_embd": [16, 24, 36]}
@@ -196,6 +217,7 @@ def test_a_search_of_before_with_trials_that_were_none_goes_on(capsys):
         ({"trials": 0}, "at least 1"),
         ({"rungs": [5, 5]}, "growing numbers"),
         ({"promote": 1.5}, "between 0 and 1"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: one stands there twice"),
         ({"sampler": "gp", "rungs": [5, 10]}, "whole trials only"),
     ],
 )
