@@ -146,7 +146,11 @@ class Trials:
         texts = []
         for key in self.plan.space:
             acts, needs = self.acts(key, values)
-            why = f"it acts only with {needs[0]}; set that, or" if needs else "its values are one run;"
+            why = (
+                f"it acts only with {needs[0]}; set that, or"
+                if needs
+                else "its values are one run;"
+            )
             if not acts:
                 raise UserError(f"{key} changes no trial: {why} search another key")
             if needs:
