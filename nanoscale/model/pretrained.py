@@ -1,0 +1,49 @@
+"""Weights from elsewhere: what they dictate of a config, and their tensors under our names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanoscale.errors import UserError
+from nanoscale.spec.values import Value
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that a run can begin with.
+
+    `keys` are the config keys that the weights dictate, by dotted name: all of the architecture,
+    block_size being how many positions there are. `tensors` are float32, on the CPU, as
+    `spec.architecture.tensors` names and shapes them. `tokenizer` is what their tokens mean: a
+    kind, a tokenizer.json, or None where nobody says.
+    """
+
+    keys: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+    tokenizer: str | Path | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the names, shapes and values of the tensors."""
+        sha = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().to("cpu", torch.float32).contiguous()
+            sha.update(f"{name} {list(tensor.shape)}\n".encode())
+            sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return sha.hexdigest()
+
+
+def read_hugging_face(folder: Path) -> Pretrained:
+    """The weights in a folder of Hugging Face's form: config.json and safetensors.
+
+    Raises:
+        UserError: a model that our parts cannot hold, or a file that is damaged; it says which.
+    """
+    raise UserError(f"init_from={folder}: weights of Hugging Face's form cannot be read yet")
