@@ -99,7 +99,9 @@ def users_errors(said: str) -> Iterator[None]:
         yield
     except UserError as e:
         raise UserError(f"{said}: {e}") from e
-    except (Exception, SystemExit) as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
         raise UserError(f"{said}: {type(e).__name__}: {e}") from e
 
 

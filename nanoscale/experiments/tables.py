@@ -118,7 +118,7 @@ def _read_file(path: Path) -> DataFrame:
             rows = pd.read_parquet(path).astype(object)
             return rows.where(rows.notna(), None)
         if path.suffix in JSON_LINES:
-            text = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8-sig").splitlines()
             return _frame([json.loads(line) for line in text if line.strip()])
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except pd.errors.EmptyDataError:

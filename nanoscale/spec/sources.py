@@ -159,7 +159,7 @@ def _text_of(file: Path, path: str) -> str:
         here = [str(p) for p in file.parent.glob("*") if p.suffix in endings]
         raise UserError(f"{path}: no such config file{did_you_mean(path, here)}")
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")  # an editor may begin it with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
 
@@ -211,7 +211,7 @@ def apply(values: Mapping[str, Value], source: Source) -> dict[str, Value]:
     """`values` with one source over them: coerced, known keys only, one member per quantity."""
     for name in source.values:
         if name not in FIELDS:
-            raise UserError(f"{source.spelled(name)}: unknown key{_nearest_key(name)}")
+            raise UserError(f"{source.spelled(name)}: unknown key{_nearest_key(name, source)}")
     try:
         new = {name: coerce(name, value) for name, value in source.values.items()}
         for name, value in new.items():
@@ -232,10 +232,11 @@ def apply(values: Mapping[str, Value], source: Source) -> dict[str, Value]:
     return result
 
 
-def _nearest_key(name: str) -> str:
+def _nearest_key(name: str, source: Source) -> str:
     nested = [key for key in FIELDS if key.endswith(f".{name}")]
     near = did_you_mean(f"parametrization.{name}", nested) or did_you_mean(name, FIELDS)
-    return near or "; --help lists all"
+    yours = ", and a name of your own begins with _" if source.name.endswith(".py") else ""
+    return near or f"; --help lists all{yours}"
 
 
 def parse_flag(argument: str) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def read_study(path: Path) -> StudyFile:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         neighbours = [str(p) for p in sorted(path.parent.glob("*.toml"))]
         hint = did_you_mean(str(path), neighbours) or "; studies/quick.toml is one"

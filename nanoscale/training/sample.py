@@ -74,7 +74,7 @@ def prompt(start: str) -> str:
     if start.startswith("FILE:"):
         path = Path(start.removeprefix("FILE:"))
         try:
-            start = path.read_text(encoding="utf-8")
+            start = path.read_text(encoding="utf-8-sig")
         except OSError as e:
             raise UserError(f"start=FILE:{path}: cannot be read ({e.strerror})") from e
         except UnicodeDecodeError as e:

@@ -89,6 +89,7 @@ def test_a_file_of_laws_is_loaded_by_name_and_anew_when_it_was_edited(tmp_path):
         ("1 / 0", "ZeroDivisionError: division by zero"),
         (TOY + "\nimport of_no_kind", "ModuleNotFoundError: No module named 'of_no_kind'"),
         ("def f(:", "SyntaxError: "),
+        ("raise GeneratorExit('no')", "GeneratorExit: no"),
         (TOY.replace('"toy"', '"kaplan"'), "law 'kaplan' is built in; choose another name"),
         (None, "FileNotFoundError: "),
     ],

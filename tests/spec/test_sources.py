@@ -374,6 +374,68 @@ def test_a_base_file_lies_in_the_working_folder_or_beside(tmp_path, monkeypatch)
     assert "line 1: FileNotFoundError" in refusal(written(tmp_path, "c.py", "open('nowhere.py')\n"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "if __name__ == '__main__':\n    n_layer = 2",
+        "import sys\nsetattr(sys.modules[__name__], 'n_layer', 2)",
+        "import sys\nvars(sys.modules[__name__])['n_layer'] = 2",
+        "import __main__\nassert __main__.n_layer == 12 and not hasattr(__main__, 'n_layr')\n"
+        "__main__.n_layer = 2\ndel __main__.n_head",
+        "from __main__ import n_layer as depth\nn_layer = depth // 6",
+        "g = globals()\ng |= {'n_layer': 2}",
+        "me = __import__('sys').modules[__name__]\nme.__dict__.update(n_layer=2)",
+        "from by_main import *",
+        "with open('base.py') as f:\n    exec(f.read())",
+        "f = open('base.py')\nexec(f.read())\nf.close()",
+        "for key, value in {'n_layer': 2}.items():\n    globals()[key] = value",
+        "exec(open('loop.py').read())",
+        "from loop import *",
+        "from math import *\nfrom math import pi\nn_layer = floor(e)",
+        "from mis import n_layr as depth\nn_layer = depth",
+        "from dataclasses import dataclass\n@dataclass\nclass Size:\n    depth: 'int' = 2\n"
+        "n_layer = Size().depth",
+        "\ufeffn_layer = 2",
+        "exec(open('marked.py').read())",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # as users write it
+def test_a_file_runs_as_nanogpt_runs_it(tmp_path, text):
+    written(tmp_path, "base.py", "n_layer = 2\n")
+    written(tmp_path, "marked.py", "\ufeffn_layer = 2\n")
+    written(tmp_path, "mis.py", "n_layr = 2\n")
+    written(tmp_path, "by_main.py", "import __main__\n__main__.n_layer = 2\n")
+    loop = "from math import pi\nfor i in range(3):\n    n_layer = i\n"
+    written(tmp_path, "loop.py", f"{loop}with open(__file__) as f:\n    pass\n")
+    main = sys.modules["__main__"]
+    assert typed(parse_arguments([str(written(tmp_path, "a.py", text))])) == {"n_layer": 2}
+    assert sys.modules["__main__"] is main
+
+
+@pytest.mark.parametrize(
+    "text", ["from mis import n_layr", "from mis import *", "from more import *"]
+)
+def test_a_misspelt_key_is_refused_where_it_is_imported(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    written(tmp_path / "configs", "mis.py", "n_layr = 2\n")
+    written(tmp_path / "configs", "more.py", "from mis import n_layr\n")
+    words = "a.py: n_layr: unknown key; did you mean 'n_layer'?"
+    assert words in refusal(written(tmp_path / "configs", "a.py", f"{text}\n"))
+    package = text.replace("from ", "from configs.")
+    if "more" not in text:
+        assert words in refusal(written(tmp_path, "a.py", f"{package}\n"))
+        written(tmp_path / "configs", "mis.py", "n_layer = 7\n")  # each file's own, not cached
+        now = package.replace("layr", "layer")
+        assert config(written(tmp_path, "a.py", f"{now}\n")).n_layer == 7
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json", "a.yaml"])
+def test_a_file_may_begin_with_a_mark(tmp_path, name):
+    text = SAME[name]
+    assert config(written(tmp_path, name, f"\ufeff{text}")).n_layer == 4
+
+
 def test_what_is_no_name_is_no_key(tmp_path):
     file = written(tmp_path, "a.py", "globals().update({3: 4, (1, 2): 5})\nn_layer = 2\n")
     assert typed(parse_arguments([str(file)])) == {"n_layer": 2}
@@ -412,7 +474,10 @@ def test_a_base_file_is_refused_as_the_file_itself_would_be(tmp_path, base, word
     ("name", "text", "words"),
     [
         ("a.py", "n_layers = 4\n", "a.py: n_layers: unknown key; did you mean 'n_layer'?"),
-        ("a.py", "for i in range(3):\n    n_layer = 1 + i\n", "a.py: i: unknown key"),
+        ("a.py", "i = 3\nfor i in range(3):\n    n_layer = 1 + i\n", "a.py: i: unknown key"),
+        ("a.py", "hidden = 3", "a name of your own begins with _"),
+        ("a.py", "n_layer = 1\nraise GeneratorExit\n", "a.py, line 2: GeneratorExit"),
+        ("a.py", "\nraise type('Stop', (BaseException,), {})('now')\n", "a.py, line 2: Stop: now"),
         ("a.py", "parametrization.mod = 'SP'\n", "did you mean 'parametrization.mode'"),
         ("a.py", "parametrization = 'muP'\n", "parametrization: unknown key"),
         ("a.py", "\nn_layer = 1 / 0\n", "a.py, line 2: ZeroDivisionError: division by zero"),

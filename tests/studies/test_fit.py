@@ -123,7 +123,7 @@ def test_json_lines_give_the_same_fit(table, tmp_path):
     _, one = fit(table, "--bootstrap=0", "--json=out.json")
     columns = rows()
     lines = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8-sig")
     _, two = fit("runs.jsonl", "--bootstrap=0", "--json=out.json")
     assert two["params"] == one["params"]
     assert two["data"] == one["data"]

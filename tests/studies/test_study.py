@@ -171,6 +171,10 @@ def test_a_grid_has_every_combination_and_the_files_name():
     assert len(study.question.rows) == 4
 
 
+def test_a_study_file_may_begin_with_a_mark():
+    assert read_study(write(f"\ufeff{GRID}")).recipe_name == "grid"
+
+
 def test_a_transfer_study_begins_with_every_arms_lrs_at_every_size():
     study = read_study(write(TRANSFER))
     assert len(study.question.rows) == 2 * 3 * 5

@@ -273,7 +273,7 @@ def test_dtype_is_that_of_the_products(run, capsys, monkeypatch):
 
 
 def test_the_prompt_comes_from_a_file(run, capsys):
-    Path("prompt.txt").write_text("on the\nlog")
+    Path("prompt.txt").write_text("\ufeffon the\nlog")  # as some editors begin a file
     assert text_of(capsys, "--start=FILE:prompt.txt", "--max_new_tokens=2")[0].startswith(
         "on the\nlog"
     )
