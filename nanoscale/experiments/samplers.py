@@ -130,7 +130,9 @@ def importance_of(space: Space, results: Sequence[Result]) -> dict[str, float] |
 
         told = [Told(values, [loss], whole=True) for values, loss in results]
         evaluator = importance.PedAnovaImportanceEvaluator()
-        return importance.get_param_importances(study_of(told, space), evaluator=evaluator)
+        study = study_of(told, space)
+        shares: dict[str, float] = importance.get_param_importances(study, evaluator=evaluator)
+        return shares
 
 
 def write_journal(path: Path, name: str, space: Space, told: Iterable[Told]) -> None:
