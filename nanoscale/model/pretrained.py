@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanoscale.errors import UserError
+from nanoscale.model.importing import imported
 from nanoscale.spec.values import Value
 
 
@@ -28,6 +28,7 @@ class Pretrained:
     keys: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
     tokenizer: str | Path | None = None
+    warnings: tuple[str, ...] = ()  # what our parts compute a little otherwise than theirs
 
     @cached_property
     def digest(self) -> str:
@@ -46,4 +47,6 @@ def read_hugging_face(folder: Path) -> Pretrained:
     Raises:
         UserError: a model that our parts cannot hold, or a file that is damaged; it says which.
     """
-    raise UserError(f"init_from={folder}: weights of Hugging Face's form cannot be read yet")
+    keys, tensors, warnings = imported(folder)
+    tokenizer = folder / "tokenizer.json"
+    return Pretrained(keys, tensors, tokenizer if tokenizer.is_file() else None, tuple(warnings))

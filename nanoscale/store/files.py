@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder under a temporary name that becomes `path` when the block ends well, else goes.
+
+    Raises:
+        UserError: something stands there already, or the disk refuses.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path} is there already; choose another folder, or delete it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            for name in os.listdir(temporary):
+                with open(temporary / name, "r+b") as file:
+                    os.fsync(file.fileno())
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

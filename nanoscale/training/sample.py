@@ -18,7 +18,8 @@ import numpy.typing as npt
 from nanoscale.data.dataset import Dataset, open_dataset, philox_words
 from nanoscale.errors import UserError
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.store.folder import BEST, CHECKPOINT, RunFolder
+from nanoscale.spec.identity import RunSpec
+from nanoscale.store.folder import BEST, CHECKPOINT, FINISHED, RunFolder
 from nanoscale.training.sample_options import SampleOptions
 
 if TYPE_CHECKING:
@@ -37,21 +38,42 @@ def open_run(out_dir: str, data_root: str | None = None) -> tuple[Path, Resolved
 
     `data_root` is where that lies now, if it has moved.
     """
+    weights, spec = open_weights(out_dir)
+    try:
+        return weights, spec.config, data_of(spec, data_root)
+    except UserError as e:
+        raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}") from e
+
+
+def open_weights(out_dir: str, key: str = "out_dir") -> tuple[Path, RunSpec]:
+    """A run's weights, the best, else the newest, and its spec; `key` is how it was named."""
     folder = RunFolder(out_dir)
     if not folder.exists():
         raise UserError(
-            f"out_dir={out_dir}: no run there; train one first with "
+            f"{key}={out_dir}: no run there; train one first with "
             f"`python train.py --out_dir={out_dir}`, or name its folder"
         )
     spec = folder.spec()
-    weights = folder / BEST
-    if not weights.is_file():
-        weights = folder / CHECKPOINT
-    if not weights.is_file():
+    for name in (BEST, CHECKPOINT):
+        if (folder / name).is_file():
+            return folder / name, spec
+    state = folder.state()
+    if state in FINISHED and spec.config.keep == "none":
         raise UserError(
-            f"out_dir={out_dir}: the run has saved no weights yet (it is "
-            f"{folder.state()}); train it further"
+            f"{key}={out_dir}: the run kept no weights (keep=none); train it again with keep=best, "
+            "into another folder"
         )
+    raise UserError(
+        f"{key}={out_dir}: the run has saved no weights yet (it is {state}); train it further"
+    )
+
+
+def data_of(spec: RunSpec, data_root: str | None = None) -> Dataset:
+    """The data set that a run was trained on, as it was; `data_root` is where it lies now.
+
+    Raises:
+        UserError: it is not there, or has changed since.
+    """
     name = spec.config.dataset
     if data_root and Path(name).is_absolute():
         name = Path(name).name
@@ -59,14 +81,14 @@ def open_run(out_dir: str, data_root: str | None = None) -> tuple[Path, Resolved
         dataset = open_dataset(name, data_root or spec.config.data_root)
     except UserError as e:
         moved = "" if data_root else "; has it moved, add --data_root=FOLDER"
-        raise UserError(f"out_dir={out_dir}: its text needs its dataset: {e}{moved}") from e
+        raise UserError(f"{e}{moved}") from e
     if dataset.fingerprint != spec.data_fingerprint:
         raise UserError(
-            f"out_dir={out_dir}: dataset {spec.config.dataset!r} has changed since "
+            f"dataset {spec.config.dataset!r} has changed since "
             f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
             "may mean other text; restore it"
         )
-    return weights, spec.config, dataset
+    return dataset
 
 
 def prompt(start: str) -> str:
