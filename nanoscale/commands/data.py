@@ -24,20 +24,27 @@ def command(context: click.Context) -> None:
     cls=Verb,
     examples=[
         "nanoscale data prepare shakespeare_char",
-        "nanoscale data prepare text --input book.txt --kind byte --out data/book",
+        "nanoscale data prepare text --input book.txt --tokenizer gpt2 --out data/book",
     ],
 )
 @click.argument("name", metavar="NAME")
 @option("input", "PATH", "A local tinyshakespeare, or any text.")
-@option("kind", "KIND", "Tokens of a text: char or byte (by its alphabet).")
+@option("tokenizer", "NAME", "char, byte, gpt2, FILE.json or train:VOCAB (by its alphabet).")
+@option("kind", "KIND", "An older name for --tokenizer: char or byte.")
 @option("seed", "NUMBER", "Of the synthetic chain.", number(whole=True))
 @option("out", "PATH", "The folder (data/NAME).", PATH)
 def prepare_command(
-    name: str, input: str | None, kind: str | None, seed: int | None, out: Path | None
+    name: str,
+    input: str | None,
+    tokenizer: str | None,
+    kind: str | None,
+    seed: int | None,
+    out: Path | None,
 ) -> None:
-    """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), pysource (the Python
-    files of this installation), text (any file or folder), or synthetic (of known entropy).
+    """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), shakespeare (by
+    GPT-2's tokens), pysource (the Python files of this installation), text (any file or folder), or
+    synthetic (of known entropy).
     """
     from nanoscale.data.prepare import prepare
 
-    prepare(name, input=input, kind=kind, out=out, seed=seed)
+    prepare(name, input=input, kind=kind, tokenizer=tokenizer, out=out, seed=seed)

@@ -22,9 +22,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, read_errors, read_meta
+from nanoscale.data.tokenizer import Integers, Tokenizer, Tokens, symbol_bytes, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
 
-KNOWN = ("shakespeare_char", "pysource", "text", "synthetic")  # what `nanoscale data prepare` makes
+# what `nanoscale data prepare` makes
+KNOWN = ("shakespeare_char", "shakespeare", "pysource", "text", "synthetic")
 TOKEN = np.dtype("<u2")
 
 BLOCK = 2**20  # bytes read at once
@@ -34,8 +36,6 @@ LOOKED_AT = 2**16  # bytes from which a file's type is told
 LLM_C = {20240520: "<u2", 20240801: "<u4"}  # magic number of llm.c's header -> type of its tokens
 LLM_C_HEADER = 1024  # bytes
 
-Tokens: TypeAlias = NDArray[Any]  # (n,) of any integer type; of a token file, uint16 or uint32
-Integers: TypeAlias = NDArray[np.int64]
 Words: TypeAlias = NDArray[np.uint64]  # of Philox
 
 # second word of the Philox key: one number per use, so that no two uses share words
@@ -53,53 +53,36 @@ class Dataset:
     tokens: Mapping[str, Tokens]
     meta: Meta
 
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """What the ids stand for; None where nothing says it."""
+        return tokenizer_of(self.folder, self.meta, f"dataset {self.name!r}")
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; a character outside the vocabulary is a `UserError`."""
-        if self.meta.kind == "gpt2":
-            ids: list[int] = _gpt2().encode(text, allowed_special={"<|endoftext|>"})
-            return ids
-        if self.meta.kind == "byte":
-            try:
-                return list(text.encode())
-            except UnicodeEncodeError as e:
-                raise UserError(f"{text[e.start : e.end]!r} is not text that UTF-8 can hold") from e
-        numbers = {symbol: i for i, symbol in enumerate(self._symbols())}
-        unknown = [c for c in dict.fromkeys(text) if c not in numbers]
-        if unknown:
-            shown = ", ".join(map(repr, unknown[:5]))
-            if len(unknown) > 5:
-                shown += ", ..."
-            raise UserError(
-                f"dataset {self.name!r} has no symbol for {shown}; "
-                f"use only characters of its {self.vocab_size}-symbol vocabulary"
-            )
-        return [numbers[c] for c in text]
+        return self._speaking().encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that are not UTF-8 become U+FFFD, padded GPT-2 ids nothing."""
-        if self.meta.kind == "gpt2":
-            text: str = _gpt2().decode([i for i in ids if i < _gpt2().n_vocab])
-            return text
-        if self.meta.kind == "byte":
-            return bytes(ids).decode(errors="replace")
-        symbols = self._symbols()
-        return "".join(symbols[i] for i in ids)
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD, padded ids nothing."""
+        return self._speaking().decode(ids)
 
-    def _symbols(self) -> Sequence[str]:
-        if self.meta.itos is None:
+    def _speaking(self) -> Tokenizer:
+        if self.tokenizer is None:
             raise UserError(f"the meta of dataset {self.name!r} names no symbols (itos)")
-        return self.meta.itos
+        return self.tokenizer
 
     def bytes_per_token(self, split: str) -> float | None:
         """UTF-8 bytes per token of a split: known, counted from the symbols, or None."""
         if self.meta.kind == "byte":
             return 1.0
-        if self.meta.kind != "char" or self.meta.itos is None:
+        if self.meta.kind in ("synthetic", "ids"):
             return None
         tokens = self.tokens[split]
         if self.meta.splits is not None:
             counted: int = self.meta.splits[split]["bytes"]
             return counted / len(tokens)
+        if self.meta.itos is None:
+            return None
 
         widths = symbol_bytes(self.meta.itos)
         step = BLOCK * 16
@@ -302,23 +285,6 @@ def _blocks(path: str, size: int, whole: int) -> Iterator[bytes]:
         for offset in offsets:
             file.seek(offset)
             yield file.read(BLOCK)
-
-
-def symbol_bytes(symbols: Sequence[str]) -> Integers:
-    """UTF-8 length of each symbol: (vocab_size,) int64."""
-    return np.array([len(s.encode(errors="replace")) for s in symbols], np.int64)
-
-
-@functools.cache
-def _gpt2() -> Any:
-    try:
-        import tiktoken  # type: ignore[import-not-found, unused-ignore]  # an extra, seldom there
-    except ImportError as e:
-        raise UserError("GPT-2 tokens need tiktoken: run `pip install tiktoken`") from e
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except Exception as e:  # it downloads its table, through whatever HTTP client it has
-        raise UserError(f"tiktoken could not load its GPT-2 table: {e}") from e
 
 
 # --- samples -----------------------------------------------------------------------------------

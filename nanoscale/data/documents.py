@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from nanoscale.data.dataset import TOKEN, Tokens
 from nanoscale.data.meta import read_errors
+from nanoscale.data.tokenizer import Tokenizer, Tokens, byte_tokens
 from nanoscale.errors import UserError
 
-DOCUMENT_END = b"\0"
 MAX_SYMBOLS = 2**16  # a token is a uint16
-CODE_POINTS = 0x110000
 
 
 def files_below(
@@ -73,11 +71,10 @@ class Documents:
             "unreadable": self.skipped,
         }
 
-    def splits(self, where: str, encode: Callable[[bytes], Tokens]) -> dict[str, Iterator[Tokens]]:
-        """Token arrays of each split, a document at a time: hash mod 20 == 0 is validation.
+    def splits(self, where: str) -> dict[str, list[bytes]]:
+        """The documents of each split, by their hashes: hash mod 20 == 0 is validation.
 
-        Should that be none or all of a few documents, it is the one of the smallest hash. A zero
-        byte ends each document.
+        Should that be none or all of a few documents, it is the one of the smallest hash.
         """
         ordered = sorted(self.paths)
         if len(ordered) < 2:
@@ -94,16 +91,27 @@ class Documents:
         if len(val) in (0, len(ordered)):
             val = ordered[:1]
         train = sorted(set(ordered).difference(val))
-        return {"train": self._read(train, encode), "val": self._read(val, encode)}
+        return {"train": train, "val": val}
 
-    def _read(self, digests: list[bytes], encode: Callable[[bytes], Tokens]) -> Iterator[Tokens]:
+    def read(self, digests: Iterable[bytes]) -> Iterator[bytes]:
+        """The documents of these hashes, one at a time."""
         for digest in digests:
             path = self.paths[digest]
             with read_errors(path):
                 raw = path.read_bytes()
             if hashlib.sha256(raw).digest() != digest:
                 raise UserError(f"{path} changed while it was read; prepare again when it rests")
-            yield encode(raw + DOCUMENT_END)
+            yield raw
+
+
+def encoded(documents: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[Tokens]:
+    """The token array of each document, with the end of a document after it."""
+    encode = encoder(tokenizer)
+    for raw in documents:
+        tokens = encode(raw)
+        if tokenizer.end is not None:
+            tokens = np.append(tokens, tokens.dtype.type(tokenizer.end))
+        yield tokens
 
 
 def characters_of(raw: bytes, path: object) -> set[str]:
@@ -126,20 +134,8 @@ def choose_symbols(kind: str | None, present: set[str], path: object) -> list[st
     return sorted(present)
 
 
-def encoder(symbols: Sequence[str] | None) -> Callable[[bytes], Tokens]:
-    """UTF-8 bytes -> (n_tokens,) uint16, by character of `symbols`, or by byte if None."""
-    if symbols is None:
-        return _by_byte
-    ids = np.zeros(CODE_POINTS, TOKEN)
-    for number, symbol in enumerate(symbols):
-        ids[ord(symbol)] = number
-
-    def by_character(raw: bytes) -> Tokens:
-        tokens: Tokens = ids[np.frombuffer(raw.decode().encode("utf-32-le"), "<u4")]
-        return tokens
-
-    return by_character
-
-
-def _by_byte(raw: bytes) -> Tokens:
-    return np.frombuffer(raw, np.uint8).astype(TOKEN)
+def encoder(tokenizer: Tokenizer) -> Callable[[bytes], Tokens]:
+    """UTF-8 bytes -> (n_tokens,); bytes of any kind where a token is one."""
+    if tokenizer.kind == "byte":
+        return byte_tokens
+    return lambda raw: tokenizer.encode_documents([raw.decode()])[0]

@@ -18,11 +18,21 @@ SPLITS = ("train", "val")
 META_SCHEMA = 1
 GPT2_VOCAB_SIZE = 50304  # 50257 rounded up, nanoGPT's rule for a folder without meta
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}  # of the tokens, by their names in a meta
+TOKENIZED = ("gpt2", "tokenizer.json")  # kinds whose symbols stand elsewhere
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer.json of a data folder: its name, its SHA-256, the id that ends a document."""
+
+    file: str
+    sha256: str
+    end: int | None = None
 
 
 @dataclass(frozen=True)
 class Meta:
-    """`kind` is char, byte, synthetic or gpt2; ids: there are no symbols."""
+    """`kind` is char, byte, synthetic, gpt2 or tokenizer.json; ids: there are no symbols."""
 
     kind: str
     vocab_size: int
@@ -31,6 +41,7 @@ class Meta:
     dataset: str = ""  # as whom we prepared it
     facts: Mapping[str, Any] = field(default_factory=dict)  # all that meta.json says
     dtype: str | None = None  # of the tokens; unnamed, it is uint16
+    tokenizer: TokenizerRecord | None = None
 
 
 @contextmanager
@@ -55,6 +66,11 @@ def read_meta(folder: Path) -> Meta:
     return Meta("gpt2", GPT2_VOCAB_SIZE)
 
 
+def dtype_of(vocab_size: int) -> str:
+    """The type that numbers a vocabulary, by its name in a meta."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
 # -- ours -----------------------------------------------------------------------------------------
 def _checked_json(path: Path, raw: bytes) -> Meta:
     broken = UserError(f"{path} is not a meta file of ours; prepare the dataset again")
@@ -64,6 +80,8 @@ def _checked_json(path: Path, raw: bytes) -> Meta:
         kind, size, itos = record["kind"], record["vocab_size"], record["itos"]
         meta = Meta(kind, size, itos, record["splits"], record.get("dataset", ""), facts=record)
         dtype = record.get("dtype")
+        if meta.kind == "tokenizer.json":
+            meta = replace(meta, tokenizer=TokenizerRecord(**record["tokenizer"]))
         counts = [meta.vocab_size]
         for split in SPLITS:
             counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"]]
@@ -91,9 +109,19 @@ def _fits(meta: Meta) -> bool:
     """Whether the symbols are those of the kind."""
     if meta.kind == "byte":
         return meta.vocab_size == 256 and meta.itos is None
+    if meta.kind in TOKENIZED:
+        return meta.itos is None and _has_file(meta.tokenizer)
     if not isinstance(meta.itos, list) or not all(isinstance(s, str) for s in meta.itos):
         return False
     return meta.kind in ("char", "synthetic") and len(meta.itos) == meta.vocab_size
+
+
+def _has_file(record: TokenizerRecord | None) -> bool:
+    """Whether a record, if there is one, names a file of its own folder."""
+    if record is None:
+        return True
+    named = isinstance(record.file, str) and Path(record.file).name == record.file
+    return named and (record.end is None or isinstance(record.end, int))
 
 
 def _is_count(value: object) -> bool:

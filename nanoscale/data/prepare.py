@@ -1,8 +1,9 @@
 """Text to token files, for `nanoscale data prepare NAME` and the doors `data/<name>/prepare.py`.
 
-A recipe gives a `Corpus`: an alphabet and, per split, pieces of text. One writer makes the folder
-from it, in nanoGPT's format: `train.bin`, `val.bin`, `meta.pkl`, and our `meta.json`. The folder
-changes only when everything has been written beside it, and only where the content is new.
+A recipe gives a `Corpus`: a tokenizer and, per split, pieces of tokens. One writer makes the folder
+from it, in nanoGPT's format: `train.bin`, `val.bin`, `meta.pkl` (but of GPT-2's tokens, as there),
+our `meta.json`, and the tokenizer's own file if it has one. The folder changes only when everything
+has been written beside it, and only where the content is new.
 """
 
 from __future__ import annotations
@@ -16,31 +17,42 @@ import platform
 import site
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
-from nanoscale.data.dataset import Integers, Tokens, open_dataset, symbol_bytes
+from nanoscale.data.dataset import open_dataset
 from nanoscale.data.documents import (
-    DOCUMENT_END,
     Documents,
     characters_of,
     choose_symbols,
+    encoded,
     encoder,
     files_below,
 )
-from nanoscale.data.meta import META_SCHEMA, SPLITS, read_errors
+from nanoscale.data.meta import GPT2_VOCAB_SIZE, META_SCHEMA, SPLITS, dtype_of, read_errors
 from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
+from nanoscale.data.tokenizer import (
+    END_OF_DOCUMENT,
+    TOKENIZER_FILE,
+    Bytes,
+    Characters,
+    Tokenizer,
+    TokenizerFile,
+    Tokens,
+    check_choice,
+    make_tokenizer,
+)
 from nanoscale.errors import UserError, did_you_mean, disk_errors, make_folder, one_of
 
 TEXT_KINDS = ("char", "byte")
 ARGUMENTS: dict[str, tuple[str, ...]] = {  # what each dataset may be given
     "shakespeare_char": ("input",),
+    "shakespeare": ("input",),
     "pysource": (),
-    "text": ("input", "kind"),
+    "text": ("input", "kind", "tokenizer"),
     "synthetic": ("seed",),
 }
 
@@ -49,15 +61,16 @@ SHAKESPEARE_URL = (
 )
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
+Text = TypeVar("Text", str, Tokens)
+
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a recipe makes: symbols (None: the 256 bytes), tokens in pieces, facts for the meta."""
+    """What a recipe makes: a tokenizer, tokens in pieces, facts for the meta."""
 
-    kind: str
-    symbols: Sequence[str] | None
+    tokenizer: Tokenizer
     splits: Mapping[str, Iterable[Tokens]]
     facts: Mapping[str, object]
 
@@ -67,13 +80,15 @@ def prepare(
     *,
     input: str | None = None,
     kind: str | None = None,
+    tokenizer: str | None = None,
     out: Path | None = None,
     seed: int | None = None,
 ) -> Path:
     """Make the dataset `name` in `out` (default `data/<name>` here) and return that folder.
 
-    `input` is for shakespeare_char (the file itself) and text (a file or folder), `kind` ('char' or
-    'byte'; default char, or byte where that makes the smaller vocabulary) for text, `seed` for
+    `input` is for the two Shakespeares (the file itself) and text (a file or folder), `tokenizer`
+    (char, byte, gpt2, a tokenizer.json or train:VOCAB; default char, or byte where that makes the
+    smaller vocabulary) for text, as is its older name `kind`, which knows char and byte; `seed` for
     synthetic. Raises `UserError` and leaves nothing behind if anything is in the way.
 
     >>> import nanoscale as ns
@@ -85,35 +100,58 @@ def prepare(
     if name not in ARGUMENTS:
         near = did_you_mean(name, ARGUMENTS)
         raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(ARGUMENTS)}")
-    for option, value in (("input", input), ("kind", kind), ("seed", seed)):
+    given = {"input": input, "kind": kind, "tokenizer": tokenizer, "seed": seed}
+    for option, value in given.items():
         if value is not None and option not in ARGUMENTS[name]:
             raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
+    choice = _choice(kind, tokenizer)
     out = Path("data", name) if out is None else Path(out)
     lies_there = out / "input.txt"  # where nanoGPT's own script keeps the text
-    if name == "shakespeare_char" and input is None and lies_there.is_file():
+    is_shakespeare = name in ("shakespeare", "shakespeare_char")
+    if is_shakespeare and input is None and lies_there.is_file():
         input = str(lies_there)
-    if name == "shakespeare_char" and input is None and holds_shakespeare(out):
+    if is_shakespeare and input is None and holds_shakespeare(out, name):
         print(f"{out} is unchanged")
     else:
-        write(out, name, _corpus(name, input, kind, out, DEFAULT_SEED if seed is None else seed))
+        write(out, name, _corpus(name, input, choice, out, DEFAULT_SEED if seed is None else seed))
     return out
 
 
-def _corpus(name: str, input: str | None, kind: str | None, out: Path, seed: int) -> Corpus:
+def _choice(kind: str | None, tokenizer: str | None) -> str | None:
+    """The tokenizer that was asked for, by either name."""
+    if tokenizer is None:
+        if kind is not None and kind not in TEXT_KINDS:
+            raise UserError(
+                f"--kind {kind!r} is none of {one_of(TEXT_KINDS)}{did_you_mean(kind, TEXT_KINDS)}"
+            )
+        return kind
+    if kind is not None:
+        raise UserError(
+            f"--kind {kind} and --tokenizer {tokenizer} say the same thing twice; "
+            "leave --kind out, its older name"
+        )
+    check_choice(tokenizer)
+    return tokenizer
+
+
+def _corpus(name: str, input: str | None, choice: str | None, out: Path, seed: int) -> Corpus:
     if name == "shakespeare_char":
-        return shakespeare_char(input)
+        return tinyshakespeare(input, "char")
+    if name == "shakespeare":
+        return tinyshakespeare(input, "gpt2")
     if name == "pysource":
         return pysource(python_roots())
     if name == "text":
-        return text(input, kind, out)
+        return text(input, choice, out)
     return synthetic(seed)
 
 
 # --- recipes -----------------------------------------------------------------------------------
 
 
-def shakespeare_char(input: str | None) -> Corpus:
-    """tinyshakespeare by characters, downloaded or from a local copy; checked by SHA-256."""
+def tinyshakespeare(input: str | None, choice: str) -> Corpus:
+    """tinyshakespeare, downloaded or from a local copy; checked by SHA-256."""
+    check_choice(choice)
     raw = _download(SHAKESPEARE_URL) if input is None else _read_file(input)
     sha256 = hashlib.sha256(raw).hexdigest()
     if sha256 != SHAKESPEARE_SHA256:
@@ -124,34 +162,31 @@ def shakespeare_char(input: str | None) -> Corpus:
             f"{input or SHAKESPEARE_URL} is not tinyshakespeare (SHA-256 {sha256[:12]}..., "
             f"not {SHAKESPEARE_SHA256[:12]}...); {remedy}"
         )
-    return _one_file(raw, "char", "tinyshakespeare")
+    return _one_file(raw, choice, "tinyshakespeare")
 
 
-def holds_shakespeare(folder: Path) -> bool:
+def holds_shakespeare(folder: Path, name: str) -> bool:
     """Whether `folder` is tinyshakespeare already, so that nothing need be downloaded."""
     try:
-        source = open_dataset(str(folder.resolve())).meta.facts["source"]
-        return bool(source["sha256"] == SHAKESPEARE_SHA256)
+        meta = open_dataset(str(folder.resolve())).meta
+        same = meta.facts["source"]["sha256"] == SHAKESPEARE_SHA256
+        return same and meta.dataset == name
     except (UserError, LookupError, TypeError):
         return False
 
 
-def text(input: str | None, kind: str | None, out: Path) -> Corpus:
+def text(input: str | None, choice: str | None, out: Path) -> Corpus:
     """The user's file (its last tenth is validation) or folder (split by document).
 
     Of a folder every regular file counts, but for hidden ones and for the folder `out`. Without a
-    `kind`, text of at most 256 different characters is read by character, other text by byte.
-    What is not UTF-8 is refused unless `kind` is 'byte'.
+    `choice`, text of at most 256 different characters is read by character, other text by byte.
+    What is not UTF-8 is refused unless `choice` is 'byte'.
     """
     if input is None:
         raise UserError("text needs --input FILE_OR_FOLDER")
-    if kind is not None and kind not in TEXT_KINDS:
-        raise UserError(
-            f"--kind {kind!r} is none of {one_of(TEXT_KINDS)}{did_you_mean(kind, TEXT_KINDS)}"
-        )
     if not os.path.isdir(input):
-        return _one_file(_read_file(input), kind, input)
-    return _folder(input, kind, out)
+        return _one_file(_read_file(input), choice, input)
+    return _folder(input, choice, out)
 
 
 def pysource(roots: Sequence[Path]) -> Corpus:
@@ -170,8 +205,8 @@ def pysource(roots: Sequence[Path]) -> Corpus:
         except OSError:
             documents.skip()
     facts = documents.facts() | {"python": platform.python_version()}
-    splits = documents.splits("the Python installation", encoder(None))
-    return Corpus("byte", None, splits, {"source": facts})
+    splits = documents.splits("the Python installation")
+    return _by_document(documents, splits, Bytes(), facts)
 
 
 def python_roots() -> list[Path]:
@@ -196,7 +231,8 @@ def synthetic(seed: int) -> Corpus:
             "weights": chain.weights.tolist(),
         },
     }
-    return Corpus("synthetic", list(SYMBOLS), {"train": [chain.train], "val": [chain.val]}, facts)
+    tokenizer = Characters(list(SYMBOLS), "synthetic")
+    return Corpus(tokenizer, {"train": [chain.train], "val": [chain.val]}, facts)
 
 
 # --- reading text ------------------------------------------------------------------------------
@@ -224,37 +260,65 @@ def _download(url: str) -> bytes:
         ) from e
 
 
-def _one_file(raw: bytes, kind: str | None, path: str) -> Corpus:
-    """One text, cut at 90 % of its tokens as nanoGPT cuts it."""
-    present = set() if kind == "byte" else characters_of(raw, path)
-    symbols = choose_symbols(kind, present, path)
-    tokens = encoder(symbols)(raw)
-    cut = int(len(tokens) * 0.9)
+def _one_file(raw: bytes, choice: str | None, path: str) -> Corpus:
+    """One text, cut at 90 % of its characters, or of its bytes, as nanoGPT cuts it."""
+    present = set() if choice == "byte" else characters_of(raw, path)
+    if choice in (None, *TEXT_KINDS):
+        tokenizer = _by_symbol(choose_symbols(choice, present, path))
+        pieces = _cut(encoder(tokenizer)(raw), "tokens", path)
+    else:
+        texts = _cut(raw.decode(), "characters", path)
+        tokenizer = make_tokenizer(choice, texts[:1])
+        pieces = tokenizer.encode_documents(texts)
+    splits = {split: [piece] for split, piece in zip(SPLITS, pieces, strict=True)}
+    source = {"sha256": hashlib.sha256(raw).hexdigest()}
+    return Corpus(tokenizer, splits, {"source": source})
+
+
+def _cut(whole: Text, unit: str, path: str) -> list[Text]:
+    cut = int(len(whole) * 0.9)
     if cut == 0:
-        raise UserError(f"{path} holds {len(tokens)} tokens, too few to split; give a longer text")
-    splits = {"train": [tokens[:cut]], "val": [tokens[cut:]]}
-    facts = {"source": {"sha256": hashlib.sha256(raw).hexdigest()}}
-    return Corpus("byte" if symbols is None else "char", symbols, splits, facts)
+        raise UserError(f"{path} holds {len(whole)} {unit}, too few to split; give a longer text")
+    return [whole[:cut], whole[cut:]]
 
 
-def _folder(input: str, kind: str | None, out: Path) -> Corpus:
+def _folder(input: str, choice: str | None, out: Path) -> Corpus:
     def refuse(error: OSError) -> None:
         with read_errors(error.filename):
             raise error
 
-    present = {DOCUMENT_END.decode()}
+    present = {END_OF_DOCUMENT}
     documents = Documents()
     paths = files_below([Path(input)], lambda name: name[0] == ".", refuse, seen=[out])
     for path in paths:
         with read_errors(path):
             raw = path.read_bytes()
-        if kind != "byte":
+        if choice != "byte":
             present |= characters_of(raw, path)
         documents.add(path, raw)
-    symbols = choose_symbols(kind, present, input)
-    splits = documents.splits(input, encoder(symbols))
-    kind = "byte" if symbols is None else "char"
-    return Corpus(kind, symbols, splits, {"source": documents.facts()})
+    if choice in (None, *TEXT_KINDS):
+        tokenizer = _by_symbol(choose_symbols(choice, present, input))
+        return _by_document(documents, documents.splits(input), tokenizer, documents.facts())
+    splits = documents.splits(input)
+    training = (raw.decode() for raw in documents.read(splits["train"]))
+    tokenizer = make_tokenizer(choice, training)
+    return _by_document(documents, splits, tokenizer, documents.facts())
+
+
+def _by_symbol(symbols: Sequence[str] | None) -> Tokenizer:
+    return Bytes() if symbols is None else Characters(symbols)
+
+
+def _by_document(
+    documents: Documents,
+    splits: Mapping[str, list[bytes]],
+    tokenizer: Tokenizer,
+    facts: Mapping[str, object],
+) -> Corpus:
+    pieces = {}
+    for split, digests in splits.items():
+        pieces[split] = encoded(documents.read(digests), tokenizer)
+    return Corpus(tokenizer, pieces, {"source": facts})
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -262,40 +326,70 @@ def _folder(input: str, kind: str | None, out: Path) -> Corpus:
 
 def write(out: Path, name: str, corpus: Corpus) -> None:
     """Write the folder; files whose content is already there are left as they are."""
-    # nanoGPT joins strings, so for it a byte is the character of the same number
-    characters = corpus.symbols or [chr(byte) for byte in range(256)]
-    widths = symbol_bytes(characters)
-    if corpus.symbols is None:
-        widths = np.ones_like(widths)
+    tokenizer = corpus.tokenizer
     splits = {}
     with _staged(out) as stage:
         for split in SPLITS:
-            splits[split] = _write_tokens(stage / f"{split}.bin", corpus.splits[split], widths)
-        theirs = {
-            "vocab_size": len(characters),
-            "itos": dict(enumerate(characters)),
-            "stoi": {character: number for number, character in enumerate(characters)},
-        }
-        (stage / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
+            splits[split] = _write_tokens(
+                stage / f"{split}.bin", corpus.splits[split], tokenizer.count_bytes
+            )
+        _write_nanogpts(stage, tokenizer)
         ours = {
             "schema": META_SCHEMA,
             "dataset": name,
-            "kind": corpus.kind,
-            "vocab_size": len(characters),
-            "itos": corpus.symbols,
+            **described(tokenizer, stage),
             "splits": splits,
             **corpus.facts,
         }
         (stage / "meta.json").write_text(json.dumps(ours, indent=1) + "\n")
         changed = _replace(stage, out)
 
-    print(f"vocab size: {len(characters):,}")
+    print(f"vocab size: {ours['vocab_size']:,}")
     for split in SPLITS:
         print(f"{split} has {splits[split]['tokens']:,} tokens")
     print(f"{out} is ready" if changed else f"{out} is unchanged")
 
 
-def _write_tokens(path: Path, pieces: Iterable[Tokens], widths: Integers) -> dict[str, int | str]:
+def described(tokenizer: Tokenizer, folder: Path) -> dict[str, object]:
+    """What a meta.json says of its tokenizer, whose file, if it has one, is written to `folder`."""
+    record: dict[str, object] = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
+    if isinstance(tokenizer, Characters):
+        return record | {"itos": tokenizer.symbols}
+    record["itos"] = None
+    if isinstance(tokenizer, Bytes):
+        return record
+    record["dtype"] = dtype_of(tokenizer.vocab_size)
+    if isinstance(tokenizer, TokenizerFile):
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
+        sha256 = hashlib.sha256(tokenizer.content).hexdigest()
+        end = tokenizer.end
+        record["tokenizer"] = {"file": TOKENIZER_FILE, "sha256": sha256, "end": end}
+    else:
+        # what nanoGPT takes GPT-2's tokens for, so that the run is the same in its folder and ours
+        record["vocab_size"] = GPT2_VOCAB_SIZE
+    return record
+
+
+def _write_nanogpts(folder: Path, tokenizer: Tokenizer) -> None:
+    """nanoGPT's meta.pkl; without one it takes GPT-2's vocabulary."""
+    if tokenizer.kind == "gpt2":
+        return
+    theirs: dict[str, object] = {"vocab_size": tokenizer.vocab_size}
+    symbols: Sequence[str] | None = None
+    if isinstance(tokenizer, Characters):
+        symbols = tokenizer.symbols
+    elif isinstance(tokenizer, Bytes):
+        # nanoGPT joins strings, so for it a byte is the character of the same number
+        symbols = [chr(byte) for byte in range(256)]
+    if symbols is not None:
+        theirs["itos"] = dict(enumerate(symbols))
+        theirs["stoi"] = {symbol: number for number, symbol in enumerate(symbols)}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
+
+
+def _write_tokens(
+    path: Path, pieces: Iterable[Tokens], count_bytes: Callable[[Tokens], int]
+) -> dict[str, int | str]:
     """Write one .bin and return its counts: tokens, UTF-8 bytes, SHA-256."""
     n_tokens = n_bytes = 0
     digest = hashlib.sha256()
@@ -305,8 +399,7 @@ def _write_tokens(path: Path, pieces: Iterable[Tokens], widths: Integers) -> dic
             file.write(raw)  # not ndarray.tofile, which loses errno when the disk is full
             digest.update(raw)
             n_tokens += len(piece)
-            symbols = widths[piece]
-            n_bytes += int(symbols.sum())
+            n_bytes += count_bytes(piece)
     return {"tokens": n_tokens, "bytes": n_bytes, "sha256": digest.hexdigest()}
 
 
@@ -328,9 +421,14 @@ def _staged(out: Path) -> Iterator[Path]:
 def _replace(stage: Path, out: Path) -> bool:
     """Move the staged files that differ from those in `out` there; whether there were any."""
     # meta.json last: until it is there, the old one's token counts give a torn set away
-    names = ("train.bin", "val.bin", "meta.pkl", "meta.json")
-    same, _, _ = filecmp.cmpfiles(stage, out, names, shallow=False)
-    changed = [name for name in names if name not in same]
+    names = ("train.bin", "val.bin", TOKENIZER_FILE, "meta.pkl", "meta.json")
+    staged = [name for name in names if (stage / name).exists()]
+    same, _, _ = filecmp.cmpfiles(stage, out, staged, shallow=False)
+    changed = [name for name in staged if name not in same]
     for name in changed:
         os.replace(stage / name, out / name)
+    if "meta.pkl" not in staged:
+        (out / "meta.pkl").unlink(
+            missing_ok=True
+        )  # of another tokenizer, and nanoGPT would read it
     return bool(changed)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nanoscale.data.dataset import TOKEN, Tokens, philox_words
+from nanoscale.data.dataset import TOKEN, philox_words
+from nanoscale.data.tokenizer import Tokens
 from nanoscale.errors import UserError
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyz012345"

@@ -24,6 +24,7 @@ from nanoscale.data.dataset import (
     philox_words,
     windows,
 )
+from nanoscale.data.tokenizer import gpt2_encoding
 from nanoscale.errors import UserError
 from nanoscale.spec.config import all_fields
 
@@ -254,8 +255,8 @@ def test_a_folder_without_meta_is_gpt2(tmp_path, monkeypatch):
     assert [bare.bytes_per_token(split) for split in data.SPLITS] == [None, None]
 
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    data._gpt2.cache_clear()
-    assert "pip install tiktoken" in refusal(bare.encode, "hi")
+    gpt2_encoding.cache_clear()
+    assert "pip install 'nanoscale[hf]'" in refusal(bare.encode, "hi")
 
     class Encoding:
         n_vocab = 50257
@@ -266,7 +267,7 @@ def test_a_folder_without_meta_is_gpt2(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tiktoken", fake)
     assert bare.encode("hi") == [2, "<|endoftext|>"]
     assert bare.decode([50256, 50257, 50303]) == "[50256]"
-    data._gpt2.cache_clear()
+    gpt2_encoding.cache_clear()
 
 
 def test_a_tiktoken_without_its_table_is_refused(tmp_path, monkeypatch):
@@ -274,9 +275,10 @@ def test_a_tiktoken_without_its_table_is_refused(tmp_path, monkeypatch):
         raise RuntimeError("no route to host")
 
     monkeypatch.setitem(sys.modules, "tiktoken", types.SimpleNamespace(get_encoding=offline))
-    data._gpt2.cache_clear()
+    gpt2_encoding.cache_clear()
     folder = nanogpt_folder(tmp_path / "bare", meta=False)
     assert "no route to host" in refusal(open_dataset(str(folder)).decode, [1])
+    gpt2_encoding.cache_clear()
 
 
 def test_unknown_characters_are_named(tmp_path):

@@ -546,7 +546,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 # --- command line and doors --------------------------------------------------------------------
 
 BAD_COMMANDS = {
-    "did you mean 'shakespeare_char'": ["shakespeare"],
+    "did you mean 'shakespeare_char'": ["shakespeare_chr"],
     "pysource takes no --input": ["pysource", "--input", "x"],
     "shakespeare_char takes no --kind": ["shakespeare_char", "--kind=byte"],
     "did you mean '--input'": ["text", "--imput=x"],
