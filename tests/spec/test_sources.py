@@ -418,7 +418,7 @@ def test_a_file_runs_as_nanogpt_runs_it(tmp_path, text):
 def test_a_misspelt_key_is_refused_where_it_is_imported(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    written(tmp_path / "configs", "mis.py", "n_layr = 2\n")
+    written(tmp_path / "configs", "mis.py", "import numpy as np\nn_layr = np.int64(2)\n")
     written(tmp_path / "configs", "more.py", "from mis import n_layr\n")
     words = "a.py: n_layr: unknown key; did you mean 'n_layer'?"
     assert words in refusal(written(tmp_path / "configs", "a.py", f"{text}\n"))
