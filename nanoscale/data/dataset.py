@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from nanoscale.data.formats import check_format
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, read_errors, read_meta
 from nanoscale.data.tokenizer import Integers, Tokenizer, Tokens, symbol_bytes, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
@@ -32,9 +33,6 @@ TOKEN = np.dtype("<u2")
 BLOCK = 2**20  # bytes read at once
 WHOLE = 2**28  # a larger file is fingerprinted by evenly spaced blocks
 SAMPLED_BLOCKS = 256
-LOOKED_AT = 2**16  # bytes from which a file's type is told
-LLM_C = {20240520: "<u2", 20240801: "<u4"}  # magic number of llm.c's header -> type of its tokens
-LLM_C_HEADER = 1024  # bytes
 
 Words: TypeAlias = NDArray[np.uint64]  # of Philox
 
@@ -72,7 +70,10 @@ class Dataset:
         return self.tokenizer
 
     def bytes_per_token(self, split: str) -> float | None:
-        """UTF-8 bytes per token of a split: known, counted from the symbols, or None."""
+        """UTF-8 bytes per token of a split: known, counted from the symbols, or None.
+
+        A symbol that is empty, or that the meta does not name, is of no known length.
+        """
         if self.meta.kind == "byte":
             return 1.0
         if self.meta.kind in ("synthetic", "ids"):
@@ -90,7 +91,10 @@ class Dataset:
         for first in range(0, len(tokens), step):
             part = tokens[first : first + step]
             self.require_known(part)
-            total += int(widths[part].sum())
+            found = widths[part]
+            if not found.all():
+                return None
+            total += int(found.sum())
         return total / len(tokens)
 
     def require_known(self, *arrays: Tokens) -> None:
@@ -155,7 +159,7 @@ def open_dataset(name: str, data_root: str = "data") -> Dataset:
     meta = read_meta(folder)
     dtype = DTYPES[meta.dtype or "uint16"]
     for split, (_, size, _) in zip(SPLITS, files, strict=True):
-        _check_format(folder / f"{split}.bin", size, meta, np.dtype(dtype))
+        check_format(folder / f"{split}.bin", size, meta, np.dtype(dtype))
     fingerprint, largest = _fingerprint(files, dtype)
     tokens: dict[str, Tokens] = {}
     for split, (path, _, _), token in zip(SPLITS, files, largest, strict=True):
@@ -179,56 +183,6 @@ def _bin_stat(path: Path) -> tuple[str, int, int]:
     if stat.st_size == 0:
         raise UserError(f"{path} is empty; prepare the dataset again")
     return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
-
-
-def _check_format(path: Path, size: int, meta: Meta, dtype: np.dtype[Any]) -> None:
-    """Refuse a file that does not hold bare tokens of `dtype`, and say how to convert it."""
-    if size % dtype.itemsize:
-        raise UserError(
-            f"{path} has an odd length of {size:,} bytes, not whole {dtype.name} tokens: "
-            "truncated or foreign; prepare the dataset again"
-        )
-    if meta.vocab_size > 2 ** (8 * dtype.itemsize):
-        raise UserError(
-            f"the vocabulary of {path.parent} has {meta.vocab_size:,} symbols, which {dtype.name} "
-            "tokens cannot number; store them as uint32 and write 'dtype': 'uint32' into the meta"
-        )
-    with read_errors(path), open(path, "rb") as file:
-        head = file.read(LOOKED_AT)
-    magic = int.from_bytes(head[:4], "little")
-    if magic in LLM_C and size >= LLM_C_HEADER:
-        skipped = f", offset={LLM_C_HEADER}"
-        raise UserError(
-            f"{path} begins with llm.c's header; take it off: "
-            f"{_conversion(path, LLM_C[magic], LLM_C[magic], skipped)}"
-        )
-    wide = _wider_type(head, dtype)
-    if wide and meta.splits is None and meta.dtype != "uint16":
-        raise UserError(
-            f"every second {dtype.name} of {path} is zero: its tokens are of a wider type; "
-            f"convert them: {_conversion(path, wide, dtype.str)}, or write the type, 'uint16' or "
-            "'uint32', into the meta as its 'dtype'"
-        )
-
-
-def _wider_type(head: bytes, dtype: np.dtype[Any]) -> str | None:
-    """The type whose upper halves are the zeros in every second place, if there are such."""
-    count = len(head) // 8 * (8 // dtype.itemsize)
-    words = np.frombuffer(head, dtype, count)
-    even = words[::2]
-    odd = words[1::2]
-    if len(words) < 16 or odd.any():
-        return None
-    if np.count_nonzero(even) < len(even) / 8:  # as good as all tokens are zero
-        return None
-    if dtype.itemsize == 4 or not even[1::2].any():
-        return "<i8"
-    return "<u4"
-
-
-def _conversion(path: Path, wide: str, narrow: str, skipped: str = "") -> str:
-    read = f"np.fromfile({str(path)!r}, {wide!r}{skipped})"
-    return f"`{read}.astype({narrow!r}).tofile({str(path)!r})` in Python, np being numpy"
 
 
 def _foreign(path: Path, token: int, vocab_size: int, at: int | None = None) -> UserError:

@@ -247,6 +247,17 @@ def test_bytes_per_token_are_counted(tmp_path):
     assert measured("train") > 1.2
 
 
+@pytest.mark.parametrize("named", [{0: "a", 1: "b"}, {0: "a", 1: "b", 2: "", 3: "d"}, ["a", "b"]])
+def test_bytes_per_token_are_unknown_where_a_token_has_no_symbol(tmp_path, named):
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    np.array([0, 1] * 20, "<u2").tofile(folder / "train.bin")
+    np.array([0, 1, 2] * 20, "<u2").tofile(folder / "val.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 4, "itos": named}))
+    measured = open_dataset(str(folder)).bytes_per_token
+    assert (measured("train"), measured("val")) == (1.0, None)  # ids that pad do no harm
+
+
 def test_a_folder_without_meta_is_gpt2(tmp_path, monkeypatch):
     folder = nanogpt_folder(tmp_path / "bare", meta=False)
     bare = open_dataset(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import re
@@ -13,6 +14,8 @@ from tiny import RUN, spec_maker
 
 from nanoscale.data import dataset as data
 from nanoscale.data.dataset import open_dataset
+from nanoscale.data.formats import _other_type
+from nanoscale.data.meta import Meta
 from nanoscale.errors import UserError
 from nanoscale.store.resume import open_folder
 from nanoscale.training.run import train_folder
@@ -142,3 +145,87 @@ def test_a_foreign_token_is_named_where_bytes_are_counted(tmp_path, monkeypatch)
     folder = token_folder(tmp_path / "big", "<u2", meta, tokens)
     with pytest.raises(UserError, match=r"train\.bin holds token 3 at place 7"):
         open_dataset(str(folder)).bytes_per_token("val")
+
+
+# -- numbers of other types -----------------------------------------------------------------------
+SMALL = TOKENS % 65
+OTHERS = {
+    "float32": ("<f4", TOKENS, None),
+    "float64": ("<f8", TOKENS, {"vocab_size": 65_536}),
+    "float16": ("<f2", SMALL, {"vocab_size": 2048}),
+    "big-endian float32": (">f4", TOKENS, None),
+    "big-endian uint16": (">u2", TOKENS, None),
+    "big-endian uint32": (">u4", TOKENS, {"vocab_size": 50_000}),
+    "big-endian uint64": (">u8", TOKENS, {"vocab_size": 65_536}),
+    "uint8": ("u1", SMALL, None),
+}
+
+
+@pytest.mark.parametrize("tokens", ["some", "small ones", "of a small vocabulary"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_numbers_of_another_type_are_refused_and_their_conversion_works(tmp_path, name, tokens):
+    dtype, most, meta = OTHERS[name]
+    if tokens != "some" and name != "float16":
+        most = SMALL
+        meta = {"vocab_size": 65} if tokens == "of a small vocabulary" else None
+    folder = token_folder(tmp_path / "odd", dtype, meta, most.repeat(2))
+    for split in data.SPLITS:
+        message = refusal(folder)
+        assert f"{split}.bin holds {name} numbers, not uint16 tokens" in message
+        convert(message)
+    assert np.array_equal(open_dataset(str(folder)).tokens["val"], most.repeat(2))
+
+
+def test_a_text_is_no_token_file(tmp_path):
+    folder = token_folder(
+        tmp_path / "text", "u1", None, np.frombuffer(Path(__file__).read_bytes()[:8000], "u1")
+    )
+    assert "holds uint8 numbers" in refusal(folder)
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 65_536}))  # pairs of letters, say
+    open_dataset(str(folder))
+
+
+@pytest.mark.parametrize("vocab_size", [5000, 65_536])
+def test_ids_that_float16_rounds_are_not_converted(tmp_path, vocab_size):
+    folder = token_folder(tmp_path / "half", "<f2", {"vocab_size": vocab_size}, TOKENS % 5000)
+    assert "rounds ids above 2,048: prepare the dataset again" in refusal(folder)
+
+
+def test_a_file_of_another_format_is_refused_by_what_it_begins_with(tmp_path):
+    folder = token_folder(tmp_path / "npy", "<u2")
+    for split in data.SPLITS:
+        with open(folder / f"{split}.bin", "wb") as file:
+            np.save(file, TOKENS.reshape(2, -1))
+    for _ in data.SPLITS:
+        message = refusal(folder)
+        assert "is a .npy file" in message
+        convert(message)
+    assert np.array_equal(open_dataset(str(folder)).tokens["val"], TOKENS)
+    with open(folder / "train.bin", "wb") as file:
+        np.savez(file, TOKENS)
+    assert "train.bin is a zip archive" in refusal(folder)
+    (folder / "train.bin").write_bytes(gzip.compress(TOKENS.tobytes()))
+    assert "train.bin is compressed by gzip" in refusal(folder)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 16, 65, 256, 300, 20_000, 50_304, 65_536])
+def test_tokens_are_never_taken_for_another_type(vocab_size):
+    random = np.random.default_rng(vocab_size)
+    meta = Meta("gpt2" if vocab_size == 50_304 else "char", vocab_size)
+    for n in (1, 2, 17, 100, 9000):
+        drawn = random.integers(0, vocab_size, n)
+        steps = np.arange(n)
+        for tokens in (
+            drawn,
+            np.minimum(random.zipf(1.3, n) - 1, vocab_size - 1),
+            steps % vocab_size,
+            steps * 7919 % vocab_size,
+            drawn[:1].repeat(n),
+            np.where(steps % 2, drawn, drawn[0]),
+            np.resize(drawn[:5], n),
+            drawn // 100 + vocab_size // 2 * (drawn > 0),
+            drawn // 128 * 128,
+            steps % 2 * 256,
+        ):
+            raw = np.minimum(tokens, vocab_size - 1).astype("<u2").tobytes()
+            assert _other_type(raw, data.TOKEN, meta) is None
