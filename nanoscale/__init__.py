@@ -3,8 +3,8 @@
 One run: `load_config`, `train`, and its parts `GPT` and `Muon`. Many runs: `ExperimentRunner`,
 `run_study`, and the `Study` that they give. What they say: `read_table`, `fit_law`, `plan`,
 `compare`, `transfer`, `coord_check`. Your own: `register_scheme`, `register_law`,
-`register_recipe`, `register_backend`. A value that is refused is a `UserError` of one line; one of
-another type than is written there, what Python says of it.
+`register_recipe`, `register_backend`, `register_tracker`. A value that is refused is a `UserError`
+of one line; one of another type than is written there, what Python says of it.
 
 The names are loaded when they are first used: the import itself loads neither torch nor numpy.
 """
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nanoscale.studies.stages import run_study
     from nanoscale.studies.transfer_table import transfer
     from nanoscale.training.run import train
+    from nanoscale.training.trackers import register_tracker
 
 __version__ = "0.2.0"
 
@@ -64,6 +65,7 @@ _PLACES = {
     "register_law": ("laws.registry", "register_law"),
     "register_recipe": ("studies.recipe", "register_recipe"),
     "register_scheme": ("spec.parametrization", "register"),
+    "register_tracker": ("training.trackers", "register_tracker"),
     "run_study": ("studies.stages", "run_study"),
     "train": ("training.run", "train"),
     "transfer": ("studies.transfer_table", "transfer"),
@@ -93,6 +95,7 @@ __all__ = [
     "register_law",
     "register_recipe",
     "register_scheme",
+    "register_tracker",
     "run_study",
     "train",
     "transfer",

@@ -150,6 +150,8 @@ OTHER = {
     "wandb_log": True,
     "wandb_project": "x",
     "wandb_run_name": "x",
+    "trackio_log": True,
+    "trackers": "x",
     "device": "cuda",
     "dtype": "bfloat16",
     "compile": True,

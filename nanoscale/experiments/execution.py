@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from nanoscale.errors import UserError
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.machine import Slot, cores, on_gpu
 from nanoscale.experiments.planning import PlannedRun
@@ -14,6 +16,8 @@ from nanoscale.experiments.pool import Limits, MoreJobs, Pool
 from nanoscale.experiments.progress import Expected, duration, open_progress
 from nanoscale.experiments.results import TABLE, Study, failure_lines
 from nanoscale.experiments.worker import Backend, Job
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import CELL
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,20 @@ class Execution:
         """
         began = time.monotonic()
         stopped = ""
+        tell_whose(study, jobs)
+
+        def more_told(free: int) -> Sequence[Job]:
+            added = more(free) if more else []
+            tell_whose(study, added)
+            return added
+
         try:
             if jobs or more:
                 slots = self.slots(study, cells)
                 with open_progress(study.name, jobs, later) as progress:
-                    stopped = Pool(self.backend, slots, progress, self.limits).run(jobs, more)
+                    stopped = Pool(self.backend, slots, progress, self.limits).run(
+                        jobs, more_told if more else None
+                    )
         except KeyboardInterrupt:
             study.say("interrupted; every run has saved, the same command continues")
             raise
@@ -83,3 +96,14 @@ class Execution:
                 )
                 study.warn([text])
         return slots
+
+
+def tell_whose(study: Study, jobs: Sequence[Job]) -> None:
+    """Write into the folders of runs with trackers which cell of which study they are.
+
+    That is how they are called there. It is no part of a run, which may be of several studies.
+    """
+    for job in jobs:
+        with suppress(UserError):  # no config: the run itself will say so
+            if job.folder.spec().config.is_tracked:
+                write_json(job.folder / CELL, {"study": study.name, "cell": job.title})

@@ -77,6 +77,14 @@ class RunEntry:
     def __str__(self) -> str:
         return describe(self.values) or self.folder
 
+    @property
+    def title(self) -> str:
+        """What a user calls the run: its cell, or its trial."""
+        if self.trial is None or self.trial_values is None or self.target:
+            return str(self)
+        at = f", rung {self.rung}" if self.rung else ""
+        return f"trial {self.trial}{at}: {describe(self.trial_values)}"
+
     def to_json(self) -> dict[str, Json]:
         record = _given(self)
         if self.target and self.trial is not None:

@@ -286,13 +286,10 @@ class Trials:
         run = planned(cell, self.store)
         run.make_ready()
         self.cells[number, rung] = cell
-        self.study.entries.append(
-            replace(run.entry, trial=number, rung=rung, trial_values=trial.values)
-        )
+        entry = replace(run.entry, trial=number, rung=rung, trial_values=trial.values)
+        self.study.entries.append(entry)
         self.spent += cell.flops
-        at = f", rung {rung}" if cell.spec.config.branch_from else ""
-        title = f"trial {number}{at}: {describe(trial.values)}"
-        self.underway[number] = replace(run.job, title=title)
+        self.underway[number] = replace(run.job, title=entry.title)
         return self.study.plan.setdefault(cell.id, run.plan)
 
     def collect(self) -> None:

@@ -199,8 +199,12 @@ class ExperimentConfig:
     )
     tensorboard_log: bool = _record(False, "rows to TensorBoard too")
     wandb_log: bool = _record(False, "rows to Weights & Biases too")
-    wandb_project: str = _record("owt", "")
-    wandb_run_name: str = _record("gpt2", "")
+    wandb_project: str = _record("owt", "typed: of W&B and Trackio; else the dataset's name")
+    wandb_run_name: str = _record("gpt2", "typed: the run's name there; else its cell of a study")
+    trackio_log: bool = _record(False, "rows to Trackio too", elided=True)
+    trackers: str | None = _record(
+        None, "a Python file that registers trackers of your own", elided=True
+    )
     # machine: recorded as numerics, not hashed (an explicit dtype is)
     device: str = _machine("auto", "auto: cuda, mps or cpu")
     dtype: str = _machine(
@@ -257,7 +261,17 @@ class ExperimentConfig:
 
     def to_dict(self) -> dict[str, Json]:
         """Nested plain types, as in `config.json`."""
-        return asdict(self) | {"checkpoint_steps": list(self.checkpoint_steps)}
+        record = asdict(self) | {"checkpoint_steps": list(self.checkpoint_steps)}
+        for name, key in all_fields().items():
+            if key.elided and record[name] == key.default:
+                del record[name]
+        return record
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether rows go anywhere beside `metrics.jsonl`."""
+        known = self.tensorboard_log or self.wandb_log or self.trackio_log
+        return known or self.trackers is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ class ConfigKey:
     doc: str
     group: str = ""
     hashed: bool = True  # it is part of a run's identity
+    elided: bool = False  # at its default, records leave it out: it came later than they
     tuned: bool = False  # a comparison may take each side's best value of it
     choices: tuple[str, ...] = ()
     least: float | None = None

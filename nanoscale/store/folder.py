@@ -27,6 +27,7 @@ _STATES = (WAITING, RUNNING, *FINISHED, FAILED)
 DAMAGED = "damaged"  # the kind of failure of a run whose records cannot be read
 
 CONFIG, STATUS, ROWS, METRICS = "config.json", "status.json", "metrics.jsonl", "metrics.json"
+CELL, SENT = "cell.json", "sent.json"  # whose it is, and which trackers have all of it
 CHECKPOINT, BEST, WINDOWS, LOG = "ckpt.pt", "best.pt", "windows.npy", "log.txt"
 BEST_BEFORE = "best-before.pt"  # the best but for the end, which a longer run has not
 TIMING_COLUMNS = ("time_ms", "tokens_per_second", "mfu", "wall_seconds")  # may differ between twins
@@ -36,6 +37,8 @@ _KEYS: Mapping[str, Mapping[str, type]] = {  # that the record of every run has
     CONFIG: {"id": str, "config": dict},
     STATUS: {"state": str, "step": int, "max_iters": int},
     METRICS: {},
+    CELL: {"study": str, "cell": str},
+    SENT: {},
 }
 
 

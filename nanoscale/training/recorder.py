@@ -49,8 +49,12 @@ class Recorder:
         self.log: Log | None = None
         self.rows: RowWriter | None = None
         if run.ranks.is_master:
-            self.rows = RowWriter(folder, run.spec)
             self.log = Log(folder)
+            try:
+                self.rows = RowWriter(folder, run.spec, self.warn)
+            except UserError:
+                self.close()
+                raise
 
     def close(self) -> None:
         if self.rows is not None:
@@ -61,6 +65,9 @@ class Recorder:
     def say(self, line: str) -> None:
         if self.log is not None:
             self.log(line)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
 
     def introduce(self) -> None:
         for line in lines.introduction(self.run):
@@ -173,6 +180,8 @@ class Recorder:
             with atomic_write(folder / WINDOWS) as path, open(path, "wb") as file:
                 np.save(file, losses)
         write_json(folder / METRICS, result.to_json())
+        if self.rows is not None:
+            self.rows.trackers.final(result.to_json())
         folder.set_status(state=state, step=run.step)
         if run.config.keep != "all":
             folder.set_status(checkpoint_step=None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from nanoscale.store.folder import (
 from nanoscale.store.lease import Lease
 from nanoscale.store.resume import continue_as, is_finished, open_folder, renewed, take_over_rows
 from nanoscale.training.records import RunResult
+from nanoscale.training.trackers import need_package, wanted
 
 if TYPE_CHECKING:
     from nanoscale.model.distributed import Ranks
@@ -119,13 +119,9 @@ def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> Run
 
 
 def check_machine(config: ExperimentConfig) -> None:
-    """Refuse a device or a mirror that is not here, before anything is written."""
-    for wanted, package in ((config.wandb_log, "wandb"), (config.tensorboard_log, "tensorboard")):
-        if wanted and find_spec(package) is None:
-            raise UserError(
-                f"{package}_log=True needs {package}: pip install "
-                f"'nanoscale[{package}]', or leave it out"
-            )
+    """Refuse a device or a tracker that is not here, before anything is written."""
+    for name in wanted(config):
+        need_package(name, f"{name}_log=True")
     if config.device not in ("auto", "cpu"):
         from nanoscale.training.hardware import pick_device
 

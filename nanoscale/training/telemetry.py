@@ -1,16 +1,13 @@
-"""What a run tells while it runs: lines for people, rows and their mirrors, throughput.
-
-`metrics.jsonl` is the record; TensorBoard and W&B repeat it.
-"""
+"""What a run tells while it runs: lines for people, rows, throughput."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import disk_errors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec
@@ -18,6 +15,8 @@ from nanoscale.spec.values import Json
 from nanoscale.store.files import row_line
 from nanoscale.store.folder import LOG, ROWS, RunFolder
 from nanoscale.training.records import Timing
+from nanoscale.training.tracked_run import TrackedRun
+from nanoscale.training.trackers import Trackers, wanted
 
 
 class Log:
@@ -44,24 +43,24 @@ class Log:
 
 # -- rows -----------------------------------------------------------------------------------------
 class RowWriter:
-    """Appends rows to `metrics.jsonl` and repeats them to the mirrors that the config asks for."""
+    """Appends rows to `metrics.jsonl`, and tells the trackers that the config asks for.
 
-    def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
+    `warn` says that one of those has failed.
+
+    Raises:
+        UserError: a tracker refuses to begin, or the disk does.
+    """
+
+    def __init__(self, folder: RunFolder, spec: RunSpec, warn: Callable[[str], None]) -> None:
         self.path = folder / ROWS
-        self.mirrors: list[TensorBoardMirror | WandbMirror] = []
-        if spec.config.wandb_log:  # first: it may refuse
-            self.mirrors.append(WandbMirror(folder, spec))
-        if spec.config.tensorboard_log:
-            rows = folder.rows()
-            self.mirrors.append(TensorBoardMirror(folder, rows[-1]["step"] + 1 if rows else 0))
+        self.trackers = Trackers(TrackedRun.of(folder, spec), wanted(spec.config), warn)
         with disk_errors(self.path):
             self.file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Json]) -> None:
         with disk_errors(self.path):
             print(row_line(row), end="", file=self.file, flush=True)
-        for mirror in self.mirrors:
-            mirror.write(step, flat_numbers(row))
+        self.trackers.row(step, row)
 
     def sync(self) -> None:
         """Have all rows on the disk, where they outlive a power cut."""
@@ -70,64 +69,7 @@ class RowWriter:
 
     def close(self) -> None:
         self.file.close()
-        for mirror in self.mirrors:
-            mirror.close()
-
-
-def flat_numbers(row: Mapping[str, Json], prefix: str = "") -> dict[str, float]:
-    """The numbers of a row under slash-separated names."""
-    flat: dict[str, float] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= flat_numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[prefix + key] = value
-    return flat
-
-
-class TensorBoardMirror:
-    """Rows as TensorBoard scalars in the run folder; those from `step` on are written anew."""
-
-    def __init__(self, folder: RunFolder, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder.path), purge_step=step)
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandbMirror:
-    """Rows as a W&B run whose id is the run's (WANDB_MODE=offline needs no account)."""
-
-    def __init__(self, folder: RunFolder, spec: RunSpec) -> None:
-        import wandb
-
-        config = spec.config
-        try:
-            self.run = wandb.init(
-                project=config.wandb_project,
-                name=config.wandb_run_name,
-                id=spec.id,
-                resume="allow",
-                dir=str(folder.path),
-                config=config.to_dict(),
-            )
-        except wandb.Error as e:
-            raise UserError(
-                f"wandb_log=True: W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, "
-                "or leave wandb_log out"
-            ) from e
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        self.run.log(dict(numbers), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
+        self.trackers.close()
 
 
 # -- throughput -----------------------------------------------------------------------------------

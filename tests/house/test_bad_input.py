@@ -73,8 +73,8 @@ def test_typed_nonsense(desk, capsys, case):
 
 
 def test_a_missing_package(desk, capsys, monkeypatch):
-    monkeypatch.setattr("nanoscale.training.run.find_spec", lambda name: None)
-    for package in ("wandb", "tensorboard"):
+    monkeypatch.setattr("nanoscale.training.trackers.find_spec", lambda name: None)
+    for package in ("wandb", "tensorboard", "trackio"):
         assert_refused(
             desk,
             capsys,

@@ -135,6 +135,7 @@ def test_no_drawer_for_odds_and_ends_and_no_module_named_after_a_dependency():
         "slurm",
         "wandb",
         "tensorboard",
+        "trackio",
         "transformers",
         "tiktoken",
         "scipy",

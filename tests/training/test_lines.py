@@ -58,4 +58,4 @@ def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error))
     with pytest.raises(UserError, match=r"wandb_log=True: .*no-tty.*`wandb login`.*WANDB_MODE"):
-        RowWriter(RunFolder(tmp_path), tiny_spec(wandb_log=True))
+        RowWriter(RunFolder(tmp_path), tiny_spec(wandb_log=True), pytest.fail)

@@ -850,47 +850,6 @@ def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tm
     assert floor < loss < floor + 0.05
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # TensorBoard's own
-def test_tensorboard_repeats_the_rows(spec_of, tmp_path):
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
-    folder = trained(spec_of(tensorboard_log=True, stats_interval=5), tmp_path / "run")
-    events = event_accumulator.EventAccumulator(str(folder.path))
-    events.Reload()
-    told = {e.step: e.value for e in events.Scalars("train_loss")}
-    assert told == pytest.approx(
-        {r["step"]: r["train_loss"] for r in folder.rows() if r["train_loss"] is not None}
-    )
-    assert "statistics/grad_rms/hidden" in events.Tags()["scalars"]
-
-
-def test_tensorboard_has_every_step_once_after_a_kill(spec_of, tmp_path, monkeypatch):
-    """Steps 5 and 6 were told after the last checkpoint, and are made again."""
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
-    )
-    spec = spec_of(tensorboard_log=True, eval_interval=4, max_iters=8)
-    folder = open_folder(tmp_path / "run", spec, resume=False)
-    real = training.update
-
-    def killed(run: Run, *rest: Any) -> training.UpdateDone:
-        if run.step == 6:
-            raise MemoryError
-        return real(run, *rest)
-
-    monkeypatch.setattr(training, "update", killed)
-    with pytest.raises(MemoryError):
-        train(folder)
-    monkeypatch.undo()
-    assert (folder.status().checkpoint_step, folder.rows()[-1]["step"]) == (4, 6)
-    assert train(folder) == "COMPLETE"
-    events = event_accumulator.EventAccumulator(str(folder.path))
-    events.Reload()
-    assert [e.step for e in events.Scalars("train_loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_agrees_with_the_cpu(spec_of, tmp_path):
