@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
-from collections.abc import Iterator
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from refusals import assert_refused
 from tiny import tiny_config
 
+from nanoscale.commands.main import main
+from nanoscale.data.dataset import evaluation_windows, open_dataset, windows
+from nanoscale.errors import UserError
 from nanoscale.model import exporting
 from nanoscale.model.gpt import GPT
 from nanoscale.model.pretrained import read_hugging_face
 from nanoscale.spec.config import ResolvedConfig, from_flat
 from nanoscale.spec.families import FAMILIES, family_of, lacking, their_config
 from nanoscale.spec.resolve import resolve
+from nanoscale.store.folder import BEST, RunFolder, run_spec
+from nanoscale.training import checkpoint
+from nanoscale.training.sample import generate
 
 V, T = 11, 8
 SCHEMES = ("SP", "muP", "CompleteP")
@@ -198,3 +209,240 @@ def test_a_base_models_file_and_narrow_floats_come_in(hf, tmp_path):
     ours = imported(tmp_path)
     assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
     assert apart(logits_of(model.float(), tokens()), logits_of(ours, tokens())) < 1e-5
+
+
+# -- a run's folder -------------------------------------------------------------------------------
+def make_run(folder: str, seed: int, family: Any = FAMILIES[1], **flags: Any) -> GPT:
+    """A run folder with weights, on the desk's data set; its model."""
+    data = open_dataset("tiny")
+    mode = SCHEMES[seed % 3]
+    config = config_of(family, mode, dataset="tiny", block_size=16, **{"vocab_size": 17} | flags)
+    model = lively(config, seed)
+    spec, run = run_spec(config, data, {}), RunFolder(folder)
+    run.create(spec)
+    checkpoint.save(run / BEST, spec, step=3, val_loss=1.0, model=model.state_dict())
+    return model
+
+
+def random_runs() -> list[Any]:
+    """Three configs of each family; one of each in `make test`."""
+    cases = []
+    for k, family in enumerate(FAMILIES):
+        for seed in range(3):
+            flags: dict[str, Any] = {"n_layer": 1 + seed, "n_kv_head": (4, 2, 1)[(seed + k) % 3]}
+            flags |= {"n_embd": (16, 32, 48)[seed], "tie_embeddings": bool((k + seed) % 2)}
+            marks = () if seed == k % 3 else pytest.mark.soak
+            name = f"{family.model_type}-{seed}"
+            cases.append(pytest.param(family, seed, flags, marks=marks, id=name))
+    return cases
+
+
+@pytest.mark.parametrize(("family", "seed", "flags"), random_runs())
+def test_greedy_text_is_that_of_our_sampler(hf, desk, family, seed, flags):
+    """Of a vocabulary padded from 15 to 17, which neither may draw."""
+    model = make_run("run", seed, family, **flags)
+    symbols = open_dataset("tiny").vocab_size
+    assert symbols < 17
+    assert main(["export", "run", "hf"]) == 0
+    theirs = opened(hf, desk / "hf")
+    prompt = tokens(seed, length=4)
+    ours = generate(model, prompt, 12, temperature=0, symbols=symbols)
+    mask = torch.ones_like(prompt)
+    found = theirs.generate(prompt, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    assert found.tolist() == ours.tolist()
+    assert int(ours.max()) < symbols
+    assert len(set(ours[:, 4:].flatten().tolist())) > 2
+
+
+def test_an_export_loses_the_same_on_every_window(desk):
+    model = make_run("run", 2)
+    assert main(["export", "run", "hf"]) == 0
+    again = imported(desk / "hf")
+    for split, part in open_dataset("tiny").tokens.items():
+        starts = evaluation_windows(len(part), 16, 1000)
+        X, Y = map(torch.from_numpy, windows(part, starts, 16))
+        with torch.no_grad():
+            losses = [m(X, Y, by_token=True)[1].mean(dim=1) for m in (model, again)]
+        assert len(losses[0]) > 5, split
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
+def test_what_is_said_and_written(desk, capsys):
+    model = make_run("run", 0)
+    capsys.readouterr()
+    assert main(["export", "run", "hf", "--json", "said.json"]) == 0
+    said = json.loads((desk / "said.json").read_text())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert said["architecture"] == "LlamaForCausalLM"
+    assert said["parameters"] == count
+    assert said["step"] == 3
+    assert said["weights"] == BEST
+    out = capsys.readouterr().out
+    assert f"hf: LlamaForCausalLM, {count:,} parameters" in out
+    assert said["run"] in out
+    modes = {path.stat().st_mode for path in (desk / "hf").iterdir()}
+    assert len(modes) == 1  # anyone may read all of it or none
+
+
+def test_a_data_set_that_is_gone_is_only_a_warning(desk, capsys):
+    make_run("run", 0)
+    shutil.move("data/tiny", "data/moved")
+    capsys.readouterr()
+    assert main(["export", "run", "hf"]) == 0
+    assert "warning: no tokenizer goes along: no dataset 'tiny'" in capsys.readouterr().err
+    assert 'suppress_tokens": null' in (desk / "hf" / "generation_config.json").read_text()
+
+
+# -- refusals -------------------------------------------------------------------------------------
+def no_weights(desk: Path) -> None:
+    (desk / "run" / BEST).unlink()
+
+
+def kept_none(desk: Path) -> None:
+    no_weights(desk)
+    record = json.loads((desk / "run" / "config.json").read_text())
+    record["config"]["keep"] = "none"
+    (desk / "run" / "config.json").write_text(json.dumps(record))
+    RunFolder("run").set_status(state="COMPLETE")
+    (desk / "run" / "metrics.json").write_text("{}")
+
+
+def other_weights(desk: Path) -> None:
+    make_run("other", 0, n_layer=1)
+    shutil.copy(desk / "other" / BEST, desk / "run" / BEST)
+
+
+def truncated(path: str) -> Callable[[Path], None]:
+    return lambda desk: os.truncate(desk / path, 100)
+
+
+OUT = {
+    "no run": (None, ["export", "nowhere", "hf"], "RUN=nowhere", "no run there"),
+    "no weights": (no_weights, ["export", "run", "hf"], "RUN=run", "train it further"),
+    "weights that were not kept": (kept_none, ["export", "run", "hf"], "RUN=run", "keep=best"),
+    "others' weights": (other_weights, ["export", "run", "hf"], BEST, "do not fit"),
+    "damaged weights": (truncated(f"run/{BEST}"), ["export", "run", "hf"], BEST, "truncated"),
+    "something there": (None, ["export", "run", "data"], "data is there already"),
+    "nowhere to be": (None, ["export", "run", "a/b"], "OUT=a/b", "no folder a"),
+    "below a file": (None, ["export", "run", "data/tiny/val.bin/x"], "no folder data/tiny/val.bin"),
+    "no place": (None, ["export", "run"], "OUT is missing"),
+    "no record": (None, ["export", "run", "hf", "--json=x.txt"], "--json=x.txt", ".json"),
+}
+
+
+@pytest.mark.parametrize("case", OUT)
+def test_an_export_that_cannot_be_is_refused(desk, capsys, case):
+    spoil, arguments, *words = OUT[case]
+    make_run("run", 0)
+    if spoil is not None:
+        spoil(desk)
+    assert_refused(desk, capsys, lambda: main(arguments), *words)
+
+
+def test_an_export_is_whole_or_not_there(desk, capsys, monkeypatch):
+    make_run("run", 0)
+
+    def full(self: Path, text: str, **how: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        words = ("hf", "free some space")
+        assert_refused(desk, capsys, lambda: main(["export", "run", "hf"]), *words)
+
+    def refused(tensors: Any, path: Path, metadata: Any) -> None:
+        from safetensors import SafetensorError
+
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refused)
+    assert_refused(desk, capsys, lambda: main(["export", "run", "hf"]), "cannot write", "No space")
+
+
+def test_a_missing_library_is_named(desk, capsys, monkeypatch):
+    make_run("run", 0)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    words = ("safetensors", "pip install 'nanoscale[hf]'")
+    assert_refused(desk, capsys, lambda: main(["export", "run", "hf"]), *words)
+
+
+class Bomb:
+    """What runs code as it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("executed",))
+
+
+def to_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+def in_shards(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-1.safetensors"}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def shards_elsewhere(folder: Path) -> None:
+    in_shards(folder)
+    index = {"weight_map": {"model.norm.weight": "../m/config.json"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        held = load_file(folder / "model.safetensors")
+        change(held)
+        save_file(held, folder / "model.safetensors")
+
+    return spoil
+
+
+def with_record(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "config.json").write_text(text) and None
+
+
+NORM = "model.norm.weight"
+IN = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
+    "a broken config": (with_record("{"), "config.json: not valid JSON"),
+    "a list for a config": (with_record("[]"), "config.json: not a JSON object"),
+    "our run's config": (with_record("{}"), "no config of a model"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+    "a pickle": (to_pickle, "pytorch_model.bin", "a pickle may hold code"),
+    "a missing shard": (in_shards, "model-1.safetensors is not there"),
+    "a shard elsewhere": (shards_elsewhere, "../m/config.json is not there"),
+    "truncated": (truncated("model.safetensors"), "not a whole safetensors file"),
+    "a missing tensor": (with_tensors(lambda held: held.pop(NORM)), f"no tensor {NORM}"),
+    "a tensor too many": (
+        with_tensors(lambda held: held.update(more=torch.ones(2))),
+        "tensor more is of a part",
+    ),
+    "another size": (
+        with_tensors(lambda held: held.update({NORM: torch.ones(8)})),
+        f"{NORM} is [8]",
+        "makes it [16]",
+    ),
+    "whole numbers": (
+        with_tensors(lambda held: held.update({NORM: torch.ones(16, dtype=torch.int64)})),
+        f"{NORM} is torch.int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IN)
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    spoil, *words = IN[case]
+    folder = write(Path("m"), GPT(config_of(FAMILIES[1], "SP")))
+    spoil(folder)
+    with pytest.raises(UserError) as refused:
+        read_hugging_face(folder)
+    assert "\n" not in str(refused.value)
+    for word in ("m", *words):
+        assert word in str(refused.value)
+    assert not Path("executed").exists()
