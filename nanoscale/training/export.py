@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanoscale.data.dataset import Dataset
+from nanoscale.data.tokenizer import Tokenizer
 from nanoscale.errors import UserError
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.families import Family, family_of, their_config
-from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.values import Json
-from nanoscale.store.files import new_folder
+from nanoscale.store.files import new_folder, write_json
 from nanoscale.training.sample import data_of, open_weights
 
 
@@ -28,7 +27,7 @@ class Export:
     architecture: str
     parameters: int
     folder: str
-    tokenizer: bool  # whether one went along
+    tokenizer: str | None  # the kind of the one that went along
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> Mapping[str, Json]:
@@ -36,7 +35,9 @@ class Export:
 
     def lines(self) -> list[str]:
         """As a terminal shows it."""
-        tokenizer = "with its tokenizer" if self.tokenizer else "without a tokenizer"
+        tokenizer = "without a tokenizer"
+        if self.tokenizer is not None:
+            tokenizer = f"with its tokenizer ({self.tokenizer})"
         return [
             f"{self.folder}: {self.architecture}, {self.parameters:,} parameters, {tokenizer}",
             f"of run {self.run} at step {self.step} ({self.weights})",
@@ -53,7 +54,13 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
     """
     path, spec = open_weights(run, "RUN")
     family = family_of(spec.config)
-    dataset, warnings = dataset_or_why(spec, data_root)
+    warnings = []
+    dataset = tokenizer = None
+    try:
+        dataset = data_of(spec, data_root)
+        tokenizer = dataset.tokenizer
+    except UserError as e:
+        warnings.append(f"no tokenizer goes along: {e}")
 
     from nanoscale.model.exporting import exported, write_safetensors
     from nanoscale.training import checkpoint
@@ -66,9 +73,14 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
     theirs = exported(family, spec.config, weights)
     with new_folder(out) as folder:
         write_safetensors(folder / "model.safetensors", theirs)
-        for name, record in records(family, spec.config, dataset).items():
-            text = json.dumps(record, indent=2) + "\n"
-            (folder / name).write_text(text, encoding="utf-8")
+        if tokenizer is not None:
+            try:
+                tokenizer.save(folder)
+            except UserError as e:  # GPT-2's merges are not at hand
+                tokenizer = None
+                warnings.append(f"no tokenizer goes along: {e}")
+        for name, record in records(family, spec.config, dataset, tokenizer).items():
+            write_json(folder / name, record)
     return Export(
         run=spec.id,
         step=saved["step"],
@@ -76,27 +88,25 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
         architecture=family.architecture,
         parameters=sum(tensor.numel() for tensor in theirs.values()),
         folder=str(out),
-        tokenizer=False,
+        tokenizer=None if tokenizer is None else tokenizer.kind,
         warnings=tuple(warnings),
     )
 
 
-def dataset_or_why(spec: RunSpec, data_root: str | None) -> tuple[Dataset | None, list[str]]:
-    """The data set of a run, or a warning that it cannot be opened."""
-    try:
-        return data_of(spec, data_root), []
-    except UserError as e:
-        return None, [f"no tokenizer goes along: {e}"]
-
-
 def records(
-    family: Family, config: ResolvedConfig, dataset: Dataset | None
+    family: Family,
+    config: ResolvedConfig,
+    dataset: Dataset | None,
+    tokenizer: Tokenizer | None,
 ) -> dict[str, Mapping[str, Json]]:
     """The JSON files of an export by their names.
 
-    What pads the vocabulary beyond the data set's is never generated, as in our own samples.
+    What pads the vocabulary beyond the data set's is never generated, as in our own samples. Text
+    ends where a document does if that is a special token; a character ends nothing.
     """
     end = None
+    if tokenizer is not None and tokenizer.end_name is not None:
+        end = tokenizer.end
     symbols = config.vocab_size if dataset is None else dataset.vocab_size
     generation: dict[str, Json] = {
         "bos_token_id": end,

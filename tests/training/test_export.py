@@ -20,6 +20,7 @@ from tiny import tiny_config
 
 from nanoscale.commands.main import main
 from nanoscale.data.dataset import evaluation_windows, open_dataset, windows
+from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError
 from nanoscale.model import exporting
 from nanoscale.model.gpt import GPT
@@ -212,13 +213,16 @@ def test_a_base_models_file_and_narrow_floats_come_in(hf, tmp_path):
 
 
 # -- a run's folder -------------------------------------------------------------------------------
-def make_run(folder: str, seed: int, family: Any = FAMILIES[1], **flags: Any) -> GPT:
-    """A run folder with weights, on the desk's data set; its model."""
-    data = open_dataset("tiny")
-    mode = SCHEMES[seed % 3]
-    config = config_of(family, mode, dataset="tiny", block_size=16, **{"vocab_size": 17} | flags)
+def make_run(
+    folder: str, seed: int, family: Any = FAMILIES[1], data: str = "tiny", **flags: Any
+) -> GPT:
+    """A run folder with weights, on a data set of the desk's; its model."""
+    opened = open_dataset(data)
+    flags = {"vocab_size": 17} | flags
+    flags["vocab_size"] = flags["vocab_size"] or opened.vocab_size
+    config = config_of(family, SCHEMES[seed % 3], dataset=data, block_size=16, **flags)
     model = lively(config, seed)
-    spec, run = run_spec(config, data, {}), RunFolder(folder)
+    spec, run = run_spec(config, opened, {}), RunFolder(folder)
     run.create(spec)
     checkpoint.save(run / BEST, spec, step=3, val_loss=1.0, model=model.state_dict())
     return model
@@ -291,6 +295,41 @@ def test_a_data_set_that_is_gone_is_only_a_warning(desk, capsys):
     assert main(["export", "run", "hf"]) == 0
     assert "warning: no tokenizer goes along: no dataset 'tiny'" in capsys.readouterr().err
     assert 'suppress_tokens": null' in (desk / "hf" / "generation_config.json").read_text()
+
+
+def test_the_tokenizer_goes_along(hf, desk):
+    """Characters and bytes, exactly: spaces, newlines and what is no UTF-8 too."""
+    (desk / "text.txt").write_text("Ünder the  sea,\n\tx = 'y' and so on; 7 % of it\n" * 40)
+    for kind in ("char", "byte"):
+        prepare("text", input="text.txt", tokenizer=kind, out=Path(f"data/{kind}"))
+        make_run(f"{kind}-run", 0, data=kind, vocab_size=None)
+        assert main(["export", f"{kind}-run", f"{kind}-hf"]) == 0
+        theirs = hf.AutoTokenizer.from_pretrained(desk / f"{kind}-hf")
+        data = open_dataset(kind)
+        text = "  the sea,\n\n\tÜ = 'y'  "
+        assert theirs(text)["input_ids"] == data.encode(text)
+        ids = data.tokens["val"][:30].tolist()
+        for given in (data.encode(text), ids, ids[1:7], data.encode("Ü")[:1]):
+            assert theirs.decode(given) == data.decode(given)
+        record = json.loads((desk / f"{kind}-hf" / "config.json").read_text())
+        assert record["eos_token_id"] is None  # a character ends nothing
+
+
+def test_a_trained_tokenizer_ends_text(hf, desk):
+    text = " ".join(f"word{i % 37} and {i % 11}," for i in range(2000))
+    (desk / "text.txt").write_text(text)
+    prepare("text", input="text.txt", tokenizer="train:300", out=Path("data/own"))
+    make_run("run", 0, data="own", vocab_size=320)
+    assert main(["export", "run", "hf"]) == 0
+    theirs = hf.AutoTokenizer.from_pretrained(desk / "hf")
+    data = open_dataset("own")
+    assert theirs(text[:200])["input_ids"] == data.encode(text[:200])
+    assert data.tokenizer is not None
+    end = data.tokenizer.end
+    model = opened(hf, desk / "hf")
+    assert theirs.eos_token_id == model.generation_config.eos_token_id == model.config.eos_token_id
+    assert theirs.eos_token_id == end == 0
+    assert model.generation_config.suppress_tokens == list(range(data.vocab_size, 320))
 
 
 # -- refusals -------------------------------------------------------------------------------------
