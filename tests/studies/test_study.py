@@ -565,7 +565,7 @@ SEARCH = GRID.split("[grid]")[0].replace('"grid"', '"search"').replace("= 5", "=
 @pytest.mark.slow
 def test_a_search_is_a_study_file_too(capsys):
     Path("s.toml").write_text(
-        SEARCH
+        SEARCH.replace("= 5", "= 5\nparametrization.mode = 'CompleteP'")
         + """
         [search]
         trials = 4
