@@ -1,6 +1,6 @@
 """Leases: one process at a time may write into a folder, on this host or on any that shares it.
 
-Claim n is the file `lease-n.json`, made exclusively (O_EXCL) by one of those who saw claim n-1
+Claim n is the file `lease-n.json`, made exclusively (by a link, else O_EXCL) by one of those who saw claim n-1
 dead, and removed when its owner is done. Who has made a file looks once more for other living
 claims, and yields to them: someone slow may have claimed a number whose time was over.
 
@@ -180,19 +180,38 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _create(path: Path) -> bool:
-    """Make a claim's file with our record; False if it is there already."""
+    """Make a claim's file with our record; False if it is there already.
+
+    The file appears with the record in it, so that a kill leaves no claim of nobody.
+    """
     record = json.dumps(asdict(this_process())).encode()
+    own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with disk_errors(path.parent):
         try:
-            file = open(path, "xb")
-        except FileExistsError:
-            return False
-        try:
-            with file:
-                file.write(record)
-        except OSError:
-            path.unlink()
-            raise
+            own.write_bytes(record)
+            with suppress(OSError):  # it is there, or this disk has no links: see the count
+                os.link(own, path)
+            with suppress(OSError):  # whose copy was cleared away meanwhile
+                if own.stat().st_nlink == 2:
+                    return True
+            return _create_then_write(path, record)
+        finally:
+            with suppress(OSError):
+                own.unlink()
+
+
+def _create_then_write(path: Path, record: bytes) -> bool:
+    """The same in two steps."""
+    try:
+        file = open(path, "xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(record)
+    except OSError:
+        path.unlink()
+        raise
     return True
 
 

@@ -176,7 +176,7 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
 
 def _is_ours(path: Path) -> bool:
     """Whether a folder holds nothing but what was left where a run's maker was killed."""
-    left = (NAME.pattern, r"\.config\.json\.\d+\.tmp", r"\.clock\..*\.tmp")
+    left = (NAME.pattern, r"\.(config|lease-\d+)\.json\..*\.tmp", r"\.clock\..*\.tmp")
     return all(re.fullmatch("|".join(left), file.name) for file in path.iterdir())
 
 

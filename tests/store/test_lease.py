@@ -127,6 +127,36 @@ def test_a_file_that_is_being_written_is_a_living_claim(tmp_path):
         assert claims(tmp_path) == [2]
 
 
+def test_a_claim_has_its_owner_from_the_first_moment(tmp_path, monkeypatch):
+    """So who is killed at whatever moment holds the folder no longer than its process lives."""
+    seen = []
+    link = os.link
+
+    def watched(source: Path, path: Path) -> None:
+        seen.append(claims(tmp_path))
+        link(source, path)
+        seen.append(lease.holder(tmp_path).pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", watched)
+    with pytest.raises(KeyboardInterrupt):
+        take(tmp_path)
+    assert seen == [[], os.getpid()]
+    assert [path.name for path in tmp_path.iterdir()] == ["lease-1.json"]
+
+
+def test_a_disk_without_links_has_leases_too(tmp_path, monkeypatch):
+    def refuse(source: Path, path: Path) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with take(tmp_path):
+        assert holder(tmp_path).pid == os.getpid()
+        assert len(list(tmp_path.iterdir())) == 1
+        assert not lease._create(tmp_path / "lease-1.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_heartbeat_beats_until_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
     others = set(threading.enumerate())
