@@ -66,6 +66,11 @@ def one_of(choices: Iterable[object]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 run` or `3 runs`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def nearest_or_all(word: str, choices: Collection[str]) -> str:
     """`did_you_mean`, or `; choose 'a', 'b' or 'c'` where none of `choices` is near."""
     return did_you_mean(word, choices) or f"; choose {one_of(choices)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nanoscale.commands.verb import open_study, output_root, verb
+from nanoscale.errors import counted
 
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
@@ -26,7 +27,7 @@ def command(names: tuple[str, ...], output_root: Path) -> None:
     for study in studies:
         states = sorted(study.states().items())
         counts = ", ".join(f"{count} {state}" for state, count in states)
-        click.echo(f"{study.name}: {len(study)} runs: {counts}")
+        click.echo(f"{study.name}: {counted(len(study), 'run')}: {counts}")
         if names:
             click.echo(runs_of(study))
 

@@ -45,8 +45,12 @@ class Cell:
     def flops(self) -> int:
         """Exact training FLOPs of the run, from its branch on if it has one."""
         config = self.spec.config
-        past = int(self.spec.parent.rpartition("@")[2]) if self.spec.parent else 0
-        return flops_per_iter(config) * max(config.max_iters - past, 0)
+        return flops_per_iter(config) * max(config.max_iters - self.branch_step, 0)
+
+    @property
+    def branch_step(self) -> int:
+        """The update at which the run leaves another's past; 0 without one."""
+        return int(self.spec.parent.rpartition("@")[2]) if self.spec.parent else 0
 
     @property
     def entry(self) -> RunEntry:

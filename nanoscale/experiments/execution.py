@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -42,11 +42,11 @@ class Execution:
         jobs: Sequence[Job],
         cells: Sequence[Cell],
         more: MoreJobs | None = None,
-        later: Expected | None = None,
+        later: Callable[[], Expected] = Expected,
     ) -> None:
         """Run `jobs`, and what `more` adds; write the study's table; say what came of it.
 
-        `cells` say on which device and threads; `later` is about what `more` will add.
+        `cells` say on which device and threads; `later` is about what `more` will still add.
 
         Raises:
             KeyboardInterrupt: once every run has saved, and the table is written.

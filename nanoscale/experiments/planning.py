@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoscale.errors import UserError, one_of
+from nanoscale.errors import UserError, counted, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.progress import duration
@@ -49,7 +49,7 @@ class PlannedRun:
 
     @property
     def job(self) -> Job:
-        return Job(self.folder, self.cell.flops, str(self.cell.entry))
+        return Job(self.folder, self.cell.flops, str(self.cell.entry), self.cell.branch_step)
 
     def make_ready(self) -> None:
         """Give the run its folder and today's config.
@@ -136,7 +136,7 @@ def plan_line(runs: Sequence[PlannedRun]) -> str:
     """`12 runs: 8 new, 4 cached; 3.2e+12 FLOPs to do`."""
     plans = [run.plan for run in runs]
     counts = [f"{plans.count(plan)} {plan}" for plan in PLANS if plan in plans]
-    line = f"{len(runs)} runs: {', '.join(counts)}"
+    line = f"{counted(len(runs), 'run')}: {', '.join(counts)}"
     flops = sum(run.cell.flops for run in runs if run.to_do)
     return f"{line}; {flops:.3g} FLOPs to do" if flops else line
 

@@ -125,7 +125,9 @@ class Pool:
         """Ask for more jobs where slots would be idle."""
         idle = len(self.free) - len(self.queue)
         if more is not None and idle > 0 and not self.closing:
-            self.queue.extend(more(idle))
+            jobs = more(idle)
+            self.watch.add(jobs)
+            self.queue.extend(jobs)
 
     def close(self, why: str, kill: bool = False) -> None:
         """Start nothing more; let the running ones save and leave."""

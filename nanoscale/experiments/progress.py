@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,10 @@ class Reading:
     tokens_per_second: float | None
     tokens: int | None  # seen so far
 
-    @property
-    def done(self) -> float:
-        """The share of its updates that it has made."""
-        return min(1.0, self.step / self.max_iters) if self.max_iters else 0.0
+    def done(self, since: int = 0) -> float:
+        """The share that it has made of its updates after the first `since`."""
+        updates = self.max_iters - since
+        return min(1.0, max(0, self.step - since) / updates) if updates > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -86,19 +86,40 @@ class Expected:
 
 
 class Progress:
-    """Counts, FLOPs and time of one call's runs; prints a line per start and per end."""
+    """Counts, FLOPs and time of one call's runs; prints a line per start and per end.
 
-    def __init__(self, name: str, jobs: Sequence[Job], later: Expected) -> None:
+    `later` says what will still be asked for beside `jobs` and those that are added.
+    """
+
+    def __init__(self, name: str, jobs: Sequence[Job], later: Callable[[], Expected]) -> None:
         self.name = name
-        self.total = len(jobs) + later.runs
+        self.later = later
+        self.asked = 0
         self.running: dict[Path, Job] = {}
         self.ended_runs = self.failed_runs = 0
         self.began = self.shown = time.monotonic()
-        # a resumed run's past took no time of this call
-        self.past = {job.path: done_flops(job) for job in jobs}
-        self.flops_to_do = later.flops + sum(job.flops - self.past[job.path] for job in jobs)
-        self.flops_ended = 0.0
+        self.past: dict[Path, float] = {}  # FLOPs that took no time of this call
+        self.flops_asked = self.flops_ended = 0.0
         self.told: set[str] = set()
+        self.add(jobs)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Further jobs of this call."""
+        for job in jobs:
+            self.asked += 1
+            if job.path not in self.past:  # two trials may be one run
+                self.past[job.path] = done_flops(job)
+                self.flops_asked += job.flops - self.past[job.path]
+
+    @property
+    def total(self) -> int:
+        """How many runs this call will have brought to an end."""
+        return self.asked + self.later().runs
+
+    @property
+    def flops_to_do(self) -> float:
+        """FLOPs that this call will take in all."""
+        return self.flops_asked + self.later().flops
 
     def __enter__(self) -> Progress:
         return self
@@ -117,8 +138,10 @@ class Progress:
         state = job.folder.state()
         self.failed_runs += state == FAILED
         done = job.flops if state == COMPLETE else done_flops(job)
-        self.flops_ended += done - self.past.get(job.path, 0.0)
-        self.flops_to_do -= job.flops - done
+        took = done - self.past.get(job.path, 0.0)
+        self.past[job.path] = done  # of another trial that is the same run, nothing is left
+        self.flops_ended += took
+        self.flops_asked -= job.flops - done if took else 0.0
         self.say(
             f"{state} {job.title}{outcome(job.folder, state)}  "
             f"({self.ended_runs}/{self.total}, {self.time_left()})"
@@ -154,11 +177,11 @@ class Progress:
         """Time to the end at the speed of this call so far."""
         done = self.flops_done()
         elapsed = time.monotonic() - self.began
-        if self.ended_runs == self.total:
+        if self.ended_runs >= self.total:
             return f"{duration(elapsed)} in all"
         if done <= 0:
             return "time left unknown"
-        return f"{duration(elapsed * (self.flops_to_do - done) / done)} left"
+        return f"{duration(elapsed * max(0.0, self.flops_to_do - done) / done)} left"
 
     def flops_done(self) -> float:
         """FLOPs of this call so far."""
@@ -216,16 +239,18 @@ class LiveProgress(Progress):
         return Group(line, table)
 
 
-def open_progress(name: str, jobs: Sequence[Job], later: Expected | None = None) -> Progress:
+def open_progress(
+    name: str, jobs: Sequence[Job], later: Callable[[], Expected] = Expected
+) -> Progress:
     """A live table where standard output is a terminal that can show one."""
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     kind = LiveProgress if live else Progress
-    return kind(name, jobs, later or Expected())
+    return kind(name, jobs, later)
 
 
 def done_flops(job: Job) -> float:
     """FLOPs of the updates that a run has made."""
-    return job.flops * read(job.folder).done
+    return job.flops * read(job.folder).done(job.since)
 
 
 def outcome(folder: RunFolder, state: str) -> str:

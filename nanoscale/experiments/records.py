@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from nanoscale.errors import counted
 from nanoscale.spec.values import Json, Overrides
 
 _TOGETHER = {  # a key of what was asked -> the keys that are in the file if it is
@@ -117,14 +118,14 @@ class TargetRuns:
         losses = [loss for loss in self.val_loss.values() if loss is not None]
         where = describe(self.values)
         if not losses:
-            return f"target: none of {self.runs} runs has a loss at {where}"
+            return f"target: none of {counted(self.runs, 'run')} has a loss at {where}"
 
         spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        count = str(len(losses))
+        count = counted(len(losses), "seed")
         if len(losses) < self.runs:
-            count += f" of {self.runs}"
+            count = f"{len(losses)} of {counted(self.runs, 'seed')}"
         mean = statistics.fmean(losses)
-        return f"target: val_loss {mean:.4f}{spread} ({count} seeds) at {where}"
+        return f"target: val_loss {mean:.4f}{spread} ({count}) at {where}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, did_you_mean, make_folder
+from nanoscale.errors import UserError, counted, did_you_mean, make_folder
 from nanoscale.experiments.failures import log_tail
 from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
 from nanoscale.spec.values import Json
@@ -274,7 +274,7 @@ class Study:
         ]
 
     def __repr__(self) -> str:
-        return f"<Study {self.name!r}: {len(self)} runs, {self.counts()}; {self.folder}>"
+        return f"<Study {self.name!r}: {counted(len(self), 'run')}, {self.counts()}; {self.folder}>"
 
     def _repr_html_(self) -> str:
         from html import escape

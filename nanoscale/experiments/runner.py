@@ -347,7 +347,7 @@ class ExperimentRunner:
         if trials.replay():
             cells = [trials.last_rung]
             left = list(trials.underway.values())
-            self.execution.run(study, left, cells, trials.more, trials.expected)
+            self.execution.run(study, left, cells, trials.more, trials.left)
         study.say(*trials.conclude())
         if targets := trials.targets():
             self._bring_targets(study, targets)

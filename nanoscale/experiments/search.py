@@ -96,17 +96,6 @@ class SearchPlan:
         """How many of `done` trials of a rung go on."""
         return max(1, math.floor(done * self.promote + 1e-9))
 
-    def expected(self, costs: Sequence[int]) -> Expected:
-        """The work if each rung adds `costs` FLOPs to a trial."""
-        trials = self.trials
-        runs = 0
-        flops = 0.0
-        for cost in costs:
-            runs += trials
-            flops += trials * cost
-            trials = self.promoted(trials)
-        return Expected(runs, flops)
-
     def to_json(self) -> dict[str, Json]:
         """Plain types, for a study's record."""
         space = {key: dimension.to_json() for key, dimension in self.space.items()}
@@ -220,6 +209,22 @@ class Search:
                 if len(trial.losses) == rung + 1 and not trial.running and not trial.diverged:
                     return trial
         return None
+
+    def left(self, costs: Sequence[float]) -> Expected:
+        """The work that is still to be begun if each rung adds `costs` FLOPs to a trial."""
+        live = [trial for trial in self.trials if not trial.failed]
+        reach = self.plan.trials - len(self.trials) + len(live)
+        runs = 0
+        flops = 0.0
+        for rung, cost in enumerate(costs):
+            begun = [t for t in live if len(t.losses) + t.running > rung]
+            more = max(0, reach - len(begun))
+            runs += more
+            flops += more * cost
+            ended_here = [t for t in live if t.diverged and len(t.losses) == rung + 1]
+            promoted = self.plan.promoted(reach) if reach else 0
+            reach = min(promoted, reach - len(ended_here))
+        return Expected(runs, flops)
 
     def tell(self, trial: Trial, loss: float | None) -> None:
         """A trial's loss at the rung it ran; inf if it diverged, None if it failed."""

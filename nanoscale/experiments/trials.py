@@ -7,34 +7,42 @@ killed search goes on, a finished one runs nothing, and one asked for more trial
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from nanoscale.errors import UserError, make_folder
+from nanoscale.errors import UserError, counted, make_folder
 from nanoscale.experiments.cells import Cell, combinations
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.planning import CACHED, folder_of, planned
+from nanoscale.experiments.progress import Expected, outcome
 from nanoscale.experiments.records import BestRun, RunEntry, describe
 from nanoscale.experiments.results import Study
 from nanoscale.experiments.samplers import Result, Space, write_journal
 from nanoscale.experiments.search import Search, SearchPlan, Trial
 from nanoscale.experiments.space import Dimension
 from nanoscale.experiments.worker import Job
-from nanoscale.spec.config import LENGTH_KEYS, flatten
+from nanoscale.spec.config import LENGTH_KEYS, ResolvedConfig, flatten
 from nanoscale.spec.counting import flops_per_iter
-from nanoscale.spec.identity import IDLE_SOMEWHERE, SWITCHES, idle_keys
+from nanoscale.spec.identity import IDLE_SOMEWHERE, SWITCHES, idle_keys, scientific
 from nanoscale.spec.schedule import cooldown_start
-from nanoscale.spec.values import Json, Overrides
+from nanoscale.spec.values import Json, Overrides, Value
 from nanoscale.store.folder import COMPLETE, DIVERGED, RunFolder
 from nanoscale.store.resume import past_difference
 
 HEADS = ("n_head", "n_kv_head")  # follow the width
 CARRIED = {"SP": (), "muP": ("n_embd",), "CompleteP": ("n_embd", "n_layer")}
+MOST_COSTED = 16  # trials whose mean is what a trial is expected to cost
 _FEW = 64  # combinations of choices and ends that are all tried
+# Keys whose numbers follow from those of others: min_lr from the LR, the length from the size, ...
+FOLLOWING = (
+    *("warmup_iters", "branch_from", "min_lr", "max_iters", "lr_decay_iters", "beta2"),
+    *("n_kv_head", "init_seed", "data_seed"),
+)
 _BATCH_KEYS = ("batch_size", "gradient_accumulation_steps")
 
 MakeCell = Callable[[Overrides], Cell]
@@ -62,15 +70,15 @@ class Trials:
         self.said = False  # that there are some
         any_values = self.check()
         self.idle_at_times = self.check_keys(any_values)
-        costs = self.costs(any_values)
-        self.expected = plan.expected(costs)
+        self.costs = self.mean_costs(any_values)
+        self.expected = Search(plan).left(self.costs)
         self.targets_flops = sum(cell.flops for cell in self.at_target(any_values))
-        self.last_rung = self.at_rung(any_values, len(costs) - 1)
+        self.last_rung = self.at_last_rung(any_values)
         self.budget = budget - self.targets_flops
 
         self.earlier = earlier_trials(study)
         ours = {entry.folder for entry in self.earlier}
-        known = known_results(Neighbours(store), self.last_rung, plan, ours)
+        known = known_results(Neighbours(store), self.at_last_rung, self.last_rung, plan, ours)
         self.search = Search(plan, known, self.possible)
         self.underway: dict[int, Job] = {}  # by the trial's number, as the next
         self.cells: dict[tuple[int, int], Cell] = {}  # by number and rung, begun or done
@@ -97,9 +105,12 @@ class Trials:
             row["branch_from"] = f"{parent}@{cooldown_start(below.spec.config)}"
         return self.make(row)
 
+    def at_last_rung(self, values: Overrides) -> Cell:
+        return self.at_rung(values, len(self.plan.rungs) - 1)
+
     def at_target(self, values: Overrides) -> list[Cell]:
         """The cells of the plan's seeds at the base's own size, scheduled as the trials are."""
-        row = dict(self.at_rung(values, len(self.plan.rungs) - 1).values)
+        row = dict(self.at_last_rung(values).values)
         for key in ("checkpoint_steps", *self.plan.proxy):
             row.pop(key, None)
 
@@ -189,7 +200,17 @@ class Trials:
             first = self.refusals[before]
             raise UserError(f"no combination{which} makes a run: {first}") from None
 
-    def costs(self, values: Overrides) -> list[int]:
+    def mean_costs(self, values: Overrides) -> list[float]:
+        """The FLOPs that each rung adds for a trial, in the mean of some: sizes may differ."""
+        first = self.costs_at(values)
+        search = Search(replace(self.plan, sampler="random"), possible=self.possible)
+        costs = []
+        for number in range(min(self.plan.trials, MOST_COSTED)):
+            with suppress(UserError):
+                costs.append(self.costs_at(search.draw(number)))
+        return [statistics.fmean(rung) for rung in zip(*costs or [first], strict=True)]
+
+    def costs_at(self, values: Overrides) -> list[int]:
         """The FLOPs that each rung adds for a trial at `values`.
 
         Raises:
@@ -226,12 +247,18 @@ class Trials:
         if plan.proxy:
             at = f" at {describe(plan.proxy)}"
         if plan.seeds:
-            then = f", and {len(plan.seeds)} runs of the best, {self.targets_flops:.3g}"
+            then = f", and {counted(len(plan.seeds), 'run')} of the best, {self.targets_flops:.3g}"
+        known = counted(len(self.search.known), "run")
+        are = "is" if known == "1 run" else "are"
         return (
-            f"{plan.trials} trials of {', '.join(plan.space)} by {plan.sampler}{at}: about "
-            f"{self.expected.flops:.3g} FLOPs{then}; {len(self.search.known)} runs of other "
-            f"studies are known, {len(self.earlier)} of this one"
+            f"{counted(plan.trials, 'trial')} of {', '.join(plan.space)} by {plan.sampler}{at}: "
+            f"about {self.expected.flops:.3g} FLOPs{then}; {known} of other studies {are} known, "
+            f"{len(self.earlier)} of this one"
         )
+
+    def left(self) -> Expected:
+        """About what is still to be begun."""
+        return Expected() if self.broke else self.search.left(self.costs)
 
     def warnings(self) -> list[str]:
         """What keeps the proxy's best values from being the target's; what is never proposed."""
@@ -276,8 +303,20 @@ class Trials:
                 trial.failed = False
             self.begin(trial)
             self.collect()
+        if trials:
+            self.study.say(self.so_far())
         fewer = len(trials) < self.plan.trials
         return bool(self.underway) or fewer or self.search.promotable() is not None
+
+    def so_far(self) -> str:
+        """`3 of 5 trials ended before, 2 go on; about 1e12 FLOPs to do`."""
+        waiting = len(self.underway)
+        flops = self.left().flops + sum(job.flops for job in self.underway.values())
+        line = f"{len(self.search.trials) - waiting} of {counted(self.plan.trials, 'trial')}"
+        line += " ended before"
+        if waiting:
+            line += f", {waiting} go on"
+        return f"{line}; about {flops:.3g} FLOPs to do" if flops else line
 
     def begin(self, trial: Trial) -> str:
         """Make the run of a trial's next rung part of the study; what it needs."""
@@ -320,6 +359,8 @@ class Trials:
                 self.broke = True
                 self.take_back(trial)
             elif plan == CACHED:
+                job = self.underway[trial.number]
+                self.study.say(f"cached {job.title}{outcome(job.folder, job.folder.state())}")
                 self.collect()
             else:
                 jobs.append(self.underway[trial.number])
@@ -345,7 +386,8 @@ class Trials:
             write_journal(journal, study.name, self.plan.space, search.told())
         study.outcome = search.outcome()
 
-        line = f"{len(search.trials)} trials, {len(study)} runs, {self.spent:.3g} FLOPs"
+        trials, runs = counted(len(search.trials), "trial"), counted(len(study), "run")
+        line = f"{trials}, {runs}, {self.spent:.3g} FLOPs"
         if self.broke:
             line += "; the budget pays for no more"
         best = search.best()
@@ -396,19 +438,31 @@ def _same(study: Study) -> dict[str, Json]:
 
 
 def known_results(
-    neighbours: Neighbours, cell: Cell, plan: SearchPlan, but: set[str]
+    neighbours: Neighbours, cell_at: MakeCell, cell: Cell, plan: SearchPlan, but: set[str]
 ) -> list[Result]:
     """(values, loss) of the finished runs of any study that are trials of a space.
 
-    `cell` is any trial's at the last rung; `but` are folders that do not count.
+    `cell_at` makes a trial's cell at the last rung, of which `cell` is one; `but` are folders that
+    do not count.
     """
     known: list[Result] = []
-    free = {*plan.space, "warmup_iters", "branch_from"}
-    for folder, config in neighbours.alike(cell.spec, free):
-        alike = all(axis.holds(config[key]) for key, axis in plan.space.items())
-        if alike and folder.path.name not in but:
-            with suppress(UserError):
-                loss = loss_of(folder)
-                if loss is not None:
-                    known.append(({key: config[key] for key in plan.space}, loss))
+    for folder, config in neighbours.alike(cell.spec, {*plan.space, *FOLLOWING}):
+        values = {key: config[key] for key in plan.space}
+        for key, value in values.items():
+            if value is None:  # a relative form, as it was typed
+                values[key] = folder.spec().typed.get(key)
+        if folder.path.name in but or not all(
+            axis.holds(values[key]) for key, axis in plan.space.items()
+        ):
+            continue
+        with suppress(UserError):
+            trial = _hashed_alike(cell_at(values).spec.config)
+            loss = loss_of(folder)
+            if loss is not None and trial == _hashed_alike(folder.spec().config):
+                known.append((values, loss))
     return known
+
+
+def _hashed_alike(config: ResolvedConfig) -> dict[str, Value]:
+    """What a run depends on, but for its warmup, that of the shortest rung or its own."""
+    return scientific(config) | {"warmup_iters": None}

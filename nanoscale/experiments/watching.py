@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from nanoscale.errors import counted
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.progress import open_progress
 from nanoscale.experiments.results import Study, state_of
@@ -21,7 +22,7 @@ def watch(study: Study) -> None:
             jobs.append(Job(folder, entry.flops, str(entry)))
     waiting = [job for job in jobs if state_of(job.folder) not in ENDED]
     ended = len(jobs) - len(waiting)
-    study.say(f"{len(jobs)} runs, {ended} have ended")
+    study.say(f"{counted(len(jobs), 'run')}, {ended} have ended")
 
     moved = time.monotonic()
     with open_progress(study.name, waiting) as shown:
@@ -41,4 +42,7 @@ def watch(study: Study) -> None:
 
     if waiting:
         command = study.asked.command or f"nanoscale retry {study.name}"
-        study.say(f"{len(waiting)} runs wait and nobody runs them: {command}")
+        wait = "1 run waits and nobody runs it"
+        if len(waiting) > 1:
+            wait = f"{len(waiting)} runs wait and nobody runs them"
+        study.say(f"{wait}: {command}")

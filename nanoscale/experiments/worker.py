@@ -28,8 +28,9 @@ class Job:
     """A run to be done: where, how many training FLOPs, and what the user calls it."""
 
     folder: RunFolder
-    flops: int
+    flops: int  # from its branch on
     title: str
+    since: int = 0  # the update at which it branches
 
     @property
     def path(self) -> Path:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import fake_worker
@@ -641,7 +642,7 @@ def test_plain_progress_is_a_line_per_event_and_one_at_most_every_30_seconds(mon
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown = progress.open_progress("p", [job])
     shown.past = {job.path: 0.0}
-    shown.flops_to_do = job.flops
+    shown.flops_asked = job.flops
     shown.started(job)
     capsys.readouterr()
     for now[0] in (101.0, 129.0, 131.0, 140.0, 160.0, 162.0):
@@ -655,6 +656,31 @@ def test_plain_progress_is_a_line_per_event_and_one_at_most_every_30_seconds(mon
     job.folder.set_status(state=COMPLETE)
     shown.ended(job)
     assert "1/1, 1 min 02 s in all" in capsys.readouterr().out
+
+
+def test_the_time_left_is_of_what_is_asked_and_never_negative(monkeypatch, capsys):
+    job = a_job()
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    later = [progress.Expected(1, job.flops / 10)]  # less than it will be
+    shown = progress.open_progress("p", [], lambda: later[0])
+    shown.add([job, job])  # two trials that are one run
+    later[0] = progress.Expected()
+    assert (shown.total, shown.flops_to_do) == (2, pytest.approx(0.4 * job.flops))
+    shown.started(job)
+    job.folder.set_status(state=COMPLETE)
+    now[0] = 110.0
+    capsys.readouterr()
+    for _ in range(2):
+        shown.ended(job)
+    assert shown.flops_done() == pytest.approx(shown.flops_to_do)
+    said = capsys.readouterr().out.splitlines()
+    assert ["(1/2, 0.0 s left)" in said[0], "(2/2, 10.0 s in all)" in said[1]] == [True, True]
+
+
+def test_what_a_branch_has_done_begins_where_it_leaves_the_others_past():
+    job = replace(a_job(), since=1)
+    assert progress.done_flops(job) == job.flops / 2
 
 
 def test_a_terminal_gets_a_live_table(monkeypatch):
