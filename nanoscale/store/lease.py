@@ -1,8 +1,9 @@
 """Leases: one process at a time may write into a folder, on this host or on any that shares it.
 
 Claim n is the file `lease-n.json`, made exclusively (by a link, else O_EXCL) by one of those who
-saw claim n-1 dead, and removed when its owner is done. Who has made a file looks once more for other
-living claims, and yields to them: someone slow may have claimed a number whose time was over.
+saw claim n-1 dead, and removed when its owner is done. Who has made a file looks once more
+for other living claims, and yields to them: someone slow may have claimed a number whose time was
+over.
 
 Death is a gone process on the same machine, or a heartbeat missed `MISSED` times over. Heartbeats
 are times of the file system, compared with its own clock, so hosts' clocks may differ.
