@@ -8,11 +8,8 @@ has been written beside it, and only where the content is new.
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
-import json
 import os
-import pickle
 import platform
 import site
 import sysconfig
@@ -32,15 +29,14 @@ from nanoscale.data.documents import (
     encoder,
     files_below,
 )
-from nanoscale.data.meta import GPT2_VOCAB_SIZE, META_SCHEMA, SPLITS, dtype_of, read_errors
+from nanoscale.data.folder import replace_files, write_meta
+from nanoscale.data.meta import SPLITS, read_errors
 from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
 from nanoscale.data.tokenizer import (
     END_OF_DOCUMENT,
-    TOKENIZER_FILE,
     Bytes,
     Characters,
     Tokenizer,
-    TokenizerFile,
     Tokens,
     check_choice,
     make_tokenizer,
@@ -333,58 +329,9 @@ def write(out: Path, name: str, corpus: Corpus) -> None:
             splits[split] = _write_tokens(
                 stage / f"{split}.bin", corpus.splits[split], tokenizer.count_bytes
             )
-        _write_nanogpts(stage, tokenizer)
-        ours = {
-            "schema": META_SCHEMA,
-            "dataset": name,
-            **described(tokenizer, stage),
-            "splits": splits,
-            **corpus.facts,
-        }
-        (stage / "meta.json").write_text(json.dumps(ours, indent=1) + "\n")
-        changed = _replace(stage, out)
-
-    print(f"vocab size: {ours['vocab_size']:,}")
-    for split in SPLITS:
-        print(f"{split} has {splits[split]['tokens']:,} tokens")
+        write_meta(stage, name, tokenizer, splits, corpus.facts)
+        changed = replace_files(stage, out)
     print(f"{out} is ready" if changed else f"{out} is unchanged")
-
-
-def described(tokenizer: Tokenizer, folder: Path) -> dict[str, object]:
-    """What a meta.json says of its tokenizer, whose file, if it has one, is written to `folder`."""
-    record: dict[str, object] = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
-    if isinstance(tokenizer, Characters):
-        return record | {"itos": tokenizer.symbols}
-    record["itos"] = None
-    if isinstance(tokenizer, Bytes):
-        return record
-    record["dtype"] = dtype_of(tokenizer.vocab_size)
-    if isinstance(tokenizer, TokenizerFile):
-        (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
-        sha256 = hashlib.sha256(tokenizer.content).hexdigest()
-        end = tokenizer.end
-        record["tokenizer"] = {"file": TOKENIZER_FILE, "sha256": sha256, "end": end}
-    else:
-        # what nanoGPT takes GPT-2's tokens for, so that the run is the same in its folder and ours
-        record["vocab_size"] = GPT2_VOCAB_SIZE
-    return record
-
-
-def _write_nanogpts(folder: Path, tokenizer: Tokenizer) -> None:
-    """nanoGPT's meta.pkl; without one it takes GPT-2's vocabulary."""
-    if tokenizer.kind == "gpt2":
-        return
-    theirs: dict[str, object] = {"vocab_size": tokenizer.vocab_size}
-    symbols: Sequence[str] | None = None
-    if isinstance(tokenizer, Characters):
-        symbols = tokenizer.symbols
-    elif isinstance(tokenizer, Bytes):
-        # nanoGPT joins strings, so for it a byte is the character of the same number
-        symbols = [chr(byte) for byte in range(256)]
-    if symbols is not None:
-        theirs["itos"] = dict(enumerate(symbols))
-        theirs["stoi"] = {symbol: number for number, symbol in enumerate(symbols)}
-    (folder / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
 
 
 def _write_tokens(
@@ -416,19 +363,3 @@ def _staged(out: Path) -> Iterator[Path]:
             for folder in made:
                 folder.rmdir()
         raise
-
-
-def _replace(stage: Path, out: Path) -> bool:
-    """Move the staged files that differ from those in `out` there; whether there were any."""
-    # meta.json last: until it is there, the old one's token counts give a torn set away
-    names = ("train.bin", "val.bin", TOKENIZER_FILE, "meta.pkl", "meta.json")
-    staged = [name for name in names if (stage / name).exists()]
-    same, _, _ = filecmp.cmpfiles(stage, out, staged, shallow=False)
-    changed = [name for name in staged if name not in same]
-    for name in changed:
-        os.replace(stage / name, out / name)
-    if "meta.pkl" not in staged:
-        (out / "meta.pkl").unlink(
-            missing_ok=True
-        )  # of another tokenizer, and nanoGPT would read it
-    return bool(changed)

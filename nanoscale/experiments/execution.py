@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from nanoscale.data.gauge import duration
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.machine import Slot, cores, on_gpu
 from nanoscale.experiments.planning import PlannedRun
 from nanoscale.experiments.pool import Limits, MoreJobs, Pool
-from nanoscale.experiments.progress import Expected, duration, open_progress
+from nanoscale.experiments.progress import Expected, open_progress
 from nanoscale.experiments.results import TABLE, Study, failure_lines
 from nanoscale.experiments.worker import Backend, Job
 from nanoscale.store.files import write_json

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nanoscale.data.gauge import duration
 from nanoscale.errors import UserError, counted, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.neighbours import Neighbours
-from nanoscale.experiments.progress import duration
 from nanoscale.experiments.records import RunEntry
 from nanoscale.experiments.worker import Job
 from nanoscale.spec.identity import RunSpec

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanoscale.data.gauge import LIVE_SECONDS, PLAIN_SECONDS, duration
 from nanoscale.errors import UserError
 from nanoscale.experiments.failures import Failure, end_of, log_tail
 from nanoscale.experiments.worker import Job
@@ -25,7 +26,6 @@ from nanoscale.store.lease import Owner
 if TYPE_CHECKING:
     from rich.console import Group
 
-PLAIN_SECONDS, LIVE_SECONDS = 30.0, 0.5  # between two looks
 TAIL_BYTES = 1 << 16
 TRY_LINES = 5  # of a failed try's log
 
@@ -275,13 +275,3 @@ def run_line(job: Job) -> str:
 def text(value: float | None, form: str) -> str:
     """A number in a form, as in "{:.4f}"; "" for none."""
     return "" if value is None else form.format(value)
-
-
-def duration(seconds: float) -> str:
-    """`8.3 s`, `4 min 20 s` or `2 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
