@@ -27,7 +27,7 @@ NPY = b"\x93NUMPY"
 OTHERS = ("<f8", "<f4", "<f2", ">f8", ">f4", ">f2", ">u8", ">u4", ">u2")
 WHOLE_IN_FLOAT16 = 2048  # all numbers up to this are
 ENOUGH = 16  # different tokens, of which chance makes no whole numbers in another type
-COUNTED = 4096  # bytes, from which their frequencies are told
+ENOUGH_BYTES = 4096  # bytes, from which their frequencies are told
 
 
 def check_format(path: Path, size: int, meta: Meta, dtype: np.dtype[Any]) -> None:
@@ -133,7 +133,7 @@ def _are_tokens(numbers: NDArray[Any], vocab_size: int) -> bool:
 
 def _are_bytes(head: bytes) -> bool:
     """Whether the upper bytes are what the lower ones are; of GPT-2's tokens they are far fewer."""
-    if len(head) < COUNTED:
+    if len(head) < ENOUGH_BYTES:
         return False
     pairs = np.frombuffer(head, "u1", len(head) // 2 * 2).reshape(-1, 2)
     lower = np.bincount(pairs[:, 0], minlength=256)
