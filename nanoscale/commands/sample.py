@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os.path
 from collections.abc import Sequence
 
 import click
@@ -48,9 +49,10 @@ def options_of(arguments: Sequence[str]) -> SampleOptions:
             spelled = place + name
             check_name(name, spelled)
             verbatim = name == "start" and isinstance(value, str)
-            given = value if verbatim else coerce(spelled, value, SAMPLE_KEYS[name].kind)
-            SAMPLE_KEYS[name].check(given, spelled)
-            values[name] = given
+            key = SAMPLE_KEYS[name]
+            given = value if verbatim else coerce(spelled, value, key.kind)
+            key.check(given, spelled)
+            values[name] = os.path.expanduser(given) if key.path and given else given
     return SampleOptions(**values)
 
 

@@ -7,6 +7,7 @@ verb that takes a config's keys beside its own options leaves them, in order, in
 from __future__ import annotations
 
 import math
+import os.path
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ class Verb(click.Command):
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         try:
-            rest = super().parse_args(context, arguments)
+            rest = super().parse_args(context, list(map(expanded, arguments)))
         except click.UsageError as error:
             error.ctx = context  # not all have one
             raise
@@ -102,7 +103,7 @@ class ConfigVerb(Verb):
             if argument in ("-h", "--help"):
                 ours.append(argument)
             elif not argument.startswith("--"):
-                keys.append(argument)
+                keys.append(expanded(argument))
             elif name not in options:
                 check_key(name, options)
                 keys.append(argument)
@@ -121,6 +122,17 @@ class ConfigVerb(Verb):
         keys = [f"--{key}" for key in FIELDS]
         matching = [CompletionItem(key) for key in keys if key.startswith(incomplete)]
         return [*super().shell_complete(context, incomplete), *matching]
+
+
+def expanded(argument: str) -> str:
+    """An argument whose paths, with commas, begin with the home of the user instead of `~`.
+
+    A shell leaves it where it is in `--option=~/x`.
+    """
+    option, equals, value = argument.partition("=")
+    if not (equals and option.startswith("--")):
+        option, equals, value = "", "", argument
+    return option + equals + ",".join(map(os.path.expanduser, value.split(",")))
 
 
 def check_key(name: str, options: Sequence[str]) -> None:

@@ -35,7 +35,9 @@ class ParametrizationConfig:
         "standard, maximal-update, or depth-and-width (CompleteP)",
         choices=("SP", "muP", "CompleteP"),
     )
-    rules: str | None = option(None, "a Python file that registers more modes", hashed=False)
+    rules: str | None = option(
+        None, "a Python file that registers more modes", hashed=False, path=True
+    )
     rules_digest: str | None = option(None, "of that file's content; filled in")
     base_n_embd: int = option(256, "width at which every width multiplier is 1", least=1)
     base_n_layer: int = option(4, "depth at which every depth multiplier is 1", least=1)
@@ -80,9 +82,9 @@ class ExperimentConfig:
 
     # data
     dataset: str = _data(
-        "openwebtext", "a folder below data_root, or a path to one", hashed=False
+        "openwebtext", "a folder below data_root, or a path to one", hashed=False, path=True
     )  # the data's fingerprint is hashed instead
-    data_root: str = _data("data", "where the datasets lie", hashed=False)
+    data_root: str = _data("data", "where the datasets lie", hashed=False, path=True)
     data_order: str = _data(
         "random",
         "random: with replacement, as nanoGPT; epoch: a seeded permutation of windows per epoch",
@@ -181,12 +183,12 @@ class ExperimentConfig:
     stats_interval: int = _evaluation(0, "updates between statistics per role; 0: never", least=0)
     eval_only: bool = _evaluation(False, "evaluate and end", hashed=False)
     # records
-    out_dir: str = _record("out", "the run folder")
+    out_dir: str = _record("out", "the run folder", path=True)
     init_from: str = _record(
         "scratch", "resume: continue what out_dir holds", choices=("scratch", "resume")
     )
     branch_from: str | None = _record(
-        None, "run folder (or FOLDER@STEP) whose past this run shares"
+        None, "run folder (or FOLDER@STEP) whose past this run shares", path=True
     )  # hashed as the parent's id
     log_interval: int = _record(1, "updates between rows of metrics.jsonl", least=1)
     always_save_checkpoint: bool = _record(True, "False: save at evaluations that improve only")

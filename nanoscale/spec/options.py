@@ -29,6 +29,7 @@ class ConfigKey:
     hashed: bool = True  # it is part of a run's identity
     elided: bool = False  # at its default, records leave it out: it came later than they
     tuned: bool = False  # a comparison may take each side's best value of it
+    path: bool = False  # it names a place on the disk, where ~ is the home of the user
     choices: tuple[str, ...] = ()
     least: float | None = None
     above: float | None = None

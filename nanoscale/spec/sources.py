@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os.path
 import sys
 import tomllib
 import types
@@ -33,6 +34,7 @@ from nanoscale.spec.values import Json, Overrides, Value
 
 COMMAND_LINE = "the command line"
 FIELDS = all_fields()
+PATHS = {name for name, key in FIELDS.items() if key.path}
 ALIASES = {(MODE, mode.lower()): mode for mode in FIELDS[MODE].choices}
 WANTED: dict[Kind, str] = {bool: "True or False", int: "a whole number", float: "a number"}
 
@@ -88,7 +90,8 @@ def coerce(key: str, value: object, kind: Kind | None = None) -> Any:
             return None
         kind = get_args(kind)[0]
     if kind is str:
-        return _text(key, value)
+        text = _text(key, value)
+        return os.path.expanduser(text) if key in PATHS else text
 
     literal = _literal(value)
     if get_origin(kind) is tuple:
@@ -154,7 +157,8 @@ def read_file(path: str, known: Overrides) -> Source:
 def _text_of(file: Path, path: str) -> str:
     endings = (".py", *LANGUAGES)
     if file.suffix not in endings:
-        raise UserError(f"{path}: config files end in {one_of(endings)}")
+        folder = f"; a run folder is --out_dir={path}" if file.is_dir() else ""
+        raise UserError(f"{path}: config files end in {one_of(endings)}{folder}")
     if not file.is_file():
         here = [str(p) for p in file.parent.glob("*") if p.suffix in endings]
         raise UserError(f"{path}: no such config file{did_you_mean(path, here)}")

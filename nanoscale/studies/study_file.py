@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _load_users_recipes(study: Json, path: Path) -> Path | None:
     name = study["recipes"]
     if not isinstance(name, str):
         raise UserError(f"{path}, [study]: recipes={name!r}: expected a file, as in 'mine.py'")
-    beside = path.parent / name
+    beside = path.parent / os.path.expanduser(name)
     recipes = beside if beside.is_file() else Path(name)
     load_recipes(recipes, f"{path}, [study]")
     return recipes

@@ -8,6 +8,7 @@ checked.
 
 from __future__ import annotations
 
+import os.path
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def data_of(spec: RunSpec, data_root: str | None = None) -> Dataset:
 def prompt(start: str) -> str:
     """The text to continue: `start` itself, or the UTF-8 file that FILE:PATH names."""
     if start.startswith("FILE:"):
-        path = Path(start.removeprefix("FILE:"))
+        path = Path(os.path.expanduser(start.removeprefix("FILE:")))
         try:
             start = path.read_text(encoding="utf-8-sig")
         except OSError as e:

@@ -12,9 +12,11 @@ class SampleOptions:
     """nanoGPT's keys and defaults, but that device, dtype and the cache look after themselves."""
 
     init_from: str = option("resume", "from the run in out_dir", choices=("resume",))
-    out_dir: str = option("out", "any run folder")
+    out_dir: str = option("out", "any run folder", path=True)
     start: str = option("\n", "the prompt, or FILE:PATH to read it from")
-    data_root: str | None = option(None, "where the run's dataset lies now; None: where it did")
+    data_root: str | None = option(
+        None, "where the run's dataset lies now; None: where it did", path=True
+    )
     num_samples: int = option(10, "samples to draw", least=1)
     max_new_tokens: int = option(500, "tokens generated in each", least=0)
     temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", least=0)

@@ -192,6 +192,21 @@ def test_files_keys_and_options_are_completed(words, said, monkeypatch, capsys):
     assert said in capsys.readouterr().out.splitlines()
 
 
+def test_a_path_begins_at_home_however_it_is_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "book.txt").write_text("once upon a time " * 20)
+    assert main(["data", "prepare", "text", "--input=~/book.txt", "--out=~/book"]) == 0
+    assert main(["data", "prepare", "text", "--input", "~/book.txt", "--out", "~/book"]) == 0
+    assert (tmp_path / "book" / "train.bin").is_file()
+    (tmp_path / "c.py").write_text("n_layer = 1\nn_head = 1\nn_embd = 8\n")
+    assert main(["params", "~/c.py", "--dataset=~/book"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "~/a,~/b", "~/c,~/d", "--json=~/out.json"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/a: no run folder")
+    assert main(["status", "--output_root=~/x=y"]) == 0
+    assert capsys.readouterr().out == f"no studies in {tmp_path}/x=y\n"
+
+
 def test_an_interruption_is_one_line(monkeypatch, capsys):
     def interrupt(**_):
         raise KeyboardInterrupt

@@ -144,6 +144,17 @@ def test_a_wrong_value_is_refused_with_what_was_typed_and_what_would_do(argument
     assert text in message or "[" in text
 
 
+def test_paths_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ("out_dir", "data_root", "dataset", "branch_from", "parametrization.rules")
+    assert [value(key, "~/x,~/y") for key in keys] == ["/home/me/x,~/y"] * len(keys)
+    assert value("out_dir", "'~'") == "/home/me"
+    assert value("out_dir", "x/~") == "x/~"
+    assert value("wandb_run_name", "~/x") == "~/x"  # no path
+    assert config(written(tmp_path, "a.toml", "out_dir = '~/x'\n")).out_dir == "/home/me/x"
+    assert load_config(data_root="~/x").data_root == "/home/me/x"
+
+
 # --- keys --------------------------------------------------------------------------------------
 
 
@@ -505,6 +516,7 @@ def test_a_base_file_is_refused_as_the_file_itself_would_be(tmp_path, base, word
         ("a.yaml", "a: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("a.txt", "", "config files end in '.py'"),
         ("config", "", "config files end in"),
+        ("a.txt", "", "'.yaml' or '.yml'"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(tmp_path, monkeypatch, name, text, words):

@@ -24,6 +24,7 @@ from nanoscale.studies.recipe import (
     recipe_of,
     register_recipe,
 )
+from nanoscale.studies.study_file import read_study
 
 BASE = "\n".join(f"{key} = {json.dumps(value)}" for key, value in TINY.items())
 STUDY = f"""
@@ -84,6 +85,14 @@ def test_a_users_recipe_trains_answers_and_draws(monkeypatch, capsys):
     monkeypatch.setattr(recipe, "_registered", {})
     assert dispatch(["report", "study"]) == 0
     assert "3 seeds, kept 7" in capsys.readouterr().out
+
+
+def test_recipes_may_lie_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "ours.py").write_text(MINE)
+    Path("study.toml").write_text(STUDY.replace("mine.py", "~/ours.py"))
+    assert read_study(Path("study.toml")).recipes == tmp_path / "me" / "ours.py"
 
 
 @pytest.mark.slow

@@ -279,6 +279,15 @@ def test_the_prompt_comes_from_a_file(run, capsys):
     )
 
 
+def test_a_run_and_a_prompt_may_lie_at_home(run, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("prompt.txt").write_text("on the")
+    flags = (f"--out_dir=~/{run.path.name}", "--start=FILE:~/prompt.txt", "--max_new_tokens=0")
+    assert set(text_of(capsys, *flags)) == {"on the"}
+    with pytest.raises(UserError, match="no symbol for '~'"):
+        cli.dispatch(["sample", "--start=~"])
+
+
 def test_a_config_file_sets_what_flags_after_it_change(run):
     Path("mine.py").write_text(
         "num_samples = 2\ntop_k = None\nseed = num_samples\n"
@@ -346,6 +355,7 @@ BAD = [
     ("--start=Zebra", "has no symbol for 'Z'"),
     ("--out_dir=nowhere", "out_dir=nowhere: no run there; train one first"),
     ("--device=tpu", "device=tpu: not available here"),
+    ("out", "a run folder is --out_dir=out"),
     ("absent.py", "absent.py: no such config file"),
     ("train.py", "train.py: learning_rate: unknown key"),
     ("wrong.py", "wrong.py: top_k=many: expected a whole number"),
