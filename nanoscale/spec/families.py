@@ -369,7 +369,7 @@ def inexact(family: Family, record: Mapping[str, Json], where: str) -> Iterable[
     if typed in TANH_GELU:
         yield (
             f"{where}: {family.activation}={typed}, a GELU by tanh; ours is the exact one, as in "
-            "nanoGPT, so losses differ in the fourth digit"
+            "nanoGPT, so its losses differ a little"
         )
 
 
