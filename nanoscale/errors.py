@@ -12,11 +12,13 @@ import errno
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
+RANK_0_SECONDS = 15.0  # longer than torchrun takes to see that a process has ended
 
 
 _OTHER = "choose another folder"
@@ -120,6 +122,16 @@ def spelt(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("nanoscale", spelt)
 
 
+def say(line: str) -> None:
+    """A last line on stderr: of the processes of one run by the first alone.
+
+    The others wait for torchrun to end them with it, or say what befell them alone.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        time.sleep(RANK_0_SECONDS)
+    print(line, file=sys.stderr)
+
+
 def exit_code_of(main: Callable[[], int | None]) -> int:
     """Run `main`, print a refusal as one line, return the exit code."""
     out = sys.stdout
@@ -130,16 +142,16 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         sys.stdout.flush()  # here, where a reader that went away is no error
         return code
     except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(e).split())}")
         return BAD_INPUT
     except ModuleNotFoundError as e:
         if e.name not in PACKAGES:
             raise
         remedy = "run `pip install -e .` in the clone"
-        print(f"error: {e.name} is not installed: {remedy}", file=sys.stderr)
+        say(f"error: {e.name} is not installed: {remedy}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # the reader of our output went away (`nanoscale ... | head`): not an error, say no more
@@ -151,5 +163,5 @@ def exit_code_of(main: Callable[[], int | None]) -> int:
         if e.errno not in (errno.ENAMETOOLONG, errno.EACCES):
             raise
         said = f"error: {e.filename}: {e.strerror}"
-        print(" ".join(said.split()), file=sys.stderr)
+        say(" ".join(said.split()))
         return BAD_INPUT

@@ -12,6 +12,7 @@ from nanoscale.commands.verb import config_verb
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.spec.sources import coerce, read_file
 from nanoscale.spec.values import Overrides
+from nanoscale.store.folder import RunFolder
 from nanoscale.training.sample_options import SAMPLE_KEYS, SampleOptions
 
 
@@ -33,7 +34,10 @@ def command(arguments: tuple[str, ...]) -> None:
     options = options_of(arguments)
     from nanoscale.training.sample import sample
 
-    for text in sample(options):
+    texts = sample(options)
+    if lost := RunFolder(options.out_dir).lost_rows():
+        click.echo(f"warning: {lost}", err=True)
+    for text in texts:
         click.echo(text)
         click.echo("---------------")
 

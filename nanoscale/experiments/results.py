@@ -248,10 +248,10 @@ class Study:
         return [*self.concerns, *self.damaged(), *self.mixed_numerics()]
 
     def damaged(self) -> list[str]:
-        """A warning per run whose records cannot be read, which a retry mends."""
+        """A warning per run whose records or rows cannot be read, with what mends it."""
         warnings = []
         for _, folder in self.runs():
-            damage = folder.damage()
+            damage = folder.damage() or folder.lost_rows()
             if damage:
                 warnings.append(f"{folder.path}: {damage}")
         return warnings

@@ -79,14 +79,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The JSON in `path`; a UserError if it is missing or broken."""
+def read_json(path: Path, remedy: str = "restore it, or make it anew") -> Any:
+    """The JSON in `path`; a UserError, with the remedy for a broken one, if it is not to be had."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is this a run folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise UserError(f"{path}: not valid JSON ({e}); delete the folder to start it anew") from e
+        raise UserError(f"{path}: not valid JSON ({e}); {remedy}") from e
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
 
@@ -111,7 +111,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             rows.append(_row(line))
         except (ValueError, RecursionError) as e:
             raise UserError(
-                f"{path}: a broken row ({e}, line {number}); the file was changed from outside"
+                f"{path}: a broken row ({e}, line {number}); the file was changed from outside: "
+                "restore it, or delete it to go on without its rows"
             ) from e
     return rows
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, make_folder
+from nanoscale.errors import UserError, make_folder, one_of
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RECORD_SCHEMA, RunSpec
 from nanoscale.spec.values import Json, Overrides
@@ -48,7 +48,7 @@ def parse_branch(branch_from: str) -> tuple[Path, int | None]:
     return (Path(folder), int(step)) if at and step.isdigit() else (Path(branch_from), None)
 
 
-def checkpoint_file(step: int | None) -> str:
+def checkpoint_file(step: int | str | None) -> str:
     """The name of the newest checkpoint, or of the one kept at `step`."""
     return CHECKPOINT if step is None else f"ckpt-{step}.pt"
 
@@ -59,11 +59,21 @@ def parent_of(branch_from: str) -> str:
     folder = RunFolder(path)
     if not (folder / checkpoint_file(step)).is_file():
         at = f" at step {step} (keep it with checkpoint_steps=[{step}])" if step else ""
-        raise UserError(f"branch_from={branch_from}: no checkpoint there{at}")
+        there = [f"{path}@{kept}" for kept in kept_steps(folder)]
+        if (folder / CHECKPOINT).is_file():
+            there.append(f"{path} (after step {folder.status().checkpoint_step})")
+        has = f"; there is {one_of(there)}" if there else ""
+        raise UserError(f"branch_from={branch_from}: no checkpoint there{at}{has}")
     status = folder.status()
     if status.kind == DAMAGED:
         raise UserError(f"branch_from={branch_from}: {status.reason}")
     return f"{status.id}@{status.checkpoint_step if step is None else step}"
+
+
+def kept_steps(folder: RunFolder) -> list[int]:
+    """The steps of which a run has kept a checkpoint."""
+    names = (path.name for path in folder.path.glob(checkpoint_file("*")))
+    return sorted(int(name[5:-3]) for name in names if name[5:-3].isdigit())
 
 
 def run_spec(config: ResolvedConfig, data: Dataset, typed: Overrides) -> RunSpec:
@@ -109,7 +119,37 @@ class RunFolder:
             raise
 
     def spec(self) -> RunSpec:
-        return RunSpec.from_json(read_json(self / CONFIG), self / CONFIG)
+        """What `config.json` says; refused with what mends it, if it cannot be read."""
+        self.check_schemas(CONFIG)
+        return RunSpec.from_json(read_json(self / CONFIG, self._mends_config()), self / CONFIG)
+
+    def id(self) -> str | None:
+        """Whose the folder is, by its status or its results; None if neither can be read."""
+        known = self.record(STATUS) or self.record(METRICS) or {}
+        return known.get("id")
+
+    def _mends_config(self) -> str:
+        known = self.id()
+        if known:
+            return f"the command that asked for this run, {known}, mends it"
+        return "the study that asked for this run mends it, or else move the folder away"
+
+    def check_schemas(self, *names: str) -> None:
+        """Refuse records of the run that another version wrote."""
+        for name in names:
+            if schema := self._other_schema(name):
+                raise UserError(f"{self / name}: {schema}")
+
+    def _other_schema(self, name: str) -> str:
+        """What is to be said of a record that another version wrote; "" of any other file."""
+        try:
+            record = read_json(self / name)
+        except UserError:
+            return ""
+        schema = record.get("schema", RECORD_SCHEMA) if isinstance(record, dict) else RECORD_SCHEMA
+        if schema == RECORD_SCHEMA:
+            return ""
+        return f"schema {schema}, this version reads {RECORD_SCHEMA}: use the one that wrote it"
 
     def status(self) -> RunStatus:
         """Where the run stands; one that nobody has begun has only its config, and waits.
@@ -140,14 +180,36 @@ class RunFolder:
     def damage(self) -> str:
         """Which record of the run cannot be read, and what mends it; "" if all can."""
         if self.exists() and self.record(CONFIG) is None:
-            return f"{CONFIG} cannot be read; the command that asked for this run mends it"
+            return self._damaged(CONFIG, "cannot be read", self._mends_config())
         status = self.record(STATUS)
         if status is None:
             broken = (self / STATUS).is_file()
-            return f"{STATUS} cannot be read; another try mends it" if broken else ""
+            return self._damaged(STATUS, "cannot be read") if broken else ""
         if status["state"] in FINISHED and self.record(METRICS) is None:
-            return f"{METRICS} is gone or cannot be read; another try mends it"
+            return self._damaged(METRICS, "is gone or cannot be read")
         return ""
+
+    def _damaged(self, name: str, how: str, remedy: str = "another try mends it") -> str:
+        schema = self._other_schema(name)
+        return f"{name}: {schema}" if schema else f"{name} {how}; {remedy}"
+
+    def lost_rows(self) -> str:
+        """What a finished run's rows lack, and the remedy; "" if they reach its end."""
+        status = self.status()
+        if status.state not in FINISHED or not status.step:
+            return ""
+        try:
+            rows = self.rows()
+            last = rows[-1]["step"] if rows else 0
+            if last == status.step:
+                return ""
+            lacks = f"{ROWS} ends after step {last} of {status.step}"
+        except UserError:
+            lacks = f"{ROWS} cannot be read"
+        return (
+            f"{lacks}: it was cut or changed from outside; the results stand, and to have the rows "
+            "again move the folder away and train the run anew"
+        )
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The object in a JSON file of the run; None if it is gone, or is none such."""
@@ -157,7 +219,7 @@ class RunFolder:
             if isinstance(e.__cause__, OSError):  # the disk's fault, not the file's
                 raise
             return None
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or record.get("schema", RECORD_SCHEMA) != RECORD_SCHEMA:
             return None
         for key, kind in _KEYS[name].items():
             if type(record.get(key)) is not kind:
@@ -191,6 +253,13 @@ class RunFolder:
         if status["state"] != FAILED:
             status.pop("kind", None)
         write_json(self / STATUS, status)
+
+    def weights(self) -> Path | None:
+        """The weights to sample from, the best or else the newest; None if it holds none."""
+        for name in (BEST, CHECKPOINT):
+            if (self / name).is_file():
+                return self / name
+        return None
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self / ROWS)

@@ -8,16 +8,18 @@ gives resuming, longer runs and cooldown branches.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanoscale.errors import UserError, disk_errors
-from nanoscale.spec.config import all_fields
+from nanoscale.spec.config import ResolvedConfig, all_fields, flatten
 from nanoscale.spec.identity import RunSpec, heeded
 from nanoscale.spec.schedule import Due, lr_multiplier
+from nanoscale.spec.values import Json
 from nanoscale.store.files import cut_rows, move_aside, row_line, write_json, write_text
 from nanoscale.store.folder import (
     BEST,
@@ -53,20 +55,28 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
 
 
 def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | None:
-    """The data, or the first hashed key that differs, but for those of the groups in `free`."""
+    """The data, or the hashed keys that differ, but for those of the groups in `free`."""
     if old.data_fingerprint != new.data_fingerprint:
         return (
             f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
             f"{new.data_name} {new.data_fingerprint[:8]})"
         )
-    before = heeded(old.config)
-    after = heeded(new.config)
     if old.masks != new.masks and old.config.dropout:
         return f"its dropout masks were of version {old.masks}, now {new.masks}"
-    for name, key in all_fields().items():
-        if key.hashed and key.group not in free and before[name] != after[name]:
-            return f"{name} was {before[name]}, now {after[name]}"
-    return None
+    return _keys_difference(old, new, {key.group for key in all_fields().values()} - set(free))
+
+
+def _keys_difference(old: RunSpec, new: RunSpec, groups: Collection[str]) -> str | None:
+    """`KEY was THIS, now THAT` of each hashed key of some groups that differs."""
+    before = heeded(old.config)
+    after = heeded(new.config)
+    keys = sorted(all_fields().items(), key=lambda field: field[1].group != "length")
+    different = [
+        f"{name} was {before[name]}, now {after[name]}"
+        for name, key in keys
+        if key.hashed and key.group in groups and before[name] != after[name]
+    ]
+    return ", ".join(different) or None
 
 
 def _length_difference(old: RunSpec, new: RunSpec) -> str | None:
@@ -83,23 +93,35 @@ def _length_difference(old: RunSpec, new: RunSpec) -> str | None:
 
 
 def _schedule_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
-    """The first of `step` updates whose LR multiplier differs."""
-    for t in range(step):
-        before = lr_multiplier(old.config, t)
-        after = lr_multiplier(new.config, t)
-        if before != after:
-            update = t + 1
-            return f"the LR multiplier of update {update} was {before:.6g}, now {after:.6g}"
-    return None
+    """The first of `step` updates whose LR multiplier differs, and the keys that make it."""
+    update = _other_lr(old.config, new.config, step)
+    if update is None:
+        return None
+    before, after = lr_multiplier(old.config, update), lr_multiplier(new.config, update)
+    keys = _keys_difference(old, new, ("length", "schedule"))
+    end = old.config.lr_decay_iters
+    same = _other_lr(old.config, replace(new.config, lr_decay_iters=end), step) is None
+    remedy = f" (with lr_decay_iters={end} it would be the same)" if same else ""
+    return (
+        f"the LR multiplier of update {update + 1} was {before:.6g}, now {after:.6g}, as "
+        f"{keys}{remedy}"
+    )
+
+
+def _other_lr(old: ResolvedConfig, new: ResolvedConfig, step: int) -> int | None:
+    """The first of `step` updates, from 0, whose LR multiplier differs."""
+    updates = range(step)
+    return next((t for t in updates if lr_multiplier(old, t) != lr_multiplier(new, t)), None)
 
 
 def check_past(old: RunSpec, new: RunSpec, step: int, where: object) -> None:
     """Refuse to continue the checkpoint at `where` as a run with another past."""
     difference = past_difference(old, new, step)
     if difference:
+        otherwise = "another out_dir" if new.parent is None else "no branch_from"
         raise UserError(
             f"{where}: cannot continue as this run: {difference}; give it the same "
-            "past, or another out_dir to start anew"
+            f"past, or {otherwise} to start anew"
         )
 
 
@@ -149,19 +171,18 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
 
     if running := folder.holder():
         raise Held(path, running)
+    if folder.record(CONFIG) is None and spec.is_called(folder.id()):
+        renew(folder, spec)
     old = folder.spec()
     if old.content == spec.content:
         if resume and not is_finished(folder) and start_of(folder, old) is None:
             raise UserError(_no_checkpoint(path))
-        for line in renew(folder, spec):
-            print(f"{path}: {line}")
+        renew(folder, spec)
         return folder
     if resume:
         check_past(old, spec, folder.status().checkpoint_step or 0, path)
         if not (folder / CHECKPOINT).is_file():
             raise UserError(_no_checkpoint(path))
-        for line in unheeded(spec, renewed(folder, spec)):
-            print(f"{path}: {line}")
     else:
         branch_from = spec.config.branch_from
         if branch_from and parse_branch(branch_from)[0].resolve() == path.resolve():
@@ -169,9 +190,21 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
                 f"out_dir={path} is the run that branch_from={branch_from} names; "
                 "choose another out_dir"
             )
-        print(f"{path} holds another run ({old.id}): moved to {move_aside(path)}")
+        _make_room(folder, old, spec)
         folder.create(spec)
     return folder
+
+
+def _make_room(folder: RunFolder, old: RunSpec, spec: RunSpec) -> None:
+    """Move the run in the folder aside, and say why, and how one goes on with it instead."""
+    why = _difference(old, spec) or f"branch_from was {old.parent}, now {spec.parent}"
+    step = folder.status().checkpoint_step
+    goes_on = step and (folder / CHECKPOINT).is_file() and not past_difference(old, spec, step)
+    aside = move_aside(folder.path)
+    print(f"{folder.path} holds another run ({old.id}; {why}): moved to {aside}")
+    if goes_on and old.parent == spec.parent:
+        flags = f"--init_from=resume --out_dir={shlex.quote(str(aside))}"
+        print(f"this run starts anew; to go on with that one instead, add {flags}")
 
 
 def _is_ours(path: Path) -> bool:
@@ -199,14 +232,16 @@ def continue_as(folder: RunFolder, spec: RunSpec) -> None:
     write_json(folder / CONFIG, spec.to_json())
 
 
-def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
-    """Give a run that is not finished today's config; what of it does not apply, in lines.
+def renew(folder: RunFolder, spec: RunSpec) -> None:
+    """Give a run that is not finished today's config.
 
     A run whose records are damaged gets those, and goes on from what it has saved.
 
     Raises:
+        UserError: another version wrote a record.
         Held: another process trains there.
     """
+    folder.check_schemas(CONFIG, STATUS, METRICS)
     with folder.take():
         if folder.record(CONFIG) is None:
             write_json(folder / CONFIG, spec.to_json())
@@ -214,25 +249,28 @@ def renew(folder: RunFolder, spec: RunSpec) -> list[str]:
             _restore_status(folder)
         state = folder.status().state
         if state in FINISHED:
-            return []
-        new = renewed(folder, spec)
-        write_json(folder / CONFIG, new.to_json())
+            return
+        write_json(folder / CONFIG, renewed(folder, spec).to_json())
         if state != WAITING:
             folder.set_status(state=WAITING, reason=None)
-    return unheeded(spec, new)
 
 
-def unheeded(spec: RunSpec, renewed: RunSpec) -> list[str]:
-    """What of `spec` does not apply to a run that goes on as `renewed`, in lines."""
-    lines = []
-    for key in ROUNDING_KEYS:
-        asked, kept = getattr(spec.config, key), getattr(renewed.config, key)
-        if key in spec.typed and asked != kept:
-            lines.append(
-                f"{key}={asked} does not apply, the run began with {key}={kept} and keeps it, "
-                "as its results depend on it; choose another out_dir to start anew"
-            )
-    return lines
+def in_vain(old: RunSpec, new: RunSpec, numerics: Mapping[str, Json]) -> str:
+    """What was typed of a finished run and changes nothing of it, in a line; "" if nothing was.
+
+    `numerics` is how it was computed.
+    """
+    was, now = flatten(old.config), flatten(new.config)
+    keys = []
+    for key in new.typed:
+        if key in ("out_dir", "init_from") or all_fields()[key].hashed:
+            continue
+        has = numerics.get(key, was[key])
+        if now[key] != has and (now[key] != was[key] or key == "compile"):  # True: where it pays
+            keys.append(f"{key}={now[key]} (it has {has})")
+    if not keys:
+        return ""
+    return f"{', '.join(keys)} cannot change a finished run; choose another out_dir to train it so"
 
 
 def _restore_status(folder: RunFolder) -> None:
@@ -286,11 +324,11 @@ def parent_folder(folder: RunFolder, branch_from: str) -> Path:
     return there[0] if there else parent
 
 
-def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec | None) -> str:
+def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec | None) -> list[str]:
     """Cut the folder's rows back to `step`, where its run stands; a branch copies its past.
 
     The evaluation that a shorter run made at its end alone is no part of a longer one. `saved` is
-    what the checkpoint was saved of. Returns what there is to warn of, or "".
+    what the checkpoint was saved of. Returns what there is to warn of.
     """
     for torn in folder.path.glob(".*.tmp"):  # what a killed writer left
         torn.unlink(missing_ok=True)
@@ -298,12 +336,12 @@ def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec |
         parent = parent_folder(folder, spec.config.branch_from)
         shutil.copyfile(parent / ROWS, folder / ROWS)
     if not (folder / ROWS).is_file():
-        return ""
+        return []
 
     cut_rows(folder / ROWS, step if step else -1)
     rows = folder.rows()
     if saved and (warning := missing_rows(rows, saved, spec, step)):
-        return warning
+        return [warning]
     if rows and is_early_end(spec, rows[-1]["step"]):
         end = rows.pop()
         if Due(spec.config, end["step"]).row:
@@ -311,7 +349,7 @@ def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec |
         write_text(folder / ROWS, "".join(map(row_line, rows)))
     if step < spec.config.max_iters:
         _put_best_back(folder, spec, rows)
-    return ""
+    return []
 
 
 def _without_evaluation(row: Row) -> Row:

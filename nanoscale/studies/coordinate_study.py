@@ -181,6 +181,8 @@ class CoordinatePlan:
         configs = {cell.spec.id: cell.spec.config for cell in self.cells}
         finished = []
         for entry, folder in study.runs():
+            if lost := folder.lost_rows():
+                raise UserError(f"{folder.path}: {lost}")
             finished.append((configs[entry.id], folder.rows()))
         verdict = self.judge(finished)
         return replace(verdict, asked=study.asked.to_json(), runs=list(configs))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nanoscale.errors import disk_errors
 from nanoscale.experiments.records import describe
 from nanoscale.spec.values import Json
-from nanoscale.store.folder import BEST, CHECKPOINT
+from nanoscale.store.folder import RunFolder
 from nanoscale.studies.recipe import Picture
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def curve_rows(study: Study, done: DataFrame) -> list[dict[str, Json]]:
     for entry, folder in study.runs():
         if entry.id in finished:
             label = {"run": entry.id, "size": sizes.get(entry.id, describe(entry.values))}
-            for row in folder.rows():
+            for row in [] if folder.lost_rows() else folder.rows():
                 if row.get("val_loss") is not None:
                     point = {"tokens_seen": row.get("tokens_seen"), "val_loss": row["val_loss"]}
                     rows.append(label | point)
@@ -92,14 +92,11 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 def next_command(frame: DataFrame) -> list[str]:
     """Sampling from the best run, with the Python that made it, where a run kept its weights."""
     done = frame[frame["val_loss"].notna()]
-    done = done[done["folder"].map(keeps_weights).astype(bool)]
+    kept = done["folder"].map(lambda folder: RunFolder(folder).weights() is not None)
+    done = done[kept.astype(bool)]
     if done.empty:
         return []
     relative = os.path.relpath(sys.executable)
     python = "python" if relative.startswith("..") else relative
     best = done.sort_values("val_loss", kind="stable")["folder"].iloc[0]
     return [f"next: {python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"]
-
-
-def keeps_weights(folder: str) -> bool:
-    return any((Path(folder) / name).is_file() for name in (BEST, CHECKPOINT))

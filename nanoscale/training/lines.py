@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from nanoscale.model import kernels
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import label
 from nanoscale.spec.resolve import warnings
+from nanoscale.spec.sources import coerce
 from nanoscale.training.numerics import change
 from nanoscale.training.records import MetricsRow
-from nanoscale.training.state import Run
+from nanoscale.training.state import Checkpoint, Run
 
 
 def introduction(run: Run) -> Iterator[str]:
@@ -38,6 +39,41 @@ def introduction(run: Run) -> Iterator[str]:
         if warning:
             yield f"warning: {warning}"
     yield how(run)
+
+
+def unheeded(run: Run, saved: Checkpoint | None, kept: Collection[int]) -> list[str]:
+    """What the user typed of how the run computes and is saved and does not apply, in lines.
+
+    `kept` are the steps whose checkpoint is there already.
+    """
+    typed, config = run.spec.typed, run.config
+    began = saved.spec.config if saved else config
+    lines = []
+    for key in ("device", "threads", "compile", "kernels"):
+        now = getattr(run.numerics, key)
+        if key not in typed or now is None:
+            continue
+        asked = coerce(key, typed[key])
+        any_will_do = asked in (None, "auto") or key == "device"  # which of several GPUs
+        if asked == now or (any_will_do and asked == getattr(began, key)):
+            continue
+        why = f"it is {now} here: torch.compile takes kernels=torch and, on a CPU, g++"
+        if saved:
+            why = (
+                f"the run began with {key}={now} and keeps it, as its results depend on it; "
+                "choose another out_dir to start anew"
+            )
+        lines.append(f"{key}={asked} does not apply, {why}")
+
+    past = [
+        step
+        for step in config.checkpoint_steps
+        if step not in kept and not run.step < step <= config.max_iters
+    ]
+    if "checkpoint_steps" in typed and past:
+        goes = f"the run goes on from step {run.step} to {config.max_iters}"
+        lines.append(f"checkpoint_steps={past} are not reached: {goes}")
+    return lines
 
 
 def too_long(config: ResolvedConfig, step: int, peak: float) -> Iterator[str]:

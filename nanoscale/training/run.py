@@ -5,6 +5,7 @@ torch is imported once all that was asked for is checked, so a refusal comes at 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -23,14 +24,27 @@ from nanoscale.spec.values import Json
 from nanoscale.store.folder import (
     CHECKPOINT,
     COMPLETE,
+    DAMAGED,
     DIVERGED,
+    METRICS,
+    ROWS,
     RUNNING,
     WAITING,
     RunFolder,
+    kept_steps,
     run_spec,
 )
 from nanoscale.store.lease import Lease
-from nanoscale.store.resume import continue_as, is_finished, open_folder, renewed, take_over_rows
+from nanoscale.store.refusal import check_writable, taken_back
+from nanoscale.store.resume import (
+    continue_as,
+    in_vain,
+    is_finished,
+    open_folder,
+    renew,
+    renewed,
+    take_over_rows,
+)
 from nanoscale.training.records import RunResult
 from nanoscale.training.trackers import need_package, wanted
 
@@ -82,7 +96,8 @@ def train(
     resume = config.init_from == "resume"
     if launched().world > 1:
         return train_ranks(spec, path, resume)
-    return train_folder(open_folder(path, spec, resume), spec)
+    with taken_back(path):
+        return train_folder(open_folder(path, spec, resume), spec)
 
 
 def evaluate(config: ExperimentConfig, *, typed: Mapping[str, Json] | None = None) -> float:
@@ -101,7 +116,8 @@ def evaluate(config: ExperimentConfig, *, typed: Mapping[str, Json] | None = Non
         saved = load_start(spec, folder)
     run = build(spec, dataset_of(spec), Ranks(), saved)
     loss = float(final_losses(run).mean())
-    print(f"step {run.step}: val loss {loss:.4f}")
+    if launched().rank == 0:
+        print(f"step {run.step}: val loss {loss:.4f}")
     return loss
 
 
@@ -135,24 +151,39 @@ def train_folder(folder: RunFolder, longer: RunSpec | None = None) -> RunResult:
     `longer` is the run that the folder's is to become, if it is not that already (see `fill`).
     """
     spec = longer or folder.spec()
+    if longer is None and folder.status().kind == DAMAGED:  # results may say that it has finished
+        renew(folder, spec)
     if is_finished(folder, longer):
-        result = RunResult.read(folder)
-        print(f"{folder.path}: this run is {result.status} already; see {folder / 'metrics.json'}")
-        return result
+        return already(folder, spec)
 
     from nanoscale.model.distributed import session
     from nanoscale.training.hardware import pick_device
 
     with session(spec.config, pick_device) as ranks:
         result = fill(folder, ranks, longer)
-    if result.status == COMPLETE:
-        print(
-            f"COMPLETE: results in {folder / 'metrics.json'}; "
-            f"next: python sample.py --out_dir={folder.path}"
-        )
-    elif result.status == DIVERGED:
-        print(f"DIVERGED: see {folder / 'metrics.jsonl'}; try a lower learning_rate")
+    tell_end(folder, result)
     return result
+
+
+def already(folder: RunFolder, asked: RunSpec) -> RunResult:
+    """The result of a finished run, told, with what was asked of it in vain."""
+    result = RunResult.read(folder)
+    print(f"{folder.path}: this run is {result.status} already; see {folder / METRICS}")
+    for line in (in_vain(folder.spec(), asked, result.numerics or {}), folder.lost_rows()):
+        if line:
+            print(f"{folder.path}: {line}")
+    return result
+
+
+def tell_end(folder: RunFolder, result: RunResult) -> None:
+    """Where a run's result is, and what to try next."""
+    if result.status == COMPLETE:
+        following = f"keep={result.config['keep']} left no weights to sample from"
+        if folder.weights():
+            following = f"next: python sample.py --out_dir={shlex.quote(str(folder.path))}"
+        print(f"COMPLETE: results in {folder / METRICS}; {following}")
+    elif result.status == DIVERGED:
+        print(f"DIVERGED: see {folder / ROWS}; try a lower learning_rate")
 
 
 def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunResult:
@@ -164,6 +195,7 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
         UserError: the data, a checkpoint or the disk refuses; the run stays WAITING.
         Held: another process trains there.
     """
+    from nanoscale.training import lines
     from nanoscale.training.loop import loop
     from nanoscale.training.numerics import require_kept
     from nanoscale.training.recorder import recording
@@ -191,14 +223,15 @@ def fill(folder: RunFolder, ranks: Ranks, longer: RunSpec | None = None) -> RunR
         run = build(spec, dataset_of(spec), ranks, saved)
         if saved:
             require_kept(saved.numerics, run.numerics, spec.typed)
-        warning = ""
+        warnings = lines.unheeded(run, saved, kept_steps(folder))
         if ranks.is_master:
+            check_writable(folder)
             continue_as(folder, spec)
-            warning = take_over_rows(folder, spec, run.step, saved.spec if saved else None)
+            warnings += take_over_rows(folder, spec, run.step, saved.spec if saved else None)
             folder.set_status(state=RUNNING, step=run.step, reason=None)
         with recording(run, folder, lease) as recorder:
             recorder.introduce()
-            if warning:
+            for warning in warnings:
                 recorder.say(f"warning: {warning}")
             state = loop(run, recorder, asked)
             if state == WAITING:
@@ -218,7 +251,8 @@ def train_ranks(spec: RunSpec, path: Path, resume: bool) -> RunResult:
     from nanoscale.training.hardware import pick_device
 
     folder = RunFolder(path)
-    with session(spec.config, pick_device) as ranks:
+    owner = taken_back(path) if launched().rank == 0 else nullcontext()
+    with owner, session(spec.config, pick_device) as ranks:
         refusal = None
         if ranks.is_master:
             try:
@@ -229,5 +263,8 @@ def train_ranks(spec: RunSpec, path: Path, resume: bool) -> RunResult:
         if refusal is not None:
             raise UserError(refusal)
         if is_finished(folder, spec):
-            return RunResult.read(folder)
-        return fill(folder, ranks, spec)
+            return already(folder, spec) if ranks.is_master else RunResult.read(folder)
+        result = fill(folder, ranks, spec)
+        if ranks.is_master:
+            tell_end(folder, result)
+        return result

@@ -20,7 +20,7 @@ from nanoscale.data.dataset import Dataset, open_dataset, philox_words
 from nanoscale.errors import UserError
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
-from nanoscale.store.folder import BEST, CHECKPOINT, FINISHED, RunFolder
+from nanoscale.store.folder import FINISHED, RunFolder
 from nanoscale.training.sample_options import SampleOptions
 
 if TYPE_CHECKING:
@@ -55,18 +55,16 @@ def open_weights(out_dir: str, key: str = "out_dir") -> tuple[Path, RunSpec]:
             f"`python train.py --out_dir={out_dir}`, or name its folder"
         )
     spec = folder.spec()
-    for name in (BEST, CHECKPOINT):
-        if (folder / name).is_file():
-            return folder / name, spec
-    state = folder.state()
-    if state in FINISHED and spec.config.keep == "none":
-        raise UserError(
-            f"{key}={out_dir}: the run kept no weights (keep=none); train it again with keep=best, "
-            "into another folder"
-        )
-    raise UserError(
-        f"{key}={out_dir}: the run has saved no weights yet (it is {state}); train it further"
-    )
+    weights = folder.weights()
+    if weights is not None:
+        return weights, spec
+    state, keep = folder.state(), spec.config.keep
+    why = f"the run has saved no weights yet (it is {state}); train it further"
+    if state in FINISHED and keep != "all":
+        why = f"keep={keep} left no weights; train it again with keep=all, into another folder"
+    elif state in FINISHED:
+        why = f"the run is {state} and its weights are gone; train it again, into another folder"
+    raise UserError(f"{key}={out_dir}: {why}")
 
 
 def data_of(spec: RunSpec, data_root: str | None = None) -> Dataset:
