@@ -56,7 +56,9 @@ def options_of(arguments: Sequence[str]) -> SampleOptions:
             key = SAMPLE_KEYS[name]
             given = value if verbatim else coerce(spelled, value, key.kind)
             key.check(given, spelled)
-            values[name] = os.path.expanduser(given) if key.path and given else given
+            values[name] = (
+                os.path.expanduser(given) if key.path and isinstance(given, str) else given
+            )
     return SampleOptions(**values)
 
 
