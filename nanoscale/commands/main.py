@@ -31,6 +31,7 @@ TASKS: dict[str, dict[str, str]] = {
         "retry": "run again what failed or waits",
         "table": "rebuild table.csv from the run folders",
         "report": "rebuild report.html",
+        "sync": "finished runs to W&B, Trackio or TensorBoard",
     },
     "Verdicts": {
         "coord-check": "do activations keep their size as models grow?",

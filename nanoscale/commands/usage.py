@@ -24,7 +24,10 @@ def in_our_words(error: click.UsageError, arguments: Sequence[str]) -> UserError
         hint = did_you_mean(error.option_name, options_of(context.command))
         return UserError(f"{typed(error.option_name, arguments)}: unknown option{hint or usage}")
     if isinstance(error, click.MissingParameter) and error.param is not None:
-        return UserError(f"{name}: {error.param.make_metavar(context)} is missing{usage}")
+        lacking = error.param.make_metavar(context)
+        if isinstance(error.param, click.Option):
+            lacking = f"{error.param.opts[0]} {lacking}"
+        return UserError(f"{name}: {lacking} is missing{usage}")
     if isinstance(error, click.BadOptionUsage):
         argument = typed(error.option_name, arguments)
         wrong = "the option takes no value" if "=" in argument else "a value is missing"

@@ -62,8 +62,7 @@ class WandbTracker:
             )
         except wandb.Error as e:
             raise UserError(
-                f"wandb_log=True: W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, "
-                "or leave wandb_log out"
+                f"W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, or leave it out"
             ) from e
         self.from_step = self.run.starting_step
         self.exit_code = 1  # of a run that has not ended

@@ -46,7 +46,7 @@ from nanoscale.store.resume import (
     take_over_rows,
 )
 from nanoscale.training.records import RunResult
-from nanoscale.training.trackers import need_package, wanted
+from nanoscale.training.trackers import asked_by, need_package, wanted
 
 if TYPE_CHECKING:
     from nanoscale.model.distributed import Ranks
@@ -137,7 +137,7 @@ def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> Run
 def check_machine(config: ExperimentConfig) -> None:
     """Refuse a device or a tracker that is not here, before anything is written."""
     for name in wanted(config):
-        need_package(name, f"{name}_log=True")
+        need_package(name, asked_by(name))
     if config.device not in ("auto", "cpu"):
         from nanoscale.training.hardware import pick_device
 

@@ -128,11 +128,15 @@ class Trackers:
     """The open trackers of a run: what one of them raises is a warning, once, and closes it.
 
     Raises:
-        UserError: one cannot begin, and the run has no row yet.
+        UserError: one cannot begin, and the run has no row yet, or a tracker was `typed` for it.
     """
 
     def __init__(
-        self, run: TrackedRun, makers: Mapping[str, MakeTracker], warn: Callable[[str], None]
+        self,
+        run: TrackedRun,
+        makers: Mapping[str, MakeTracker],
+        warn: Callable[[str], None],
+        typed: str = "",
     ) -> None:
         self.run = run
         self.warn = warn
@@ -142,15 +146,14 @@ class Trackers:
         rows = run.folder.rows() if makers else []
         for name, make in makers.items():
             try:
-                tracker = make(run)
-                for row in rows:
-                    tracker.row(row["step"], flat_numbers(row))
-                self._open[name] = tracker
+                self._open[name] = make(run)
             except Exception as error:  # which it may be is the tracker's alone
-                if not rows:
+                if typed or not rows:
                     self.close()
-                    raise refusal(name, error) from error
+                    raise UserError(f"{typed or asked_by(name)}: {in_words(error)}") from error
                 self._drop(name, error)
+        for row in rows:
+            self.row(row["step"], row)
 
     def row(self, step: int, row: Mapping[str, Json]) -> None:
         if self._open:
@@ -185,22 +188,24 @@ class Trackers:
         """Go on without a tracker."""
         self.failed.append(name)
         tracker = self._open.pop(name, None)
-        said = " ".join(str(error).split())
         self.warn(
-            f"{name} has failed ({type(error).__name__}: {said}) and is told no more; the rows are "
-            f"in metrics.jsonl: nanoscale sync {self.run.folder.path} --to={name} sends it later"
+            f"{name} has failed ({in_words(error)}) and is told no more; the rows are in "
+            f"metrics.jsonl: nanoscale sync {self.run.folder.path} --to={name} sends them later"
         )
         if tracker is not None:
             with suppress(Exception):
                 tracker.close()
 
 
-def refusal(name: str, error: Exception) -> UserError:
-    """Why a tracker cannot begin."""
-    if isinstance(error, UserError):
-        return error
+def asked_by(name: str) -> str:
+    """What was typed for a tracker."""
+    return f"{name}_log=True" if name in BUILT_IN_TRACKERS else f"the tracker {name}"
+
+
+def in_words(error: Exception) -> str:
+    """An error of a tracker as part of a line."""
     said = " ".join(str(error).split())
-    return UserError(f"{name} cannot begin ({type(error).__name__}: {said}); leave it out")
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
 def note_sent(run: TrackedRun, names: list[str]) -> None:

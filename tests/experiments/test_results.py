@@ -63,3 +63,21 @@ def test_a_whole_name_is_one_study_and_a_part_of_names_all_of_them(study):
         for text in ("lr", "l", "")
     }
     assert found == {"lr": ["lr"], "l": ["lr", "lr2"], "": ["lr", "lr2"]}
+
+
+@pytest.mark.slow
+def test_a_run_with_trackers_knows_whose_cell_it_is(tmp_path):
+    """The last study that asked for it; one without has no such file."""
+    runner = a_runner(workers=1)
+    tracked = TINY | {"tensorboard_log": True}
+    study = runner.run_grid("g", tracked, {"seed": [1]})
+    ((_, folder),) = study.runs()
+    assert folder.record("cell.json") == {"study": "g", "cell": "seed=1"}
+    ((_, folder),) = runner.run_grid("h", TINY, {"seed": [2]}).runs()
+    assert folder.record("cell.json") is None
+
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+    search = runner.run_hpo("s", tracked, space, trials=1, sampler="random")
+    ((entry, folder),) = search.runs()
+    cell = f"trial 0: learning_rate={entry.trial_values['learning_rate']}"
+    assert folder.record("cell.json") == {"study": "s", "cell": cell}

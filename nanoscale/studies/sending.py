@@ -1,0 +1,109 @@
+"""Finished runs shown elsewhere afterwards, once each: what `nanoscale sync` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nanoscale.experiments import Study
+from nanoscale.experiments.results import RUNS, matching_studies, state_of
+from nanoscale.spec.values import Json
+from nanoscale.store.folder import CELL, FINISHED, RunFolder
+from nanoscale.training.tracked_run import TrackedRun
+from nanoscale.training.trackers import Trackers, is_sent, need_package, tracker_of
+
+
+@dataclass
+class Sending:
+    """What came of sending runs to a tracker, by the names of their folders."""
+
+    to: str
+    sent: list[str] = field(default_factory=list)
+    there: list[str] = field(default_factory=list)  # all of it, from before
+    unfinished: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = [f"{len(self.sent)} runs sent to {self.to}"]
+        words = {"were there": self.there, "have not finished": self.unfinished}
+        words["could not be sent whole"] = self.failed
+        counts += [f"{len(runs)} {what}" for what, runs in words.items() if runs]
+        return ", ".join(counts)
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+
+def send(
+    runs: Sequence[TrackedRun],
+    to: str,
+    file: str | None = None,
+    again: bool = False,
+    say: Callable[[str], None] = print,
+) -> Sending:
+    """Tell the tracker called `to`, perhaps of a user's `file`, every row and result of the runs
+    that have finished. What it has all of is left out, unless `again`.
+
+    A kill loses nothing: what was sent is written down in the run's folder, and what had begun is
+    told anew, of which a tracker leaves out what it has.
+
+    Raises:
+        UserError: there is no such tracker, or it refuses to begin.
+    """
+    make = tracker_of(to, file)
+    need_package(to, f"--to={to}")
+    sending = Sending(to)
+    for run in runs:
+        name = run.folder.path.name
+        metrics = run.folder.metrics() if state_of(run.folder) in FINISHED else None
+        if metrics is None:
+            sending.unfinished.append(name)
+        elif is_sent(run, to) and not again:
+            sending.there.append(name)
+        else:
+            trackers = Trackers(run, {to: make}, say, typed=f"--to={to}")
+            trackers.final(metrics)
+            trackers.close()
+            where = sending.failed if trackers.failed else sending.sent
+            where.append(name)
+            if not trackers.failed:
+                say(f"sent {run.name}")
+    return sending
+
+
+def runs_of(name: str, output_root: Path) -> list[TrackedRun]:
+    """The runs to send under a name: those of a study, or the one in a run folder.
+
+    Raises:
+        UserError: it is neither.
+    """
+    folder = RunFolder(name)
+    if folder.exists():
+        return [the_run(folder)]
+    study = Study.open(output_root / name)
+    return [
+        TrackedRun(folder, folder.spec(), study.name, entry.title)
+        for entry, folder in study.runs()
+        if folder.exists()
+    ]
+
+
+def the_run(folder: RunFolder) -> TrackedRun:
+    """The run in a folder, as a cell of the study that last asked for it, or of one that has it."""
+    spec = folder.spec()
+    if folder.record(CELL) is None:
+        for study, title in cells_of(folder):
+            return TrackedRun(folder, spec, study, title)
+    return TrackedRun.of(folder, spec)
+
+
+def cells_of(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    """The studies beside a store of runs that have the run in a folder of it, with its cells."""
+    store = folder.path.absolute().parent
+    if store.name != RUNS:
+        return
+    for study in matching_studies(store.parent, ""):
+        for entry in study.entries:
+            if entry.folder == folder.path.name:
+                yield study.name, entry.title
