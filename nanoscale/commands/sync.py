@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import json_output, option, output_root, say, verb
+from nanoscale.commands.verb import json_output, open_study, option, output_root, say, verb
 from nanoscale.errors import DONE, FAILURE
+
+if TYPE_CHECKING:
+    from nanoscale.store.folder import RunFolder
+    from nanoscale.training.tracked_run import TrackedRun
 
 
 @verb(
@@ -38,8 +43,36 @@ def command(
 
     Runs that were trained with that tracker on are there already.
     """
-    from nanoscale.studies.sending import runs_of, send
+    from nanoscale.training.sending import send
 
     sending = send(runs_of(name, output_root), to, trackers, again, click.echo)
     say([str(sending)], json_path, sending.to_json())
     return FAILURE if sending.failed else DONE
+
+
+def runs_of(name: str, output_root: Path) -> list[TrackedRun]:
+    """The runs to send under a name: those of a study, or the one in a run folder."""
+    from nanoscale.store.folder import RunFolder
+    from nanoscale.training.tracked_run import TrackedRun
+
+    folder = RunFolder(name)
+    if folder.exists():
+        return [the_run(folder)]
+    study = open_study(name, output_root)
+    return [
+        TrackedRun(folder, folder.spec(), study.name, entry.title)
+        for entry, folder in study.runs()
+        if folder.exists() and not folder.damage()
+    ]
+
+
+def the_run(folder: RunFolder) -> TrackedRun:
+    """The run in a folder, as a cell of the study that last asked for it, or of one that has it."""
+    from nanoscale.experiments.results import cells_of
+    from nanoscale.store.folder import CELL
+    from nanoscale.training.tracked_run import TrackedRun
+
+    if folder.record(CELL) is None:
+        for study, title in cells_of(folder):
+            return TrackedRun(folder, folder.spec(), study, title)
+    return TrackedRun.of(folder, folder.spec())

@@ -377,3 +377,16 @@ def matching_studies(output_root: Path, name: str) -> list[Study]:
     if name and not chosen:
         chosen = [name]  # which refuses
     return [Study.open(Path(output_root) / n) for n in chosen]
+
+
+def cells_of(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    """The studies beside a store of runs that have the run in a folder of it: their names, and how
+    they call it.
+    """
+    store = folder.path.absolute().parent
+    if store.name != RUNS:
+        return
+    for study in matching_studies(store.parent, ""):
+        for entry in study.entries:
+            if entry.folder == folder.path.name:
+                yield study.name, entry.title

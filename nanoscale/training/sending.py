@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
-from nanoscale.experiments import Study
-from nanoscale.experiments.results import RUNS, matching_studies, state_of
 from nanoscale.spec.values import Json
-from nanoscale.store.folder import CELL, FINISHED, RunFolder
 from nanoscale.training.tracked_run import TrackedRun
 from nanoscale.training.trackers import Trackers, is_sent, need_package, tracker_of
 
@@ -56,7 +52,7 @@ def send(
     sending = Sending(to)
     for run in runs:
         name = run.folder.path.name
-        metrics = run.folder.metrics() if state_of(run.folder) in FINISHED else None
+        metrics = run.folder.metrics()
         if metrics is None:
             sending.unfinished.append(name)
         elif is_sent(run, to) and not again:
@@ -70,40 +66,3 @@ def send(
             if not trackers.failed:
                 say(f"sent {run.name}")
     return sending
-
-
-def runs_of(name: str, output_root: Path) -> list[TrackedRun]:
-    """The runs to send under a name: those of a study, or the one in a run folder.
-
-    Raises:
-        UserError: it is neither.
-    """
-    folder = RunFolder(name)
-    if folder.exists():
-        return [the_run(folder)]
-    study = Study.open(output_root / name)
-    return [
-        TrackedRun(folder, folder.spec(), study.name, entry.title)
-        for entry, folder in study.runs()
-        if folder.exists()
-    ]
-
-
-def the_run(folder: RunFolder) -> TrackedRun:
-    """The run in a folder, as a cell of the study that last asked for it, or of one that has it."""
-    spec = folder.spec()
-    if folder.record(CELL) is None:
-        for study, title in cells_of(folder):
-            return TrackedRun(folder, spec, study, title)
-    return TrackedRun.of(folder, spec)
-
-
-def cells_of(folder: RunFolder) -> Iterator[tuple[str, str]]:
-    """The studies beside a store of runs that have the run in a folder of it, with its cells."""
-    store = folder.path.absolute().parent
-    if store.name != RUNS:
-        return
-    for study in matching_studies(store.parent, ""):
-        for entry in study.entries:
-            if entry.folder == folder.path.name:
-                yield study.name, entry.title
