@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from nanoscale.commands.verb import aligned, config_verb
-from nanoscale.spec.sources import build, parse_arguments
+from nanoscale.spec.sources import build, parse_arguments, typed
+from nanoscale.spec.weights import begins_with_weights
 
 
 @config_verb(
@@ -29,7 +30,12 @@ def command(arguments: tuple[str, ...]) -> None:
     from nanoscale.spec.parametrization import rules_of
     from nanoscale.spec.resolve import resolve
 
-    config = build(parse_arguments(arguments))
+    sources = parse_arguments(arguments)
+    config = build(sources)
+    if begins_with_weights(config):
+        from nanoscale.model.init_from import weights_of
+
+        config = weights_of(config.init_from).fit(config, typed(sources))
     vocab = config.vocab_size or open_dataset(config.dataset, config.data_root).vocab_size
     resolved = resolve(config, vocab)
     rules = rules_of(resolved)

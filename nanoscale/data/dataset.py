@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nanoscale.data.formats import check_format
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, read_errors, read_meta
-from nanoscale.data.tokenizer import Integers, Tokenizer, Tokens, symbol_bytes, tokenizer_of
+from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, symbol_bytes, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
 
 # what `nanoscale data prepare` makes
@@ -55,6 +55,15 @@ class Dataset:
     def tokenizer(self) -> Tokenizer | None:
         """What the ids stand for; None where nothing says it."""
         return tokenizer_of(self.folder, self.meta, f"dataset {self.name!r}")
+
+    def vocabulary(self, wanted: int | None) -> int:
+        """The symbols that a model of it needs: GPT-2's own where another size is `wanted`.
+
+        nanoGPT pads those of a folder without meta to 50304.
+        """
+        if self.meta.kind == "gpt2" and wanted is not None:
+            return min(self.vocab_size, GPT2.vocab_size)
+        return self.vocab_size
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; a character outside the vocabulary is a `UserError`."""

@@ -20,9 +20,10 @@ from nanoscale.spec.config import ExperimentConfig, from_flat
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec, idle_keys
 from nanoscale.spec.parametrization import scheme_of
-from nanoscale.spec.resolve import resolve, warnings
+from nanoscale.spec.resolve import warnings
 from nanoscale.spec.sources import FIELDS, Source, apply, flatten_keys, layered, typed
 from nanoscale.spec.values import Json, Overrides
+from nanoscale.spec.weights import begins_with_weights
 from nanoscale.store.folder import run_spec
 
 MOST_WARNINGS = 5
@@ -130,7 +131,7 @@ def make_cells(
         try:
             config = from_flat(values)
             dataset = dataset_of(config.dataset, config.data_root)
-            spec = _spec(config, dataset, typed([*sources, source]))
+            config, spec = _spec(config, dataset, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e
         cell = Cell({key: values[key] for key in row}, config, spec)
@@ -156,12 +157,20 @@ def check_axes(cells: Sequence[Cell], where: str) -> None:
             )
 
 
-def _spec(config: ExperimentConfig, dataset: Dataset, typed_values: Overrides) -> RunSpec:
-    """The run that a config is on its dataset."""
+def _spec(
+    config: ExperimentConfig, dataset: Dataset, typed_values: Overrides
+) -> tuple[ExperimentConfig, RunSpec]:
+    """The config, fitted to the weights that it begins with, and the run it is on its dataset."""
+    weights = None
+    if begins_with_weights(config):
+        from nanoscale.model.init_from import weights_of
+
+        weights = weights_of(config.init_from)
+        config = weights.fit(config, typed_values)
     dataset.require_block(config.block_size)
-    resolved = resolve(config, dataset.vocab_size)
-    scheme_of(resolved)  # a user's own file of rules may refuse
-    return run_spec(resolved, dataset, typed_values)
+    spec = run_spec(config, dataset, typed_values, weights)
+    scheme_of(spec.config)  # a user's own file of rules may refuse
+    return config, spec
 
 
 # -- warnings -----------------------------------------------------------------------------------

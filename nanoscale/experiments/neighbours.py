@@ -16,6 +16,7 @@ from nanoscale.spec.config import ResolvedConfig, flatten
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.identity import RunSpec, config_from_dict, scientific
 from nanoscale.spec.values import Overrides
+from nanoscale.spec.weights import Weights
 from nanoscale.store.files import read_json
 from nanoscale.store.folder import CONFIG, RunFolder
 
@@ -97,7 +98,8 @@ def neighbour(folder: RunFolder) -> Neighbour:
     try:
         config = config_from_dict(record["config"])
         data = record["data"]["fingerprint"]
-        keys = keys_of(RunSpec(config, {}, "", data, record["branch_from"]))
+        weights = Weights.from_json(record.get("weights"))
+        keys = keys_of(RunSpec(config, {}, "", data, record["branch_from"], weights=weights))
     except (KeyError, TypeError) as e:
         raise UserError(f"{folder.path}: not a run's config ({e})") from e
 
@@ -113,4 +115,6 @@ def keys_of(spec: RunSpec) -> Keys:
     items["data"] = spec.data_fingerprint[:8]
     if spec.parent:
         items["branch_from"] = spec.parent
+    if spec.weights:
+        items["init_from"] = spec.weights.digest[:8]
     return frozenset(items.items())

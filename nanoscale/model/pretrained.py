@@ -29,6 +29,7 @@ class Pretrained:
     tensors: Mapping[str, Tensor]
     tokenizer: str | Path | None = None
     warnings: tuple[str, ...] = ()  # what our parts compute a little otherwise than theirs
+    dataset: str | None = None  # whose tokens they are, where a nanoGPT checkpoint says so
 
     @cached_property
     def digest(self) -> str:

@@ -185,8 +185,10 @@ class ExperimentConfig:
     # records
     out_dir: str = _record("out", "the run folder", path=True)
     init_from: str = _record(
-        "scratch", "resume: continue what out_dir holds", choices=("scratch", "resume")
-    )
+        "scratch",
+        "resume: continue what out_dir holds; or weights: gpt2 to gpt2-xl, a hub name, a folder "
+        "(of a run, nanoGPT's, Hugging Face's), a ckpt.pt",
+    )  # weights are hashed instead
     branch_from: str | None = _record(
         None, "run folder (or FOLDER@STEP) whose past this run shares", path=True
     )  # hashed as the parent's id
@@ -300,6 +302,7 @@ class ResolvedConfig(ExperimentConfig):
                 raise UserError(f"{key} is None in a config that should be resolved")
 
 
+BEGINNINGS = ("scratch", "resume")  # of init_from; any other names weights
 # One quantity, several ways to say it: the last source to name one of a group clears the others.
 LENGTH_KEYS = ("max_iters", "max_tokens", "max_flops", "tokens_per_param")
 EXCLUSIVE = (
@@ -345,14 +348,14 @@ def check(config: ExperimentConfig) -> None:
     for name, value in flatten(config).items():
         if name != MODE or config.parametrization.rules is None:  # that file knows its own modes
             all_fields()[name].check(value, name)
-    _check_heads(config)
-
+    if config.init_from in BEGINNINGS:  # else the sizes are those of the weights
+        _check_heads(config)
     if config.tie_embeddings and config.head_lr_mult != 1:
         raise UserError(
             f"head_lr_mult={config.head_lr_mult} has no head of its own to act on; "
             "add tie_embeddings=False or use embedding_lr_mult"
         )
-    if config.min_lr is not None and config.min_lr > config.learning_rate:
+    if config.decay_lr and (config.min_lr or 0) > config.learning_rate:
         raise UserError(
             f"min_lr={config.min_lr} is above learning_rate={config.learning_rate}; "
             "set min_lr_frac=0.1, which follows the learning rate"
@@ -361,6 +364,8 @@ def check(config: ExperimentConfig) -> None:
         given = [key for key in group if getattr(config, key) is not None]
         if len(given) != 1:
             raise UserError(f"give exactly one of {one_of(group)}")
+    if not config.init_from:
+        raise UserError(f"init_from is empty; give {one_of(BEGINNINGS)}, or name weights")
     if any(step < 1 for step in config.checkpoint_steps):
         raise UserError(f"checkpoint_steps={list(config.checkpoint_steps)}: steps count from 1")
 

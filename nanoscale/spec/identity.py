@@ -20,6 +20,7 @@ from nanoscale.spec.config import (
     flatten,
 )
 from nanoscale.spec.values import Json, Overrides, Value
+from nanoscale.spec.weights import Weights, begins_with_weights
 
 IDENTITY_SCHEMA = 1  # of what is hashed
 NUMERICS_VERSION = 1  # bumped when the golden 20-step run changes
@@ -79,6 +80,7 @@ _LATER_IDLE = (  # they named runs for longer
         lambda c: c.parametrization.mode in ("SP", "muP"),
         "parametrization.mode=CompleteP",
     ),
+    Idle(("init_seed", "init_std"), begins_with_weights, "init_from=scratch"),
 )
 IDLE = (*_FIRST_IDLE, *_LATER_IDLE)
 IDLE_SOMEWHERE = {key for idle in IDLE for key in idle.keys}
@@ -91,6 +93,7 @@ SWITCHES = (  # on which `when` looks
     "dropout",
     "init_seed",
     "data_seed",
+    "init_from",
     "parametrization.mode",
 )
 
@@ -148,6 +151,7 @@ class RunSpec:
     data_fingerprint: str
     parent: str | None = None  # "<id>@<step>" of the run whose past it shares
     masks: int = MASKS_VERSION
+    weights: Weights | None = None  # that it begins with
 
     @property
     def content(self) -> dict[str, Json]:
@@ -165,6 +169,8 @@ class RunSpec:
             payload["masks"] = self.masks
         if self.parent is not None:
             payload["branch_from"] = self.parent
+        if self.weights is not None:
+            payload["weights"] = self.weights.digest
         return payload
 
     @cached_property
@@ -194,7 +200,7 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Json]:
         """The record in `config.json`."""
-        return {
+        record: dict[str, Json] = {
             "schema": RECORD_SCHEMA,
             "id": self.id,
             "label": label(self.config),
@@ -203,6 +209,9 @@ class RunSpec:
             "data": {"name": self.data_name, "fingerprint": self.data_fingerprint},
             "branch_from": self.parent,
         }
+        if self.weights is not None:
+            record["weights"] = self.weights.to_json()
+        return record
 
     @classmethod
     def from_json(cls, record: Any, path: Path) -> RunSpec:
@@ -214,6 +223,7 @@ class RunSpec:
                 record["data"]["name"],
                 record["data"]["fingerprint"],
                 record["branch_from"],
+                weights=Weights.from_json(record.get("weights")),
             )
         except (KeyError, TypeError) as e:
             raise UserError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from nanoscale.errors import UserError, one_of
 from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig, ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
+from nanoscale.spec.weights import begins_with_weights
 
 
 def resolve(config: ExperimentConfig, vocab_size: int) -> ResolvedConfig:
@@ -21,9 +22,13 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ResolvedConfig:
         UserError: the config's vocabulary is smaller than the dataset's, which is `vocab_size`.
     """
     if config.vocab_size is not None and config.vocab_size < vocab_size:
+        whose, remedy = "", "leave it out or raise it"
+        if begins_with_weights(config):
+            whose = f"init_from={config.init_from}: its weights' "
+            remedy = "choose a dataset of their tokens"
         raise UserError(
-            f"vocab_size={config.vocab_size} is below the {vocab_size} symbols of "
-            f"dataset {config.dataset!r}; leave it out or raise it"
+            f"{whose}vocab_size={config.vocab_size} is below the {vocab_size} symbols of "
+            f"dataset {config.dataset!r}; {remedy}"
         )
     sized = replace(config, vocab_size=config.vocab_size or vocab_size)
     updates = _updates(sized)

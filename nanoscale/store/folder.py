@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, make_folder, one_of
-from nanoscale.spec.config import ResolvedConfig
+from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.identity import RECORD_SCHEMA, RunSpec
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.values import Json, Overrides
+from nanoscale.spec.weights import Weights
 from nanoscale.store import lease
 from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
 from nanoscale.store.run_records import RunStatus
@@ -76,10 +78,19 @@ def kept_steps(folder: RunFolder) -> list[int]:
     return sorted(int(name[5:-3]) for name in names if name[5:-3].isdigit())
 
 
-def run_spec(config: ResolvedConfig, data: Dataset, typed: Overrides) -> RunSpec:
-    """The spec of a config on an open dataset, with the parent it branches from."""
+def run_spec(
+    config: ExperimentConfig, data: Dataset, typed: Overrides, weights: Weights | None = None
+) -> RunSpec:
+    """The spec of a config on an open dataset, with its parent and the weights it begins with.
+
+    Raises:
+        UserError: the config, the weights and the data do not go together, or no parent is there.
+    """
+    if weights is not None:
+        config = weights.fit(config, typed)
+    resolved = resolve(config, data.vocabulary(config.vocab_size))
     parent = parent_of(config.branch_from) if config.branch_from else None
-    return RunSpec(config, typed, data.name, data.fingerprint, parent)
+    return RunSpec(resolved, typed, data.name, data.fingerprint, parent, weights=weights)
 
 
 # -- the folder -------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | N
             f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
             f"{new.data_name} {new.data_fingerprint[:8]})"
         )
+    if difference := _weights_difference(old, new):
+        return difference
     if old.masks != new.masks and old.config.dropout:
         return f"its dropout masks were of version {old.masks}, now {new.masks}"
     return _keys_difference(old, new, {key.group for key in all_fields().values()} - set(free))
@@ -77,6 +79,13 @@ def _keys_difference(old: RunSpec, new: RunSpec, groups: Collection[str]) -> str
         if key.hashed and key.group in groups and before[name] != after[name]
     ]
     return ", ".join(different) or None
+
+
+def _weights_difference(old: RunSpec, new: RunSpec) -> str | None:
+    """Other weights to begin with."""
+    same = old.content.get("weights") == new.content.get("weights")
+    before, after = old.weights or "none", new.weights or "none"
+    return None if same else f"the weights it begins with were {before}, now {after}"
 
 
 def _length_difference(old: RunSpec, new: RunSpec) -> str | None:

@@ -27,9 +27,9 @@ from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import RunSpec
-from nanoscale.spec.resolve import resolve
 from nanoscale.spec.sources import Source, build, typed
 from nanoscale.spec.values import Json
+from nanoscale.spec.weights import begins_with_weights
 from nanoscale.store.folder import run_spec
 
 if TYPE_CHECKING:
@@ -89,8 +89,14 @@ def benchmark_of(sources: Sequence[Source], options: BenchOptions) -> Benchmark:
         options = replace(options, peer=checked_clone(options.peer))
     sources = [BENCH_DEFAULTS, *sources]
     config = build(sources)
+    weights = None
+    if begins_with_weights(config):
+        from nanoscale.model.init_from import weights_of
+
+        weights = weights_of(config.init_from)
+        config = weights.fit(config, typed(sources))
     dataset = real_dataset(config) if options.real_data else random_dataset(config)
-    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed(sources))
+    spec = run_spec(config, dataset, typed(sources), weights)
     return Benchmark(spec, dataset, options)
 
 

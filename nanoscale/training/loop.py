@@ -136,6 +136,8 @@ def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
         recorder.save(save_due or stopping or late)
         if stopping:
             return WAITING
+    if config.max_iters == 0:
+        recorder.save(True)  # the weights as they came
     return COMPLETE
 
 

@@ -170,6 +170,8 @@ class Recorder:
             result = replace(result, val_loss=loss, val_bits_per_byte=bpb)
             if result.best_val_loss is None:  # max_iters=0: no other evaluation was made
                 result = replace(result, best_val_loss=loss)
+                if run.config.keep == "best":
+                    self.save_best(loss)
         if not self.writes():
             return result
 

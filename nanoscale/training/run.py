@@ -19,11 +19,12 @@ from nanoscale.signals import answered, stop_requests
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.identity import MASKS_VERSION, RunSpec
 from nanoscale.spec.parametrization import scheme_of
-from nanoscale.spec.resolve import resolve
 from nanoscale.spec.values import Json
+from nanoscale.spec.weights import Weights
 from nanoscale.store.folder import (
     CHECKPOINT,
     COMPLETE,
+    CONFIG,
     DAMAGED,
     DIVERGED,
     METRICS,
@@ -127,11 +128,33 @@ def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> Run
         defaults = flatten(ExperimentConfig())
         typed = {key: value for key, value in flatten(config).items() if value != defaults[key]}
     dataset = open_dataset(config.dataset, config.data_root)
-    spec = run_spec(resolve(config, dataset.vocab_size), dataset, typed)
-    dataset.require_block(config.block_size)
+    weights = beginning(config)
+    if weights is not None:  # which one that goes on began with
+        config = replace(config, init_from=weights.source)
+    spec = run_spec(config, dataset, typed, weights)
+    dataset.require_block(spec.config.block_size)
     scheme_of(spec.config)  # a user's own file of rules may refuse
     check_machine(config)
     return spec
+
+
+def beginning(config: ExperimentConfig) -> Weights | None:
+    """The weights that the run begins with; a run that goes on needs their source no more."""
+    if config.init_from == "scratch":
+        return None
+    folder = RunFolder(config.out_dir)
+    known = folder.spec().weights if folder.record(CONFIG) else None
+    if config.init_from == "resume":
+        return known
+
+    from nanoscale.model.init_from import weights_of
+
+    try:
+        return weights_of(config.init_from)
+    except UserError:
+        if known is None or known.source != config.init_from:
+            raise
+        return known
 
 
 def check_machine(config: ExperimentConfig) -> None:

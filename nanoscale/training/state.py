@@ -17,6 +17,7 @@ from nanoscale.data.dataset import Dataset, TrainingSamples, open_dataset
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks, gathered, held_as, local, place, wrap
 from nanoscale.model.gpt import GPT
+from nanoscale.model.init_from import begin
 from nanoscale.model.optim import Optimizers, OptimizerState
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
@@ -126,6 +127,8 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
         history = numerics.continued(saved.history, saved.numerics, saved.step, how)
 
     model = GPT(config, numerics.ops(how))
+    if spec.weights is not None and saved is None:
+        begin(model, spec.weights)
     place(model, model.transformer.h, ranks, device)
     muon_dtype = torch.bfloat16 if how.dtype == "bfloat16" else None
     optimizers = Optimizers(model, model.rules, ranks, in_kernel=how.fused, muon_dtype=muon_dtype)
@@ -136,7 +139,7 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
         ranks=ranks,
         device=device,
         numerics=how,
-        dataset=dataset,
+        dataset=replace(dataset, vocab_size=min(dataset.vocab_size, config.vocab_size)),
         samples=TrainingSamples(
             dataset.tokens["train"], config.block_size, config.data_seed, config.data_order
         ),

@@ -15,6 +15,7 @@ import torch
 from tiny import tiny_config, tiny_spec
 
 from nanoscale.errors import UserError
+from nanoscale.model import checkpoint_file
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
 from nanoscale.store.files import read_json, write_json
@@ -288,7 +289,7 @@ def test_what_is_no_checkpoint_at_all_is_refused(tmp_path, content):
 
 
 def test_another_schema_is_refused_by_number(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", 2)
+    monkeypatch.setattr(checkpoint_file, "CHECKPOINT_SCHEMA", 2)
     assert "checkpoint schema 1, this version reads 2" in refusal(saved)
 
 

@@ -1,0 +1,168 @@
+"""What `init_from` names: a run, a checkpoint of nanoGPT's, or a model of Hugging Face's form."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanoscale.errors import UserError, did_you_mean
+from nanoscale.model.checkpoint_file import FORMAT, opened, verified
+from nanoscale.model.gpt import GPT
+from nanoscale.model.hub import OF_OPENAI, downloaded
+from nanoscale.model.nanogpt_checkpoint import of_nanogpt
+from nanoscale.model.pretrained import Pretrained, read_hugging_face
+from nanoscale.spec.architecture import tensors
+from nanoscale.spec.config import BEGINNINGS, ExperimentConfig, from_flat
+from nanoscale.spec.identity import RunSpec, idle_keys
+from nanoscale.spec.weights import Weights, dictated
+
+POSITIONS = "transformer.wpe.weight"
+_ELSEWHERE = "name another file or folder"
+_FILES = ("config.json", "best.pt", "ckpt.pt")
+
+
+def pretrained(init_from: str) -> Pretrained:
+    """The weights that `init_from` names.
+
+    Raises:
+        UserError: there are none there, or none that our parts can hold, or a file is damaged or
+            holds code, which is never run; or the hub cannot be reached.
+    """
+    return _read(located(init_from), init_from)
+
+
+def weights_of(init_from: str) -> Weights:
+    """What a spec knows of the weights that `init_from` names; errors as `pretrained`."""
+    place = located(init_from)
+    return _weights(place, init_from, _signature(place))
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(place: Path, init_from: str, signature: object) -> Weights:
+    """The same, while the files stay as their `signature` says: reading them all takes time."""
+    found = _read(place, init_from)
+    return Weights(init_from, found.digest, found.keys)
+
+
+def _signature(place: Path) -> tuple[tuple[str, int, int], ...]:
+    files = [place] if place.is_file() else sorted(place.iterdir())
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+@torch.no_grad()
+def begin(model: GPT, weights: Weights) -> None:
+    """Give a model that was just made the weights of its spec, cropped to its positions.
+
+    Raises:
+        UserError: they are not what they were when the spec was made, or as `pretrained`.
+    """
+    found = pretrained(weights.source)
+    if found.digest != weights.digest:
+        raise UserError(
+            f"init_from={weights.source}: its weights have changed since this run was made "
+            f"({weights.digest[:8]}, now {found.digest[:8]}); put the old ones back, or start a "
+            "new run"
+        )
+    fill(model, found)
+
+
+def fill(model: GPT, found: Pretrained) -> None:
+    """Give a model pretrained weights, of its positions the first block_size."""
+    values = dict(found.tensors)
+    if POSITIONS in values:
+        values[POSITIONS] = values[POSITIONS][: model.config.block_size]
+    model.load_state_dict(values)
+
+
+# -- what is there --------------------------------------------------------------------------------
+def located(init_from: str) -> Path:
+    """The file or folder that `init_from` names; a hub name's is brought here first."""
+    place = Path(init_from)
+    if os.path.exists(place):
+        return place
+    parts = init_from.split("/")
+    if len(parts) > 2 or "" in parts or parts[0] in (".", "..", "~") or "\\" in init_from:
+        raise UserError(f"init_from={init_from}: no such file or folder")
+    beside = [path.parent.name for path in Path().glob("*/ckpt.pt")]
+    near = did_you_mean(init_from, [*OF_OPENAI, *BEGINNINGS, *beside])
+    if near and init_from not in OF_OPENAI:
+        raise UserError(f"init_from={init_from}: no such file or folder, and no known name{near}")
+    return downloaded(init_from)
+
+
+def _read(place: Path, init_from: str) -> Pretrained:
+    found = _found(place, init_from)
+    _check_tensors(found, init_from)
+    return found
+
+
+def _found(place: Path, init_from: str) -> Pretrained:
+    if place.is_file():
+        return _of_checkpoint(place)
+    config, best, newest = (place / name for name in _FILES)
+    if list(place.glob("*.safetensors")) or _names_a_model(config):
+        return _plain(read_hugging_face(place))
+    for file in (best, newest):  # as a sample prefers
+        if file.is_file():
+            return _of_checkpoint(file)
+    if config.is_file():
+        raise UserError(f"init_from={init_from}: the run there has saved no weights yet")
+    raise UserError(
+        f"init_from={init_from}: holds no weights; a run folder or nanoGPT's has a ckpt.pt, a "
+        "folder of Hugging Face's form a config.json and safetensors"
+    )
+
+
+def _names_a_model(config: Path) -> bool:
+    """Whether a config.json is one of Hugging Face's; ours names no model_type."""
+    return config.is_file() and b'"model_type"' in config.read_bytes()
+
+
+def _of_checkpoint(path: Path) -> Pretrained:
+    payload = opened(path, _ELSEWHERE)
+    if payload.get("format") == FORMAT:
+        return _of_run(verified(path, payload, _ELSEWHERE))
+    if "model_args" in payload:
+        return _plain(of_nanogpt(path, payload))
+    raise UserError(f"{path}: neither a checkpoint of nanoscale nor of nanoGPT; {_ELSEWHERE}")
+
+
+def _of_run(content: Mapping[str, Any]) -> Pretrained:
+    """The weights of a run of ours, which have their meaning under its parametrization."""
+    spec: RunSpec = content["spec"]
+    idle = idle_keys(spec.config)
+    keys = {key: value for key, value in dictated(spec.config).items() if key not in idle}
+    model: Mapping[str, Tensor] = content["model"]
+    return Pretrained(keys, {name: tensor.float() for name, tensor in model.items()})
+
+
+def _plain(found: Pretrained) -> Pretrained:
+    """Weights that mean what they are: under SP, which multiplies by nothing."""
+    heads = found.keys.get("n_kv_head") or found.keys["n_head"]
+    plain = {"n_kv_head": heads, "parametrization.mode": "SP", "parametrization.rules": None}
+    return replace(found, keys={**found.keys, **plain})
+
+
+def _check_tensors(found: Pretrained, init_from: str) -> None:
+    """Refuse tensors that are not those of the model that the keys describe."""
+    try:
+        config: ExperimentConfig = from_flat(found.keys)
+    except UserError as e:
+        raise UserError(f"init_from={init_from}: its weights make no model: {e}") from e
+    wanted = {tensor.name: tensor.shape for tensor in tensors(config)}
+    for name in sorted(wanted.keys() | found.tensors.keys()):
+        shape = wanted.get(name)
+        there = tuple(found.tensors[name].shape) if name in found.tensors else None
+        if shape != there:
+            raise UserError(
+                f"init_from={init_from}: {name} is {there or 'missing'} there, and its config "
+                f"says {shape or 'none'}; the file is damaged, or of another program"
+            )
