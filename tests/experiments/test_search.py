@@ -321,6 +321,67 @@ def test_what_other_studies_found_is_told_first(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "grid", "space"),
+    [
+        ({"min_lr_frac": 0.1}, {"learning_rate": [0.001, 0.002]}, LR),
+        ({"learning_rate": 1e-3}, {"min_lr_frac": [0.1, 0.2]}, {"min_lr_frac": [0.1, 0.2, 0.3]}),
+        ({"tokens_per_param": 0.05}, {"n_embd": [16, 24]}, {"n_embd": {"low": 16, "high": 32}}),
+    ],
+)
+def test_runs_are_known_whose_other_numbers_follow_from_those_of_the_space(
+    base, grid, space, capsys
+):
+    base = {key: value for key, value in BASE.items() if key != "max_iters"} | base
+    base.setdefault("tokens_per_param", 0.05)
+    runner = a_runner()
+    runner.run_grid("g", base, grid)
+    runner.run_grid("other", base | {"n_layer": 2}, grid)
+    runner.run_random("s", base, space, trials=1, dry_run=True)
+    assert "2 runs of other studies are known" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_trials_that_are_added_or_cached_are_said_and_counted_right(capsys):
+    runner = a_runner(workers=1)
+    runner.run_random("s", BASE, LR, trials=3)
+    capsys.readouterr()
+    study = runner.run_random("s", BASE, LR, trials=5)
+    said = capsys.readouterr().out
+    to_do = f"{sum(entry.flops for entry in study.entries[3:]):.3g}"
+    assert f"3 of 5 trials ended before; about {to_do} FLOPs to do" in said
+    assert ["(1/2, " in said, "(2/2, " in said, said.count("/5, ")] == [True, True, 0]
+
+    runner.run_random("t", BASE, LR, trials=5)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("[t] cached trial ")]) == 5
+    assert not [line for line in lines if "start trial" in line]
+
+
+@pytest.mark.slow
+def test_what_trials_of_other_sizes_cost_is_what_they_will(capsys):
+    space = LR | {"n_embd": [16, 64], "n_layer": {"low": 1, "high": 6}}
+    a_runner(workers=1).run_random("s", BASE, space, trials=6)
+    said = capsys.readouterr().out
+    about = said.partition("about ")[2].partition(" FLOPs")[0]
+    assert f"6 trials, 6 runs, {about} FLOPs" in said
+
+
+def test_what_is_left_of_a_search_follows_its_trials():
+    search = Search(SearchPlan(read_space(LR, "s"), 9, "random", 0, (10, 20, 40)))
+    costs = (1, 2, 4)
+    left = [search.left(costs)]
+    for k in range(9):
+        trial = search.propose()
+        left.append(search.left(costs))
+        search.tell(trial, math.inf if k == 8 else float(k))
+    assert [(e.runs, e.flops) for e in left] == [(13 - k, 19 - k) for k in range(10)]
+    for loss in (1.0, None):
+        search.tell(search.propose(), loss)
+    assert (search.left(costs).runs, search.left(costs).flops) == (2, 6)  # another, then the last
+
+
+@pytest.mark.slow
 @needs_optuna
 def test_diverged_and_failed_trials_are_told_as_such(optuna):
     study = a_runner(retries=0, workers=1).run_hpo(
