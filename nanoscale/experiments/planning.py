@@ -22,7 +22,7 @@ from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import memory_estimate
 from nanoscale.store.folder import FAILED, FINISHED, WAITING, RunFolder
 from nanoscale.store.lease import Held, Owner
-from nanoscale.store.resume import check_same, renew
+from nanoscale.store.resume import check_same, lost_state, renew
 
 NEW, CACHED, RESUME, RETRY = "new", "cached", "resume", "retry"
 ELSEWHERE, LEFT_OUT = "elsewhere", "left out"
@@ -43,6 +43,16 @@ class PlannedRun:
         return self.plan not in (CACHED, LEFT_OUT)
 
     @property
+    def flops_to_do(self) -> float:
+        """Training FLOPs that it still takes, from its checkpoint on."""
+        if not self.to_do:
+            return 0.0
+        saved = 0 if self.plan == NEW else self.folder.status().checkpoint_step or 0
+        begun = self.cell.branch_step
+        updates = self.cell.spec.config.max_iters - begun
+        return self.cell.flops * (1 - max(0, saved - begun) / max(updates, 1))
+
+    @property
     def entry(self) -> RunEntry:
         """The cell's entry in the study's record, with the folder that its run has."""
         return replace(self.cell.entry, folder=self.folder.path.name)
@@ -57,7 +67,8 @@ class PlannedRun:
         Keys that are no part of its identity (where the data lie, the micro-batch) may have
         changed; a run that goes on keeps what rounding depends on.
         """
-        if self.plan in (CACHED, ELSEWHERE):
+        lost = self.plan == CACHED and self.folder.damage()
+        if self.plan in (CACHED, ELSEWHERE) and not lost:
             return
         folder, spec = self.folder, self.cell.spec
         with suppress(Held):  # another runner was faster: its run is waited for
@@ -87,7 +98,7 @@ def planned(cell: Cell, store: Path) -> PlannedRun:
     check_same(folder, cell.spec)
     state = folder.state()
     plan = ELSEWHERE
-    if state in FINISHED:
+    if state in FINISHED or lost_state(folder):
         plan = CACHED
     elif state == FAILED:
         plan = RETRY
@@ -137,7 +148,7 @@ def plan_line(runs: Sequence[PlannedRun]) -> str:
     plans = [run.plan for run in runs]
     counts = [f"{plans.count(plan)} {plan}" for plan in PLANS if plan in plans]
     line = f"{counted(len(runs), 'run')}: {', '.join(counts)}"
-    flops = sum(run.cell.flops for run in runs if run.to_do)
+    flops = sum(run.flops_to_do for run in runs)
     return f"{line}; {flops:.3g} FLOPs to do" if flops else line
 
 
@@ -175,6 +186,8 @@ def why(run: PlannedRun, neighbours: Neighbours) -> str:
         return "beyond the budget"
     status = run.folder.status()
     if run.plan == CACHED:
+        if damage := run.folder.damage():
+            return damage
         loss = (run.folder.metrics() or {}).get("val_loss")
         return status.state if loss is None else f"{status.state}, val_loss {loss:.4f}"
     if run.plan == RESUME:

@@ -7,6 +7,7 @@ from the run folders when it is wanted, so a table can be rebuilt at any time an
 from __future__ import annotations
 
 import csv
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _SCHEMA = 1
+OUTPUT_ROOT = "experiments_out"  # by default
 RUNS, STUDY, TABLE = "runs", "study.json", "table.csv"
 RESULTS = (
     "val_loss",
@@ -139,6 +141,19 @@ class Study:
     def folder(self) -> Path:
         return self.output_root / self.name
 
+    @property
+    def retry_command(self) -> str:
+        """What runs again what of it failed, and mends what is damaged."""
+        root = "" if str(self.output_root) == OUTPUT_ROOT else f" --output_root={self.output_root}"
+        return f"nanoscale retry {shlex.quote(self.name)}{root}"
+
+    @property
+    def damage_of_best(self) -> str:
+        """What is damaged of a search's best run, which is its best all the same; "" if nothing."""
+        if self.best is None:
+            return ""
+        return RunFolder(self.output_root / RUNS / self.best.folder).damage(self.retry_command)
+
     def say(self, *lines: str) -> None:
         """Print lines under the study's name."""
         for line in lines:
@@ -251,7 +266,7 @@ class Study:
         """A warning per run whose records or rows cannot be read, with what mends it."""
         warnings = []
         for _, folder in self.runs():
-            damage = folder.damage() or folder.lost_rows()
+            damage = folder.damage(self.retry_command) or folder.lost_rows()
             if damage:
                 warnings.append(f"{folder.path}: {damage}")
         return warnings
@@ -351,7 +366,7 @@ def failure_lines(study: Study) -> list[str]:
     for entry, folder in study.runs():
         if state_of(folder) != FAILED:
             continue
-        reason = folder.status().reason or "no reason was recorded"
+        reason = folder.damage(study.retry_command) or folder.status().reason or "no reason was recorded"
         lines.append(f"FAILED {entry}: {reason}")
         if logs:
             logs -= 1

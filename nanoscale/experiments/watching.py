@@ -41,7 +41,7 @@ def watch(study: Study) -> None:
             time.sleep(LOOK_SECONDS if waiting else 0)
 
     if waiting:
-        command = study.asked.command or f"nanoscale retry {study.name}"
+        command = study.asked.command or study.retry_command
         wait = "1 run waits and nobody runs it"
         if len(waiting) > 1:
             wait = f"{len(waiting)} runs wait and nobody runs them"

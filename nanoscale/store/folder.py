@@ -26,6 +26,7 @@ WAITING, RUNNING, COMPLETE = "WAITING", "RUNNING", "COMPLETE"
 PRUNED, DIVERGED, FAILED = "PRUNED", "DIVERGED", "FAILED"
 FINISHED = (COMPLETE, PRUNED, DIVERGED)  # results, never run again
 _STATES = (WAITING, RUNNING, *FINISHED, FAILED)
+MADE_BY = "the command that asked for this run"
 DAMAGED = "damaged"  # the kind of failure of a run whose records cannot be read
 
 CONFIG, STATUS, ROWS, METRICS = "config.json", "status.json", "metrics.jsonl", "metrics.json"
@@ -188,19 +189,21 @@ class RunFolder:
             status["reason"] = damage
         return status
 
-    def damage(self) -> str:
-        """Which record of the run cannot be read, and what mends it; "" if all can."""
+    def damage(self, remedy: str = MADE_BY) -> str:
+        """Which record of the run cannot be read, and the `remedy` that mends it; "" if all can."""
         if self.exists() and self.record(CONFIG) is None:
             return self._damaged(CONFIG, "cannot be read", self._mends_config())
         status = self.record(STATUS)
-        if status is None:
-            broken = (self / STATUS).is_file()
-            return self._damaged(STATUS, "cannot be read") if broken else ""
-        if status["state"] in FINISHED and self.record(METRICS) is None:
-            return self._damaged(METRICS, "is gone or cannot be read")
-        return ""
+        mends = f"{remedy} mends it"
+        if status is not None:
+            lost = status["state"] in FINISHED and self.record(METRICS) is None
+            return self._damaged(METRICS, "is gone or cannot be read", mends) if lost else ""
+        if (self / STATUS).is_file():
+            return self._damaged(STATUS, "cannot be read", mends)
+        begun = any((self / name).is_file() for name in (METRICS, CHECKPOINT))
+        return self._damaged(STATUS, "is gone", mends) if begun else ""
 
-    def _damaged(self, name: str, how: str, remedy: str = "another try mends it") -> str:
+    def _damaged(self, name: str, how: str, remedy: str) -> str:
         schema = self._other_schema(name)
         return f"{name}: {schema}" if schema else f"{name} {how}; {remedy}"
 

@@ -282,13 +282,20 @@ def in_vain(old: RunSpec, new: RunSpec, numerics: Mapping[str, Json]) -> str:
     return f"{', '.join(keys)} cannot change a finished run; choose another out_dir to train it so"
 
 
-def _restore_status(folder: RunFolder) -> None:
-    """Say of a run whose status is lost that it has finished, if there are its results."""
+def lost_state(folder: RunFolder) -> str | None:
+    """The state that the results of a run say it has, whose status is lost; None without them."""
+    if folder.record(STATUS) is not None or folder.record(CONFIG) is None:
+        return None
     results = folder.record(METRICS) or {}
     state = results.get("status")
-    spec = folder.spec()
-    if state in FINISHED and spec.is_called(results.get("id")):
-        step = results["iter_num"]
+    return state if state in FINISHED and folder.spec().is_called(results.get("id")) else None
+
+
+def _restore_status(folder: RunFolder) -> None:
+    """Say of a run whose status is lost that it has finished, if there are its results."""
+    state = lost_state(folder)
+    if state is not None:
+        step = (folder.record(METRICS) or {})["iter_num"]
         saved = step if state == COMPLETE and (folder / CHECKPOINT).is_file() else None
         folder.set_status(state=state, step=step, checkpoint_step=saved, reason=None)
 

@@ -32,6 +32,8 @@ def best(study: Study, frame: DataFrame) -> Answer:
         return Answer(["no run has finished with a loss"])
     where = describe(run.values) or run.folder
     line = f"lowest val_loss {run.val_loss:.4f} at {where}"
+    if study.damage_of_best:
+        line += f" (its run is damaged: {study.damage_of_best})"
     if study.target is None:
         return Answer([line])
     return Answer([line, str(study.target)])

@@ -89,8 +89,13 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def next_command(frame: DataFrame) -> list[str]:
-    """Sampling from the best run, with the Python that made it, where a run kept its weights."""
+def next_command(study: Study, frame: DataFrame) -> list[str]:
+    """Sampling from the best run, with the Python that made it, where a run kept its weights.
+
+    Where the best run is damaged, what mends it.
+    """
+    if study.damage_of_best:
+        return [f"next: {study.retry_command}"]
     done = frame[frame["val_loss"].notna()]
     kept = done["folder"].map(lambda folder: RunFolder(folder).weights() is not None)
     done = done[kept.astype(bool)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.records import Asked
+from nanoscale.experiments.results import OUTPUT_ROOT
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
 from nanoscale.spec.values import Json, Overrides
@@ -28,7 +29,6 @@ from nanoscale.studies.study_file import StudyFile, read_study
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_OUTPUT_ROOT = "experiments_out"
 DEFAULTS: Overrides = {
     "data_order": "epoch",
     "min_lr_frac": 0.1,
@@ -42,7 +42,7 @@ PYSOURCE = "pysource"
 
 # -- stages -------------------------------------------------------------------------------------
 def run_study(
-    path: Path | str, output_root: Path | str = _OUTPUT_ROOT, *, dry_run: bool = False, **how: Any
+    path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_run: bool = False, **how: Any
 ) -> Study:
     """Every stage of a study file: data, runs, table, answer, report.
 
@@ -92,7 +92,7 @@ def run_study(
 
 def asked_by(file: StudyFile, output_root: Path | str) -> Asked:
     """What `study.json` keeps of the file, so that `conclude` needs it no more."""
-    root = "" if str(output_root) == _OUTPUT_ROOT else f" --output_root={output_root}"
+    root = "" if str(output_root) == OUTPUT_ROOT else f" --output_root={output_root}"
     extras = dict(file.question.extras)
     if file.recipes is not None:
         extras["recipes"] = str(file.recipes.absolute())
@@ -164,7 +164,7 @@ def conclude(study: Study) -> list[str]:
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     report = write_study_report(study, frame, answer, pictures)
-    return [*answer.lines, f"report: {report}", *next_command(frame)]
+    return [*answer.lines, f"report: {report}", *next_command(study, frame)]
 
 
 def asked_recipe(study: Study) -> Recipe:

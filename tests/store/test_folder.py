@@ -301,6 +301,16 @@ def test_records_that_cannot_be_read_are_a_failure_and_no_result(tmp_path, name,
         parent_of(str(folder.path))
 
 
+@pytest.mark.parametrize("left", ["metrics.json", "ckpt.pt"])
+def test_a_run_whose_status_is_gone_waits_for_nobody(tmp_path, left):
+    folder = RunFolder(tmp_path / "a")
+    folder.create(tiny_spec())
+    assert (folder.state(), folder.damage()) == (WAITING, "")
+    (folder / left).touch()
+    assert folder.state() == "FAILED"
+    assert folder.damage("the moon") == "status.json is gone; the moon mends it"
+
+
 def test_a_disk_that_cannot_be_read_is_no_damage_of_the_run(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "a")
     folder.create(tiny_spec())

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import fake_worker
 import pytest
-from fake_worker import CRASH, DIVERGE, TINY
+from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from tiny import PATIENCE, ROOT
 
 from nanoscale.commands.main import dispatch
@@ -313,7 +313,7 @@ def test_a_ladder_runs_fits_and_reports(capsys):
 
 @pytest.mark.slow
 def test_a_transfer_study_refines_judges_each_arm_and_again_runs_nothing(capsys):
-    path = write(TRANSFER.replace("[base]", f"[base]\nbeta1 = {fake_worker.VALLEY}"))
+    path = write(TRANSFER.replace("[base]", f"[base]\nbeta1 = {VALLEY}"))
     study, out = run_study(path), capsys.readouterr().out
     folder = Path("experiments_out/shift")
     found = json.loads((folder / "transfer.json").read_text())["verdicts"]
@@ -631,7 +631,7 @@ def test_retry_runs_again_what_failed_from_the_folders_alone(capsys):
 
 
 DAMAGE = {  # file -> what a torn write, or a hand, leaves of it; None: nothing
-    "status.json": ["", '{"state": "COMP', "[]"],
+    "status.json": ["", '{"state": "COMP', "[]", None],
     "metrics.json": ["", None],
     "config.json": [""],
 }
@@ -653,12 +653,35 @@ def test_a_damaged_run_stops_no_verb_of_its_study_and_is_mended(capsys):
                 assert main(["g"]) == (main is watch_study)
                 said = capsys.readouterr().err
                 assert f"warning: {folder.path}: {name}" in said
+                remedy = "the command" if name == "config.json" else "nanoscale retry g mends it"
+                assert remedy in said
             assert study.states() == {"COMPLETE": 2, "FAILED": 1}
             assert retry(["g"]) == (name == "config.json")  # which nothing in the folder has
+            said = capsys.readouterr().out
+            assert name != "status.json" or "3 runs: 3 cached\n" in said  # its result is there
             if name == "config.json":
                 assert ExperimentRunner().run_grid("g", TINY, lists).ok
             assert (study.folder / "table.csv").read_text() == table
     assert len((folder / "starts.txt").read_text().splitlines()) == 1 + len(DAMAGE["metrics.json"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["metrics.json", "status.json"])
+def test_a_search_whose_best_run_is_damaged_has_one_best_and_says_so(capsys, name):
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}
+    study = ExperimentRunner().run_random("s", TINY | {"beta1": VALLEY}, space, trials=3)
+    (study.output_root / "runs" / study.best.folder / name).unlink()
+    capsys.readouterr()
+    assert report_main(["s"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    found = f"lowest val_loss {study.best.val_loss:.4f} at learning_rate="
+    assert said[0].startswith(found)
+    assert "(its run is damaged: " + name in said[0]
+    assert said[-1] == "next: nanoscale retry s"
+    assert retry(["s"]) == 0
+    assert report_main(["s"]) == 0
+    assert "damaged" not in (said := capsys.readouterr().out)
+    assert f"runs/{study.best.folder}" in said.splitlines()[-1]
 
 
 @pytest.mark.slow
