@@ -366,7 +366,9 @@ def failure_lines(study: Study) -> list[str]:
     for entry, folder in study.runs():
         if state_of(folder) != FAILED:
             continue
-        reason = folder.damage(study.retry_command) or folder.status().reason or "no reason was recorded"
+        reason = (
+            folder.damage(study.retry_command) or folder.status().reason or "no reason was recorded"
+        )
         lines.append(f"FAILED {entry}: {reason}")
         if logs:
             logs -= 1
