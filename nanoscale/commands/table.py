@@ -16,12 +16,16 @@ PLACE = Read(lambda value, typed: in_a_folder(Path(value), typed))  # its ending
 @option("out", "FILE", "Another file than the study's table.csv: .csv or .parquet.", PLACE)
 @output_root()
 def command(name: str, out: Path | None, output_root: Path) -> None:
-    """Rebuild the table of STUDY, a row per run, and print where it is."""
+    """Rebuild the table of STUDY, a row per run, and print where it is; of a search, its
+    optuna.journal too, for optuna-dashboard.
+    """
     from nanoscale.experiments import rebuild_table
+    from nanoscale.experiments.journal import write_journal
     from nanoscale.experiments.results import export
 
     study = open_study(name, output_root)
     written = rebuild_table(study.folder) if out is None else export(study, out)
+    write_journal(study)
     click.echo(written)
     for line in warned(study.damaged()):
         click.echo(line, err=True)

@@ -344,10 +344,13 @@ class ExperimentRunner:
         if dry_run:
             return study
 
-        if trials.replay():
-            cells = [trials.last_rung]
-            left = list(trials.underway.values())
-            self.execution.run(study, left, cells, trials.more, trials.left)
+        try:
+            if trials.replay():
+                cells = [trials.last_rung]
+                left = list(trials.underway.values())
+                self.execution.run(study, left, cells, trials.more, trials.left)
+        finally:
+            trials.journal()
         study.say(*trials.conclude())
         if targets := trials.targets():
             self._bring_targets(study, targets)

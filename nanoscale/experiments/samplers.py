@@ -1,4 +1,4 @@
-"""What Optuna does for a search: the next values, the importance of keys, a journal to look at.
+"""What Optuna does for a search: the next values, the importance of keys.
 
 Everything is made anew for every use and told all that is known, so what it answers is a function
 of that, the seed and the trial's number alone.
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
@@ -133,17 +132,6 @@ def importance_of(space: Space, results: Sequence[Result]) -> dict[str, float] |
         study = study_of(told, space)
         shares: dict[str, float] = importance.get_param_importances(study, evaluator=evaluator)
         return shares
-
-
-def write_journal(path: Path, name: str, space: Space, told: Iterable[Told]) -> None:
-    """The trials as an Optuna journal, for its dashboard; the runs are the truth."""
-    with quiet():
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-
-        path.unlink(missing_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-        study_of(told, space, study_name=name, storage=storage)
 
 
 def distributions_of(space: Space) -> dict[str, BaseDistribution]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from nanoscale.errors import UserError, counted, make_folder
 from nanoscale.experiments.cells import Cell, combinations
 from nanoscale.experiments.failures import ENDED
+from nanoscale.experiments.journal import write_journal
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.planning import CACHED, folder_of, planned
 from nanoscale.experiments.progress import Expected, outcome
 from nanoscale.experiments.records import BestRun, RunEntry, describe
 from nanoscale.experiments.results import Study
-from nanoscale.experiments.samplers import Result, Space, write_journal
+from nanoscale.experiments.samplers import Result, Space
 from nanoscale.experiments.search import Search, SearchPlan, Trial
 from nanoscale.experiments.space import Dimension
 from nanoscale.experiments.worker import Job
@@ -381,9 +382,6 @@ class Trials:
         """Write what the search has left beside its runs; the lines that say what it found."""
         self.collect()
         study, search = self.study, self.search
-        if self.plan.sampler != "random":
-            journal = study.folder / "optuna.journal"
-            write_journal(journal, study.name, self.plan.space, search.told())
         study.outcome = search.outcome()
 
         trials, runs = counted(len(search.trials), "trial"), counted(len(study), "run")
@@ -405,6 +403,11 @@ class Trials:
             said = f"best: trial {best.number}, {values}: val_loss {loss:.4f}"
         study.save()
         return [line, said]
+
+    def journal(self) -> None:
+        """Have the trials where Optuna's dashboard reads them."""
+        if self.plan.sampler != "random":  # which goes without Optuna; `nanoscale table` has it
+            write_journal(self.study)
 
     def targets(self) -> list[Cell]:
         """The cells in which the best values are trained anew; none without a best trial."""

@@ -13,6 +13,7 @@ from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from grids import a_runner, starts
 from tiny import tiny_spec
 
+from nanoscale.commands.main import main
 from nanoscale.errors import UserError
 from nanoscale.experiments import samplers
 from nanoscale.experiments.records import SearchOutcome, TrialResult
@@ -391,13 +392,21 @@ def test_diverged_and_failed_trials_are_told_as_such(optuna):
     assert states["DIVERGED"] > 0
     assert states["FAILED"] > 0
     assert study.best.values["beta1"] == VALLEY
-    journal = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(study.folder / "optuna.journal"))
-    )
-    told = optuna.load_study(study_name="s", storage=journal).trials
-    assert len(told) == 14 - states["FAILED"]
-    worst = max(t.value for t in told if t.params["beta1"] == VALLEY)
-    assert all(t.value >= worst for t in told if t.params["beta1"] == DIVERGE)
+    told = shown(optuna, study)
+    assert [t.number for t in told] == list(range(14))
+    for trial, (entry, folder) in zip(told, study.runs(), strict=True):
+        assert trial.params == entry.trial_values
+        assert trial.user_attrs["run"] == entry.id
+        assert trial.user_attrs["state"] == folder.state()
+        assert trial.state.name == ("COMPLETE" if folder.state() == "COMPLETE" else "FAIL")
+        assert trial.value == (folder.metrics() or {}).get("val_loss")
+
+
+def shown(optuna, study):
+    """The trials that Optuna's dashboard shows."""
+    backend = optuna.storages.journal.JournalFileBackend(str(study.folder / "optuna.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    return optuna.load_study(study_name=study.name, storage=storage).trials
 
 
 # -- rungs ----------------------------------------------------------------------------------------
@@ -831,3 +840,29 @@ def test_a_bad_proxy_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         a_runner().run_random("s", PROXY_BASE, LR, trials=2, **options)
     assert not Path("experiments_out").exists()
+
+
+@pytest.mark.slow
+@needs_optuna
+def test_the_dashboards_trials_have_their_rungs_and_times(optuna, capsys):
+    """A random search has its journal by `nanoscale table` alone; the fake runs take 0.01 s."""
+    study = a_runner(workers=1).run_hpo(
+        "s", BASE | {"warmup_iters": 1}, LR, trials=3, sampler="random", rungs=[10, 20]
+    )
+    assert not (study.folder / "optuna.journal").exists()
+    assert main(["table", "s"]) == 0
+    told = shown(optuna, study)
+    assert sorted(t.state.name for t in told) == ["COMPLETE", "PRUNED", "PRUNED"]
+    runs = list(study.runs())
+    for trial in told:
+        mine = [(entry, folder) for entry, folder in runs if entry.trial == trial.number]
+        losses = {20 if e.rung else 10: f.metrics()["val_loss"] for e, f in mine}
+        assert trial.intermediate_values == losses
+        assert trial.user_attrs["runs"] == [entry.id for entry, _ in mine]
+        first, last = mine[0][1].status().updated, mine[-1][1].status().updated
+        assert trial.datetime_start.timestamp() == pytest.approx(first - 0.01, abs=1e-5)
+        assert trial.datetime_complete.timestamp() == pytest.approx(last, abs=1e-5)
+    assert max(told, key=lambda t: len(t.intermediate_values)).value == study.best.val_loss
+    (study.folder / "optuna.journal").write_text("what a killed search left")
+    assert main(["table", "s"]) == 0
+    assert len(shown(optuna, study)) == 3
