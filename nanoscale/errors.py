@@ -9,13 +9,17 @@ from __future__ import annotations
 import codecs
 import difflib
 import errno
+import functools
 import io
 import os
 import sys
+import traceback
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType
+from typing import Any, TypeVar, cast
 
 DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 RANK_0_SECONDS = 15.0  # longer than torchrun takes to see that a process has ended
@@ -110,6 +114,32 @@ def users_errors(said: str) -> Iterator[None]:
         raise
     except BaseException as e:
         raise UserError(f"{said}: {type(e).__name__}: {e}") from e
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def guarded(function: Function, said: str) -> Function:
+    """A user's own function; what it raises is a `UserError` with `said` and the file and line."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        try:
+            return function(*args, **named)
+        except UserError:
+            raise
+        except Exception as e:
+            place = _place_in(e, getattr(function, "__code__", None))
+            raise UserError(f"{said}{place}: {type(e).__name__}: {e}") from e
+
+    return cast("Function", call)
+
+
+def _place_in(error: Exception, code: CodeType | None) -> str:
+    """`, FILE, line N`: where in the file of `code` an error came about."""
+    file = getattr(code, "co_filename", None)
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return f", {file}, line {lines[-1]}" if lines else ""
 
 
 def spelt(error: UnicodeError) -> tuple[str, int]:

@@ -18,7 +18,10 @@ from nanoscale.errors import DONE, FAILURE
 @output_root()
 def command(name: str, output_root: Path, **how: Any) -> int:
     """Run what is left of STUDY: its failed runs anew, and those that wait."""
-    from nanoscale.experiments import ExperimentRunner
+    from nanoscale.experiments import ExperimentRunner, Study
+    from nanoscale.studies.stages import asked_recipe
 
+    if how.get("backend"):  # which the file of the study's recipe may register
+        asked_recipe(Study.open(output_root / name))
     runner = ExperimentRunner(output_root=output_root, **runner_options(how))
     return DONE if runner.retry(name).ok else FAILURE

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 import runpy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoscale.errors import UserError, nearest_or_all, users_errors
+from nanoscale.errors import UserError, guarded, nearest_or_all, users_errors
 from nanoscale.laws.forms import Law
 from nanoscale.laws.published import PUBLISHED
 
@@ -52,7 +52,7 @@ def register_law(law: Law) -> Law:
     if law.name in LAWS:
         owner = "is built in" if law.name in BUILT_IN_LAWS else "is registered already"
         raise UserError(f"law {law.name!r} {owner}; choose another name")
-    LAWS[law.name] = law
+    LAWS[law.name] = replace(law, function=guarded(law.function, f"law {law.name!r}"))
     return law
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanoscale.errors import UserError, one_of, users_errors
+from nanoscale.errors import UserError, guarded, one_of, users_errors
 from nanoscale.spec.values import Overrides
 
 if TYPE_CHECKING:
@@ -148,7 +148,27 @@ def recipe_of(name: object, where: str) -> Recipe:
         return recipe
     if not isinstance(name, str) or name not in _registered:
         raise UserError(f"{where}: recipe={name!r}: choose {one_of(recipe_names())}")
-    return _registered[name]
+    return _guarded(name, _registered[name])
+
+
+def _guarded(name: str, recipe: Recipe) -> Recipe:
+    """A user's recipe, whose errors at work are one line that names its file and line."""
+    said = f"recipe {name!r}"
+
+    def rows(table: FileTable) -> Question:
+        question = guarded(recipe.rows, said)(table)
+        if not isinstance(question, Question):
+            raise UserError(f"{said}: rows returned {question!r}, expected a Question")
+        more = question.more and guarded(question.more, said)
+        return replace(question, more=more)
+
+    def conclude(study: Study, frame: DataFrame) -> Answer:
+        answer = guarded(recipe.conclude, said)(study, frame)
+        if not isinstance(answer, Answer):
+            raise UserError(f"{said}: conclude returned {answer!r}, expected an Answer")
+        return answer
+
+    return replace(recipe, rows=rows, conclude=conclude, figures=guarded(recipe.figures, said))
 
 
 def recipe_names() -> list[str]:

@@ -589,6 +589,7 @@ def test_a_law_of_ones_own_is_fitted_from_its_file_and_planned_with(table, monke
         ("1 / 0", "laws file mine.py: ZeroDivisionError: division by zero"),
         ("x = 1", "laws file mine.py: registers no law; call"),
         (TOY_LAW.replace("no-floor", "kaplan"), "laws file mine.py: law 'kaplan' is built in"),
+        (TOY_LAW.replace("N**alpha +", "M**alpha +"), "'no-floor', mine.py, line 14: NameError"),
     ],
 )
 def test_a_broken_file_of_laws_is_one_line_and_exit_2(table, text, says, capsys):

@@ -11,8 +11,9 @@ import pytest
 from fake_worker import TINY
 from tiny import PACKAGE, ROOT
 
-from nanoscale.commands.main import dispatch
+from nanoscale.commands.main import dispatch, main
 from nanoscale.errors import UserError
+from nanoscale.experiments import backends
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
 from nanoscale.studies import recipe
@@ -140,6 +141,54 @@ def test_a_broken_file_of_recipes_is_one_line_that_names_it(mine, words):
     with pytest.raises(UserError, match=re.escape(words)) as refusal:
         dispatch(["study", "study.toml"])
     assert "mine.py" in str(refusal.value)
+
+
+def line_of(text: str, of: str) -> int:
+    return text[: text.index(of)].count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ('table.values["seeds"]', 'table.values["sides"]', "KeyError: 'sides'"),
+        ("], table.where(), {", "], *5, {", "TypeError: "),
+        ("return Question", "Question", "rows returned None, expected a Question"),
+    ],
+)
+def test_a_recipe_that_fails_at_work_is_one_line_that_names_the_place(right, wrong, words, capsys):
+    mine = MINE.replace(right, wrong)
+    Path("mine.py").write_text(mine)
+    assert main(["study", "study.toml"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+    assert wrong == "Question" or f"mine.py, line {line_of(mine, wrong)}: " in said
+
+
+@pytest.mark.slow
+def test_an_answer_that_fails_leaves_the_runs_and_names_the_place(capsys):
+    mine = MINE.replace('frame["val_loss"].max()', "frame.nothing()")
+    Path("mine.py").write_text(mine)
+    assert main(["study", "study.toml"]) == 2
+    said = capsys.readouterr().err
+    assert f"mine.py, line {line_of(mine, 'frame.nothing')}: AttributeError: " in said
+    Path("mine.py").write_text(MINE)
+    assert main(["report", "study"]) == 0
+
+
+@pytest.mark.slow
+def test_retry_knows_the_backend_that_the_recipes_file_registers(capsys):
+    Path("mine.py").write_text(
+        MINE + """
+from nanoscale.experiments.backends import local_backend
+ns.register_backend("mine", lambda root, options: local_backend())
+"""
+    )
+    assert main(["study", "study.toml", "--backend=mine"]) == 0
+    backends._MAKERS.pop("mine")
+    assert main(["retry", "study", "--backend=mine"]) == 0
+    backends._MAKERS.pop("mine")
+    assert main(["retry", "study", "--backend=other"]) == 2
 
 
 def test_a_file_that_fails_registers_nothing_and_one_loaded_again_registers_again():
