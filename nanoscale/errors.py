@@ -13,8 +13,8 @@ import functools
 import io
 import os
 import sys
-import traceback
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

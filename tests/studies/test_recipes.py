@@ -179,7 +179,8 @@ def test_an_answer_that_fails_leaves_the_runs_and_names_the_place(capsys):
 @pytest.mark.slow
 def test_retry_knows_the_backend_that_the_recipes_file_registers(capsys):
     Path("mine.py").write_text(
-        MINE + """
+        MINE
+        + """
 from nanoscale.experiments.backends import local_backend
 ns.register_backend("mine", lambda root, options: local_backend())
 """
