@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -9,6 +10,8 @@ import click
 from nanoscale.commands.usage import HELP
 from nanoscale.commands.verb import PATH, Verb, number, option
 from nanoscale.errors import UserError
+
+SMALL = "python train.py config/shakespeare_char_cpu_fast.py"  # seconds on a CPU
 
 
 @click.group(invoke_without_command=True, context_settings=HELP)
@@ -47,4 +50,6 @@ def prepare_command(
     """
     from nanoscale.data.prepare import prepare
 
-    prepare(name, input=input, kind=kind, tokenizer=tokenizer, out=out, seed=seed)
+    folder = prepare(name, input=input, kind=kind, tokenizer=tokenizer, out=out, seed=seed)
+    dataset = folder.name if folder.parent == Path("data") else str(folder)
+    click.echo(f"next: {SMALL} --dataset={shlex.quote(dataset)}")

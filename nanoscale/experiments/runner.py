@@ -10,6 +10,7 @@ root, so the same cell in two studies is one run.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -142,7 +143,7 @@ class ExperimentRunner:
             UserError: a name, key, value or combination is bad; nothing was started or written.
         """
         lists = grid_lists(grid_params, seeds, "grid_params")
-        return self.run_rows(
+        study = self.run_rows(
             grid_name,
             Source("base_params", plain_values("base_params", base_params)),
             combinations(lists),
@@ -150,6 +151,7 @@ class ExperimentRunner:
             asked=Asked(grid_params=lists),
             dry_run=dry_run,
         )
+        return _ended(study, dry_run)
 
     def run_random(
         self,
@@ -221,14 +223,14 @@ class ExperimentRunner:
             fresh,
         )
         base = Source("base_params", plain_values("base_params", base_params))
-        return self.run_search(name, base, plan, "space", dry_run=dry_run)
+        return _ended(self.run_search(name, base, plan, "space", dry_run=dry_run), dry_run)
 
     def run_experiment(
         self, params: Params | None = None, name: str | None = None, dry_run: bool = False
     ) -> Study:
         """Run one config as the study `name`, by default the name of its run folder."""
         source = Source("params", plain_values("params", params))
-        return self.run_rows(name, source, [{}], "params", dry_run=dry_run)
+        return _ended(self.run_rows(name, source, [{}], "params", dry_run=dry_run), dry_run)
 
     def load_metrics(self, grid_name_filter: str = "") -> list[dict[str, Any]]:
         """`metrics.json` of the finished runs of the study of that name, else of all studies whose
@@ -395,6 +397,15 @@ class ExperimentRunner:
         """What is asked, with what lies under its runs."""
         files = [source.name for source in self.base]
         return replace(asked or Asked(), base_config=files, base_params=dict(base.values))
+
+
+def _ended(study: Study, dry_run: bool) -> Study:
+    """The study, once it is said what shows its runs, or mends them."""
+    if not dry_run:
+        verb = "report" if study.ok else "retry"
+        root = shlex.quote(str(study.output_root))
+        study.say(f"next: nanoscale {verb} {shlex.quote(study.name)} --output_root={root}")
+    return study
 
 
 def _check_limit(name: str, limit: object) -> None:
