@@ -1,6 +1,6 @@
 """Models of transformers that our parts make: whose they are, their config.json, their names.
 
-A `Family` is one class of transformers (tried with 5.24). Our parts are exactly one family's or no
+A `Family` is one class of transformers (tried with 5.24 and 4.57). Our parts are exactly one family's or no
 one's, and a model of a family is made of our parts as far as its config.json says nothing else.
 """
 
@@ -256,12 +256,10 @@ def their_config(family: Family, config: ExperimentConfig, end: int | None) -> d
         "dtype": "float32",
     }
     if config.use_rope:
+        rope: dict[str, Json] = {"rope_theta": config.rope_theta, "partial_rotary_factor": 1.0}
         record["head_dim"] = config.head_dim
-        record["rope_parameters"] = {
-            "rope_type": "default",
-            "rope_theta": config.rope_theta,
-            "partial_rotary_factor": 1.0,
-        }
+        record["rope_parameters"] = {"rope_type": "default", **rope}
+        record |= rope  # where version 4 of transformers looks
     else:
         record |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout)
     return record

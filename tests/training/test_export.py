@@ -139,17 +139,31 @@ def test_logits_are_ours_there_and_back(hf, tmp_path, family, mode, flags):
         assert again.config.n_kv_head == model.config.n_kv_head
 
 
-@pytest.mark.parametrize("layer", ["wte", "c_q", "q_norm", "c_proj", "ln_f"])
-def test_no_multiplier_is_idle(hf, tmp_path, monkeypatch, layer):
-    """What the test above would not see, were a fold left out."""
-    family = next(f for f in FAMILIES if f.parts["use_qk_norm"] == (layer == "q_norm") and f.biases)
-    model = lively(config_of(family, "CompleteP"))
+FOLDS = {  # a piece of a tensor's name -> the family that is looked at
+    ".wte.": "llama",
+    ".wpe.": "gpt2",
+    ".c_q.weight": "llama",
+    ".c_q.bias": "llama",
+    ".q_norm.": "qwen3",
+    ".attn.c_proj.weight": "llama",
+    ".mlp.c_proj.weight": "gpt2",
+    ".c_proj.bias": "llama",
+    ".ln_f.weight": "llama",
+    ".ln_f.bias": "gpt2",
+}
+
+
+@pytest.mark.parametrize("piece", FOLDS)
+def test_no_fold_is_idle(tmp_path, monkeypatch, piece):
+    """What the test above would see, were it left out."""
+    family = next(f for f in FAMILIES if f.model_type == FOLDS[piece])
+    model = lively(config_of(family, "CompleteP", bias=family.model_type != "qwen3"))
     whole = exporting.folded_into
-    monkeypatch.setattr(
-        exporting,
-        "folded_into",
-        lambda name, *given: 1.0 if f".{layer}." in name else whole(name, *given),
-    )
+
+    def without(name: str, *given: Any) -> float:
+        return 1.0 if piece in name else whole(name, *given)
+
+    monkeypatch.setattr(exporting, "folded_into", without)
     folder = write(tmp_path / "hf", model)
     assert apart(logits_of(model, tokens()), logits_of(imported(folder), tokens())) > 1e-3
 
@@ -255,7 +269,7 @@ def test_greedy_text_is_that_of_our_sampler(hf, desk, family, seed, flags):
     found = theirs.generate(prompt, attention_mask=mask, max_new_tokens=12, do_sample=False)
     assert found.tolist() == ours.tolist()
     assert int(ours.max()) < symbols
-    assert len(set(ours[:, 4:].flatten().tolist())) > 2
+    assert len(set(ours[:, 4:].flatten().tolist())) > 1
 
 
 def test_an_export_loses_the_same_on_every_window(desk):
