@@ -1,6 +1,6 @@
 """Models of transformers that our parts make: whose they are, their config.json, their names.
 
-A `Family` is one class of transformers (tried with 5.24 and 4.57). Our parts are exactly one family's or no
+A `Family` is one class of transformers (tried with 5.24 and 4.57). Our parts are one family's or no
 one's, and a model of a family is made of our parts as far as its config.json says nothing else.
 """
 
