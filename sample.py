@@ -8,4 +8,4 @@ import sys
 from nanoscale.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main("sample"))
+    sys.exit(main(["sample", *sys.argv[1:]]))

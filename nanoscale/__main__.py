@@ -1,17 +1,18 @@
-"""`python -m nanoscale`, the same as the command, and what the scripts beside the package call."""
+"""The command, also as `python -m nanoscale` and as the scripts beside the package."""
 
 import sys
+from collections.abc import Sequence
 
 from nanoscale.errors import exit_code_of
 
 
-def main(*first: str) -> int:
-    """Run a verb, its first words and then those that were typed; the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb, by what was typed unless `arguments` are given; the exit code."""
 
     def verb() -> int:
         from nanoscale.commands.main import dispatch  # of packages that may not be there
 
-        return dispatch([*first, *sys.argv[1:]])
+        return dispatch(sys.argv[1:] if arguments is None else arguments)
 
     return exit_code_of(verb)
 

@@ -11,7 +11,7 @@ import click
 
 from nanoscale import __version__
 from nanoscale.commands.usage import HELP, in_our_words
-from nanoscale.errors import BAD_INPUT, DONE, exit_code_of
+from nanoscale.errors import BAD_INPUT, DONE
 
 # Verbs by task, each with its line of help: what `nanoscale --help` says without an import.
 TASKS: dict[str, dict[str, str]] = {
@@ -96,6 +96,7 @@ def program(context: click.Context) -> int:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
+    """Run a verb and return its exit code; a refusal is raised."""
     if list(arguments[:1]) == ["help"]:
         arguments = ["--help", *arguments[1:]]
     streams = (sys.stdout, sys.stderr)
@@ -112,8 +113,3 @@ def dispatch(arguments: Sequence[str]) -> int:
         sys.stdout, sys.stderr = streams
         raise BrokenPipeError from None
     return code or DONE
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code."""
-    return exit_code_of(lambda: dispatch(sys.argv[1:] if arguments is None else arguments))

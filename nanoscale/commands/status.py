@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import open_study, output_root, verb, warned
+from nanoscale.commands.verb import open_study, output_root, verb
 from nanoscale.errors import counted
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ def command(names: tuple[str, ...], output_root: Path) -> None:
         click.echo(f"{study.name}: {counted(len(study), 'run')}: {counts}")
         if names:
             click.echo(runs_of(study))
-        for line in warned(study.damaged()):
-            click.echo(line)
 
 
 def runs_of(study: Study) -> str:

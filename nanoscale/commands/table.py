@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import Read, in_a_folder, open_study, option, output_root, verb, warned
+from nanoscale.commands.verb import Read, in_a_folder, open_study, option, output_root, verb
 
 PLACE = Read(lambda value, typed: in_a_folder(Path(value), typed))  # its ending comes after STUDY
 
@@ -27,5 +27,3 @@ def command(name: str, out: Path | None, output_root: Path) -> None:
     written = rebuild_table(study.folder) if out is None else export(study, out)
     write_journal(study)
     click.echo(written)
-    for line in warned(study.damaged()):
-        click.echo(line, err=True)

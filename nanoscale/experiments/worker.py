@@ -75,7 +75,7 @@ class Worker:
     """
 
     command: tuple[str, ...] = (sys.executable, "-P", "-m", "nanoscale", "run")
-    entry: str = "nanoscale.commands.main:main"
+    entry: str = "nanoscale.commands.main:dispatch"
     preload: tuple[str, ...] = ("nanoscale.training.loop",)
 
 

@@ -12,8 +12,9 @@ import click
 import pytest
 from tiny import ROOT, RUN, flags, run_python, spec_maker
 
+from nanoscale.__main__ import main
 from nanoscale.commands import status, watch
-from nanoscale.commands.main import TASKS, VERBS, dispatch, main, program
+from nanoscale.commands.main import TASKS, VERBS, dispatch, program
 from nanoscale.commands.run import exit_code
 from nanoscale.errors import UserError
 from nanoscale.store.folder import RunFolder
@@ -134,7 +135,7 @@ def test_a_study_with_runs_that_failed_is_a_failure(monkeypatch, tmp_path, ok, c
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_loads_nothing_heavy(verb):
     code = (
-        "import sys; from nanoscale.commands.main import main; "
+        "import sys; from nanoscale.__main__ import main; "
         f"main([*{[verb] if verb else []!r}, '--help']); "
         "print({'torch', 'numpy', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules))"
     )
@@ -164,7 +165,7 @@ def test_completion_prints_a_script_and_completes(shell, capsys):
         "COMP_CWORD": "stu" if shell == "fish" else "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", "from nanoscale.commands.main import main; main()"],
+        [sys.executable, "-c", "from nanoscale.__main__ import main; main()"],
         capture_output=True,
         text=True,
         env={"PYTHONPATH": str(ROOT)} | environment,
@@ -230,6 +231,6 @@ class Torch:
             os._exit(3 + (os.environ.get("OMP_WAIT_POLICY") == "chosen"))
 sys.meta_path.insert(0, Torch())
 machine.waiting = lambda threads: {{"OMP_WAIT_POLICY": "chosen"}}
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 main({arguments!r})"""
     assert run_python("-c", code).returncode == 4

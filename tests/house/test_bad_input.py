@@ -14,7 +14,7 @@ import torch
 from refusals import assert_refused
 from tiny import TINY, run_python
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.store.files import read_json
 
 BASE = {k: v for k, v in TINY.items() if k != "vocab_size"} | {

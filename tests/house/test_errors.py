@@ -12,7 +12,7 @@ import tomllib
 import pytest
 from tiny import PATIENCE, ROOT, RUN, flags, run_python
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.errors import (
     BAD_INPUT,
     DONE,
@@ -45,6 +45,18 @@ def test_a_refusal_is_one_line_and_exit_2(capsys):
     assert exit_code_of(raising(UserError("n_layer=x:\n  expected\ta number"))) == BAD_INPUT
     out, err = capsys.readouterr()
     assert (out, err) == ("", "error: n_layer=x: expected a number\n")
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", False), ("1", True)])
+def test_of_the_processes_of_one_run_the_first_speaks_first(monkeypatch, capsys, rank, waits):
+    """torchrun ends the others meanwhile; what befell one of them alone is said all the same."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    said_before = []
+    monkeypatch.setattr("time.sleep", lambda _: said_before.append(capsys.readouterr().err))
+    assert exit_code_of(raising(UserError("no"))) == BAD_INPUT
+    assert said_before == [""] * waits
+    assert capsys.readouterr().err == "error: no\n"
 
 
 def test_an_interruption_is_130_and_a_defect_is_not_hidden():
@@ -115,7 +127,7 @@ ANSWERED_WITHOUT_TORCH = [
 @pytest.mark.parametrize(("arguments", "code"), ANSWERED_WITHOUT_TORCH)
 def test_what_needs_no_torch_never_imports_it(tmp_path, arguments, code):
     script = (
-        "import sys\nfrom nanoscale.commands.main import main\n"
+        "import sys\nfrom nanoscale.__main__ import main\n"
         f"code = main({arguments!r})\n"
         "slow = {'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'imported {slow}' if slow else code)"

@@ -20,7 +20,7 @@ import pytest
 from planted_tables import rows, write
 from tiny import RUN, flags, run_nanoscale
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.errors import UserError
 from nanoscale.store.folder import TIMING_COLUMNS
 from nanoscale.training import checkpoint

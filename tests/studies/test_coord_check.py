@@ -11,10 +11,10 @@ import torch
 from refusals import assert_refused
 from tiny import ROOT, run_nanoscale
 
+from nanoscale.__main__ import main
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict
 from nanoscale.checks.coordinates import FAIL, PASS, UNSURE
 from nanoscale.commands.coord_check import command, lines, plan_of
-from nanoscale.commands.main import main
 from nanoscale.model.distributed import Ranks
 from nanoscale.report.activation_panels import coordinates_figure
 from nanoscale.store.files import plain

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from tiny import ROOT
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.design import (

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from planted_tables import TRUTH, rows, write
 
+from nanoscale.__main__ import main
 from nanoscale.commands.fit_options import settings_of
-from nanoscale.commands.main import main
 from nanoscale.laws import LAWS, registry
 
 KEYS = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted_tables import TRUTH, rows, write
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.laws import LAWS
 from nanoscale.laws.plan import buildable
 from nanoscale.spec.config import ExperimentConfig

@@ -19,8 +19,8 @@ import pytest
 from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from tiny import PATIENCE, ROOT
 
+from nanoscale.__main__ import main as cli_main
 from nanoscale.commands.main import dispatch
-from nanoscale.commands.main import main as cli_main
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.local import ForkServer
@@ -682,6 +682,25 @@ def test_a_search_whose_best_run_is_damaged_has_one_best_and_says_so(capsys, nam
     assert report_main(["s"]) == 0
     assert "damaged" not in (said := capsys.readouterr().out)
     assert f"runs/{study.best.folder}" in said.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ['{"step": 3, "val_loss": 2.0}\n{"step"', "{\n"])
+def test_lost_rows_are_said_by_every_verb_and_the_result_stands(capsys, rows):
+    study = ExperimentRunner().run_grid("g", TINY, {"n_layer": [1, 2]})
+    table = (study.folder / "table.csv").read_text()
+    folder = list(study.runs())[1][1]
+    folder.set_status(step=7)
+    (folder / "metrics.jsonl").write_text(rows)
+    capsys.readouterr()
+    for main in (status_main, table_main, report_main):
+        assert main(["g"]) == 0
+        said = capsys.readouterr().err
+        assert f"warning: {folder.path}: metrics.jsonl " in said
+        assert "the results stand" in said
+    assert study.states() == {"COMPLETE": 2}
+    assert (study.folder / "table.csv").read_text() == table
+    assert "the results stand" in (study.folder / "report.html").read_text()
 
 
 @pytest.mark.slow

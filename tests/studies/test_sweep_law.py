@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refusals import assert_refused
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.studies.sweep_laws import sweep_study
 
 C, P, Q = 1.79, -0.713, 0.307  # Li et al. 2025

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny import ROOT
 
+from nanoscale.__main__ import main
 from nanoscale.commands import main as cli
 from nanoscale.commands.bench import command
 from nanoscale.errors import UserError
@@ -327,7 +328,7 @@ def test_what_the_peer_lacks_is_said(clone, capsys):
 @pytest.mark.soak
 def test_a_clone_that_fails_is_reported_in_one_line(clone, capsys):
     (clone / "helper.py").write_text("raise ValueError('broken on purpose')")
-    assert cli.main(["bench", *RANDOM, f"--peer={clone}"]) == 2
+    assert main(["bench", *RANDOM, f"--peer={clone}"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "its training step failed: ValueError: broken on purpose" in err
@@ -374,7 +375,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_is_refused_in_one_line(capsys, arguments, message):
-    assert cli.main(["bench", *arguments]) == 2
+    assert main(["bench", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -390,7 +391,7 @@ def test_a_trace_that_cannot_be_written_is_refused():
 @pytest.mark.slow
 def test_refusals_never_load_torch():
     code = (
-        "import sys; from nanoscale.commands.main import main\n"
+        "import sys; from nanoscale.__main__ import main\n"
         "for bad in ('--x=1', '--n_head=5', '--peer=/nowhere', '--dataset=none', '--help'):\n"
         "    main(['bench', bad])\n"
         "assert 'torch' not in sys.modules"

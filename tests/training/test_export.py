@@ -18,7 +18,7 @@ import torch
 from refusals import assert_refused
 from tiny import tiny_config
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.data.dataset import evaluation_windows, open_dataset, windows
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import UserError

@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import ROOT
 
+from nanoscale.__main__ import main
 from nanoscale.commands import main as cli
 from nanoscale.commands.sample import options_of
 from nanoscale.data.dataset import open_dataset
@@ -369,7 +370,7 @@ def test_bad_input_is_refused_in_one_line(run, capsys, argument, message):
     Path("train.py").write_text("learning_rate = 1e-3")
     Path("wrong.py").write_text("top_k = 'many'")
     capsys.readouterr()
-    assert cli.main(["sample", argument]) == 2
+    assert main(["sample", argument]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
@@ -417,7 +418,7 @@ def test_foreign_and_damaged_weights_are_refused(run):
 
 def test_refusals_never_load_torch():
     code = (
-        "import sys; from nanoscale.commands.main import main\n"
+        "import sys; from nanoscale.__main__ import main\n"
         "for bad in ('--x=1', '--top_k=0', '--out_dir=/nowhere', '--start=', '--help'):\n"
         "    main(['sample', bad])\n"
         "assert 'torch' not in sys.modules"

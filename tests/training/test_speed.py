@@ -73,7 +73,7 @@ def test_an_eager_run_never_loads_the_compiler(data_root, tmp_path):
         | {"data_root": data_root, "out_dir": tmp_path / "o", "max_iters": 2, "optimizer": "muon"}
     )
     code = (
-        "import sys; from nanoscale.commands.main import main; code = main(sys.argv[1:]); "
+        "import sys; from nanoscale.__main__ import main; code = main(sys.argv[1:]); "
         "assert 'torch._dynamo' not in sys.modules; sys.exit(code)"
     )
     done = run_python("-c", code, "train", *arguments, cwd=tmp_path)

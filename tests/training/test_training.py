@@ -606,7 +606,7 @@ def test_what_another_process_has_finished_meanwhile_is_left(spec_of, tmp_path):
 
 
 def test_what_the_rows_have_lost_is_said(spec_of, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("nanoscale.training.run.take_over_rows", lambda *_: "rows are gone")
+    monkeypatch.setattr("nanoscale.training.run.take_over_rows", lambda *_: ["rows are gone"])
     trained(spec_of(max_iters=1), tmp_path / "run")
     assert "warning: rows are gone" in capsys.readouterr().out
 
@@ -792,15 +792,12 @@ def test_two_processes_equal_one(data_root, tmp_path):
         "dropout": 0.2,
     }
     one = run_nanoscale("train", *flags(values | {"out_dir": tmp_path / "one"}))
-    two = run_python(
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "train.py"),
-        *flags(values | {"out_dir": tmp_path / "two"}),
-    )
+    ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    command = (*ranks, str(ROOT / "train.py"), *flags(values | {"out_dir": tmp_path / "two"}))
+    two = run_python(*command)
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert two.stdout.splitlines()[-1].startswith("COMPLETE: results in")
+    assert len(set(two.stdout.splitlines())) == len(two.stdout.splitlines())
     a, b = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
     assert losses(a) == pytest.approx(losses(b), rel=1e-5)
     assert a.metrics()["val_loss"] == pytest.approx(b.metrics()["val_loss"], rel=1e-5)

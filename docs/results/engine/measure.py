@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nanoscale.commands.main import main as nanoscale
+from nanoscale.__main__ import main as nanoscale
 from nanoscale.errors import exit_code_of
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.local import Local
