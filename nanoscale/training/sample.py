@@ -107,6 +107,16 @@ def prompt(start: str) -> str:
     return start
 
 
+def beginning(dataset: Dataset, text: str) -> list[int]:
+    """The ids of a prompt; of the default one, a line's end, the first symbol where there is none."""
+    try:
+        return dataset.encode(text)
+    except UserError:
+        if text != SampleOptions.start or dataset.tokenizer is None:
+            raise
+        return [0]
+
+
 def load_model(path: Path, config: ResolvedConfig, device: torch.device) -> GPT:
     """The model of `config` with the weights in `path`, ready to generate."""
     from nanoscale.model.gpt import GPT
@@ -208,7 +218,7 @@ def sample(options: SampleOptions) -> list[str]:
     """
     text = prompt(options.start)
     path, config, dataset = open_run(options.out_dir, options.data_root)
-    ids = dataset.encode(text)
+    ids = beginning(dataset, text)
 
     import torch
 

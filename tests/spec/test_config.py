@@ -601,6 +601,8 @@ def test_kept_checkpoints_count_from_one():
         ("--max_iters=0", []),
         ("--max_iters=9 --warmup_iters=5", []),  # too short to speak of
         ("--max_iters=1000 --warmup_frac=0.05", []),
+        ("--max_iters=15 --warmup_frac=0.1", []),  # 1.5 updates are 2
+        ("--max_iters=15 --warmup_iters=3", ["warmup takes 3 of 15"]),
         ("", []),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from nanoscale.commands import main as cli
 from nanoscale.commands.sample import options_of
 from nanoscale.data.dataset import open_dataset
 from nanoscale.data.prepare import prepare
+from nanoscale.data.tokenizer import Characters
 from nanoscale.errors import UserError
 from nanoscale.model.gpt import GPT
 from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig, ResolvedConfig
@@ -26,7 +28,7 @@ from nanoscale.store.files import write_json
 from nanoscale.store.folder import BEST, CHECKPOINT, CONFIG, RunFolder, run_spec
 from nanoscale.training import checkpoint
 from nanoscale.training import sample as sampling
-from nanoscale.training.sample import choose, generate
+from nanoscale.training.sample import beginning, choose, generate
 from nanoscale.training.sample_options import SampleOptions
 
 V, T = 23, 16
@@ -433,3 +435,13 @@ def test_the_door_answers():
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --temperture: unknown key")
+
+
+def test_a_vocabulary_without_lines_begins_with_its_first_symbol():
+    """So the command that a finished run names works on every dataset."""
+    letters = Characters(["a", "b"])
+    dataset = SimpleNamespace(tokenizer=letters, encode=letters.encode)
+    assert beginning(dataset, SampleOptions().start) == [0]
+    assert beginning(dataset, "ba") == [1, 0]
+    with pytest.raises(UserError, match="no symbol for '~'"):
+        beginning(dataset, "~")
