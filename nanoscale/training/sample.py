@@ -108,7 +108,7 @@ def prompt(start: str) -> str:
 
 
 def beginning(dataset: Dataset, text: str) -> list[int]:
-    """The ids of a prompt; of the default one, a line's end, the first symbol where there is none."""
+    """The ids of a prompt; of the default, an end of line, the first symbol if there is none."""
     try:
         return dataset.encode(text)
     except UserError:
