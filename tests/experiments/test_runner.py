@@ -19,7 +19,7 @@ from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
 from grids import FAKE, SNIPPET, TESTS, a_runner, running, script, starts, wait_for
 from tiny import PATIENCE, ROOT, run_python
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.errors import UserError
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table, results
 from nanoscale.experiments.local import ForkServer, Subprocess

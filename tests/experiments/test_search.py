@@ -13,7 +13,7 @@ from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from grids import a_runner, starts
 from tiny import tiny_spec
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.errors import UserError
 from nanoscale.experiments import samplers
 from nanoscale.experiments.records import SearchOutcome, TrialResult

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny import RUN, run_nanoscale, spec_maker
 
-from nanoscale.commands.main import main
+from nanoscale.__main__ import main
 from nanoscale.experiments import Study
 from nanoscale.experiments.records import Asked, RunEntry
 from nanoscale.store.files import write_json
