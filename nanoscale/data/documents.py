@@ -78,16 +78,13 @@ class Documents:
         """
         ordered = sorted(self.paths)
         if len(ordered) < 2:
-            raise UserError(
-                f"{where} holds {len(ordered)} distinct documents, and a split needs two; "
-                "give more, or one text file with --input FILE"
-            )
+            raise too_few(len(ordered), where)
         print(
             f"kept {len(ordered):,} documents, dropped {self.duplicates:,} exact duplicates, "
             f"skipped {self.skipped:,} unreadable",
             flush=True,
         )
-        val = [digest for digest in ordered if int.from_bytes(digest[:8], "big") % 20 == 0]
+        val = [digest for digest in ordered if is_validation(digest)]
         if len(val) in (0, len(ordered)):
             val = ordered[:1]
         train = sorted(set(ordered).difference(val))
@@ -112,6 +109,19 @@ def encoded(documents: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[Tokens
         if tokenizer.end is not None:
             tokens = np.append(tokens, tokens.dtype.type(tokenizer.end))
         yield tokens
+
+
+def is_validation(digest: bytes) -> bool:
+    """Whether a document of this SHA-256 is of the validation split: one in twenty is."""
+    return int.from_bytes(digest[:8], "big") % 20 == 0
+
+
+def too_few(count: int, where: object) -> UserError:
+    """The refusal of documents that cannot be split."""
+    return UserError(
+        f"{where} holds {count} distinct documents, and a split needs two; "
+        "give more, or one text file with --input FILE"
+    )
 
 
 def characters_of(raw: bytes, path: object) -> set[str]:

