@@ -18,7 +18,7 @@ from nanoscale.errors import UserError, did_you_mean
 COLUMN = "text"  # unless another is named
 SUFFIXES = (".parquet", ".jsonl", ".ndjson")
 PARQUET = b"PAR1"
-AT_ONCE = 1024  # rows
+ROWS_AT_ONCE = 1024  # rows
 
 
 def has_rows(path: Path) -> bool:
@@ -95,7 +95,7 @@ def _parquet(path: Path, column: str) -> Iterator[object]:
             names = file.schema_arrow.names
             if column not in names:
                 raise _no_column(path, column, names)
-            for batch in file.iter_batches(AT_ONCE, columns=[column]):
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
                 yield from batch.column(0).to_pylist()
     except (OSError, ValueError) as e:  # pyarrow's own are of these kinds
         raise UserError(
