@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from nanoscale.commands.verb import config_verb, option, value_of
+from pathlib import Path
+
+from nanoscale.commands.verb import config_verb, json_output, option, value_of, write_record
 from nanoscale.spec.sources import help_text, parse_arguments
 
 
@@ -31,9 +33,17 @@ from nanoscale.spec.sources import help_text, parse_arguments
     "A nanoGPT clone, timed in alternation at the same shapes.",
     value_of(str | None),
 )
-def command(arguments: tuple[str, ...], real_data: bool, profile: bool, peer: str | None) -> None:
+@json_output("the times")
+def command(
+    arguments: tuple[str, ...],
+    real_data: bool,
+    profile: bool,
+    peer: str | None,
+    json_path: Path | None,
+) -> None:
     """Time the training step of a config; nanoGPT's line comes last."""
     sources = parse_arguments(arguments)
     from nanoscale.training.bench import BenchOptions, bench, benchmark_of
 
-    bench(benchmark_of(sources, BenchOptions(real_data, profile, peer)))
+    record = bench(benchmark_of(sources, BenchOptions(real_data, profile, peer)))
+    write_record(json_path, record)

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from nanoscale.commands.usage import HELP
-from nanoscale.commands.verb import PATH, Verb, number, option
+from nanoscale.commands.verb import PATH, Verb, json_output, number, option, write_record
 from nanoscale.errors import UserError
+from nanoscale.store.files import read_json
 
 SMALL = "python train.py config/shakespeare_char_cpu_fast.py"  # seconds on a CPU
 
@@ -37,6 +38,7 @@ def command(context: click.Context) -> None:
 @option("kind", "KIND", "An older name for --tokenizer: char or byte.")
 @option("seed", "NUMBER", "Of the synthetic chain.", number(whole=True))
 @option("out", "PATH", "The folder (data/NAME).", PATH)
+@json_output("what was made")
 def prepare_command(
     name: str,
     input: str | None,
@@ -45,6 +47,7 @@ def prepare_command(
     kind: str | None,
     seed: int | None,
     out: Path | None,
+    json_path: Path | None,
 ) -> None:
     """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), shakespeare (by
     GPT-2's tokens), pysource (the Python files of this installation), prose (the text of the
@@ -58,3 +61,4 @@ def prepare_command(
     )
     dataset = folder.name if folder.parent == Path("data") else str(folder)
     click.echo(f"next: {SMALL} --dataset={shlex.quote(dataset)}")
+    write_record(json_path, {"folder": str(folder), **read_json(folder / "meta.json")})

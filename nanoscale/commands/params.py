@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import click
+from pathlib import Path
 
-from nanoscale.commands.verb import aligned, config_verb
+from nanoscale.commands.verb import aligned, config_verb, json_output, say
 from nanoscale.spec.sources import build, parse_arguments, typed
 from nanoscale.spec.weights import begins_with_weights
 
@@ -13,7 +13,8 @@ from nanoscale.spec.weights import begins_with_weights
     "nanoscale params config/train_shakespeare_char.py",
     "nanoscale params --vocab_size=50304 --parametrization.mode=muP",
 )
-def command(arguments: tuple[str, ...]) -> None:
+@json_output("the tensors and the counts")
+def command(arguments: tuple[str, ...], json_path: Path | None) -> None:
     """Print each tensor's role, shape and rule, the parameters and FLOPs of a config
     ([config.py ...] [--key=value ...]) under every convention, and the memory it needs.
 
@@ -24,6 +25,7 @@ def command(arguments: tuple[str, ...]) -> None:
         TEXT_COLUMNS,
         count_lines,
         in_words,
+        listing,
         memory_lines,
         tensor_rows,
     )
@@ -40,4 +42,5 @@ def command(arguments: tuple[str, ...]) -> None:
     resolved = resolve(config, vocab)
     rules = rules_of(resolved)
     table = [*aligned(tensor_rows(rules), TEXT_COLUMNS), "", in_words(rules), ""]
-    click.echo("\n".join([*table, *count_lines(resolved), "", *memory_lines(resolved)]))
+    lines = [*table, *count_lines(resolved), "", *memory_lines(resolved)]
+    say(lines, json_path, listing(rules))

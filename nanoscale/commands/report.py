@@ -6,14 +6,18 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import open_study, output_root, verb
+from nanoscale.commands.verb import json_output, open_study, output_root, say, verb
 
 
 @verb("nanoscale report quick", "nanoscale report quick --output_root=results")
 @click.argument("name", metavar="STUDY")
+@json_output("the conclusions")
 @output_root()
-def command(name: str, output_root: Path) -> None:
+def command(name: str, json_path: Path | None, output_root: Path) -> None:
     """Draw the conclusions of STUDY again: its law or verdict, its figures, report.html."""
     from nanoscale.studies.stages import conclude
 
-    click.echo("\n".join(conclude(open_study(name, output_root))))
+    study = open_study(name, output_root)
+    lines = conclude(study)
+    record = {"name": study.name, "folder": str(study.folder), "lines": lines}
+    say(lines, json_path, record)

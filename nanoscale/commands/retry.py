@@ -8,15 +8,16 @@ from typing import Any
 import click
 
 from nanoscale.commands.run_options import HOW_TO_RUN, runner_options
-from nanoscale.commands.verb import output_root, verb
+from nanoscale.commands.verb import json_output, output_root, study_record, verb, write_record
 from nanoscale.errors import DONE, FAILURE
 
 
 @verb("nanoscale retry quick", "nanoscale retry quick --workers=1 --retries=3")
 @click.argument("name", metavar="STUDY")
 @HOW_TO_RUN
+@json_output("the study at its end")
 @output_root()
-def command(name: str, output_root: Path, **how: Any) -> int:
+def command(name: str, json_path: Path | None, output_root: Path, **how: Any) -> int:
     """Run what is left of STUDY: its failed runs anew, and those that wait."""
     from nanoscale.experiments import ExperimentRunner, Study
     from nanoscale.studies.stages import asked_recipe
@@ -24,4 +25,6 @@ def command(name: str, output_root: Path, **how: Any) -> int:
     if how.get("backend"):  # which the file of the study's recipe may register
         asked_recipe(Study.open(output_root / name))
     runner = ExperimentRunner(output_root=output_root, **runner_options(how))
-    return DONE if runner.retry(name).ok else FAILURE
+    study = runner.retry(name)
+    write_record(json_path, study_record(study))
+    return DONE if study.ok else FAILURE

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import verb
+from nanoscale.commands.verb import json_output, verb, write_record
 from nanoscale.errors import DONE, FAILURE, INTERRUPTED
+from nanoscale.model.launch import launched
 
 if TYPE_CHECKING:
     from nanoscale.training.records import RunResult
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 @verb("nanoscale run out", "nanoscale run experiments_out/quick/runs/0a1b2c3d")
 @click.argument("folder", metavar="FOLDER")
-def command(folder: str) -> int:
+@json_output("what the run came to")
+def command(folder: str, json_path: Path | None) -> int:
     """Train what config.json in FOLDER says, from where it was stopped."""
     from nanoscale.experiments.machine import waiting
     from nanoscale.store.folder import RunFolder
@@ -25,10 +28,17 @@ def command(folder: str) -> int:
 
     os.environ.update(waiting(None))  # before torch is loaded; a study has chosen already
     try:
-        return exit_code(train_folder(RunFolder(folder)))
+        return ended(train_folder(RunFolder(folder)), json_path)
     except Held as held:  # two runners started it; this one may come back when that is done
         click.echo(held)
         return INTERRUPTED
+
+
+def ended(result: RunResult, json_path: Path | None) -> int:
+    """Write the record of a run that this process has done, or seen done; the exit code."""
+    if launched().rank == 0:
+        write_record(json_path, {"folder": str(result.folder.path), **result.to_json()})
+    return exit_code(result)
 
 
 def exit_code(result: RunResult) -> int:

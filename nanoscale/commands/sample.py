@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import os.path
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import config_verb
+from nanoscale.commands.verb import config_verb, json_output, write_record
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.spec.sources import coerce, read_file
 from nanoscale.spec.values import Overrides
@@ -29,7 +30,8 @@ def keys_help() -> str:
     "nanoscale sample --out_dir=out --start=FILE:prompt.txt --temperature=0",
     keys_help=keys_help,
 )
-def command(arguments: tuple[str, ...]) -> None:
+@json_output("the samples")
+def command(arguments: tuple[str, ...], json_path: Path | None) -> None:
     """Continue a text by the run in --out_dir, with a line of dashes after each sample."""
     options = options_of(arguments)
     from nanoscale.training.sample import sample
@@ -37,9 +39,12 @@ def command(arguments: tuple[str, ...]) -> None:
     texts = sample(options)
     if lost := RunFolder(options.out_dir).lost_rows():
         click.echo(f"warning: {lost}", err=True)
+    told = []
     for text in texts:
         click.echo(text)
         click.echo("---------------")
+        told.append(text)
+    write_record(json_path, {"out_dir": options.out_dir, "samples": told})
 
 
 def options_of(arguments: Sequence[str]) -> SampleOptions:

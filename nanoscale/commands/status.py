@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanoscale.commands.verb import open_study, output_root, verb
+from nanoscale.commands.verb import (
+    json_output,
+    open_study,
+    output_root,
+    study_record,
+    verb,
+    write_record,
+)
 from nanoscale.errors import counted
 
 if TYPE_CHECKING:
@@ -16,8 +23,9 @@ if TYPE_CHECKING:
 
 @verb("nanoscale status", "nanoscale status quick")
 @click.argument("names", metavar="[STUDY]...", nargs=-1)
+@json_output("the studies and their runs")
 @output_root()
-def command(names: tuple[str, ...], output_root: Path) -> None:
+def command(names: tuple[str, ...], json_path: Path | None, output_root: Path) -> None:
     """Count the runs of every study by state; of a STUDY that is named, list each run."""
     from nanoscale.experiments.results import study_names
 
@@ -30,6 +38,8 @@ def command(names: tuple[str, ...], output_root: Path) -> None:
         click.echo(f"{study.name}: {counted(len(study), 'run')}: {counts}")
         if names:
             click.echo(runs_of(study))
+    if json_path is not None:
+        write_record(json_path, {"studies": [study_record(study) for study in studies]})
 
 
 def runs_of(study: Study) -> str:

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from nanoscale.commands.run_options import HOW_TO_RUN, runner_options
-from nanoscale.commands.verb import option, output_root, verb
+from nanoscale.commands.verb import (
+    json_output,
+    option,
+    output_root,
+    study_record,
+    verb,
+    write_record,
+)
 from nanoscale.errors import DONE, FAILURE
 
 
@@ -20,8 +27,9 @@ from nanoscale.errors import DONE, FAILURE
 @click.option("--dry-run", is_flag=True, help="Say what each run needs, and start nothing.")
 @option("budget", "FLOPS|TIME", "What the study may cost, as 1e15 or 90min.")
 @HOW_TO_RUN
+@json_output("the study at its end")
 @output_root()
-def command(file: str, dry_run: bool, output_root: Path, **how: Any) -> int:
+def command(file: str, dry_run: bool, json_path: Path | None, output_root: Path, **how: Any) -> int:
     """Train what the study FILE asks for, then fit, judge and report.
 
     Runs that have finished are never trained again; the same command goes on where it was stopped.
@@ -29,4 +37,5 @@ def command(file: str, dry_run: bool, output_root: Path, **how: Any) -> int:
     from nanoscale.studies.stages import run_study
 
     study = run_study(file, output_root, dry_run=dry_run, **runner_options(how))
+    write_record(json_path, study_record(study))
     return DONE if dry_run or study.ok else FAILURE

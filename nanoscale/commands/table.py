@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import Read, in_a_folder, open_study, option, output_root, verb
+from nanoscale.commands.verb import (
+    Read,
+    in_a_folder,
+    json_output,
+    open_study,
+    option,
+    output_root,
+    verb,
+    write_record,
+)
 
 PLACE = Read(lambda value, typed: in_a_folder(Path(value), typed))  # its ending comes after STUDY
 
@@ -14,8 +23,9 @@ PLACE = Read(lambda value, typed: in_a_folder(Path(value), typed))  # its ending
 @verb("nanoscale table quick", "nanoscale table quick --out=quick.parquet")
 @click.argument("name", metavar="STUDY")
 @option("out", "FILE", "Another file than the study's table.csv: .csv or .parquet.", PLACE)
+@json_output("the table's rows")
 @output_root()
-def command(name: str, out: Path | None, output_root: Path) -> None:
+def command(name: str, out: Path | None, json_path: Path | None, output_root: Path) -> None:
     """Rebuild the table of STUDY, a row per run, and print where it is; of a search, its
     optuna.journal too, for optuna-dashboard.
     """
@@ -27,3 +37,4 @@ def command(name: str, out: Path | None, output_root: Path) -> None:
     written = rebuild_table(study.folder) if out is None else export(study, out)
     write_journal(study)
     click.echo(written)
+    write_record(json_path, {"table": str(written), "rows": study.rows()})

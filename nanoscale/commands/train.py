@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from nanoscale.commands.run import exit_code
-from nanoscale.commands.verb import config_verb
+from nanoscale.commands.run import ended
+from nanoscale.commands.verb import config_verb, json_output, write_record
 from nanoscale.errors import DONE
 from nanoscale.spec.sources import build, help_text, parse_arguments, typed
 
@@ -15,7 +16,8 @@ from nanoscale.spec.sources import build, help_text, parse_arguments, typed
     "nanoscale train --dataset=synthetic --n_layer=2 --max_tokens=1e6 --device=cpu",
     keys_help=lambda: help_text("Keys, left to right over these defaults:"),
 )
-def command(arguments: tuple[str, ...]) -> int:
+@json_output("what the run came to")
+def command(arguments: tuple[str, ...], json_path: Path | None) -> int:
     """Train one GPT into --out_dir, as config files (.py, .toml, .yaml, .json) and flags say.
 
     The same command goes on where it was stopped.
@@ -27,6 +29,7 @@ def command(arguments: tuple[str, ...]) -> int:
     config = build(sources)
     os.environ.update(waiting(config.threads))  # before torch is loaded
     if config.eval_only:
-        evaluate(config, typed=typed(sources))
+        loss = evaluate(config, typed=typed(sources))
+        write_record(json_path, {"folder": config.out_dir, "val_loss": loss})
         return DONE
-    return exit_code(train(config, typed=typed(sources)))
+    return ended(train(config, typed=typed(sources)), json_path)

@@ -1,14 +1,17 @@
 """What every verb is made of: a click command with examples, its options, and its last lines.
 
 A usage error is one line that names what was typed and the remedy (a `UserError`, exit code 2). A
-verb that takes a config's keys beside its own options leaves them, in order, in `arguments`.
+verb that takes a config's keys beside its own options leaves them, in order, in `arguments`. Every
+verb has `--json OUT`; with `-` its record is all that it writes to standard output.
 """
 
 from __future__ import annotations
 
 import math
 import os.path
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +30,13 @@ from nanoscale.errors import (
 )
 from nanoscale.spec.options import Kind
 from nanoscale.spec.sources import FIELDS, coerce
-from nanoscale.store.files import write_json
+from nanoscale.spec.values import Json
+from nanoscale.store.files import json_text, write_json
 
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
 
+PRINTED = Path("-")  # of --json
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILURE}  # the worst comes last
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -74,6 +79,13 @@ class Verb(click.Command):
             name = context.command_path
             raise UserError(f"{name}: {rest[0]}: one argument too many; see {name} --help")
         return rest
+
+    def invoke(self, context: click.Context) -> Any:
+        if context.params.get("json_path") != PRINTED:
+            return super().invoke(context)
+        context.meta["stdout"] = sys.stdout
+        with redirect_stdout(sys.stderr):  # all that is said beside the record
+            return super().invoke(context)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         if self.keys_help is not None:
@@ -261,8 +273,10 @@ def output_root() -> Decorator:
 
 
 def json_output(what: str) -> Decorator:
-    there = f"Write {what} as JSON there."
-    return option("json", "FILE", there, output_file(".json"), keyword="json_path")
+    there = f"Write {what} as JSON there (-: to standard output, and nothing else)."
+    file = output_file(".json")
+    kind = Read(lambda value, typed: PRINTED if value == "-" else file.read(value, typed))
+    return option("json", "OUT", there, kind, keyword="json_path")
 
 
 def figure_output(what: str) -> Decorator:
@@ -290,8 +304,30 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 def say(lines: Iterable[str], json_path: Path | None, record: object) -> None:
     """Print the lines, and write the record where `--json` asks for it."""
     click.echo("\n".join(lines))
-    if json_path is not None:
+    write_record(json_path, record)
+
+
+def write_record(json_path: Path | None, record: object) -> None:
+    """Write the record where `--json` asks for it."""
+    if json_path == PRINTED:
+        out = click.get_current_context().meta["stdout"]
+        print(json_text(record), end="", file=out, flush=True)
+    elif json_path is not None:
         write_json(json_path, record)
+
+
+def study_record(study: Study) -> dict[str, Json]:
+    """A study as the verbs that run or show it record it."""
+    return {
+        "name": study.name,
+        "folder": str(study.folder),
+        "ok": study.ok,
+        "states": dict(sorted(study.states().items())),
+        "plan": study.plan,
+        "warnings": study.warnings,
+        "best": study.best.to_json() if study.best else None,
+        "runs": study.rows(),
+    }
 
 
 def open_study(name: str, output_root: Path) -> Study:

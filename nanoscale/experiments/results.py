@@ -197,7 +197,7 @@ class Study:
 
         best: BestRun | None = None
         for entry, folder in self.runs():
-            loss = (folder.metrics() or {}).get("val_loss")
+            loss = metrics_of(folder).get("val_loss")
             if loss is not None and (best is None or loss < best.val_loss):
                 best = BestRun(values=entry.values, val_loss=loss, folder=entry.folder)
         return best

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from nanoscale.spec.architecture import TensorSpec
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
 from nanoscale.spec.memory import assumed, memory_estimate
 from nanoscale.spec.parametrization import Rules, shape_factor
+from nanoscale.spec.values import Json
 
 TEXT_COLUMNS = 3  # the first ones; numbers follow
 COLUMNS = (
@@ -27,6 +30,22 @@ COLUMNS = (
 def tensor_rows(rules: Rules) -> list[tuple[str, ...]]:
     """Every tensor's role, shape and rule, below the columns' names."""
     return [COLUMNS, *(_cells(rules, tensor) for tensor in rules.tensors)]
+
+
+def listing(rules: Rules) -> dict[str, Json]:
+    """All that is listed, as numbers; memory in bytes."""
+    config = rules.config
+    tensors = []
+    for tensor in rules.tensors:
+        sizes = {"name": tensor.name, "role": tensor.role, "shape": list(tensor.shape)}
+        tensors.append(sizes | asdict(rules.rule(tensor)))
+    return {
+        "tensors": tensors,
+        "multipliers": asdict(rules.multipliers),
+        "params": parameter_counts(config),
+        "flops_per_token": flops_per_token(config),
+        "memory": memory_estimate(config),
+    }
 
 
 def count_lines(config: ResolvedConfig) -> list[str]:

@@ -74,9 +74,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def json_text(value: Any) -> str:
+    """`value` as indented JSON."""
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path, remedy: str = "restore it, or make it anew") -> Any:

@@ -209,6 +209,8 @@ class RunFolder:
 
     def lost_rows(self) -> str:
         """What a finished run's rows lack, and the remedy; "" if they reach its end."""
+        if not self.exists():
+            return ""
         status = self.status()
         if status.state not in FINISHED or not status.step:
             return ""

@@ -247,14 +247,14 @@ def write_trace(step: TimedStep) -> None:
 
 
 # -- as people call it ----------------------------------------------------------------------------
-def bench(what: Benchmark) -> None:
-    """Time a run's step, or trace it; nanoGPT's line comes last."""
+def bench(what: Benchmark) -> dict[str, Json]:
+    """Time a run's step, or trace it; nanoGPT's line comes last. The medians, in seconds."""
     run = live_run(what)
     print(introduction(run), flush=True)
     if what.options.profile:
         write_trace(our_step(run))
         print(f"wrote a trace to {TRACE_FOLDER}")
-        return
+        return {"trace": str(TRACE_FOLDER)}
 
     with ExitStack() as stack:
         steps = {"nanoscale": our_step(run)}
@@ -263,6 +263,14 @@ def bench(what: Benchmark) -> None:
         medians = measure(steps)
     for line in lines(run, medians["nanoscale"], medians.get("peer")):
         print(line)
+    return {
+        "seconds": medians["nanoscale"],
+        "peer_seconds": medians.get("peer"),
+        "mfu": run.meter.timing(medians["nanoscale"], 1).mfu,
+        "tokens_per_iter": run.config.tokens_per_iter,
+        "config": run.config.to_dict(),
+        "numerics": run.numerics.to_json(),
+    }
 
 
 def introduction(run: Run) -> str:
