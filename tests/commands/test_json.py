@@ -13,7 +13,8 @@ import click
 import pytest
 from tiny import ROOT, RUN, flags, spec_maker
 
-from nanoscale.commands.main import VERBS, main
+from nanoscale.__main__ import main
+from nanoscale.commands.main import VERBS
 from nanoscale.experiments import Study
 from nanoscale.experiments.records import Asked, RunEntry
 from nanoscale.store.resume import open_folder
@@ -51,7 +52,8 @@ def made(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Study("seeds", Asked(), root, entries).save()
     shutil.copytree(folder.path, desk / "out")
     (desk / "seeds.toml").write_text(
-        "[study]\nrecipe = 'grid'\n[base]\ndataset = 'tiny'\nblock_size = 8\n[grid]\nseed = [1, 2]\n"
+        "[study]\nrecipe = 'grid'\n[base]\ndataset = 'tiny'\nblock_size = 8\n"
+        "[grid]\nseed = [1, 2]\n"
     )
     return desk
 
