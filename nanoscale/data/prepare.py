@@ -31,6 +31,7 @@ from nanoscale.data.documents import (
     files_below,
 )
 from nanoscale.data.folder import replace_files, write_meta
+from nanoscale.data.hub import HUB_SETS, PREFIX, hub_set, prepare_hub
 from nanoscale.data.meta import SPLITS, read_errors
 from nanoscale.data.rows import COLUMN, SUFFIXES, digest_of, has_rows, split_rule, texts_of
 from nanoscale.data.synthetic import DEFAULT_SEED, SYMBOLS, markov_chain
@@ -47,6 +48,7 @@ from nanoscale.data.tokenizer import (
 from nanoscale.errors import UserError, did_you_mean, disk_errors, make_folder, one_of
 
 TEXT_KINDS = ("char", "byte")
+OF_HUB = ("input", "tokenizer", "config", "split", "column", "revision", "tokens")
 ARGUMENTS: dict[str, tuple[str, ...]] = {  # what each dataset may be given
     "shakespeare_char": ("input",),
     "shakespeare": ("input",),
@@ -54,6 +56,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {  # what each dataset may be given
     "text": ("input", "kind", "tokenizer", "column"),
     "prose": ("input", "tokenizer"),
     "synthetic": ("seed",),
+    **dict.fromkeys(HUB_SETS, OF_HUB),
 }
 
 SHAKESPEARE_URL = (
@@ -87,6 +90,10 @@ def prepare(
     column: str | None = None,
     out: Path | None = None,
     seed: int | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+    tokens: int | None = None,
 ) -> Path:
     """Make the dataset `name` in `out` (default `data/<name>` here) and return that folder.
 
@@ -94,7 +101,13 @@ def prepare(
     folder), `tokenizer` (char, byte, gpt2, a tokenizer.json or train:VOCAB; default char, or byte
     where that makes the smaller vocabulary) for the last two, `column` of Parquet and JSON lines
     and `kind` (`tokenizer`'s older name, which knows char and byte) for text, `seed` for synthetic.
-    Raises `UserError` and leaves nothing behind if anything is in the way.
+
+    openwebtext, fineweb-edu, tinystories and `hub:OWNER/NAME` are streamed from the Hugging Face
+    hub: `config`, `split`, `column` (of the text) and `revision` choose there, `input` names a copy
+    here, `tokens` is how many to make for training. Stopped, they go on where they were.
+
+    Raises `UserError` if anything is in the way, and leaves nothing behind but what a preparation
+    from the hub goes on from.
 
     >>> import nanoscale as ns
     >>> folder = ns.prepare("synthetic", seed=3)
@@ -102,13 +115,22 @@ def prepare(
     >>> sorted(path.name for path in folder.iterdir())
     ['meta.json', 'meta.pkl', 'train.bin', 'val.bin']
     """
-    if name not in ARGUMENTS:
-        near = did_you_mean(name, ARGUMENTS)
-        raise UserError(f"cannot prepare {name!r}{near}; known: {one_of(ARGUMENTS)}")
-    given = {"input": input, "kind": kind, "tokenizer": tokenizer, "column": column, "seed": seed}
-    for option, value in given.items():
-        if value is not None and option not in ARGUMENTS[name]:
-            raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
+    given = {
+        "input": input,
+        "kind": kind,
+        "tokenizer": tokenizer,
+        "column": column,
+        "seed": seed,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "tokens": tokens,
+    }
+    _check_given(name, given)
+    if name.startswith(PREFIX) or name in HUB_SETS:
+        source = hub_set(name, input, config, split, column, revision)
+        out = Path("data", Path(name.removeprefix(PREFIX)).name) if out is None else Path(out)
+        return prepare_hub(name, source, out, tokenizer or "gpt2", tokens)
     choice = _choice(kind, tokenizer)
     out = Path("data", name) if out is None else Path(out)
     lies_there = out / "input.txt"  # where nanoGPT's own script keeps the text
@@ -122,6 +144,18 @@ def prepare(
     else:
         write(out, name, _corpus(name, input, choice, DEFAULT_SEED if seed is None else seed))
     return out
+
+
+def _check_given(name: str, given: Mapping[str, object]) -> None:
+    """Refuse a data set that is not known, and options that it does not take."""
+    taken = OF_HUB if name.startswith(PREFIX) else ARGUMENTS.get(name)
+    if taken is None:
+        near = did_you_mean(name, ARGUMENTS)
+        known = one_of([*ARGUMENTS, f"{PREFIX}OWNER/NAME"])
+        raise UserError(f"cannot prepare {name!r}{near}; known: {known}")
+    for option, value in given.items():
+        if value is not None and option not in taken:
+            raise UserError(f"{name} takes no --{option} (given: {value!r}); leave it out")
 
 
 def _choice(kind: str | None, tokenizer: str | None) -> str | None:

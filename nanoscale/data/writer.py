@@ -136,7 +136,7 @@ def write_documents(
     out: Path,
     name: str,
     documents: Reader,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | Callable[[], Tokenizer],
     request: Mapping[str, object],
     *,
     most: int | None = None,
@@ -144,6 +144,7 @@ def write_documents(
 ) -> Path:
     """Make the folder `out` of documents, each with the tokenizer's end after it.
 
+    A tokenizer may be made when it is needed, which is where nothing is done yet.
     `request` (in JSON's types) says all that the files follow from: what was begun for the same one
     is gone on with, what is done is left as it is. `most`: the training tokens to make, exactly; by
     default all. `shuffle` replaces the order and the split of the documents.
@@ -154,6 +155,8 @@ def write_documents(
     if is_done(out, request):
         return out
     with unfinished(out, request) as (stage, progress):
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = tokenizer()
         if progress.phase == READING:
             with TokenFiles(stage, progress, tokenizer, shuffle is not None) as files:
                 _read(files, documents, most)
@@ -232,6 +235,9 @@ def _begun(stage: Path, request: Mapping[str, object]) -> Preparation:
     """How far the stage is; whatever another request has begun there is not thrown away."""
     path = stage / RECORD
     if not path.exists():
+        for left in stage.iterdir():  # by who was killed at once, for whatever request
+            if left.name != LOCK:
+                left.unlink()
         return Preparation(request)
     progress = _recorded(path)
     if progress is None:
