@@ -60,8 +60,10 @@ def imported(folder: Path) -> tuple[dict[str, Value], dict[str, Tensor], list[st
     keys = our_keys(family, record, where)
     config = from_flat(keys)
     biased = family.biased(record)
-    expected = their_tensors(family, config, biased)
     stored = stored_tensors(folder, family, config.tie_embeddings)
+    if config.n_layer > len(stored):
+        raise UserError(f"{where}: {config.n_layer} blocks, more than its files hold tensors")
+    expected = their_tensors(family, config, biased)
     check_names(folder, expected, stored)
 
     ours: dict[str, Tensor] = {}

@@ -310,7 +310,7 @@ def our_keys(family: Family, record: Mapping[str, Json], where: str) -> dict[str
     keys: dict[str, Value] = {
         **sizes,
         **family.parts,
-        "tie_embeddings": bool(record.get("tie_word_embeddings", family.tied)),
+        "tie_embeddings": _switch(record, "tie_word_embeddings", family.tied, where),
         "norm_eps": _number(record.get(family.eps), family.eps, where),
     }
     keys.setdefault("n_kv_head", keys["n_head"])
@@ -340,8 +340,15 @@ def _size(record: Mapping[str, Json], theirs: str, ours: str, where: str) -> int
     value: object = record.get(theirs)
     if value is None and ours == "n_kv_head":
         value = record.get(SIZE_NAMES["n_head"])
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value < 2**31:
         raise UserError(f"{where}: {theirs}={value} is no size")
+    return value
+
+
+def _switch(record: Mapping[str, Json], key: str, usual: bool, where: str) -> bool:
+    value = record.get(key, usual)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key}={value} is neither true nor false")
     return value
 
 
@@ -392,10 +399,9 @@ def _multiple_of(width: int, d: int, where: str) -> int:
     least = 8 * d // 3
     if width < least:
         raise UserError(f"{where}: intermediate_size={width} is below ours, 8/3 of the width {d}")
-    if width == 8 * math.ceil(least / 8):
-        return 8
-    for count in range(least, 1, -1):  # of multiples in the width
-        multiple, rest = divmod(width, count)
-        if not rest and count == math.ceil(least / multiple):
-            return multiple
-    return width
+    found = [width]
+    for count in (8, *range(1, math.isqrt(width) + 1)):
+        for multiple in (count, width // count):
+            if multiple * -(-least // multiple) == width:
+                found.append(multiple)
+    return 8 if 8 in found else min(found)

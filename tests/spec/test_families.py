@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -170,6 +171,23 @@ def test_a_swiglu_width_is_that_of_a_multiple(width, d, multiple):
     keys = our_keys(LLAMA_FAMILY, record, "it")
     assert ffn_width(from_flat(keys), d) == width
     assert keys["multiple_of"] <= multiple
+
+
+ODD = [None, "x", [], {}, [1], {"a": 1}, True, -1, 0, 1, 7, 1.5, 1e400, float("nan"), 10**12]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_whatever_a_config_says_is_read_or_refused(family):
+    good = their_config(family, tiny_config(**family.parts), None)
+    refused = 0
+    for key, value in itertools.product([*good, "rope_scaling", "auto_map"], ODD):
+        record = good | {key: value}
+        try:
+            from_flat(our_keys(family_named(record, "it"), record, "it"))
+        except UserError as e:
+            assert "\n" not in str(e)
+            refused += 1
+    assert refused > len(ODD) * 8
 
 
 def test_a_gelu_by_tanh_is_warned_of():

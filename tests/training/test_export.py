@@ -460,11 +460,16 @@ def with_record(text: str) -> Callable[[Path], None]:
 
 
 NORM = "model.norm.weight"
+LLAMA_RECORD = their_config(FAMILIES[1], config_of(FAMILIES[1], "SP"), None)
 IN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
     "a broken config": (with_record("{"), "config.json: not valid JSON"),
     "a list for a config": (with_record("[]"), "config.json: not a JSON object"),
     "our run's config": (with_record("{}"), "no config of a model"),
+    "blocks that are not there": (
+        with_record(json.dumps({**LLAMA_RECORD, "num_hidden_layers": 2**30})),
+        "1073741824 blocks",
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
     "a pickle": (to_pickle, "pytorch_model.bin", "a pickle may hold code"),
     "a missing shard": (in_shards, "model-1.safetensors is not there"),
