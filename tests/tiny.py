@@ -68,6 +68,7 @@ RUN = {k: v for k, v in TINY.items() if k != "vocab_size"} | {
 OTHER = {
     "dataset": "elsewhere",
     "data_root": "there",
+    "val_sets": ["other"],
     "data_order": "epoch",
     "gradient_accumulation_steps": 2,
     "batch_size": 3,
@@ -241,7 +242,7 @@ def spec_maker(base: Mapping[str, Any], data_root: Path) -> Callable[..., RunSpe
     def make(**overrides: Any) -> RunSpec:
         sources = [Source("base", {**base, "data_root": str(data_root)}), Source("test", overrides)]
         config = build(sources)
-        data = open_dataset(config.dataset, config.data_root)
+        data = open_dataset(config.dataset, config.data_root, config.val_sets)
         return run_spec(resolve(config, data.vocab_size), data, overrides)
 
     return make

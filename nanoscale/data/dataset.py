@@ -13,7 +13,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -39,6 +39,7 @@ KNOWN = (
     "tinystories",
 )
 TOKEN = np.dtype("<u2")
+VAL = "val"
 
 BLOCK = 2**20  # bytes read at once
 WHOLE = 2**28  # a larger file is fingerprinted by evenly spaced blocks
@@ -58,8 +59,10 @@ class Dataset:
     folder: Path
     vocab_size: int
     fingerprint: str
-    tokens: Mapping[str, Tokens]
+    tokens: Mapping[str, Tokens]  # of a split, or of a further validation set
     meta: Meta
+    val_sets: tuple[str, ...] = (VAL,)  # names in `tokens`, the first what studies fit
+    val_bytes: Mapping[str, float | None] = field(default_factory=dict)  # a token, of further sets
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -93,6 +96,8 @@ class Dataset:
 
         A symbol that is empty, or that the meta does not name, is of no known length.
         """
+        if split in self.val_bytes:
+            return self.val_bytes[split]
         if self.meta.kind == "byte":
             return 1.0
         if self.meta.kind in ("synthetic", "ids"):
@@ -122,7 +127,7 @@ class Dataset:
         if largest < self.vocab_size:
             return
         for split, tokens in self.tokens.items():
-            path = self.folder / f"{split}.bin"
+            path = self.file_of(split)
             for first in range(0, len(tokens), BLOCK):
                 part = tokens[first : first + BLOCK]
                 beyond = np.flatnonzero(part >= self.vocab_size)
@@ -133,7 +138,11 @@ class Dataset:
     def require_block(self, block_size: int) -> None:
         """Refuse a block that does not fit into a split."""
         for split, tokens in self.tokens.items():
-            _require_window(len(tokens), block_size, self.folder / f"{split}.bin")
+            _require_window(len(tokens), block_size, self.file_of(split))
+
+    def file_of(self, split: str) -> Path:
+        """The token file of a split, or of a further validation set."""
+        return Path(getattr(self.tokens[split], "filename", self.folder / f"{split}.bin"))
 
 
 def dataset_folder(name: str, data_root: str = "data") -> Path:
@@ -164,8 +173,12 @@ def _remedy(name: str, data_root: str) -> str:
     return f"nanoscale data prepare {name}{given}{out}"
 
 
-def open_dataset(name: str, data_root: str = "data") -> Dataset:
+def open_dataset(name: str, data_root: str = "data", val_sets: Sequence[str] = ()) -> Dataset:
     """Open and check a prepared dataset; everything wrong with its files is a `UserError`.
+
+    `val_sets` are its validation sets in their order: `val`, X for its file val_X.bin, or another
+    dataset of the same tokens, for that one's validation split. None named: all of its files, `val`
+    first. Others than `val` alone change the fingerprint.
 
     >>> import nanoscale as ns
     >>> data = ns.prepare("synthetic")
@@ -187,7 +200,86 @@ def open_dataset(name: str, data_root: str = "data") -> Dataset:
         _check_split(folder / f"{split}.bin", len(tokens[split]), token, split, meta)
     if meta.dataset == "pysource":
         name = f"pysource-{fingerprint[:8]}"  # another on every machine
-    return Dataset(name, folder, meta.vocab_size, fingerprint, tokens, meta)
+    dataset = Dataset(name, folder, meta.vocab_size, fingerprint, tokens, meta)
+    named = tuple(val_sets) or (VAL, *further_files(folder))
+    return dataset if named == (VAL,) else _with_sets(dataset, named, data_root)
+
+
+# --- further validation sets ------------------------------------------------------------------
+
+
+def further_files(folder: Path) -> list[str]:
+    """X for every file val_X.bin of a data folder."""
+    names = sorted(path.stem for path in folder.glob("val_*.bin"))
+    return [name.removeprefix("val_") for name in names if name != "val_"]
+
+
+def _with_sets(dataset: Dataset, named: Sequence[str], data_root: str) -> Dataset:
+    """The dataset with these validation sets, which its fingerprint then names."""
+    tokens = dict(dataset.tokens)
+    known: dict[str, float | None] = {}
+    digest = hashlib.sha256(dataset.fingerprint.encode())
+    labels = [name.rstrip("/").rpartition("/")[2] for name in named]
+    for name, label in zip(named, labels, strict=True):
+        fingerprint = VAL
+        if labels.count(label) > 1 or label == "train":
+            raise UserError(f"val_sets={list(named)}: each needs a name of its own, not {label!r}")
+        if name != VAL:
+            tokens[label], known[label], fingerprint = _further_set(dataset, name, data_root)
+        digest.update(f"\n{label} {fingerprint}".encode())
+    return replace(
+        dataset,
+        tokens=tokens,
+        val_sets=tuple(labels),
+        val_bytes=known,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _further_set(dataset: Dataset, name: str, data_root: str) -> tuple[Tokens, float | None, str]:
+    """Its tokens, their UTF-8 bytes each if known, and its fingerprint."""
+    meta = dataset.meta
+    path = dataset.folder / f"val_{name}.bin"
+    if not os.path.isfile(path):
+        other = _same_tokens(dataset, name, data_root)
+        return other.tokens[VAL], other.bytes_per_token(VAL), other.fingerprint
+    dtype = DTYPES[meta.dtype or "uint16"]
+    stat = _bin_stat(path)
+    check_format(path, stat[1], meta, np.dtype(dtype))
+    fingerprint, (largest,) = _fingerprint((stat,), dtype)
+    if largest >= meta.vocab_size:
+        raise _foreign(path, largest, meta.vocab_size)
+    tokens = np.memmap(path, dtype, "r")
+    return tokens, _bytes_each(dataset, tokens), fingerprint
+
+
+def _same_tokens(dataset: Dataset, name: str, data_root: str) -> Dataset:
+    """Another dataset, refused where its ids mean other text."""
+    try:
+        other = open_dataset(name, data_root, (VAL,))
+    except UserError as e:
+        there = ", ".join((VAL, *further_files(dataset.folder)))
+        raise UserError(
+            f"val_sets: {name!r} is none of {dataset.name}'s sets ({there}): {e}"
+        ) from e
+    ours, theirs = dataset.meta, other.meta
+    for what in ("kind", "vocab_size", "itos", "tokenizer"):
+        if getattr(ours, what) != getattr(theirs, what):
+            raise UserError(
+                f"val_sets: the tokens of {name!r} are not those of {dataset.name!r} (another "
+                f"{what}); prepare it with the same tokenizer"
+            )
+    return other
+
+
+def _bytes_each(dataset: Dataset, tokens: Tokens) -> float | None:
+    """UTF-8 bytes per token, where what the ids stand for is known."""
+    if dataset.meta.kind in ("synthetic", "ids") or dataset.tokenizer is None:
+        return None
+    if dataset.meta.itos is not None and not all(dataset.meta.itos):
+        return None
+    steps = range(0, len(tokens), BLOCK)
+    return sum(dataset.tokenizer.count_bytes(tokens[i : i + BLOCK]) for i in steps) / len(tokens)
 
 
 # --- what is in the files ---------------------------------------------------------------------

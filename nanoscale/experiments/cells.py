@@ -104,7 +104,7 @@ def _as_list(name: str, values: object) -> list[Any]:
 
 
 # -- cells --------------------------------------------------------------------------------------
-OpenDataset = Callable[[str, str], Dataset]  # by name and root
+OpenDataset = Callable[[str, str, tuple[str, ...]], Dataset]  # by name, root, validation sets
 
 
 def make_cells(
@@ -130,7 +130,7 @@ def make_cells(
         values = apply(base, source)
         try:
             config = from_flat(values)
-            dataset = dataset_of(config.dataset, config.data_root)
+            dataset = dataset_of(config.dataset, config.data_root, config.val_sets)
             config, spec = _spec(config, dataset, typed([*sources, source]))
         except UserError as e:
             raise UserError(f"{where}, cell {describe(row)}: {e}" if row else str(e)) from e

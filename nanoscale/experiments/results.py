@@ -21,6 +21,7 @@ from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcom
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, read_json, write_json
 from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
+from nanoscale.store.run_records import further_key
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -319,6 +320,8 @@ def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
     row = {**entry.values, "state": state_of(folder)}
     for key in RESULTS:
         row[key] = metrics.get(key)
+    for name, found in list((metrics.get("val_sets") or {}).items())[1:]:
+        row[further_key(name)] = found["loss"]
     for name in CONVENTIONS:
         row[f"{name}_params"] = counts.get(name)
     return row | {"planned_flops": entry.flops, "run": entry.id, "folder": str(folder.path)}

@@ -179,6 +179,12 @@ class ExperimentConfig:
         2000, "updates between evaluations; 0: only at the end", least=0
     )
     eval_iters: int = _evaluation(200, "batches per evaluation", least=1)
+    val_sets: tuple[str, ...] = _evaluation(
+        (),
+        "validation sets, the first what studies fit: val, X for val_X.bin, or a dataset of the "
+        "same tokens; none: val and all val_*.bin",
+        hashed=False,  # the data's fingerprint names them
+    )
     final_eval_tokens: int = _evaluation(1_000_000, "most tokens in the final evaluation", least=1)
     stats_interval: int = _evaluation(0, "updates between statistics per role; 0: never", least=0)
     eval_only: bool = _evaluation(False, "evaluate and end", hashed=False)
@@ -265,7 +271,9 @@ class ExperimentConfig:
 
     def to_dict(self) -> dict[str, Json]:
         """Nested plain types, as in `config.json`."""
-        record = asdict(self) | {"checkpoint_steps": list(self.checkpoint_steps)}
+        record = asdict(self)
+        for key in ("checkpoint_steps", "val_sets"):
+            record[key] = list(record[key])
         for name, key in all_fields().items():
             if key.elided and record[name] == key.default:
                 del record[name]

@@ -250,6 +250,6 @@ def config_from_dict(record: Mapping[str, Json]) -> ResolvedConfig:
         raise UserError(f"unknown config keys {sorted(unknown)}: written by a newer nanoscale?")
     values: dict[str, Any] = dict(record)
     values["parametrization"] = ParametrizationConfig(**values.get("parametrization", {}))
-    if "checkpoint_steps" in values:
-        values["checkpoint_steps"] = tuple(values["checkpoint_steps"])
+    for key in ("checkpoint_steps", "val_sets"):
+        values[key] = tuple(values.get(key, ()))
     return ResolvedConfig(**values)

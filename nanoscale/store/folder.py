@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ def run_spec(
         config = weights.fit(config, typed)
     resolved = resolve(config, data.vocabulary(config.vocab_size))
     parent = parent_of(config.branch_from) if config.branch_from else None
+    if not config.val_sets and len(data.val_sets) > 1:
+        resolved = replace(resolved, val_sets=data.val_sets)  # others may be found when it goes on
     return RunSpec(resolved, typed, data.name, data.fingerprint, parent, weights=weights)
 
 

@@ -37,6 +37,7 @@ from nanoscale.store.folder import (
     parse_branch,
 )
 from nanoscale.store.lease import NAME, Held
+from nanoscale.store.run_records import FURTHER
 
 ROUNDING_KEYS = ("device", "threads", "compile")  # once there is a checkpoint these stay
 Row: TypeAlias = "dict[str, Any]"
@@ -371,8 +372,9 @@ def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec |
 def _without_evaluation(row: Row) -> Row:
     """A row as an update alone leaves it."""
     kept = dict(row, val_loss=None)
-    for key in ("val_bits_per_byte", "eval_train_loss"):
-        kept.pop(key, None)
+    for key in row:
+        if key in ("val_bits_per_byte", "eval_train_loss") or key.startswith(FURTHER):
+            del kept[key]
     return kept
 
 

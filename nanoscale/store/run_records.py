@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+FURTHER = "val_loss_"  # and the name of a further validation set
+
+
+def further_key(name: str) -> str:
+    """The key of a further validation set's loss, in rows and tables."""
+    return FURTHER + name
+
 
 @dataclass(frozen=True)
 class RunStatus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 
 from nanoscale.data.dataset import evaluation_windows, windows
 from nanoscale.spec.memory import evaluated_at_once
+from nanoscale.spec.values import Json
 from nanoscale.training.records import Evaluation
 from nanoscale.training.state import Run
 from nanoscale.training.statistics import widened
@@ -59,23 +61,46 @@ def losses_at(run: Run, split: str, starts: npt.NDArray[np.int64], exact: bool) 
 def evaluate(run: Run) -> Evaluation:
     """An interval evaluation: as many windows of each split, at most `eval_iters` batches."""
     limit = run.config.eval_iters * run.config.batch_size
-    val = window_losses(run, "val", limit)
+    first, *others = run.dataset.val_sets
+    val = window_losses(run, first, limit)
     train = window_losses(run, "train", min(limit, len(val)))
     val_loss = float(val.mean())
     return Evaluation(
         val_loss=val_loss,
-        val_bits_per_byte=bits_per_byte(run, val_loss),
+        val_bits_per_byte=bits_per_byte(run, first, val_loss),
         eval_train_loss=float(train.mean()),
+        further={name: float(window_losses(run, name, limit).mean()) for name in others},
     )
 
 
-def final_losses(run: Run) -> WindowLosses:
-    """The final evaluation: the whole validation split up to `final_eval_tokens`, in float32."""
+def final_losses(run: Run, name: str | None = None) -> WindowLosses:
+    """The final evaluation of a validation set, the first if none is named, in float32.
+
+    The whole set counts, up to `final_eval_tokens`.
+    """
     limit = max(1, run.config.final_eval_tokens // run.config.block_size)
-    return window_losses(run, "val", limit, exact=True)
+    return window_losses(run, name or run.dataset.val_sets[0], limit, exact=True)
 
 
-def bits_per_byte(run: Run, nats_per_token: float) -> float | None:
-    """Validation loss in bits per byte of the text; None where its bytes are unknown."""
-    bytes_per_token = run.dataset.bytes_per_token("val")
+@dataclass(frozen=True)
+class SetLoss:
+    """What a model is worth on one validation set."""
+
+    loss: float  # nats per token
+    bits_per_byte: float | None
+    tokens: int  # predicted
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+
+def set_loss(run: Run, name: str, losses: WindowLosses) -> SetLoss:
+    """The mean of a set's windows."""
+    loss = float(losses.mean())
+    return SetLoss(loss, bits_per_byte(run, name, loss), len(losses) * run.config.block_size)
+
+
+def bits_per_byte(run: Run, name: str, nats_per_token: float) -> float | None:
+    """A validation set's loss in bits per byte of the text; None where its bytes are unknown."""
+    bytes_per_token = run.dataset.bytes_per_token(name)
     return nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else None

@@ -10,6 +10,7 @@ from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import label
 from nanoscale.spec.resolve import warnings
 from nanoscale.spec.sources import coerce
+from nanoscale.training.evaluation import SetLoss
 from nanoscale.training.numerics import change
 from nanoscale.training.records import MetricsRow
 from nanoscale.training.state import Checkpoint, Run
@@ -122,9 +123,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f}s"
 
 
-def final(tokens: int, loss: float, bits_per_byte: float | None) -> str:
-    """The final evaluation's line."""
-    line = f"final: val loss {loss:.4f}"
-    if bits_per_byte:
-        line += f", {bits_per_byte:.4f} bits per byte"
-    return f"{line} over {tokens:,} tokens"
+def final(found: SetLoss, name: str = "val") -> str:
+    """The line of a final evaluation, of one validation set."""
+    line = f"final: {name} loss {found.loss:.4f}"
+    if found.bits_per_byte:
+        line += f", {found.bits_per_byte:.4f} bits per byte"
+    return f"{line} over {found.tokens:,} tokens"

@@ -33,7 +33,7 @@ from nanoscale.store.folder import (
 from nanoscale.store.lease import Held, Lease
 from nanoscale.store.provenance import provenance
 from nanoscale.training import checkpoint, lines
-from nanoscale.training.evaluation import bits_per_byte, evaluate, final_losses
+from nanoscale.training.evaluation import WindowLosses, evaluate, final_losses, set_loss
 from nanoscale.training.records import Evaluation, MetricsRow, RunResult, UpdateRecord, so_far
 from nanoscale.training.state import Run, save
 from nanoscale.training.telemetry import Log, RowWriter
@@ -164,14 +164,7 @@ class Recorder:
             losses = None
         result = self.result(state)
         if losses is not None:
-            loss = float(losses.mean())
-            bpb = bits_per_byte(run, loss)
-            self.say(lines.final(len(losses) * run.config.block_size, loss, bpb))
-            result = replace(result, val_loss=loss, val_bits_per_byte=bpb)
-            if result.best_val_loss is None:  # max_iters=0: no other evaluation was made
-                result = replace(result, best_val_loss=loss)
-                if run.config.keep == "best":
-                    self.save_best(loss)
+            result = self.with_final(result, losses)
         if not self.writes():
             return result
 
@@ -189,6 +182,28 @@ class Recorder:
             folder.set_status(checkpoint_step=None)
             (folder / CHECKPOINT).unlink(missing_ok=True)
         return result
+
+    def with_final(self, result: RunResult, losses: WindowLosses) -> RunResult:
+        """The result with its final losses, told: `losses` of the first validation set."""
+        run = self.run
+        first, *others = run.dataset.val_sets
+        found = {first: set_loss(run, first, losses)}
+        for name in others:
+            found[name] = set_loss(run, name, final_losses(run, name))
+        for name, each in found.items():
+            self.say(lines.final(each, "val" if name == first else name))
+
+        loss = found[first].loss
+        if result.best_val_loss is None:  # max_iters=0: no other evaluation was made
+            result = replace(result, best_val_loss=loss)
+            if run.config.keep == "best":
+                self.save_best(loss)
+        return replace(
+            result,
+            val_loss=loss,
+            val_bits_per_byte=found[first].bits_per_byte,
+            val_sets={name: each.to_json() for name, each in found.items()} if others else None,
+        )
 
     def result(self, state: str) -> RunResult:
         """What is known without a final evaluation."""

@@ -9,7 +9,7 @@ an evaluation's, on fixed windows of either split, without z-loss. `metrics.json
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nanoscale.spec.counting import (
@@ -21,6 +21,7 @@ from nanoscale.spec.counting import (
 from nanoscale.spec.identity import RECORD_SCHEMA, RunSpec
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import RunFolder
+from nanoscale.store.run_records import further_key
 
 StatisticsRecord = Mapping[str, Mapping[str, float] | float]  # by name, some of them by role
 
@@ -53,6 +54,13 @@ class Evaluation:
     val_loss: float
     val_bits_per_byte: float | None  # None where the text's bytes are unknown
     eval_train_loss: float
+    further: Mapping[str, float] = field(default_factory=dict)  # by further validation set
+
+    def to_json(self) -> dict[str, Json]:
+        record = asdict(self)
+        for name, loss in record.pop("further").items():
+            record[further_key(name)] = loss
+        return record
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class MetricsRow:
         if self.update is not None:
             record |= self.update.to_json()
         if self.evaluation is not None:
-            record |= asdict(self.evaluation)
+            record |= self.evaluation.to_json()
         return record | asdict(self.timing)
 
 
@@ -108,6 +116,7 @@ class RunResult:
     best_val_loss: float | None = None  # of the evaluations on the way
     val_loss: float | None = None  # of the final evaluation, in nats per token
     val_bits_per_byte: float | None = None
+    val_sets: Mapping[str, Mapping[str, Json]] | None = None  # each one's, where there are several
     train_loss: float | None = None  # of the last evaluation on the way, on training windows
     iter_num: int
     tokens_seen: int
@@ -127,8 +136,9 @@ class RunResult:
         """As `metrics.json` holds it."""
         record = dict(vars(self))
         del record["folder"]
-        if self.numerics_history is None:
-            del record["numerics_history"]
+        for key in ("numerics_history", "val_sets"):
+            if record[key] is None:
+                del record[key]
         return record
 
     @classmethod

@@ -127,7 +127,7 @@ def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> Run
     if typed is None:
         defaults = flatten(ExperimentConfig())
         typed = {key: value for key, value in flatten(config).items() if value != defaults[key]}
-    dataset = open_dataset(config.dataset, config.data_root)
+    dataset = open_dataset(config.dataset, config.data_root, config.val_sets)
     weights = beginning(config)
     if weights is not None:  # which one that goes on began with
         config = replace(config, init_from=weights.source)

@@ -102,6 +102,7 @@ FROZEN_DEFAULTS = {
     "tokens_per_param": None,
     "eval_interval": 2000,
     "eval_iters": 200,
+    "val_sets": (),
     "final_eval_tokens": 1000000,
     "stats_interval": 0,
     "eval_only": False,
@@ -134,6 +135,7 @@ FROZEN_DEFAULTS = {
 UNHASHED = {
     "dataset",
     "data_root",
+    "val_sets",
     "eval_only",
     "out_dir",
     "init_from",
@@ -622,6 +624,8 @@ def random_value(key: str, rng: random.Random) -> object:
         return rng.choice(bounds.choices)
     if isinstance(default, bool) or isinstance(OTHER[key], str):
         return rng.choice([default, OTHER[key]])
+    if key == "val_sets":
+        return rng.sample(["val", "wiki", "data/other"], rng.randint(0, 3))
     if isinstance(OTHER[key], list):
         return [rng.randint(1, 99) for _ in range(rng.randint(0, 3))]
     if isinstance(OTHER[key], int):

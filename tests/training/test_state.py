@@ -137,7 +137,7 @@ def test_an_evaluation_takes_eval_iters_batches_of_windows(run, monkeypatch):
 def test_bits_per_byte_are_of_the_validation_split(run, monkeypatch):
     sizes = {"train": 1.0, "val": 4.0}
     monkeypatch.setattr(type(run.dataset), "bytes_per_token", lambda self, split: sizes[split])
-    assert evaluation.bits_per_byte(run, math.log(2)) == pytest.approx(0.25)
+    assert evaluation.bits_per_byte(run, "val", math.log(2)) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, False), (1, True)])
