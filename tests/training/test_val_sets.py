@@ -19,7 +19,7 @@ from nanoscale.training.evaluation import window_losses
 from nanoscale.training.run import train_folder
 from nanoscale.training.state import build, dataset_of
 
-KEYS = {**RUN, "max_iters": 4, "eval_interval": 2}
+KEYS = {**RUN, "max_iters": 4, "eval_interval": 2, "lr_schedule": "constant"}
 
 
 @pytest.fixture
