@@ -184,6 +184,7 @@ class ExperimentConfig:
         "validation sets, the first what studies fit: val, X for val_X.bin, or a dataset of the "
         "same tokens; none: val and all val_*.bin",
         hashed=False,  # the data's fingerprint names them
+        elided=True,
     )
     final_eval_tokens: int = _evaluation(1_000_000, "most tokens in the final evaluation", least=1)
     stats_interval: int = _evaluation(0, "updates between statistics per role; 0: never", least=0)
@@ -272,11 +273,11 @@ class ExperimentConfig:
     def to_dict(self) -> dict[str, Json]:
         """Nested plain types, as in `config.json`."""
         record = asdict(self)
-        for key in ("checkpoint_steps", "val_sets"):
-            record[key] = list(record[key])
         for name, key in all_fields().items():
             if key.elided and record[name] == key.default:
                 del record[name]
+            elif isinstance(key.default, tuple):
+                record[name] = list(record[name])
         return record
 
     @property

@@ -95,11 +95,11 @@ def coerce(key: str, value: object, kind: Kind | None = None) -> Any:
 
     literal = _literal(value)
     if get_origin(kind) is tuple:
-        items = literal
+        items: Sequence[object] = [literal]
         if isinstance(literal, str):  # names, without quotes
             items = [part.strip() for part in literal.strip().strip("[]()").split(",")]
-        elif not isinstance(literal, (list, tuple)):
-            items = [literal]
+        elif isinstance(literal, (list, tuple)):
+            items = literal
         return tuple(coerce(key, item, get_args(kind)[0]) for item in items)
 
     converted = _truth(literal) if kind is bool else _number(literal, kind)
