@@ -244,7 +244,7 @@ def sample(options: SampleOptions) -> list[str]:
             options.top_k,
             options.use_cache,
             options.seed,
-            symbols=dataset.vocab_size,
+            symbols=dataset.vocabulary(config.vocab_size),
             compile=numerics.compile,
         )
     return [dataset.decode(row) for row in tokens.tolist()]

@@ -219,10 +219,10 @@ def run(tmp_path, monkeypatch):
     return make_run("out")
 
 
-def make_run(path: str, **changes: object) -> RunFolder:
-    dataset = open_dataset("letters")
+def make_run(path: str, name: str = "letters", **changes: object) -> RunFolder:
+    dataset = open_dataset(name)
     config = resolve(
-        typed_config(dataset="letters", **({"vocab_size": None} | changes)), dataset.vocab_size
+        typed_config(dataset=name, **({"vocab_size": None} | changes)), dataset.vocab_size
     )
     spec, folder = run_spec(config, dataset, {}), RunFolder(path)
     folder.create(spec)
@@ -327,6 +327,35 @@ def test_the_best_weights_are_preferred_to_the_newest(run):
 def test_a_vocabulary_wider_than_the_datasets_is_decoded(run, capsys):
     make_run("padded", vocab_size=200)
     assert text_of(capsys, "--out_dir=padded", "--temperature=9", "--top_k=None")
+
+
+@pytest.mark.parametrize("choice", ["gpt2", "train:300", "byte"])
+def test_text_of_any_tokenizer(run, capsys, gpt2_merges, choice):
+    Path("mixed.txt").write_text("naïve cafés — 😀 and so on.\n" * 60, encoding="utf-8")
+    prepare("text", input="mixed.txt", tokenizer=choice, out=Path("data/mixed"))
+    dataset = open_dataset("mixed")
+    make_run("mixed", "mixed")
+    flags = ("--out_dir=mixed", "--start=naïve", "--temperature=9", "--top_k=None")
+    samples = text_of(capsys, *flags, "--num_samples=4", "--max_new_tokens=12")
+    assert all(text.startswith("naïve") for text in samples)
+    assert len(set(samples)) == 4
+    assert dataset.decode(dataset.encode("naïve — 😀")) == "naïve — 😀"
+    if choice == "gpt2":
+        assert dataset.vocab_size == 50304
+
+
+def test_no_token_that_only_pads_gpt2s_is_drawn(run, monkeypatch, gpt2_merges):
+    Path("words.txt").write_text("word upon word.\n" * 60)
+    prepare("text", input="words.txt", tokenizer="gpt2", out=Path("data/words"))
+    make_run("words", "words")
+    asked = []
+    monkeypatch.setattr(
+        sampling,
+        "generate",
+        lambda model, idx, *_, symbols, **__: (asked.append(symbols), idx)[1],
+    )
+    sampling.sample(SampleOptions(out_dir="words", num_samples=1))
+    assert asked == [50257]
 
 
 def test_help_lists_every_key(capsys):
