@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.data.dataset import Words, open_dataset, philox_words
-from nanoscale.data.tokenizer import Tokenizer, check_choice, make_tokenizer, read_tokenizer
+from nanoscale.data.tokenizer import (
+    Tokenizer,
+    as_recorded,
+    check_choice,
+    make_tokenizer,
+    read_tokenizer,
+)
 from nanoscale.data.writer import STAGE, Batch, Place, Shuffle, write_documents
 from nanoscale.errors import UserError, did_you_mean, one_of
 
@@ -106,10 +112,7 @@ def prepare_hub(
         )
     if tokens is not None:
         source = replace(source, shuffle=None, documents=None)  # of a part, a part is held out
-    request: dict[str, object] = {**source.request(), "tokenizer": tokenizer, "most": tokens}
-    if tokenizer.endswith(".json"):
-        content = read_tokenizer(Path(tokenizer)).content
-        request["tokenizer"] = hashlib.sha256(content).hexdigest()
+    request = {**source.request(), "tokenizer": as_recorded(tokenizer), "most": tokens}
     reader = HubReader(name, source)
 
     def make() -> Tokenizer:

@@ -42,9 +42,11 @@ from nanoscale.data.tokenizer import (
     Tokenizer,
     Tokens,
     alphabet,
+    as_recorded,
     check_choice,
     make_tokenizer,
 )
+from nanoscale.data.writer import TextReader, write_documents
 from nanoscale.errors import UserError, did_you_mean, disk_errors, make_folder, one_of
 
 TEXT_KINDS = ("char", "byte")
@@ -79,6 +81,15 @@ class Corpus:
     tokenizer: Tokenizer
     splits: Mapping[str, Iterable[Tokens]]
     facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Documents to be written one after the other, and all that the files follow from."""
+
+    reader: TextReader
+    tokenizer: Callable[[], Tokenizer]
+    request: Mapping[str, object]
 
 
 def prepare(
@@ -140,7 +151,11 @@ def prepare(
     if is_shakespeare and input is None and holds_shakespeare(out, name):
         print(f"{out} is unchanged")
     elif name == "text":
-        write(out, name, text(input, choice, column, out))
+        made = text(input, choice, column, out)
+        if isinstance(made, Corpus):
+            write(out, name, made)
+        else:
+            write_documents(out, name, made.reader, made.tokenizer, made.request)
     else:
         write(out, name, _corpus(name, input, choice, DEFAULT_SEED if seed is None else seed))
     return out
@@ -216,7 +231,7 @@ def holds_shakespeare(folder: Path, name: str) -> bool:
         return False
 
 
-def text(input: str | None, choice: str | None, column: str | None, out: Path) -> Corpus:
+def text(input: str | None, choice: str | None, column: str | None, out: Path) -> Corpus | Stream:
     """The user's file (its last tenth is validation) or folder (split by document).
 
     Of a folder every regular file counts, but for hidden ones and for the folder `out`; where some
@@ -379,7 +394,7 @@ def _cut(whole: Text, unit: str, path: str) -> list[Text]:
     return [whole[:cut], whole[cut:]]
 
 
-def _folder(paths: Sequence[Path], choice: str | None, input: str) -> Corpus:
+def _folder(paths: Sequence[Path], choice: str | None, input: str) -> Corpus | Stream:
     present = {END_OF_DOCUMENT}
     documents = Documents()
     for path in paths:
@@ -392,31 +407,40 @@ def _folder(paths: Sequence[Path], choice: str | None, input: str) -> Corpus:
         tokenizer = _by_symbol(choose_symbols(choice, present, input))
         return _by_document(documents, documents.splits(input), tokenizer, documents.facts())
     splits = documents.splits(input)
-    training = (raw.decode() for raw in documents.read(splits["train"]))
-    tokenizer = make_tokenizer(choice, training)
-    return _by_document(documents, splits, tokenizer, documents.facts())
+    training = splits["train"]
+    ordered = [*training, *splits["val"]]
+
+    def texts(digests: Sequence[bytes]) -> Iterator[str]:
+        return (raw.decode() for raw in documents.read(digests))
+
+    return Stream(
+        TextReader(lambda: texts(ordered), lambda number, _: number >= len(training)),
+        lambda: make_tokenizer(choice, texts(training)),
+        {
+            "sha256": hashlib.sha256(b"".join(ordered)).hexdigest(),
+            "duplicates": documents.duplicates,
+            "tokenizer": as_recorded(choice),
+        },
+    )
 
 
-def _by_row(paths: Sequence[Path], choice: str | None, column: str, input: str) -> Corpus:
+def _by_row(paths: Sequence[Path], choice: str | None, column: str, input: str) -> Stream:
     """A document a row, in the order of the files."""
     is_validation = split_rule(texts_of(paths, column), input)
 
-    def split_of(split: str) -> Iterator[str]:
-        for text in texts_of(paths, column):
-            if is_validation(text) == (split == "val"):
-                yield text
+    def texts() -> Iterator[str]:
+        return texts_of(paths, column)
 
-    if choice in (None, *TEXT_KINDS):
-        texts = texts_of(paths, column) if choice != "byte" else ()
-        present = {END_OF_DOCUMENT, *alphabet(texts)}
-        tokenizer = _by_symbol(choose_symbols(choice, present, input))
-    else:
-        tokenizer = make_tokenizer(choice, split_of("train"))
-    pieces = {}
-    for split in SPLITS:
-        pieces[split] = encoded((text.encode() for text in split_of(split)), tokenizer)
-    source = {"files": len(paths), "sha256": digest_of(paths), "column": column}
-    return Corpus(tokenizer, pieces, {"source": source})
+    def tokenizer() -> Tokenizer:
+        if choice in (None, *TEXT_KINDS):
+            spelt = texts() if choice != "byte" else ()
+            present = {END_OF_DOCUMENT, *alphabet(spelt)}
+            return _by_symbol(choose_symbols(choice, present, input))
+        return make_tokenizer(choice, (text for text in texts() if not is_validation(text)))
+
+    reader = TextReader(texts, lambda _, text: is_validation(text))
+    request = {"sha256": digest_of(paths), "column": column, "tokenizer": as_recorded(choice)}
+    return Stream(reader, tokenizer, request)
 
 
 def _by_symbol(symbols: Sequence[str] | None) -> Tokenizer:

@@ -153,6 +153,13 @@ def check_choice(choice: str) -> None:
         raise UserError(f"--tokenizer {choice!r}{nearest_or_all(choice, CHOICES)}")
 
 
+def as_recorded(choice: str | None) -> str | None:
+    """A --tokenizer as a record of a preparation has it: a file by its SHA-256."""
+    if choice is not None and choice.endswith(".json"):
+        return hashlib.sha256(read_tokenizer(Path(choice)).content).hexdigest()
+    return choice
+
+
 # -- characters and bytes -------------------------------------------------------------------------
 def alphabet(texts: Iterable[str]) -> list[str]:
     """The characters of texts, sorted."""

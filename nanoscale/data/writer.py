@@ -356,7 +356,8 @@ class TokenFiles:
                 break
         for split, file in self.splits.items():
             joined = np.concatenate([np.zeros(0, self.tokenizer.dtype), *pieces[split]])
-            progress.bytes[split] += self.tokenizer.count_bytes(joined)
+            # of each, as the first word of some tokenizers' documents loses its space
+            progress.bytes[split] += sum(map(self.tokenizer.count_bytes, pieces[split]))
             file.write(joined.tobytes())  # not ndarray.tofile, which loses errno on a full disk
         if self.lengths is not None:
             self.lengths.write(np.array(lengths, LENGTH).tobytes())
@@ -467,7 +468,7 @@ def _gather(
             joined = np.concatenate(pieces)
             file.write(joined.tobytes())
             n_tokens += len(joined)
-            n_bytes += tokenizer.count_bytes(joined)
+            n_bytes += sum(map(tokenizer.count_bytes, pieces))
             done += len(part)
             gauge.show(done, len(numbers), f"{done:,} documents shuffled")
         file.flush()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from nanoscale.commands.main import dispatch
-from nanoscale.data import prepare
+from nanoscale.data import prepare, writer
 from nanoscale.data.dataset import SPLITS, open_dataset
+from nanoscale.data.tokenizer import TokenizerFile
 from nanoscale.errors import UserError
 
 NOTES = [f"Note {i}: {'ö' * (i % 7)}\n" for i in range(60)]
@@ -94,6 +95,57 @@ def test_a_folder_of_rows_by_any_tokenizer(desk, gpt2_merges, choice):
     for _ in range(2):
         prepare.prepare("text", input="in", column="story", tokenizer=choice, out=Path("out"))
         assert_holds(Path("out"), NOTES, "\0" if choice in ("byte", "char") else "<|endoftext|>")
+
+
+@pytest.mark.parametrize("source", ["rows", "files"])
+def test_a_killed_preparation_goes_on_to_the_same_files(desk, monkeypatch, source):
+    """Of rows, and of a folder of texts by merges of their own."""
+    if source == "rows":
+        write_parquet(Path("in/a.parquet"), {"text": NOTES})
+    else:
+        for number, note in enumerate(NOTES):
+            Path("in", f"{number}.txt").write_text(note, encoding="utf-8")
+    monkeypatch.setattr(writer, "BATCH", 8)
+    monkeypatch.setattr(writer, "CHECKPOINT_SECONDS", 0)
+
+    def prepared(out: str) -> dict[str, bytes]:
+        prepare.prepare("text", input="in", tokenizer="train:280", out=Path(out))
+        return {path.name: path.read_bytes() for path in Path(out).iterdir()}
+
+    expected = prepared("undisturbed")
+    encoded = TokenizerFile.encode_documents
+    seen = []
+
+    def killed(self, texts):
+        seen.extend(texts)
+        if len(seen) == 24:
+            raise KeyboardInterrupt
+        return encoded(self, texts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerFile, "encode_documents", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepared("out")
+    assert listing(Path("out"))[0] == ".preparing"
+    monkeypatch.setattr(
+        TokenizerFile,
+        "encode_documents",
+        lambda self, texts: (seen.extend(texts), encoded(self, texts))[1],
+    )
+    assert prepared("out") == expected
+    assert len(seen) == len(NOTES) + 8  # the batch that was lost, no other, is done again
+
+
+def test_changed_rows_are_prepared_anew_and_the_same_are_left(desk, capsys):
+    rows = [{"text": text} for text in NOTES]
+    write_json_lines(Path("a.jsonl"), rows)
+    prepare.prepare("text", input="a.jsonl", out=Path("out"))
+    Path("a.jsonl").rename("b.jsonl")
+    prepare.prepare("text", input="b.jsonl", out=Path("out"))
+    assert "out is unchanged" in capsys.readouterr().out
+    write_json_lines(Path("b.jsonl"), rows[:50])
+    prepare.prepare("text", input="b.jsonl", out=Path("out"))
+    assert_holds(Path("out"), NOTES[:50])
 
 
 def test_of_few_rows_the_smallest_hash_is_validation(desk):
