@@ -37,7 +37,8 @@ def command(arguments: tuple[str, ...], json_path: Path | None) -> None:
     from nanoscale.training.sample import sample
 
     texts = sample(options)
-    if lost := RunFolder(options.out_dir).lost_rows():
+    folder = RunFolder(options.out_dir)
+    if options.init_from == "resume" and folder.exists() and (lost := folder.lost_rows()):
         click.echo(f"warning: {lost}", err=True)
     told = []
     for text in texts:

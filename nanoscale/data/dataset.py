@@ -167,6 +167,15 @@ def dataset_folder(name: str, data_root: str = "data") -> Path:
     )
 
 
+def tokenizer_named(name: str, data_root: str = "data") -> Tokenizer | None:
+    """What the tokens of a dataset mean, by its meta alone; None where there is none here."""
+    roots = [Path(data_root), Path(__file__).resolve().parents[2] / data_root]
+    for folder in (*(root / name for root in roots), Path(name)):
+        if (folder / "meta.json").is_file() or (folder / "meta.pkl").is_file():
+            return tokenizer_of(folder, read_meta(folder), f"dataset {name!r}")
+    return None
+
+
 def _remedy(name: str, data_root: str) -> str:
     given = " --input FILE" if name == "text" else ""
     out = "" if data_root == "data" else f" --out {data_root}/{name}"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nanoscale.errors import UserError, did_you_mean
@@ -19,7 +18,7 @@ from nanoscale.model.hub import OF_OPENAI, downloaded
 from nanoscale.model.nanogpt_checkpoint import of_nanogpt
 from nanoscale.model.pretrained import Pretrained, read_hugging_face
 from nanoscale.spec.architecture import tensors
-from nanoscale.spec.config import BEGINNINGS, ExperimentConfig, from_flat
+from nanoscale.spec.config import BEGINNINGS, ResolvedConfig
 from nanoscale.spec.identity import RunSpec, idle_keys
 from nanoscale.spec.weights import Weights, dictated
 
@@ -48,7 +47,7 @@ def weights_of(init_from: str) -> Weights:
 def _weights(place: Path, init_from: str, signature: object) -> Weights:
     """The same, while the files stay as their `signature` says: reading them all takes time."""
     found = _read(place, init_from)
-    return Weights(init_from, found.digest, found.keys)
+    return Weights(init_from, found.digest, found.keys, found.warnings)
 
 
 def _signature(place: Path) -> tuple[tuple[str, int, int], ...]:
@@ -57,7 +56,6 @@ def _signature(place: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-@torch.no_grad()
 def begin(model: GPT, weights: Weights) -> None:
     """Give a model that was just made the weights of its spec, cropped to its positions.
 
@@ -71,15 +69,22 @@ def begin(model: GPT, weights: Weights) -> None:
             f"({weights.digest[:8]}, now {found.digest[:8]}); put the old ones back, or start a "
             "new run"
         )
-    fill(model, found)
+    model.load_state_dict(cropped(found.tensors, model.config.block_size))
 
 
-def fill(model: GPT, found: Pretrained) -> None:
-    """Give a model pretrained weights, of its positions the first block_size."""
-    values = dict(found.tensors)
-    if POSITIONS in values:
-        values[POSITIONS] = values[POSITIONS][: model.config.block_size]
-    model.load_state_dict(values)
+def filled(found: Pretrained, config: ResolvedConfig) -> GPT:
+    """The model of pretrained weights, in a config that may have fewer positions."""
+    model = GPT(config)
+    model.load_state_dict(cropped(found.tensors, config.block_size))
+    return model
+
+
+def cropped(tensors: Mapping[str, Tensor], block_size: int) -> dict[str, Tensor]:
+    """The tensors, with the first `block_size` positions of those that are learned."""
+    fewer = dict(tensors)
+    if POSITIONS in fewer:
+        fewer[POSITIONS] = fewer[POSITIONS][:block_size]
+    return fewer
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -141,7 +146,8 @@ def _of_run(content: Mapping[str, Any]) -> Pretrained:
     idle = idle_keys(spec.config)
     keys = {key: value for key, value in dictated(spec.config).items() if key not in idle}
     model: Mapping[str, Tensor] = content["model"]
-    return Pretrained(keys, {name: tensor.float() for name, tensor in model.items()})
+    tensors = {name: tensor.float() for name, tensor in model.items()}
+    return Pretrained(keys, tensors, dataset=spec.config.dataset)
 
 
 def _plain(found: Pretrained) -> Pretrained:
@@ -154,10 +160,9 @@ def _plain(found: Pretrained) -> Pretrained:
 def _check_tensors(found: Pretrained, init_from: str) -> None:
     """Refuse tensors that are not those of the model that the keys describe."""
     try:
-        config: ExperimentConfig = from_flat(found.keys)
+        wanted = {tensor.name: tensor.shape for tensor in tensors(found.config)}
     except UserError as e:
         raise UserError(f"init_from={init_from}: its weights make no model: {e}") from e
-    wanted = {tensor.name: tensor.shape for tensor in tensors(config)}
     for name in sorted(wanted.keys() | found.tensors.keys()):
         shape = wanted.get(name)
         there = tuple(found.tensors[name].shape) if name in found.tensors else None

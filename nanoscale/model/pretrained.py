@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from nanoscale.model.importing import imported
+from nanoscale.spec.config import ResolvedConfig, from_flat
+from nanoscale.spec.resolve import resolve
 from nanoscale.spec.values import Value
 
 
@@ -30,6 +32,13 @@ class Pretrained:
     tokenizer: str | Path | None = None
     warnings: tuple[str, ...] = ()  # what our parts compute a little otherwise than theirs
     dataset: str | None = None  # whose tokens they are, where a nanoGPT checkpoint says so
+
+    @cached_property
+    def config(self) -> ResolvedConfig:
+        """A config of their model; a `UserError` where the keys make none."""
+        config = from_flat(self.keys)
+        assert config.vocab_size is not None, "the weights dictate it"
+        return resolve(config, config.vocab_size)
 
     @cached_property
     def digest(self) -> str:

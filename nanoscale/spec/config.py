@@ -195,6 +195,7 @@ class ExperimentConfig:
         "scratch",
         "resume: continue what out_dir holds; or weights: gpt2 to gpt2-xl, a hub name, a folder "
         "(of a run, nanoGPT's, Hugging Face's), a ckpt.pt",
+        path=True,
     )  # weights are hashed instead
     branch_from: str | None = _record(
         None, "run folder (or FOLDER@STEP) whose past this run shares", path=True

@@ -45,6 +45,7 @@ class Weights:
     source: str
     digest: str
     keys: Mapping[str, Value]  # of the config, by dotted name
+    warnings: tuple[str, ...] = ()  # of what our parts compute a little otherwise than theirs
 
     def fit(self, config: ExperimentConfig, typed: Overrides) -> ExperimentConfig:
         """The config with the keys of the weights; block_size may be typed smaller (nanoGPT's
@@ -75,14 +76,20 @@ class Weights:
         return f"{self.source} ({self.digest[:8]})"
 
     def to_json(self) -> dict[str, Json]:
-        return {"init_from": self.source, "sha256": self.digest, "keys": dict(self.keys)}
+        return {
+            "init_from": self.source,
+            "sha256": self.digest,
+            "keys": dict(self.keys),
+            "warnings": list(self.warnings),
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any] | None) -> Weights | None:
         """What a `config.json` says of them; None: the run begins with none."""
         if record is None:
             return None
-        return cls(record["init_from"], record["sha256"], record["keys"])
+        warnings = tuple(record["warnings"])
+        return cls(record["init_from"], record["sha256"], record["keys"], warnings)
 
 
 def _is_same(key: str, given: Value, value: Value) -> bool:

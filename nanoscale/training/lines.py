@@ -36,7 +36,9 @@ def introduction(run: Run) -> Iterator[str]:
         yield "our kernels need Linux and g++: on torch's operations, about half as fast"
     if run.device.type == "cpu" and run.meter.peak:
         yield from too_long(config, run.step, run.meter.peak)
-    for warning in (change(run.history, run.step), *warnings(config)):
+    weights = run.spec.weights
+    told = weights.warnings if weights else ()
+    for warning in (change(run.history, run.step), *warnings(config), *told):
         if warning:
             yield f"warning: {warning}"
     yield how(run)

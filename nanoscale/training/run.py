@@ -118,6 +118,8 @@ def evaluate(config: ExperimentConfig, *, typed: Mapping[str, Json] | None = Non
     run = build(spec, dataset_of(spec), Ranks(), saved)
     loss = float(final_losses(run).mean())
     if launched().rank == 0:
+        for warning in spec.weights.warnings if spec.weights else ():
+            print(f"warning: {warning}")
         print(f"step {run.step}: val loss {loss:.4f}")
     return loss
 

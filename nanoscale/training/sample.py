@@ -9,25 +9,28 @@ checked.
 from __future__ import annotations
 
 import os.path
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from nanoscale.data.dataset import Dataset, open_dataset, philox_words
+from nanoscale.data.dataset import Dataset, open_dataset, philox_words, tokenizer_named
+from nanoscale.data.tokenizer import GPT2, Tokenizer, read_tokenizer
 from nanoscale.errors import UserError
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
-from nanoscale.store.folder import FINISHED, RunFolder
+from nanoscale.store.folder import CHECKPOINT, CONFIG, FINISHED, RunFolder
 from nanoscale.training.sample_options import SampleOptions
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from nanoscale.model.gpt import GPT, KVCache
+    from nanoscale.model.pretrained import Pretrained
 
 SAMPLING = 4  # second word of the Philox key; data/dataset.py uses 1 to 3
 Logits = npt.NDArray[np.float64]
@@ -107,28 +110,83 @@ def prompt(start: str) -> str:
     return start
 
 
-def beginning(dataset: Dataset, text: str) -> list[int]:
+def beginning(tokenizer: Tokenizer | Dataset, text: str) -> list[int]:
     """The ids of a prompt; of the default, an end of line, the first symbol if there is none."""
     try:
-        return dataset.encode(text)
+        return tokenizer.encode(text)
     except UserError:
-        if text != SampleOptions.start or dataset.tokenizer is None:
+        mute = isinstance(tokenizer, Dataset) and tokenizer.tokenizer is None
+        if text != SampleOptions.start or mute:
             raise
         return [0]
 
 
-def load_model(path: Path, config: ResolvedConfig, device: torch.device) -> GPT:
-    """The model of `config` with the weights in `path`, ready to generate."""
+def load_model(path: Path, config: ResolvedConfig) -> GPT:
+    """The model of `config` with the weights in `path`."""
     from nanoscale.model.gpt import GPT
+    from nanoscale.model.init_from import cropped
     from nanoscale.training import checkpoint
 
     weights = checkpoint.load(path)["model"]
     model = GPT(config)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(cropped(weights, config.block_size))
     except RuntimeError as e:
         raise UserError(f"{path}: its tensors do not fit the model of config.json beside it") from e
-    return model.to(device).eval()
+    return model
+
+
+# -- whose text -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Author:
+    """A model to sample from, not yet made, and what its tokens mean."""
+
+    config: ResolvedConfig
+    tokenizer: Tokenizer | Dataset
+    symbols: int  # of its vocabulary, which may be padded beyond them
+    model: Callable[[ResolvedConfig], GPT]  # in a config with another device, dtype or block
+
+
+def author_of(options: SampleOptions) -> Author:
+    """Whose text is asked for: a run's, or that of weights from elsewhere.
+
+    Raises:
+        UserError: no weights there, or nothing says what their tokens mean.
+    """
+    resume = options.init_from == "resume"
+    named = options.out_dir if resume else options.init_from
+    folder = RunFolder(named)
+    is_run = folder.exists() and (resume or folder.record(CONFIG) is not None)
+    if is_run or (resume and not (folder / CHECKPOINT).is_file()):
+        path, config, dataset = open_run(named, options.data_root)
+        symbols = dataset.vocabulary(config.vocab_size)
+        return Author(config, dataset, symbols, partial(load_model, path))
+
+    from nanoscale.model.init_from import filled, pretrained
+
+    found = pretrained(named)
+    tokenizer = tokenizer_for(found, named, options.data_root)
+    symbols = min(found.config.vocab_size, tokenizer.vocab_size)
+    return Author(found.config, tokenizer, symbols, partial(filled, found))
+
+
+def tokenizer_for(found: Pretrained, named: str, data_root: str | None) -> Tokenizer:
+    """What the tokens of weights from elsewhere mean: by the file beside them, else by the meta of
+    the dataset that a checkpoint names, else GPT-2's, as nanoGPT takes them to be.
+    """
+    if isinstance(found.tokenizer, Path):
+        return read_tokenizer(found.tokenizer)
+    if found.dataset is not None:
+        tokenizer = tokenizer_named(found.dataset, data_root or "data")
+        if tokenizer is not None:
+            return tokenizer
+    symbols = found.config.vocab_size
+    if symbols >= GPT2.vocab_size:
+        return GPT2()
+    remedy = "put their tokenizer.json beside them"
+    if found.dataset is not None:
+        remedy = f"no meta of dataset {found.dataset!r} is here; add --data_root=FOLDER"
+    raise UserError(f"{named}: nothing says what its {symbols} tokens mean; {remedy}")
 
 
 # -- generation -----------------------------------------------------------------------------------
@@ -217,8 +275,13 @@ def sample(options: SampleOptions) -> list[str]:
             spell.
     """
     text = prompt(options.start)
-    path, config, dataset = open_run(options.out_dir, options.data_root)
-    ids = beginning(dataset, text)
+    author = author_of(options)
+    ids = beginning(author.tokenizer, text)
+    if max(ids) >= author.config.vocab_size:
+        raise UserError(
+            f"start: token {max(ids)} of it is beyond the {author.config.vocab_size} that the "
+            "weights know; their tokenizer is another"
+        )
 
     import torch
 
@@ -228,12 +291,17 @@ def sample(options: SampleOptions) -> list[str]:
     # torch's operations: one token at a time is no work for the kernels, and a CPU then samples
     # in float32, what the weights say
     config = replace(
-        config, device=options.device, dtype=options.dtype, compile=options.compile, kernels="torch"
+        author.config,
+        block_size=min(author.config.block_size, len(ids) + options.max_new_tokens),
+        device=options.device,
+        dtype=options.dtype,
+        compile=options.compile,
+        kernels="torch",
     )
     device = pick_device(config)
     numerics = decide(config, device, asked=["compile"])
     apply(numerics)
-    model = load_model(path, config, device)
+    model = author.model(config).to(device).eval()
     idx = torch.tensor([list(ids)] * options.num_samples, device=device)
     with numerics.autocast():
         tokens = generate(
@@ -244,7 +312,7 @@ def sample(options: SampleOptions) -> list[str]:
             options.top_k,
             options.use_cache,
             options.seed,
-            symbols=dataset.vocabulary(config.vocab_size),
+            symbols=author.symbols,
             compile=numerics.compile,
         )
-    return [dataset.decode(row) for row in tokens.tolist()]
+    return [author.tokenizer.decode(row) for row in tokens.tolist()]

@@ -11,8 +11,10 @@ from nanoscale.spec.options import keys_of, option
 class SampleOptions:
     """nanoGPT's keys and defaults, but that device, dtype and the cache look after themselves."""
 
-    init_from: str = option("resume", "from the run in out_dir", choices=("resume",))
-    out_dir: str = option("out", "any run folder", path=True)
+    init_from: str = option(
+        "resume", "from the run in out_dir; or weights, as train takes them", path=True
+    )
+    out_dir: str = option("out", "any run folder, or nanoGPT's", path=True)
     start: str = option("\n", "the prompt, or FILE:PATH to read it from")
     data_root: str | None = option(
         None, "where the run's dataset lies now; None: where it did", path=True

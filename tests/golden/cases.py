@@ -988,7 +988,7 @@ def error_cases() -> Iterable[Case]:
                 "--top_k",
                 "--start=FILE:none.txt",
                 "--start=",
-                "--init_from=gpt2",
+                "--init_from=gpt3",
                 "--dtype=int8",
                 "none.py",
             )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nanogpt import SIZES, nanogpt_losses, nanogpt_state, save_nanogpt
+from nanogpt import SIZES, State, nanogpt_losses, nanogpt_state, save_nanogpt
 from refusals import snapshot
 from tiny import RUN, flags
 
@@ -290,3 +290,48 @@ def test_weights_that_nobody_names_change_no_run():
     config = ExperimentConfig(init_from="gpt2", n_head=5)
     with pytest.raises(UserError, match="not divisible"):
         replace(config, init_from="scratch")
+
+
+# -- samples --------------------------------------------------------------------------------------
+GREEDY = ["--num_samples=1", "--max_new_tokens=6", "--temperature=0", "--device=cpu"]
+
+
+def greedy(state: State, ids: list[int], count: int, symbols: int) -> list[int]:
+    """The likeliest continuation by nanoGPT's model, which sees the last block_size tokens."""
+    ids = list(ids)
+    for _ in range(count):
+        X = torch.tensor([ids[-SIZES["block_size"] :]])
+        losses = [
+            nanogpt_losses(state, X, torch.full_like(X, token))[0, -1] for token in range(symbols)
+        ]
+        ids.append(int(torch.stack(losses).argmin()))
+    return ids
+
+
+@pytest.mark.parametrize("named", ["--out_dir=theirs", "--init_from=theirs/ckpt.pt"])
+def test_nanogpts_folder_samples_by_the_meta_of_its_dataset(nanogpt, capsys, named):
+    data = open_dataset("tiny")
+    wanted = greedy(nanogpt_state(), data.encode("the c"), 6, data.vocab_size)
+    assert nanoscale("sample", named, "--start=the c", *GREEDY) == 0
+    assert capsys.readouterr().out == f"{data.decode(wanted)}\n---------------\n"
+
+
+def test_an_imported_run_samples_as_its_source(nanogpt, capsys):
+    assert nanoscale("sample", "--out_dir=theirs", "--start=the c", *GREEDY) == 0
+    before = capsys.readouterr().out
+    begin("theirs", "ours")
+    capsys.readouterr()
+    for named in ("--out_dir=ours", "--init_from=ours", "--init_from=ours/ckpt.pt"):
+        assert nanoscale("sample", named, "--start=the c", *GREEDY) == 0
+        assert capsys.readouterr().out == before
+
+
+def test_tokens_that_nobody_explains_are_refused(nanogpt, desk, capsys):
+    save_nanogpt(desk / "theirs" / "ckpt.pt", nanogpt_state(), dataset="elsewhere")
+    assert nanoscale("sample", "--out_dir=theirs", "--start=the") == 2
+    said = "theirs: nothing says what its 24 tokens mean; no meta of dataset 'elsewhere' is here"
+    assert said in capsys.readouterr().err
+    small = nanogpt_state(vocab_size=3)
+    save_nanogpt(desk / "small" / "ckpt.pt", small, vocab_size=3)
+    assert nanoscale("sample", "--out_dir=small", "--start=the") == 2
+    assert "is beyond the 3 that the weights know" in capsys.readouterr().err

@@ -36,6 +36,7 @@ def test_what_ends_within_a_day_is_not_warned_of():
 
 def test_a_run_on_a_slow_cpu_begins_with_the_warning(monkeypatch, data_root):
     run = SimpleNamespace(
+        spec=SimpleNamespace(weights=None),
         config=resolve(ExperimentConfig(), 65),
         dataset=SimpleNamespace(vocab_size=65, folder="data"),
         device=SimpleNamespace(type="cpu"),

@@ -377,7 +377,7 @@ BAD = [
     ("--top_k=0", "--top_k=0: must be at least 1"),
     ("--seed=-1", "--seed=-1: must be at least 0"),
     ("--dtype=int8", "--dtype=int8: choose"),
-    ("--init_from=gpt2-xl", "--init_from=gpt2-xl: choose 'resume'"),
+    ("--init_from=gpt2-xxl", "init_from=gpt2-xxl: no such file or folder, and no known name; did"),
     ("--use_cache=maybe", "--use_cache=maybe: expected True or False"),
     ("--start=", "start is empty"),
     ("--start=FILE:nowhere.txt", "start=FILE:nowhere.txt: cannot be read"),
