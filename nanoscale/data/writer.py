@@ -354,15 +354,18 @@ class TokenFiles:
             progress.tokens[split] += len(tokens)
             if progress.tokens["train"] == most:
                 break
-        for split, file in self.splits.items():
-            joined = np.concatenate([np.zeros(0, self.tokenizer.dtype), *pieces[split]])
-            # of each, as the first word of some tokenizers' documents loses its space
-            progress.bytes[split] += sum(map(self.tokenizer.count_bytes, pieces[split]))
-            file.write(joined.tobytes())  # not ndarray.tofile, which loses errno on a full disk
+        self._write(pieces)
         if self.lengths is not None:
             self.lengths.write(np.array(lengths, LENGTH).tobytes())
         progress.place = batch.place
         return progress.tokens["train"] == most
+
+    def _write(self, pieces: Mapping[str, Sequence[Tokens]]) -> None:
+        for split, file in self.splits.items():
+            joined = np.concatenate([np.zeros(0, self.tokenizer.dtype), *pieces[split]])
+            file.write(joined.tobytes())  # not ndarray.tofile, which loses errno on a full disk
+            # of each, as the first word of some tokenizers' documents loses its space
+            self.progress.bytes[split] += sum(map(self.tokenizer.count_bytes, pieces[split]))
 
     def save(self) -> None:
         """Vouch for all that is written, from here on."""
