@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from refusals import assert_refused
-from tiny import tiny_config
+from tiny import ROOT, tiny_config
 
 from nanoscale.__main__ import main
 from nanoscale.data.dataset import evaluation_windows, open_dataset, windows
@@ -166,6 +166,15 @@ def test_no_fold_is_idle(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(exporting, "folded_into", without)
     folder = write(tmp_path / "hf", model)
     assert apart(logits_of(model, tokens()), logits_of(imported(folder), tokens())) > 1e-3
+
+
+def test_the_multipliers_of_a_users_scheme_fold_too(tmp_path):
+    rules = str(ROOT / "docs" / "my_rules.py")
+    config = tiny_config(rules=rules, mode="muP-embed", init_std=0.3, **BASES, **TUNED)
+    model = lively(config)
+    assert model.multipliers.logits != 1
+    again = imported(write(tmp_path / "hf", model))
+    assert apart(logits_of(model, tokens()), logits_of(again, tokens())) < 1e-5
 
 
 def made_by(hf: Any, architecture: str, **changes: Any) -> Any:
