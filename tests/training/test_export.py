@@ -381,7 +381,7 @@ def truncated(path: str) -> Callable[[Path], None]:
 OUT = {
     "no run": (None, ["export", "nowhere", "hf"], "RUN=nowhere", "no run there"),
     "no weights": (no_weights, ["export", "run", "hf"], "RUN=run", "train it further"),
-    "weights that were not kept": (kept_none, ["export", "run", "hf"], "RUN=run", "keep=best"),
+    "weights that were not kept": (kept_none, ["export", "run", "hf"], "RUN=run", "keep=all"),
     "others' weights": (other_weights, ["export", "run", "hf"], BEST, "do not fit"),
     "damaged weights": (truncated(f"run/{BEST}"), ["export", "run", "hf"], BEST, "truncated"),
     "something there": (None, ["export", "run", "data"], "data is there already"),
