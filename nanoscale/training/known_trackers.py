@@ -14,9 +14,10 @@ from typing import Any
 from nanoscale.errors import UserError
 from nanoscale.spec.config import flatten
 from nanoscale.spec.values import Json
+from nanoscale.training.offline_log import last_step
 from nanoscale.training.tracked_run import TrackedRun
 
-FINISH_SECONDS = 300  # that W&B may take for what is left at the end; it waits for ever by itself
+FINISH_SECONDS = 45  # that W&B may take for what is left at the end; by itself it waits for ever
 
 NANOGPT = {"train/loss": "eval_train_loss", "val/loss": "val_loss"}  # its name -> ours
 GROUPS = {  # of names that have none
@@ -41,14 +42,16 @@ def with_nanogpts(step: int, numbers: Mapping[str, float]) -> dict[str, float]:
 class WandbTracker:
     """A W&B run whose id is the run's: begun again, it goes on where W&B's own record ends.
 
-    Offline (WANDB_MODE=offline needs no account) nothing says what is there: every process writes
-    the whole run, and the folders of earlier ones that were not uploaded go.
+    Offline (WANDB_MODE=offline needs no account) a process writes all that `wandb sync` has not
+    uploaded yet, and the folders of earlier ones that it has not uploaded go: what those hold may
+    end anywhere, and what is uploaded is put behind what is there.
     """
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_SECONDS))
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         try:
             self.run = wandb.init(
                 project=run.project,
@@ -68,7 +71,10 @@ class WandbTracker:
         self.exit_code = 1  # of a run that has not ended
         here = Path(self.run.dir).parent
         for earlier in here.parent.glob(f"offline-run-*-{run.spec.id}"):
-            if earlier != here and not any(earlier.glob("*.synced")):
+            uploaded = [path.with_suffix("") for path in earlier.glob("*.wandb.synced")]
+            for log in uploaded:
+                self.from_step = max(self.from_step, last_step(log) + 1)
+            if not uploaded and earlier != here:
                 shutil.rmtree(earlier, ignore_errors=True)
 
     def row(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -168,12 +168,17 @@ class Trackers:
 
     def close(self) -> None:
         """Close those that are open; those that have all of a run are written down."""
-        self._tell(lambda tracker: tracker.close())
-        names = list(self._open)
-        self._open.clear()
-        if self._ended and names:
+        closed = []
+        while self._open:
+            name, tracker = self._open.popitem()
             try:
-                note_sent(self.run, names)
+                tracker.close()
+                closed.append(name)
+            except Exception as error:
+                self._drop(name, error)
+        if self._ended and closed:
+            try:
+                note_sent(self.run, closed)
             except UserError as error:
                 self.warn(str(error))
 
