@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
+from nanoscale.errors import counted
 from nanoscale.spec.values import Json
 from nanoscale.training.tracked_run import TrackedRun
 from nanoscale.training.trackers import Trackers, is_sent, need_package, tracker_of
@@ -21,10 +22,13 @@ class Sending:
     failed: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = [f"{len(self.sent)} runs sent to {self.to}"]
-        words = {"were there": self.there, "have not finished": self.unfinished}
-        words["could not be sent whole"] = self.failed
-        counts += [f"{len(runs)} {what}" for what, runs in words.items() if runs]
+        counts = [f"{counted(len(self.sent), 'run')} sent to {self.to}"]
+        others = {
+            "there already": self.there,
+            "unfinished": self.unfinished,
+            "not sent whole": self.failed,
+        }
+        counts += [f"{len(runs)} {what}" for what, runs in others.items() if runs]
         return ", ".join(counts)
 
     def to_json(self) -> dict[str, Json]:

@@ -91,7 +91,7 @@ def test_finished_runs_are_sent_once_each(study, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "sent seed=1",
         "sent seed=2",
-        "2 runs sent to notes, 1 have not finished",
+        "2 runs sent to notes, 1 unfinished",
     ]
     assert json.loads(Path("sent.json").read_text()) == {
         "to": "notes",
@@ -102,7 +102,7 @@ def test_finished_runs_are_sent_once_each(study, capsys):
     }
     assert sync() == 0
     assert notes() == everything
-    assert capsys.readouterr().out == "0 runs sent to notes, 2 were there, 1 have not finished\n"
+    assert capsys.readouterr().out == "0 runs sent to notes, 2 there already, 1 unfinished\n"
     assert sync("seeds", "--again") == 0
     assert notes() == 2 * everything
 
@@ -117,7 +117,7 @@ def test_one_that_is_interrupted_goes_on(study, capsys):
     assert second.record("sent.json") is None
     Path("failing").unlink()
     assert sync() == 0
-    assert "1 runs sent to notes, 1 were there" in capsys.readouterr().out
+    assert "1 run sent to notes, 1 there already" in capsys.readouterr().out
     whole = told(second, "seeds: seed=2")
     assert notes() == told(first, "seeds: seed=1") + whole[:2] + whole
 
@@ -129,10 +129,10 @@ def test_a_run_that_cannot_be_sent_whole_is_no_success(study, capsys):
     assert sync() == 1
     out = capsys.readouterr().out
     assert "notes has failed (OSError: oh)" in out
-    assert "1 runs sent to notes, 1 have not finished, 1 could not be sent whole" in out
+    assert "1 run sent to notes, 1 unfinished, 1 not sent whole" in out
     Path("failing").unlink()
     assert sync() == 0
-    assert "1 runs sent to notes, 1 were there" in capsys.readouterr().out
+    assert "1 run sent to notes, 1 there already" in capsys.readouterr().out
 
 
 def test_one_run_is_sent_in_the_group_of_a_study_that_has_it(study, capsys):
