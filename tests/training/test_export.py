@@ -126,6 +126,7 @@ def matrix() -> list[Any]:
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "mode", "flags"), matrix())
 def test_logits_are_ours_there_and_back(hf, tmp_path, family, mode, flags):
     model = lively(config_of(family, mode, **flags))
@@ -203,6 +204,7 @@ THEIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", THEIRS)
 def test_a_random_model_of_theirs_comes_in(hf, tmp_path, case):
     architecture, changes = THEIRS[case]
@@ -211,6 +213,7 @@ def test_a_random_model_of_theirs_comes_in(hf, tmp_path, case):
     assert apart(logits_of(model, tokens()), logits_of(imported(tmp_path), tokens())) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_gpt2_of_openai_comes_in_with_a_warning(hf, tmp_path):
     """Its GELU is an approximation by tanh; ours and nanoGPT's are exact."""
     model = made_by(hf, "GPT2LMHeadModel", activation_function="gelu_new")
@@ -220,6 +223,7 @@ def test_a_gpt2_of_openai_comes_in_with_a_warning(hf, tmp_path):
     assert 1e-6 < apart(logits_of(model, tokens()), logits_of(imported(tmp_path), tokens())) < 1e-2
 
 
+@pytest.mark.slow
 def test_a_base_models_file_and_narrow_floats_come_in(hf, tmp_path):
     """As the hub's gpt2 has it: names without their root, with the masks of old."""
     from safetensors.torch import load_file, save_file
@@ -264,6 +268,7 @@ def random_runs() -> list[Any]:
     return cases
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "seed", "flags"), random_runs())
 def test_greedy_text_is_that_of_our_sampler(hf, desk, family, seed, flags):
     """Of a vocabulary padded from 15 to 17, which neither may draw."""
@@ -320,6 +325,7 @@ def test_a_data_set_that_is_gone_is_only_a_warning(desk, capsys):
     assert 'suppress_tokens": null' in (desk / "hf" / "generation_config.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_tokenizer_goes_along(hf, desk):
     """Characters and bytes, exactly: spaces, newlines and what is no UTF-8 too."""
     (desk / "text.txt").write_text("Ünder the  sea,\n\tx = 'y' and so on; 7 % of it\n" * 40)
@@ -338,6 +344,7 @@ def test_the_tokenizer_goes_along(hf, desk):
         assert record["eos_token_id"] is None  # a character ends nothing
 
 
+@pytest.mark.slow
 def test_a_trained_tokenizer_ends_text(hf, desk):
     text = " ".join(f"word{i % 37} and {i % 11}," for i in range(2000))
     (desk / "text.txt").write_text(text)
