@@ -105,7 +105,7 @@ class Dataset:
         tokens = self.tokens[split]
         if self.meta.splits is not None:
             counted: int = self.meta.splits[split]["bytes"]
-            return counted / len(tokens)
+            return counted / len(tokens) or None  # none are spelt where every token is unknown
         if self.meta.itos is None:
             return None
 

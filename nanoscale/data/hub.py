@@ -15,6 +15,7 @@ from typing import Any
 
 from nanoscale.data.dataset import Words, open_dataset, philox_words
 from nanoscale.data.tokenizer import (
+    TRAINED_ON,
     Tokenizer,
     as_recorded,
     check_choice,
@@ -28,7 +29,6 @@ PREFIX = "hub:"
 HELD_OUT = 201  # Philox purpose, apart from those of dataset.py and synthetic.py
 HELD_OUT_SEED = 2357
 HELD_OUT_FRACTION = 0.005  # of the documents, where the set has no validation split of its own
-TRAINED_ON = 2**26  # characters of training documents, by a tokenizer that is trained on them
 TRAINED = "trained.json"
 PARQUET_REVISION = "refs/convert/parquet"  # the hub's own copy of a set that is code
 BATCH_ROWS = 256

@@ -84,7 +84,7 @@ def _checked_json(path: Path, raw: bytes) -> Meta:
             meta = replace(meta, tokenizer=TokenizerRecord(**record["tokenizer"]))
         counts = [meta.vocab_size]
         for split in SPLITS:
-            counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"]]
+            counts += [record["splits"][split]["tokens"], record["splits"][split]["bytes"] + 1]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise broken from e
     if newer:

@@ -29,6 +29,7 @@ END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what is trained here
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as others call it
 CODE_POINTS = 0x110000
 LEAST_TRAINED = 257  # the bytes and the end
+TRAINED_ON = 2**26  # characters, by a tokenizer that is trained on a text
 
 Tokens: TypeAlias = NDArray[Any]  # (n,) of any integer type; of a token file, uint16 or uint32
 Integers: TypeAlias = NDArray[np.int64]
@@ -434,7 +435,8 @@ def read_tokenizer(path: Path) -> TokenizerFile:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> TokenizerFile:
     """A byte-level BPE with GPT-2's pattern, of up to `vocab_size` tokens; 0 ends a document.
 
-    The same texts give the same file. A text of few distinct words gives fewer tokens.
+    The first `TRAINED_ON` characters count; the same texts give the same file. Of few distinct
+    words come fewer tokens.
     """
     library = _library()
     pieces = library.pre_tokenizers.ByteLevel
@@ -447,9 +449,20 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TokenizerFile:
         initial_alphabet=sorted(pieces.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(map(plain_text, texts), trainer)
+    print(f"learning {vocab_size:,} tokens from the training text", flush=True)
+    tokenizer.train_from_iterator(_first(map(plain_text, texts), TRAINED_ON), trainer)
     content = tokenizer.to_str(pretty=True) + "\n"
     return TokenizerFile(content.encode(), f"train:{vocab_size}")
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """Texts up to so many characters in all."""
+    left = characters
+    for text in texts:
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 def _end_in(content: bytes, config: bytes) -> int | None:

@@ -152,10 +152,16 @@ def test_training_is_the_same_in_every_process(tmp_path, trained):
     code = (
         "import sys; from nanoscale.data.tokenizer import train_bpe; "
         f"texts = open({str(tmp_path / 'text')!r}, newline='').read().split(chr(0)); "
-        "sys.stdout.buffer.write(train_bpe(texts, 300).content)"
+        "sys.stderr.buffer.write(train_bpe(texts, 300).content)"
     )
-    assert run_python("-c", code).stdout.encode() == trained.content
+    assert run_python("-c", code).stderr.encode() == trained.content
     assert (trained.vocab_size, trained.end) == (300, 0)
+
+
+def test_merges_are_learnt_from_the_first_characters(monkeypatch):
+    monkeypatch.setattr(tokenizer, "TRAINED_ON", 30)
+    texts = ["first words ", "of a long text ", "and its end " * 9]
+    assert train_bpe(texts, 300).content == train_bpe([*texts[:2], "and"], 300).content
 
 
 def test_a_tokenizer_that_changes_text_counts_what_it_decodes(tmp_path):
@@ -271,6 +277,47 @@ def test_a_folder_by_gpt2s_tokens_has_an_end_after_each_document(tmp_path, gpt2_
     for split, part in zip(SPLITS, found, strict=True):
         expected = len("".join(part).encode()) / len(opened.tokens[split])
         assert opened.bytes_per_token(split) == expected
+
+
+def wide_tokenizer(size: int) -> str:
+    """A tokenizer.json of so many words: w0, w1, ..."""
+    vocab = {f"w{number}": number for number in range(size)}
+    return json.dumps(
+        {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+        }
+    )
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_the_vocabulary_chooses_the_type_of_the_tokens(tmp_path, size, dtype):
+    (tmp_path / "words.json").write_text(wide_tokenizer(size))
+    words = [f"w{number}" for number in range(size - 20, size)]
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    given = {"input": str(tmp_path / "text.txt"), "tokenizer": str(tmp_path / "words.json")}
+    opened = open_dataset(str(prepare.prepare("text", **given, out=tmp_path / "out")))
+    assert opened.vocab_size == size
+    assert opened.tokens["val"].dtype == np.dtype(dtype)
+    assert opened.meta.dtype == dtype
+    assert opened.tokens["val"].tolist()[-1] == size - 1
+    assert opened.decode(opened.encode("w3 w65535")) == "w3 w65535"
+    assert opened.meta.tokenizer.end is None
+
+
+def test_bytes_of_a_text_that_no_token_spells_are_unknown(tmp_path):
+    record = json.loads(wide_tokenizer(3))
+    record["added_tokens"] = [
+        {"id": 0, "content": "w0", "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    ]
+    (tmp_path / "words.json").write_text(json.dumps(record))
+    (tmp_path / "text.txt").write_text("unknown words " * 9)
+    given = {"input": str(tmp_path / "text.txt"), "tokenizer": str(tmp_path / "words.json")}
+    opened = open_dataset(str(prepare.prepare("text", **given, out=tmp_path / "out")))
+    assert [opened.bytes_per_token(split) for split in SPLITS] == [None, None]
 
 
 # --- bad input ---------------------------------------------------------------------------------
