@@ -142,7 +142,9 @@ class Dataset:
 
     def file_of(self, split: str) -> Path:
         """The token file of a split, or of a further validation set."""
-        return Path(getattr(self.tokens[split], "filename", self.folder / f"{split}.bin"))
+        if split in self.val_bytes:
+            return Path(getattr(self.tokens[split], "filename", split))
+        return self.folder / f"{split}.bin"
 
 
 def dataset_folder(name: str, data_root: str = "data") -> Path:

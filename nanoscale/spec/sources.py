@@ -96,11 +96,12 @@ def coerce(key: str, value: object, kind: Kind | None = None) -> Any:
     literal = _literal(value)
     if get_origin(kind) is tuple:
         items: Sequence[object] = [literal]
-        if isinstance(literal, str):  # names, without quotes
-            items = [part.strip() for part in literal.strip().strip("[]()").split(",")]
-        elif isinstance(literal, (list, tuple)):
+        of = get_args(kind)[0]
+        if isinstance(literal, (list, tuple)):
             items = literal
-        return tuple(coerce(key, item, get_args(kind)[0]) for item in items)
+        elif isinstance(literal, str) and of is str:  # names, without quotes
+            items = [part.strip() for part in literal.strip().strip("[]()").split(",")]
+        return tuple(coerce(key, item, of) for item in items)
 
     converted = _truth(literal) if kind is bool else _number(literal, kind)
     if converted is None:
