@@ -150,9 +150,9 @@ class TrackioTracker:
     """
 
     def __init__(self, run: TrackedRun) -> None:
-        trackio = import_module("trackio")
+        self.package = import_module("trackio")
         with redirect_stdout(sys.stderr):  # it talks
-            self.run = trackio.init(
+            self.run = self.package.init(
                 project=run.project,
                 name=f"{run.name} {run.spec.id}",
                 group=run.study,
@@ -183,7 +183,7 @@ class TrackioTracker:
         if self.has_ended:
             self._write_last()
         with redirect_stdout(sys.stderr):
-            self.run.finish()
+            self.package.finish()
 
     def _write_last(self) -> None:
         if self.last is not None:

@@ -176,8 +176,9 @@ def test_a_tracker_that_refuses_ends_it(study, capsys, monkeypatch):
 def test_trackio_has_every_step_once_however_often_it_is_told(study, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(Path("trackio").absolute()))
     for options in ([], [], ["--again"]):
-        done = run_nanoscale("sync", "seeds", "--to=trackio", *options)
+        done = run_nanoscale("sync", "seeds", "--to=trackio", "--json=-", *options)
         assert done.returncode == 0, done.stderr
+        json.loads(done.stdout)  # of which Trackio says nothing
     with closing(sqlite3.connect("trackio/tiny.db")) as database:
         rows = list(database.execute("SELECT run_name, step, metrics FROM metrics"))
     assert len(rows) == 4

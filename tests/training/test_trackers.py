@@ -318,6 +318,9 @@ def test_the_documented_tracker(trained):
     assert last == f"tiny-L2-d16-adamw-SP,3,{loss}"
     assert final == f"tiny-L2-d16-adamw-SP,final,{folder.metrics()['val_loss']}"
     assert "losses" not in TRACKERS  # it is that run's alone
+    docstring, code = (ROOT / "docs" / "my_tracker.py").read_text().rsplit('"""', 1)
+    assert docstring.startswith('"""')
+    assert code.strip() in (ROOT / "docs" / "trackers.md").read_text()
 
 
 FILES = {
