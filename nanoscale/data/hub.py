@@ -268,7 +268,7 @@ class HubReader:
                 f"{path} wants to run code of its own, which is never done ({said}); try the hub's "
                 f"copy of it with --revision {PARQUET_REVISION}, or another data set"
             )
-        if "gated" in said.lower():
+        if "GatedRepoError" in kinds or "is a gated dataset" in said:
             return f"{path} is gated: accept its terms on its page, then run `hf auth login`"
         if kinds & {"RevisionNotFoundError"}:
             return f"{path} has no --revision {self.source.revision}: {said}"

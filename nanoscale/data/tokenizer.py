@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -288,7 +289,7 @@ class GPT2(Tokenizer):
         return text
 
     def encode_documents(self, texts: Sequence[str]) -> list[Tokens]:
-        every = gpt2_encoding().encode_ordinary_batch(list(texts))
+        every = gpt2_encoding().encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
         return [np.array(ids, self.dtype) for ids in every]
 
     def count_bytes(self, tokens: Tokens) -> int:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_hub
 import numpy as np
 import pytest
 from tiny import ROOT
@@ -164,6 +165,36 @@ def test_merges_of_ones_own(stories):
     shown = opened.decode(opened.tokens["val"].tolist())
     assert shown.replace("<|endoftext|>", "") == val
     assert opened.bytes_per_token("val") == len(val.encode()) / len(opened.tokens["val"])
+
+
+def test_from_a_hub(tmp_path, monkeypatch):
+    """Over HTTP, by a name, at the commit that was the newest."""
+    import datasets
+    import huggingface_hub
+
+    texts = [story(i) for i in range(COUNT)]
+    stand_in(tmp_path / "served" / "OWNER" / "stories" / "data", "parquet", texts)
+    evil = tmp_path / "served" / "OWNER" / "evil"
+    evil.mkdir()
+    (evil / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w').close()\n")
+    with fake_hub.serve(tmp_path / "served") as address:
+        for constants, name in (
+            (huggingface_hub.constants, "ENDPOINT"),
+            (datasets.config, "HF_ENDPOINT"),
+        ):
+            monkeypatch.setattr(constants, name, address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+        dispatch(["data", "prepare", "hub:OWNER/stories", "--tokenizer=byte"])
+        assert "wants to run code of its own" in refusal("hub:OWNER/evil", "--tokenizer=byte")
+        assert "no data set OWNER/none on the hub" in refusal("hub:OWNER/none", "--tokenizer=byte")
+        said = refusal("hub:OWNER/stories", "--tokenizer=byte", "--revision=x", "--out=data/x")
+        assert "OWNER/stories has no --revision x" in said
+    assert_holds(Path("data/stories"), expected(in_order(texts)))
+    assert open_dataset("stories").meta.facts["source"]["commit"] == fake_hub.COMMIT
+    assert not (tmp_path / "executed").exists()
+    assert [folder.name for folder in Path("data").iterdir()] == ["stories"]
 
 
 # --- killed and done ---------------------------------------------------------------------------
