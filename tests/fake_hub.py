@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import unquote, urlparse
 
 COMMIT = "a" * 40
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers from `root/OWNER/NAME`."""
+    """Answers from `root/OWNER/NAME`, which is the same at every commit."""
 
     root: Path
+    newest = COMMIT
+    asked: ClassVar[set[str]] = set()  # the commits of what was read
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None: ...
@@ -37,26 +40,28 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = unquote(urlparse(self.path).path).strip("/").split("/")
         if parts[0] == "datasets" and len(parts) > 5:
-            self.give_file(self.root.joinpath(*parts[1:3], *parts[5:]))
+            self.asked.add(parts[4])
+            self.give_file(self.root.joinpath(*parts[1:3], *parts[5:]), parts[4])
         elif parts[:2] != ["api", "datasets"]:
             self.missing("EntryNotFound")
         elif not self.root.joinpath(*parts[2:4]).is_dir():
             self.missing("RepoNotFound")
         elif parts[4:5] == ["tree"]:
             self.give_listing(self.root.joinpath(*parts[2:4]), "/".join(parts[6:]))
-        elif parts[4:5] == ["revision"] and parts[5] not in (COMMIT, "main"):
+        elif parts[4:5] == ["revision"] and parts[5] == "x":
             self.missing("RevisionNotFound")
         else:
-            self.answer(json.dumps({"id": "/".join(parts[2:4]), "sha": COMMIT}).encode())
+            commit = parts[5] if len(parts) > 5 and parts[5] != "main" else self.newest
+            self.answer(json.dumps({"id": "/".join(parts[2:4]), "sha": commit}).encode())
 
     do_HEAD = do_GET
 
-    def give_file(self, path: Path) -> None:
+    def give_file(self, path: Path, commit: str) -> None:
         if not path.is_file():
             self.missing("EntryNotFound")
             return
         content = path.read_bytes()
-        about = {"ETag": hashlib.sha1(content).hexdigest(), "X_Repo_Commit": COMMIT}
+        about = {"ETag": hashlib.sha1(content).hexdigest(), "X_Repo_Commit": commit}
         wanted = self.headers.get("Range")
         if wanted is None or self.command == "HEAD":
             self.answer(content, **about)
@@ -83,8 +88,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(root: Path) -> Iterator[str]:
     """The address of a hub that has the data sets of a folder."""
-    handler = type("OfFolder", (Handler,), {"root": root})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Handler.root = root
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -191,6 +191,14 @@ def test_from_a_hub(tmp_path, monkeypatch):
         assert "no data set OWNER/none on the hub" in refusal("hub:OWNER/none", "--tokenizer=byte")
         said = refusal("hub:OWNER/stories", "--tokenizer=byte", "--revision=x", "--out=data/x")
         assert "OWNER/stories has no --revision x" in said
+
+        # gone on with, it is read at the commit at which it was begun
+        monkeypatch.setattr(fake_hub.Handler, "newest", "b" * 40)
+        monkeypatch.setattr(fake_hub.Handler, "asked", set())
+        begun = {"commit": fake_hub.COMMIT, "part": 0, "number": 0, "state": None}
+        reader = hub.HubReader("stories", hub.HubSet("OWNER/stories"))
+        assert sum(len(batch.texts) for batch in reader.batches(begun)) == COUNT
+        assert fake_hub.Handler.asked == {fake_hub.COMMIT}
     assert_holds(Path("data/stories"), expected(in_order(texts)))
     assert open_dataset("stories").meta.facts["source"]["commit"] == fake_hub.COMMIT
     assert not (tmp_path / "executed").exists()
