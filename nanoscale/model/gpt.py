@@ -7,7 +7,8 @@ S tokens so far, H heads, K key-value heads, h head size, d = n_embd, V symbols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -214,7 +215,8 @@ class GPT(nn.Module):
     """A decoder-only language model.
 
     `ops` are the operations that it is made of, torch's if none are given; `rules` those of the
-    config's parametrization, if they have been looked up already.
+    config's parametrization, if they have been looked up already; `values` its tensors by name,
+    which become its own, in place of initial ones.
 
     >>> import torch
     >>> import nanoscale as ns
@@ -230,7 +232,11 @@ class GPT(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, config: ExperimentConfig, ops: Ops | None = None, rules: Rules | None = None
+        self,
+        config: ExperimentConfig,
+        ops: Ops | None = None,
+        rules: Rules | None = None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(config, ResolvedConfig):
@@ -239,15 +245,19 @@ class GPT(nn.Module):
         self.ops = ops or Ops()
         self.rules = rules or rules_of(config)
         self.multipliers = self.rules.multipliers
-        self.transformer = Transformer(config, self.multipliers)
-        self.lm_head = None
-        if not config.tie_embeddings:
-            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        with nullcontext() if values is None else torch.device("meta"):  # no numbers drawn in vain
+            self.transformer = Transformer(config, self.multipliers)
+            self.lm_head = None
+            if not config.tie_embeddings:
+                self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.use_rope:
             cos, sin = rotary_tables(config.head_dim, config.block_size, config.rope_theta)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        self.initialise(config.init_seed)
+        if values is None:
+            self.initialise(config.init_seed)
+        else:
+            self.load_state_dict(values, assign=True)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

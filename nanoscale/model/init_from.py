@@ -13,12 +13,11 @@ from torch import Tensor
 
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.model.checkpoint_file import FORMAT, opened, verified
-from nanoscale.model.gpt import GPT
 from nanoscale.model.hub import OF_OPENAI, downloaded
 from nanoscale.model.nanogpt_checkpoint import of_nanogpt
 from nanoscale.model.pretrained import Pretrained, read_hugging_face
 from nanoscale.spec.architecture import tensors
-from nanoscale.spec.config import BEGINNINGS, ResolvedConfig
+from nanoscale.spec.config import BEGINNINGS
 from nanoscale.spec.identity import RunSpec, idle_keys
 from nanoscale.spec.weights import Weights, dictated
 
@@ -56,8 +55,8 @@ def _signature(place: Path) -> tuple[tuple[str, int, int], ...]:
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def begin(model: GPT, weights: Weights) -> None:
-    """Give a model that was just made the weights of its spec, cropped to its positions.
+def first_values(weights: Weights, block_size: int) -> dict[str, Tensor]:
+    """The tensors that a run begins with.
 
     Raises:
         UserError: they are not what they were when the spec was made, or as `pretrained`.
@@ -69,21 +68,14 @@ def begin(model: GPT, weights: Weights) -> None:
             f"({weights.digest[:8]}, now {found.digest[:8]}); put the old ones back, or start a "
             "new run"
         )
-    model.load_state_dict(cropped(found.tensors, model.config.block_size))
-
-
-def filled(found: Pretrained, config: ResolvedConfig) -> GPT:
-    """The model of pretrained weights, in a config that may have fewer positions."""
-    model = GPT(config)
-    model.load_state_dict(cropped(found.tensors, config.block_size))
-    return model
+    return cropped(found.tensors, block_size)
 
 
 def cropped(tensors: Mapping[str, Tensor], block_size: int) -> dict[str, Tensor]:
     """The tensors, with the first `block_size` positions of those that are learned."""
-    fewer = dict(tensors)
+    fewer = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if POSITIONS in fewer:
-        fewer[POSITIONS] = fewer[POSITIONS][:block_size]
+        fewer[POSITIONS] = fewer[POSITIONS][:block_size].clone()
     return fewer
 
 

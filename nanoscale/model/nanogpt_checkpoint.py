@@ -56,7 +56,7 @@ def _renamed(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
             tensors[name] = tensor.float()
             continue
         for part, rows in zip("qkv", tensor.float().chunk(3), strict=False):
-            tensors[name.replace("c_attn", f"c_{part}")] = rows.contiguous()
+            tensors[name.replace("c_attn", f"c_{part}")] = rows.clone()
     return tensors
 
 

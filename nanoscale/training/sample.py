@@ -128,12 +128,10 @@ def load_model(path: Path, config: ResolvedConfig) -> GPT:
     from nanoscale.training import checkpoint
 
     weights = checkpoint.load(path)["model"]
-    model = GPT(config)
     try:
-        model.load_state_dict(cropped(weights, config.block_size))
+        return GPT(config, values=cropped(weights, config.block_size))
     except RuntimeError as e:
         raise UserError(f"{path}: its tensors do not fit the model of config.json beside it") from e
-    return model
 
 
 # -- whose text -----------------------------------------------------------------------------------
@@ -162,12 +160,16 @@ def author_of(options: SampleOptions) -> Author:
         symbols = dataset.vocabulary(config.vocab_size)
         return Author(config, dataset, symbols, partial(load_model, path))
 
-    from nanoscale.model.init_from import filled, pretrained
+    from nanoscale.model.gpt import GPT
+    from nanoscale.model.init_from import cropped, pretrained
+
+    def made(config: ResolvedConfig) -> GPT:
+        return GPT(config, values=cropped(found.tensors, config.block_size))
 
     found = pretrained(named)
     tokenizer = tokenizer_for(found, named, options.data_root)
     symbols = min(found.config.vocab_size, tokenizer.vocab_size)
-    return Author(found.config, tokenizer, symbols, partial(filled, found))
+    return Author(found.config, tokenizer, symbols, made)
 
 
 def tokenizer_for(found: Pretrained, named: str, data_root: str | None) -> Tokenizer:

@@ -17,7 +17,7 @@ from nanoscale.data.dataset import Dataset, TrainingSamples, open_dataset
 from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks, gathered, held_as, local, place, wrap
 from nanoscale.model.gpt import GPT
-from nanoscale.model.init_from import begin
+from nanoscale.model.init_from import first_values
 from nanoscale.model.optim import Optimizers, OptimizerState
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
@@ -126,9 +126,10 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
     if saved:
         history = numerics.continued(saved.history, saved.numerics, saved.step, how)
 
-    model = GPT(config, numerics.ops(how))
+    values = None
     if spec.weights is not None and saved is None:
-        begin(model, spec.weights)
+        values = first_values(spec.weights, config.block_size)
+    model = GPT(config, numerics.ops(how), values=values)
     place(model, model.transformer.h, ranks, device)
     muon_dtype = torch.bfloat16 if how.dtype == "bfloat16" else None
     optimizers = Optimizers(model, model.rules, ranks, in_kernel=how.fused, muon_dtype=muon_dtype)
