@@ -74,6 +74,7 @@ def losses(folder: RunFolder, key: str = "train_loss") -> dict[int, float]:
     return {row["step"]: row[key] for row in folder.rows() if row.get(key) is not None}
 
 
+@pytest.mark.slow
 def test_what_has_all_of_a_run_is_written_down(killed):
     sent = json.loads((killed / "sent.json").read_text())
     assert sorted(sent) == sorted([*HERE, "killer"])
@@ -112,6 +113,7 @@ def items_of(items: Any) -> dict[str, Any]:
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("wandb" not in HERE, reason="needs wandb")
 def test_wandb_offline(killed):
     (log,) = killed.path.glob("wandb/offline-run-*/run-*.wandb")  # the first process's is gone
@@ -180,6 +182,7 @@ def test_how_far_a_run_got_in_an_offline_log(long, tmp_path, monkeypatch):
 
 
 # -- TensorBoard ----------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TensorBoard's own
 def test_tensorboard(killed):
     module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -207,6 +210,7 @@ def test_tensorboard(killed):
 
 
 # -- Trackio --------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.skipif("trackio" not in HERE, reason="needs trackio")
 def test_trackio(killed):
     (path,) = (killed.path.parent / "trackio").glob("*.db")
