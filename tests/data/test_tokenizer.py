@@ -168,10 +168,11 @@ def test_a_tokenizer_that_changes_text_counts_what_it_decodes(tmp_path):
     path = tmp_path / "unigram.json"
     path.write_text(unigram(["ﬁve ﬁsh swim", *NOTES.split(".")]), encoding="utf-8")
     theirs = make_tokenizer(str(path), [])
-    text = "ﬁve Notes every day, and zebras. " * 3
-    tokens = theirs.encode_documents([text])[0]  # not four of them, and no padding
+    text = "ﬁve ﬁsh swim every day, and a note " * 3
+    tokens = theirs.encode_documents([text])[0]  # not four of them
     spelt = theirs._tokenizer.decode(tokens.tolist())
-    assert "five" in spelt
+    assert spelt.split() == text.replace("ﬁ", "fi").split()
+    assert theirs.decode(theirs.encode("swim")) == "swim"  # without padding to 64
     assert theirs.count_bytes(tokens) == len(spelt.encode()) != len(text.encode())
     assert theirs.end == theirs._tokenizer.token_to_id("</s>")
     three = np.concatenate([tokens, [theirs.end], tokens, [theirs.end], tokens])
@@ -198,7 +199,7 @@ def test_what_ends_a_document_is_in_the_config_beside_a_tokenizer(tmp_path, trai
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="no tinyshakespeare here")
-def test_shakespeare_is_nanogpts_by_gpt2s_tokens(tmp_path, gpt2_merges, capsys):
+def test_shakespeare_is_nanogpts_by_gpt2s_tokens(tmp_path, monkeypatch, gpt2_merges, capsys):
     out = tmp_path / "shakespeare"
     prepare.prepare("shakespeare", input=str(SHAKESPEARE), out=out)
     expected = {
@@ -221,6 +222,11 @@ def test_shakespeare_is_nanogpts_by_gpt2s_tokens(tmp_path, gpt2_merges, capsys):
     (out / "meta.json").unlink()
     assert open_dataset(str(out)).fingerprint == opened.fingerprint
     assert open_dataset(str(out)).vocab_size == opened.vocab_size
+
+    prepare.prepare("shakespeare", input=str(SHAKESPEARE), out=out)
+    monkeypatch.setattr(prepare, "_download", lambda url: SHAKESPEARE.read_bytes())
+    prepare.prepare("shakespeare_char", out=out)  # the same text is not the same tokens
+    assert open_dataset(str(out)).meta.kind == "char"
 
 
 @pytest.mark.parametrize("choice", ["gpt2", "train:300", "theirs.json"])
@@ -274,6 +280,9 @@ def test_a_folder_by_gpt2s_tokens_has_an_end_after_each_document(tmp_path, gpt2_
     found = [text.split("<|endoftext|>") for text in texts]
     assert sorted(document for part in found for document in part[:-1]) == sorted(notes)
     assert [part[-1] for part in found] == ["", ""]
+    chosen = [hashlib.sha256(note.encode()).digest() for note in notes]
+    val = [digest for digest in chosen if int.from_bytes(digest[:8], "big") % 20 == 0]
+    assert len(found[1]) - 1 == (len(val) or 1)
     for split, part in zip(SPLITS, found, strict=True):
         expected = len("".join(part).encode()) / len(opened.tokens[split])
         assert opened.bytes_per_token(split) == expected
