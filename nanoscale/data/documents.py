@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from nanoscale.data.gauge import open_gauge
 from nanoscale.data.meta import read_errors
 from nanoscale.data.tokenizer import Tokenizer, Tokens, byte_tokens
 from nanoscale.errors import UserError
 
 MAX_SYMBOLS = 2**16  # a token is a uint16
+END_OF_LINE = re.compile(r"\n(?=\S)")
+PIECE = 2**18  # characters of a long text that are encoded together
+PIECES = 64
 
 
 def files_below(
@@ -109,6 +115,31 @@ def encoded(documents: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[Tokens
         if tokenizer.end is not None:
             tokens = np.append(tokens, tokens.dtype.type(tokenizer.end))
         yield tokens
+
+
+def lines_apart(text: str) -> Iterator[str]:
+    """A text in pieces of some `PIECE` characters that GPT-2's pattern never joins to one token.
+
+    They are cut before an end of line that a line follows: of white space before a word, the
+    pattern takes the last character, if it is no blank, by itself.
+    """
+    first = 0
+    while first < len(text):
+        found = END_OF_LINE.search(text, first + PIECE)
+        last = len(text) if found is None else found.start()
+        yield text[first:last]
+        first = last
+
+
+def encoded_in_pieces(text: str, tokenizer: Tokenizer, title: str) -> Iterator[Tokens]:
+    """The tokens of a text, a few of its pieces at a time."""
+    pieces = lines_apart(text)
+    done = 0
+    with open_gauge(title) as gauge:
+        while few := list(islice(pieces, PIECES)):
+            yield from tokenizer.encode_documents(few)
+            done += sum(map(len, few))
+            gauge.show(done, len(text), f"{done:,} of {len(text):,} characters")
 
 
 def is_validation(digest: bytes) -> bool:

@@ -27,6 +27,7 @@ from nanoscale.data.documents import (
     characters_of,
     choose_symbols,
     encoded,
+    encoded_in_pieces,
     encoder,
     files_below,
 )
@@ -375,14 +376,21 @@ def _download(url: str) -> bytes:
 def _one_file(raw: bytes, choice: str | None, path: str) -> Corpus:
     """One text, cut at 90 % of its characters, or of its bytes, as nanoGPT cuts it."""
     present = set() if choice == "byte" else characters_of(raw, path)
+    splits: dict[str, Iterable[Tokens]] = {}
     if choice in (None, *TEXT_KINDS):
         tokenizer = _by_symbol(choose_symbols(choice, present, path))
-        pieces = _cut(encoder(tokenizer)(raw), "tokens", path)
+        for split, tokens in zip(
+            SPLITS, _cut(encoder(tokenizer)(raw), "tokens", path), strict=True
+        ):
+            splits[split] = [tokens]
     else:
         texts = _cut(raw.decode(), "characters", path)
         tokenizer = make_tokenizer(choice, texts[:1])
-        pieces = tokenizer.encode_documents(texts)
-    splits = {split: [piece] for split, piece in zip(SPLITS, pieces, strict=True)}
+        for split, part in zip(SPLITS, texts, strict=True):
+            if choice.endswith(".json"):  # which may join what it likes
+                splits[split] = tokenizer.encode_documents([part])
+            else:
+                splits[split] = encoded_in_pieces(part, tokenizer, f"{split} of {path}")
     source = {"sha256": hashlib.sha256(raw).hexdigest()}
     return Corpus(tokenizer, splits, {"source": source})
 

@@ -158,7 +158,7 @@ def check_choice(choice: str) -> None:
 def as_recorded(choice: str | None) -> str | None:
     """A --tokenizer as a record of a preparation has it: a file by its SHA-256."""
     if choice is not None and choice.endswith(".json"):
-        return hashlib.sha256(read_tokenizer(Path(choice)).content).hexdigest()
+        return hashlib.sha256(_read(Path(choice))).hexdigest()
     return choice
 
 
@@ -218,7 +218,8 @@ class Characters(Tokenizer):
         """Id of each code point; of one outside the alphabet, the first that is none."""
         ids = np.full(CODE_POINTS, self.vocab_size, np.uint32)
         for symbol, number in self.numbers.items():
-            ids[ord(symbol)] = number
+            if len(symbol) == 1:
+                ids[ord(symbol)] = number
         return ids
 
     def count_bytes(self, tokens: Tokens) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import ROOT, run_python
 
-from nanoscale.data import prepare, tokenizer
+from nanoscale.data import documents, prepare, tokenizer
 from nanoscale.data.dataset import SPLITS, open_dataset
 from nanoscale.data.tokenizer import GPT2, Bytes, Characters, make_tokenizer, train_bpe
 from nanoscale.errors import UserError
@@ -254,6 +254,23 @@ def test_a_text_by_any_tokenizer(tmp_path, monkeypatch, gpt2_merges, their_file,
             assert pickle.load(file) == {"vocab_size": opened.vocab_size}
     prepare.prepare("text", input="notes.txt", out=out)
     assert open_dataset("text").decode([0])
+
+
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(monkeypatch, gpt2_merges, trained):
+    """White space of every kind around the cuts."""
+    monkeypatch.setattr(documents, "PIECE", 5)
+    monkeypatch.setattr(documents, "PIECES", 3)
+    dice = np.random.default_rng(7)
+    signs = [*"  \n\n\n\r\tab1.'é", "\x1c", "\x85", "\u3000", "'s", "\r\n", "word", "😀"]
+    pieces = 0
+    for _ in range(300):
+        text = "".join(dice.choice(signs, dice.integers(1, 40)))
+        pieces += len(list(documents.lines_apart(text)))
+        for theirs in (GPT2(), trained):
+            whole = theirs.encode_documents([text])[0].tolist()
+            parts = documents.encoded_in_pieces(text, theirs, "")
+            assert np.concatenate(list(parts)).tolist() == whole, text
+    assert pieces > 600
 
 
 def test_own_merges_are_learnt_from_the_training_split_alone(tmp_path):
