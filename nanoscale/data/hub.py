@@ -320,4 +320,5 @@ def _library() -> Any:
             "data sets of the hub need datasets: run `pip install 'nanoscale[hf]'`"
         ) from e
     datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it says comes as an exception too
+    datasets.disable_progress_bars()
     return datasets

@@ -396,30 +396,32 @@ def _cut(stack: ExitStack, path: Path, size: int) -> BinaryIO:
 def _read(files: TokenFiles, documents: Reader, most: int | None) -> None:
     """Append the tokens of the documents that are left."""
     progress = files.progress
-    began = time.monotonic()
-    before = sum(progress.tokens.values())
 
     def done() -> int:
         if most is not None:
             return progress.tokens["train"]
         return progress.documents + progress.without_text
 
-    def said() -> str:
+    def said(since: tuple[float, int]) -> str:
         tokens = sum(progress.tokens.values())
-        speed = (tokens - before) / (time.monotonic() - began)
+        speed = (tokens - since[1]) / (time.monotonic() - since[0])
         return f"{progress.documents:,} documents, {tokens:,} tokens, {speed:,.0f} tokens/s"
 
+    began = (time.monotonic(), sum(progress.tokens.values()))
+    opened = began
     batches = ahead(documents.batches(progress.place))
-    with open_gauge(files.stage.parent.name, done()) as gauge, closing(batches):
+    with open_gauge(files.stage.parent.name) as gauge, closing(batches):
         for batch in batches:
             if files.append(batch, most):
                 break
             files.save_in_time()
-            gauge.show(done(), most or documents.total, said())
+            gauge.show(done(), most or documents.total, said(opened))
+            if opened is began:  # opening a source takes a while
+                opened = (time.monotonic(), sum(progress.tokens.values()))
     progress.facts = documents.facts(progress.place)
     progress.phase = READ
     files.save()
-    print(f"read {said()}, in {duration(time.monotonic() - began)}", flush=True)
+    print(f"read {said(began)}, in {duration(time.monotonic() - began[0])}", flush=True)
 
 
 def ahead(items: Iterator[Fetched]) -> Generator[Fetched, None, None]:
