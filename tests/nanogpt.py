@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 24}
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (fan_in, fan_out) on the hub
 State = dict[str, Tensor]
 
 
@@ -56,6 +58,30 @@ def save_nanogpt(path: Path, state: State, **told: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(nanogpt_checkpoint(state, **told), path)
     return path
+
+
+def in_hub_form(folder: Path, state: State, **sizes: int) -> Path:
+    """GPT-2's files as OpenAI's weights lie on the hub."""
+    from safetensors.torch import save_file
+
+    size = SIZES | sizes
+    theirs = {}
+    for name, tensor in state.items():
+        if name != "lm_head.weight":
+            laid = tensor.T if name.endswith(CONV1D) else tensor
+            theirs[name.removeprefix("transformer.")] = laid.contiguous()
+    folder.mkdir(parents=True)
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    record = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "n_positions": size["block_size"],
+        **{key: size[key] for key in ("n_layer", "n_head", "n_embd", "vocab_size")},
+    }
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
 
 
 def nanogpt_losses(state: State, X: Tensor, Y: Tensor, n_head: int = SIZES["n_head"]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import shlex
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nanogpt import State, nanogpt_losses, nanogpt_state
+from nanogpt import in_hub_form, nanogpt_losses, nanogpt_state
 from tiny import ROOT, TEXT
 
 from nanoscale.commands.main import dispatch
@@ -23,30 +22,6 @@ from nanoscale.store.folder import RunFolder
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 16, "vocab_size": 50257}
 NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (fan_in, fan_out)
-
-
-def in_hub_form(folder: Path, state: State) -> None:
-    """GPT-2's files as OpenAI's weights lie on the hub."""
-    from safetensors.torch import save_file
-
-    theirs = {}
-    for name, tensor in state.items():
-        if name != "lm_head.weight":
-            laid = tensor.T if name.endswith(CONV1D) else tensor
-            theirs[name.removeprefix("transformer.")] = laid.contiguous()
-    folder.mkdir(parents=True)
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
-    record = {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "n_positions": SIZES["block_size"],
-        "n_ctx": SIZES["block_size"],
-        **{key: SIZES[key] for key in ("n_layer", "n_head", "n_embd", "vocab_size")},
-    }
-    (folder / "config.json").write_text(json.dumps(record))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +44,7 @@ def clone(tmp_path_factory, gpt2_merges) -> Path:
     for number, name in enumerate(NAMES):
         repository = name if number % 2 else f"openai-community/{name}"  # as either is called
         cache = desk / "hub" / f"models--{repository.replace('/', '--')}"
-        in_hub_form(cache / "snapshots" / ("0" * 40), nanogpt_state(seed=number, **SIZES))
+        in_hub_form(cache / "snapshots" / ("0" * 40), nanogpt_state(seed=number, **SIZES), **SIZES)
         (cache / "refs").mkdir()
         (cache / "refs" / "main").write_text("0" * 40)
     return desk

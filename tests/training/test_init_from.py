@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nanogpt import SIZES, State, nanogpt_losses, nanogpt_state, save_nanogpt
+from nanogpt import SIZES, State, in_hub_form, nanogpt_losses, nanogpt_state, save_nanogpt
 from refusals import snapshot
 from tiny import RUN, flags
 
@@ -83,6 +84,14 @@ def test_a_head_of_its_own_is_kept(desk):
     save_nanogpt(desk / "untied.pt", state)
     assert pretrained("untied.pt").keys["tie_embeddings"] is False
     assert torch.equal(pretrained("untied.pt").tensors["lm_head.weight"], state["lm_head.weight"])
+
+
+def test_a_folder_of_hugging_faces_form_is_the_same_weights(nanogpt, desk):
+    in_hub_form(desk / "hub", nanogpt_state())
+    assert pretrained("hub").digest == pretrained("theirs").digest
+    assert begin("hub", "one").val_loss == begin("theirs", "two").val_loss
+    assert RunFolder("one").spec().id == RunFolder("two").spec().id
+    assert "tanh" in (desk / "one" / "log.txt").read_text()  # how OpenAI's GELU is computed
 
 
 # -- our own --------------------------------------------------------------------------------------
@@ -230,6 +239,15 @@ def spoil(desk: Path) -> None:
     save_nanogpt(desk / "wider.pt", state, n_embd=32)
     small = nanogpt_state(vocab_size=11)
     save_nanogpt(desk / "small.pt", small, vocab_size=11)
+    for name in ("whole", "halved", "coded", "pickled"):
+        in_hub_form(desk / name, state)
+    weights = desk / "halved" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    config = desk / "coded" / "config.json"
+    record = json.loads(config.read_text())
+    config.write_text(json.dumps(record | {"auto_map": {"AutoConfig": "code.Config"}}))
+    (desk / "coded" / "code.py").write_text("import os; os.mkdir('executed')")
+    (desk / "pickled" / "model.safetensors").rename(desk / "pickled" / "pytorch_model.bin")
     (desk / "nothing").mkdir()
     (desk / "begun").mkdir()
     (desk / "begun" / "config.json").write_text('{"id": "0", "config": {}}')
@@ -248,6 +266,11 @@ BAD = {
     "deeper.pt": "transformer.h.2.attn.c_k.bias is missing there",
     "wider.pt": "(16,) there, and its config says (32,)",
     "small.pt": "init_from=small.pt: its weights' vocab_size=11 is below the 16 symbols",
+    "halved": "not a whole safetensors file",
+    "coded": "the model wants remote code (auto_map); none was run",
+    "pickled": "a pickle may hold code, so it is not read",
+    "whole --n_embd=32": "the weights of init_from=whole have n_embd=16",
+    "whole --block_size=9": "block_size=9: the weights of init_from=whole have block_size=8",
     "nothing": "init_from=nothing: holds no weights; a run folder",
     "begun": "the run there has saved no weights yet",
     "nowhere/at/all": "init_from=nowhere/at/all: no such file or folder",
