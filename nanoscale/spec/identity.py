@@ -132,13 +132,17 @@ def _hashed(values: Mapping[str, Value]) -> dict[str, Value]:
     }
 
 
-def label(config: ExperimentConfig) -> str:
-    """A readable name, a pure function of the config, for folder names and legends."""
+def data_label(config: ExperimentConfig) -> str:
+    """The name of the data as part of a folder's."""
     dataset = config.dataset.rstrip("/").rpartition("/")[2]
     safe = re.sub(r"[^\w.-]", "_", dataset)
-    name = safe.lstrip(".")[:40] or "data"
+    return safe.lstrip(".")[:40] or "data"
+
+
+def label(config: ExperimentConfig) -> str:
+    """A readable name, a pure function of the config, for folder names and legends."""
     mode = config.parametrization.mode
-    return f"{name}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
+    return f"{data_label(config)}-L{config.n_layer}-d{config.n_embd}-{config.optimizer}-{mode}"
 
 
 @dataclass(frozen=True)

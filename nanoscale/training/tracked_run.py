@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nanoscale.spec.counting import parameter_counts
-from nanoscale.spec.identity import RunSpec, label
+from nanoscale.spec.identity import RunSpec, data_label, label
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import CELL, RunFolder
 
@@ -34,7 +34,7 @@ class TrackedRun:
         """As typed, else the name of the data."""
         if "wandb_project" in self.spec.typed:
             return self.spec.config.wandb_project
-        return label(self.spec.config).rpartition("-L")[0]
+        return data_label(self.spec.config)
 
     @property
     def name(self) -> str:

@@ -57,6 +57,7 @@ TYPED = {
     "small vocabulary": (["--vocab_size=3"], "vocab_size=3", "leave it out"),
     "long block": (["--block_size=100000"], "block_size", "100000"),
     "nothing to resume": (["--init_from=resume"], "init_from=resume", "holds no run"),
+    "no trackers": (["--trackers=none.py"], "trackers=none.py", "no such file"),
     "no branch": (["--branch_from=nowhere"], "branch_from=nowhere", "no checkpoint"),
     "no device": (["--device=cuda:7"], "device=cuda:7", "device=auto"),
     "no such device": (["--device=tpu"], "device=tpu", "device=auto"),
