@@ -12,4 +12,4 @@ from nanoscale.__main__ import main
 
 if __name__ == "__main__":
     folder = Path(__file__).parent
-    sys.exit(main(["data", "prepare", "prose", f"--out={folder}"]))
+    sys.exit(main(["data", "prepare", "prose", f"--out={folder}", *sys.argv[1:]]))
