@@ -152,7 +152,7 @@ def check_choice(choice: str) -> None:
     elif Path(choice).suffix == ".json":
         read_tokenizer(Path(choice))
     else:
-        raise UserError(f"--tokenizer {choice!r}{nearest_or_all(choice, CHOICES)}")
+        raise UserError(f"--tokenizer {choice!r} is none{nearest_or_all(choice, CHOICES)}")
 
 
 def as_recorded(choice: str | None) -> str | None:
