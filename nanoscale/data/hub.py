@@ -166,6 +166,7 @@ class HubReader:
 
     def batches(self, place: Place) -> Iterator[Batch]:
         with self._errors():
+            _library()  # says what to install
             if place is None:
                 place = {"commit": self._commit(), "part": 0, "number": 0, "state": None}
             for part in range(place["part"], len(self.splits)):

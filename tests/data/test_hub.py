@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from nanoscale.commands.main import dispatch
 from nanoscale.data import hub, prepare, writer
 from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
-
-pytest.importorskip("datasets")
 
 COUNT = 700  # documents, of three files
 
@@ -170,7 +169,7 @@ def test_merges_of_ones_own(stories):
 def test_from_a_hub(tmp_path, monkeypatch):
     """Over HTTP, by a name, at the commit that was the newest."""
     import datasets
-    import huggingface_hub
+    import huggingface_hub.constants
 
     texts = [story(i) for i in range(COUNT)]
     stand_in(tmp_path / "served" / "OWNER" / "stories" / "data", "parquet", texts)
@@ -265,7 +264,7 @@ def test_done_it_needs_no_hub(stories, tmp_path, monkeypatch, capsys):
 
 
 def test_without_the_hub_it_is_one_line_and_nothing_is_left(monkeypatch):
-    import huggingface_hub
+    import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     for name in ("openwebtext", "hub:OWNER/NAME"):
@@ -275,6 +274,12 @@ def test_without_the_hub_it_is_one_line_and_nothing_is_left(monkeypatch):
         assert "--input FOLDER" in message
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "cannot reach the Hugging Face hub" in refusal("tinystories", "--tokenizer=byte")
+    assert not Path("data").exists()
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install 'nanoscale[hf]'" in refusal("openwebtext", "--tokenizer=byte")
     assert not Path("data").exists()
 
 
