@@ -167,6 +167,11 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
     """
     folder = RunFolder(path)
     if not folder.exists():
+        if resume and (folder / CHECKPOINT).is_file():
+            raise UserError(
+                f"init_from=resume: {path} holds a {CHECKPOINT} of another program; "
+                f"--init_from={path} begins with nanoGPT's weights, in another out_dir"
+            )
         if resume:
             raise UserError(
                 f"init_from=resume: {path} holds no run; train one there first, or "

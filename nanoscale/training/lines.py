@@ -15,6 +15,8 @@ from nanoscale.training.numerics import change
 from nanoscale.training.records import MetricsRow
 from nanoscale.training.state import Checkpoint, Run
 
+LEAST_SHARED = 0.9  # of a vocabulary: what a model's is padded by is less
+
 
 def introduction(run: Run) -> Iterator[str]:
     """nanoGPT's first lines, and what a reader should know before the first step."""
@@ -38,6 +40,11 @@ def introduction(run: Run) -> Iterator[str]:
         yield from too_long(config, run.step, run.meter.peak)
     weights = run.spec.weights
     told = weights.warnings if weights else ()
+    if weights and run.dataset.vocab_size < LEAST_SHARED * config.vocab_size:
+        yield (
+            f"warning: the weights know {config.vocab_size:,} tokens, the dataset has "
+            f"{run.dataset.vocab_size:,}; are its tokens theirs?"
+        )
     for warning in (change(run.history, run.step), *warnings(config), *told):
         if warning:
             yield f"warning: {warning}"

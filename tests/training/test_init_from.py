@@ -94,6 +94,17 @@ def test_a_folder_of_hugging_faces_form_is_the_same_weights(nanogpt, desk):
     assert "tanh" in (desk / "one" / "log.txt").read_text()  # how OpenAI's GELU is computed
 
 
+def test_a_folder_of_nanogpts_is_no_run_to_resume_and_the_remedy_is_named(nanogpt):
+    with pytest.raises(UserError, match=r"another program; --init_from=theirs begins with nanoGPT"):
+        begin("resume", "theirs", block_size=8)
+
+
+def test_weights_of_other_tokens_than_the_data_has_are_asked_about(nanogpt, capsys):
+    begin("theirs")
+    said = "warning: the weights know 24 tokens, the dataset has 16; are its tokens theirs?"
+    assert said in capsys.readouterr().out
+
+
 # -- our own --------------------------------------------------------------------------------------
 PARTS = {"parametrization.mode": "CompleteP", "parametrization.alpha": 0.7, "use_rope": True}
 
