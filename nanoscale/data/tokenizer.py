@@ -358,8 +358,9 @@ class TokenizerFile(Tokenizer):
 
     def __init__(self, content: bytes, where: object, end: int | None = None) -> None:
         self.content = content
+        library = _library()
         try:
-            self._tokenizer = _library().Tokenizer.from_str(content.decode())
+            self._tokenizer = library.Tokenizer.from_str(content.decode())
         except Exception as e:  # of no class of its own
             raise UserError(
                 f"{where} is not a tokenizer.json that `tokenizers` reads ({e}); give one that "

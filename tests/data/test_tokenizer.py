@@ -386,6 +386,12 @@ def test_a_bad_tokenizer_is_named_and_leaves_nothing(tmp_path, monkeypatch, gpt2
     tokenizer.gpt2_encoding.cache_clear()
 
 
+def test_a_tokenizer_json_without_its_library_is_not_blamed(monkeypatch, their_file):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    expected = "a tokenizer.json needs tokenizers: run `pip install 'nanoscale[hf]'`"
+    assert refusal(make_tokenizer, str(their_file), []) == expected
+
+
 def test_a_tokenizer_json_that_changed_since_is_refused(tmp_path, their_file):
     (tmp_path / "notes.txt").write_text(NOTES, encoding="utf-8")
     out = tmp_path / "out"
