@@ -27,10 +27,8 @@ def command(context: click.Context) -> None:
     "prepare",
     cls=Verb,
     examples=[
-        "nanoscale data prepare shakespeare_char",
         "nanoscale data prepare text --input book.txt --tokenizer gpt2 --out data/book",
         "nanoscale data prepare fineweb-edu --tokens 1e9",
-        "nanoscale data prepare hub:OWNER/NAME --column content --tokenizer train:8192",
     ],
 )
 @click.argument("name", metavar="NAME")
