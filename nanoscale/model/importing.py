@@ -181,7 +181,7 @@ def tensors_in(path: Path) -> dict[str, Stored]:
         raise UserError(f"{path} {NEEDS_EXTRA}") from e
     try:
         file = safe_open(path, framework="pt")
-        names = list(file.keys())
+        names = list(file.keys())  # type: ignore[no-untyped-call, unused-ignore]
     except Exception as e:  # whatever a stranger's bytes provoke in the reader
         raise UserError(f"{path}: not a whole safetensors file ({e}); fetch the model again") from e
     return {name: Stored(path, name, file) for name in names}
