@@ -20,6 +20,7 @@ TASKS: dict[str, dict[str, str]] = {
         "train": "train one GPT into --out_dir",
         "run": "train what a run folder's config says",
         "sample": "generate text from a run",
+        "eval": "losses of a run on any data; lm-eval's tasks",
         "export": "write a run's weights for transformers",
         "bench": "time the training step",
         "params": "every tensor's role and rule; N, FLOPs, memory",

@@ -1,0 +1,231 @@
+"""What a run, or weights from elsewhere, are worth: losses per validation set, and lm-eval's tasks.
+
+The losses are the final evaluation's: fixed windows, float32. The tasks are lm-eval's own, on the
+run as transformers reads it (see `export`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanoscale.data.dataset import VAL, Dataset, open_dataset
+from nanoscale.errors import UserError
+from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.values import Json
+from nanoscale.store.files import read_json, write_json
+from nanoscale.store.folder import CONFIG, RunFolder, run_spec
+from nanoscale.training.export import export
+from nanoscale.training.run import check_machine
+from nanoscale.training.sample import beginning, data_of
+from nanoscale.training.sample_options import SampleOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nanoscale.training.evaluation import SetLoss
+
+TASK_FILES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to evaluate, and on what: `data` are validation sets as `val_sets` names them."""
+
+    weights: str  # a run folder, or what init_from takes
+    data: tuple[str, ...] = ()  # none: those of the run
+    data_root: str | None = None  # where data sets lie now
+    device: str = "auto"
+    tokens: int = 1_000_000  # most of each set
+    tasks: tuple[str, ...] = ()  # lm-eval's names, or task files
+    limit: int | None = None  # most examples of a task
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The losses by validation set, and the metrics by task."""
+
+    weights: str
+    data: str  # whose sets
+    sets: Mapping[str, SetLoss] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> Mapping[str, Json]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """As a terminal shows it."""
+        lines = []
+        for name, found in self.sets.items():
+            line = f"{name}: loss {found.loss:.4f}"
+            if found.bits_per_byte is not None:
+                line += f", {found.bits_per_byte:.4f} bits per byte"
+            lines.append(f"{line} over {found.tokens:,} tokens")
+        for name, metrics in self.tasks.items():
+            told = [f"{metric} {value:.4f}" for metric, value in metrics.items()]
+            lines.append(f"{name}: {', '.join(told)}")
+        return lines
+
+
+def evaluate_weights(options: EvalOptions) -> Judged:
+    """Evaluate the weights on every set, and on the tasks if there are any.
+
+    Raises:
+        UserError: no weights there, no data that their tokens mean, or a task that is not known.
+    """
+    if options.tasks and find_spec("lm_eval") is None:
+        raise UserError("--tasks needs lm-eval: run `pip install 'nanoscale[eval]'`")
+    folder = RunFolder(options.weights)
+    spec = folder.spec() if folder.record(CONFIG) else None
+    warnings: list[str] = []
+    sets: Mapping[str, SetLoss] = {}
+    dataset = ""
+    if options.data or not options.tasks or spec is not None:
+        config = _config(options, spec, warnings)
+        dataset = config.dataset
+        sets = _losses(config, warnings)
+    tasks = _tasks(options, spec) if options.tasks else {}
+    return Judged(options.weights, dataset, sets, tasks, tuple(warnings))
+
+
+# -- losses ---------------------------------------------------------------------------------------
+def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> ExperimentConfig:
+    """A config of the weights on the data that was asked for, else on their own."""
+    dataset, root, val_sets = None, options.data_root or "data", options.data
+    if spec is not None:
+        own = spec.config
+        root = options.data_root or own.data_root
+        try:
+            dataset = str(data_of(spec, options.data_root).folder)
+            val_sets = val_sets or own.val_sets
+        except UserError as e:
+            if not options.data:
+                raise
+            warnings.append(f"not compared with the tokens it was trained on: {e}")
+    else:
+        from nanoscale.model.init_from import pretrained
+
+        dataset = pretrained(options.weights).dataset
+    if dataset is None:
+        if not val_sets:
+            raise UserError(f"{options.weights}: nothing says on what data; add --data=NAME")
+        dataset, *others = val_sets
+        val_sets = (VAL, *others) if others else ()
+    return ExperimentConfig(
+        dataset=dataset,
+        data_root=root,
+        val_sets=val_sets,
+        init_from=options.weights,
+        final_eval_tokens=options.tokens,
+        device=options.device,
+        compile=False,
+    )
+
+
+def _losses(config: ExperimentConfig, warnings: list[str]) -> dict[str, SetLoss]:
+    check_machine(config)
+    data = open_dataset(config.dataset, config.data_root, config.val_sets)
+
+    from nanoscale.model.distributed import Ranks
+    from nanoscale.model.init_from import weights_of
+    from nanoscale.training.evaluation import final_losses, set_loss
+    from nanoscale.training.state import build
+
+    weights = weights_of(config.init_from)
+    warnings += weights.warnings
+    spec = run_spec(config, data, {}, weights)
+    data.require_block(spec.config.block_size)
+    run = build(spec, data, Ranks())
+    return {name: set_loss(run, name, final_losses(run, name)) for name in data.val_sets}
+
+
+# -- tasks ----------------------------------------------------------------------------------------
+def _tasks(options: EvalOptions, spec: RunSpec | None) -> dict[str, dict[str, float]]:
+    """lm-eval's metrics of each task, without its standard errors."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    names, folders = [], []
+    for task in options.tasks:
+        file = Path(task)
+        names.append(_task_in(file) if file.suffix in TASK_FILES else task)
+        if file.suffix in TASK_FILES:
+            folders.append(str(file.parent.absolute()))
+    manager = TaskManager(include_path=folders or None)
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise UserError(
+            f"--tasks: lm-eval knows no {unknown[0]!r}; name one that `lm-eval ls tasks` lists, or "
+            "a task's .yaml file"
+        )
+    with _as_transformers(options, spec) as folder:
+        found: Any = lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(folder), "dtype": "float32"},
+            tasks=names,
+            task_manager=manager,
+            limit=options.limit,
+            device="cpu" if options.device == "auto" else options.device,
+            bootstrap_iters=0,
+        )
+    return {name: _numbers(metrics) for name, metrics in found["results"].items()}
+
+
+def _task_in(file: Path) -> str:
+    """The name that a task file gives its task."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"--tasks={file}: cannot be read as a task of lm-eval") from e
+    for line in lines:
+        key, colon, value = line.partition(":")
+        if key.strip() == "task" and colon:
+            return value.strip().strip("'\"")
+    raise UserError(f"--tasks={file}: names no task (a line `task: NAME`)")
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    named = {name.removesuffix(",none"): value for name, value in metrics.items()}
+    return {
+        name: value
+        for name, value in named.items()
+        if isinstance(value, (int, float)) and "stderr" not in name and name != "sample_len"
+    }
+
+
+@contextmanager
+def _as_transformers(options: EvalOptions, spec: RunSpec | None) -> Iterator[Path]:
+    """The weights as a folder that transformers opens: theirs, or an export for now."""
+    folder = Path(options.weights)
+    if spec is None and folder.is_dir() and list(folder.glob("*.safetensors")):
+        yield folder
+        return
+    if spec is None:
+        raise UserError(
+            f"{options.weights}: lm-eval's tasks need a run or a folder of transformers; make a "
+            f"run of it with `nanoscale train --init_from={options.weights} --max_iters=0`"
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary, "model")
+        done = export(options.weights, out, options.data_root)
+        if done.tokenizer is None:
+            why = "; ".join(done.warnings)
+            raise UserError(f"{options.weights}: no task can be asked without its tokenizer: {why}")
+        _end_somewhere(out, data_of(spec, options.data_root))
+        yield out
+
+
+def _end_somewhere(folder: Path, dataset: Dataset) -> None:
+    """Have text begin and end at an end of line where no special token ends it: lm-eval asks."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    if "eos_token" not in config:
+        config["eos_token"] = dataset.decode(beginning(dataset, SampleOptions.start))
+        write_json(path, config)

@@ -1,0 +1,118 @@
+"""`nanoscale eval`: losses by validation set of a run, of an export and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import RUN, spec_maker
+from tiny import run_nanoscale as nanoscale
+
+from nanoscale.errors import UserError
+from nanoscale.store.resume import open_folder
+from nanoscale.training.eval import EvalOptions, evaluate_weights
+from nanoscale.training.export import export
+from nanoscale.training.run import train_folder
+
+TASK = """task: toy
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: FILE}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}"
+doc_to_target: "{{a}}"
+doc_to_choice: ["cat", "dog"]
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.fixture
+def result(desk):
+    """A finished run, whose last weights are its best, and a set beside its own."""
+    tokens = np.fromfile("data/tiny/val.bin", "<u2")
+    np.sort(tokens).tofile("data/tiny/val_sorted.bin")
+    spec = spec_maker({**RUN, "max_iters": 6, "eval_interval": 6}, desk / "data")()
+    return train_folder(open_folder(desk / "run", spec, resume=False))
+
+
+def judged(weights="run", **options):
+    return evaluate_weights(EvalOptions(weights, tokens=160, device="cpu", **options))
+
+
+def test_a_run_is_worth_what_its_final_evaluation_says(result):
+    found = judged()
+    assert list(found.sets) == ["val", "sorted"]
+    for name, each in found.sets.items():
+        assert each.to_json() == result.val_sets[name]
+    assert found.sets["val"].loss == result.val_loss
+
+
+def test_the_sets_are_those_that_are_named(result, desk):
+    (desk / "other").mkdir()
+    for file in ("train.bin", "val.bin", "meta.pkl"):
+        (desk / "other" / file).write_bytes((desk / "data/tiny" / file).read_bytes())
+    found = judged(data=("sorted", "other"))
+    assert list(found.sets) == ["sorted", "other"]
+    assert found.sets["other"].loss == result.val_loss
+
+
+def test_an_export_has_the_same_loss(result, desk):
+    pytest.importorskip("safetensors")
+    export("run", desk / "hf")
+    for data in (("tiny",), ("tiny", "sorted")):
+        found = judged("hf", data=data)
+        assert found.sets["val"].loss == pytest.approx(result.val_loss, rel=1e-6)
+        assert found.sets["val"].bits_per_byte == pytest.approx(result.val_bits_per_byte)
+
+
+def test_lines_and_json(result):
+    done = nanoscale(
+        "eval", "run", "--data=sorted", "--tokens=160", "--device=cpu", "--json=o.json"
+    )
+    loss = result.val_sets["sorted"]["loss"]
+    assert done.stdout.startswith(f"sorted: loss {loss:.4f}, ")
+    record = json.loads(Path("o.json").read_text())
+    assert record["sets"] == {"sorted": result.val_sets["sorted"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": "nowhere"}, "no such file or folder"),
+        ({"data": ("nix",)}, "none of"),
+        ({"data": ("sorted", "sorted")}, "a name of its own"),
+        ({"data_root": "away"}, "no dataset 'tiny' in 'away'"),
+        ({"weights": "data"}, "holds no weights"),
+    ],
+)
+def test_what_cannot_be_is_one_line(result, monkeypatch, options, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError) as caught:
+        judged(**options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_lm_eval_there_are_no_tasks(result, monkeypatch):
+    monkeypatch.setattr("nanoscale.training.eval.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'nanoscale\[eval\]'"):
+        judged(tasks=("toy",))
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own(result, desk, monkeypatch):
+    pytest.importorskip("lm_eval")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_HOME", str(desk / "hub"))
+    rows = [{"q": "the ", "a": i % 2} for i in range(4)]
+    (desk / "toy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (desk / "toy.yaml").write_text(TASK.replace("FILE", str(desk / "toy.jsonl")))
+    done = nanoscale("eval", "run", "--tasks=toy.yaml", "--device=cpu", "--json=o.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("o.json").read_text())["tasks"] == {"toy": {"acc": 0.5}}
+    assert "nonono" in nanoscale("eval", "run", "--tasks=nonono", "--device=cpu").stderr
