@@ -112,6 +112,8 @@ class Study:
 
         record = read_json(path)
         try:
+            if not isinstance(record["name"], str):
+                raise TypeError("the name is no text")
             entries = [RunEntry(**entry) for entry in record["runs"]]
             asked = Asked.from_json(record.get("asked", {}))
             study = cls(record["name"], asked, folder.parent, entries, record.get("warnings", []))

@@ -124,7 +124,14 @@ def test_what_became_of_the_best_values_is_said_in_a_line(losses, line):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", '{"name": "x", "runs": [{"id": "1"}]}', '{"name": "x", "runs": 3}']
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"name": "x", "runs": [{"id": "1"}]}',
+        '{"name": "x", "runs": 3}',
+        '{"name": 3, "runs": []}',
+    ],
 )
 def test_what_is_no_record_is_refused_in_a_line(text):
     folder = Path("experiments_out/x")
