@@ -10,7 +10,6 @@ from nanoscale.commands.verb import COUNT, json_output, option, say, verb, warne
 
 
 @verb(
-    "nanoscale eval out-shakespeare-char",
     "nanoscale eval gpt2 --data=shakespeare",
     "nanoscale eval out --data=val,wiki --tasks=lambada_openai,my_task.yaml",
 )

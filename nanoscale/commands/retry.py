@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from nanoscale.commands.run_options import HOW_TO_RUN, runner_options
-from nanoscale.commands.verb import json_output, output_root, study_record, verb, write_record
+from nanoscale.commands.verb import json_output, output_root, verb, write_study
 from nanoscale.errors import DONE, FAILURE
 
 
@@ -26,5 +26,5 @@ def command(name: str, json_path: Path | None, output_root: Path, **how: Any) ->
         asked_recipe(Study.open(output_root / name))
     runner = ExperimentRunner(output_root=output_root, **runner_options(how))
     study = runner.retry(name)
-    write_record(json_path, study_record(study))
+    write_study(json_path, study)
     return DONE if study.ok else FAILURE

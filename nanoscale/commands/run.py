@@ -36,7 +36,7 @@ def command(folder: str, json_path: Path | None) -> int:
 
 def ended(result: RunResult, json_path: Path | None) -> int:
     """Write the record of a run that this process has done, or seen done; the exit code."""
-    if launched().rank == 0:
+    if json_path is not None and launched().rank == 0:
         write_record(json_path, {"folder": str(result.folder.path), **result.to_json()})
     return exit_code(result)
 

@@ -12,9 +12,8 @@ from nanoscale.commands.verb import (
     json_output,
     option,
     output_root,
-    study_record,
     verb,
-    write_record,
+    write_study,
 )
 from nanoscale.errors import DONE, FAILURE
 
@@ -37,5 +36,5 @@ def command(file: str, dry_run: bool, json_path: Path | None, output_root: Path,
     from nanoscale.studies.stages import run_study
 
     study = run_study(file, output_root, dry_run=dry_run, **runner_options(how))
-    write_record(json_path, study_record(study))
+    write_study(json_path, study)
     return DONE if dry_run or study.ok else FAILURE

@@ -330,6 +330,12 @@ def study_record(study: Study) -> dict[str, Json]:
     }
 
 
+def write_study(json_path: Path | None, study: Study) -> None:
+    """Write the record of a study where `--json` asks for it: all its rows are read for that."""
+    if json_path is not None:
+        write_record(json_path, study_record(study))
+
+
 def open_study(name: str, output_root: Path) -> Study:
     """The study of that name, once it is said which of its runs are damaged."""
     from nanoscale.experiments import Study

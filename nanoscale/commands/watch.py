@@ -10,9 +10,8 @@ from nanoscale.commands.verb import (
     json_output,
     open_study,
     output_root,
-    study_record,
     verb,
-    write_record,
+    write_study,
 )
 from nanoscale.errors import DONE, FAILURE
 
@@ -27,5 +26,5 @@ def command(name: str, json_path: Path | None, output_root: Path) -> int:
 
     study = open_study(name, output_root)
     watch(study)
-    write_record(json_path, study_record(study))
+    write_study(json_path, study)
     return DONE if study.ok else FAILURE

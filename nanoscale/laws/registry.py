@@ -52,8 +52,9 @@ def register_law(law: Law) -> Law:
     if law.name in LAWS:
         owner = "is built in" if law.name in BUILT_IN_LAWS else "is registered already"
         raise UserError(f"law {law.name!r} {owner}; choose another name")
-    LAWS[law.name] = replace(law, function=guarded(law.function, f"law {law.name!r}"))
-    return law
+    known = replace(law, function=guarded(law.function, f"law {law.name!r}"))
+    LAWS[law.name] = known
+    return known
 
 
 def load_laws(path: str | Path) -> list[str]:

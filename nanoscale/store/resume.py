@@ -7,6 +7,7 @@ gives resuming, longer runs and cooldown branches.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -167,7 +168,7 @@ def open_folder(path: Path, spec: RunSpec, resume: bool) -> RunFolder:
     """
     folder = RunFolder(path)
     if not folder.exists():
-        if resume and (folder / CHECKPOINT).is_file():
+        if resume and os.path.isfile(folder / CHECKPOINT):
             raise UserError(
                 f"init_from=resume: {path} holds a {CHECKPOINT} of another program; "
                 f"--init_from={path} begins with nanoGPT's weights, in another out_dir"

@@ -11,7 +11,8 @@ import pytest
 from fake_worker import TINY
 from tiny import PACKAGE, ROOT
 
-from nanoscale.commands.main import dispatch, main
+from nanoscale.__main__ import main
+from nanoscale.commands.main import dispatch
 from nanoscale.errors import UserError
 from nanoscale.experiments import backends
 from nanoscale.experiments.local import ForkServer

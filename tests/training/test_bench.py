@@ -128,6 +128,7 @@ def requested(arguments: list[str]) -> Benchmark:
     """What the verb would time."""
     typed = command.make_context("bench", list(arguments)).params
     keys = typed.pop("arguments")
+    typed.pop("json_path")
     return benchmark_of(parse_arguments(keys), BenchOptions(**typed))
 
 
