@@ -11,7 +11,7 @@ from nanoscale.commands.verb import PATH, in_a_folder, json_output, option, say,
 
 @verb(
     "nanoscale export out-shakespeare-char hf-shakespeare",
-    "nanoscale export experiments_out/quick/runs/0a1b2c3d hf --data_root=/data",
+    "nanoscale export experiments_out/runs/text-L2-d64-adamw-SP-0a1b2c3d4e hf --data_root=/data",
 )
 @click.argument("run", metavar="RUN")
 @click.argument("out", metavar="OUT", type=PATH)

@@ -198,6 +198,11 @@ class RunSpec:
         """The folder's names by `spelled_ids`."""
         return [f"{label(self.config)}-{spelled}" for spelled in self.spelled_ids]
 
+    @property
+    def val_sets(self) -> tuple[str, ...]:
+        """The validation sets that it began with, whatever has been added since."""
+        return self.config.val_sets or ("val",)
+
     def is_called(self, name: object) -> bool:
         """Whether an id is this run's, of today or of then."""
         return name in (self.id, *self.spelled_ids)

@@ -59,6 +59,9 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
 def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | None:
     """The data, or the hashed keys that differ, but for those of the groups in `free`."""
     if old.data_fingerprint != new.data_fingerprint:
+        if old.data_name == new.data_name and old.val_sets != new.val_sets:
+            before, now = ", ".join(old.val_sets), ", ".join(new.val_sets)
+            return f"the validation sets differ (val_sets={before}, now {now})"
         return (
             f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
             f"{new.data_name} {new.data_fingerprint[:8]})"

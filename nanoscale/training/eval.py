@@ -23,7 +23,7 @@ from nanoscale.store.files import read_json, write_json
 from nanoscale.store.folder import CONFIG, RunFolder, run_spec
 from nanoscale.training.export import export
 from nanoscale.training.run import check_machine
-from nanoscale.training.sample import beginning, data_of
+from nanoscale.training.sample import beginning, data_of, open_weights
 from nanoscale.training.sample_options import SampleOptions
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Judged:
 
     weights: str
     data: str  # whose sets
+    step: int | None = None  # of a run's weights
+    file: str | None = None  # that holds them
     sets: Mapping[str, SetLoss] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -63,6 +65,8 @@ class Judged:
     def lines(self) -> list[str]:
         """As a terminal shows it."""
         lines = []
+        if self.file is not None:
+            lines.append(f"{self.weights}: {self.file} at step {self.step}")
         for name, found in self.sets.items():
             line = f"{name}: loss {found.loss:.4f}"
             if found.bits_per_byte is not None:
@@ -90,9 +94,15 @@ def evaluate_weights(options: EvalOptions) -> Judged:
     if options.data or not options.tasks or spec is not None:
         config = _config(options, spec, warnings)
         dataset = config.dataset
-        sets = _losses(config, warnings)
+        sets = _losses(config, options.data, warnings)
     tasks = _tasks(options, spec) if options.tasks else {}
-    return Judged(options.weights, dataset, sets, tasks, tuple(warnings))
+    step, file = None, None
+    if spec is not None:
+        from nanoscale.training import checkpoint
+
+        path, _ = open_weights(options.weights, "RUN")
+        step, file = checkpoint.load(path)["step"], path.name
+    return Judged(options.weights, dataset, step, file, sets, tasks, tuple(warnings))
 
 
 # -- losses ---------------------------------------------------------------------------------------
@@ -104,7 +114,7 @@ def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> 
         root = options.data_root or own.data_root
         try:
             dataset = str(data_of(spec, options.data_root).folder)
-            val_sets = val_sets or own.val_sets
+            val_sets = val_sets or spec.val_sets
         except UserError as e:
             if not options.data:
                 raise
@@ -129,8 +139,11 @@ def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> 
     )
 
 
-def _losses(config: ExperimentConfig, warnings: list[str]) -> dict[str, SetLoss]:
+def _losses(
+    config: ExperimentConfig, asked: tuple[str, ...], warnings: list[str]
+) -> dict[str, SetLoss]:
     check_machine(config)
+    own = Path(config.dataset).name if asked and VAL not in asked else VAL
     data = open_dataset(config.dataset, config.data_root, config.val_sets)
 
     from nanoscale.model.distributed import Ranks
@@ -143,7 +156,10 @@ def _losses(config: ExperimentConfig, warnings: list[str]) -> dict[str, SetLoss]
     spec = run_spec(config, data, {}, weights)
     data.require_block(spec.config.block_size)
     run = build(spec, data, Ranks())
-    return {name: set_loss(run, name, final_losses(run, name)) for name in data.val_sets}
+    found = {}
+    for name in data.val_sets:
+        found[own if name == VAL else name] = set_loss(run, name, final_losses(run, name))
+    return found
 
 
 # -- tasks ----------------------------------------------------------------------------------------
@@ -166,15 +182,19 @@ def _tasks(options: EvalOptions, spec: RunSpec | None) -> dict[str, dict[str, fl
             "a task's .yaml file"
         )
     with _as_transformers(options, spec) as folder:
-        found: Any = lm_eval.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(folder), "dtype": "float32"},
-            tasks=names,
-            task_manager=manager,
-            limit=options.limit,
-            device="cpu" if options.device == "auto" else options.device,
-            bootstrap_iters=0,
-        )
+        try:
+            found: Any = lm_eval.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(folder), "dtype": "float32"},
+                tasks=names,
+                task_manager=manager,
+                limit=options.limit,
+                device="cpu" if options.device == "auto" else options.device,
+                bootstrap_iters=0,
+            )
+        except Exception as e:  # its tasks are others' code and data
+            why = (str(e).splitlines() or [""])[0]
+            raise UserError(f"--tasks: lm-eval fails ({type(e).__name__}: {why})") from e
     return {name: _numbers(metrics) for name, metrics in found["results"].items()}
 
 

@@ -191,7 +191,7 @@ class Recorder:
         for name in others:
             found[name] = set_loss(run, name, final_losses(run, name))
         for name, each in found.items():
-            self.say(lines.final(each, "val" if name == first else name))
+            self.say(lines.final(each, name if others else "val"))
 
         loss = found[first].loss
         if result.best_val_loss is None:  # max_iters=0: no other evaluation was made

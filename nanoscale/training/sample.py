@@ -80,7 +80,7 @@ def data_of(spec: RunSpec, data_root: str | None = None) -> Dataset:
     if data_root and Path(name).is_absolute():
         name = Path(name).name
     try:
-        dataset = open_dataset(name, data_root or spec.config.data_root, spec.config.val_sets)
+        dataset = open_dataset(name, data_root or spec.config.data_root, spec.val_sets)
     except UserError as e:
         moved = "" if data_root else "; has it moved, add --data_root=FOLDER"
         raise UserError(f"{e}{moved}") from e

@@ -72,7 +72,7 @@ class Run:
 def dataset_of(spec: RunSpec) -> Dataset:
     """The run's dataset; refused if it has changed since the run was made."""
     name = spec.config.dataset
-    dataset = open_dataset(name, spec.config.data_root, spec.config.val_sets)
+    dataset = open_dataset(name, spec.config.data_root, spec.val_sets)
     if dataset.fingerprint != spec.data_fingerprint:
         raise UserError(
             f"dataset {name!r} has changed since this run was made "

@@ -64,9 +64,9 @@ def test_an_export_has_the_same_loss(result, desk):
     pytest.importorskip("safetensors")
     export("run", desk / "hf")
     for data in (("tiny",), ("tiny", "sorted")):
-        found = judged("hf", data=data)
-        assert found.sets["val"].loss == pytest.approx(result.val_loss, rel=1e-6)
-        assert found.sets["val"].bits_per_byte == pytest.approx(result.val_bits_per_byte)
+        found = judged("hf", data=data).sets["tiny"]
+        assert found.loss == pytest.approx(result.val_loss, rel=1e-6)
+        assert found.bits_per_byte == pytest.approx(result.val_bits_per_byte)
 
 
 def test_lines_and_json(result):
@@ -74,7 +74,9 @@ def test_lines_and_json(result):
         "eval", "run", "--data=sorted", "--tokens=160", "--device=cpu", "--json=o.json"
     )
     loss = result.val_sets["sorted"]["loss"]
-    assert done.stdout.startswith(f"sorted: loss {loss:.4f}, ")
+    first, second = done.stdout.splitlines()
+    assert first == "run: best.pt at step 6"
+    assert second.startswith(f"sorted: loss {loss:.4f}, ")
     record = json.loads(Path("o.json").read_text())
     assert record["sets"] == {"sorted": result.val_sets["sorted"]}
 

@@ -14,9 +14,10 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.records import RunEntry
 from nanoscale.experiments.results import row_of
 from nanoscale.model.distributed import Ranks
-from nanoscale.store.resume import open_folder
+from nanoscale.store.resume import open_folder, past_difference
 from nanoscale.training.evaluation import window_losses
 from nanoscale.training.run import train_folder
+from nanoscale.training.sample import data_of
 from nanoscale.training.state import build, dataset_of
 
 KEYS = {**RUN, "max_iters": 4, "eval_interval": 2, "lr_schedule": "constant"}
@@ -143,3 +144,17 @@ def test_a_lengthened_run_is_its_straight_twin(root):
     keys = ("step", "val_loss", "val_loss_back", "train_loss")
     rows = [[row.get(key) for key in keys] for row in longer.folder.rows()]
     assert rows == [[row.get(key) for key in keys] for row in straight.folder.rows()]
+
+
+def test_a_set_that_is_added_leaves_earlier_runs_as_they_are(root):
+    added = root / "tiny/val_back.bin"
+    added.rename(root / "back.bin")
+    spec = spec_maker(KEYS, root)()
+    folder = open_folder(root / "run", spec, resume=False)
+    (root / "back.bin").rename(added)
+    assert train_folder(folder).val_sets is None
+    assert data_of(folder.spec()).val_sets == ("val",)
+    more = spec_maker(KEYS, root)()
+    assert past_difference(spec, more, 4) == (
+        "the validation sets differ (val_sets=val, now val, back)"
+    )
