@@ -64,6 +64,7 @@ CAMPAIGNS = {
         (
             "spec/test_counting.py",
             "spec/test_architecture.py",
+            "spec/test_memory.py",
             "model/test_model.py",
             "model/test_optim.py",
         ),
@@ -73,7 +74,15 @@ CAMPAIGNS = {
     "speed": Campaign(
         "ratios of timings, with nothing beside them", ("training/test_speed.py",), 1
     ),
-    "studies": Campaign("the quick study, from a file to its page", ("soak/test_studies.py",)),
+    "bridges": Campaign(
+        "exports and imports of every combination of parts, preparations killed at every write, "
+        "trackers against a server",
+        ("training/test_export.py", "data/test_writer.py", "soak/test_wandb_server.py"),
+    ),
+    "studies": Campaign(
+        "the quick study, from a file to its page",
+        ("soak/test_studies.py", "studies/test_study.py"),
+    ),
 }
 KEPT = ROOT / "experiments_out" / "soak"
 

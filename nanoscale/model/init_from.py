@@ -163,3 +163,5 @@ def _check_tensors(found: Pretrained, init_from: str) -> None:
                 f"init_from={init_from}: {name} is {there or 'missing'} there, and its config "
                 f"says {shape or 'none'}; the file is damaged, or of another program"
             )
+        if not found.tensors[name].isfinite().all():
+            raise UserError(f"init_from={init_from}: {name} is not finite: its run has diverged")

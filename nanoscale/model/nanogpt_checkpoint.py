@@ -33,7 +33,9 @@ def of_nanogpt(path: Path, payload: Mapping[str, Any]) -> Pretrained:
         if type(sizes.get(key)) is not int:
             raise UserError(f"{path}: its model_args have no {key}, as nanoGPT's do")
         keys[key] = sizes[key]
-    tensors = dict(_renamed(path, state))
+    tensors = _renamed(path, state)
+    if sizes["n_layer"] > len(state):
+        raise UserError(f"{path}: {sizes['n_layer']} blocks, more than it holds tensors")
     keys["bias"] = "transformer.ln_f.bias" in tensors
     keys["tie_embeddings"] = _is_tied(tensors)
     if keys["tie_embeddings"]:
@@ -46,17 +48,25 @@ def of_nanogpt(path: Path, payload: Mapping[str, Any]) -> Pretrained:
 def _renamed(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Its tensors by our names: q, k and v are three, and no buffer is one."""
     tensors = {}
+    made = 0
     for key, tensor in state.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{path}: its model holds {key!r}, which is no tensor by a name")
         name = key.removeprefix(_OF_COMPILE)
         if name.endswith(_BUFFERS):
             continue
+        dense = tensor.layout == torch.strided and not tensor.is_meta
+        if not dense or not tensor.is_floating_point() or not tensor.dim():
+            raise UserError(f"{path}: {key} is no array of floats")
+        made += 1
         if ".c_attn." not in name:
             tensors[name] = tensor.float()
             continue
         for part, rows in zip("qkv", tensor.float().chunk(3), strict=False):
             tensors[name.replace("c_attn", f"c_{part}")] = rows.clone()
+        made += 2
+    if len(tensors) != made:
+        raise UserError(f"{path}: holds a tensor twice, under two names")
     return tensors
 
 

@@ -87,7 +87,8 @@ def evaluate_weights(options: EvalOptions) -> Judged:
     if options.tasks and find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-eval: run `pip install 'nanoscale[eval]'`")
     folder = RunFolder(options.weights)
-    spec = folder.spec() if folder.record(CONFIG) else None
+    is_run = folder.path.is_dir() and folder.record(CONFIG) is not None
+    spec = folder.spec() if is_run else None
     warnings: list[str] = []
     sets: Mapping[str, SetLoss] = {}
     dataset = ""

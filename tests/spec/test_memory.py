@@ -163,7 +163,7 @@ def test_chunks_are_for_training_alone():
     assert model.train()(X)[1] is None
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by torch.compile itself
 def test_they_compile():
     config = tiny_config(z_loss=0.01, recompute=True, loss_chunk=7, dropout=0.2)

@@ -233,7 +233,7 @@ def test_seeds_are_replicates_and_narrow_the_answer(table):
     assert four["answers"]["a"]["width"] == pytest.approx(one["answers"]["a"]["width"] / 2, rel=0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_question_without_an_answer_exits_with_3(table, capsys):
     code, record = design(table, "--noise=0.2", "--delta=0.3", "--question=alpha")
     assert (code, record["status"]) == (3, "not_identified")

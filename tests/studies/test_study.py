@@ -311,7 +311,7 @@ def test_a_ladder_runs_fits_and_reports(capsys):
     assert "-m nanoscale sample --out_dir=experiments_out/runs/toy-L1-d64" in lines[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_transfer_study_refines_judges_each_arm_and_again_runs_nothing(capsys):
     path = write(TRANSFER.replace("[base]", f"[base]\nbeta1 = {VALLEY}"))
     study, out = run_study(path), capsys.readouterr().out

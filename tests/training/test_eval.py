@@ -69,6 +69,11 @@ def test_an_export_has_the_same_loss(result, desk):
         assert found.bits_per_byte == pytest.approx(result.val_bits_per_byte)
 
 
+def test_a_checkpoint_is_evaluated_on_the_data_that_it_names(result):
+    found = judged("run/best.pt")
+    assert found.sets["val"].loss == result.val_loss
+
+
 def test_lines_and_json(result):
     done = nanoscale(
         "eval", "run", "--data=sorted", "--tokens=160", "--device=cpu", "--json=o.json"

@@ -248,6 +248,14 @@ def spoil(desk: Path) -> None:
     save_nanogpt(desk / "heads.pt", state, n_head=3)
     save_nanogpt(desk / "deeper.pt", state, n_layer=3)
     save_nanogpt(desk / "wider.pt", state, n_embd=32)
+    save_nanogpt(desk / "huge.pt", state, n_layer=10**9)
+    first = next(iter(state))
+    save_nanogpt(desk / "nan.pt", state | {first: state[first] * float("nan")})
+    save_nanogpt(desk / "scalar.pt", state | {first: torch.tensor(1.0)})
+    save_nanogpt(desk / "whole_numbers.pt", state | {first: state[first].long()})
+    save_nanogpt(desk / "sparse.pt", state | {first: state[first].to_sparse()})
+    save_nanogpt(desk / "meta.pt", state | {first: state[first].to("meta")})
+    save_nanogpt(desk / "twice.pt", state | {f"_orig_mod.{first}": state[first] + 1})
     small = nanogpt_state(vocab_size=11)
     save_nanogpt(desk / "small.pt", small, vocab_size=11)
     for name in ("whole", "halved", "coded", "pickled"):
@@ -276,6 +284,13 @@ BAD = {
     "heads.pt": "its weights make no model: n_embd=16 is not divisible by n_head=3",
     "deeper.pt": "transformer.h.2.attn.c_k.bias is missing there",
     "wider.pt": "(16,) there, and its config says (32,)",
+    "huge.pt": "1000000000 blocks, more than it holds tensors",
+    "nan.pt": "is not finite: its run has diverged",
+    "scalar.pt": "is no array of floats",
+    "whole_numbers.pt": "is no array of floats",
+    "sparse.pt": "is no array of floats",
+    "meta.pt": "is no array of floats",
+    "twice.pt": "holds a tensor twice, under two names",
     "small.pt": "init_from=small.pt: its weights' vocab_size=11 is below the 16 symbols",
     "halved": "not a whole safetensors file",
     "coded": "the model wants remote code (auto_map); none was run",
