@@ -235,7 +235,7 @@ def test_a_study_that_torchrun_has_started_finishes(backend, monkeypatch):
     assert folder.metrics()["provenance"]["world_size"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_a_run_computes_is_the_same_in_a_process_that_has_run_another(monkeypatch):
     """Real training, with dropout; a diverged run and another shape of data order between."""
     pytest.importorskip("torch")

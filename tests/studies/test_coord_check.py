@@ -198,7 +198,7 @@ def test_files_lie_under_the_checks_settings_and_flags_over_them(desk):
     assert {(c.spec.config.n_embd, c.spec.config.n_head) for c in plan.cells} == {(64, 2)}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_command_from_end_to_end(desk):
     common = [
         "coord-check",

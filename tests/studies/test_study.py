@@ -519,7 +519,7 @@ def test_the_quick_study_is_a_ladder_one_can_defend():
     assert isinstance(base, ExperimentConfig)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_small_ladder_for_real(tmp_path):
     text = LADDER.replace("n_embd = 64\n", "n_embd = 40\n").replace("seeds = [1, 2, 3]\n", "")
     write(text)
