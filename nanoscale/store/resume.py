@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -360,7 +359,8 @@ def take_over_rows(folder: RunFolder, spec: RunSpec, step: int, saved: RunSpec |
         torn.unlink(missing_ok=True)
     if step and spec.config.branch_from and not (folder / CHECKPOINT).is_file():
         parent = parent_folder(folder, spec.config.branch_from)
-        shutil.copyfile(parent / ROWS, folder / ROWS)
+        past = RunFolder(parent).rows()
+        write_text(folder / ROWS, "".join(map(row_line, past)))
     if not (folder / ROWS).is_file():
         return []
 

@@ -269,6 +269,21 @@ def test_a_refusal_leaves_nothing_behind(here, words, out):
     assert sorted(here.rglob("*")) == folders
 
 
+@pytest.mark.parametrize("spoil", ["folder", "gone"])
+def test_a_branch_of_a_run_whose_rows_are_lost_is_refused_or_says_so(here, spoil, capsys):
+    rows = Path("run/metrics.jsonl")
+    rows.unlink()
+    if spoil == "gone":
+        typed("new", branch_from="run@2")
+        assert "lacks the rows after step 0" in capsys.readouterr().out
+        return
+    rows.mkdir()
+    before = files(here)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
+        typed("new", branch_from="run@2")
+    assert files(here) == before
+
+
 def test_a_run_that_has_begun_stays_where_it_fails(here, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise UserError("cannot write: no space")
