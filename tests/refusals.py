@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nanoscale.errors import UserError
+
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {
@@ -26,3 +30,16 @@ def assert_refused(desk: Path, capsys: Any, command: Callable[[], int], *words: 
     for word in words:
         assert word in lines[0], lines[0]
     assert snapshot(desk) == before
+
+
+def refusal(call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
+    """What a call says that is refused, one line."""
+    with pytest.raises(UserError) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))

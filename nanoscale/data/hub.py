@@ -15,7 +15,6 @@ from typing import Any
 
 from nanoscale.data.dataset import Words, open_dataset, philox_words
 from nanoscale.data.tokenizer import (
-    TRAINED_ON,
     Tokenizer,
     as_recorded,
     check_choice,
@@ -121,7 +120,7 @@ def prepare_hub(
         kept = out / STAGE / TRAINED
         if kept.is_file():
             return read_tokenizer(kept)
-        made = make_tokenizer(tokenizer, reader.sample())
+        made = make_tokenizer(tokenizer, reader.training_texts())
         if tokenizer.startswith("train:"):
             temporary = kept.with_suffix(".tmp")
             temporary.write_text(made.to_json(), encoding="utf-8", newline="\n")
@@ -187,16 +186,12 @@ class HubReader:
     def facts(self, place: Place) -> Mapping[str, object]:
         return {"commit": place["commit"]}
 
-    def sample(self) -> Iterator[str]:
-        """The first training documents, of `TRAINED_ON` characters."""
-        left = TRAINED_ON
+    def training_texts(self) -> Iterator[str]:
+        """The training documents, from the first on; who learns from them stops in time."""
         for batch in self.batches(None):
             for text, validation in zip(batch.texts, batch.validation, strict=True):
                 if text is not None and not validation:
-                    yield text[:left]
-                    left -= len(text)
-                if left <= 0:
-                    return
+                    yield text
 
     def _commit(self) -> str | None:
         """What `main` is now, so that a later try reads the same; None of a folder here."""

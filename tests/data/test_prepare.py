@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import listing, refusal
 from tiny import ROOT
 
 from nanoscale.commands.main import dispatch
@@ -31,18 +32,6 @@ SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 FILES = ["meta.json", "meta.pkl", "train.bin", "val.bin"]
 
 with_shakespeare = pytest.mark.skipif(not SHAKESPEARE.exists(), reason="no tinyshakespeare here")
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
 def state(folder: Path) -> dict:

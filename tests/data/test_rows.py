@@ -9,27 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusals import listing, refusal
 
 from nanoscale.commands.main import dispatch
 from nanoscale.data import prepare, writer
 from nanoscale.data.dataset import SPLITS, open_dataset
 from nanoscale.data.tokenizer import TokenizerFile
-from nanoscale.errors import UserError
 
 NOTES = [f"Note {i}: {'ö' * (i % 7)}\n" for i in range(60)]
 PROSE_SHA256 = "fdceb080776e"
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
 def write_parquet(path: Path, columns: dict[str, list]) -> None:

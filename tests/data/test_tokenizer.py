@@ -11,30 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import listing, refusal
 from tiny import ROOT, run_python
 
 from nanoscale.data import documents, prepare, tokenizer
 from nanoscale.data.dataset import SPLITS, open_dataset
 from nanoscale.data.tokenizer import GPT2, Bytes, Characters, make_tokenizer, train_bpe
-from nanoscale.errors import UserError
 
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
 NOTES = "Every day, a note. " * 30 + "Naïve?\n"
 MIXED = (
     "Naïve Œuvre — 日本語 😀😀 plain   words\n\n and <|endoftext|> as text\r\n\ttabs 123456 x" * 4
 )
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
 @pytest.fixture(scope="module")
