@@ -16,7 +16,7 @@ from nanoscale.errors import UserError, did_you_mean
 from nanoscale.experiments.records import RunEntry
 from nanoscale.experiments.results import STUDY, Study, row_of
 from nanoscale.spec.config import flatten
-from nanoscale.spec.values import Json
+from nanoscale.spec.values import Json, once_each
 from nanoscale.store.folder import CONFIG, FAILED, FINISHED, RUNNING, WAITING, RunFolder
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _read_file(path: Path) -> DataFrame:
             return rows.where(rows.notna(), None)
         if path.suffix in JSON_LINES:
             text = path.read_text(encoding="utf-8-sig").splitlines()
-            return _frame([json.loads(line) for line in text if line.strip()])
+            return _frame([json.loads(line, object_pairs_hook=once_each) for line in text if line.strip()])
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except pd.errors.EmptyDataError:
         raise UserError(

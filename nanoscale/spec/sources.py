@@ -13,7 +13,7 @@ import os.path
 import sys
 import tomllib
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -30,7 +30,7 @@ from nanoscale.spec.config import (
 )
 from nanoscale.spec.config_file import run_config_file
 from nanoscale.spec.options import Kind
-from nanoscale.spec.values import Json, Overrides, Value
+from nanoscale.spec.values import Json, Overrides, Value, once_each
 
 COMMAND_LINE = "the command line"
 FIELDS = all_fields()
@@ -154,9 +154,11 @@ def read_file(path: str, known: Overrides) -> Source:
         values = run_config_file(path, text, known) if path.endswith(".py") else _parse(path, text)
         if not isinstance(values, Mapping):
             raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
-        return Source(path, flatten_keys(values))
+        return Source(path, once_each(_leaves(values)))
     except RecursionError as e:
         raise UserError(f"{path}: nested too deeply; expected keys and values") from e
+    except ValueError as e:
+        raise UserError(f"{path}: {e}") from e
 
 
 def _text_of(file: Path, path: str) -> str:
@@ -173,29 +175,52 @@ def _text_of(file: Path, path: str) -> str:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
 
 
-def flatten_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Json]:
-    """`{'parametrization': {'mode': 'muP'}}` as `{'parametrization.mode': 'muP'}`."""
-    flat: dict[str, Json] = {}
+def flatten_keys(values: Mapping[str, Any]) -> dict[str, Json]:
+    """`{'parametrization': {'mode': 'muP'}}` as `{'parametrization.mode': 'muP'}`.
+
+    Raises:
+        UserError: naming a key given twice, once dotted and once in a table.
+    """
+    try:
+        return once_each(_leaves(values))
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Json]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= flatten_keys(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            yield f"{prefix}{key}", value
 
 
 def _yaml(text: str) -> object:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """PyYAML's, which keeps the last of two equal keys in silence."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            once_each([(key.value, key) for key, _ in node.value if key.tag != MERGE])
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text) or {}
+        return yaml.load(text, Loader) or {}
     except yaml.YAMLError as e:
         raise ValueError(e) from e
 
 
+MERGE = "tag:yaml.org,2002:merge"  # `<<`: may stand more than once
+
+
+def _json(text: str) -> object:
+    return json.loads(text, object_pairs_hook=once_each)
+
+
 LANGUAGES: dict[str, tuple[str, Callable[[str], object]]] = {
     ".toml": ("TOML", tomllib.loads),
-    ".json": ("JSON", json.loads),
+    ".json": ("JSON", _json),
     ".yaml": ("YAML", _yaml),
     ".yml": ("YAML", _yaml),
 }

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | float | bool | None"
 Value: TypeAlias = "str | float | bool | tuple[int, ...] | None"  # of a config's field
 Overrides: TypeAlias = "Mapping[str, Json]"  # dotted config keys and their values
+
+
+def once_each(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The pairs as a dict, where JSON and YAML would let the last of two equal keys win.
+
+    Raises:
+        ValueError: naming a key that stands twice.
+    """
+    values: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"{key!r} stands twice; keep one")
+        values[key] = value
+    return values
