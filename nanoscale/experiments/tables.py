@@ -119,7 +119,9 @@ def _read_file(path: Path) -> DataFrame:
             return rows.where(rows.notna(), None)
         if path.suffix in JSON_LINES:
             text = path.read_text(encoding="utf-8-sig").splitlines()
-            return _frame([json.loads(line, object_pairs_hook=once_each) for line in text if line.strip()])
+            return _frame(
+                [json.loads(line, object_pairs_hook=once_each) for line in text if line.strip()]
+            )
         rows = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except pd.errors.EmptyDataError:
         raise UserError(
