@@ -72,6 +72,12 @@ def one_of(choices: Iterable[object]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
+def cut(value: object, most: int = 40) -> str:
+    """What was typed, or stands in a file, short enough for a message."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def counted(n: int, noun: str) -> str:
     """`1 run` or `3 runs`."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
