@@ -175,7 +175,7 @@ def _text_of(file: Path, path: str) -> str:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({type(e).__name__})") from e
 
 
-def flatten_keys(values: Mapping[str, Any]) -> dict[str, Json]:
+def flatten_keys(values: Mapping[Any, Any]) -> dict[str, Json]:
     """`{'parametrization': {'mode': 'muP'}}` as `{'parametrization.mode': 'muP'}`.
 
     Raises:
@@ -187,7 +187,7 @@ def flatten_keys(values: Mapping[str, Any]) -> dict[str, Json]:
         raise UserError(str(e)) from e
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Json]]:
+def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Json]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
