@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 _HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
 _STOPS = {signal.SIGINT, signal.SIGTERM, _HANGUP}
-ANSWER = "stopping: this update is finished and saved first; Ctrl-C again stops at once"
+ANSWER = "stopping: this update is finished and saved first"
+AGAIN = "; Ctrl-C again stops at once"
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def answered() -> Iterator[None]:
     def listen() -> None:
         while number := os.read(reader, 1):
             if number[0] in _STOPS:
-                print(ANSWER, flush=True)
+                print(ANSWER + (AGAIN if number[0] == signal.SIGINT else ""), flush=True)
                 return
 
     thread = threading.Thread(target=listen, name="signals", daemon=True)

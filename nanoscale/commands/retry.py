@@ -20,11 +20,13 @@ from nanoscale.errors import DONE, FAILURE
 def command(name: str, json_path: Path | None, output_root: Path, **how: Any) -> int:
     """Run what is left of STUDY: its failed runs anew, and those that wait."""
     from nanoscale.experiments import ExperimentRunner, Study
+    from nanoscale.experiments.results import study_folder
     from nanoscale.studies.stages import asked_recipe
 
+    study = Study.open(study_folder(name, output_root))
     if how.get("backend"):  # which the file of the study's recipe may register
-        asked_recipe(Study.open(output_root / name))
-    runner = ExperimentRunner(output_root=output_root, **runner_options(how))
-    study = runner.retry(name)
+        asked_recipe(study)
+    runner = ExperimentRunner(output_root=study.output_root, **runner_options(how))
+    study = runner.retry(study.name)
     write_study(json_path, study)
     return DONE if study.ok else FAILURE

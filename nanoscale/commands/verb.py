@@ -337,10 +337,11 @@ def write_study(json_path: Path | None, study: Study) -> None:
 
 
 def open_study(name: str, output_root: Path) -> Study:
-    """The study of that name, once it is said which of its runs are damaged."""
+    """The study of that name or path, once it is said which of its runs are damaged."""
     from nanoscale.experiments import Study
+    from nanoscale.experiments.results import study_folder
 
-    study = Study.open(output_root / name)
+    study = Study.open(study_folder(name, output_root))
     for line in warned(study.damaged()):
         click.echo(line, err=True)
     return study

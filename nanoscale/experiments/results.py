@@ -103,6 +103,8 @@ class Study:
             UserError: there is none, naming the nearest, or its record is broken.
         """
         folder = Path(folder)
+        if folder.name in ("", ".."):  # of `.` and `..` neither name nor parent is in it
+            folder = folder.resolve()
         path = folder / STUDY
         if not path.is_file():
             names = study_names(folder.parent)
@@ -386,6 +388,15 @@ def failure_lines(study: Study) -> list[str]:
 def study_names(output_root: Path) -> list[str]:
     """The studies below an output root, by name."""
     return sorted(path.parent.name for path in Path(output_root).glob(f"*/{STUDY}"))
+
+
+def study_folder(name: str, output_root: Path | str) -> Path:
+    """The folder of the study that is typed: by its name below the output root, or by its path."""
+    path, below = Path(name), Path(output_root) / name
+    if (below / STUDY).is_file():
+        return below
+    is_path = (path / STUDY).is_file() or len(path.parts) > 1
+    return path if is_path else below
 
 
 def matching_studies(output_root: Path, name: str) -> list[Study]:

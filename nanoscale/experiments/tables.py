@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, cut, did_you_mean
 from nanoscale.experiments.records import RunEntry
-from nanoscale.experiments.results import STUDY, Study, row_of
+from nanoscale.experiments.results import Study, row_of, study_folder
 from nanoscale.experiments.table_files import frame_of, is_table_file, read_table_file
 from nanoscale.spec.config import flatten
 from nanoscale.spec.values import Json
@@ -52,11 +52,9 @@ def read_table(*names: str | Path, output_root: str | Path = "experiments_out") 
     path = Path(names[0])
     if len(names) > 1 or (path / CONFIG).is_file():
         return frame_of([_folder_row(RunFolder(name)) for name in names])
-    if (path / STUDY).is_file():
-        return study_table(Study.open(path))
-    if is_table_file(path) or path.is_file():
+    if path.is_file() or (is_table_file(path) and not path.is_dir()):
         return read_table_file(path)
-    return study_table(Study.open(Path(output_root) / path))
+    return study_table(Study.open(study_folder(path, output_root)))
 
 
 def study_table(study: Study) -> DataFrame:

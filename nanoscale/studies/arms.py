@@ -17,7 +17,7 @@ from pathlib import Path
 from nanoscale.checks.comparison import TOKENS
 from nanoscale.checks.paired import ChosenSetting, Losses, Setting, choose, shared_seeds
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.experiments.results import STUDY, Study, state_of
+from nanoscale.experiments.results import Study, state_of, study_folder
 from nanoscale.spec.config import all_fields, flatten
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
@@ -115,10 +115,7 @@ def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Ove
     """Each run's folder, and what its study varies (nothing of a run named by itself)."""
     names = [part for part in text.split(",") if part]
     if filtered or (len(names) < 2 and not (Path(text) / CONFIG).is_file()):
-        path = Path(text.partition(":")[0])
-        if not (path / STUDY).is_file():
-            path = output_root / path
-        study = Study.open(path)
+        study = Study.open(study_folder(text.partition(":")[0], output_root))
         return [(entry.values, folder) for entry, folder in study.runs()]
     folders: list[tuple[Overrides, RunFolder]] = []
     for name in names:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -62,11 +62,13 @@ class WandbTracker:
                 resume="allow",
                 dir=str(run.folder.path),
                 config=run.config(),
+                settings=wandb.Settings(silent=True),  # but for a login's questions
             )
         except wandb.Error as e:
             raise UserError(
                 f"W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, or leave it out"
             ) from e
+        self.url = None if self.run.offline else self.run.url
         self.from_step = self.run.starting_step
         self.exit_code = 1  # of a run that has not ended
         here = Path(self.run.dir).parent
@@ -151,7 +153,7 @@ class TrackioTracker:
 
     def __init__(self, run: TrackedRun) -> None:
         self.package = import_module("trackio")
-        with redirect_stdout(sys.stderr):  # it talks
+        with redirect_stdout(io.StringIO()):  # it talks
             self.run = self.package.init(
                 project=run.project,
                 name=f"{run.name} {run.spec.id}",
@@ -175,6 +177,8 @@ class TrackioTracker:
         self.step = step
 
     def final(self, results: Mapping[str, Json]) -> None:
+        if self.last is None and not self.from_step:  # a run of no update, without rows
+            self.last = {}
         if self.last is not None:  # else both are there
             self.last |= results
         self.has_ended = True
@@ -182,7 +186,7 @@ class TrackioTracker:
     def close(self) -> None:
         if self.has_ended:
             self._write_last()
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(io.StringIO()):
             self.package.finish()
 
     def _write_last(self) -> None:

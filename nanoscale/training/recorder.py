@@ -72,6 +72,8 @@ class Recorder:
     def introduce(self) -> None:
         for line in lines.introduction(self.run):
             self.say(line)
+        for line in self.rows.trackers.urls if self.rows else ():
+            self.say(line)
 
     def writes(self) -> bool:
         """Whether this rank writes; refuses once others have taken the folder over."""

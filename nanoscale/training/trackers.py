@@ -141,12 +141,15 @@ class Trackers:
         self.run = run
         self.warn = warn
         self.failed: list[str] = []
+        self.urls: list[str] = []  # where those that have one show the run
         self._open: dict[str, Tracker] = {}
         self._ended = False
         rows = run.folder.rows() if makers else []
         for name, make in makers.items():
             try:
-                self._open[name] = make(run)
+                tracker = self._open[name] = make(run)
+                if url := getattr(tracker, "url", None):
+                    self.urls.append(f"{name}: {url}")
             except Exception as error:  # which it may be is the tracker's alone
                 if typed or not rows:
                     self.close()
@@ -242,5 +245,6 @@ def tracker_of(name: str, file: str | None) -> MakeTracker:
     """
     known = known_trackers(file)
     if name not in known:
-        raise UserError(f"--to={name}: choose {one_of(known)}")
+        own = "" if file else "; --trackers=FILE registers one of yours"
+        raise UserError(f"--to={name}: choose {one_of(known)}{own}")
     return known[name]

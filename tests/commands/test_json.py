@@ -59,6 +59,7 @@ def made(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY_RUN = flags(RUN | {"max_iters": 2, "eval_interval": 0})
+PATH = "experiments_out/seeds"  # of a study, as a shell completes it
 CASES = {  # the arguments, and a key of the record with what it must be
     "data": (["data", "prepare", "synthetic", "--out=new"], "vocab_size", 32),
     "train": (["train", *TINY_RUN, "--out_dir=new"], "status", "COMPLETE"),
@@ -69,12 +70,12 @@ CASES = {  # the arguments, and a key of the record with what it must be
     "params": (["params", *TINY_RUN, "--vocab_size=16"], "tensors", 19),
     "study": (["study", "seeds.toml", "--dry-run"], "states", {"WAITING": 2}),
     "status": (["status", "seeds"], "studies", 1),
-    "watch": (["watch", "seeds"], "states", {"COMPLETE": 2}),
-    "retry": (["retry", "seeds"], "ok", True),
-    "table": (["table", "seeds"], "rows", 2),
+    "watch": (["watch", PATH], "states", {"COMPLETE": 2}),
+    "retry": (["retry", PATH], "ok", True),
+    "table": (["table", PATH + "/"], "rows", 2),
     "sync": (["sync", "seeds", "--to=losses", f"--trackers={ROOT}/docs/my_tracker.py"], "sent", 2),
     "completion": (["completion", "bash"], "shell", "bash"),
-    "compare": (["compare", "seeds", "out"], "loss", "val_loss"),
+    "compare": (["compare", PATH, "out"], "loss", "val_loss"),
 }
 
 

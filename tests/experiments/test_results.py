@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_worker import TINY
 from grids import a_runner
 
+from nanoscale.errors import UserError
 from nanoscale.experiments import Study
-from nanoscale.experiments.results import matching_studies
+from nanoscale.experiments.results import matching_studies, study_folder
+from nanoscale.experiments.tables import read_table
 
 
 @pytest.fixture
@@ -81,3 +84,16 @@ def test_a_run_with_trackers_knows_whose_cell_it_is(tmp_path):
     ((entry, folder),) = search.runs()
     cell = f"trial 0: learning_rate={entry.trial_values['learning_rate']}"
     assert folder.record("cell.json") == {"study": "s", "cell": cell}
+
+
+def test_a_study_is_found_by_its_name_or_its_path(study, monkeypatch):
+    study.save_record()
+    root = study.output_root
+    assert study_folder("g", root) == study_folder(f"{root}/g/", root) == root / "g"
+    assert read_table(root / "g", output_root="elsewhere").shape[0] == 3
+    with pytest.raises(UserError, match=f"^no study 'gg' in {root}; did you mean 'g'"):
+        Study.open(study_folder(f"{root}/gg", root))
+    monkeypatch.chdir(root / "g")
+    for here in (".", "../g"):
+        opened = Study.open(study_folder(here, "elsewhere"))
+        assert (len(opened), opened.folder.resolve()) == (3, Path.cwd())

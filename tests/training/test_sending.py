@@ -98,9 +98,10 @@ def test_finished_runs_are_sent_once_each(study, capsys):
         "sent": [first.path.name, second.path.name],
         "there": [],
         "unfinished": [waiting.path.name],
+        "held": [],
         "failed": [],
     }
-    assert sync() == 0
+    assert sync("experiments_out/seeds") == 0  # its path, as a shell completes it
     assert notes() == everything
     assert capsys.readouterr().out == "0 runs sent to notes, 2 there already, 1 unfinished\n"
     assert sync("seeds", "--again") == 0
@@ -135,6 +136,27 @@ def test_a_run_that_cannot_be_sent_whole_is_no_success(study, capsys):
     assert "1 run sent to notes, 1 there already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_whose_rows_are_gone_is_not_sent(study, capsys, rows):
+    first, second, _ = [folder for _, folder in study.runs()]
+    path = first / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
+    assert sync() == 1
+    assert notes() == told(second, "seeds: seed=2")
+    assert first.record("sent.json") is None
+    out = capsys.readouterr().out
+    assert f"not sent: seed=1: metrics.jsonl ends after step {rows} of 2" in out
+    assert "1 run sent to notes, 1 unfinished, 1 not sent whole" in out
+
+
+def test_two_at_once_send_a_run_once(study, capsys):
+    first, second, _ = [folder for _, folder in study.runs()]
+    with first.take():  # as another process does that sends it
+        assert sync() == 0
+    assert notes() == told(second, "seeds: seed=2")
+    assert "1 run sent to notes, 1 unfinished, 1 in another process" in capsys.readouterr().out
+
+
 def test_one_run_is_sent_in_the_group_of_a_study_that_has_it(study, capsys):
     first, second, _ = [folder for _, folder in study.runs()]
     assert sync(str(first.path)) == 0
@@ -150,6 +172,7 @@ REFUSED = {
     "no study": (["none", "--to=wandb"], "no study 'none'"),
     "no tracker": (["seeds", "--to=wadnb"], "--to=wadnb: choose 'wandb', 'tensorboard'"),
     "no file": (["seeds", "--to=notes", "--trackers=none.py"], "trackers=none.py: no such file"),
+    "not registered": (["seeds", "--to=notes"], "'trackio'; --trackers=FILE registers one"),
     "no target": (["seeds"], "--to TRACKER is missing"),
 }
 

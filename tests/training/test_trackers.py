@@ -67,6 +67,8 @@ def killed(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
         assert (folder.status().checkpoint_step, folder.rows()[-1]["step"]) == (4, 6)
         second = run_nanoscale("run", str(folder.path))
         assert second.returncode == 0, second.stderr
+        said = second.stdout + second.stderr
+        assert not re.search(r"^(.*wandb\b.*:|\* )", said, re.M), said  # W&B's lines, Trackio's
     return folder
 
 
