@@ -390,7 +390,7 @@ def study_names(output_root: Path) -> list[str]:
     return sorted(path.parent.name for path in Path(output_root).glob(f"*/{STUDY}"))
 
 
-def study_folder(name: str, output_root: Path | str) -> Path:
+def study_folder(name: str | Path, output_root: Path | str) -> Path:
     """The folder of the study that is typed: by its name below the output root, or by its path."""
     path, below = Path(name), Path(output_root) / name
     if (below / STUDY).is_file():
