@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar, cast
@@ -107,6 +107,25 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as e:  # below /proc, say
             raise UserError(f"cannot make {path}: no folder can be made there; {_OTHER}") from e
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folders that `make_folder(path)` would make, deepest first."""
+    return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """`make_folder(path)`; where the block fails, no folder made for it is left empty."""
+    made = missing_folders(path)
+    try:
+        make_folder(path)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # not a tree's removal: others may have begun in it
+        raise
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def command(context: click.Context) -> None:
 @option("split", "NAME", "Of a set of the hub: which of its splits (train).")
 @option("revision", "NAME", "Of a set of the hub: a branch, tag or commit (main).")
 @option("out", "PATH", "The folder (data/NAME).", PATH)
+@click.option("--overwrite", is_flag=True, help="Replace another set that is there.")
 @json_output("what was made")
 def prepare_command(
     name: str,
@@ -55,6 +56,7 @@ def prepare_command(
     split: str | None,
     revision: str | None,
     out: Path | None,
+    overwrite: bool,
     json_path: Path | None,
 ) -> None:
     """Make the dataset NAME: shakespeare_char (tinyshakespeare by characters), shakespeare (by
@@ -77,6 +79,7 @@ def prepare_command(
         split=split,
         revision=revision,
         tokens=tokens,
+        overwrite=overwrite,
     )
     dataset = folder.name if folder.parent == Path("data") else str(folder)
     click.echo(f"next: {SMALL} --dataset={shlex.quote(dataset)}")

@@ -22,7 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from nanoscale.data.formats import check_format
-from nanoscale.data.meta import DTYPES, SPLITS, Meta, read_errors, read_meta
+from nanoscale.data.meta import DTYPES, SPLITS, Meta, other_tokens, read_errors, read_meta
 from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, symbol_bytes, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
 
@@ -273,13 +273,12 @@ def _same_tokens(dataset: Dataset, name: str, data_root: str) -> Dataset:
         raise UserError(
             f"val_sets: {name!r} is none of {dataset.name}'s sets ({there}): {e}"
         ) from e
-    ours, theirs = dataset.meta, other.meta
-    for what in ("kind", "vocab_size", "itos", "tokenizer"):
-        if getattr(ours, what) != getattr(theirs, what):
-            raise UserError(
-                f"val_sets: the tokens of {name!r} are not those of {dataset.name!r} (another "
-                f"{what}); prepare it with the same tokenizer"
-            )
+    what = other_tokens(dataset.meta, other.meta)
+    if what is not None:
+        raise UserError(
+            f"val_sets: the tokens of {name!r} are not those of {dataset.name!r} (another "
+            f"{what}); prepare it with the same tokenizer"
+        )
     return other
 
 

@@ -10,8 +10,20 @@ import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nanoscale.data.meta import GPT2_VOCAB_SIZE, META_SCHEMA, SPLITS, dtype_of
+from nanoscale.data.meta import (
+    GPT2_VOCAB_SIZE,
+    META_SCHEMA,
+    SPLITS,
+    Meta,
+    dtype_of,
+    other_tokens,
+    read_meta,
+)
 from nanoscale.data.tokenizer import TOKENIZER_FILE, Bytes, Characters, Tokenizer, TokenizerFile
+from nanoscale.errors import UserError
+
+TRAIN = "train.bin"
+OLD = "old.bin"  # what it was, in the stage
 
 
 def write_meta(
@@ -73,16 +85,76 @@ def _write_nanogpts(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / "meta.pkl").write_bytes(pickle.dumps(theirs, protocol=4))
 
 
-def replace_files(stage: Path, out: Path) -> bool:
-    """Move the staged files that differ from those in `out` there; whether there were any."""
-    # meta.json last: until it is there, the old one's token counts give a torn set away
-    names = ("train.bin", "val.bin", TOKENIZER_FILE, "meta.pkl", "meta.json")
+def replace_files(stage: Path, out: Path, overwrite: bool) -> bool:
+    """Move the staged files that differ from those in `out` there; whether there were any.
+
+    Raises:
+        UserError: a file is there with other content, and not to `overwrite`; or a further
+            validation set lies in `out`, whose tokens would be taken for other ones.
+    """
+    names = (TRAIN, "val.bin", TOKENIZER_FILE, "meta.pkl", "meta.json")
     staged = [name for name in names if (stage / name).exists()]
     same, _, _ = filecmp.cmpfiles(stage, out, staged, shallow=False)
     changed = [name for name in staged if name not in same]
+    replaced = [name for name in changed if name != "meta.json" and (out / name).exists()]
+    held = _held(out)
+    new = read_meta(stage)
+    if replaced and not overwrite:
+        raise other_set(out, "", f"{_told(new)}, with another {replaced[0]}")
+    _check_further(out, held, new)
+    if not changed:
+        return False
+    if (out / TRAIN).exists():  # a set that is torn by a kill is one without it
+        os.replace(out / TRAIN, stage / (OLD if TRAIN in changed else TRAIN))
     for name in changed:
-        os.replace(stage / name, out / name)
+        if name != TRAIN:
+            os.replace(stage / name, out / name)
     if "meta.pkl" not in staged:
         # of another tokenizer, and nanoGPT would read it
         (out / "meta.pkl").unlink(missing_ok=True)
-    return bool(changed)
+    if held is not None and held.tokenizer is not None and TOKENIZER_FILE not in staged:
+        (out / held.tokenizer.file).unlink(missing_ok=True)
+    os.replace(stage / TRAIN, out / TRAIN)
+    return True
+
+
+def other_set(out: Path, source: str, new: str) -> UserError:
+    """The refusal to replace the set in `out`, which is of `source`, by the new one."""
+    held = _held(out)
+    told = "files that nanoscale has not prepared"
+    if held is not None and held.splits is not None:
+        told = _told(held)
+    of = f" ({source})" if source else ""
+    return UserError(
+        f"{out} holds {told}{of}, and this makes {new}; choose another folder with --out, or "
+        "replace what is there with --overwrite"
+    )
+
+
+def _held(out: Path) -> Meta | None:
+    """What the tokens in a folder mean; None where there are none, or no meta of use."""
+    try:
+        if (out / TRAIN).exists() or (out / "meta.json").exists():
+            return read_meta(out)
+    except UserError:
+        pass
+    return None
+
+
+def _told(meta: Meta) -> str:
+    assert meta.splits is not None
+    train, val = (f"{meta.splits[split]['tokens']:,}" for split in SPLITS)
+    symbols = f"{meta.kind}, {meta.vocab_size:,} symbols"
+    return f"{meta.dataset} ({symbols}, {train} and {val} tokens)"
+
+
+def _check_further(out: Path, held: Meta | None, new: Meta) -> None:
+    """Refuse further validation sets of other tokens than the new ones, or of who knows which."""
+    further = [path.name for path in sorted(out.glob("val_*.bin"))]
+    if not further:
+        return
+    if held is None or held.dtype not in (None, new.dtype) or other_tokens(held, new):
+        raise UserError(
+            f"{out} holds {', '.join(further)}, of other tokens than this makes; move such files "
+            "away first, and back only if they are of the new tokens"
+        )

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanoscale.data.dataset import Words, open_dataset, philox_words
+from nanoscale.data.dataset import Words, philox_words
+from nanoscale.data.meta import read_meta
 from nanoscale.data.tokenizer import (
     Tokenizer,
     as_recorded,
@@ -96,7 +97,12 @@ def hub_set(
 
 
 def prepare_hub(
-    name: str, source: HubSet, out: Path, tokenizer: str = "gpt2", tokens: int | None = None
+    name: str,
+    source: HubSet,
+    out: Path,
+    tokenizer: str = "gpt2",
+    tokens: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Make the folder `out` of a set, or of its first documents up to `tokens` training tokens.
 
@@ -127,8 +133,17 @@ def prepare_hub(
             os.replace(temporary, kept)
         return made
 
-    write_documents(out, name, reader, make, request, most=tokens, shuffle=source.shuffle)
-    documents = open_dataset(str(out.resolve())).meta.facts["source"]["documents"]
+    write_documents(
+        out,
+        name,
+        reader,
+        make,
+        request,
+        most=tokens,
+        shuffle=source.shuffle,
+        overwrite=overwrite,
+    )
+    documents = read_meta(out).facts["source"]["documents"]
     if source.documents not in (None, documents):
         print(
             f"note: {documents:,} documents, not {source.documents:,}, so the files are not those "

@@ -66,6 +66,14 @@ def read_meta(folder: Path) -> Meta:
     return Meta("gpt2", GPT2_VOCAB_SIZE)
 
 
+def other_tokens(ours: Meta, theirs: Meta) -> str | None:
+    """By what the ids of two data sets mean other text; None where they mean the same."""
+    for what in ("kind", "vocab_size", "itos", "tokenizer"):
+        if getattr(ours, what) != getattr(theirs, what):
+            return what
+    return None
+
+
 def dtype_of(vocab_size: int) -> str:
     """The type that numbers a vocabulary, by its name in a meta."""
     return "uint16" if vocab_size <= 2**16 else "uint32"

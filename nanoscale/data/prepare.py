@@ -14,14 +14,12 @@ import os
 import platform
 import site
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nanoscale.data.dataset import open_dataset
+from nanoscale.data.dataset import VAL, open_dataset
 from nanoscale.data.documents import (
     Documents,
     characters_of,
@@ -47,8 +45,8 @@ from nanoscale.data.tokenizer import (
     check_choice,
     make_tokenizer,
 )
-from nanoscale.data.writer import TextReader, write_documents
-from nanoscale.errors import UserError, did_you_mean, disk_errors, make_folder, one_of
+from nanoscale.data.writer import TextReader, unfinished, write_documents
+from nanoscale.errors import UserError, did_you_mean, one_of
 
 TEXT_KINDS = ("char", "byte")
 OF_HUB = ("input", "tokenizer", "config", "split", "column", "revision", "tokens")
@@ -106,6 +104,7 @@ def prepare(
     split: str | None = None,
     revision: str | None = None,
     tokens: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Make the dataset `name` in `out` (default `data/<name>` here) and return that folder.
 
@@ -117,6 +116,8 @@ def prepare(
     openwebtext, fineweb-edu, tinystories and `hub:OWNER/NAME` are streamed from the Hugging Face
     hub: `config`, `split`, `column` (of the text) and `revision` choose there, `input` names a copy
     here, `tokens` is how many to make for training. Stopped, they go on where they were.
+
+    A set that is there and would become another one is refused, but to `overwrite`.
 
     Raises `UserError` if anything is in the way, and leaves nothing behind but what a preparation
     from the hub goes on from.
@@ -142,7 +143,7 @@ def prepare(
     if name.startswith(PREFIX) or name in HUB_SETS:
         source = hub_set(name, input, config, split, column, revision)
         out = Path("data", Path(name.removeprefix(PREFIX)).name) if out is None else Path(out)
-        return prepare_hub(name, source, out, tokenizer or "gpt2", tokens)
+        return prepare_hub(name, source, out, tokenizer or "gpt2", tokens, overwrite)
     choice = _choice(kind, tokenizer)
     out = Path("data", name) if out is None else Path(out)
     lies_there = out / "input.txt"  # where nanoGPT's own script keeps the text
@@ -154,11 +155,14 @@ def prepare(
     elif name == "text":
         made = text(input, choice, column, out)
         if isinstance(made, Corpus):
-            write(out, name, made)
+            write(out, name, made, overwrite)
         else:
-            write_documents(out, name, made.reader, made.tokenizer, made.request)
+            write_documents(
+                out, name, made.reader, made.tokenizer, made.request, overwrite=overwrite
+            )
     else:
-        write(out, name, _corpus(name, input, choice, DEFAULT_SEED if seed is None else seed))
+        made = _corpus(name, input, choice, DEFAULT_SEED if seed is None else seed)
+        write(out, name, made, overwrite)
     return out
 
 
@@ -225,7 +229,7 @@ def tinyshakespeare(input: str | None, choice: str) -> Corpus:
 def holds_shakespeare(folder: Path, name: str) -> bool:
     """Whether `folder` is tinyshakespeare already, so that nothing need be downloaded."""
     try:
-        meta = open_dataset(str(folder.resolve())).meta
+        meta = open_dataset(str(folder.resolve()), val_sets=(VAL,)).meta
         same = meta.facts["source"]["sha256"] == SHAKESPEARE_SHA256
         return same and meta.dataset == name
     except (UserError, LookupError, TypeError):
@@ -470,17 +474,17 @@ def _by_document(
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write(out: Path, name: str, corpus: Corpus) -> None:
+def write(out: Path, name: str, corpus: Corpus, overwrite: bool) -> None:
     """Write the folder; files whose content is already there are left as they are."""
     tokenizer = corpus.tokenizer
     splits = {}
-    with _staged(out) as stage:
+    with unfinished(out, {}) as (stage, _):
         for split in SPLITS:
             splits[split] = _write_tokens(
                 stage / f"{split}.bin", corpus.splits[split], tokenizer.count_bytes
             )
         write_meta(stage, name, tokenizer, splits, corpus.facts)
-        changed = replace_files(stage, out)
+        changed = replace_files(stage, out, overwrite)
     print(f"{out} is ready" if changed else f"{out} is unchanged")
 
 
@@ -498,18 +502,3 @@ def _write_tokens(
             n_tokens += len(piece)
             n_bytes += count_bytes(piece)
     return {"tokens": n_tokens, "bytes": n_bytes, "sha256": digest.hexdigest()}
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A temporary folder inside `out`; after a failure, no folder made on the way remains."""
-    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
-    try:
-        make_folder(out)
-        with disk_errors(out), tempfile.TemporaryDirectory(prefix=".prepare-", dir=out) as stage:
-            yield Path(stage)
-    except BaseException:
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()
-        raise

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +23,11 @@ from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from nanoscale.data.folder import replace_files, write_meta
+from nanoscale.data.folder import other_set, replace_files, write_meta
 from nanoscale.data.gauge import duration, open_gauge
 from nanoscale.data.meta import SPLITS
-from nanoscale.data.tokenizer import Integers, Tokenizer, Tokens
-from nanoscale.errors import UserError, disk_errors, make_folder
+from nanoscale.data.tokenizer import TOKENIZER_FILE, Integers, Tokenizer, Tokens
+from nanoscale.errors import UserError, disk_errors, made_folder
 
 STAGE = ".preparing"
 RECORD = "progress.json"
@@ -141,18 +140,20 @@ def write_documents(
     *,
     most: int | None = None,
     shuffle: Shuffle | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Make the folder `out` of documents, each with the tokenizer's end after it.
 
     A tokenizer may be made when it is needed, which is where nothing is done yet.
     `request` (in JSON's types) says all that the files follow from: what was begun for the same one
     is gone on with, what is done is left as it is. `most`: the training tokens to make, exactly; by
-    default all. `shuffle` replaces the order and the split of the documents.
+    default all. `shuffle` replaces the order and the split of the documents. `overwrite`: a set of
+    another request may be replaced.
 
     Raises:
         UserError: anything is in the way; the message says what is kept for the same command.
     """
-    if is_done(out, request):
+    if is_done(out, name, request, overwrite):
         return out
     with unfinished(out, request) as (stage, progress):
         if not isinstance(tokenizer, Tokenizer):
@@ -167,22 +168,25 @@ def write_documents(
     return out
 
 
-def is_done(out: Path, request: Mapping[str, object]) -> bool:
+def is_done(out: Path, name: str, request: Mapping[str, object], overwrite: bool = False) -> bool:
     """Whether `out` was made for `request` already, which is said then.
 
     Raises:
-        UserError: a file has changed since, by its SHA-256.
+        UserError: a file has changed since, by its SHA-256; or, unless `overwrite`, `out` holds
+            another set.
     """
-    try:
-        record = json.loads((out / "meta.json").read_bytes())
-        source, splits = record["source"], record["splits"]
-        if not request.items() <= source.items():
-            return False
-        digests = {split: splits[split]["sha256"] for split in SPLITS}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    source, digests = _made_for(out)
+    stage = out / STAGE
+    if not request.items() <= source.items():
+        begun = _recorded(stage / RECORD)
+        placing = begun is not None and begun.request == request and begun.phase == READY
+        there = [(out / f"{split}.bin").exists() for split in SPLITS]
+        if any(there) and not overwrite and not placing:
+            new = {key: value for key, value in request.items() if source.get(key) != value}
+            old = {key: source.get(key) for key in new}
+            raise other_set(out, _said(old), f"{name} ({_said(new)})")
         return False
-    for split, digest in digests.items():
-        path = out / f"{split}.bin"
+    for path, digest in digests.items():
         if not path.is_file():
             return False
         if _sha256(path) != digest:
@@ -190,11 +194,25 @@ def is_done(out: Path, request: Mapping[str, object]) -> bool:
                 f"{path} has changed since it was prepared (its SHA-256 is no longer that of "
                 "meta.json); delete it to prepare it again"
             )
-    if (out / STAGE).exists():  # of who was killed while clearing it away
+    if stage.exists():  # of who was killed while clearing it away
         with unfinished(out, request):
             pass
     print(f"{out} is unchanged")
     return True
+
+
+def _made_for(out: Path) -> tuple[Mapping[str, object], dict[Path, str]]:
+    """What the set in `out` follows from, as its meta says, and the SHA-256 of its files."""
+    digests = {out / f"{split}.bin": "" for split in SPLITS}
+    try:
+        record = json.loads((out / "meta.json").read_bytes())
+        for path in digests:
+            digests[path] = record["splits"][path.stem]["sha256"]
+        if "tokenizer" in record:
+            digests[out / TOKENIZER_FILE] = record["tokenizer"]["sha256"]
+        return {**record["source"]}, digests
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}, digests
 
 
 # --- what is unfinished ------------------------------------------------------------------------
@@ -206,38 +224,43 @@ def unfinished(out: Path, request: Mapping[str, object]) -> Iterator[tuple[Path,
 
     Where nothing has been recorded yet, nothing remains.
     """
-    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     stage = out / STAGE
-    try:
-        make_folder(stage)
-        with _locked(stage):
-            try:
-                with disk_errors(out):
-                    yield stage, _begun(stage, request)
-                    shutil.rmtree(stage)
-            except BaseException as e:
-                kept = _kept(stage, request)
-                if not (stage / RECORD).exists():
-                    shutil.rmtree(stage, ignore_errors=True)
-                if kept and isinstance(e, UserError):
-                    raise UserError(f"{e}; {kept}") from e
-                if kept and isinstance(e, KeyboardInterrupt):
-                    print(kept, file=sys.stderr)
-                raise
-    except BaseException:
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()
-        raise
+    with made_folder(stage), disk_errors(stage), _locked(stage):
+        try:
+            with disk_errors(out):
+                yield stage, _begun(stage, request)
+                _clear(stage)
+        except BaseException as e:
+            kept = _kept(stage, request)
+            if not (stage / RECORD).exists():
+                with suppress(OSError):
+                    _clear(stage)
+            if kept and isinstance(e, UserError):
+                raise UserError(f"{e}; {kept}") from e
+            if kept and isinstance(e, KeyboardInterrupt):
+                print(kept, file=sys.stderr)
+            raise
+
+
+def _clear(stage: Path) -> None:
+    """Remove a stage, its lock last: until then no other process begins in it."""
+    _empty(stage)
+    (stage / LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # one has begun by now
+        stage.rmdir()
+
+
+def _empty(stage: Path) -> None:
+    for left in stage.iterdir():
+        if left.name != LOCK:
+            left.unlink()
 
 
 def _begun(stage: Path, request: Mapping[str, object]) -> Preparation:
     """How far the stage is; whatever another request has begun there is not thrown away."""
     path = stage / RECORD
     if not path.exists():
-        for left in stage.iterdir():  # by who was killed at once, for whatever request
-            if left.name != LOCK:
-                left.unlink()
+        _empty(stage)  # of who was killed at once, for whatever request
         return Preparation(request)
     progress = _recorded(path)
     if progress is None:
@@ -259,7 +282,9 @@ def _recorded(path: Path) -> Preparation | None:
 
 
 def _said(request: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in request.items() if value is not None)
+    known = {key: str(value) for key, value in request.items() if value is not None}
+    # a SHA-256 by its beginning
+    return ", ".join(f"{k} {v[:12] if len(v) == 64 else v}" for k, v in known.items())
 
 
 def _kept(stage: Path, request: Mapping[str, object]) -> str:
@@ -280,15 +305,19 @@ def _locked(stage: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with open(stage / LOCK, "w", encoding="utf-8") as file:
+    path = stage / LOCK
+    with ExitStack() as opened:
         try:
+            file = opened.enter_context(open(path, "w", encoding="utf-8"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.stat(stage / LOCK)  # gone where another process is done this moment
-        except (BlockingIOError, FileNotFoundError) as e:
+            ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            ours = False  # or gone, where another process is done this moment
+        if not ours:
             raise UserError(
                 f"another process is preparing {stage.parent}; wait for it, or choose another "
                 "folder with --out"
-            ) from e
+            )
         yield
 
 
@@ -501,4 +530,4 @@ def _put_in_place(
     counts = {"documents": progress.documents, "without_text": progress.without_text}
     source = {**progress.request, **progress.facts, **counts}
     write_meta(stage, name, tokenizer, splits, {"source": source})
-    replace_files(stage, out)
+    replace_files(stage, out, overwrite=True)  # if need be, that has been refused at the beginning

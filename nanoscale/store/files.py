@@ -139,11 +139,6 @@ def cut_rows(path: Path, last_step: int) -> None:
     write_text(path, "".join(row_line(r) for r in rows if r["step"] <= last_step))
 
 
-def missing_folders(path: Path) -> list[Path]:
-    """The folders that `path.mkdir(parents=True)` would make, deepest first."""
-    return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-
-
 def move_aside(path: Path) -> Path:
     """Rename a folder to the first free `<name>.old-<k>` and return the new path."""
     if Path.cwd().is_relative_to(path.resolve()):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, make_folder, one_of
+from nanoscale.errors import UserError, made_folder, one_of
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.identity import RECORD_SCHEMA, RunSpec
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.spec.weights import Weights
 from nanoscale.store import lease
-from nanoscale.store.files import missing_folders, read_json, read_rows, write_json
+from nanoscale.store.files import read_json, read_rows, write_json
 from nanoscale.store.run_records import RunStatus
 
 if TYPE_CHECKING:
@@ -121,17 +120,9 @@ class RunFolder:
         """Make the folder with its config; an equal one is left as it is."""
         if self.holds(spec):
             return
-        made = missing_folders(self.path)
-        try:
-            make_folder(self.path)
-            with lease.take(self.path):
-                if not self.holds(spec):  # others were no faster
-                    write_json(self / CONFIG, spec.to_json())
-        except (UserError, ModuleNotFoundError):  # psutil's, which a lease needs
-            for folder in made:
-                with suppress(OSError):
-                    folder.rmdir()  # not a tree's removal: a sibling run may be in it by now
-            raise
+        with made_folder(self.path), lease.take(self.path):
+            if not self.holds(spec):  # others were no faster
+                write_json(self / CONFIG, spec.to_json())
 
     def spec(self) -> RunSpec:
         """What `config.json` says; refused with what mends it, if it cannot be read."""

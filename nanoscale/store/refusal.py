@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nanoscale.errors import UserError, disk_errors
-from nanoscale.store.files import missing_folders
+from nanoscale.errors import UserError, disk_errors, missing_folders
 from nanoscale.store.folder import (
     BEST,
     BEST_BEFORE,
