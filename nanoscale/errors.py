@@ -122,8 +122,8 @@ def made_folder(path: Path) -> Iterator[None]:
         make_folder(path)
         yield
     except BaseException:
-        with suppress(OSError):
-            for folder in made:
+        for folder in made:
+            with suppress(OSError):
                 folder.rmdir()  # not a tree's removal: others may have begun in it
         raise
 

@@ -97,6 +97,8 @@ def replace_files(stage: Path, out: Path, overwrite: bool) -> bool:
     same, _, _ = filecmp.cmpfiles(stage, out, staged, shallow=False)
     changed = [name for name in staged if name not in same]
     replaced = [name for name in changed if name != "meta.json" and (out / name).exists()]
+    if not any((out / f"{split}.bin").exists() for split in SPLITS):
+        replaced = [name for name in replaced if name == TOKENIZER_FILE]  # the user's own
     held = _held(out)
     new = read_meta(stage)
     if replaced and not overwrite:
@@ -124,7 +126,7 @@ def other_set(out: Path, source: str, new: str) -> UserError:
     told = "files that nanoscale has not prepared"
     if held is not None and held.splits is not None:
         told = _told(held)
-    of = f" ({source})" if source else ""
+    of = f" of {source}" if source else ""
     return UserError(
         f"{out} holds {told}{of}, and this makes {new}; choose another folder with --out, or "
         "replace what is there with --overwrite"

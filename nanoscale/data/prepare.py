@@ -474,7 +474,7 @@ def _by_document(
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write(out: Path, name: str, corpus: Corpus, overwrite: bool) -> None:
+def write(out: Path, name: str, corpus: Corpus, overwrite: bool = False) -> None:
     """Write the folder; files whose content is already there are left as they are."""
     tokenizer = corpus.tokenizer
     splits = {}

@@ -184,7 +184,7 @@ def is_done(out: Path, name: str, request: Mapping[str, object], overwrite: bool
         if any(there) and not overwrite and not placing:
             new = {key: value for key, value in request.items() if source.get(key) != value}
             old = {key: source.get(key) for key in new}
-            raise other_set(out, _said(old), f"{name} ({_said(new)})")
+            raise other_set(out, _said(old), f"{name} of {_said(new)}")
         return False
     for path, digest in digests.items():
         if not path.is_file():

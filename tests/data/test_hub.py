@@ -256,7 +256,10 @@ def test_done_it_needs_no_hub(stories, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "desk")
     before = open_dataset("stories").fingerprint
-    dispatch(words)
+    with pytest.raises(UserError, match=r"this makes .* of listing .*--overwrite"):
+        dispatch(words)
+    assert open_dataset("stories").fingerprint == before
+    dispatch([*words, "--overwrite"])
     assert open_dataset("stories").fingerprint != before
 
 

@@ -14,12 +14,13 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from refusals import listing, refusal
+from refusals import listing, refusal, snapshot
 from tiny import ROOT
 
 from nanoscale.commands.main import dispatch
@@ -234,7 +235,7 @@ def test_another_pythons_packages_are_left_out(tmp_path):
     out = prepare_pysource([tmp_path / "lib"], tmp_path / "out")
     assert json.loads((out / "meta.json").read_text())["source"]["documents"] == len(files)
     roots = [tmp_path / "lib", tmp_path / "lib" / "site-packages"]
-    out = prepare_pysource(roots, tmp_path / "out")
+    out = prepare_pysource(roots, tmp_path / "other")
     assert json.loads((out / "meta.json").read_text())["source"]["documents"] == len(files) + 1
 
 
@@ -282,7 +283,9 @@ def test_bytes_on_request_and_for_large_alphabets(tmp_path):
         (many[:256], None, "char", 256),
     ):
         file.write_bytes(text.encode())
-        folder = prepare.prepare("text", input=str(file), kind=asked, out=tmp_path / "out")
+        folder = prepare.prepare(
+            "text", input=str(file), kind=asked, out=tmp_path / "out", overwrite=True
+        )
         opened = open_dataset(str(folder))
         assert (opened.meta.kind, opened.vocab_size) == (kind, vocab_size)
         whole = np.concatenate([opened.tokens[split] for split in data.SPLITS])
@@ -473,9 +476,57 @@ def test_prepared_again_nothing_changes(tmp_path, capsys):
     assert state(out) == before
     assert "is unchanged" in capsys.readouterr().out
     file.write_text(NOTES.replace("Naïve", "Nïave"))
-    prepare.prepare("text", input=str(file), out=out)
+    message = refusal(prepare.prepare, "text", input=str(file), out=out)
+    assert f"{out} holds text (char, 17 symbols, 519 and 58 tokens), and this makes" in message
+    assert "with another val.bin; choose another folder with --out, or replace" in message
+    assert state(out) == before
+    capsys.readouterr()
+    prepare.prepare("text", input=str(file), out=out, overwrite=True)
     assert "is ready" in capsys.readouterr().out
     assert sorted(n for n, s in state(out).items() if s == before[n]) == ["meta.pkl", "train.bin"]
+    assert sorted(state(out)) == FILES
+
+
+@pytest.mark.parametrize("later", ["text", "tokens"])
+def test_killed_while_it_is_put_in_place_it_is_mended_by_the_same(tmp_path, monkeypatch, later):
+    """The files are the old ones, the new ones, or no set at all, with which nothing can begin."""
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_text(NOTES)
+    new.write_text(NOTES[::-1] if later == "text" else NOTES.upper())
+    wholes = []
+    for number, file in enumerate((old, new)):
+        folder = prepare.prepare("text", input=str(file), out=tmp_path / str(number))
+        wholes.append(snapshot(folder))
+    replace = os.replace
+    for moment in range(6):
+        out = prepare.prepare("text", input=str(old), out=tmp_path / f"out{moment}")
+        left = iter(range(moment))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", lambda a, b, left=left: (next(left), replace(a, b)))
+            with suppress(StopIteration):
+                prepare.prepare("text", input=str(new), out=out, overwrite=True)
+        if snapshot(out) not in wholes:
+            assert "train.bin is missing" in refusal(open_dataset, str(out))
+        prepare.prepare("text", input=str(new), out=out, overwrite=True)
+        assert snapshot(out) == wholes[1]
+
+
+def test_a_further_set_is_never_taken_for_other_tokens(tmp_path):
+    file, out = tmp_path / "notes.txt", tmp_path / "out"
+    file.write_text(NOTES)
+    prepare.prepare("text", input=str(file), out=out)
+    shutil.copy(out / "val.bin", out / "val_more.bin")
+    file.write_text(NOTES[:300] + NOTES[-20:])
+    prepare.prepare("text", input=str(file), out=out, overwrite=True)  # of the same symbols
+    assert open_dataset(str(out)).val_sets == ("val", "more")
+    for name in ("train.bin", "val.bin"):
+        (out / name).unlink()
+    message = refusal(prepare.prepare, "text", input=str(file), kind="byte", out=out)
+    assert f"{out} holds val_more.bin, of other tokens than this makes; move" in message
+    (out / "meta.json").unlink()
+    assert "holds val_more.bin" in refusal(prepare.prepare, "text", input=str(file), out=out)
+    (out / "val_more.bin").unlink()
+    prepare.prepare("text", input=str(file), kind="byte", out=out, overwrite=True)
     assert sorted(state(out)) == FILES
 
 
@@ -518,7 +569,7 @@ def test_a_failed_preparation_leaves_no_trace(tmp_path, monkeypatch, expected, e
     fail, error = FAILURES[expected]
     fail(monkeypatch)
     with pytest.raises(error, match=expected):
-        prepare.prepare("text", input=str(file), out=out)
+        prepare.prepare("text", input=str(file), out=out, overwrite=True)
     assert (listing(tmp_path), state(out) if existing else None) == before
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from refusals import listing, refusal
+from refusals import listing, refusal, snapshot
 
 from nanoscale.commands.main import dispatch
 from nanoscale.data import prepare, writer
@@ -132,7 +132,13 @@ def test_changed_rows_are_prepared_anew_and_the_same_are_left(desk, capsys):
     prepare.prepare("text", input="b.jsonl", out=Path("out"))
     assert "out is unchanged" in capsys.readouterr().out
     write_json_lines(Path("b.jsonl"), rows[:50])
-    prepare.prepare("text", input="b.jsonl", out=Path("out"))
+    before = snapshot(Path("out"))
+    message = refusal(prepare.prepare, "text", input="b.jsonl", out=Path("out"))
+    assert "out holds text (char, " in message
+    assert "and this makes text of sha256 " in message
+    assert "--overwrite" in message
+    assert snapshot(Path("out")) == before
+    prepare.prepare("text", input="b.jsonl", out=Path("out"), overwrite=True)
     assert_holds(Path("out"), NOTES[:50])
 
 
