@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from nanoscale.data.formats import check_format
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, other_tokens, read_errors, read_meta
-from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, symbol_bytes, tokenizer_of
+from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
 
 # what `nanoscale data prepare` makes
@@ -98,28 +98,14 @@ class Dataset:
         """
         if split in self.val_bytes:
             return self.val_bytes[split]
-        if self.meta.kind == "byte":
-            return 1.0
-        if self.meta.kind in ("synthetic", "ids"):
-            return None
         tokens = self.tokens[split]
-        if self.meta.splits is not None:
-            counted: int = self.meta.splits[split]["bytes"]
-            return counted / len(tokens) or None  # none are spelt where every token is unknown
-        if self.meta.itos is None:
+        if self.meta.splits is None:
+            # those of GPT-2 in a folder of nanoGPT's may be 18 GB
+            return None if self.meta.itos is None else _bytes_each(self, tokens)
+        if self.meta.kind == "synthetic":
             return None
-
-        widths = symbol_bytes(self.meta.itos)
-        step = BLOCK * 16
-        total = 0
-        for first in range(0, len(tokens), step):
-            part = tokens[first : first + step]
-            self.require_known(part)
-            found = widths[part]
-            if not found.all():
-                return None
-            total += int(found.sum())
-        return total / len(tokens)
+        counted: int = self.meta.splits[split]["bytes"]
+        return counted / len(tokens) or None  # none are spelt where every token is unknown
 
     def require_known(self, *arrays: Tokens) -> None:
         """Refuse tokens beyond the vocabulary: of a big file, opening it looks at a part alone."""
@@ -220,9 +206,15 @@ def open_dataset(name: str, data_root: str = "data", val_sets: Sequence[str] = (
 
 
 def further_files(folder: Path) -> list[str]:
-    """X for every file val_X.bin of a data folder."""
-    names = sorted(path.stem for path in folder.glob("val_*.bin"))
-    return [name.removeprefix("val_") for name in names if name != "val_"]
+    """X for every file val_X.bin of a data folder; one that cannot be a set is a `UserError`."""
+    names = sorted(path.stem for path in folder.glob("val_?*.bin"))
+    for name in names:
+        path = folder / f"{name}.bin"
+        if name in ("val_train", "val_val"):
+            raise UserError(f"{path} cannot be a set beside train and val; give it another name")
+        if not path.is_file():
+            raise UserError(f"{path} is no file of tokens; move it away")
+    return [name.removeprefix("val_") for name in names]
 
 
 def _with_sets(dataset: Dataset, named: Sequence[str], data_root: str) -> Dataset:
@@ -286,10 +278,17 @@ def _bytes_each(dataset: Dataset, tokens: Tokens) -> float | None:
     """UTF-8 bytes per token, where what the ids stand for is known."""
     if dataset.meta.kind in ("synthetic", "ids") or dataset.tokenizer is None:
         return None
-    if dataset.meta.itos is not None and not all(dataset.meta.itos):
-        return None
-    steps = range(0, len(tokens), BLOCK)
-    return sum(dataset.tokenizer.count_bytes(tokens[i : i + BLOCK]) for i in steps) / len(tokens)
+    unknown = [i for i, symbol in enumerate(dataset.meta.itos or ()) if not symbol]
+    total = 0
+    for first in range(0, len(tokens), BLOCK):
+        part = tokens[first : first + BLOCK]
+        if part.max() >= dataset.vocab_size:  # opening a big file looks at a part alone
+            path = Path(getattr(tokens, "filename", dataset.name))
+            raise _foreign(path, part.max(), dataset.vocab_size)
+        if unknown and np.isin(part, unknown).any():
+            return None
+        total += dataset.tokenizer.count_bytes(part)
+    return total / len(tokens)
 
 
 # --- what is in the files ---------------------------------------------------------------------

@@ -161,7 +161,8 @@ def characters_of(raw: bytes, path: object) -> set[str]:
         return set(raw.decode())
     except UnicodeDecodeError as e:
         raise UserError(
-            f"{path} is not UTF-8 text (byte {e.start}); take it out, or use --kind byte"
+            f"{path} is not UTF-8 text (byte {e.start}); convert it to UTF-8, take it out, or "
+            "choose --tokenizer byte"
         ) from e
 
 
@@ -171,7 +172,9 @@ def choose_symbols(kind: str | None, present: set[str], path: object) -> list[st
     if kind == "byte" or (kind is None and count > 256):
         return None
     if count > MAX_SYMBOLS:
-        raise UserError(f"{path} has {count:,} distinct characters, above 65,536; use --kind byte")
+        raise UserError(
+            f"{path} has {count:,} distinct characters, above 65,536; choose --tokenizer byte"
+        )
     return sorted(present)
 
 

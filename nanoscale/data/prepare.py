@@ -44,6 +44,7 @@ from nanoscale.data.tokenizer import (
     as_recorded,
     check_choice,
     make_tokenizer,
+    plain_text,
 )
 from nanoscale.data.writer import TextReader, unfinished, write_documents
 from nanoscale.errors import UserError, did_you_mean, one_of
@@ -440,15 +441,16 @@ def _by_row(paths: Sequence[Path], choice: str | None, column: str, input: str) 
     """A document a row, in the order of the files."""
     is_validation = split_rule(texts_of(paths, column), input)
 
-    def texts() -> Iterator[str]:
+    def texts() -> Iterator[str | None]:
         return texts_of(paths, column)
 
     def tokenizer() -> Tokenizer:
         if choice in (None, *TEXT_KINDS):
-            spelt = texts() if choice != "byte" else ()
-            present = {END_OF_DOCUMENT, *alphabet(spelt)}
+            spelt = filter(None, texts()) if choice != "byte" else ()
+            present = {END_OF_DOCUMENT, *alphabet(map(plain_text, spelt))}
             return _by_symbol(choose_symbols(choice, present, input))
-        return make_tokenizer(choice, (text for text in texts() if not is_validation(text)))
+        training = (text for text in texts() if text and not is_validation(text))
+        return make_tokenizer(choice, training)
 
     reader = TextReader(texts, lambda _, text: is_validation(text))
     request = {"sha256": digest_of(paths), "column": column, "tokenizer": as_recorded(choice)}

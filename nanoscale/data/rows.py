@@ -26,8 +26,8 @@ def has_rows(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith(SUFFIXES)
 
 
-def texts_of(paths: Iterable[Path], column: str) -> Iterator[str]:
-    """The texts of every row that has one, file after file.
+def texts_of(paths: Iterable[Path], column: str) -> Iterator[str | None]:
+    """The text of every row, None where it has none, file after file.
 
     Raises:
         UserError: a file is neither Parquet nor JSON lines, or has no such column of text.
@@ -40,8 +40,7 @@ def texts_of(paths: Iterable[Path], column: str) -> Iterator[str]:
                     f"{path} holds {type(value).__name__} in row {number:,} of column {column!r}, "
                     "not text; name a column of text with --column"
                 )
-            if value:
-                yield plain_text(value)
+            yield value or None
 
 
 def digest_of(paths: Iterable[Path]) -> str:
@@ -53,14 +52,14 @@ def digest_of(paths: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
-def split_rule(texts: Iterable[str], where: object) -> Callable[[str], bool]:
+def split_rule(texts: Iterable[str | None], where: object) -> Callable[[str], bool]:
     """Which documents are validation: hash mod 20 == 0; of a few, the one of the smallest hash.
 
     `texts` are read until there is one of each.
     """
     found = set()
     distinct = set()
-    for text in texts:
+    for text in filter(None, texts):
         digest = _digest(text)
         found.add(is_validation(digest))
         if len(found) == 2:
@@ -73,7 +72,7 @@ def split_rule(texts: Iterable[str], where: object) -> Callable[[str], bool]:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(plain_text(text).encode()).digest()
 
 
 def _is_parquet(path: Path) -> bool:
@@ -112,7 +111,7 @@ def _json_lines(path: Path, column: str) -> Iterator[object]:
             number, content = line
             if content.isspace():
                 continue
-            row = _row(content, path, number)
+            row = _row(content, path, number, column)
             if column not in row and not known:
                 raise _no_column(path, column, list(row))
             known = True
@@ -126,16 +125,19 @@ def _next_line(lines: Iterator[tuple[int, bytes]], path: Path) -> tuple[int, byt
         raise UserError(f"{path} is damaged ({e}); get the file again") from e
 
 
-def _row(line: bytes, path: Path, number: int) -> dict[str, object]:
+def _row(line: bytes, path: Path, number: int, column: str) -> dict[str, object]:
     try:
-        row = json.loads(line)
+        pairs = json.loads(line, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{path} is not JSON lines: line {number:,} is no JSON object; give other text files "
-            "without --column"
-        )
+        pairs = None
+    if not isinstance(pairs, tuple):
+        remedy = "mend or delete the line; of plain text, let the file's name end in .txt"
+        if not has_rows(path):
+            remedy = "leave --column out for plain text"
+        raise UserError(f"{path} is not JSON lines: line {number:,} is no JSON object; {remedy}")
+    row: dict[str, object] = dict(pairs)
+    if len(row) < len(pairs) and [key for key, _ in pairs].count(column) > 1:
+        raise UserError(f"{path} names {column!r} twice in line {number:,}; delete one of them")
     return row
 
 

@@ -324,7 +324,10 @@ def gpt2_encoding() -> Any:
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:  # it downloads its table, through whatever HTTP client it has
-        raise UserError(f"tiktoken could not load its GPT-2 table: {e}") from e
+        raise UserError(
+            f"tiktoken could not load its GPT-2 table ({e}); try again with a network, or name a "
+            "folder that has it in TIKTOKEN_CACHE_DIR (docs/data.md)"
+        ) from e
 
 
 @functools.cache
@@ -455,6 +458,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TokenizerFile:
     print(f"learning {vocab_size:,} tokens from the training text", flush=True)
     tokenizer.train_from_iterator(_first(map(plain_text, texts), TRAINED_ON), trainer)
     content = tokenizer.to_str(pretty=True) + "\n"
+    learnt = tokenizer.get_vocab_size()
+    if learnt < vocab_size:
+        print(f"learnt {learnt:,} tokens, not {vocab_size:,}: the text has no more pairs to join")
     return TokenizerFile(content.encode(), f"train:{vocab_size}")
 
 

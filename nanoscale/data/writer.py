@@ -26,8 +26,8 @@ import numpy as np
 from nanoscale.data.folder import other_set, replace_files, write_meta
 from nanoscale.data.gauge import duration, open_gauge
 from nanoscale.data.meta import SPLITS
-from nanoscale.data.tokenizer import TOKENIZER_FILE, Integers, Tokenizer, Tokens
-from nanoscale.errors import UserError, disk_errors, made_folder
+from nanoscale.data.tokenizer import TOKENIZER_FILE, Integers, Tokenizer, Tokens, plain_text
+from nanoscale.errors import UserError, counted, disk_errors, made_folder
 
 STAGE = ".preparing"
 RECORD = "progress.json"
@@ -72,7 +72,7 @@ class TextReader:
     """A reader of texts that are quickly read again from the beginning; a place is a number."""
 
     def __init__(
-        self, texts: Callable[[], Iterable[str]], is_validation: Callable[[int, str], bool]
+        self, texts: Callable[[], Iterable[str | None]], is_validation: Callable[[int, str], bool]
     ) -> None:
         self.texts = texts
         self.is_validation = is_validation
@@ -84,7 +84,7 @@ class TextReader:
         while texts := list(islice(left, BATCH)):
             validation = []
             for text in texts:
-                validation.append(self.is_validation(number, text))
+                validation.append(text is not None and self.is_validation(number, text))
                 number += 1
             yield Batch(texts, validation, number)
 
@@ -115,6 +115,7 @@ class Preparation:
     place: Place = None
     documents: int = 0
     without_text: int = 0
+    mended: int = 0  # documents with half a surrogate pair, which UTF-8 cannot hold
     tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     sha256: dict[str, str] = field(default_factory=dict)
@@ -363,14 +364,16 @@ class TokenFiles:
         What comes of the documents is the same wherever batches begin and end.
         """
         progress = self.progress
-        texts = [text for text in batch.texts if text is not None]
-        encoded = iter(self.tokenizer.encode_documents(texts))
+        texts = [None if text is None else plain_text(text) for text in batch.texts]
+        known = [text for text in texts if text is not None]
+        encoded = iter(self.tokenizer.encode_documents(known))
         pieces: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
         lengths = []
-        for text, validation in zip(batch.texts, batch.validation, strict=True):
+        for given, text, validation in zip(batch.texts, texts, batch.validation, strict=True):
             if text is None:
                 progress.without_text += 1
                 continue
+            progress.mended += text is not given
             tokens = next(encoded)
             if self.tokenizer.end is not None:
                 tokens = np.append(tokens, tokens.dtype.type(self.tokenizer.end))
@@ -451,6 +454,10 @@ def _read(files: TokenFiles, documents: Reader, most: int | None) -> None:
     progress.phase = READ
     files.save()
     print(f"read {said(began)}, in {duration(time.monotonic() - began[0])}", flush=True)
+    if progress.without_text:
+        print(f"left out {counted(progress.without_text, 'document')} without a text")
+    if progress.mended:
+        print(f"half a surrogate pair in {counted(progress.mended, 'document')} became U+FFFD")
 
 
 def ahead(items: Iterator[Fetched]) -> Generator[Fetched, None, None]:

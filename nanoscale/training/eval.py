@@ -114,7 +114,7 @@ def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> 
         own = spec.config
         root = options.data_root or own.data_root
         try:
-            dataset = str(data_of(spec, options.data_root).folder)
+            dataset = str(data_of(spec, options.data_root, every_set=True).folder)
             val_sets = val_sets or spec.val_sets
         except UserError as e:
             if not options.data:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -254,8 +255,28 @@ def test_bytes_per_token_are_unknown_where_a_token_has_no_symbol(tmp_path, named
     np.array([0, 1] * 20, "<u2").tofile(folder / "train.bin")
     np.array([0, 1, 2] * 20, "<u2").tofile(folder / "val.bin")
     (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 4, "itos": named}))
+    for split in data.SPLITS:
+        shutil.copy(folder / f"{split}.bin", folder / f"val_{split}_again.bin")
     measured = open_dataset(str(folder)).bytes_per_token
     assert (measured("train"), measured("val")) == (1.0, None)  # ids that pad do no harm
+    assert (measured("train_again"), measured("val_again")) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("val_train.bin", "val_train.bin cannot be a set beside train and val; give it another"),
+        ("val_val.bin", "val_val.bin cannot be a set beside"),
+        ("val_x.bin", "val_x.bin is no file of tokens; move it away"),
+    ],
+)
+def test_what_cannot_be_a_further_set_is_named(tmp_path, name, words):
+    folder = nanogpt_folder(tmp_path / "cats")
+    (folder / name).mkdir()
+    message = refusal(open_dataset, str(folder))
+    assert words in message
+    assert "val_sets" not in message
+    assert open_dataset(str(folder), val_sets=("val",)).val_sets == ("val",)
 
 
 def test_a_folder_without_meta_is_gpt2(tmp_path, monkeypatch):

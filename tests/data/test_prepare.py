@@ -298,7 +298,7 @@ def test_an_alphabet_beyond_uint16_is_refused(tmp_path):
     file.write_bytes("".join(map(chr, range(0x10000, 0x20001))).encode())
     message = refusal(prepare.prepare, "text", input=str(file), kind="char", out=tmp_path / "out")
     assert "65,537 distinct characters" in message
-    assert "--kind byte" in message
+    assert "--tokenizer byte" in message
     file.write_bytes("".join(map(chr, range(0x10000, 0x20000))).encode())
     folder = prepare.prepare("text", input=str(file), kind="char", out=tmp_path / "out")
     assert tokens_of(folder, "val")[-1] == 65535

@@ -58,7 +58,7 @@ def desk(tmp_path, monkeypatch) -> Path:
 # --- rows --------------------------------------------------------------------------------------
 
 
-def test_json_lines_and_parquet_hold_the_same_documents(desk):
+def test_json_lines_and_parquet_hold_the_same_documents(desk, capsys):
     texts = [*NOTES[:40], *NOTES[:3]]  # copies are documents too
     rows = [{"text": text, "url": "x"} for text in texts]
     rows[5:5] = [{"url": "no text"}, {"text": None}, {"text": ""}]
@@ -69,6 +69,10 @@ def test_json_lines_and_parquet_hold_the_same_documents(desk):
     for name in ("a.jsonl", "b.jsonl.gz", "c.parquet", "d.data"):
         column = ["--column=text"] if name == "d.data" else []
         dispatch(["data", "prepare", "text", "--input", name, "--out", f"out/{name}", *column])
+        said = capsys.readouterr().out
+        assert said.count("left out 3 documents without a text") == 1
+        assert "surrogate" not in said
+        assert open_dataset(f"out/{name}").meta.facts["source"]["without_text"] == 3
         assert_holds(Path("out", name), texts)
         assert open_dataset(f"out/{name}").meta.kind == "char"
     digests = [(Path("out", name) / "train.bin").read_bytes() for name in ("a.jsonl", "c.parquet")]
@@ -151,9 +155,10 @@ def test_of_few_rows_the_smallest_hash_is_validation(desk):
     assert opened.decode(opened.tokens["val"].tolist()) == f"{least}\0"
 
 
-def test_half_a_surrogate_pair_in_json_is_replaced(desk):
+def test_half_a_surrogate_pair_in_json_is_replaced_and_said(desk, capsys):
     Path("a.jsonl").write_text("\n".join(json.dumps({"text": f"{i} \ud83d"}) for i in range(40)))
     prepare.prepare("text", input="a.jsonl", out=Path("out"))
+    assert "half a surrogate pair in 40 documents became U+FFFD" in capsys.readouterr().out
     assert "39 �\0" in open_dataset("out").decode(open_dataset("out").tokens["train"].tolist())
 
 
@@ -167,7 +172,10 @@ BAD_ROWS = {
     "a.jsonl holds int in row 1 of column 'n', not text": {"input": "a.jsonl", "column": "n"},
     "none.parquet cannot be read as Parquet": {"input": "none.parquet"},
     "torn.parquet cannot be read as Parquet": {"input": "torn.parquet"},
-    "list.jsonl is not JSON lines: line 1 is no JSON object": {"input": "list.jsonl"},
+    "list.jsonl is not JSON lines: line 1 is no JSON object; mend or delete the line": {
+        "input": "list.jsonl"
+    },
+    "twice.jsonl names 'text' twice in line 2; delete one": {"input": "twice.jsonl"},
     "torn.jsonl is not JSON lines: line 60 is no": {"input": "torn.jsonl"},
     "torn.jsonl.gz is damaged": {"input": "torn.jsonl.gz"},
     "one.jsonl holds 1 distinct documents": {"input": "one.jsonl"},
@@ -176,7 +184,10 @@ BAD_ROWS = {
         "input": "in",
         "column": "text",
     },
-    "notes.txt is not JSON lines: line 1": {"input": "notes.txt", "column": "text"},
+    "notes.txt is not JSON lines: line 1 is no JSON object; leave --column out": {
+        "input": "notes.txt",
+        "column": "text",
+    },
     "needs pyarrow: run `pip install 'nanoscale[parquet]'`": {"input": "c.parquet"},
 }
 
@@ -189,7 +200,8 @@ def test_bad_rows_are_named_and_leave_nothing(desk, monkeypatch, expected):
     write_parquet(Path("c.parquet"), {"text": NOTES})
     Path("none.parquet").write_text("text")
     Path("torn.parquet").write_bytes(Path("c.parquet").read_bytes()[:-9])
-    Path("list.jsonl").write_text("[1]\n")
+    Path("list.jsonl").write_text('["text"]\n')
+    Path("twice.jsonl").write_text('{"n": 1, "n": 2, "text": "a"}\n{"text": "b", "text": "c"}\n')
     Path("torn.jsonl").write_bytes(Path("a.jsonl").read_bytes()[:-3])
     Path("torn.jsonl.gz").write_bytes(gzip.compress(Path("a.jsonl").read_bytes())[:-30])
     write_json_lines(Path("one.jsonl"), [{"text": "a"}, {"text": "a"}])

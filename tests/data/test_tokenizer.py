@@ -152,6 +152,13 @@ def test_merges_are_learnt_from_the_first_characters(monkeypatch):
     assert train_bpe(texts, 300).content == train_bpe([*texts[:2], "and"], 300).content
 
 
+def test_fewer_tokens_than_asked_for_are_said(capsys):
+    assert train_bpe(["aaaa"], 258).vocab_size == 258
+    assert "learnt" not in capsys.readouterr().out
+    assert train_bpe(["aaaa"], 300).vocab_size == 259
+    assert "learnt 259 tokens, not 300: the text has no more pairs" in capsys.readouterr().out
+
+
 def test_a_tokenizer_that_changes_text_counts_what_it_decodes(tmp_path):
     path = tmp_path / "unigram.json"
     path.write_text(unigram(["ﬁve ﬁsh swim", *NOTES.split(".")]), encoding="utf-8")
@@ -213,7 +220,9 @@ def test_shakespeare_is_nanogpts_by_gpt2s_tokens(tmp_path, monkeypatch, gpt2_mer
 
     prepare.prepare("shakespeare", input=str(SHAKESPEARE), out=out)
     monkeypatch.setattr(prepare, "_download", lambda url: SHAKESPEARE.read_bytes())
-    prepare.prepare("shakespeare_char", out=out)  # the same text is not the same tokens
+    # the same text is not the same tokens
+    assert "--overwrite" in refusal(prepare.prepare, "shakespeare_char", out=out)
+    prepare.prepare("shakespeare_char", out=out, overwrite=True)
     assert open_dataset(str(out)).meta.kind == "char"
 
 
@@ -240,7 +249,8 @@ def test_a_text_by_any_tokenizer(tmp_path, monkeypatch, gpt2_merges, their_file,
         assert meta["tokenizer"] == {"file": "tokenizer.json", "sha256": sha256, "end": 0}
         with open(out / "meta.pkl", "rb") as file:
             assert pickle.load(file) == {"vocab_size": opened.vocab_size}
-    prepare.prepare("text", input="notes.txt", out=out)
+    prepare.prepare("text", input="notes.txt", out=out, overwrite=True)
+    assert listing(out) == ["meta.json", "meta.pkl", "train.bin", "val.bin"]
     assert open_dataset("text").decode([0])
 
 

@@ -91,6 +91,18 @@ def test_tokens_that_mean_other_text_are_refused(root):
         sets(root, "val", "other")
 
 
+def test_symbols_are_known_without_a_further_set(root, capsys):
+    spec = spec_maker(KEYS, root)()
+    (root / "tiny/val_back.bin").unlink()
+    assert data_of(spec).encode("the") == sets(root).encode("the")
+    assert "note: val_sets: 'back' is none of tiny's sets" in capsys.readouterr().err
+    with pytest.raises(UserError, match="'back' is none of tiny's sets"):
+        data_of(spec, every_set=True)
+    (root / "tiny/val.bin").unlink()
+    with pytest.raises(UserError, match=r"val\.bin is missing"):
+        data_of(spec)
+
+
 def test_a_foreign_token_or_a_short_file_is_refused(root):
     np.array([999] * 50, "<u2").tofile(root / "tiny/val_back.bin")
     with pytest.raises(UserError, match=r"val_back\.bin holds token 999"):
