@@ -147,23 +147,23 @@ def prepare(
         return prepare_hub(name, source, out, tokenizer or "gpt2", tokens, overwrite)
     choice = _choice(kind, tokenizer)
     out = Path("data", name) if out is None else Path(out)
-    lies_there = out / "input.txt"  # where nanoGPT's own script keeps the text
-    is_shakespeare = name in ("shakespeare", "shakespeare_char")
-    if is_shakespeare and input is None and lies_there.is_file():
-        input = str(lies_there)
-    if is_shakespeare and input is None and holds_shakespeare(out, name):
-        print(f"{out} is unchanged")
-    elif name == "text":
+    if name in ("shakespeare", "shakespeare_char") and input is None:
+        lies_there = out / "input.txt"  # where nanoGPT's own script keeps the text
+        if lies_there.is_file():
+            input = str(lies_there)
+        elif holds_shakespeare(out, name):
+            print(f"{out} is unchanged")
+            return out
+    made: Corpus | Stream
+    if name == "text":
         made = text(input, choice, column, out)
-        if isinstance(made, Corpus):
-            write(out, name, made, overwrite)
-        else:
-            write_documents(
-                out, name, made.reader, made.tokenizer, made.request, overwrite=overwrite
-            )
     else:
         made = _corpus(name, input, choice, DEFAULT_SEED if seed is None else seed)
-        write(out, name, made, overwrite)
+    if isinstance(made, Stream):
+        return write_documents(
+            out, name, made.reader, made.tokenizer, made.request, overwrite=overwrite
+        )
+    write(out, name, made, overwrite)
     return out
 
 
