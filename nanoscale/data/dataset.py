@@ -69,6 +69,13 @@ class Dataset:
         """What the ids stand for; None where nothing says it."""
         return tokenizer_of(self.folder, self.meta, f"dataset {self.name!r}")
 
+    def known_tokenizer(self) -> Tokenizer | None:
+        """The same; None, too, where it is not at hand."""
+        try:
+            return self.tokenizer
+        except UserError:
+            return None
+
     def vocabulary(self, wanted: int | None) -> int:
         """The symbols that a model of it needs: GPT-2's own where another size is `wanted`.
 
@@ -265,6 +272,9 @@ def _same_tokens(dataset: Dataset, name: str, data_root: str) -> Dataset:
         raise UserError(
             f"val_sets: {name!r} is none of {dataset.name}'s sets ({there}): {e}"
         ) from e
+    known, their = dataset.known_tokenizer(), other.known_tokenizer()
+    if known is not None and their is not None and known.digest == their.digest:
+        return other  # however the two were prepared
     what = other_tokens(dataset.meta, other.meta)
     if what is not None:
         raise UserError(

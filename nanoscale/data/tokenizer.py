@@ -28,6 +28,7 @@ CHOICES = ("char", "byte", "gpt2", "FILE.json", "train:VOCAB")
 END_OF_DOCUMENT = "\0"  # of characters and bytes
 END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what is trained here
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as others call it
+GPT2_DIGEST = "20940fd36bff2b33dff18da9a85f31f7eab5ea75375cf78fdb8b0bda1116d42e"
 CODE_POINTS = 0x110000
 LEAST_TRAINED = 257  # the bytes and the end
 TRAINED_ON = 2**26  # characters, by a tokenizer that is trained on a text
@@ -69,6 +70,24 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def to_json(self) -> str:
         """A tokenizer.json by which Hugging Face's `tokenizers` does the same."""
+
+    @abc.abstractmethod
+    def table(self) -> dict[int, bytes]:
+        """What each id spells, but of special tokens and of those that stand for nothing."""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the table: equal for the same tokens, in whatever form they are written.
+
+        Special tokens do not count, nor does what pads a vocabulary.
+        """
+        sha = hashlib.sha256()
+        for number, spelt in sorted(self.table().items()):
+            sha.update(b"%d %d " % (number, len(spelt)) + spelt)
+        return sha.hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.vocab_size:,} tokens"
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -229,6 +248,9 @@ class Characters(Tokenizer):
     def _widths(self) -> Integers:
         return symbol_bytes(self.symbols)
 
+    def table(self) -> dict[int, bytes]:
+        return {n: symbol.encode(errors="replace") for symbol, n in self.numbers.items() if symbol}
+
     def to_json(self) -> str:
         pieces = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated"}
         vocab = {symbol: number for symbol, number in self.numbers.items() if symbol}
@@ -261,6 +283,9 @@ class Bytes(Tokenizer):
     def count_bytes(self, tokens: Tokens) -> int:
         return len(tokens)
 
+    def table(self) -> dict[int, bytes]:
+        return {byte: bytes([byte]) for byte in range(256)}
+
     def to_json(self) -> str:
         vocab = {character: byte for byte, character in enumerate(_characters_of_bytes())}
         return _as_json(_bpe(vocab, []), _byte_level(use_regex=False), _byte_level())
@@ -279,6 +304,7 @@ class GPT2(Tokenizer):
     vocab_size = 50257
     end = 50256
     end_name = END_OF_TEXT
+    digest = GPT2_DIGEST  # known without the table, which may be far
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = gpt2_encoding().encode(text, allowed_special={END_OF_TEXT})
@@ -295,6 +321,9 @@ class GPT2(Tokenizer):
 
     def count_bytes(self, tokens: Tokens) -> int:
         return int(_gpt2_widths()[tokens].sum())
+
+    def table(self) -> dict[int, bytes]:
+        return {rank: token for token, rank in gpt2_encoding()._mergeable_ranks.items()}
 
     def to_json(self) -> str:
         characters = _characters_of_bytes()
@@ -334,8 +363,8 @@ def gpt2_encoding() -> Any:
 def _gpt2_widths() -> Integers:
     """Bytes of each of GPT-2's tokens; the end and the ids of a padded vocabulary are no text."""
     widths = np.zeros(2**16, np.int64)
-    for token, rank in gpt2_encoding()._mergeable_ranks.items():
-        widths[rank] = len(token)
+    for number, spelt in GPT2().table().items():
+        widths[number] = len(spelt)
     return widths
 
 
@@ -361,6 +390,7 @@ class TokenizerFile(Tokenizer):
 
     def __init__(self, content: bytes, where: object, end: int | None = None) -> None:
         self.content = content
+        self.where = str(where)
         library = _library()
         try:
             self._tokenizer = library.Tokenizer.from_str(content.decode())
@@ -413,16 +443,28 @@ class TokenizerFile(Tokenizer):
     @functools.cached_property
     def _widths(self) -> Integers | None:
         """Bytes of each token where each spells its own; None where only a whole text decodes."""
-        decoder = json.loads(self.content).get("decoder") or {}
-        if decoder.get("type") != "ByteLevel":
+        if not self._spells_bytes():
             return None
-        spelling = set(_characters_of_bytes())
         widths = np.zeros(self.vocab_size, np.int64)
-        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if number not in self._special:
-                # what is not spelt in characters of bytes, as an added token, is itself
-                widths[number] = len(token if spelling.issuperset(token) else token.encode())
+        for number, spelt in self.table().items():
+            widths[number] = len(spelt)
         return widths
+
+    def _spells_bytes(self) -> bool:
+        decoder = json.loads(self.content).get("decoder") or {}
+        return bool(decoder.get("type") == "ByteLevel")
+
+    def table(self) -> dict[int, bytes]:
+        byte_of = {character: byte for byte, character in enumerate(_characters_of_bytes())}
+        in_bytes = self._spells_bytes()
+        found = {}
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if number in self._special:
+                continue
+            # what is not spelt in characters of bytes, as an added token, is itself
+            spelt = in_bytes and all(character in byte_of for character in token)
+            found[number] = bytes(byte_of[c] for c in token) if spelt else token.encode()
+        return found
 
     def to_json(self) -> str:
         return self.content.decode()

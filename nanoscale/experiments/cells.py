@@ -165,7 +165,7 @@ def _spec(
     if begins_with_weights(config):
         from nanoscale.model.init_from import weights_of
 
-        weights = weights_of(config.init_from)
+        weights = weights_of(config.init_from, config.data_root)
         config = weights.fit(config, typed_values)
     dataset.require_block(config.block_size)
     spec = run_spec(config, dataset, typed_values, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Mapping
@@ -11,6 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
+from nanoscale.data.dataset import open_dataset, tokenizer_named
+from nanoscale.data.meta import GPT2_VOCAB_SIZE
+from nanoscale.data.tokenizer import (
+    GPT2,
+    TOKENIZER_FILE,
+    Bytes,
+    Tokenizer,
+    TokenizerFile,
+    read_tokenizer,
+)
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.model.checkpoint_file import FORMAT, opened, verified
 from nanoscale.model.hub import OF_OPENAI, downloaded
@@ -19,7 +30,7 @@ from nanoscale.model.pretrained import Pretrained, read_hugging_face
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import BEGINNINGS
 from nanoscale.spec.identity import RunSpec, idle_keys
-from nanoscale.spec.weights import Weights, dictated
+from nanoscale.spec.weights import TokenTable, Weights, dictated
 
 POSITIONS = "transformer.wpe.weight"
 _ELSEWHERE = "name another file or folder"
@@ -36,17 +47,25 @@ def pretrained(init_from: str) -> Pretrained:
     return _read(located(init_from), init_from)
 
 
-def weights_of(init_from: str) -> Weights:
-    """What a spec knows of the weights that `init_from` names; errors as `pretrained`."""
+def weights_of(init_from: str, data_root: str = "data") -> Weights:
+    """What a spec knows of the weights that `init_from` names; errors as `pretrained`.
+
+    `data_root` is where the data of a checkpoint may lie, which says what its tokens mean.
+    """
     place = located(init_from)
-    return _weights(place, init_from, _signature(place))
+    return _weights(place, init_from, data_root, _signature(place))
 
 
 @functools.lru_cache(maxsize=8)
-def _weights(place: Path, init_from: str, signature: object) -> Weights:
+def _weights(place: Path, init_from: str, data_root: str, signature: object) -> Weights:
     """The same, while the files stay as their `signature` says: reading them all takes time."""
-    found = _read(place, init_from)
-    return Weights(init_from, found.digest, found.keys, found.warnings)
+    return described(_read(place, init_from), init_from, data_root)
+
+
+def described(found: Pretrained, init_from: str, data_root: str = "data") -> Weights:
+    """What a spec knows of weights that have been read."""
+    tokens = _token_table(found, init_from, data_root)
+    return Weights(init_from, found.digest, found.keys, found.warnings, tokens)
 
 
 def _signature(place: Path) -> tuple[tuple[str, int, int], ...]:
@@ -77,6 +96,51 @@ def cropped(tensors: Mapping[str, Tensor], block_size: int) -> dict[str, Tensor]
     if POSITIONS in fewer:
         fewer[POSITIONS] = fewer[POSITIONS][:block_size].clone()
     return fewer
+
+
+# -- what the tokens mean -------------------------------------------------------------------------
+def meaning_of(found: Pretrained, data_root: str | None) -> Tokenizer | None:
+    """What the tokens of weights mean; None where nobody says.
+
+    A tokenizer.json beside them tells, or the data of a run as it was, or the meta of the dataset
+    that nanoGPT's checkpoint names; without any, nanoGPT's 50,304 and OpenAI's 50,257 are GPT-2's.
+
+    Raises:
+        UserError: that file, or the data, is of no use.
+    """
+    if found.tokenizer is not None:
+        return read_tokenizer(found.tokenizer)
+    if found.spec is not None:
+        name, root = found.spec.config.dataset, data_root or found.spec.config.data_root
+        data = open_dataset(name, root, found.spec.val_sets)
+        if data.fingerprint != found.spec.data_fingerprint:
+            raise UserError(f"dataset {name!r} has changed since, so symbols may mean other text")
+        return data.tokenizer
+    named = tokenizer_named(found.dataset, data_root or "data") if found.dataset else None
+    sizes = (GPT2.vocab_size, GPT2_VOCAB_SIZE)
+    if named is None and not found.config.use_rope and found.config.vocab_size in sizes:
+        return GPT2()
+    return named
+
+
+def _token_table(found: Pretrained, init_from: str, data_root: str) -> TokenTable | None:
+    """The same, as a spec knows it; None, too, where it is not at hand."""
+    for root in (None, data_root):
+        with contextlib.suppress(UserError):
+            tokenizer = meaning_of(found, root)
+            if tokenizer is not None:
+                choice = _choice(tokenizer, init_from)
+                return TokenTable(tokenizer.digest, str(tokenizer), choice)
+    return None
+
+
+def _choice(tokenizer: Tokenizer, init_from: str) -> str:
+    """What `--tokenizer` takes to make the tokens of weights."""
+    if isinstance(tokenizer, GPT2 | Bytes):
+        return tokenizer.kind
+    if isinstance(tokenizer, TokenizerFile):
+        return tokenizer.where
+    return f"HF/{TOKENIZER_FILE} after `nanoscale export {init_from} HF`"
 
 
 # -- what is there --------------------------------------------------------------------------------
@@ -135,11 +199,12 @@ def _of_checkpoint(path: Path) -> Pretrained:
 def _of_run(content: Mapping[str, Any]) -> Pretrained:
     """The weights of a run of ours, which have their meaning under its parametrization."""
     spec: RunSpec = content["spec"]
+    step = content.get("step")
     idle = idle_keys(spec.config)
     keys = {key: value for key, value in dictated(spec.config).items() if key not in idle}
     model: Mapping[str, Tensor] = content["model"]
     tensors = {name: tensor.float() for name, tensor in model.items()}
-    return Pretrained(keys, tensors, dataset=spec.config.dataset)
+    return Pretrained(keys, tensors, dataset=spec.config.dataset, spec=spec, step=step)
 
 
 def _plain(found: Pretrained) -> Pretrained:

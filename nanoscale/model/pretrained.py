@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanoscale.model.importing import imported
 from nanoscale.spec.config import ResolvedConfig, from_flat
+from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.resolve import resolve
 from nanoscale.spec.values import Value
 
@@ -23,15 +24,17 @@ class Pretrained:
 
     `keys` are the config keys that the weights dictate, by dotted name: all of the architecture,
     block_size being how many positions there are. `tensors` are float32, on the CPU, as
-    `spec.architecture.tensors` names and shapes them. `tokenizer` is what their tokens mean: a
-    kind, a tokenizer.json, or None where nobody says.
+    `spec.architecture.tensors` names and shapes them. What their tokens mean is said by a
+    tokenizer.json, by the `spec` of a run of ours or by the `dataset` that nanoGPT names.
     """
 
     keys: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
-    tokenizer: str | Path | None = None
+    tokenizer: Path | None = None
     warnings: tuple[str, ...] = ()  # what our parts compute a little otherwise than theirs
-    dataset: str | None = None  # whose tokens they are, where a nanoGPT checkpoint says so
+    dataset: str | None = None
+    spec: RunSpec | None = None
+    step: int | None = None  # of a checkpoint
 
     @cached_property
     def config(self) -> ResolvedConfig:

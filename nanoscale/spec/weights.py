@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,18 @@ def begins_with_weights(config: ExperimentConfig) -> bool:
 
 
 @dataclass(frozen=True)
+class TokenTable:
+    """What the tokens of weights stand for: the digest of a tokenizer, and what it is called.
+
+    `choice` is what `--tokenizer` takes to make the same tokens of another text.
+    """
+
+    digest: str
+    named: str
+    choice: str
+
+
+@dataclass(frozen=True)
 class Weights:
     """What a run begins with: `source` as it was typed, `digest` the SHA-256 of the tensors."""
 
@@ -46,6 +58,7 @@ class Weights:
     digest: str
     keys: Mapping[str, Value]  # of the config, by dotted name
     warnings: tuple[str, ...] = ()  # of what our parts compute a little otherwise than theirs
+    tokens: TokenTable | None = field(default=None, compare=False)  # None: nobody says
 
     def fit(self, config: ExperimentConfig, typed: Overrides) -> ExperimentConfig:
         """The config with the keys of the weights; block_size may be typed smaller (nanoGPT's

@@ -89,11 +89,25 @@ def run_spec(
     """
     if weights is not None:
         config = weights.fit(config, typed)
+        require_tokens(weights, data)
     resolved = resolve(config, data.vocabulary(config.vocab_size))
     parent = parent_of(config.branch_from) if config.branch_from else None
     if not config.val_sets and len(data.val_sets) > 1:
         resolved = replace(resolved, val_sets=data.val_sets)  # others may be found when it goes on
     return RunSpec(resolved, typed, data.name, data.fingerprint, parent, weights=weights)
+
+
+def require_tokens(weights: Weights, data: Dataset) -> None:
+    """Refuse weights whose tokens are known to stand for other text than the data's."""
+    theirs = weights.tokens
+    ours = None if theirs is None else data.known_tokenizer()
+    if theirs is None or ours is None or ours.digest == theirs.digest:
+        return
+    raise UserError(
+        f"init_from={weights.source}: the tokens of its weights ({theirs.named}) are not those of "
+        f"dataset {data.name!r} ({ours}); prepare its text with theirs: "
+        f"--tokenizer {theirs.choice}"
+    )
 
 
 # -- the folder -------------------------------------------------------------------------------

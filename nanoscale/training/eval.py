@@ -150,6 +150,7 @@ def _losses(
     from nanoscale.model.distributed import Ranks
     from nanoscale.model.init_from import weights_of
     from nanoscale.training.evaluation import final_losses, set_loss
+    from nanoscale.training.lines import few_tokens
     from nanoscale.training.state import build
 
     weights = weights_of(config.init_from)
@@ -157,6 +158,8 @@ def _losses(
     spec = run_spec(config, data, {}, weights)
     data.require_block(spec.config.block_size)
     run = build(spec, data, Ranks())
+    if question := few_tokens(run):
+        warnings.append(question)
     found = {}
     for name in data.val_sets:
         found[own if name == VAL else name] = set_loss(run, name, final_losses(run, name))

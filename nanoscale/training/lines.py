@@ -40,15 +40,19 @@ def introduction(run: Run) -> Iterator[str]:
         yield from too_long(config, run.step, run.meter.peak)
     weights = run.spec.weights
     told = weights.warnings if weights else ()
-    if weights and run.dataset.vocab_size < LEAST_SHARED * config.vocab_size:
-        yield (
-            f"warning: the weights know {config.vocab_size:,} tokens, the dataset has "
-            f"{run.dataset.vocab_size:,}; are its tokens theirs?"
-        )
-    for warning in (change(run.history, run.step), *warnings(config), *told):
+    for warning in (few_tokens(run), change(run.history, run.step), *warnings(config), *told):
         if warning:
             yield f"warning: {warning}"
     yield how(run)
+
+
+def few_tokens(run: Run) -> str:
+    """A question, where the weights that a run begins with know many tokens that its data lacks."""
+    weights = run.spec.weights
+    known, there = run.config.vocab_size, run.dataset.vocab_size
+    if weights is None or weights.tokens is not None or there >= LEAST_SHARED * known:
+        return ""
+    return f"the weights know {known:,} tokens, the dataset has {there:,}; are its tokens theirs?"
 
 
 def unheeded(run: Run, saved: Checkpoint | None, kept: Collection[int]) -> list[str]:

@@ -152,7 +152,7 @@ def beginning(config: ExperimentConfig) -> Weights | None:
     from nanoscale.model.init_from import weights_of
 
     try:
-        return weights_of(config.init_from)
+        return weights_of(config.init_from, config.data_root)
     except UserError:
         if known is None or known.source != config.init_from:
             raise

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nanoscale.data.dataset import VAL, Dataset, open_dataset, philox_words, tokenizer_named
-from nanoscale.data.tokenizer import GPT2, Tokenizer, read_tokenizer
+from nanoscale.data.dataset import VAL, Dataset, open_dataset, philox_words
+from nanoscale.data.tokenizer import GPT2, Tokenizer
 from nanoscale.errors import UserError
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
@@ -189,12 +189,11 @@ def tokenizer_for(found: Pretrained, named: str, data_root: str | None) -> Token
     """What the tokens of weights from elsewhere mean: by the file beside them, else by the meta of
     the dataset that a checkpoint names, else GPT-2's, as nanoGPT takes them to be.
     """
-    if isinstance(found.tokenizer, Path):
-        return read_tokenizer(found.tokenizer)
-    if found.dataset is not None:
-        tokenizer = tokenizer_named(found.dataset, data_root or "data")
-        if tokenizer is not None:
-            return tokenizer
+    from nanoscale.model.init_from import meaning_of
+
+    tokenizer = meaning_of(found, data_root)
+    if tokenizer is not None:
+        return tokenizer
     symbols = found.config.vocab_size
     if symbols >= GPT2.vocab_size:
         return GPT2()

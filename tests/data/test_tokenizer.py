@@ -120,6 +120,7 @@ def test_every_tokenizer_saved_is_a_tokenizer_json(tmp_path, gpt2_merges, traine
     """What goes with an export: `tokenizers` does with it what we do."""
     import tokenizers
 
+    digests = set()
     for number, ours in enumerate(every_tokenizer(trained)):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -133,6 +134,10 @@ def test_every_tokenizer_saved_is_a_tokenizer_json(tmp_path, gpt2_merges, traine
         assert config.get("eos_token") == ours.end_name
         if ours.end_name:
             assert theirs.token_to_id(ours.end_name) == ours.end
+        again = tokenizer.TokenizerFile((folder / "tokenizer.json").read_bytes(), "again")
+        assert again.digest == ours.digest  # GPT-2's is written down
+        digests.add(ours.digest)
+    assert len(digests) == 4
 
 
 def test_training_is_the_same_in_every_process(tmp_path, trained):

@@ -19,14 +19,16 @@ from tiny import RUN, flags
 
 from nanoscale.commands.main import dispatch
 from nanoscale.data.dataset import evaluation_windows, open_dataset, windows
+from nanoscale.data.meta import read_meta
+from nanoscale.data.tokenizer import Characters
 from nanoscale.errors import UserError, exit_code_of
 from nanoscale.experiments.cells import make_cells
-from nanoscale.model.init_from import pretrained, weights_of
+from nanoscale.model.init_from import described, pretrained, weights_of
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.sources import Source, build
 from nanoscale.spec.weights import dictated
 from nanoscale.store.files import read_json
-from nanoscale.store.folder import RunFolder
+from nanoscale.store.folder import RunFolder, run_spec
 from nanoscale.training import checkpoint
 from nanoscale.training.run import evaluate, train
 
@@ -99,10 +101,65 @@ def test_a_folder_of_nanogpts_is_no_run_to_resume_and_the_remedy_is_named(nanogp
         begin("resume", "theirs", block_size=8)
 
 
-def test_weights_of_other_tokens_than_the_data_has_are_asked_about(nanogpt, capsys):
+def test_weights_whose_tokens_nobody_names_are_asked_about(nanogpt, desk, capsys):
     begin("theirs")
     said = "warning: the weights know 24 tokens, the dataset has 16; are its tokens theirs?"
     assert said in capsys.readouterr().out
+    in_hub_form(desk / "hub", nanogpt_state())
+    assert nanoscale("eval", "hub", "--data=tiny", "--tokens=160", "--device=cpu") == 0
+    assert said in capsys.readouterr().err
+
+
+def reversed_symbols(desk: Path) -> list[str]:
+    """A data set `other` of as many symbols as the tiny one, which stand for other characters."""
+    shutil.copytree(desk / "data" / "tiny", desk / "data" / "other")
+    meta = read_meta(desk / "data" / "tiny")
+    symbols = list(meta.itos or ())
+    turned = {"vocab_size": len(symbols), "itos": dict(enumerate(reversed(symbols)))}
+    (desk / "data" / "other" / "meta.pkl").write_bytes(pickle.dumps(turned))
+    return symbols
+
+
+def test_weights_of_other_tokens_are_refused_and_how_to_make_theirs_is_told(nanogpt, desk, capsys):
+    symbols = reversed_symbols(desk)
+    in_hub_form(desk / "hub", nanogpt_state())
+    (desk / "hub" / "tokenizer.json").write_text(Characters(symbols).to_json())
+    begin("theirs", "ours", dataset="tiny")
+    capsys.readouterr()
+    exported = "HF/tokenizer.json after `nanoscale export {} HF`"
+    for source, kind, choice in (
+        ("theirs", "char", exported.format("theirs")),
+        ("ours", "char", exported.format("ours")),
+        ("hub", "tokenizer.json", "hub/tokenizer.json"),
+    ):
+        said = (
+            f"error: init_from={source}: the tokens of its weights ({kind}, 16 tokens) are not "
+            "those of dataset 'other' (char, 16 tokens); prepare its text with theirs: "
+            f"--tokenizer {choice}\n"
+        )
+        typed = flags(FREE | {"dataset": "other", "init_from": source, "out_dir": "new"})
+        assert nanoscale("train", *typed) == 2
+        assert capsys.readouterr().err == said
+        if source == "hub":
+            assert nanoscale("eval", source, "--data=other") == 2
+            assert capsys.readouterr().err == said
+        with pytest.raises(UserError, match="are not those of dataset 'other'"):
+            run_spec(ExperimentConfig(), open_dataset("other"), {}, weights_of(source))
+    assert begin("hub", "same", dataset="tiny").status == "COMPLETE"  # of characters, too
+    assert not (desk / "new").exists()
+
+    np.arange(16, dtype="<u2").tofile(desk / "data" / "tiny" / "train.bin")
+    assert weights_of("ours").tokens is not None  # read before its data changed
+    os.utime("ours/ckpt.pt", (1, 1))
+    assert weights_of("ours").tokens is None
+
+
+def test_gpt2s_tokens_are_known_by_the_size_of_its_table(nanogpt):
+    found = pretrained("theirs")
+    for size, known in ((50257, True), (50304, True), (50258, False)):
+        sized = replace(found, keys={**found.keys, "vocab_size": size}, dataset=None)
+        tokens = described(sized, "theirs").tokens
+        assert (tokens is not None and tokens.choice == "gpt2") == known
 
 
 # -- our own --------------------------------------------------------------------------------------
