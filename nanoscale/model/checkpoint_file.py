@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def opened(path: Path, remedy: str) -> dict[str, Any]:
             f"{path}: not a readable checkpoint, truncated or foreign{code}; {remedy}"
         ) from e
     return payload if isinstance(payload, dict) else {}
+
+
+def check_bytes(path: Path) -> None:
+    """Refuse a file of torch's whose bytes are not those that were written, by the CRCs of its zip.
+
+    torch does not look at them. Those of torch before 1.6 are no zip and have none.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as e:
+        raise UserError(f"{path}: damaged ({e}); copy it again") from e
+    if damaged is not None:
+        raise UserError(f"{path}: damaged ({damaged} does not match its checksum); copy it again")
 
 
 def load(path: Path) -> dict[str, Any]:

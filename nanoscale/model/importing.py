@@ -149,7 +149,13 @@ def weight_files(folder: Path) -> list[str]:
     Raises:
         UserError: there are none, or pickles alone, or one of the list is not there.
     """
-    if (folder / WEIGHTS).is_file():
+    files = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+    if WEIGHTS in files:
+        if len(files) > 1 and not (folder / INDEX).is_file():
+            raise UserError(
+                f"{folder}: {', '.join(files)}, and no {INDEX} that says which are the model's; "
+                f"leave {WEIGHTS} alone there"
+            )
         return [WEIGHTS]
     if (folder / INDEX).is_file():
         listed = read_record(folder / INDEX).get("weight_map")
@@ -157,8 +163,8 @@ def weight_files(folder: Path) -> list[str]:
             raise UserError(f"{folder / INDEX}: it lists no files; fetch the model again")
         names = sorted(set(map(str, listed.values())))
         for name in names:
-            if Path(name).name != name or not (folder / name).is_file():
-                raise UserError(f"{folder / INDEX}: {name} is not there; fetch the model again")
+            if name not in files:
+                raise UserError(f"{folder / INDEX}: {name!r} is not there; fetch the model again")
         return names
     pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if pickles:
@@ -166,7 +172,8 @@ def weight_files(folder: Path) -> list[str]:
             f"{folder / pickles[0]}: a pickle may hold code, so it is not read; take the model as "
             "safetensors"
         )
-    raise UserError(f"{folder}: no {WEIGHTS} there; fetch the model again")
+    there = f" ({', '.join(files)} alone)" if files else ""
+    raise UserError(f"{folder}: no {WEIGHTS} there{there}; fetch the model again")
 
 
 def tensors_in(path: Path) -> dict[str, Stored]:

@@ -23,10 +23,10 @@ from nanoscale.data.tokenizer import (
     read_tokenizer,
 )
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.model.checkpoint_file import FORMAT, opened, verified
+from nanoscale.model.checkpoint_file import FORMAT, check_bytes, opened, verified
 from nanoscale.model.hub import OF_OPENAI, downloaded
 from nanoscale.model.nanogpt_checkpoint import of_nanogpt
-from nanoscale.model.pretrained import Pretrained, read_hugging_face
+from nanoscale.model.pretrained import Pretrained, in_float32, read_hugging_face
 from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import BEGINNINGS
 from nanoscale.spec.identity import RunSpec, idle_keys
@@ -190,20 +190,21 @@ def _names_a_model(config: Path) -> bool:
 def _of_checkpoint(path: Path) -> Pretrained:
     payload = opened(path, _ELSEWHERE)
     if payload.get("format") == FORMAT:
-        return _of_run(verified(path, payload, _ELSEWHERE))
+        return _of_run(path, verified(path, payload, _ELSEWHERE))
     if "model_args" in payload:
+        check_bytes(path)
         return _plain(of_nanogpt(path, payload))
     raise UserError(f"{path}: neither a checkpoint of nanoscale nor of nanoGPT; {_ELSEWHERE}")
 
 
-def _of_run(content: Mapping[str, Any]) -> Pretrained:
+def _of_run(path: Path, content: Mapping[str, Any]) -> Pretrained:
     """The weights of a run of ours, which have their meaning under its parametrization."""
     spec: RunSpec = content["spec"]
     step = content.get("step")
     idle = idle_keys(spec.config)
     keys = {key: value for key, value in dictated(spec.config).items() if key not in idle}
     model: Mapping[str, Tensor] = content["model"]
-    tensors = {name: tensor.float() for name, tensor in model.items()}
+    tensors = {name: in_float32(tensor, name, path) for name, tensor in model.items()}
     return Pretrained(keys, tensors, dataset=spec.config.dataset, spec=spec, step=step)
 
 

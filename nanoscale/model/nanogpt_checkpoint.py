@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanoscale.errors import UserError
-from nanoscale.model.pretrained import Pretrained
+from nanoscale.model.pretrained import Pretrained, in_float32
 from nanoscale.spec.values import Value
 
 _SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
@@ -55,14 +55,12 @@ def _renamed(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
         name = key.removeprefix(_OF_COMPILE)
         if name.endswith(_BUFFERS):
             continue
-        dense = tensor.layout == torch.strided and not tensor.is_meta
-        if not dense or not tensor.is_floating_point() or not tensor.dim():
-            raise UserError(f"{path}: {key} is no array of floats")
+        values = in_float32(tensor, key, path)
         made += 1
         if ".c_attn." not in name:
-            tensors[name] = tensor.float()
+            tensors[name] = values
             continue
-        for part, rows in zip("qkv", tensor.float().chunk(3), strict=False):
+        for part, rows in zip("qkv", values.chunk(3), strict=False):
             tensors[name.replace("c_attn", f"c_{part}")] = rows.clone()
         made += 2
     if len(tensors) != made:

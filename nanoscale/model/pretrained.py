@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nanoscale.errors import UserError
 from nanoscale.model.importing import imported
 from nanoscale.spec.config import ResolvedConfig, from_flat
 from nanoscale.spec.identity import RunSpec
@@ -52,6 +53,14 @@ class Pretrained:
             sha.update(f"{name} {list(tensor.shape)}\n".encode())
             sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return sha.hexdigest()
+
+
+def in_float32(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """A tensor of a checkpoint in float32; a `UserError` where it is no array of plain floats."""
+    dense = tensor.layout == torch.strided and not tensor.is_meta
+    if not dense or not tensor.is_floating_point() or not tensor.dim():
+        raise UserError(f"{path}: {name} is no array of floats")
+    return tensor.float()
 
 
 def read_hugging_face(folder: Path) -> Pretrained:

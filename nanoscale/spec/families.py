@@ -318,11 +318,11 @@ def our_keys(family: Family, record: Mapping[str, Json], where: str) -> dict[str
     head = record.get("head_dim", family.usual_head)
     if d % heads or head not in (d // heads, None):
         raise UserError(
-            f"{where}: heads of {head} are not {d} / {heads}, the width over their number; ours are"
+            f"{where}: heads of {head!r} are not {d} / {heads}, the width over their number; ours are"
         )
     for key, value in family.fixed.items():
         if record.get(key, value) != value:
-            raise UserError(f"{where}: {key}={record[key]}; our parts know {value} alone")
+            raise UserError(f"{where}: {key}={record[key]!r}; our parts know {value!r} alone")
     _check_activation(family, record, where)
     if family.parts["use_rope"]:
         keys["rope_theta"] = _rope_theta(record, where)
@@ -341,20 +341,20 @@ def _size(record: Mapping[str, Json], theirs: str, ours: str, where: str) -> int
     if value is None and ours == "n_kv_head":
         value = record.get(SIZE_NAMES["n_head"])
     if type(value) is not int or not 1 <= value < 2**31:
-        raise UserError(f"{where}: {theirs}={value} is no size")
+        raise UserError(f"{where}: {theirs}={value!r} is no size")
     return value
 
 
 def _switch(record: Mapping[str, Json], key: str, usual: bool, where: str) -> bool:
     value = record.get(key, usual)
     if not isinstance(value, bool):
-        raise UserError(f"{where}: {key}={value} is neither true nor false")
+        raise UserError(f"{where}: {key}={value!r} is neither true nor false")
     return value
 
 
 def _number(value: Json, key: str, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{where}: {key}={value} is not a number above 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
+        raise UserError(f"{where}: {key}={value!r} is not a finite number above 0")
     return value
 
 
@@ -362,7 +362,7 @@ def _check_activation(family: Family, record: Mapping[str, Json], where: str) ->
     typed = record.get(family.activation, family.usual_activation)
     wanted = ("silu", "swish") if family.parts["use_swiglu"] else ("gelu", *TANH_GELU)
     if typed not in wanted:
-        raise UserError(f"{where}: {family.activation}={typed}; ours is {wanted[0]}")
+        raise UserError(f"{where}: {family.activation}={typed!r}; ours is {wanted[0]!r}")
 
 
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # OpenAI's: an approximation by tanh
@@ -384,12 +384,12 @@ def _rope_theta(record: Mapping[str, Json], where: str) -> float:
     rope = given if isinstance(given, Mapping) else {"rope_type": given}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        raise UserError(f"{where}: rope_type={kind}; ours is default, frequencies as they are")
+        raise UserError(f"{where}: rope_type={kind!r}; ours is default, frequencies as they are")
     part = rope.get("partial_rotary_factor", record.get("partial_rotary_factor"))
     if part is None:
         part = 0.25 if record["model_type"] == STABLELM_FAMILY.model_type else 1.0
     if part != 1:
-        raise UserError(f"{where}: partial_rotary_factor={part}; ours turns whole heads, 1.0")
+        raise UserError(f"{where}: partial_rotary_factor={part!r}; ours turns whole heads, 1.0")
     theta = rope.get("rope_theta", record.get("rope_theta", 10_000.0))
     return float(_number(theta, "rope_theta", where))
 

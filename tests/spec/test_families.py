@@ -98,18 +98,20 @@ FOREIGN = {
     "remote code": ({"auto_map": {"AutoModel": "modeling_x.X"}}, "remote code", "none was run"),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantized"),
     "no size": ({"hidden_size": None}, "hidden_size=None"),
-    "a size in words": ({"num_hidden_layers": "two"}, "num_hidden_layers=two"),
+    "a size in words": ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is no size"),
     "heads of their own size": ({"head_dim": 8}, "heads of 8 are not 16 / 4"),
     "heads that do not divide": ({"num_attention_heads": 3}, "16 / 3"),
     "a narrow MLP": ({"intermediate_size": 32}, "intermediate_size=32"),
     "an MLP of no width": ({"intermediate_size": -1}, "intermediate_size=-1"),
-    "another activation": ({"hidden_act": "relu"}, "hidden_act=relu", "silu"),
-    "scaled rotary": ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type=llama3"),
+    "another activation": ({"hidden_act": "relu"}, "hidden_act='relu'", "silu"),
+    "scaled rotary": ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type='llama3'"),
     "scaled rotary of version 4": (
         {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}},
-        "rope_type=linear",
+        "rope_type='linear'",
     ),
     "no eps": ({"rms_norm_eps": None}, "rms_norm_eps=None"),
+    "an eps without end": ({"rms_norm_eps": float("inf")}, "rms_norm_eps=inf"),
+    "more than a float holds": ({"rms_norm_eps": 10**400}, "not a finite number"),
 }
 
 

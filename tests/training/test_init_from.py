@@ -310,13 +310,21 @@ def spoil(desk: Path) -> None:
     save_nanogpt(desk / "nan.pt", state | {first: state[first] * float("nan")})
     save_nanogpt(desk / "scalar.pt", state | {first: torch.tensor(1.0)})
     save_nanogpt(desk / "whole_numbers.pt", state | {first: state[first].long()})
+    save_nanogpt(desk / "complex.pt", state | {first: state[first].to(torch.complex64)})
     save_nanogpt(desk / "sparse.pt", state | {first: state[first].to_sparse()})
     save_nanogpt(desk / "meta.pt", state | {first: state[first].to("meta")})
     save_nanogpt(desk / "twice.pt", state | {f"_orig_mod.{first}": state[first] + 1})
     small = nanogpt_state(vocab_size=11)
     save_nanogpt(desk / "small.pt", small, vocab_size=11)
-    for name in ("whole", "halved", "coded", "pickled"):
+    flipped = bytearray(whole)
+    flipped[flipped.index(state["transformer.wpe.weight"].numpy().tobytes()) + 9] ^= 1
+    (desk / "flipped.pt").write_bytes(flipped)
+    for name in ("whole", "halved", "coded", "pickled", "second", "elsewhere"):
         in_hub_form(desk / name, state)
+    shutil.copy("whole/model.safetensors", "second/extra.safetensors")
+    index = {"weight_map": {"wte.weight": "../whole/model.safetensors"}}
+    (desk / "elsewhere" / "model.safetensors").unlink()
+    (desk / "elsewhere" / "model.safetensors.index.json").write_text(json.dumps(index))
     weights = desk / "halved" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     config = desk / "coded" / "config.json"
@@ -345,8 +353,12 @@ BAD = {
     "nan.pt": "is not finite: its run has diverged",
     "scalar.pt": "is no array of floats",
     "whole_numbers.pt": "is no array of floats",
+    "complex.pt": "is no array of floats",
     "sparse.pt": "is no array of floats",
     "meta.pt": "is no array of floats",
+    "flipped.pt": "damaged (ckpt/data/1 does not match its checksum); copy it again",
+    "second": "extra.safetensors, model.safetensors, and no model.safetensors.index.json",
+    "elsewhere": "'../whole/model.safetensors' is not there",
     "twice.pt": "holds a tensor twice, under two names",
     "small.pt": "init_from=small.pt: its weights' vocab_size=11 is below the 16 symbols",
     "halved": "not a whole safetensors file",
