@@ -318,7 +318,7 @@ def our_keys(family: Family, record: Mapping[str, Json], where: str) -> dict[str
     head = record.get("head_dim", family.usual_head)
     if d % heads or head not in (d // heads, None):
         raise UserError(
-            f"{where}: heads of {head!r} are not {d} / {heads}, the width over their number; ours are"
+            f"{where}: heads of {head!r} are not {d} / {heads}, width over number, as ours"
         )
     for key, value in family.fixed.items():
         if record.get(key, value) != value:
