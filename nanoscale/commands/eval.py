@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nanoscale.commands.verb import COUNT, json_output, option, say, verb, warned
+from nanoscale.errors import UserError
 
 
 @verb(
@@ -35,13 +36,20 @@ def command(
     from nanoscale.training.eval import EvalOptions, evaluate_weights
 
     found = evaluate_weights(
-        EvalOptions(weights, named(data), data_root, device, tokens, named(tasks), limit)
+        EvalOptions(
+            weights, named("data", data), data_root, device, tokens, named("tasks", tasks), limit
+        )
     )
     for line in warned(found.warnings):
         click.echo(line, err=True)
     say(found.lines(), json_path, found.to_json())
 
 
-def named(text: str | None) -> tuple[str, ...]:
-    """Names between commas."""
-    return tuple(part.strip() for part in text.split(",")) if text else ()
+def named(option: str, text: str | None) -> tuple[str, ...]:
+    """Names between commas, none of them empty."""
+    if text is None:
+        return ()
+    names = tuple(part.strip() for part in text.split(","))
+    if "" in names:
+        raise UserError(f"--{option}={text}: expected names between commas, or leave it out")
+    return names

@@ -63,6 +63,8 @@ class Dataset:
     meta: Meta
     val_sets: tuple[str, ...] = (VAL,)  # names in `tokens`, the first what studies fit
     val_bytes: Mapping[str, float | None] = field(default_factory=dict)  # a token, of further sets
+    parts: Mapping[str, str] = field(default_factory=dict)  # fingerprints, where it is not VAL alone:
+    # of each validation set, VAL's being that of both splits, which is always there
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -228,20 +230,25 @@ def _with_sets(dataset: Dataset, named: Sequence[str], data_root: str) -> Datase
     """The dataset with these validation sets, which its fingerprint then names."""
     tokens = dict(dataset.tokens)
     known: dict[str, float | None] = {}
+    parts: dict[str, str] = {}
     digest = hashlib.sha256(dataset.fingerprint.encode())
     labels = [name.rstrip("/").rpartition("/")[2] for name in named]
     for name, label in zip(named, labels, strict=True):
         fingerprint = VAL
         if labels.count(label) > 1 or label == "train":
-            raise UserError(f"val_sets={list(named)}: each needs a name of its own, not {label!r}")
+            raise UserError(
+                f"validation sets {', '.join(named)}: each needs a name of its own, not {label!r}"
+            )
         if name != VAL:
             tokens[label], known[label], fingerprint = _further_set(dataset, name, data_root)
         digest.update(f"\n{label} {fingerprint}".encode())
+        parts[label] = dataset.fingerprint if name == VAL else fingerprint
     return replace(
         dataset,
         tokens=tokens,
         val_sets=tuple(labels),
         val_bytes=known,
+        parts={**parts, VAL: dataset.fingerprint},
         fingerprint=digest.hexdigest(),
     )
 
@@ -266,19 +273,21 @@ def _further_set(dataset: Dataset, name: str, data_root: str) -> tuple[Tokens, f
 def _same_tokens(dataset: Dataset, name: str, data_root: str) -> Dataset:
     """Another dataset, refused where its ids mean other text."""
     try:
-        other = open_dataset(name, data_root, (VAL,))
+        dataset_folder(name, data_root)
     except UserError as e:
-        there = ", ".join((VAL, *further_files(dataset.folder)))
+        there = [VAL, *further_files(dataset.folder)]
         raise UserError(
-            f"val_sets: {name!r} is none of {dataset.name}'s sets ({there}): {e}"
+            f"validation set {name!r} is none of {dataset.name}'s ({', '.join(there)}), and there "
+            f"is no such dataset in {data_root!r}{did_you_mean(name, there)}"
         ) from e
+    other = open_dataset(name, data_root, (VAL,))
     known, their = dataset.known_tokenizer(), other.known_tokenizer()
     if known is not None and their is not None and known.digest == their.digest:
         return other  # however the two were prepared
     what = other_tokens(dataset.meta, other.meta)
     if what is not None:
         raise UserError(
-            f"val_sets: the tokens of {name!r} are not those of {dataset.name!r} (another "
+            f"validation set {name!r}: its tokens are not those of {dataset.name!r} (another "
             f"{what}); prepare it with the same tokenizer"
         )
     return other

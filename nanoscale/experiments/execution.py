@@ -74,7 +74,7 @@ class Execution:
         finally:
             study.save()
 
-        study.warn(study.mixed_numerics())
+        study.warn(study.mixed())
         study.say(*failure_lines(study))
         if stopped:
             study.say(f"stopped: {stopped}; the same command goes on")

@@ -265,7 +265,7 @@ class Study:
     @property
     def warnings(self) -> list[str]:
         """What a careful reader would ask about: the plan first, then what the runs recorded."""
-        return [*self.concerns, *self.damaged(), *self.mixed_numerics()]
+        return [*self.concerns, *self.damaged(), *self.mixed()]
 
     def damaged(self) -> list[str]:
         """A warning per run whose records or rows cannot be read, with what mends it."""
@@ -275,6 +275,10 @@ class Study:
             if damage:
                 warnings.append(f"{folder.path}: {damage}")
         return warnings
+
+    def mixed(self) -> list[str]:
+        """Why the losses of its runs may not compare."""
+        return [*mixed_sets(folder for _, folder in self.runs()), *self.mixed_numerics()]
 
     def mixed_numerics(self) -> list[str]:
         """A warning per part of the numerics (device, dtype, ...) that the runs do not share."""
@@ -314,6 +318,24 @@ def metrics_of(folder: RunFolder) -> dict[str, Any]:
     """The run's results; {} unless it has finished, as those of an earlier life are none."""
     metrics = folder.metrics() if state_of(folder) in FINISHED else None
     return metrics or {}
+
+
+def mixed_sets(folders: Iterable[RunFolder]) -> list[str]:
+    """A warning where the losses of finished runs are of different validation sets."""
+    sets: dict[str, str] = {}
+    for folder in folders:
+        metrics = metrics_of(folder)
+        data = (metrics.get("provenance") or {}).get("data")
+        if data and metrics.get("val_loss") is not None:
+            measured = next(iter(data.get("parts", {}).values()), data["fingerprint"])
+            sets.setdefault(measured, f"{metrics.get('val_set', 'val')} of {data['name']}")
+    if len(sets) < 2:
+        return []
+    names = ", ".join(dict.fromkeys(sets.values()))
+    return [
+        f"the runs are judged by {len(sets)} different validation sets ({names}): their losses do "
+        "not rank them (bits per byte do where the text is the same)"
+    ]
 
 
 def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError, cut, did_you_mean
 from nanoscale.experiments.records import RunEntry
-from nanoscale.experiments.results import Study, row_of, study_folder
+from nanoscale.experiments.results import Study, mixed_sets, row_of, study_folder
 from nanoscale.experiments.table_files import frame_of, is_table_file, read_table_file
 from nanoscale.spec.config import flatten
 from nanoscale.spec.values import Json
@@ -51,7 +51,8 @@ def read_table(*names: str | Path, output_root: str | Path = "experiments_out") 
     """
     path = Path(names[0])
     if len(names) > 1 or (path / CONFIG).is_file():
-        return frame_of([_folder_row(RunFolder(name)) for name in names])
+        folders = list(map(RunFolder, names))
+        return _noted(frame_of([_folder_row(folder) for folder in folders]), folders)
     if path.is_file() or (is_table_file(path) and not path.is_dir()):
         return read_table_file(path)
     return study_table(Study.open(study_folder(path, output_root)))
@@ -67,7 +68,18 @@ def study_table(study: Study) -> DataFrame:
         if matching:
             row[ARM] = max(matching, key=lambda arm: len(arm["values"]))["name"]
         rows.append(row)
-    return frame_of(rows)
+    return _noted(frame_of(rows), [folder for _, folder in study.runs()])
+
+
+def _noted(frame: DataFrame, folders: Sequence[RunFolder]) -> DataFrame:
+    """The table, with what its reader should say of its runs (see `notes_of`)."""
+    frame.attrs["notes"] = mixed_sets(folders)
+    return frame
+
+
+def notes_of(frame: DataFrame) -> list[str]:
+    """Warnings about the runs of a table, of which a file says none."""
+    return list(frame.attrs.get("notes", []))
 
 
 def column(option: str, name: str, frame: DataFrame) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,7 @@ class RunSpec:
     parent: str | None = None  # "<id>@<step>" of the run whose past it shares
     masks: int = MASKS_VERSION
     weights: Weights | None = None  # that it begins with
+    parts: Mapping[str, str] = field(default_factory=dict)  # the data's, see `Dataset`
 
     @property
     def content(self) -> dict[str, Json]:
@@ -203,6 +204,31 @@ class RunSpec:
         """The validation sets that it began with, whatever has been added since."""
         return self.config.val_sets or ("val",)
 
+    @property
+    def val_set(self) -> str:
+        """What its first validation set is called, whose loss is `val_loss`."""
+        return next(iter(self.parts), "val")
+
+    @property
+    def measured(self) -> str:
+        """A fingerprint of that set: runs that share it are told apart by their `val_loss`."""
+        return next(iter(self.parts.values()), self.data_fingerprint)
+
+    @property
+    def tokens_fingerprint(self) -> str:
+        """That of the data without further validation sets."""
+        return self.parts.get("val", self.data_fingerprint)
+
+    def changed_sets(self, parts: Mapping[str, str]) -> str:
+        """Its further validation sets that are others in today's `parts`; "" if all of it is."""
+        changed = [name for name, was in self.parts.items() if parts.get(name, was) != was]
+        return "" if "val" in changed else ", ".join(changed)
+
+    @property
+    def data_record(self) -> dict[str, Json]:
+        record: dict[str, Json] = {"name": self.data_name, "fingerprint": self.data_fingerprint}
+        return record | ({"parts": dict(self.parts)} if self.parts else {})
+
     def is_called(self, name: object) -> bool:
         """Whether an id is this run's, of today or of then."""
         return name in (self.id, *self.spelled_ids)
@@ -215,7 +241,7 @@ class RunSpec:
             "label": label(self.config),
             "config": self.config.to_dict(),
             "typed": dict(self.typed),
-            "data": {"name": self.data_name, "fingerprint": self.data_fingerprint},
+            "data": self.data_record,
             "branch_from": self.parent,
         }
         if self.weights is not None:
@@ -233,6 +259,7 @@ class RunSpec:
                 record["data"]["fingerprint"],
                 record["branch_from"],
                 weights=Weights.from_json(record.get("weights")),
+                parts={**record["data"].get("parts", {})},
             )
         except (KeyError, TypeError) as e:
             raise UserError(

@@ -94,7 +94,9 @@ def run_spec(
     parent = parent_of(config.branch_from) if config.branch_from else None
     if not config.val_sets and len(data.val_sets) > 1:
         resolved = replace(resolved, val_sets=data.val_sets)  # others may be found when it goes on
-    return RunSpec(resolved, typed, data.name, data.fingerprint, parent, weights=weights)
+    return RunSpec(
+        resolved, typed, data.name, data.fingerprint, parent, weights=weights, parts=data.parts
+    )
 
 
 def require_tokens(weights: Weights, data: Dataset) -> None:

@@ -58,9 +58,11 @@ def past_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
 def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | None:
     """The data, or the hashed keys that differ, but for those of the groups in `free`."""
     if old.data_fingerprint != new.data_fingerprint:
-        if old.data_name == new.data_name and old.val_sets != new.val_sets:
+        if _its_sets(old, new):
             before, now = ", ".join(old.val_sets), ", ".join(new.val_sets)
             return f"the validation sets differ (val_sets={before}, now {now})"
+        if changed := old.changed_sets(new.parts):
+            return f"the tokens of the validation set {changed} are others now"
         return (
             f"the data differs ({old.data_name} {old.data_fingerprint[:8]}, now "
             f"{new.data_name} {new.data_fingerprint[:8]})"
@@ -70,6 +72,12 @@ def _difference(old: RunSpec, new: RunSpec, free: Sequence[str] = ()) -> str | N
     if old.masks != new.masks and old.config.dropout:
         return f"its dropout masks were of version {old.masks}, now {new.masks}"
     return _keys_difference(old, new, {key.group for key in all_fields().values()} - set(free))
+
+
+def _its_sets(old: RunSpec, new: RunSpec) -> str:
+    """The flag by which `new` has the validation sets of `old`, where it has others."""
+    same = old.tokens_fingerprint == new.tokens_fingerprint
+    return f"--val_sets={','.join(old.val_sets)}" if same and old.val_sets != new.val_sets else ""
 
 
 def _keys_difference(old: RunSpec, new: RunSpec, groups: Collection[str]) -> str | None:
@@ -132,9 +140,11 @@ def check_past(old: RunSpec, new: RunSpec, step: int, where: object) -> None:
     difference = past_difference(old, new, step)
     if difference:
         otherwise = "another out_dir" if new.parent is None else "no branch_from"
+        same = _its_sets(old, new)
+        past = f"the same past ({same})" if same else "the same past"
         raise UserError(
-            f"{where}: cannot continue as this run: {difference}; give it the same "
-            f"past, or {otherwise} to start anew"
+            f"{where}: cannot continue as this run: {difference}; give it {past}, or {otherwise} "
+            "to start anew"
         )
 
 
@@ -217,11 +227,13 @@ def _make_room(folder: RunFolder, old: RunSpec, spec: RunSpec) -> None:
     """Move the run in the folder aside, and say why, and how one goes on with it instead."""
     why = _difference(old, spec) or f"branch_from was {old.parent}, now {spec.parent}"
     step = folder.status().checkpoint_step
-    goes_on = step and (folder / CHECKPOINT).is_file() and not past_difference(old, spec, step)
+    sets = _its_sets(old, spec)
+    twin = replace(spec, data_fingerprint=old.data_fingerprint) if sets else spec
+    goes_on = step and (folder / CHECKPOINT).is_file() and not past_difference(old, twin, step)
     aside = move_aside(folder.path)
     print(f"{folder.path} holds another run ({old.id}; {why}): moved to {aside}")
     if goes_on and old.parent == spec.parent:
-        flags = f"--init_from=resume --out_dir={shlex.quote(str(aside))}"
+        flags = f"{sets} --init_from=resume --out_dir={shlex.quote(str(aside))}".lstrip()
         print(f"this run starts anew; to go on with that one instead, add {flags}")
 
 

@@ -138,7 +138,7 @@ def _config(values: Overrides, folder: RunFolder) -> Overrides:
     return {
         **flatten(spec.config),
         TOKENS: spec.config.max_iters * spec.config.tokens_per_iter,
-        "data": spec.data_fingerprint,
+        "data": f"{spec.tokens_fingerprint} {spec.measured}",
     }
 
 

@@ -36,6 +36,7 @@ from nanoscale.checks.paired import (
     windows_noise,
 )
 from nanoscale.errors import UserError, one_of
+from nanoscale.experiments.results import mixed_sets
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import DIVERGED, WINDOWS
 from nanoscale.studies.arms import KEYS, NOT_TUNED, Arm, ArmCell, cells_of, naming, read_arm
@@ -103,6 +104,7 @@ def compare(
         )
     comparison = _record(pairs, side_a, side_b, keys, loss, rope)
     warnings = warnings_of(comparison, {"A": side_a.shared, "B": side_b.shared})
+    warnings += mixed_sets(run.folder for run in (*arm_a.runs, *arm_b.runs))
     return replace(comparison, warnings=warnings, reason=reason_of(comparison))
 
 
@@ -118,8 +120,8 @@ def _check_arms(a: Arm, b: Arm, loss: str) -> None:
     data = {run.data for run in (*a.runs, *b.runs)}
     if len(data) > 1 and loss != PER_BYTE:
         raise UserError(
-            f"the runs are of {len(data)} data sets, whose losses per token are not "
-            f"comparable; where the text is the same, compare --loss={PER_BYTE}"
+            f"the runs are of {len(data)} data sets, or judged by other validation sets, so their "
+            f"losses per token are not comparable; where the text is the same, compare --loss={PER_BYTE}"
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.tables import STATES, column, number_at
+from nanoscale.experiments.tables import STATES, column, notes_of, number_at
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
 
@@ -356,7 +356,8 @@ def with_result(table: DataFrame, known: Mask, loss: str, why: str) -> tuple[Dat
     if not known.any():
         raise UserError(f"no row has a {loss}")
     left_out = int((~known).sum())
-    return table[known], [f"{left_out} rows {why}"] if left_out else []
+    notes = [f"{left_out} rows {why}"] if left_out else []
+    return table[known], [*notes_of(table), *notes]
 
 
 def numbers_of(frame: DataFrame, name: str) -> list[float]:

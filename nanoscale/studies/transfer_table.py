@@ -16,7 +16,15 @@ from nanoscale.checks.lr_transfer import LIMITS, LrColumns, TransferLimits, tran
 from nanoscale.checks.lr_verdict import TRANSFER_SCHEMA, TransferVerdict
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.results import RESULTS, Study
-from nanoscale.experiments.tables import ARM, STATES, column, number_at, read_table, study_table
+from nanoscale.experiments.tables import (
+    ARM,
+    STATES,
+    column,
+    notes_of,
+    number_at,
+    read_table,
+    study_table,
+)
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE, DIVERGED
@@ -224,7 +232,7 @@ def verdict_of(
     twins = list(map(str, zip(size, lr, seeds or lr, strict=True)))
     _check_one_setting(frame, twins, columns)
     verdict = transfer_verdict(size, lr, losses, seeds, limits=limits, names=columns)
-    return replace(verdict, warnings=[*verdict.warnings, *_short_runs(frame)])
+    return replace(verdict, warnings=[*verdict.warnings, *notes_of(frame), *_short_runs(frame)])
 
 
 def _positive(frame: DataFrame, name: str) -> list[float]:

@@ -7,14 +7,14 @@ run as transformers reads it (see `export`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.data.dataset import VAL, Dataset, open_dataset
+from nanoscale.data.dataset import VAL, Dataset, dataset_folder, further_files, open_dataset
 from nanoscale.errors import UserError
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.identity import RunSpec
@@ -109,17 +109,19 @@ def evaluate_weights(options: EvalOptions) -> Judged:
 # -- losses ---------------------------------------------------------------------------------------
 def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> ExperimentConfig:
     """A config of the weights on the data that was asked for, else on their own."""
-    dataset, root, val_sets = None, options.data_root or "data", options.data
+    dataset, root = None, options.data_root or "data"
+    val_sets: Sequence[str] = options.data
     if spec is not None:
         own = spec.config
         root = options.data_root or own.data_root
         try:
-            dataset = str(data_of(spec, options.data_root, every_set=True).folder)
-            val_sets = val_sets or spec.val_sets
+            dataset = str(data_of(spec, options.data_root).folder)
         except UserError as e:
-            if not options.data:
+            if not options.data or not _is_dataset(options.data[0], root):
                 raise
             warnings.append(f"not compared with the tokens it was trained on: {e}")
+        else:
+            val_sets = _sets_now(options, spec, dataset, root, warnings)
     else:
         from nanoscale.model.init_from import pretrained
 
@@ -132,12 +134,49 @@ def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> 
     return ExperimentConfig(
         dataset=dataset,
         data_root=root,
-        val_sets=val_sets,
+        val_sets=tuple(val_sets),
         init_from=options.weights,
         final_eval_tokens=options.tokens,
         device=options.device,
         compile=False,
     )
+
+
+def _sets_now(
+    options: EvalOptions, spec: RunSpec, folder: str, root: str, warnings: list[str]
+) -> list[str]:
+    """The sets asked for, or those of the run's own that are there still.
+
+    One warning says what has changed of them since it was trained.
+    """
+    there, changed = [], []
+    for name in options.data or spec.val_sets:
+        try:
+            parts = open_dataset(folder, root, (name,)).parts
+        except UserError as e:
+            if options.data:
+                raise
+            changed.append(f"{name} is not evaluated ({e})")
+            continue
+        there.append(name)
+        if sets := spec.changed_sets(parts):
+            changed.append(f"{sets} has other tokens")
+    if not there:
+        raise UserError(f"{options.weights}: {'; '.join(changed)}; name others, as in --data=val")
+    if not options.data and "val_sets" not in spec.typed:
+        added = [name for name in further_files(Path(folder)) if name not in spec.val_sets]
+        changed += [f"{name} was added (--data={name} evaluates it)" for name in added]
+    if changed:
+        warnings.append(f"validation sets since training: {'; '.join(changed)}")
+    return there
+
+
+def _is_dataset(name: str, root: str) -> bool:
+    try:
+        dataset_folder(name, root)
+    except UserError:
+        return False
+    return True
 
 
 def _losses(

@@ -203,6 +203,7 @@ class Recorder:
         return replace(
             result,
             val_loss=loss,
+            val_set=run.spec.val_set if run.spec.parts else None,
             val_bits_per_byte=found[first].bits_per_byte,
             val_sets={name: each.to_json() for name, each in found.items()} if others else None,
         )
@@ -211,10 +212,9 @@ class Recorder:
         """What is known without a final evaluation."""
         run = self.run
         total = run.meter.total()
-        data = {"name": run.spec.data_name, "fingerprint": run.spec.data_fingerprint}
         machine: dict[str, Json] = {
             "device": run.numerics.device_name,
-            "data": data,
+            "data": run.spec.data_record,
             "world_size": run.ranks.world,
         }
         history = [entry.to_json() for entry in run.history]

@@ -115,6 +115,7 @@ class RunResult:
     id: str
     best_val_loss: float | None = None  # of the evaluations on the way
     val_loss: float | None = None  # of the final evaluation, in nats per token
+    val_set: str | None = None  # the first of several, whose loss that is; None: val alone
     val_bits_per_byte: float | None = None
     val_sets: Mapping[str, Mapping[str, Json]] | None = None  # each one's, where there are several
     train_loss: float | None = None  # of the last evaluation on the way, on training windows
@@ -136,7 +137,7 @@ class RunResult:
         """As `metrics.json` holds it."""
         record = dict(vars(self))
         del record["folder"]
-        for key in ("numerics_history", "val_sets"):
+        for key in ("numerics_history", "val_set", "val_sets"):
             if record[key] is None:
                 del record[key]
         return record

@@ -9,9 +9,7 @@ checked.
 from __future__ import annotations
 
 import os.path
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,11 +70,10 @@ def open_weights(out_dir: str, key: str = "out_dir") -> tuple[Path, RunSpec]:
     raise UserError(f"{key}={out_dir}: {why}")
 
 
-def data_of(spec: RunSpec, data_root: str | None = None, every_set: bool = False) -> Dataset:
-    """The data set that a run was trained on, as it was; `data_root` is where it lies now.
+def data_of(spec: RunSpec, data_root: str | None = None) -> Dataset:
+    """The tokens that a run was trained on, as they were; `data_root` is where they lie now.
 
-    Of one that lacks a further validation set alone, nothing can tell whether it has changed: that
-    is said, unless `every_set` is asked for.
+    Its further validation sets do not matter here.
 
     Raises:
         UserError: it is not there, or has changed since.
@@ -84,23 +81,15 @@ def data_of(spec: RunSpec, data_root: str | None = None, every_set: bool = False
     name = spec.config.dataset
     if data_root and Path(name).is_absolute():
         name = Path(name).name
-    root = data_root or spec.config.data_root
     try:
-        dataset = open_dataset(name, root, spec.val_sets)
+        dataset = open_dataset(name, data_root or spec.config.data_root, (VAL,))
     except UserError as e:
-        with suppress(UserError):
-            dataset = open_dataset(name, root, (VAL,))
-            size = spec.config.vocab_size
-            if spec.val_sets != (VAL,) and not every_set and dataset.vocabulary(size) <= size:
-                said = f"note: {e}; what its symbols mean is taken from {name!r} unchecked"
-                print(said, file=sys.stderr)
-                return dataset
         moved = "" if data_root else "; has it moved, add --data_root=FOLDER"
         raise UserError(f"{e}{moved}") from e
-    if dataset.fingerprint != spec.data_fingerprint:
+    if dataset.fingerprint != spec.tokens_fingerprint:
         raise UserError(
             f"dataset {spec.config.dataset!r} has changed since "
-            f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
+            f"({spec.tokens_fingerprint[:8]}, now {dataset.fingerprint[:8]}), so symbols "
             "may mean other text; restore it"
         )
     return dataset

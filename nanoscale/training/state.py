@@ -74,8 +74,10 @@ def dataset_of(spec: RunSpec) -> Dataset:
     name = spec.config.dataset
     dataset = open_dataset(name, spec.config.data_root, spec.val_sets)
     if dataset.fingerprint != spec.data_fingerprint:
+        sets = spec.changed_sets(dataset.parts)
+        what = f"the validation set {sets} of " if sets else ""
         raise UserError(
-            f"dataset {name!r} has changed since this run was made "
+            f"{what}dataset {name!r} has changed since this run was made "
             f"({spec.data_fingerprint[:8]}, now {dataset.fingerprint[:8]}); restore it "
             "or start a new run"
         )

@@ -159,6 +159,7 @@ def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
         ({}, {"dataset": ["toy", "tou"]}, ["dataset=tou", "did you mean 'toy'"]),
         ({}, {"block_size": [8, 10**6]}, ["block_size=1000000", "tokens, but", "lower block_size"]),
         ("n_layer=2", {}, ["base_params='n_layer=2'", "a dict"]),
+        ({}, {"val_sets": [["val"], ["toy"]]}, ["grid_params: val_sets varies, and val_loss, by"]),
         ({}, {"muon_lr": [0.1, 0.2]}, ["grid_params: muon_lr acts only with optimizer=muon"]),
         ({"init_seed": 8, "data_seed": 9}, {"seed": [1, 2]}, ["seed acts only with dropout, or"]),
         ({}, {"parametrization.alpha": [0.5, 1.0]}, ["alpha acts only", "mode=CompleteP"]),

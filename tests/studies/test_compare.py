@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ from nanoscale.studies.compare_arms import compare
 FLAT = (0.001, -0.001, 0.0)
 
 
-def run_at(root, loss, *, state=COMPLETE, windows=None, flops=1e9, device="cpu", **keys):
+def run_at(root, loss, *, state=COMPLETE, windows=None, flops=1e9, device="cpu", parts=(), **keys):
     """A run folder as a run leaves it; its spec."""
-    spec = tiny_spec(**keys)
+    spec = replace(tiny_spec(**keys), parts=dict(parts))
     folder = RunFolder(root / "runs" / spec.name)
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     folder.create(spec)
@@ -385,6 +386,20 @@ def test_arms_that_were_read_are_compared_as_their_texts_are(tmp_path):
         compare(*arms, loss="val_los")
     with pytest.raises(UserError, match="rope=-1: expected a number of nats, 0 or more"):
         compare(*arms, rope=-1)
+
+
+def test_runs_compare_by_the_validation_set_that_judges_them(tmp_path):
+    modes(tmp_path, 0.1)
+    further = {"more": "a" * 64}
+    for first, compared in (({"val": "d" * 64}, True), ({}, False)):
+        parts = {**first, **further, "val": "d" * 64}
+        other = run_at(tmp_path, 2.0, mode="muP", seed=len(first), data="e" * 64, parts=parts)
+        arm = str(tmp_path / "runs" / other.name)
+        if compared:
+            assert compare(SP, arm, output_root=tmp_path).loss == "val_loss"
+        else:
+            with pytest.raises(UserError, match="judged by other validation sets"):
+                compare(SP, arm, output_root=tmp_path)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from nanoscale.store.resume import open_folder
 from nanoscale.training.eval import EvalOptions, evaluate_weights
 from nanoscale.training.export import export
 from nanoscale.training.run import train_folder
+from nanoscale.training.sample import data_of
 
 TASK = """task: toy
 dataset_path: json
@@ -58,6 +59,37 @@ def test_the_sets_are_those_that_are_named(result, desk):
     found = judged(data=("sorted", "other"))
     assert list(found.sets) == ["sorted", "other"]
     assert found.sets["other"].loss == result.val_loss
+
+
+def test_sets_that_have_changed_since_are_said_and_block_no_others(result, desk):
+    spare = desk / "data/tiny/val_sorted.bin"
+    tokens = spare.read_bytes()
+    (desk / "data/tiny/val_more.bin").write_bytes(tokens)
+    found = judged()
+    assert list(found.sets) == ["val", "sorted"]
+    assert found.warnings == (
+        "validation sets since training: more was added (--data=more evaluates it)",
+    )
+    spare.write_bytes((desk / "data/tiny/val.bin").read_bytes())
+    for found in (judged(data=("sorted",)), judged(data=("sorted", "more"))):
+        assert found.sets["sorted"].loss == result.val_loss
+        assert found.warnings == ("validation sets since training: sorted has other tokens",)
+    spare.unlink()
+    found = judged()
+    assert list(found.sets) == ["val"]
+    assert "sorted is not evaluated (validation set 'sorted' is none of" in found.warnings[0]
+    assert judged(data=("val", "more")).warnings == ()
+    data_of(result.folder.spec())  # a sample and an export need no further sets
+    tokens = np.fromfile("data/tiny/train.bin", "<u2")
+    tokens[:9].tofile("data/tiny/train.bin")
+    for data in ((), ("val",), ("more",)):
+        with pytest.raises(UserError, match="dataset 'tiny' has changed since"):
+            judged(data=data)
+
+
+@pytest.mark.parametrize("typed", ["--data=", "--data=val,,more", "--tasks="])
+def test_no_name_is_refused(desk, typed):
+    assert f"error: {typed}: expected names between commas" in nanoscale("eval", "x", typed).stderr
 
 
 def test_an_export_has_the_same_loss(result, desk):

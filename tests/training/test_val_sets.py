@@ -12,7 +12,7 @@ from tiny import RUN, spec_maker
 from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError
 from nanoscale.experiments.records import RunEntry
-from nanoscale.experiments.results import row_of
+from nanoscale.experiments.results import mixed_sets, row_of
 from nanoscale.model.distributed import Ranks
 from nanoscale.store.resume import open_folder, past_difference
 from nanoscale.training.evaluation import window_losses
@@ -71,14 +71,15 @@ def test_what_is_measured_names_the_data_and_val_alone_is_as_before(root):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["vall"], "none of tiny's sets (val, back)"),
+        (["vall"], "none of tiny's (val, back), and there is no such dataset in"),
+        (["vall"], "did you mean 'val'?"),
         (["val", "val"], "a name of its own"),
         (["back", "other/back"], "a name of its own"),
         (["train"], "a name of its own"),
     ],
 )
 def test_a_set_that_cannot_be_is_one_line(root, names, words):
-    with pytest.raises(UserError, match="val_sets") as caught:
+    with pytest.raises(UserError, match="validation set") as caught:
         sets(root, *names)
     assert words in str(caught.value)
 
@@ -91,13 +92,12 @@ def test_tokens_that_mean_other_text_are_refused(root):
         sets(root, "val", "other")
 
 
-def test_symbols_are_known_without_a_further_set(root, capsys):
+def test_symbols_are_known_without_a_further_set(root):
     spec = spec_maker(KEYS, root)()
     (root / "tiny/val_back.bin").unlink()
     assert data_of(spec).encode("the") == sets(root).encode("the")
-    assert "note: val_sets: 'back' is none of tiny's sets" in capsys.readouterr().err
-    with pytest.raises(UserError, match="'back' is none of tiny's sets"):
-        data_of(spec, every_set=True)
+    with pytest.raises(UserError, match=r"'back' is none of tiny's \(val\)"):
+        dataset_of(spec)
     (root / "tiny/val.bin").unlink()
     with pytest.raises(UserError, match=r"val\.bin is missing"):
         data_of(spec)
@@ -124,7 +124,14 @@ def test_a_run_evaluates_each_and_studies_fit_the_first(root):
     assert result.val_loss == result.val_sets["back"]["loss"] != alone.val_loss
     assert result.val_sets["val"]["loss"] == alone.val_loss
     assert result.val_sets["val"]["bits_per_byte"] == alone.val_bits_per_byte
-    assert "val_sets" not in alone.folder.metrics()
+    assert result.val_set == folder.metrics()["val_set"] == "back"
+    assert not {"val_set", "val_sets"} & alone.folder.metrics().keys()
+    assert mixed_sets([folder, alone.folder]) == [
+        "the runs are judged by 2 different validation sets (back of tiny, val of tiny): their "
+        "losses do not rank them (bits per byte do where the text is the same)"
+    ]
+    assert mixed_sets([folder, folder]) == []
+    assert folder.spec().parts == spec.parts  # of config.json
     for row, lone in zip(folder.rows(), alone.folder.rows(), strict=True):
         assert row.get("val_loss_val") == lone["val_loss"]
         assert row["train_loss"] == lone["train_loss"]
@@ -170,3 +177,24 @@ def test_a_set_that_is_added_leaves_earlier_runs_as_they_are(root):
     assert past_difference(spec, more, 4) == (
         "the validation sets differ (val_sets=val, now val, back)"
     )
+    with pytest.raises(UserError, match=r"\(--val_sets=val\)"):
+        open_folder(root / "run", more, resume=True)
+
+
+def test_a_run_whose_sets_are_others_is_moved_aside_and_can_go_on(root, capsys):
+    make = spec_maker({**KEYS, "keep": "all"}, root)
+    began = make()
+    train_folder(open_folder(root / "run", began, resume=False))
+    (root / "tiny/val_back.bin").rename(root / "back.bin")
+    open_folder(root / "run", make(), resume=False)
+    said = capsys.readouterr().out
+    assert "the validation sets differ (val_sets=val, back, now val)" in said
+    assert f"--val_sets=val,back --init_from=resume --out_dir={root}/run.old-1" in said
+
+    shutil.copy(root / "other/val.bin", root / "tiny/val_back.bin")
+    with pytest.raises(UserError, match="the tokens of the validation set back are others now"):
+        open_folder(root / "run.old-1", make(), resume=True)
+    with pytest.raises(UserError, match="the validation set back of dataset 'tiny' has changed"):
+        dataset_of(began)
+    (root / "back.bin").rename(root / "tiny/val_back.bin")
+    assert open_folder(root / "run.old-1", make(val_sets=["val", "back"]), True).holds(began)
