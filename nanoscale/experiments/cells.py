@@ -150,8 +150,8 @@ def check_axes(cells: Sequence[Cell], where: str) -> None:
                 seen.setdefault(key, set()).add(repr(value))
     if len(seen.get("val_sets", ())) > 1:
         raise UserError(
-            f"{where}: val_sets varies, and val_loss, by which runs are ranked, is the first set's: "
-            "give all runs the same sets in the base"
+            f"{where}: val_sets varies, and val_loss, by which runs are ranked, is the first "
+            "set's: give all runs the same sets in the base"
         )
     for key, different in seen.items():
         acts = [idle_keys(cell.config).get(key) for cell in cells]

@@ -7,6 +7,7 @@ arm stands in a column of its own. Everything that judges or fits runs begins he
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

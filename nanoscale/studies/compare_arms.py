@@ -121,7 +121,8 @@ def _check_arms(a: Arm, b: Arm, loss: str) -> None:
     if len(data) > 1 and loss != PER_BYTE:
         raise UserError(
             f"the runs are of {len(data)} data sets, or judged by other validation sets, so their "
-            f"losses per token are not comparable; where the text is the same, compare --loss={PER_BYTE}"
+            "losses per token are not comparable; where the text is the same, compare "
+            f"--loss={PER_BYTE}"
         )
 
 
