@@ -32,6 +32,7 @@ _FILE_IN_THE_WAY = f"a file stands where a folder is needed; {_OTHER}"
 REMEDIES = {  # of the disk's refusals
     errno.ENOSPC: _OTHER_DISK,
     errno.EDQUOT: _OTHER_DISK,
+    errno.EFBIG: _OTHER_DISK,
     errno.EACCES: _OTHER_FOLDER,
     errno.EPERM: _OTHER_FOLDER,
     errno.EROFS: _OTHER_FOLDER,

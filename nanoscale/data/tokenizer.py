@@ -427,7 +427,12 @@ class TokenizerFile(Tokenizer):
 
     def _encoded(self, texts: list[str], special: bool) -> list[list[int]]:
         self._tokenizer.encode_special_tokens = not special  # as text
-        every = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            every = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as e:  # of no class of its own
+            raise UserError(
+                f"{self.where} cannot spell the text ({e}); choose another tokenizer"
+            ) from e
         return [encoding.ids for encoding in every]
 
     def count_bytes(self, tokens: Tokens) -> int:

@@ -364,6 +364,7 @@ BAD = {
     "none.json is not a file": ({"tokenizer": "none.json"}, None),
     "notes.json is not a tokenizer.json": ({"tokenizer": "notes.json"}, None),
     "binary.json is not a tokenizer.json": ({"tokenizer": "binary.json"}, None),
+    "mute.json cannot spell the text (WordLevel": ({"tokenizer": "mute.json"}, None),
     "pip install 'nanoscale[hf]'": ({"tokenizer": "train:300"}, without("tokenizers")),
     "GPT-2 tokens needs tiktoken": ({"tokenizer": "gpt2"}, without("tiktoken")),
     "binary.json is not UTF-8 text": ({"tokenizer": "gpt2", "input": "binary.json"}, None),
@@ -377,6 +378,8 @@ def test_a_bad_tokenizer_is_named_and_leaves_nothing(tmp_path, monkeypatch, gpt2
     Path("notes.txt").write_text(NOTES, encoding="utf-8")
     Path("notes.json").write_text('{"a": 1}')
     Path("binary.json").write_bytes(b"\x89PNG")
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"}
+    Path("mute.json").write_text(json.dumps({"version": "1.0", "model": model}))
     Path("one.txt").write_text("1")
     options, spoil = BAD[expected]
     if spoil:

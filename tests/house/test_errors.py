@@ -76,6 +76,7 @@ def test_a_failure_that_may_pass_is_no_bad_input(code):
     ("code", "remedy"),
     [
         (errno.ENOSPC, "free some space"),
+        (errno.EFBIG, "free some space"),
         (errno.EROFS, "may write"),
         (errno.EACCES, "may write"),
         (errno.EPERM, "may write"),
