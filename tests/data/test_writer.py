@@ -239,6 +239,24 @@ def test_killed_again_and_again(tmp_path, way):
     assert contents(out) == expected
 
 
+def test_stopped_while_it_is_put_in_place_it_goes_on(tmp_path, monkeypatch):
+    expected = contents(write(tmp_path / "undisturbed"))
+    out = tmp_path / "out"
+    replace = os.replace
+
+    def stopped(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target == out / "val.bin":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write(out)
+    assert not (out / "train.bin").exists()
+    assert contents(write(out)) == expected
+
+
 def test_what_was_written_beyond_the_record_is_cut_off(tmp_path, monkeypatch):
     expected = contents(write(tmp_path / "undisturbed"))
     out = tmp_path / "out"
@@ -345,6 +363,20 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path):
         f"another process is preparing {out}; wait for it, or choose another folder with --out"
     ]
     assert sorted(contents(out)) == ["meta.json", "meta.pkl", "train.bin", "val.bin"]
+
+
+def test_a_lock_that_another_has_made_anew_is_not_ours(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    flock = fcntl.flock
+
+    def late(file, how):  # one process was done with it, and the next has begun
+        (out / ".preparing/lock").unlink()
+        (out / ".preparing/lock").touch()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert f"another process is preparing {out}" in refusal(lambda: write(out))
 
 
 @pytest.mark.parametrize("count", [0, 1])
