@@ -2,7 +2,7 @@
 
 The one idea: a law is a formula and a table of parameters, and everything else (starts, exact
 derivatives, intervals, text) follows from them. A law that is a floor and a sum of powers also
-names its `terms`, and gets derivatives by matrix products; any other goes through `jets`:
+names its `terms`, and gets derivatives by matrix products; any other goes through `tape`:
 
     import numpy as np
 
@@ -138,7 +138,7 @@ class Law:
         return [i for i, p in enumerate(self.parameters) if p.kind in kinds]
 
     def at(self, params: Iterable[object], x: Iterable[object]) -> Array:
-        """The law at its parameters and predictors, in their order: numbers, arrays or jets."""
+        """The law at its parameters and predictors, in their order: numbers, arrays or traced ones."""
         named = dict(zip(self.names, params, strict=True))
         return self.function(**named, **dict(zip(self.predictors, x, strict=True)))
 

@@ -3,7 +3,7 @@
 The one idea: the solver asks a law for three things only: its values, the sums over points of its
 first and second derivatives under given weights, and its linear coefficients solved anew. A sum of
 powers answers by matrix products in ln x centred at the points' middle, so no unit can matter; any
-other law answers through `jets`.
+other law answers through `tape`.
 
 Shapes: B rows of p coordinates theta, n points, q linear coefficients, R data sets.
 """
@@ -21,8 +21,8 @@ import numpy as np
 
 from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.forms import EXPONENTS, LINEAR, Law, Term
-from nanoscale.laws.jets import Jet
 from nanoscale.laws.linear import solve_nonnegative
+from nanoscale.laws.tape import Traced, derivatives
 
 G_FACTOR = 3.0  # by which one step may move an exponent
 SHARES = (1e-12, 1e6)  # of a term in the loss at the points' middle; the upper end never binds
@@ -133,18 +133,19 @@ class Problem:
     def sums(self, state: State, c: Array, q: Array) -> ArrayPair:
         """Sums over points: c dm (p, B), and q dm dm' + c d2m (p, p, B), for c and q (B, n)."""
         params = self.params(state.theta)
-        slopes = np.where(self.logarithmic, params, 1.0)
-        bends = np.where(self.logarithmic, slopes, 0.0)
-        jets = Jet.variables(params, slopes, bends)
-        law = cast(Jet, self.law.at(jets, self.x))  # numpy's arithmetic, which a jet goes through
+        slopes = np.where(self.logarithmic, params, 1.0).T  # (p, B), of parameters by coordinates
+        traced = Traced.variables(params)
+        law = cast(Traced, self.law.at(traced, self.x))  # in numpy's arithmetic
+        d, dd = derivatives(law, len(traced), c / self.scale)
 
-        p = len(jets)
-        each = p, *c.shape
-        d = np.broadcast_to(law.d / self.scale, each)
-        dd = np.broadcast_to(law.dd / self.scale, (p, *each))
+        d *= slopes[..., None] / self.scale
         gradient = np.einsum("pbn,bn->pb", d, c)
-        hessian = np.einsum("pbn,qbn->pqb", d * q, d)
-        hessian = hessian + np.einsum("pqbn,bn->pqb", dd, c)
+        rows = d.swapaxes(0, 1)
+        hessian = (rows * q[:, None]) @ rows.swapaxes(1, 2)
+        bends = slopes * slopes[:, None] * dd
+        hessian = hessian.transpose(1, 2, 0) + bends
+        index = np.flatnonzero(self.logarithmic)
+        hessian[index, index] += gradient[index]
         return gradient, hessian
 
     # -- what is linear --
