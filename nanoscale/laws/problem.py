@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import numpy as np
 
@@ -31,6 +31,7 @@ FEWEST_TRIED = 8  # of more exponents than that
 MOST_COMBINATIONS = 20_000  # of a grid of starts
 MOST_POINTS = 2_000_000  # of a grid of starts times points, at a time
 MOST_CELLS = 500_000  # of all data sets' grids at a time
+IN_CACHE = 16_384  # points times rows whose steps from parameters to loss stay in cache
 
 
 @dataclass
@@ -67,6 +68,8 @@ class Problem:
     law: Law
     x: Array  # (P, n)
     scale: float  # that losses are taken over
+
+    batch: ClassVar[int] = 1 << 20  # points times rows that the solver takes at a time
 
     def __post_init__(self) -> None:
         parameters = self.law.parameters
@@ -126,13 +129,25 @@ class Problem:
 
     def _values(self, params: Array) -> Array:
         """The law's losses (B, n) over the scale."""
-        m = self.law.loss(params, *self.x) / self.scale
-        shape = len(params), self.x.shape[1]
-        return np.array(np.broadcast_to(m, shape))
+        m = np.empty((len(params), self.x.shape[1]))
+        for rows in batches(len(m), IN_CACHE // m.shape[1]):
+            m[rows] = self.law.loss(params[rows], *self.x)
+        m /= self.scale
+        return m
 
     def sums(self, state: State, c: Array, q: Array) -> ArrayPair:
         """Sums over points: c dm (p, B), and q dm dm' + c d2m (p, p, B), for c and q (B, n)."""
-        params = self.params(state.theta)
+        p, B = len(self.lower), len(c)
+        gradient = np.empty((p, B))
+        hessian = np.empty((p, p, B))
+        for rows in batches(B, IN_CACHE // c.shape[1]):
+            some = self._sums(state.theta[rows], c[rows], q[rows])
+            gradient[:, rows], hessian[..., rows] = some
+        return gradient, hessian
+
+    def _sums(self, theta: Array, c: Array, q: Array) -> ArrayPair:
+        """`sums` at theta (B, p)."""
+        params = self.params(theta)
         slopes = np.where(self.logarithmic, params, 1.0).T  # (p, B), of parameters by coordinates
         traced = Traced.variables(params)
         law = cast(Traced, self.law.at(traced, self.x))  # in numpy's arithmetic
@@ -257,6 +272,8 @@ class SumProblem(Problem):
     centred: without it the centre is 0, b the logarithm of the coefficient, and without bounds."""
 
     centred: bool = True
+
+    batch: ClassVar[int] = 49_152  # so that their arrays stay in cache
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,7 +31,6 @@ FIRST_DAMPING, CONVEX_DAMPING = 1e-3, 0.3  # after a poor step; where the Hessia
 HEAVY_DAMPING, MOST_DAMPING = 5.0, 1e15  # from which steps are projected as well; given up
 SMALL_DAMPING = 1.0  # up to which the decrement of a damped step counts
 LEAVING = 0.1  # share of a batch that is done before it is made smaller
-_BATCH = 49_152  # points of a batch, so that its arrays stay in cache
 _CHECKED, STARTS_CHECKED, _STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
 CHECKED_POINTS = 4_000  # of these resamples together, but at least two of them
 SAMPLED = 64  # starts, of which the best says how large residuals are
@@ -219,7 +218,7 @@ def _batched(
     converged = np.empty(len(theta), bool)
     data_set = np.arange(len(theta)) // S
     n = task.loss.shape[1]
-    for rows in batches(len(theta), _BATCH // n):
+    for rows in batches(len(theta), task.problem.batch // n):
         some = task.take(data_set[rows])
         ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
         if following is not None:

@@ -155,7 +155,7 @@ def add(a: Operand, b: Operand) -> Traced:
     if not isinstance(a, Traced):
         a, b = b, a
     if not isinstance(b, Traced):
-        return a.through(a.value + b, 1.0)
+        return Traced(a.value + b, a.tape, [a], [1.0])
     return Traced(a.value + b.value, a.tape, [a, b], [1.0, 1.0])
 
 
@@ -163,7 +163,7 @@ def multiply(a: Operand, b: Operand) -> Traced:
     if not isinstance(a, Traced):
         a, b = b, a
     if not isinstance(b, Traced):
-        return a.through(a.value * b, b)
+        return Traced(a.value * b, a.tape, [a], [b])
     slopes = [b.value, a.value]
     return Traced(a.value * b.value, a.tape, [a, b], slopes, {(0, 1): 1.0})
 

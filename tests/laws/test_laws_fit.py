@@ -10,11 +10,11 @@ import pytest
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, Parameter, bootstrap, fit_law, forms, registry, solver
-from nanoscale.laws.jets import Jet
 from nanoscale.laws.linear import solve_nonnegative, solve_positive
 from nanoscale.laws.objectives import OBJECTIVES, Objective
 from nanoscale.laws.points import levels
 from nanoscale.laws.problem import problem_of
+from nanoscale.laws.tape import Traced, derivatives
 
 CHINCHILLA, KAPLAN = LAWS["chinchilla"], LAWS["kaplan"]
 HOFFMANN = np.array([1.69, 406.4, 410.7, 0.34, 0.28])
@@ -315,12 +315,16 @@ def test_the_95_percent_intervals_of_a_design_cover():
 
 # -- objectives, derivatives, laws ----------------------------------------------------------------
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("law", ["power", "chinchilla", "kaplan", "by jets"])
+@pytest.mark.parametrize("law", ["power", "chinchilla", "kaplan", "traced", "repetition-nd"])
 def test_derivatives_are_those_by_differences(law, name):
-    form = replace(CHINCHILLA, terms=()) if law == "by jets" else LAWS[law]
-    params = {"power": [1.5, 40.0, 0.2], "kaplan": [8e13, 5e13, 0.076, 0.095]}.get(law, HOFFMANN)
+    form = replace(CHINCHILLA, terms=()) if law == "traced" else LAWS[law]
+    params = {
+        "power": [1.5, 40.0, 0.2],
+        "kaplan": [8e13, 5e13, 0.076, 0.095],
+        "repetition-nd": [*HOFFMANN, 7.0, 3.0],
+    }.get(law, HOFFMANN)
     n, d = budgets(2, 4)
-    x = np.stack([n, d])[: len(form.predictors)]
+    x = np.stack([n, d, d / 5])[: len(form.predictors)]
     loss = form.loss(params, *x) * np.exp(0.02 * np.random.default_rng(0).standard_normal(8))
     problem, rule = problem_of(form, x, loss), Objective(name, 0.01)
     theta, w = problem.theta(np.array(params))[None], np.arange(1.0, 9)[None]
@@ -345,29 +349,31 @@ def test_derivatives_are_those_by_differences(law, name):
 def test_every_operation_of_a_law_has_its_derivatives():
     def f(a, b):
         rest = 3**a / 2 - (1 - b) ** 2 * np.reciprocal(a) + np.square(b) * np.power(a, b)
+        rest = rest * rest / (a + a)  # the same number from either side
         return np.sqrt(a) * b**2.5 / (1 + np.log(a)) - np.exp(-b) + rest + 2 / b - a * 0.5
 
-    at, one = np.array([[1.7, 2.3]]), np.ones((1, 2))
-    jet = f(*Jet.variables(at, one, 0 * one))
+    at = np.array([[1.7, 2.3]])
+    traced = f(*Traced.variables(at))
+    slopes, bends = derivatives(traced, 2, np.ones((1, 1)))
     e = 1e-4
     for i, step in enumerate(np.eye(2) * e):
         up, down = f(*(at[0] + step)), f(*(at[0] - step))
-        assert jet.d[i, 0, 0] == pytest.approx((up - down) / (2 * e), rel=1e-6)
+        assert slopes[i, 0, 0] == pytest.approx((up - down) / (2 * e), rel=1e-6)
         bend = (up + down - 2 * f(*at[0])) / e**2
-        assert jet.dd[i, i, 0, 0] == pytest.approx(bend, rel=1e-4)
+        assert bends[i, i, 0] == pytest.approx(bend, rel=1e-4)
     corners = [f(*(at[0] + e * np.array(s))) for s in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
     cross = (corners[0] - corners[1] - corners[2] + corners[3]) / (4 * e**2)
-    assert jet.dd[0, 1, 0, 0] == pytest.approx(cross, rel=1e-4)
-    assert jet.value[0, 0] == pytest.approx(f(*at[0]))
+    assert bends[0, 1, 0] == pytest.approx(cross, rel=1e-4)
+    assert traced.value[0, 0] == pytest.approx(f(*at[0]))
 
 
 @pytest.mark.slow
 def test_a_law_without_terms_ends_at_the_same_optimum(inliers):
     by_terms = fit(*inliers)
-    by_jets = fit(*inliers, law=replace(CHINCHILLA, terms=()))
-    assert by_jets.objective == pytest.approx(by_terms.objective, rel=1e-12)
-    assert by_jets.params == pytest.approx(by_terms.params, rel=1e-6)
-    assert by_jets.agreement_of_starts == 1
+    by_tape = fit(*inliers, law=replace(CHINCHILLA, terms=()))
+    assert by_tape.objective == pytest.approx(by_terms.objective, rel=1e-12)
+    assert by_tape.params == pytest.approx(by_terms.params, rel=1e-6)
+    assert by_tape.agreement_of_starts == 1
 
 
 def test_lad_is_certified_by_its_multipliers(inliers):
