@@ -106,9 +106,7 @@ def test_derivatives_of_the_new_rules_by_differences():
             step = h * np.eye(2)[i]
             up, down = f(*(values + step)[0]), f(*(values - step)[0])
             assert slopes[i, 0, 0] == pytest.approx((up - down) / (2 * h), rel=1e-6)
-            assert bends[i, i, 0] == pytest.approx(
-                (up - 2 * f(*values[0]) + down) / h**2, rel=1e-4
-            )
+            assert bends[i, i, 0] == pytest.approx((up - 2 * f(*values[0]) + down) / h**2, rel=1e-4)
 
 
 @pytest.mark.slow
