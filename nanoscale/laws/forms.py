@@ -138,7 +138,7 @@ class Law:
         return [i for i, p in enumerate(self.parameters) if p.kind in kinds]
 
     def at(self, params: Iterable[object], x: Iterable[object]) -> Array:
-        """The law at its parameters and predictors, in their order: numbers, arrays or traced ones."""
+        """The law at its parameters and predictors, in their order: numbers, arrays or traced."""
         named = dict(zip(self.names, params, strict=True))
         return self.function(**named, **dict(zip(self.predictors, x, strict=True)))
 

@@ -2,9 +2,9 @@
 
 The one idea: a number that records how it came about goes through +, -, *, /, **, exp, log and sqrt
 as numpy itself does, and its derivatives are gathered backwards: slopes by reverse mode, second
-derivatives as edges between the numbers that are still to be gone through (Gower and Mello 2012). So
-a user's law needs no derivative by hand and the solver no finite differences, and an operation costs
-a few passes over the points, however many parameters there are.
+derivatives as edges between the numbers that are still to be gone through (Gower and Mello 2012).
+So a user's law needs no derivative by hand and the solver no finite differences, and an operation
+costs a few passes over the points, however many parameters there are.
 """
 
 from __future__ import annotations
