@@ -36,7 +36,6 @@ WIDTHS = {
     (6, 10, 0.002): 0.011,
     (6, 10, 0.01): 0.066,
 }
-SAMPLE = (4, 6, 0.01)  # the others wait for `make soak`
 
 
 def isoflop(budgets=4, sizes=6, noise=0.01, **how) -> Design:
@@ -54,12 +53,8 @@ def write(path, design, **columns):
 
 
 # -- coverage and width -------------------------------------------------------------------------
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=pytest.mark.soak if case != SAMPLE else ()) for case in WIDTHS],
-    ids="{0[0]}x{0[1]}, sd {0[2]}".format,
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("case", WIDTHS, ids="{0[0]}x{0[1]}, sd {0[2]}".format)
 def test_intervals_hold_the_truth_and_have_the_known_width(case):
     answers = simulate(isoflop(*case), ASKED, worlds=200)
     for answer in answers:
@@ -125,7 +120,7 @@ def test_expected_errors_are_those_of_worlds():
         assert answer.rmse == pytest.approx(standard_error(design, question), rel=0.12)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_rank_one_update_is_the_design_with_that_run_and_worlds_agree():
     design = isoflop(noise=0.004, delta=0.00538)
     for question in (A, ASKED[4]):
@@ -193,7 +188,7 @@ def design(*arguments):
         return code, json.load(file)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_is_said_of_a_table(table, capsys):
     code, record = design(table, "--noise=0.01", "--seed=3")
     said = capsys.readouterr().out
@@ -283,7 +278,7 @@ LADDER = "tokens_per_param = 20\n[ladder]\nseeds = [1, 2]\n" + "".join(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_study_file_is_a_plan_and_nothing_is_run(tmp_path, data_root, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = {"data": data_root, "recipe": "grid"}

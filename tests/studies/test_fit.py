@@ -356,7 +356,9 @@ PNG = b"\x89PNG"
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ((), {"frontier", "surface", "residuals", "resamples", "rollout"}),
+        pytest.param(
+            (), {"frontier", "surface", "residuals", "resamples", "rollout"}, marks=pytest.mark.soak
+        ),
         (
             ("--isoflop",),
             {
@@ -405,7 +407,7 @@ def test_plan_knows_no_figures(table, capsys):
     assert "--figures=figures: unknown option" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_epochs_points_beyond_the_fit(epoch_table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, record = fit(

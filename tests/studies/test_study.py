@@ -386,7 +386,7 @@ def test_a_diverged_run_is_a_result_but_no_point_of_the_law():
     assert (fit["n_sizes"], fit["n_points"]) == (4, 8)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sizes_of_equal_n_keep_apart():
     text = LADDER.replace("n_embd = 24", "n_embd = 16\nblock_size = 16")
     frame = Study.open(run_study(write(text)).folder).frame()
