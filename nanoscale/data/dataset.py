@@ -303,9 +303,10 @@ def _bytes_each(dataset: Dataset, tokens: Tokens) -> float | None:
     total = 0
     for first in range(0, len(tokens), BLOCK):
         part = tokens[first : first + BLOCK]
-        if part.max() >= dataset.vocab_size:  # opening a big file looks at a part alone
+        foreign = np.flatnonzero(part >= dataset.vocab_size)
+        if len(foreign):  # opening a big file looks at a part alone
             path = Path(getattr(tokens, "filename", dataset.name))
-            raise _foreign(path, part.max(), dataset.vocab_size)
+            raise _foreign(path, part[foreign[0]], dataset.vocab_size, first + int(foreign[0]))
         if unknown and np.isin(part, unknown).any():
             return None
         total += dataset.tokenizer.count_bytes(part)

@@ -6,6 +6,7 @@ import gzip
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +144,12 @@ def test_a_foreign_token_is_named_where_bytes_are_counted(tmp_path, monkeypatch)
     tokens[7] = 3
     meta = {"vocab_size": 3, "itos": dict(enumerate("abc"))}
     folder = token_folder(tmp_path / "big", "<u2", meta, tokens)
-    with pytest.raises(UserError, match=r"train\.bin holds token 3 at place 7"):
+    shutil.copy(folder / "val.bin", tmp_path / "val_more.bin")
+    with pytest.raises(UserError, match=r"val\.bin holds token 3 at place 7"):
         open_dataset(str(folder)).bytes_per_token("val")
+    (tmp_path / "val_more.bin").rename(folder / "val_more.bin")
+    with pytest.raises(UserError, match=r"val_more\.bin holds token 3 at place 7"):
+        open_dataset(str(folder))
 
 
 # -- numbers of other types -----------------------------------------------------------------------
