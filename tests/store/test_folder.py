@@ -475,7 +475,7 @@ def test_a_parent_is_named_by_its_id_and_step(tmp_path):
     assert parent_of(str(folder.path)) == f"{tiny_spec().id}@8"
     assert parent_of(f"{folder.path}@5") == f"{tiny_spec().id}@5"
     facts = {"name": "tiny", "fingerprint": "d" * 64, "vocabulary": lambda wanted: wanted}
-    facts["parts"] = {}
+    facts |= {"val_sets": ("val",), "parts": {}}
     data = type("Data", (), facts)
     child = run_spec(tiny_config(branch_from=f"{folder.path}@5"), data, {})
     assert child.parent == f"{tiny_spec().id}@5"
