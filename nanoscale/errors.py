@@ -12,6 +12,7 @@ import errno
 import functools
 import io
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -77,6 +78,16 @@ def cut(value: object, most: int = 40) -> str:
     """What was typed, or stands in a file, short enough for a message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@functools.cache
+def program() -> str:
+    """What a user types for `nanoscale`: that, where a shell finds it, or by the Python we run in."""
+    found = shutil.which("nanoscale")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return "nanoscale"
+    python = os.path.relpath(sys.executable)
+    return f"{'python' if python.startswith('..') else python} -m nanoscale"
 
 
 def counted(n: int, noun: str) -> str:

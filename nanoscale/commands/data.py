@@ -10,9 +10,8 @@ import click
 from nanoscale.commands.usage import HELP
 from nanoscale.commands.verb import PATH, Verb, json_output, number, option, write_record
 from nanoscale.errors import UserError
+from nanoscale.spec.sources import small_run
 from nanoscale.store.files import read_json
-
-SMALL = "python train.py config/shakespeare_char_cpu_fast.py"  # seconds on a CPU
 
 
 @click.group(invoke_without_command=True, context_settings=HELP)
@@ -82,5 +81,5 @@ def prepare_command(
         overwrite=overwrite,
     )
     dataset = folder.name if folder.parent == Path("data") else str(folder)
-    click.echo(f"next: {SMALL} --dataset={shlex.quote(dataset)}")
+    click.echo(f"next: {small_run()} --dataset={shlex.quote(dataset)}")
     write_record(json_path, {"folder": str(folder), **read_json(folder / "meta.json")})

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, counted, did_you_mean, make_folder
+from nanoscale.errors import UserError, counted, did_you_mean, make_folder, program
 from nanoscale.experiments.failures import log_tail
 from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
 from nanoscale.spec.values import Json
@@ -150,7 +150,7 @@ class Study:
     def retry_command(self) -> str:
         """What runs again what of it failed, and mends what is damaged."""
         root = "" if str(self.output_root) == OUTPUT_ROOT else f" --output_root={self.output_root}"
-        return f"nanoscale retry {shlex.quote(self.name)}{root}"
+        return f"{program()} retry {shlex.quote(self.name)}{root}"
 
     @property
     def damage_of_best(self) -> str:

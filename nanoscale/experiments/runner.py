@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanoscale.data.dataset import open_dataset
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.experiments.backends import backend_of
 from nanoscale.experiments.cells import (
     Cell,
@@ -404,7 +404,7 @@ def _ended(study: Study, dry_run: bool) -> Study:
     if not dry_run:
         verb = "report" if study.ok else "retry"
         root = shlex.quote(str(study.output_root))
-        study.say(f"next: nanoscale {verb} {shlex.quote(study.name)} --output_root={root}")
+        study.say(f"next: {program()} {verb} {shlex.quote(study.name)} --output_root={root}")
     return study
 
 

@@ -116,8 +116,8 @@ def warnings(config: ResolvedConfig) -> list[str]:
             f"the LR decay is unfinished: lr_decay_iters={config.lr_decay_iters} is beyond the "
             f"run's {iters} updates; set lr_decay_iters=None to end it with the run"
         )
-    # half an update is what rounding a warmup_frac may add
-    if config.warmup_iters - 0.5 > 0.1 * iters + 1e-9 and iters >= 10:
+    # half an update is what rounding a warmup_frac may add, and one is the least there is
+    if config.warmup_iters > max(1, 0.1 * iters + 0.5 + 1e-9):
         lines.append(
             f"warmup takes {config.warmup_iters} of {iters} updates, over 10 % of the "
             "run; set warmup_frac=0.05"

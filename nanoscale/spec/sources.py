@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, did_you_mean, one_of, program
 from nanoscale.spec.config import (
     EXCLUSIVE,
     MODE,
@@ -144,6 +144,20 @@ def _number(literal: object, kind: Kind) -> float | None:
     if kind is float:
         return float(literal)
     return int(literal) if literal == int(literal) else None
+
+
+SMALL_CONFIG = "config/shakespeare_char_cpu_fast.py"
+SMALL_FLAGS = (
+    "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12 "
+    "--gradient_accumulation_steps=1 --learning_rate=1e-3 --max_iters=1000 --lr_decay_iters=1000 "
+    "--warmup_frac=0.05"
+)
+
+
+def small_run() -> str:
+    """A command whose run is seconds on a CPU: by the config of a clone, if we stand in one."""
+    config = SMALL_CONFIG if Path(SMALL_CONFIG).is_file() else SMALL_FLAGS
+    return f"{program()} train {config}"
 
 
 # -- files ----------------------------------------------------------------------------------

@@ -120,13 +120,23 @@ def _schedule_difference(old: RunSpec, new: RunSpec, step: int) -> str | None:
         return None
     before, after = lr_multiplier(old.config, update), lr_multiplier(new.config, update)
     keys = _keys_difference(old, new, ("length", "schedule"))
-    end = old.config.lr_decay_iters
-    same = _other_lr(old.config, replace(new.config, lr_decay_iters=end), step) is None
-    remedy = f" (with lr_decay_iters={end} it would be the same)" if same else ""
     return (
         f"the LR multiplier of update {update + 1} was {before:.6g}, now {after:.6g}, as "
-        f"{keys}{remedy}"
+        f"{keys}{_same_again(old.config, new.config, step)}"
     )
+
+
+def _same_again(old: ResolvedConfig, new: ResolvedConfig, step: int) -> str:
+    """The fewest flags that would give `new` the LR of `old`; "" if these do not."""
+    said = {
+        "lr_decay_iters": f"--lr_decay_iters={old.lr_decay_iters}",
+        "warmup_iters": f"--warmup_iters={old.warmup_iters} in place of warmup_frac",
+    }
+    for keys in (["lr_decay_iters"], ["warmup_iters"], list(said)):
+        kept = {key: getattr(old, key) for key in keys}
+        if _other_lr(old, replace(new, **kept), step) is None:
+            return f" (with {' and '.join(said[key] for key in keys)} it would be the same)"
+    return ""
 
 
 def _other_lr(old: ResolvedConfig, new: ResolvedConfig, step: int) -> int | None:

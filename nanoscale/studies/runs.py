@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoscale.errors import disk_errors
+from nanoscale.errors import disk_errors, program
 from nanoscale.experiments.records import describe
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import RunFolder
@@ -90,7 +89,7 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 
 def next_command(study: Study, frame: DataFrame) -> list[str]:
-    """Sampling from the best run, with the Python that made it, where a run kept its weights.
+    """Sampling from the best run, where a run kept its weights.
 
     Where the best run is damaged, what mends it.
     """
@@ -101,7 +100,5 @@ def next_command(study: Study, frame: DataFrame) -> list[str]:
     done = done[kept.astype(bool)]
     if done.empty:
         return []
-    relative = os.path.relpath(sys.executable)
-    python = "python" if relative.startswith("..") else relative
     best = done.sort_values("val_loss", kind="stable")["folder"].iloc[0]
-    return [f"next: {python} -m nanoscale sample --out_dir={shlex.quote(os.path.relpath(best))}"]
+    return [f"next: {program()} sample --out_dir={shlex.quote(os.path.relpath(best))}"]

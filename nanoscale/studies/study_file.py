@@ -20,6 +20,8 @@ from nanoscale.studies.recipe import (
     recipe_of,
 )
 
+EXAMPLE = "studies/quick.toml"  # in a clone
+EXAMPLE_TEXT = "one has [study] recipe = 'grid', [base] n_layer = 2, [grid] seed = [1, 2]"
 STUDY_KEYS = ("name", "question", "recipe", "recipes")
 RUN_KEYS = (
     "backend",
@@ -94,7 +96,8 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         neighbours = [str(p) for p in sorted(path.parent.glob("*.toml"))]
-        hint = did_you_mean(str(path), neighbours) or "; studies/quick.toml is one"
+        one = f"{EXAMPLE} is one" if Path(EXAMPLE).is_file() else EXAMPLE_TEXT
+        hint = did_you_mean(str(path), neighbours) or f"; {one}"
         raise UserError(f"{path}: no such study file{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error

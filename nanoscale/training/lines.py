@@ -9,7 +9,7 @@ from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.identity import label
 from nanoscale.spec.resolve import warnings
-from nanoscale.spec.sources import coerce
+from nanoscale.spec.sources import coerce, small_run
 from nanoscale.training.evaluation import SetLoss
 from nanoscale.training.numerics import change
 from nanoscale.training.records import MetricsRow
@@ -99,7 +99,7 @@ def too_long(config: ResolvedConfig, step: int, peak: float) -> Iterator[str]:
         yield (
             f"warning: {left:,} updates of {config.tokens_per_iter:,} tokens, {flops:.2g} FLOPs "
             f"each, take at least {days:,.0f} days even at this CPU's peak; a run for a CPU is "
-            "`python train.py config/shakespeare_char_cpu_fast.py`"
+            f"`{small_run()}`"
         )
 
 

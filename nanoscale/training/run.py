@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoscale.data.dataset import open_dataset
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.model.launch import launched
 from nanoscale.signals import answered, stop_requests
 from nanoscale.spec.config import ExperimentConfig, flatten
@@ -205,7 +205,7 @@ def tell_end(folder: RunFolder, result: RunResult) -> None:
     if result.status == COMPLETE:
         following = f"keep={result.config['keep']} left no weights to sample from"
         if folder.weights():
-            following = f"next: python sample.py --out_dir={shlex.quote(str(folder.path))}"
+            following = f"next: {program()} sample --out_dir={shlex.quote(str(folder.path))}"
         print(f"COMPLETE: results in {folder / METRICS}; {following}")
     elif result.status == DIVERGED:
         print(f"DIVERGED: see {folder / ROWS}; try a lower learning_rate")

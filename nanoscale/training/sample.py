@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from nanoscale.data.dataset import VAL, Dataset, open_dataset, philox_words
 from nanoscale.data.tokenizer import GPT2, Tokenizer
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import CHECKPOINT, CONFIG, FINISHED, RunFolder
@@ -55,7 +55,7 @@ def open_weights(out_dir: str, key: str = "out_dir") -> tuple[Path, RunSpec]:
     if not folder.exists():
         raise UserError(
             f"{key}={out_dir}: no run there; train one first with "
-            f"`python train.py --out_dir={out_dir}`, or name its folder"
+            f"`{program()} train --out_dir={out_dir}`, or name its folder"
         )
     spec = folder.spec()
     weights = folder.weights()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from nanoscale.errors import UserError, one_of, users_errors
+from nanoscale.errors import UserError, one_of, program, users_errors
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain, write_json
@@ -198,7 +198,7 @@ class Trackers:
         tracker = self._open.pop(name, None)
         self.warn(
             f"{name} has failed ({in_words(error)}) and is told no more; the rows are in "
-            f"metrics.jsonl: nanoscale sync {self.run.folder.path} --to={name} sends them later"
+            f"metrics.jsonl: {program()} sync {self.run.folder.path} --to={name} sends them later"
         )
         if tracker is not None:
             with suppress(Exception):

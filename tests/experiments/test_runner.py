@@ -20,7 +20,7 @@ from grids import FAKE, SNIPPET, TESTS, a_runner, running, script, starts, wait_
 from tiny import PATIENCE, ROOT, run_python
 
 from nanoscale.__main__ import main
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.experiments import ExperimentRunner, Study, machine, progress, rebuild_table, results
 from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
@@ -53,7 +53,7 @@ def test_a_grid_gives_a_row_per_run_and_isolates_failures(backend, capsys):
     assert reasons[1:3] == ["RuntimeError: this run crashes", "its process was killed by SIGKILL"]
     assert reasons[4] == "the data are gone; prepare them again"
     out = capsys.readouterr().out
-    assert "[g] next: nanoscale retry g --output_root=experiments_out\n" in out
+    assert f"[g] next: {program()} retry g --output_root=experiments_out\n" in out
     assert "RuntimeError: this run crashes" in out
     assert "10/10" in out
     assert "threads 1 from 0" in (RunFolder(frame["folder"][0]) / "log.txt").read_text()
@@ -137,9 +137,9 @@ def test_one_experiment_and_a_dry_run_that_writes_nothing(capsys):
     study = a_runner().run_experiment(TINY | {"n_layer": 2}, name="mine")
     assert study.ok
     assert len(study) == 1
-    command = "nanoscale report mine --output_root=experiments_out"
-    assert f"[mine] next: {command}\n" in capsys.readouterr().out
-    assert main(command.split()[1:]) == 0
+    command = "report mine --output_root=experiments_out"
+    assert f"[mine] next: {program()} {command}\n" in capsys.readouterr().out
+    assert main(command.split()) == 0
     assert a_runner().load_metrics("mine")[0]["experiment_name"] == "mine"
     other = a_runner().run_experiment(TINY | {"n_layer": 3})
     assert other.name == next(other.runs())[1].path.name

@@ -394,7 +394,7 @@ class Normal:
     def text(self, text: str) -> str:
         for place, name in self.places:
             text = text.replace(place, name)
-        return text
+        return re.sub(r"[^\s`]+ -m nanoscale\b", "nanoscale", text)  # by what is on the PATH
 
     def lines(self, text: str, timed: bool) -> list[str]:
         """A stream's lines; of an uncaught error the last line alone, as frames may move."""

@@ -601,7 +601,8 @@ def test_kept_checkpoints_count_from_one():
         ("--max_iters=1000 --lr_decay_iters=2000 --warmup_iters=0 --lr_schedule=constant", []),
         ("--max_iters=20 --lr_decay_iters=40 --decay_lr=False", []),
         ("--max_iters=0", []),
-        ("--max_iters=9 --warmup_iters=5", []),  # too short to speak of
+        ("--max_iters=9 --warmup_iters=5", ["warmup takes 5 of 9"]),
+        ("--max_iters=4 --warmup_iters=1", []),  # the least there is
         ("--max_iters=1000 --warmup_frac=0.05", []),
         ("--max_iters=15 --warmup_frac=0.1", []),  # 1.5 updates are 2
         ("--max_iters=15 --warmup_iters=3", ["warmup takes 3 of 15"]),

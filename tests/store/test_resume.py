@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -122,6 +123,24 @@ def test_schedules_may_differ_in_the_future_alone(old, new, step, update):
         assert difference is None
     else:
         assert f"update {update} was" in difference
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "keys"),
+    [
+        ("constant", 6, ["warmup_iters"]),
+        ("cosine", 3, ["lr_decay_iters"]),
+        ("cosine", 6, ["warmup_iters", "lr_decay_iters"]),  # twice as long, as of a warmup_frac
+    ],
+)
+def test_the_flags_that_a_refusal_advises_give_the_same_past(schedule, warmup, keys):
+    old = tiny_spec(lr_schedule=schedule, warmup_iters=3)
+    new = {"lr_schedule": schedule, "max_iters": 20}
+    said = past_difference(old, tiny_spec(**new, warmup_iters=warmup), 10)
+    advised = {"warmup_iters": warmup} | dict(re.findall(r"--(\w+)=(\d+)", said))
+    assert ("warmup_iters" in keys) == (advised["warmup_iters"] == "3")
+    assert ("lr_decay_iters" in keys) == ("lr_decay_iters" in advised)
+    assert past_difference(old, tiny_spec(**new, **advised), 10) is None
 
 
 def test_a_run_cannot_be_shorter_than_its_past():

@@ -21,7 +21,7 @@ from tiny import PATIENCE, ROOT
 
 from nanoscale.__main__ import main as cli_main
 from nanoscale.commands.main import dispatch
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
@@ -308,7 +308,7 @@ def test_a_ladder_runs_fits_and_reports(capsys):
     lines = out.splitlines()
     assert law["equation"].split(" = ")[0] in out
     assert lines[-2] == f"[toy] report: {folder / 'report.html'}"
-    assert "-m nanoscale sample --out_dir=experiments_out/runs/toy-L1-d64" in lines[-1]
+    assert f"{program()} sample --out_dir=experiments_out/runs/toy-L1-d64" in lines[-1]
 
 
 @pytest.mark.soak
@@ -677,7 +677,7 @@ def test_a_search_whose_best_run_is_damaged_has_one_best_and_says_so(capsys, nam
     found = f"lowest val_loss {study.best.val_loss:.4f} at learning_rate="
     assert said[0].startswith(found)
     assert "(its run is damaged: " + name in said[0]
-    assert said[-1] == "next: nanoscale retry s"
+    assert said[-1] == f"next: {program()} retry s"
     assert retry(["s"]) == 0
     assert report_main(["s"]) == 0
     assert "damaged" not in (said := capsys.readouterr().out)

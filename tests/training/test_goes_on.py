@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import RUN
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.spec.sources import Source, build
 from nanoscale.store.files import read_json, write_json
 from nanoscale.store.folder import RunFolder
@@ -152,7 +152,7 @@ def test_a_next_step_that_is_printed_works(here, capsys, keep):
         with pytest.raises(UserError, match="keep=none left no weights; train it again"):
             open_run("a b")
     else:
-        assert last.endswith("next: python sample.py --out_dir='a b'")
+        assert last.endswith(f"next: {program()} sample --out_dir='a b'")
         assert open_run("a b")[0].parent == Path("a b")
 
 
