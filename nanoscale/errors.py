@@ -12,6 +12,7 @@ import errno
 import functools
 import io
 import os
+import runpy
 import shutil
 import sys
 import time
@@ -154,6 +155,30 @@ def users_errors(said: str) -> Iterator[None]:
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Registered = TypeVar("Registered")
+
+
+def registered_in(
+    file: str | Path, registry: dict[str, Registered], said: str, how: str
+) -> dict[str, Registered]:
+    """What a user's own Python file adds to a registry, which itself stays as it was.
+
+    Raises:
+        UserError: the file is not there, fails or adds nothing (`how` says what it lacks).
+    """
+    before = dict(registry)
+    try:
+        with users_errors(said):
+            if not Path(file).is_file():
+                raise UserError("no such file")
+            runpy.run_path(str(file))
+            found = {name: made for name, made in registry.items() if before.get(name) is not made}
+            if not found:
+                raise UserError(how)
+    finally:
+        registry.clear()
+        registry.update(before)
+    return found
 
 
 def guarded(function: Function, said: str) -> Function:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import runpy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanoscale.errors import UserError, guarded, nearest_or_all, users_errors
+from nanoscale.errors import UserError, guarded, nearest_or_all, registered_in
 from nanoscale.laws.forms import Law
 from nanoscale.laws.published import PUBLISHED
 
@@ -64,25 +63,17 @@ def load_laws(path: str | Path) -> list[str]:
     and registers nothing, for a file that is missing, fails, or registers no law.
     """
     file = str(path)
-    known = dict(LAWS)
-    if file in _files:
-        for name in _files[file].names:
-            del LAWS[name]
-    before = set(LAWS)
+    earlier = {name: LAWS.pop(name) for name in _files[file].names} if file in _files else {}
+    how = "registers no law; call nanoscale.laws.register_law(law) in it"
     try:
-        with users_errors(f"laws file {file}"):
-            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-            runpy.run_path(file)
-            names = [name for name in LAWS if name not in before]
-            if not names:
-                raise UserError("registers no law; call nanoscale.laws.register_law(law) in it")
+        found = registered_in(file, LAWS, f"laws file {file}", how)
     except UserError:
-        LAWS.clear()
-        LAWS.update(known)
+        LAWS.update(earlier)
         raise
-
-    _files[file] = LawsFile(digest, names)
-    return names
+    LAWS.update(found)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    _files[file] = LawsFile(digest, list(found))
+    return list(found)
 
 
 def digest_of(name: str) -> str | None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import functools
 import math
 import re
-import runpy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nanoscale.errors import UserError, did_you_mean, one_of, users_errors
+from nanoscale.errors import UserError, did_you_mean, one_of, registered_in
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, TensorSpec, tensors
 from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
 from nanoscale.spec.resolve import file_digest
@@ -210,15 +209,8 @@ def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
             f"parametrization.rules={file}: changed since this run was made; put the "
             "old file back, or start a new run with the new one"
         )
-    with users_errors(f"parametrization.rules={file}"):
-        runpy.run_path(file)
-    registered = {name: SCHEMES.pop(name) for name in list(SCHEMES) if name not in BUILT_IN_SCHEMES}
-    if not registered:
-        raise UserError(
-            f"parametrization.rules={file}: registers no mode; call "
-            "nanoscale.spec.parametrization.register(name, scheme) in it"
-        )
-    return registered
+    how = "registers no mode; call nanoscale.spec.parametrization.register(name, scheme) in it"
+    return registered_in(file, SCHEMES, f"parametrization.rules={file}", how)
 
 
 # -- the rules of one model -----------------------------------------------------------------------

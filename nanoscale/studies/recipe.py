@@ -8,14 +8,13 @@ Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `tran
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanoscale.errors import UserError, guarded, one_of, users_errors
+from nanoscale.errors import UserError, guarded, one_of, registered_in
 from nanoscale.spec.values import Overrides
 
 if TYPE_CHECKING:
@@ -181,21 +180,11 @@ def load_recipes(path: Path, where: str) -> None:
     Raises:
         UserError: it cannot be read, fails, or registers nothing; the line names the file.
     """
-    said = f"{where}: recipes={str(path)!r}"
-    if not path.is_file():
-        raise UserError(f"{said}: no such file")
+    how = "registers no recipe; call register_recipe(name, recipe) in it"
     before = dict(_registered)
     _registered.clear()  # so that the same file, loaded again, is seen to register
     try:
-        with users_errors(said):
-            runpy.run_path(str(path))
-        if not _registered:
-            raise UserError(
-                f"{said}: registers no recipe; call register_recipe(name, recipe) in it"
-            )
-    except UserError:
-        _registered.clear()
+        found = registered_in(path, _registered, f"{where}: recipes={str(path)!r}", how)
+    finally:
         _registered.update(before)
-        raise
-    for name, recipe in before.items():
-        _registered.setdefault(name, recipe)
+    _registered.update(found)

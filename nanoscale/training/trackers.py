@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import re
-import runpy
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from nanoscale.errors import UserError, one_of, program, users_errors
+from nanoscale.errors import UserError, one_of, program, registered_in
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain, write_json
@@ -80,21 +79,8 @@ def register_tracker(name: str, make: MakeTracker) -> None:
 @functools.cache
 def registered_by(file: str) -> dict[str, MakeTracker]:
     """The trackers that a user's Python file registers."""
-    before = dict(TRACKERS)
-    try:
-        with users_errors(f"trackers={file}"):
-            if not Path(file).is_file():
-                raise UserError("no such file")
-            runpy.run_path(file)
-            found = {name: make for name, make in TRACKERS.items() if before.get(name) != make}
-            if not found:
-                raise UserError(
-                    "registers no tracker; call nanoscale.register_tracker(name, make) in it"
-                )
-    finally:
-        TRACKERS.clear()
-        TRACKERS.update(before)
-    return found
+    how = "registers no tracker; call nanoscale.register_tracker(name, make) in it"
+    return registered_in(file, TRACKERS, f"trackers={file}", how)
 
 
 def known_trackers(file: str | None) -> dict[str, MakeTracker]:
