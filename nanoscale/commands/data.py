@@ -80,6 +80,6 @@ def prepare_command(
         tokens=tokens,
         overwrite=overwrite,
     )
-    dataset = folder.name if folder.parent == Path("data") else str(folder)
+    dataset = folder.name if folder.parent.resolve() == Path("data").resolve() else str(folder)
     click.echo(f"next: {small_run()} --dataset={shlex.quote(dataset)}")
     write_record(json_path, {"folder": str(folder), **read_json(folder / "meta.json")})
