@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 
 from nanoscale.errors import UserError, one_of, program, registered_in
 from nanoscale.spec.config import ExperimentConfig
