@@ -83,7 +83,7 @@ def cut(value: object, most: int = 40) -> str:
 
 @functools.cache
 def program() -> str:
-    """What a user types for `nanoscale`: that, where a shell finds it, or by the Python we run in."""
+    """What a user types for `nanoscale`: that, where a shell finds it, or by this very Python."""
     found = shutil.which("nanoscale")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "nanoscale"
