@@ -28,6 +28,9 @@ PLACE = Read(lambda value, typed: in_a_folder(Path(value), typed))  # its ending
 def command(name: str, out: Path | None, json_path: Path | None, output_root: Path) -> None:
     """Rebuild the table of STUDY, a row per run, and print where it is; of a search, its
     optuna.journal too, for optuna-dashboard.
+
+    val_loss is of the final evaluation, best_val_loss the least of those on the way (fewer
+    windows), train_loss the last of those on training windows; docs/trackers.md has them all.
     """
     from nanoscale.experiments import rebuild_table
     from nanoscale.experiments.journal import write_journal

@@ -14,6 +14,7 @@ from typing import Any
 from nanoscale.errors import UserError
 from nanoscale.spec.config import flatten
 from nanoscale.spec.values import Json
+from nanoscale.store.run_records import FURTHER
 from nanoscale.training.offline_log import last_step
 from nanoscale.training.tracked_run import TrackedRun
 
@@ -35,6 +36,9 @@ def with_nanogpts(step: int, numbers: Mapping[str, float]) -> dict[str, float]:
     for theirs, ours in NANOGPT.items():
         if ours in numbers:
             named[theirs] = numbers[ours]
+    for name, loss in numbers.items():
+        if name.startswith(FURTHER):
+            named[f"val/loss_{name.removeprefix(FURTHER)}"] = loss
     return named
 
 
@@ -126,7 +130,7 @@ class TensorBoardTracker:
 
 def grouped(name: str) -> str:
     """TensorBoard's tag of a number: charts of one first part stand together."""
-    group = GROUP_OF.get(name)
+    group = "loss" if name.startswith(FURTHER) else GROUP_OF.get(name)
     return f"{group}/{name}" if group else name
 
 

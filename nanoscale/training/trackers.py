@@ -20,6 +20,7 @@ from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain, write_json
 from nanoscale.store.folder import SENT
+from nanoscale.store.run_records import further_key
 from nanoscale.training.known_trackers import TensorBoardTracker, TrackioTracker, WandbTracker
 from nanoscale.training.tracked_run import MakeTracker, TrackedRun, Tracker, flat_numbers
 
@@ -219,6 +220,10 @@ def is_sent(run: TrackedRun, name: str) -> bool:
 def final_results(record: Mapping[str, Json]) -> dict[str, Json]:
     """The results in a `metrics.json` under names that no row has: `final/val_loss` and so on."""
     shown = {key: value for key, value in plain(record).items() if key not in _NOT_SHOWN}
+    _, *further = shown.pop("val_sets", {None: {}}).items()  # the first is `val_loss` already
+    for name, found in further:
+        shown[further_key(name)] = found["loss"]
+        shown[f"val_bits_per_byte_{name}"] = found["bits_per_byte"]
     return {"final/status": record["status"], **flat_numbers(shown, "final/")}
 
 

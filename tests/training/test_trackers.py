@@ -22,11 +22,18 @@ from nanoscale.errors import UserError
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import RunFolder
 from nanoscale.store.resume import open_folder
+from nanoscale.training.known_trackers import grouped, with_nanogpts
 from nanoscale.training.offline_log import last_step
 from nanoscale.training.recorder import Recorder
 from nanoscale.training.run import train_folder
 from nanoscale.training.tracked_run import TrackedRun
-from nanoscale.training.trackers import TRACKERS, register_tracker, registered_by, wanted
+from nanoscale.training.trackers import (
+    TRACKERS,
+    final_results,
+    register_tracker,
+    registered_by,
+    wanted,
+)
 
 KILLER = """
 import os, signal
@@ -144,6 +151,16 @@ def test_wandb_offline(killed):
     assert summary["final/val_loss"] == metrics["val_loss"] != summary["val_loss"]
     assert summary["final/status"] == "COMPLETE"
     assert records["exit"][0].exit_code == 0
+
+
+def test_further_validation_sets_stand_in_the_groups_of_the_first():
+    assert grouped("val_loss_wiki") == "loss/val_loss_wiki"
+    named = with_nanogpts(3, {"val_loss": 1.0, "val_loss_wiki": 2.0})
+    assert (named["val/loss"], named["val/loss_wiki"]) == (1.0, 2.0)
+    sets = {"val": {"loss": 1.0, "bits_per_byte": 3.0}, "wiki": {"loss": 2.0, "bits_per_byte": None}}
+    record = {"status": "COMPLETE", "val_loss": 1.0, "val_bits_per_byte": 3.0}
+    one = final_results(record)
+    assert final_results({**record, "val_sets": sets}) == {**one, "final/val_loss_wiki": 2.0}
 
 
 @pytest.mark.parametrize("long", [False, True])
