@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -237,20 +238,22 @@ def _tasks(options: EvalOptions, spec: RunSpec | None) -> dict[str, dict[str, fl
             )
         except Exception as e:  # its tasks are others' code and data
             why = (str(e).splitlines() or [""])[0]
-            raise UserError(f"--tasks: lm-eval fails ({type(e).__name__}: {why})") from e
+            tasks = ",".join(options.tasks)
+            raise UserError(f"--tasks={tasks}: lm-eval fails ({type(e).__name__}: {why})") from e
     return {name: _numbers(metrics) for name, metrics in found["results"].items()}
 
 
 def _task_in(file: Path) -> str:
     """The name that a task file gives its task."""
+    yaml: Any = import_module("yaml")  # lm-eval's
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"--tasks={file}: cannot be read as a task of lm-eval") from e
-    for line in lines:
-        key, colon, value = line.partition(":")
-        if key.strip() == "task" and colon:
-            return value.strip().strip("'\"")
+        tree = yaml.compose(file.read_text(encoding="utf-8"))  # runs none of its `!function`
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        why = getattr(e, "strerror", None) or getattr(e, "problem", None) or "not UTF-8"
+        raise UserError(f"--tasks={file}: cannot be read as a task of lm-eval ({why})") from e
+    for key, value in tree.value if isinstance(tree, yaml.MappingNode) else ():
+        if key.value in ("task", "group") and isinstance(value, yaml.ScalarNode):
+            return str(value.value)
     raise UserError(f"--tasks={file}: names no task (a line `task: NAME`)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny import run_nanoscale as nanoscale
 
 from nanoscale.errors import UserError
 from nanoscale.store.resume import open_folder
-from nanoscale.training.eval import EvalOptions, evaluate_weights
+from nanoscale.training.eval import EvalOptions, _task_in, evaluate_weights
 from nanoscale.training.export import export
 from nanoscale.training.run import train_folder
 from nanoscale.training.sample import data_of
@@ -140,6 +141,29 @@ def test_without_lm_eval_there_are_no_tasks(result, monkeypatch):
     monkeypatch.setattr("nanoscale.training.eval.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'nanoscale\[eval\]'"):
         judged(tasks=("toy",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("task: bad\n a: [\n", "(mapping values are not allowed here)"),
+        ("- 1\n", "names no task"),
+        (b"\xff", "(not UTF-8)"),
+        (None, "(No such file or directory)"),
+        ("a: !function x.y\n# task: no\ntask: 'toy'  # yes\n", None),
+    ],
+)
+def test_a_task_file_names_its_task_or_is_one_line(tmp_path, text, words):
+    pytest.importorskip("yaml")
+    file = tmp_path / "t.yaml"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if words is None:
+        assert _task_in(file) == "toy"
+        return
+    with pytest.raises(UserError, match=re.escape(f"--tasks={file}: ")) as caught:
+        _task_in(file)
+    assert words in str(caught.value)
 
 
 @pytest.mark.slow
