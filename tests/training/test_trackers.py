@@ -157,7 +157,10 @@ def test_further_validation_sets_stand_in_the_groups_of_the_first():
     assert grouped("val_loss_wiki") == "loss/val_loss_wiki"
     named = with_nanogpts(3, {"val_loss": 1.0, "val_loss_wiki": 2.0})
     assert (named["val/loss"], named["val/loss_wiki"]) == (1.0, 2.0)
-    sets = {"val": {"loss": 1.0, "bits_per_byte": 3.0}, "wiki": {"loss": 2.0, "bits_per_byte": None}}
+    sets = {
+        "val": {"loss": 1.0, "bits_per_byte": 3.0},
+        "wiki": {"loss": 2.0, "bits_per_byte": None},
+    }
     record = {"status": "COMPLETE", "val_loss": 1.0, "val_bits_per_byte": 3.0}
     one = final_results(record)
     assert final_results({**record, "val_sets": sets}) == {**one, "final/val_loss_wiki": 2.0}
