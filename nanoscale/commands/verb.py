@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nanoscale.commands.usage import HELP, options_of
+from nanoscale.data.gauge import watched
 from nanoscale.errors import (
     DONE,
     FAILURE,
@@ -81,11 +82,12 @@ class Verb(click.Command):
         return rest
 
     def invoke(self, context: click.Context) -> Any:
-        if context.params.get("json_path") != PRINTED:
-            return super().invoke(context)
-        context.meta["stdout"] = sys.stdout
-        with redirect_stdout(sys.stderr):  # all that is said beside the record
-            return super().invoke(context)
+        with watched(context.info_name or ""):
+            if context.params.get("json_path") != PRINTED:
+                return super().invoke(context)
+            context.meta["stdout"] = sys.stdout
+            with redirect_stdout(sys.stderr):  # all that is said beside the record
+                return super().invoke(context)
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         if self.keys_help is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nanoscale.data.gauge import each
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.arrays import Array, Index, Mask, batches
@@ -237,7 +238,8 @@ def _intervals(
     """(2, W, q): the 95 % of every world's resamples, as many worlds at once as there is room."""
     worlds, n = loss.shape
     ends = np.empty((2, worlds, len(questions)))
-    for some in batches(worlds, CELLS // (design.resamples * n)):
+    at_once = CELLS // (design.resamples * n)
+    for some in each(list(batches(worlds, at_once)), "parts of the worlds"):
         seeds = [seed_of(world, rng_seed) for world in range(some.start, some.stop)]
         draws = _resample_fits(design, problem, theta[some], loss[some], seeds)
         for world, params in enumerate(draws, some.start):

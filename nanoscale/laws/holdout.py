@@ -13,6 +13,7 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 
+from nanoscale.data.gauge import each
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, isoflop
 from nanoscale.laws.arrays import Array, Mask
@@ -122,7 +123,7 @@ def rollout(
         return []
     steps = []
     least = _POINTS_PER_PARAMETER * len(past.form.names)
-    for threshold in thresholds(budgets, least, also):
+    for threshold in each(thresholds(budgets, least, also), "hold-outs"):
         try:
             row = past.held_out(budgets, threshold, 0)
             bias = past.biases(budgets < threshold, min(MOST_RESAMPLES, resamples))

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from nanoscale.data.gauge import each
 from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws import solver
 from nanoscale.laws.arrays import Array, batches
@@ -305,8 +306,8 @@ class _Refits:
         form = self.best.problem.law
         params = np.full((len(weights), len(form.names)), np.nan)
         enough = np.flatnonzero([self._enough(row > 0) for row in weights])
-        for part in batches(len(enough), _AT_ONCE):
-            rows = enough[part]
+        for some in each(list(batches(len(enough), _AT_ONCE)), "parts of the refits"):
+            rows = enough[some]
             params[rows] = self._refitted(weights[rows])
         values = dict(zip(form.names, params.T, strict=True))
         values |= form.exponents(params)

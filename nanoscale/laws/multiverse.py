@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 
+from nanoscale.data.gauge import each
 from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.envelope import Envelope, envelope
@@ -79,13 +80,16 @@ def multiverse(
         if approach not in _APPROACHES:
             raise UserError(f"approach {approach!r}: choose of {', '.join(_APPROACHES)}")
 
-    rows = []
+    tables = {}
     for convention, columns in conventions.items():
-        arrays = {name: np.asarray(values, float) for name, values in columns.items()}
-        for approach, count in product(approaches, dropped):
-            for objective, delta in _objectives(approach, objectives, deltas):
-                choices = Analysis(convention, approach, objective, delta, count)
-                rows.append(_analysed(choices, arrays, losses))
+        tables[convention] = {name: np.asarray(v, float) for name, v in columns.items()}
+    analyses = []
+    for convention, approach, count in product(tables, approaches, dropped):
+        for objective, delta in _objectives(approach, objectives, deltas):
+            analyses.append(Analysis(convention, approach, objective, delta, count))
+    rows = []
+    for choices in each(analyses, "analyses"):
+        rows.append(_analysed(choices, tables[choices.convention], losses))
     exponents = [row.a for row in rows if row.a is not None]
     if not exponents:
         raise UserError(f"no combination has a fit; the first says: {rows[0].status}")

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from nanoscale.data.gauge import each
 from nanoscale.errors import UserError, nearest_or_all, one_of
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.forms import number
@@ -107,7 +108,8 @@ def profile_law(
 
     profiles = {}
     searches = []
-    for name in dict.fromkeys("a" if name == "b" else name for name in wanted):
+    distinct = dict.fromkeys("a" if name == "b" else name for name in wanted)
+    for name in each([*distinct], "profiles"):
         search = ProfileSearch.of(fit, name, points, index, threshold)
         if noise == "own":
             search.wide = search.widening

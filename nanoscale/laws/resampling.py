@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanoscale.data.gauge import part
 from nanoscale.errors import UserError, nearest_or_all
 from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.arrays import Array, ArrayPair, Index, batches
@@ -61,10 +62,12 @@ class Resampling:
         """(R, p): parameters of the resamples that converged, each solved as certainly."""
         draws = [np.empty((0, len(best.theta)))]
         n = best.loss.shape[1]
-        for rows in batches(self.count, MOST_AT_ONCE // n):
-            loss, weights = self._drawn(best, rows)
-            refit = solver.resolve(best.on(loss, weights), best.theta)
-            draws.append(best.problem.params(refit.theta[refit.converged]))
+        with part(self.count, "resamples") as at:
+            for rows in batches(self.count, MOST_AT_ONCE // n):
+                at(rows.start, rows.stop - rows.start)
+                loss, weights = self._drawn(best, rows)
+                refit = solver.resolve(best.on(loss, weights), best.theta)
+                draws.append(best.problem.params(refit.theta[refit.converged]))
         return np.concatenate(draws)
 
     def _drawn(self, best: Certified, rows: slice) -> ArrayPair:

@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
+from nanoscale.data.gauge import each, part
 from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.objectives import Objective
@@ -102,7 +103,8 @@ def solve(task: Task, starts: Array | int) -> Solution:
     theta = every.reshape(-1, p)
 
     stages = task.rule.stages(lambda: _mean_residual(task, theta))
-    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+    ways = list(zip(stages, [*stages[1:], None], strict=True))
+    for stage, following in each(ways, "stages"):
         staged = replace(task, rule=stage)
         theta, f, converged = _batched(staged, following, theta, S)
 
@@ -123,16 +125,18 @@ def resolve(task: Task, best: Array) -> Solution:
     solved from the best few of many.
     """
     start = best[None, None]
-    solution = solve(task, start)
     every = np.arange(len(task))
     checked = max(2, CHECKED_POINTS // task.w.shape[1])
     spread = np.linspace(0, every[-1], min(_CHECKED, checked))
     some = np.unique(spread.astype(int))
-    again = np.union1d(some, every[~solution.converged])
-
-    better = improve(task, solution, again, STARTS_CHECKED)
-    if better[np.isin(again, some)].any():
-        improve(task, solution, every, _STARTS_KEPT)
+    with part(2 + _STARTS_KEPT, "rounds") as at:
+        solution = solve(task, start)
+        again = np.union1d(some, every[~solution.converged])
+        at(1)
+        better = improve(task, solution, again, STARTS_CHECKED)
+        if better[np.isin(again, some)].any():
+            at(2, _STARTS_KEPT)
+            improve(task, solution, every, _STARTS_KEPT)
     return solution
 
 
@@ -218,11 +222,13 @@ def _batched(
     converged = np.empty(len(theta), bool)
     data_set = np.arange(len(theta)) // S
     n = task.loss.shape[1]
-    for rows in batches(len(theta), task.problem.batch // n):
-        some = task.take(data_set[rows])
-        ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
-        if following is not None:
-            ends[rows] = _followed(some, following.delta, ends[rows])
+    with part(len(theta), "fits") as at:
+        for rows in batches(len(theta), task.problem.batch // n):
+            at(rows.start, rows.stop - rows.start)
+            some = task.take(data_set[rows])
+            ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
+            if following is not None:
+                ends[rows] = _followed(some, following.delta, ends[rows])
     return ends, f, converged
 
 
@@ -238,20 +244,23 @@ def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
     ends = place.state.theta.copy()
     f = place.f.copy()
     converged = np.zeros(len(theta), bool)
-    for _ in range(MAX_ITER):
-        place, damping, done = _iterate(task, place, damping)
-        ends[index] = place.state.theta
-        f[index] = place.f
-        converged[index[done]] = True
+    with part(len(theta), "fits") as at:
+        for k in range(MAX_ITER):
+            ended = len(theta) - len(index)
+            at(max(ended, k * len(theta) // MAX_ITER))
+            place, damping, done = _iterate(task, place, damping)
+            ends[index] = place.state.theta
+            f[index] = place.f
+            converged[index[done]] = True
 
-        left = ~done & (damping <= MOST_DAMPING)  # those that are done or stay only move down
-        if not left.any():
-            break
-        if left.mean() < 1 - LEAVING:
-            task = task.take(left)
-            place = place.take(left)
-            damping = damping[left]
-            index = index[left]
+            left = ~done & (damping <= MOST_DAMPING)  # those that are done or stay only move down
+            if not left.any():
+                break
+            if left.mean() < 1 - LEAVING:
+                task = task.take(left)
+                place = place.take(left)
+                damping = damping[left]
+                index = index[left]
     return ends, f, converged
 
 

@@ -87,7 +87,10 @@ TEXT_TIMES = [  # in what the verbs above print
     (r"(, (?:eager|compiled), (?:float32|bfloat16) on )[^\n]*", r"\1<device>"),
     (r"\bprocess \d+ on \S+ is", "process <pid> is"),
 ]
-TICK = re.compile(r"^\[.*\] \d+/\d+ done, .* FLOPs, .*$")  # only of runs that last half a minute
+TICK = re.compile(  # only of runs that last half a minute, and of fits that last two seconds
+    r"^\[.*\] \d+/\d+ done, .* FLOPs, .*$"
+    r"|^\[[\w-]+\] [\d,]+ of [\d,]+ [a-z -]+(, [\d.]+ %, eta .*)?$"
+)
 STYLES: dict[str, Callable[[Any], str]] = {  # how JSON files may be laid out
     "indent 2": lambda value: json.dumps(value, indent=2) + "\n",
     "indent 1": lambda value: json.dumps(value, indent=1) + "\n",

@@ -13,6 +13,7 @@ from planted_tables import TRUTH, rows, write
 
 from nanoscale.__main__ import main
 from nanoscale.commands.fit_options import settings_of
+from nanoscale.data import gauge
 from nanoscale.laws import LAWS, registry
 
 KEYS = {
@@ -542,6 +543,20 @@ def test_slow_laws_have_fewer_resamples_unless_told():
         ("kaplan", {"resamples": 7}, 7),
     ):
         assert settings_of({"law": law} | told).n_resamples == wanted
+
+
+@pytest.mark.parametrize("verb", ["fit", "plan"])
+def test_a_fit_that_lasts_shows_how_far_it_is_and_a_quick_one_nothing(
+    verb, table, monkeypatch, capsys
+):
+    argv = [verb, table, "--bootstrap=100"]
+    argv += ["--budget=1e20"] * (verb == "plan")
+    for patience, lasts in ((3600, False), (-1, True)):
+        monkeypatch.setattr(gauge, "UNSEEN_SECONDS", patience)
+        assert main(argv) in (0, 3)
+        said = capsys.readouterr()
+        assert (f"[{verb}] 0 of 100 resamples" in said.err) == lasts
+        assert "resamples, " not in said.out
 
 
 TOY_LAW = """
