@@ -320,6 +320,9 @@ def write_record(json_path: Path | None, record: object) -> None:
 
 def study_record(study: Study) -> dict[str, Json]:
     """A study as the verbs that run or show it record it."""
+    from nanoscale.experiments.results import RUNS
+
+    best = study.best
     return {
         "name": study.name,
         "folder": str(study.folder),
@@ -327,7 +330,9 @@ def study_record(study: Study) -> dict[str, Json]:
         "states": dict(sorted(study.states().items())),
         "plan": study.plan,
         "warnings": study.warnings,
-        "best": study.best.to_json() if study.best else None,
+        "best": {**best.to_json(), "folder": str(study.output_root / RUNS / best.folder)}
+        if best
+        else None,
         "runs": study.rows(),
     }
 

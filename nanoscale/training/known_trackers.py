@@ -140,6 +140,7 @@ def hyperparameters(run: TrackedRun) -> dict[str, Any]:
         "study": run.study or "",
         "cell": run.name,
         **flatten(run.spec.config),
+        **run.place(),
     }
     return {
         key: value if isinstance(value, (bool, int, float)) else str(value)

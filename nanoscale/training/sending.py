@@ -14,7 +14,7 @@ from nanoscale.training.trackers import Trackers, is_sent, need_package, tracker
 
 @dataclass
 class Sending:
-    """What came of sending runs to a tracker, by the names of their folders."""
+    """What came of sending runs to a tracker, by their folders."""
 
     to: str
     sent: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ def send(
     need_package(to, f"--to={to}")
     sending = Sending(to)
     for run in runs:
-        name = run.folder.path.name
+        name = str(run.folder.path)
         metrics = run.folder.metrics()
         if metrics is None:
             sending.unfinished.append(name)

@@ -49,9 +49,19 @@ class TrackedRun:
         sizes = [f"L{config.n_layer}", f"d{config.n_embd}"]
         return [self.project[:LONGEST_TAG], config.optimizer, config.parametrization.mode, *sizes]
 
+    def place(self) -> dict[str, str]:
+        """The keys that say where the run is and how it is called, as they are: a config has them
+        as its template does."""
+        return {
+            "out_dir": str(self.folder.path),
+            "wandb_project": self.project,
+            "wandb_run_name": self.name,
+        }
+
     def config(self) -> dict[str, Any]:
         """The resolved config, and what names and sizes the run."""
         return self.spec.config.to_dict() | {
+            **self.place(),
             "run_id": self.spec.id,
             "study": self.study,
             "cell": self.cell,

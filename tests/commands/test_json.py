@@ -90,6 +90,8 @@ def test_a_verbs_record_is_all_of_its_standard_output(case, made, tmp_path, monk
     assert code in (0, 3), said.err
     record: dict[str, Any] = json.loads(said.out)
     found = record[key]
+    if record.get("best"):
+        assert record["best"]["folder"] in [row["folder"] for row in record["runs"]]
     assert (len(found) if isinstance(found, list) else found) == expected
     assert said.err or case in ("data", "run", "sync", "params")  # what is said beside it
 

@@ -95,9 +95,9 @@ def test_finished_runs_are_sent_once_each(study, capsys):
     ]
     assert json.loads(Path("sent.json").read_text()) == {
         "to": "notes",
-        "sent": [first.path.name, second.path.name],
+        "sent": [str(first.path), str(second.path)],
         "there": [],
-        "unfinished": [waiting.path.name],
+        "unfinished": [str(waiting.path)],
         "held": [],
         "failed": [],
     }
