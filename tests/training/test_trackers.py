@@ -389,7 +389,9 @@ def test_what_is_typed_names_a_run_and_else_its_cell_does(tmp_path):
     )
     config = TrackedRun.of(folder, spec).config()  # where it is, not as the template says
     assert (config["out_dir"], config["wandb_project"]) == (str(tmp_path), "open_web")
-    assert TrackedRun.of(folder, spec).name == "open_web-L2-d16-adamw-SP" == config["wandb_run_name"]
+    assert (
+        TrackedRun.of(folder, spec).name == "open_web-L2-d16-adamw-SP" == config["wandb_run_name"]
+    )
     write_json(tmp_path / "cell.json", {"study": "lrs", "cell": "n_layer=2, " * 20})
     assert TrackedRun.of(folder, spec).name == ("n_layer=2, " * 20)[:128]  # as W&B takes
     typed = {"wandb_project": "owt", "wandb_run_name": "gpt2"}  # the defaults too
