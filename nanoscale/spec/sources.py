@@ -55,8 +55,8 @@ class Source:
 def load_config(*sources: str | Path, **overrides: object) -> ExperimentConfig:
     """The config that `train` would read from the same files and flags, left to right.
 
-    Each of `sources` is a config file (.py, .toml, .yaml, .json) or a flag, `"--key=value"`. A `.py`
-    file is run, whatever is in it: read one before you load it.
+    Each of `sources` is a config file (.py, .toml, .yaml, .json) or a flag, `"--key=value"`.
+    A `.py` file is run, whatever is in it: read one before you load it.
     `overrides` come last; a nested key is `parametrization={"mode": "muP"}`.
 
     >>> import nanoscale as ns
