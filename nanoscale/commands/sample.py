@@ -45,7 +45,8 @@ def command(arguments: tuple[str, ...], json_path: Path | None) -> None:
         click.echo(text)
         click.echo("---------------")
         told.append(text)
-    write_record(json_path, {"out_dir": options.out_dir, "samples": told})
+    source = "out_dir" if options.init_from == "resume" else "init_from"
+    write_record(json_path, {source: getattr(options, source), "samples": told})
 
 
 def options_of(arguments: Sequence[str]) -> SampleOptions:

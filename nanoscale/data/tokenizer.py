@@ -94,15 +94,19 @@ class Tokenizer(abc.ABC):
         """The type of the ids in a token file."""
         return np.dtype(DTYPES[dtype_of(self.vocab_size)])
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json, and beside it the tokenizer_config.json that transformers wants."""
+    def save(self, folder: Path, longest: int) -> None:
+        """Write tokenizer.json, and beside it the tokenizer_config.json that transformers wants.
+
+        `longest` is the most tokens that the model sees.
+        """
         content = self.to_json()
         config: dict[str, object] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
+            "model_max_length": longest,
         }
         if self.end_name is not None:
-            config["eos_token"] = self.end_name
+            config |= {"eos_token": self.end_name, "pad_token": self.end_name}
         (folder / TOKENIZER_FILE).write_text(content, encoding="utf-8", newline="\n")
         text = json.dumps(config, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
@@ -195,6 +199,19 @@ def symbol_bytes(symbols: Sequence[str]) -> Integers:
     return np.array([len(s.encode(errors="replace")) for s in symbols], np.int64)
 
 
+def check_symbols(named: str, text: str, numbers: Mapping[str, int]) -> None:
+    """Refuse characters that a vocabulary of characters lacks."""
+    unknown = [c for c in dict.fromkeys(text) if c not in numbers]
+    if unknown:
+        shown = ", ".join(map(repr, unknown[:5]))
+        if len(unknown) > 5:
+            shown += ", ..."
+        raise UserError(
+            f"{named} has no symbol for {shown}; "
+            f"use only characters of its {len(numbers)}-symbol vocabulary"
+        )
+
+
 class Characters(Tokenizer):
     """One id per character of an alphabet, as nanoGPT's shakespeare_char has them."""
 
@@ -207,15 +224,7 @@ class Characters(Tokenizer):
         self._named = named
 
     def encode(self, text: str) -> list[int]:
-        unknown = [c for c in dict.fromkeys(text) if c not in self.numbers]
-        if unknown:
-            shown = ", ".join(map(repr, unknown[:5]))
-            if len(unknown) > 5:
-                shown += ", ..."
-            raise UserError(
-                f"{self._named} has no symbol for {shown}; "
-                f"use only characters of its {self.vocab_size}-symbol vocabulary"
-            )
+        check_symbols(self._named, text, self.numbers)
         return [self.numbers[c] for c in text]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -430,6 +439,8 @@ class TokenizerFile(Tokenizer):
         try:
             every = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as e:  # of no class of its own
+            numbers = self._tokenizer.get_vocab(with_added_tokens=True)
+            check_symbols(self.where, "".join(texts), numbers)
             raise UserError(
                 f"{self.where} cannot spell the text ({e}); choose another tokenizer"
             ) from e

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nanoscale.data.dataset import open_dataset, tokenizer_named
+from nanoscale.data.dataset import VAL, open_dataset, tokenizer_named
 from nanoscale.data.meta import GPT2_VOCAB_SIZE
 from nanoscale.data.tokenizer import (
     GPT2,
@@ -112,8 +112,8 @@ def meaning_of(found: Pretrained, data_root: str | None) -> Tokenizer | None:
         return read_tokenizer(found.tokenizer)
     if found.spec is not None:
         name, root = found.spec.config.dataset, data_root or found.spec.config.data_root
-        data = open_dataset(name, root, found.spec.val_sets)
-        if data.fingerprint != found.spec.data_fingerprint:
+        data = open_dataset(name, root, (VAL,))
+        if data.fingerprint != found.spec.tokens_fingerprint:
             raise UserError(f"dataset {name!r} has changed since, so symbols may mean other text")
         return data.tokenizer
     named = tokenizer_named(found.dataset, data_root or "data") if found.dataset else None
@@ -205,7 +205,8 @@ def _of_run(path: Path, content: Mapping[str, Any]) -> Pretrained:
     keys = {key: value for key, value in dictated(spec.config).items() if key not in idle}
     model: Mapping[str, Tensor] = content["model"]
     tensors = {name: in_float32(tensor, name, path) for name, tensor in model.items()}
-    return Pretrained(keys, tensors, dataset=spec.config.dataset, spec=spec, step=step)
+    dataset = spec.config.dataset
+    return Pretrained(keys, tensors, dataset=dataset, spec=spec, step=step, file=path.name)
 
 
 def _plain(found: Pretrained) -> Pretrained:

@@ -42,7 +42,10 @@ def of_nanogpt(path: Path, payload: Mapping[str, Any]) -> Pretrained:
         tensors.pop(_HEAD, None)
     told = payload.get("config")
     dataset = told.get("dataset") if isinstance(told, dict) else None
-    return Pretrained(keys, tensors, dataset=dataset if isinstance(dataset, str) else None)
+    named = dataset if isinstance(dataset, str) else None
+    step = payload.get("iter_num")
+    made = step if isinstance(step, int) else None
+    return Pretrained(keys, tensors, dataset=named, step=made, file=path.name)
 
 
 def _renamed(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:

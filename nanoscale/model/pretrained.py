@@ -36,6 +36,7 @@ class Pretrained:
     dataset: str | None = None
     spec: RunSpec | None = None
     step: int | None = None  # of a checkpoint
+    file: str | None = None  # its name
 
     @cached_property
     def config(self) -> ResolvedConfig:

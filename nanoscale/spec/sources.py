@@ -30,7 +30,7 @@ from nanoscale.spec.config import (
 )
 from nanoscale.spec.config_file import run_config_file
 from nanoscale.spec.options import Kind
-from nanoscale.spec.values import Json, Overrides, Value, once_each
+from nanoscale.spec.values import Json, Overrides, Typed, Value, once_each
 
 COMMAND_LINE = "the command line"
 FIELDS = all_fields()
@@ -321,9 +321,10 @@ def parse_arguments(arguments: Sequence[str]) -> list[Source]:
 
 def typed(sources: Iterable[Source]) -> dict[str, Json]:
     """What was typed, as one flat dict of plain values, for the record."""
-    merged: dict[str, Json] = {}
+    merged = Typed()
     for source in sources:
         for name, value in source.values.items():
+            merged.places[name] = "" if source.name == COMMAND_LINE else f" ({source.name})"
             plain = isinstance(value, (str, int, float, list, type(None)))
             merged[name] = value if plain else repr(value)
     return merged

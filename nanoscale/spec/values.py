@@ -10,6 +10,13 @@ Value: TypeAlias = "str | float | bool | tuple[int, ...] | None"  # of a config'
 Overrides: TypeAlias = "Mapping[str, Json]"  # dotted config keys and their values
 
 
+class Typed(dict[str, Json]):
+    """What was typed, and `places`: how a message says where each key stands, if in a file."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, str] = {}
+
+
 def once_each(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The pairs as a dict, where JSON and YAML would let the last of two equal keys win.
 

@@ -15,7 +15,7 @@ from nanoscale.spec.config import (
     flatten,
     from_flat,
 )
-from nanoscale.spec.values import Json, Overrides, Value
+from nanoscale.spec.values import Json, Overrides, Typed, Value
 
 _RULES = "parametrization.rules"  # a path, which may be spelt in two ways
 _FREE = ("dropout", "init_std", "z_loss")  # keys of the model that say nothing of its weights
@@ -71,13 +71,19 @@ class Weights:
         of_weights = dict(self.keys)
         if "block_size" in typed and self._allows(config.block_size):
             del of_weights["block_size"]
+        places = typed.places if isinstance(typed, Typed) else {}
+        differ, theirs, names = [], [], []
         for key, value in of_weights.items():
             given = values[key]
             if key in typed and given is not None and not _is_same(key, given, value):
-                raise UserError(
-                    f"{key}={given}: the weights of init_from={self.source} have {key}={value}; "
-                    f"leave {key} out"
-                )
+                differ.append(f"{key}={given}{places.get(key, '')}")
+                theirs.append(f"{key}={value}")
+                names.append(key)
+        if names:
+            raise UserError(
+                f"{', '.join(differ)}: the weights of init_from={self.source} have "
+                f"{', '.join(theirs)}; leave {', '.join(names)} out"
+            )
         return from_flat(values | of_weights)
 
     def _allows(self, block_size: int) -> bool:

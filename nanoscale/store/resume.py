@@ -147,6 +147,13 @@ def _other_lr(old: ResolvedConfig, new: ResolvedConfig, step: int) -> int | None
 
 def check_past(old: RunSpec, new: RunSpec, step: int, where: object) -> None:
     """Refuse to continue the checkpoint at `where` as a run with another past."""
+    if new.parent is not None and _weights_difference(old, new):
+        before, after = old.weights or "scratch", new.weights or "scratch"
+        raise UserError(
+            f"branch_from={new.config.branch_from}: the run there began with init_from={before}, "
+            f"this one would with init_from={after}; a branch shares its parent's beginning: give "
+            "that, or leave branch_from out"
+        )
     difference = past_difference(old, new, step)
     if difference:
         otherwise = "another out_dir" if new.parent is None else "no branch_from"

@@ -24,12 +24,13 @@ from nanoscale.store.files import read_json, write_json
 from nanoscale.store.folder import CONFIG, RunFolder, run_spec
 from nanoscale.training.export import export
 from nanoscale.training.run import check_machine
-from nanoscale.training.sample import beginning, data_of, open_weights
+from nanoscale.training.sample import beginning, data_of
 from nanoscale.training.sample_options import SampleOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nanoscale.model.pretrained import Pretrained
     from nanoscale.training.evaluation import SetLoss
 
 TASK_FILES = (".yaml", ".yml")
@@ -92,29 +93,30 @@ def evaluate_weights(options: EvalOptions) -> Judged:
     spec = folder.spec() if is_run else None
     warnings: list[str] = []
     sets: Mapping[str, SetLoss] = {}
-    dataset = ""
+    dataset, step, file = "", None, None
     if options.data or not options.tasks or spec is not None:
-        config = _config(options, spec, warnings)
-        dataset = config.dataset
-        sets = _losses(config, options.data, warnings)
-    tasks = _tasks(options, spec) if options.tasks else {}
-    step, file = None, None
-    if spec is not None:
-        from nanoscale.training import checkpoint
+        from nanoscale.model.init_from import pretrained
 
-        path, _ = open_weights(options.weights, "RUN")
-        step, file = checkpoint.load(path)["step"], path.name
+        found = pretrained(options.weights)
+        config = _config(options, spec, found, warnings)
+        dataset = config.dataset
+        sets = _losses(config, found, options.data, warnings)
+        if spec is not None:
+            step, file = found.step, found.file
+    tasks = _tasks(options, spec) if options.tasks else {}
     return Judged(options.weights, dataset, step, file, sets, tasks, tuple(warnings))
 
 
 # -- losses ---------------------------------------------------------------------------------------
-def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> ExperimentConfig:
+def _config(
+    options: EvalOptions, spec: RunSpec | None, found: Pretrained, warnings: list[str]
+) -> ExperimentConfig:
     """A config of the weights on the data that was asked for, else on their own."""
     dataset, root = None, options.data_root or "data"
     val_sets: Sequence[str] = options.data
+    if found.spec is not None:
+        root = options.data_root or found.spec.config.data_root
     if spec is not None:
-        own = spec.config
-        root = options.data_root or own.data_root
         try:
             dataset = str(data_of(spec, options.data_root).folder)
         except UserError as e:
@@ -123,10 +125,8 @@ def _config(options: EvalOptions, spec: RunSpec | None, warnings: list[str]) -> 
             warnings.append(f"not compared with the tokens it was trained on: {e}")
         else:
             val_sets = _sets_now(options, spec, dataset, root, warnings)
-    else:
-        from nanoscale.model.init_from import pretrained
-
-        dataset = pretrained(options.weights).dataset
+    elif found.dataset and (not options.data or _is_dataset(found.dataset, root)):
+        dataset = found.dataset
     if dataset is None:
         if not val_sets:
             raise UserError(f"{options.weights}: nothing says on what data; add --data=NAME")
@@ -181,29 +181,30 @@ def _is_dataset(name: str, root: str) -> bool:
 
 
 def _losses(
-    config: ExperimentConfig, asked: tuple[str, ...], warnings: list[str]
+    config: ExperimentConfig, found: Pretrained, asked: tuple[str, ...], warnings: list[str]
 ) -> dict[str, SetLoss]:
     check_machine(config)
     own = Path(config.dataset).name if asked and VAL not in asked else VAL
     data = open_dataset(config.dataset, config.data_root, config.val_sets)
 
     from nanoscale.model.distributed import Ranks
-    from nanoscale.model.init_from import weights_of
+    from nanoscale.model.init_from import cropped, described
     from nanoscale.training.evaluation import final_losses, set_loss
     from nanoscale.training.lines import few_tokens
     from nanoscale.training.state import build
 
-    weights = weights_of(config.init_from)
+    weights = described(found, config.init_from, config.data_root)
     warnings += weights.warnings
     spec = run_spec(config, data, {}, weights)
     data.require_block(spec.config.block_size)
-    run = build(spec, data, Ranks())
+    first = cropped(found.tensors, spec.config.block_size)
+    run = build(spec, data, Ranks(), values=first)
     if question := few_tokens(run):
         warnings.append(question)
-    found = {}
+    losses = {}
     for name in data.val_sets:
-        found[own if name == VAL else name] = set_loss(run, name, final_losses(run, name))
-    return found
+        losses[own if name == VAL else name] = set_loss(run, name, final_losses(run, name))
+    return losses
 
 
 # -- tasks ----------------------------------------------------------------------------------------

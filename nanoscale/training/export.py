@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanoscale.data.dataset import Dataset
 from nanoscale.data.tokenizer import Tokenizer
 from nanoscale.errors import UserError
-from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.families import Family, family_of, their_config
+from nanoscale.spec.families import Family, as_exported, family_of, their_config
 from nanoscale.spec.values import Json
 from nanoscale.store.files import new_folder, write_json
-from nanoscale.training.sample import data_of, open_weights
+from nanoscale.store.folder import CONFIG, RunFolder
+from nanoscale.training.sample import data_of, open_weights, tokenizer_for
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,14 @@ class Export:
     """What an export is: of which run and step, as which class, where, with how many parameters."""
 
     run: str
-    step: int
-    weights: str  # the run's file
+    step: int | None
+    weights: str | None  # the run's file
     architecture: str
     parameters: int
     folder: str
     tokenizer: str | None  # the kind of the one that went along
     warnings: tuple[str, ...] = ()
+    grown: str = ""  # what it has beside the run's parts
 
     def to_json(self) -> Mapping[str, Json]:
         return asdict(self)
@@ -38,10 +39,14 @@ class Export:
         tokenizer = "without a tokenizer"
         if self.tokenizer is not None:
             tokenizer = f"with its tokenizer ({self.tokenizer})"
-        return [
+        lines = [
             f"{self.folder}: {self.architecture}, {self.parameters:,} parameters, {tokenizer}",
-            f"of run {self.run} at step {self.step} ({self.weights})",
         ]
+        if self.weights is not None:
+            lines.append(f"of run {self.run} at step {self.step} ({self.weights})")
+        if self.grown:
+            lines.append(f"imported again it has {self.grown}, as every {self.architecture} does")
+        return lines
 
 
 def export(run: str, out: Path, data_root: str | None = None) -> Export:
@@ -52,51 +57,70 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
     Raises:
         UserError: no weights there, parts that no model of transformers has, or `out` cannot be.
     """
-    path, spec = open_weights(run, "RUN")
-    family = family_of(spec.config)
-    warnings = []
-    dataset = tokenizer = None
-    try:
-        dataset = data_of(spec, data_root)
-        tokenizer = dataset.tokenizer
-    except UserError as e:
-        warnings.append(f"no tokenizer goes along: {e}")
+    source = run
+    is_run = os.path.isdir(run) and RunFolder(run).record(CONFIG) is not None
+    if is_run or not os.path.exists(run):
+        path, spec = open_weights(run, "RUN")
+        family_of(spec.config)  # before anything is read
+        source = str(path)
 
     from nanoscale.model.exporting import exported, write_safetensors
-    from nanoscale.training import checkpoint
+    from nanoscale.model.init_from import pretrained
 
-    saved = checkpoint.load(path)
-    weights = saved["model"]
-    shapes = {tensor.name: tensor.shape for tensor in tensors(spec.config)}
-    if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
-        raise UserError(f"{path}: its tensors do not fit the model of config.json beside it")
-    theirs = exported(family, spec.config, weights)
+    found = pretrained(source)
+    config = found.config if found.spec is None else found.spec.config
+    family = family_of(config)
+    warnings = []
+    tokenizer = None
+    symbols = config.vocab_size
+    try:
+        if found.spec is None:
+            tokenizer = tokenizer_for(found, run, data_root)
+            symbols = min(symbols, tokenizer.vocab_size)
+        else:
+            dataset = data_of(found.spec, data_root)
+            tokenizer, symbols = dataset.tokenizer, dataset.vocab_size
+    except UserError as e:
+        warnings.append(f"no tokenizer goes along: {e}")
+    theirs = exported(family, config, found.tensors)
     with new_folder(out) as folder:
         write_safetensors(folder / "model.safetensors", theirs)
         if tokenizer is not None:
             try:
-                tokenizer.save(folder)
+                tokenizer.save(folder, config.block_size)
             except UserError as e:  # GPT-2's merges are not at hand
                 tokenizer = None
                 warnings.append(f"no tokenizer goes along: {e}")
-        for name, record in records(family, spec.config, dataset, tokenizer).items():
+        for name, record in records(family, config, symbols, tokenizer).items():
             write_json(folder / name, record)
     return Export(
-        run=spec.id,
-        step=saved["step"],
-        weights=path.name,
+        run=run if found.spec is None else found.spec.id,
+        step=found.step,
+        weights=found.file,
         architecture=family.architecture,
         parameters=sum(tensor.numel() for tensor in theirs.values()),
         folder=str(out),
         tokenizer=None if tokenizer is None else tokenizer.kind,
         warnings=tuple(warnings),
+        grown=grown(family, config),
     )
+
+
+def grown(family: Family, config: ResolvedConfig) -> str:
+    """What the export has that the run had not: GPT-2 has biases, and a key head per query head."""
+    again = as_exported(family, config)
+    keys = []
+    if family.conv1d and not config.bias:
+        keys.append("bias=True")
+    if again.n_kv_head != config.n_kv_head:
+        keys.append(f"n_kv_head={again.n_kv_head}")
+    return ", ".join(keys)
 
 
 def records(
     family: Family,
     config: ResolvedConfig,
-    dataset: Dataset | None,
+    symbols: int,
     tokenizer: Tokenizer | None,
 ) -> dict[str, Mapping[str, Json]]:
     """The JSON files of an export by their names.
@@ -107,7 +131,6 @@ def records(
     end = None
     if tokenizer is not None and tokenizer.end_name is not None:
         end = tokenizer.end
-    symbols = config.vocab_size if dataset is None else dataset.vocab_size
     generation: dict[str, Json] = {
         "bos_token_id": end,
         "eos_token_id": end,

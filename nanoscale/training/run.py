@@ -92,8 +92,14 @@ def train(
         config = replace(config, out_dir=str(out_dir))
     if resume:
         config = replace(config, init_from="resume")
-    spec = described(config, typed)
     path = Path(config.out_dir)
+    source = Path(config.init_from)
+    if path.resolve() == (source.parent if source.is_file() else source).resolve():
+        raise UserError(
+            f"init_from={config.init_from} is in out_dir={path} itself: go on with the run there by "
+            "init_from=resume, or begin a new one with its weights in another out_dir"
+        )
+    spec = described(config, typed)
     resume = config.init_from == "resume"
     if launched().world > 1:
         return train_ranks(spec, path, resume)
@@ -129,7 +135,16 @@ def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> Run
     if typed is None:
         defaults = flatten(ExperimentConfig())
         typed = {key: value for key, value in flatten(config).items() if value != defaults[key]}
-    dataset = open_dataset(config.dataset, config.data_root, config.val_sets)
+    try:
+        dataset = open_dataset(config.dataset, config.data_root, config.val_sets)
+    except UserError as e:
+        own = began_on(config)
+        if own in (None, config.dataset):
+            raise
+        raise UserError(
+            f"init_from=resume: the run in {config.out_dir} is of dataset {own!r}: give the config "
+            f"that it was begun with, as in --dataset={own} ({e})"
+        ) from e
     weights = beginning(config)
     if weights is not None:  # which one that goes on began with
         config = replace(config, init_from=weights.source)
@@ -138,6 +153,14 @@ def described(config: ExperimentConfig, typed: Mapping[str, Json] | None) -> Run
     scheme_of(spec.config)  # a user's own file of rules may refuse
     check_machine(config)
     return spec
+
+
+def began_on(config: ExperimentConfig) -> str | None:
+    """The dataset of the run that a config resumes."""
+    folder = RunFolder(config.out_dir)
+    if config.init_from != "resume" or not folder.record(CONFIG):
+        return None
+    return folder.spec().config.dataset
 
 
 def beginning(config: ExperimentConfig) -> Weights | None:

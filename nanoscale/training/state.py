@@ -113,8 +113,16 @@ class Checkpoint:
             ) from e
 
 
-def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | None = None) -> Run:
+def build(
+    spec: RunSpec,
+    dataset: Dataset,
+    ranks: Ranks,
+    saved: Checkpoint | None = None,
+    values: Mapping[str, Tensor] | None = None,
+) -> Run:
     """The run at its beginning, or where the checkpoint `saved` left it.
+
+    `values` are the weights that it begins with, where they have been read already.
 
     Raises:
         UserError: the device is not there, or the checkpoint is of another model.
@@ -128,8 +136,7 @@ def build(spec: RunSpec, dataset: Dataset, ranks: Ranks, saved: Checkpoint | Non
     if saved:
         history = numerics.continued(saved.history, saved.numerics, saved.step, how)
 
-    values = None
-    if spec.weights is not None and saved is None:
+    if values is None and spec.weights is not None and saved is None:
         values = first_values(spec.weights, config.block_size)
     model = GPT(config, numerics.ops(how), values=values)
     place(model, model.transformer.h, ranks, device)

@@ -113,7 +113,10 @@ def test_what_is_no_utf8_in_json_is_replaced_as_tiktoken_does(gpt2_merges, train
 def test_characters_outside_the_alphabet_are_named():
     theirs = Characters(list("abc"))
     assert theirs.encode_documents(["cab"])[0].tolist() == [2, 0, 1]
-    assert "no symbol for 'x'" in refusal(theirs.encode_documents, ["abcx"])
+    exported = tokenizer.TokenizerFile(theirs.to_json().encode(), "hf/tokenizer.json")
+    for known in (theirs, exported):
+        assert "no symbol for 'x'" in refusal(known.encode_documents, ["abcx"])
+        assert "no symbol for 'x'" in refusal(known.encode, "abcx")
 
 
 def test_every_tokenizer_saved_is_a_tokenizer_json(tmp_path, gpt2_merges, trained):
@@ -124,14 +127,15 @@ def test_every_tokenizer_saved_is_a_tokenizer_json(tmp_path, gpt2_merges, traine
     for number, ours in enumerate(every_tokenizer(trained)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        ours.save(folder)
+        ours.save(folder, 8)
         theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         theirs.encode_special_tokens = True
         ids = ours.encode_documents([MIXED])[0].tolist()
         assert theirs.encode(MIXED).ids == ids
         assert theirs.decode(ids, skip_special_tokens=False) == MIXED
         config = json.loads((folder / "tokenizer_config.json").read_text())
-        assert config.get("eos_token") == ours.end_name
+        assert config.get("eos_token") == config.get("pad_token") == ours.end_name
+        assert config["model_max_length"] == 8
         if ours.end_name:
             assert theirs.token_to_id(ours.end_name) == ours.end
         again = tokenizer.TokenizerFile((folder / "tokenizer.json").read_bytes(), "again")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import RUN, spec_maker
 from tiny import run_nanoscale as nanoscale
 
@@ -102,9 +104,16 @@ def test_an_export_has_the_same_loss(result, desk):
         assert found.bits_per_byte == pytest.approx(result.val_bits_per_byte)
 
 
-def test_a_checkpoint_is_evaluated_on_the_data_that_it_names(result):
-    found = judged("run/best.pt")
-    assert found.sets["val"].loss == result.val_loss
+def test_a_checkpoint_is_read_once_and_evaluated_on_the_data_that_it_names(result, monkeypatch):
+    read = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **how: read.append(path) or load(path, **how))
+    for weights in ("run/best.pt", "run"):
+        assert judged(weights).sets["val"].loss == result.val_loss
+    assert len(read) == 2
+    shutil.copytree("data/tiny", "copy")
+    shutil.rmtree("data")
+    assert judged("run/best.pt", data=("copy",)).sets["copy"].loss == result.val_loss
 
 
 def test_lines_and_json(result):

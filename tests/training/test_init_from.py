@@ -228,6 +228,9 @@ def test_a_run_that_goes_on_needs_the_source_no_more(nanogpt, desk, capsys):
     shutil.rmtree("theirs")
     capsys.readouterr()
     assert begin("theirs", "parts", max_iters=2, lr_decay_iters=4).val_loss == first.val_loss
+    assert nanoscale("train", "--init_from=resume", "--out_dir=parts", "--dataset=gone") == 2
+    said = "init_from=resume: the run in parts is of dataset 'tiny': give the config"
+    assert said in capsys.readouterr().err
     longer = begin("resume", "parts", max_iters=4)
     assert longer.val_loss == whole.val_loss
     assert longer.folder.spec().content == whole.folder.spec().content
@@ -264,7 +267,7 @@ def test_a_branch_needs_the_same_beginning(nanogpt):
     child = {"max_iters": 3, "branch_from": "parent@2", "lr_schedule": "constant"}
     assert begin("theirs", "child", **child).status == "COMPLETE"
     with pytest.raises(
-        UserError, match=r"the weights it begins with were theirs \(\w+\), now none"
+        UserError, match=r"began with init_from=theirs \(\w+\), this one would .*=scratch; a branch"
     ):
         begin("scratch", "other", **child, n_layer=2, n_head=2, n_embd=16, block_size=8)
 
@@ -277,7 +280,7 @@ def test_cells_begin_with_weights_and_take_their_sizes(nanogpt):
     assert {cell.spec.weights.digest for cell in cells} == {weights_of("theirs").digest}
     assert [cell.config.n_embd for cell in cells] == [16, 16]
     with pytest.raises(
-        UserError, match=r"n_embd=32: the weights of init_from=theirs have n_embd=16"
+        UserError, match=r"n_embd=32 \(grid_params\): the weights of init_from=theirs have n_embd=16"
     ):
         make_cells({}, [base], [{"n_embd": 32}], "grid_params")
 
@@ -332,6 +335,7 @@ def spoil(desk: Path) -> None:
     config.write_text(json.dumps(record | {"auto_map": {"AutoConfig": "code.Config"}}))
     (desk / "coded" / "code.py").write_text("import os; os.mkdir('executed')")
     (desk / "pickled" / "model.safetensors").rename(desk / "pickled" / "pytorch_model.bin")
+    (desk / "deep.py").write_text("n_layer = 3\nn_head = 4\n")
     (desk / "nothing").mkdir()
     (desk / "begun").mkdir()
     (desk / "begun" / "config.json").write_text('{"id": "0", "config": {}}')
@@ -373,6 +377,12 @@ BAD = {
     "their": "did you mean 'theirs'?",
     "gpt2-xxl": "did you mean 'gpt2-xl'?",
     "theirs --n_embd=32": "the weights of init_from=theirs have n_embd=16; leave n_embd out",
+    "theirs deep.py --n_embd=32": (
+        "n_layer=3 (deep.py), n_head=4 (deep.py), n_embd=32: the weights of init_from=theirs have "
+        "n_layer=2, n_head=2, n_embd=16; leave n_layer, n_head, n_embd out"
+    ),
+    "theirs --out_dir=theirs": "init_from=theirs is in out_dir=theirs itself: go on",
+    "theirs/ckpt.pt --out_dir=theirs": "init_from=theirs/ckpt.pt is in out_dir=theirs itself",
     "theirs --n_head=5": "n_head=5: the weights of init_from=theirs have n_head=2",
     "theirs --block_size=16": "block_size=16: the weights of init_from=theirs have block_size=8",
     "theirs --vocab_size=32": "vocab_size=32: the weights of init_from=theirs have vocab_size=24",
@@ -442,6 +452,24 @@ def test_an_imported_run_samples_as_its_source(nanogpt, capsys):
     for named in ("--out_dir=ours", "--init_from=ours", "--init_from=ours/ckpt.pt"):
         assert nanoscale("sample", named, "--start=the c", *GREEDY) == 0
         assert capsys.readouterr().out == before
+
+
+def test_nanogpts_folder_is_exported_and_told_by_its_own_name(nanogpt, desk, capsys):
+    state = nanogpt_state(bias=False)
+    save_nanogpt(desk / "theirs" / "ckpt.pt", state)
+    assert nanoscale("export", "theirs", "hf") == 0
+    out = capsys.readouterr().out
+    assert "of run theirs at step 3 (ckpt.pt)" in out
+    assert out.endswith("imported again it has bias=True, as every GPT2LMHeadModel does\n")
+    found = pretrained("hf")
+    assert torch.equal(found.tensors["transformer.ln_f.weight"], state["transformer.ln_f.weight"])
+    assert not found.tensors["transformer.ln_f.bias"].any()
+    again = ["--init_from=hf", "--start=the c", *GREEDY, "--json=o.json"]
+    assert nanoscale("sample", *again) == 0
+    texts = [capsys.readouterr().out.partition("\n---")[0]]
+    assert read_json(Path("o.json")) == {"init_from": "hf", "samples": texts}
+    assert nanoscale("sample", "--init_from=hf", "--start=the X") == 2
+    assert "hf/tokenizer.json has no symbol for 'X'" in capsys.readouterr().err
 
 
 def test_tokens_that_nobody_explains_are_refused(nanogpt, desk, capsys):
