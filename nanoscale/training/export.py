@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanoscale.data.tokenizer import Tokenizer
 from nanoscale.errors import UserError
+from nanoscale.spec.architecture import tensors
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.families import Family, as_exported, family_of, their_config
 from nanoscale.spec.values import Json
@@ -57,7 +58,7 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
     Raises:
         UserError: no weights there, parts that no model of transformers has, or `out` cannot be.
     """
-    source = run
+    source, spec = run, None
     is_run = os.path.isdir(run) and RunFolder(run).record(CONFIG) is not None
     if is_run or not os.path.exists(run):
         path, spec = open_weights(run, "RUN")
@@ -68,7 +69,10 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
     from nanoscale.model.init_from import pretrained
 
     found = pretrained(source)
-    config = found.config if found.spec is None else found.spec.config
+    config = found.config if spec is None else spec.config
+    shapes = {tensor.name: tensor.shape for tensor in tensors(config)}
+    if {name: tuple(tensor.shape) for name, tensor in found.tensors.items()} != shapes:
+        raise UserError(f"{source}: its tensors do not fit the model of config.json beside it")
     family = family_of(config)
     warnings = []
     tokenizer = None

@@ -488,8 +488,8 @@ IN = {
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
     "a pickle": (to_pickle, "pytorch_model.bin", "a pickle may hold code"),
-    "a missing shard": (in_shards, "model-1.safetensors is not there"),
-    "a shard elsewhere": (shards_elsewhere, "../m/config.json is not there"),
+    "a missing shard": (in_shards, "'model-1.safetensors' is not there"),
+    "a shard elsewhere": (shards_elsewhere, "'../m/config.json' is not there"),
     "truncated": (truncated("model.safetensors"), "not a whole safetensors file"),
     "a missing tensor": (with_tensors(lambda held: held.pop(NORM)), f"no tensor {NORM}"),
     "a tensor too many": (
