@@ -6,6 +6,7 @@ import os.path
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanoscale.data.tokenizer import Tokenizer
 from nanoscale.errors import UserError
@@ -16,6 +17,9 @@ from nanoscale.spec.values import Json
 from nanoscale.store.files import new_folder, write_json
 from nanoscale.store.folder import CONFIG, RunFolder
 from nanoscale.training.sample import data_of, open_weights, tokenizer_for
+
+if TYPE_CHECKING:
+    from nanoscale.model.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -58,34 +62,17 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
     Raises:
         UserError: no weights there, parts that no model of transformers has, or `out` cannot be.
     """
-    source, spec = run, None
-    is_run = os.path.isdir(run) and RunFolder(run).record(CONFIG) is not None
-    if is_run or not os.path.exists(run):
-        path, spec = open_weights(run, "RUN")
-        family_of(spec.config)  # before anything is read
-        source = str(path)
-
-    from nanoscale.model.exporting import exported, write_safetensors
-    from nanoscale.model.init_from import pretrained
-
-    found = pretrained(source)
-    config = found.config if spec is None else spec.config
-    shapes = {tensor.name: tensor.shape for tensor in tensors(config)}
-    if {name: tuple(tensor.shape) for name, tensor in found.tensors.items()} != shapes:
-        raise UserError(f"{source}: its tensors do not fit the model of config.json beside it")
+    found, config = _weights(run)
     family = family_of(config)
     warnings = []
-    tokenizer = None
-    symbols = config.vocab_size
+    tokenizer, symbols = None, config.vocab_size
     try:
-        if found.spec is None:
-            tokenizer = tokenizer_for(found, run, data_root)
-            symbols = min(symbols, tokenizer.vocab_size)
-        else:
-            dataset = data_of(found.spec, data_root)
-            tokenizer, symbols = dataset.tokenizer, dataset.vocab_size
+        tokenizer, symbols = _meaning(found, run, data_root)
     except UserError as e:
         warnings.append(f"no tokenizer goes along: {e}")
+
+    from nanoscale.model.exporting import exported, write_safetensors
+
     theirs = exported(family, config, found.tensors)
     with new_folder(out) as folder:
         write_safetensors(folder / "model.safetensors", theirs)
@@ -108,6 +95,38 @@ def export(run: str, out: Path, data_root: str | None = None) -> Export:
         warnings=tuple(warnings),
         grown=grown(family, config),
     )
+
+
+def _weights(run: str) -> tuple[Pretrained, ResolvedConfig]:
+    """The weights to export and their config: a run's best, or what `init_from` would read there.
+
+    Raises:
+        UserError: there are none, or no model of transformers has their parts.
+    """
+    source, spec = run, None
+    is_run = os.path.isdir(run) and RunFolder(run).record(CONFIG) is not None
+    if is_run or not os.path.exists(run):
+        path, spec = open_weights(run, "RUN")
+        family_of(spec.config)  # before anything is read
+        source = str(path)
+
+    from nanoscale.model.init_from import pretrained
+
+    found = pretrained(source)
+    config = found.config if spec is None else spec.config
+    shapes = {tensor.name: tensor.shape for tensor in tensors(config)}
+    if {name: tuple(tensor.shape) for name, tensor in found.tensors.items()} != shapes:
+        raise UserError(f"{source}: its tensors do not fit the model of config.json beside it")
+    return found, config
+
+
+def _meaning(found: Pretrained, run: str, data_root: str | None) -> tuple[Tokenizer | None, int]:
+    """What the tokens mean, if anything says it, and how many the data set has."""
+    if found.spec is not None:
+        dataset = data_of(found.spec, data_root)
+        return dataset.tokenizer, dataset.vocab_size
+    tokenizer = tokenizer_for(found, run, data_root)
+    return tokenizer, min(found.config.vocab_size, tokenizer.vocab_size)
 
 
 def grown(family: Family, config: ResolvedConfig) -> str:

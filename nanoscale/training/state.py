@@ -136,7 +136,7 @@ def build(
     if saved:
         history = numerics.continued(saved.history, saved.numerics, saved.step, how)
 
-    if values is None and spec.weights is not None and saved is None:
+    if values is None and spec.weights and not saved:
         values = first_values(spec.weights, config.block_size)
     model = GPT(config, numerics.ops(how), values=values)
     place(model, model.transformer.h, ranks, device)
