@@ -280,7 +280,8 @@ def test_cells_begin_with_weights_and_take_their_sizes(nanogpt):
     assert {cell.spec.weights.digest for cell in cells} == {weights_of("theirs").digest}
     assert [cell.config.n_embd for cell in cells] == [16, 16]
     with pytest.raises(
-        UserError, match=r"n_embd=32 \(grid_params\): the weights of init_from=theirs have n_embd=16"
+        UserError,
+        match=r"n_embd=32 \(grid_params\): the weights of init_from=theirs have n_embd=16",
     ):
         make_cells({}, [base], [{"n_embd": 32}], "grid_params")
 
