@@ -96,7 +96,7 @@ def train(
     source = Path(config.init_from)
     if path.resolve() == (source.parent if source.is_file() else source).resolve():
         raise UserError(
-            f"init_from={config.init_from} is in out_dir={path} itself: go on with the run there by "
+            f"init_from={config.init_from} is in out_dir={path} itself: go on with that run by "
             "init_from=resume, or begin a new one with its weights in another out_dir"
         )
     spec = described(config, typed)
