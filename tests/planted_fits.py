@@ -43,6 +43,8 @@ def ladder_fit(x: np.ndarray, **changes: Any) -> LadderFit:
         ci95={"E": [1.4, 1.6], "K": [80.0, 120.0], "g": [0.11, 0.13]},
         ci95_noise={},
         noise={},
+        components=None,
+        shares=[1.0],
         dropped=[],
         curve=LawCurve(**{key: values.tolist() for key, values in curve.items()}),
         points=[],

@@ -1,7 +1,8 @@
 """One law through the final losses of a ladder: L(x) = E + K / x^g, with what is not known said.
 
-The one idea: a ladder has few runs, so its interval comes from the measured noise of a run
-(parametric resamples) and from how far the law moves without its smallest sizes.
+The one idea: a ladder has few runs, so its interval comes from the measured noise of seeds and of
+sizes (parametric resamples), and as nobody knows from which size on the law holds, the resamples
+are shared out over the ladder without its smallest sizes as far as the runs speak for each.
 
 This is the estimator of a ladder study. `fit_law` with law `power` is another: its delta is the
 field's 1e-3 and not the runs' noise, it resamples points, and drops no sizes; on the same runs the
@@ -13,12 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from nanoscale.errors import counted
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.arrays import Array
+from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.certified import Certified
+from nanoscale.laws.components import Components
 from nanoscale.laws.forms import number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import problem_of
@@ -37,7 +41,9 @@ from nanoscale.laws.runs import SIZES_NEEDED, Runs
 _STARTS, STARTS_OF_RESAMPLES = 32, 3
 HUBER = 1.345  # delta in noise sd: 95 % efficient under Gaussian noise (Huber 1981)
 DELTA_FLOOR = 1e-3  # the field's delta (Hoffmann et al. 2022), used where the noise is smaller
-_MISFIT = 3.0  # residual over seed sd from which the law is said to miss the runs
+MISFIT = 0.05  # level of the test by which the law is said to miss the sizes
+MOST_LEFT_OUT = 2  # sizes, by resamples
+PREFERRED = math.e  # times more for a cut than for the whole ladder: worth a warning
 CURVE_REACH = (0.7, 10.0)  # of the smallest and largest x
 P = len(POWER.parameters)
 
@@ -83,19 +89,30 @@ class LadderPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class LadderFit(Fit):
-    """A power law through a ladder. `ci95` = `ci95_noise` stretched over the `dropped` refits."""
+    """A power law through a ladder.
+
+    `ci95` is of all resamples, stretched over the `dropped` refits; `ci95_noise` of those of the
+    whole ladder alone.
+    """
 
     x_name: str
     n_sizes: int
     ci95_noise: dict[str, list[float]]
     noise: bootstrap.Noise
+    components: Components | None  # where the noise of seeds is measured
+    shares: list[float]  # of the resamples, without the smallest 0, 1, ... sizes
     dropped: list[Refit]
     curve: LawCurve
     points: list[LadderPoint]  # in order of x
 
     def summary(self) -> list[str]:
         """The lines a user sees: the law, what is not identified, what both rest on."""
-        lines = [self.equation(with_intervals=True)]
+        curve = self.curve
+        lines = [
+            self.equation(with_intervals=True),
+            f"at {curve.x[-1]:.3g}, {CURVE_REACH[1]:g} times the largest {self.x_name}: loss "
+            f"{curve.loss[-1]:.3f} [{curve.lo[-1]:.3f}, {curve.hi[-1]:.3f}]",
+        ]
         for name, reason in self.not_identified.items():
             lines.append(f"{name}: not identified ({reason})")
         lines.append(
@@ -126,8 +143,10 @@ def fit_power_law(
     The form is Hestness et al.'s (2017). `size` labels each run's model size (default: its x);
     runs of one size are replicates, told apart by `seed`. `delta` is the Huber threshold in ln L;
     by default 1.345 times the noise, at least 1e-3. Intervals: `resamples` parametric resamples
-    around the fit with the larger of the seed and the residual sd, stretched over the refits
-    without the smallest 1, 2, ... sizes. Raises `UserError` for input that no law can be fitted to.
+    with the noise of seeds and of sizes (of residuals where seeds do not measure theirs), shared
+    out over the ladder and the ladder without its smallest one and two sizes, stretched over the
+    refits without the smallest 1, 2, ... sizes. Raises `UserError` for input that no law can be
+    fitted to.
 
     >>> import nanoscale as ns
     >>> C = [1e15, 3e15, 1e16, 3e16, 1e17]
@@ -138,13 +157,15 @@ def fit_power_law(
     runs = Runs.of(x, loss, size, seed, x_name)
     bootstrap.check_resamples(resamples)
     rule = _huber(runs) if delta is None else Objective.of("log-huber", delta)
-    best = _certified(runs.x, runs.loss, rule)
-    noise = _noise(best, runs)
-    draws, lost = _resampled(best, noise, resamples, rng_seed)
-    dropped = _dropped(runs, rule)
+    cuts = _cuts(runs, rule)
+    whole = cuts[0]
+    best = whole.best
+    shares = _shares(cuts)
+    draws = _resampled(cuts, shares, resamples, rng_seed)
+    pooled = np.concatenate(draws)
+    dropped = _dropped(cuts, x_name)
 
-    ends_noise = bootstrap.interval(draws)
-    ends = _stretched(ends_noise, dropped)
+    ends = _stretched(_ends(pooled), dropped)
     reasons = _reasons(best, ends, x_name)
     return LadderFit(
         law=POWER.name,
@@ -161,17 +182,29 @@ def fit_power_law(
         not_identified=reasons,
         agreement_of_starts=best.agreement,
         n_starts=_STARTS,
-        se=named(POWER, draws.std(0)),
+        se=_errors(pooled),
         ci95=_by_name(ends),
-        ci95_noise=_by_name(ends_noise),
-        noise=noise,
+        ci95_noise=_by_name(_ends(draws[0])),
+        noise=whole.noise,
+        components=whole.measured,
+        shares=shares,
         dropped=dropped,
         resamples=resamples,
         rng_seed=rng_seed,
-        warnings=_warnings(runs, best, noise, lost, resamples),
-        curve=_curve(runs, best.params, draws, dropped),
+        warnings=_warnings(runs, whole, shares, resamples - len(pooled), resamples),
+        curve=_curve(runs, cuts, draws, dropped),
         points=_points(runs, best.params),
     )
+
+
+def _ends(draws: Array) -> Array:
+    """(2, p) of draws (R, p); NaN without any."""
+    return bootstrap.interval(draws) if len(draws) else np.full((2, P), math.nan)
+
+
+def _errors(draws: Array) -> dict[str, float]:
+    """Standard errors."""
+    return named(POWER, draws.std(0) if len(draws) else np.full(P, math.nan))
 
 
 def _by_name(ends: Array) -> dict[str, list[float]]:
@@ -179,13 +212,92 @@ def _by_name(ends: Array) -> dict[str, list[float]]:
 
 
 # -- fits and refits ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Cut:
+    """The law through a ladder without its smallest sizes."""
+
+    left_out: int
+    x: Array  # (n,) of the runs that are left
+    size: Index  # (n,) 0, 1, ...
+    best: Certified
+
+    @property
+    def logs(self) -> Array:
+        """ln L (n,), over the problem's scale."""
+        return np.asarray(np.log(self.best.loss[0]))
+
+    @property
+    def fitted(self) -> Array:
+        """(n,) as the law has them."""
+        return np.asarray(np.log(self.best.fitted))
+
+    @cached_property
+    def components(self) -> Components:
+        """Its noise, of seeds and of sizes."""
+        return Components.of(self.logs, self.size, self.fitted, P)
+
+    @property
+    def measured(self) -> Components | None:
+        """`components`, where seeds tell them apart."""
+        return self.components if self.components.measured else None
+
+    @property
+    def noise(self) -> bootstrap.Noise:
+        """Its noise as of runs that are all alike."""
+        return bootstrap.noise_of(self.logs, self.size, self.fitted, P)
+
+
+def _cuts(runs: Runs, rule: Objective) -> list[Cut]:
+    """The whole ladder, then without the smallest 1, 2, ... sizes."""
+    keeps = [np.ones(len(runs.x), bool), *bootstrap.without_smallest(runs.size, SIZES_NEEDED)]
+    cuts = []
+    for left_out, keep in enumerate(keeps):
+        x = runs.x[keep]
+        best = _certified(x, runs.loss[keep], rule)
+        cuts.append(Cut(left_out, x, runs.size[keep] - left_out, best))
+    return cuts
+
+
+def _shares(cuts: list[Cut]) -> list[float]:
+    """Shares of the resamples by how well the runs speak for each cut: exp(-AIC / 2).
+
+    A size that is left out costs what a parameter does, so that fewer sizes are not better for
+    being fewer; noise is that of a size's mean about the whole ladder's law. Source: Jay & Neil
+    2021, Physical Review D 103, 114502.
+    """
+    unit = cuts[0].components.mean_variance
+    aic = []
+    for cut in cuts[: MOST_LEFT_OUT + 1]:
+        squares = cut.components.size_squares / unit if unit else 0.0
+        aic.append(squares + 2 * cut.left_out)
+    weights = np.exp(-(np.array(aic) - min(aic)) / 2)
+    shares: list[float] = (weights / weights.sum()).tolist()
+    return shares
+
+
+def _resampled(cuts: list[Cut], shares: list[float], resamples: int, rng_seed: int) -> list[Array]:
+    """Parameters (R, p) of the resamples that converged, of each cut its share of them."""
+    ends = np.rint(resamples * np.cumsum([0.0, *shares])).astype(int)
+    draws = []
+    for cut, count in zip(cuts, np.diff(ends).tolist(), strict=False):
+        draws.append(_refits(cut, cuts[0], count, rng_seed + cut.left_out))
+    return draws
+
+
+def _refits(cut: Cut, whole: Cut, resamples: int, rng_seed: int) -> Array:
+    """Of a cut, with the noise of the whole ladder, which knows it best."""
+    if not resamples:
+        return np.empty((0, P))
+    if whole.measured is not None:
+        drawn = whole.measured.resampled(cut.fitted, cut.size, resamples, rng_seed)
+    else:
+        drawn = bootstrap.resampled(cut.fitted, whole.noise, resamples, rng_seed)
+    refits = solver.solve(cut.best.on(np.exp(drawn), cut.best.w), STARTS_OF_RESAMPLES)
+    return cut.best.problem.params(refits.theta[refits.converged])
+
+
 def _certified(x: Array, loss: Array, rule: Objective) -> Certified:
     return Certified.of(problem_of(POWER, x[None], loss), loss, rule, _STARTS)
-
-
-def _noise(best: Certified, runs: Runs) -> bootstrap.Noise:
-    losses = np.log(best.loss[0])
-    return bootstrap.noise_of(losses, runs.size, np.log(best.fitted), P)
 
 
 def _huber(runs: Runs) -> Objective:
@@ -202,34 +314,19 @@ def _huber(runs: Runs) -> Objective:
     return Objective("log-huber", float(delta))
 
 
-def _resampled(
-    best: Certified, noise: bootstrap.Noise, resamples: int, rng_seed: int
-) -> tuple[Array, int]:
-    """Parameters (R, p) of the resamples that converged, and how many did not."""
-    fitted = np.log(best.fitted)
-    losses = np.exp(bootstrap.resampled(fitted, noise, resamples, rng_seed))
-    refits = solver.solve(best.on(losses, best.w), STARTS_OF_RESAMPLES)
-    theta = refits.theta[refits.converged]
-    lost = resamples - len(theta)
-    if not len(theta):
-        theta = np.full((1, P), math.nan)
-    return best.problem.params(theta), lost
-
-
-def _dropped(runs: Runs, rule: Objective) -> list[Refit]:
+def _dropped(cuts: list[Cut], x_name: str) -> list[Refit]:
     """The refits without the smallest 1, 2, ... sizes."""
     refits = []
-    for k, keep in enumerate(bootstrap.without_smallest(runs.size, SIZES_NEEDED), start=1):
-        x = runs.x[keep]
-        best = _certified(x, runs.loss[keep], rule)
+    for cut in cuts[1:]:
+        best = cut.best
         params = best.params if best.converged else np.full(P, math.nan)
         refit = Refit(
-            sizes_dropped=k,
-            n_points=len(x),
-            smallest_x=float(x[0]),
+            sizes_dropped=cut.left_out,
+            n_points=len(cut.x),
+            smallest_x=float(cut.x[0]),
             params=named(POWER, params),
             objective=float(best.solution.objective[0]),
-            status=_status(best, runs.x_name, {}),
+            status=_status(best, x_name, {}),
         )
         refits.append(refit)
     return refits
@@ -254,35 +351,48 @@ def _status(best: Certified, x_name: str, reasons: dict[str, str]) -> str:
     return status_of(best.converged, bounds, reasons)
 
 
-def _warnings(
-    runs: Runs, best: Certified, noise: bootstrap.Noise, lost: int, resamples: int
-) -> list[str]:
+def _warnings(runs: Runs, whole: Cut, shares: list[float], lost: int, resamples: int) -> list[str]:
     warnings = []
-    if noise.seed_sd is None or not noise.seeds_measured:
+    parts = whole.components
+    if not parts.measured:
         warnings.append(
             "seed noise is not measured (3 seeds at 2 sizes would do): the interval rests on the "
-            f"residuals alone, {noise.residual_dof} degrees of freedom"
+            f"residuals alone, {whole.noise.residual_dof} degrees of freedom"
         )
-    elif noise.residual_sd > _MISFIT * noise.seed_sd:
+    elif parts.misfit_p < MISFIT:
         warnings.append(
-            f"the law misses the runs by {noise.residual_sd / noise.seed_sd:.1f} times the seed "
-            "noise: the sizes are not tuned alike, or the law is not theirs"
+            f"the law misses the sizes by {parts.misfit:.1f} times the seed noise (p = "
+            f"{parts.misfit_p:.2g}): the sizes are not tuned alike, or the law is not theirs; the "
+            f"interval holds noise of {100 * parts.size_sd:.2g} % of a size"
+        )
+    preferred = max(range(len(shares)), key=shares.__getitem__)
+    if shares[preferred] > PREFERRED * shares[0]:
+        warnings.append(
+            f"the runs speak {shares[preferred] / shares[0]:.2g} times more for the law without "
+            f"the smallest {counted(preferred, 'size')} than with: the interval holds both"
         )
     remedy = "fit those of metrics.json, which are at full precision"
-    return warnings + warnings_of(runs.loss, best.solution, lost, resamples, remedy)
+    return warnings + warnings_of(runs.loss, whole.best.solution, lost, resamples, remedy)
 
 
-def _curve(runs: Runs, params: Array, draws: Array, dropped: list[Refit]) -> LawCurve:
-    """The law and its band, which each refit without small sizes stretches from its runs on."""
+def _curve(runs: Runs, cuts: list[Cut], draws: list[Array], dropped: list[Refit]) -> LawCurve:
+    """The law and its band, in which a cut speaks of its own runs on alone."""
     low, high = CURVE_REACH
     x = np.geomspace(runs.x[0] * low, runs.x[-1] * high, 121)
-    law = POWER.loss(params, x)
+    law = POWER.loss(cuts[0].best.params, x)
     others = np.empty((len(dropped), len(x)))
     for row, refit in zip(others, dropped, strict=True):
         seen = x >= refit.smallest_x
         row[:] = np.where(seen, POWER.loss(refit.values, x), np.nan)
 
-    band = bootstrap.interval(POWER.loss(draws, x))
+    losses = []
+    for cut, part in zip(cuts, draws, strict=False):
+        seen = (x >= cut.x[0]) | (cut.left_out == 0)
+        losses.append(np.where(seen, POWER.loss(part, x), np.nan))
+    pooled = np.concatenate(losses)
+    band = np.full((2, len(x)), np.nan)
+    if len(draws[0]):
+        band = np.nanquantile(pooled, bootstrap.LEVEL, axis=0)
     lo, hi = bootstrap.widened(band, others).tolist()
     return LawCurve(x.tolist(), law.tolist(), lo, hi)
 
