@@ -1,8 +1,8 @@
 """Scaling studies and hyperparameter optimisation of small GPTs: `import nanoscale as ns`.
 
 One run: `load_config`, `train`, and its parts `GPT` and `Muon`. Many runs: `ExperimentRunner`,
-`run_study`, and the `Study` that they give. What they say: `read_table`, `fit_law`, `plan`,
-`compare`, `transfer`, `coord_check`. Your own: `register_scheme`, `register_law`,
+`run_study`, and the `Study` that they give. What they say: `read_table`, `rank`, `fit_law`,
+`plan`, `compare`, `transfer`, `coord_check`. Your own: `register_scheme`, `register_law`,
 `register_recipe`, `register_backend`, `register_tracker`. A value that is refused is a `UserError`
 of one line; one of another type than is written there, what Python says of it.
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nanoscale.studies.compare_arms import compare
     from nanoscale.studies.coordinate_study import coord_check
     from nanoscale.studies.next_run import plan
+    from nanoscale.studies.ranking import rank
     from nanoscale.studies.recipe import register_recipe
     from nanoscale.studies.stages import run_study
     from nanoscale.studies.transfer_table import transfer
@@ -60,6 +61,7 @@ _PLACES = {
     "open_dataset": ("data.dataset", "open_dataset"),
     "plan": ("studies.next_run", "plan"),
     "prepare": ("data.prepare", "prepare"),
+    "rank": ("studies.ranking", "rank"),
     "read_table": ("experiments.tables", "read_table"),
     "register_backend": ("experiments.backends", "register_backend"),
     "register_law": ("laws.registry", "register_law"),
@@ -90,6 +92,7 @@ __all__ = [
     "open_dataset",
     "plan",
     "prepare",
+    "rank",
     "read_table",
     "register_backend",
     "register_law",

@@ -45,12 +45,11 @@ def command(names: tuple[str, ...], json_path: Path | None, output_root: Path) -
 def runs_of(study: Study) -> str:
     """A line per run: what it varies, its state, its step and loss."""
     from nanoscale.experiments.progress import read
-    from nanoscale.studies.runs import varied
 
     frame = study.frame()
     steps = []
     for _, folder in study.runs():
         run = read(folder)
         steps.append(f"{run.step}/{run.max_iters}")
-    shown = frame.assign(step=steps)[[*varied(study), "state", "step", "val_loss", "run"]]
+    shown = frame.assign(step=steps)[[*study.varied, "state", "step", "val_loss", "run"]]
     return str(shown.to_string(index=False))

@@ -321,9 +321,10 @@ def write_record(json_path: Path | None, record: object) -> None:
 def study_record(study: Study) -> dict[str, Json]:
     """A study as the verbs that run or show it record it."""
     from nanoscale.experiments.results import RUNS
+    from nanoscale.studies.ranking import study_ranking
 
     best = study.best
-    return {
+    record: dict[str, Json] = {
         "name": study.name,
         "folder": str(study.folder),
         "ok": study.ok,
@@ -335,6 +336,9 @@ def study_record(study: Study) -> dict[str, Json]:
         else None,
         "runs": study.rows(),
     }
+    if study.asked.search is None:
+        record["ranking"] = study_ranking(study).to_json()
+    return record
 
 
 def write_study(json_path: Path | None, study: Study) -> None:

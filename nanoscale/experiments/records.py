@@ -95,12 +95,13 @@ class RunEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BestRun:
-    """The run of lowest validation loss."""
+    """The best trial of a search; of a grid the setting of lowest mean loss over its seeds."""
 
     trial: int | None = None  # its number in a search
-    values: Overrides
-    val_loss: float
-    folder: str
+    values: Overrides  # without a grid's seeds
+    val_loss: float  # of a grid the mean
+    folder: str  # of a grid that of the setting's lowest run
+    seeds: int | None = None  # of a grid, in the mean
 
     def to_json(self) -> dict[str, Json]:
         return _given(self)
@@ -111,21 +112,38 @@ class TargetRuns:
     """A search's best values, trained anew at the size that they are for."""
 
     values: Overrides
-    val_loss: Mapping[Any, float | None]  # seed -> loss, of the runs that have ended
+    val_loss: Mapping[Any, float | None]  # seed -> loss, of those that ended; None: diverged
     runs: int  # that were asked for
+    chose: Sequence[Any] = ()  # the seed of the trial that the values come from, if it is one
 
-    def __str__(self) -> str:
-        losses = [loss for loss in self.val_loss.values() if loss is not None]
+    @property
+    def losses(self) -> list[float]:
+        """Of seeds that did not choose the values, unless these are all."""
+        known = {seed: loss for seed, loss in self.val_loss.items() if loss is not None}
+        fresh = [loss for seed, loss in known.items() if seed not in self.chose]
+        return fresh or list(known.values())
+
+    def told(self, spread: str = "") -> str:
+        """In a line, with the spread of the mean beside it."""
+        losses = self.losses
         where = describe(self.values)
         if not losses:
             return f"target: none of {counted(self.runs, 'run')} has a loss at {where}"
 
-        spread = f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         count = counted(len(losses), "seed")
         if len(losses) < self.runs:
             count = f"{len(losses)} of {counted(self.runs, 'seed')}"
-        mean = statistics.fmean(losses)
-        return f"target: val_loss {mean:.4f}{spread} ({count}) at {where}"
+        diverged = list(self.val_loss.values()).count(None)
+        if diverged:
+            count += f"; diverges in {diverged}"
+        left_out = len(self.val_loss) - diverged - len(losses)
+        if left_out:
+            count += f"; seed {self.chose[0]} chose the values"
+        return f"target: val_loss {statistics.fmean(losses):.4f}{spread} ({count}) at {where}"
+
+    def __str__(self) -> str:
+        losses = self.losses
+        return self.told(f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.errors import UserError, counted, did_you_mean, make_folder, program
 from nanoscale.experiments.failures import log_tail
 from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
+from nanoscale.experiments.replicates import SEED_KEYS, candidates, replicates_of
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, read_json, write_json
 from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
@@ -196,16 +197,34 @@ class Study:
 
     @property
     def best(self) -> BestRun | None:
-        """The best run of a search, or else of a grid."""
+        """The best trial of a search, or else the setting of lowest mean loss (`candidates`)."""
         if self.asked.search is not None:
             return self.best_trial
 
-        best: BestRun | None = None
-        for entry, folder in self.runs():
-            loss = metrics_of(folder).get("val_loss")
-            if loss is not None and (best is None or loss < best.val_loss):
-                best = BestRun(values=entry.values, val_loss=loss, folder=entry.folder)
-        return best
+        settings = candidates(replicates_of(self.rows(), self.setting_keys))
+        if not settings:
+            return None
+        best = settings[0]
+        lowest = min(best.losses, key=lambda seed: best.losses[seed])
+        return BestRun(
+            values=best.values,
+            val_loss=best.mean,
+            folder=Path(best.folders[lowest]).name,
+            seeds=len(best.losses),
+        )
+
+    @property
+    def varied(self) -> list[str]:
+        """The config keys in which the runs differ, in the order they were asked."""
+        keys: dict[str, None] = {}
+        for entry in self.entries:
+            keys |= dict.fromkeys(entry.values)
+        return list(keys)
+
+    @property
+    def setting_keys(self) -> list[str]:
+        """Those of them that are no seeds."""
+        return [key for key in self.varied if key not in SEED_KEYS]
 
     @property
     def target(self) -> TargetRuns | None:
@@ -216,10 +235,14 @@ class Study:
 
         values = {k: v for k, v in runs[0][0].values.items() if k != "seed" and v is not None}
         losses = {}
+        chose = []
         for entry, folder in runs:
+            seed = entry.values["seed"]
             if metrics := metrics_of(folder):
-                losses[entry.values["seed"]] = metrics.get("val_loss")
-        return TargetRuns(values, losses, len(runs))
+                losses[seed] = metrics.get("val_loss")
+            if entry.trial is not None:  # the very trial
+                chose.append(seed)
+        return TargetRuns(values, losses, len(runs), chose)
 
     def frame(self) -> DataFrame:
         """One row per run: the varied keys, state, results (null where there are none), folder."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.cells import plain
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RANGE = ("low", "high", "log")
 Choice: TypeAlias = "bool | int | float | str | None"
+_EDGE = 0.05  # of a range, in its own measure
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ class Dimension:
         if self.choices:
             return value is not None and value in self.choices
         return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+    def edge(self, value: Json) -> str:
+        """`low` or `high`: an end of numeric choices, or the last 5 % of a range; "" for none."""
+        numbers = [end for end in self.extremes() if _is_number(end)]
+        if len(numbers) < 2 or not _is_number(value):
+            return ""
+        low, high = min(numbers), max(numbers)
+        near = 0.0 if self.choices else _EDGE
+        part = (value - low) / (high - low)
+        if self.log:
+            part = math.log(value / low) / math.log(high / low)
+        if part <= near:
+            return "low"
+        return "high" if part >= 1 - near else ""
 
     def to_json(self) -> Json:
         if self.choices:
@@ -136,6 +151,10 @@ def _range(name: str, key: str, values: Overrides) -> Dimension:
         also = ", both above 0 for log" if log else ""
         raise UserError(f"{name}: low={low}, high={high}: expected low < high{also}")
     return Dimension((), low, high, log, whole)
+
+
+def _is_number(value: Json) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def five_digits(value: float) -> float:

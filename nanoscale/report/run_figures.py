@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from nanoscale.checks.best_setting import may_be_best
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.experiments.replicates import candidates, replicates_of
 from nanoscale.report.marks import End, end_labels, headed, label, mark
 from nanoscale.report.style import (
     ACCENT,
@@ -182,8 +184,9 @@ def _knob(axes: Axes, values: pd.Series) -> None:
 def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     """The loss over a grid of two knobs, learning rate by weight decay say; lower is better.
 
-    rows: one per run; runs of one cell are averaged. The best cell is framed, a cell without a
-    finite value (diverged, or not run) is hatched. Shades run from the best to twice the median's
+    rows: one per run; runs of one cell, over seeds, are averaged. The best cell is framed, with a
+    dotted line every one that is tied with it (`ns.rank`); a cell without a finite value (a run
+    diverged, or has not run) is hatched. Shades run from the best to twice the median's
     distance from it, so that one bad corner does not hide the valley.
 
     >>> import nanoscale as ns
@@ -198,6 +201,7 @@ def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     width = min(WIDTH, 1.6 + 0.86 * across)
     figure, (axes,) = sheet(width, 1.25 + 0.44 * down, left=HEAT_MARGIN)
     _cells(axes, grid.to_numpy())
+    _frame_best(axes, grid, table.assign(**{value: losses}), [y, x], value)
     axes.set(xlim=(-0.5, across - 0.5), ylim=(-0.5, down - 0.5))
     ticks_on(axes.xaxis, range(across), quantities(list(grid.columns)))
     ticks_on(axes.yaxis, range(down), quantities(list(grid.index)))
@@ -241,15 +245,29 @@ def _cells(axes: Axes, values: np.ndarray) -> None:
             va="center",
             weight="bold" if value == best else "normal",
         )
-    framed = np.argwhere(values == best)[0]
-    _frame(
-        axes,
-        framed,
-        fill=False,
-        edgecolor=ACCENT,
-        linewidth=2,
-        clip_on=False,
-    )
+
+
+def _frame_best(
+    axes: Axes, grid: pd.DataFrame, table: pd.DataFrame, keys: Sequence[str], value: str
+) -> None:
+    """A frame about the best cell; a dotted one about each that is tied with it."""
+    settings = candidates(replicates_of(table.to_dict("records"), keys, value))
+    stays = may_be_best([setting.losses for setting in settings])
+    values = grid.to_numpy()
+    down: list[Any] = list(grid.index)
+    across: list[Any] = list(grid.columns)
+    known: list[tuple[int, int]] = []
+    for setting, may_be in zip(settings, stays, strict=True):
+        row, column = map(setting.values.get, keys)
+        place = (down.index(row), across.index(column))
+        told_apart = len(setting.losses) > 1 or not known
+        if np.isfinite(values[place]) and may_be and told_apart:
+            known.append(place)
+    for place in reversed(known):  # the best one's over its neighbours'
+        line = "-" if place == known[0] else ":"
+        _frame(
+            axes, place, fill=False, edgecolor=ACCENT, linewidth=2, linestyle=line, clip_on=False
+        )
 
 
 def _frame(axes: Axes, place: Sequence[int], **look: Any) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 from nanoscale.checks.comparison import TOKENS
 from nanoscale.checks.paired import ChosenSetting, Losses, Setting, choose, shared_seeds
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.experiments.replicates import SEED_KEYS, seed_of
 from nanoscale.experiments.results import Study, state_of, study_folder
 from nanoscale.spec.config import all_fields, flatten
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import COMPLETE, CONFIG, RunFolder
 
-SEED_KEYS = ("seed", "init_seed", "data_seed")
 FIRST_KEYS = ("n_embd", "n_layer", TOKENS, "batch_size", "learning_rate", "muon_lr")
 _FIELDS = all_fields()
 
@@ -148,7 +148,7 @@ def _run(config: Overrides, folder: RunFolder, loss: str) -> ArmRun:
     return ArmRun(
         folder,
         {key: config[key] for key in KEYS if key in config},
-        _seed(config),
+        seed_of(config),
         state,
         _number(metrics.get(loss)),
         _number(metrics.get("flops")),
@@ -159,14 +159,6 @@ def _run(config: Overrides, folder: RunFolder, loss: str) -> ArmRun:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _seed(config: Overrides) -> str:
-    """`3`, or all three of `1/1/2` where weights and data have seeds of their own."""
-    seeds = [config.get(key) for key in SEED_KEYS]
-    if len({*seeds} - {None}) < 2:
-        return str(seeds[0])
-    return "/".join(map(str, seeds))
 
 
 # -- what a text asks for -----------------------------------------------------------------------

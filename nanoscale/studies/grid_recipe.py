@@ -1,4 +1,4 @@
-"""`recipe = "grid"`: every combination of lists; the best cell, and the loss over what varies."""
+"""`recipe = "grid"`: every combination of lists; the best setting, and the loss over the knobs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import combinations, grid_lists
-from nanoscale.experiments.records import describe
 from nanoscale.store.folder import COMPLETE
+from nanoscale.studies.ranking import study_ranking
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
-from nanoscale.studies.runs import curves, numeric, varied
+from nanoscale.studies.runs import curves, numeric
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -26,17 +26,13 @@ def rows(table: FileTable) -> Question:
 
 
 def best(study: Study, frame: DataFrame) -> Answer:
-    """The best run in one line, and what became of a search's best values at its target."""
-    run = study.best
-    if run is None:
-        return Answer(["no run has finished with a loss"])
-    where = describe(run.values) or run.folder
-    line = f"lowest val_loss {run.val_loss:.4f} at {where}"
-    if study.damage_of_best:
-        line += f" (its run is damaged: {study.damage_of_best})"
-    if study.target is None:
-        return Answer([line])
-    return Answer([line, str(study.target)])
+    """The setting of lowest mean loss over seeds, and what is tied with it."""
+    ranking = study_ranking(study)
+    tables = []
+    if ranking.replicated:
+        caption = "The settings by their mean loss over seeds, and which are tied with the best."
+        tables.append((caption, ranking.frame()))
+    return Answer([*ranking.summary(), *ranking.warnings], ranking, tables=tables)
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
@@ -48,13 +44,15 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
         return []
 
     pictures = []
-    knobs = [key for key in varied(study) if key != "seed" and numeric(frame[key])]
+    knobs = [key for key in study.setting_keys if numeric(frame[key])]
     if len(knobs) == 1 and (frame[knobs[0]] > 0).all():
         drawn = lines_figure(done, x=knobs[0], y={"val_loss": "validation loss"})
         pictures.append(Picture("grid", f"Final validation loss against {knobs[0]}.", drawn))
     elif len(knobs) == 2:
         drawn = heatmap_figure(frame, knobs[0], knobs[1], "val_loss")
-        caption = f"Final validation loss over {knobs[0]} and {knobs[1]}."
+        caption = f"Final validation loss over {knobs[0]} and {knobs[1]}; the best is framed."
+        if study_ranking(study).tied:
+            caption += " Dotted frames: tied with it."
         pictures.append(Picture("grid", caption, drawn))
     return [*pictures, *curves(study, done)]
 

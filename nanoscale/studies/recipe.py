@@ -85,13 +85,15 @@ class Answer:
     """What a recipe says of its runs.
 
     lines: what a user reads at the end. result: what its figures are drawn from. labels: how each
-    run's size is called, where runs have sizes. warnings: for the report.
+    run's size is called, where runs have sizes. warnings, and tables with their captions: for the
+    report.
     """
 
     lines: Sequence[str]
     result: Any = None
     labels: Sequence[str] | None = None
     warnings: Sequence[str] = ()
+    tables: Sequence[tuple[str, DataFrame]] = ()
 
 
 @dataclass(frozen=True)

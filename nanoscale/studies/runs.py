@@ -34,14 +34,6 @@ READABLE = {
 }
 
 
-def varied(study: Study) -> list[str]:
-    """The config keys in which the study's runs differ, in the order they were asked."""
-    keys: dict[str, None] = {}
-    for entry in study.entries:
-        keys |= dict.fromkeys(entry.values)
-    return list(keys)
-
-
 def numeric(column: Series) -> bool:
     """Whether a column of a frame holds numbers (and not truth values)."""
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
@@ -50,7 +42,7 @@ def numeric(column: Series) -> bool:
 
 
 def runs_table(study: Study, frame: DataFrame) -> DataFrame:
-    return frame[[*varied(study), *READABLE]].rename(columns=READABLE)
+    return frame[[*study.varied, *READABLE]].rename(columns=READABLE)
 
 
 def curves(study: Study, done: DataFrame) -> list[Picture]:
@@ -100,5 +92,9 @@ def next_command(study: Study, frame: DataFrame) -> list[str]:
     done = done[kept.astype(bool)]
     if done.empty:
         return []
-    best = done.sort_values("val_loss", kind="stable")["folder"].iloc[0]
+    done = done.sort_values("val_loss", kind="stable")
+    if study.best is not None:  # the lowest of all may be the luckiest run of another setting
+        names = done["folder"].map(lambda folder: Path(folder).name)
+        done = done[names == study.best.folder] if study.best.folder in {*names} else done
+    best = done["folder"].iloc[0]
     return [f"next: {program()} sample --out_dir={shlex.quote(os.path.relpath(best))}"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from nanoscale.checks.best_setting import mean_interval
 from nanoscale.errors import UserError
+from nanoscale.experiments.records import BestRun, describe
 from nanoscale.experiments.search import SearchPlan
 from nanoscale.experiments.space import read_space
 from nanoscale.spec.sources import flatten_keys
-from nanoscale.studies.grid_recipe import best
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 
 if TYPE_CHECKING:
@@ -35,6 +38,45 @@ def rows(table: FileTable) -> Question:
     rungs = tuple(options.pop("rungs")) or (0,)
     plan = SearchPlan(space, trials, rungs=rungs, **options)
     return Question([], where, search=plan)
+
+
+def best(study: Study, frame: DataFrame) -> Answer:
+    """The best trial and how far to believe it; what became of its values at the target."""
+    run = study.best
+    if run is None:
+        return Answer(["no run has finished with a loss"])
+    line = f"lowest val_loss {run.val_loss:.4f} at {describe(run.values) or run.folder}"
+    if study.damage_of_best:
+        line += f" (its run is damaged: {study.damage_of_best})"
+    return Answer([line, *_doubts(study, run), *_target(study)])
+
+
+def _doubts(study: Study, run: BestRun) -> Iterator[str]:
+    """That the lowest of many is flattered by the choice, and what would know better; edges."""
+    asked = study.asked
+    trials = len(study.outcome.trials) if study.outcome else 0
+    if trials > 1:
+        line = f"the lowest of {trials} trials of one seed each is optimistic"
+        if study.target is None:
+            how = f"with three seeds, run_hpo({study.name!r}, ..., seeds=...)"
+            if asked.command:
+                how = f"with three seeds in its search table, {asked.command}"
+            line += f"; {how} trains its values anew (3 runs)"
+        yield line
+
+    space = read_space((asked.search or {})["space"], study.name)
+    for key, axis in space.items():
+        end = axis.edge(run.values.get(key))
+        if end:
+            value = run.values[key]
+            yield f"edge of the space: {key}={value} is its {end} end; better may lie beyond"
+
+
+def _target(study: Study) -> Iterator[str]:
+    target = study.target
+    if target is not None:
+        low, high = mean_interval({str(n): loss for n, loss in enumerate(target.losses)})
+        yield target.told("" if math.isnan(low) else f" [{low:.4f}, {high:.4f}]")
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:

@@ -201,7 +201,7 @@ def write_study_report(
         question=study.asked.question,
         summary_lines=answer.lines,
         figures=[(picture.caption, picture.figure) for picture in pictures],
-        tables=[("The runs.", runs_table(study, frame))],
+        tables=[*answer.tables, ("The runs.", runs_table(study, frame))],
         settings=settings_of(study),
         command=study.asked.command or f"nanoscale report {study.name}",
         warnings=[*study.warnings, *left_out, *answer.warnings],

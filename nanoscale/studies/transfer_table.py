@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from nanoscale.checks.lr_transfer import LIMITS, LrColumns, TransferLimits, transfer_verdict
 from nanoscale.checks.lr_verdict import TRANSFER_SCHEMA, TransferVerdict
 from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.experiments.replicates import SEED_KEYS, final_loss
 from nanoscale.experiments.results import RESULTS, Study
 from nanoscale.experiments.tables import (
     ARM,
@@ -27,13 +28,13 @@ from nanoscale.experiments.tables import (
 )
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Json
-from nanoscale.store.folder import COMPLETE, DIVERGED
+from nanoscale.store.folder import COMPLETE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SIZE_KEYS, LR_KEYS = ("n_embd", "n_layer"), ("muon_lr", "learning_rate")
-NO_SETTING = {"seed", "init_seed", "data_seed", "state", "run", "folder", *RESULTS}
+NO_SETTING = {*SEED_KEYS, "state", "run", "folder", *RESULTS}
 ENOUGH_STEPS, ENOUGH_TOKENS = 1000, 500_000  # below, optima of small models move by themselves
 Verdicts = Mapping[str, TransferVerdict]  # by the names of their settings
 
@@ -75,7 +76,7 @@ def transfer(
         >>> verdict.verdict
         'pass'
     """
-    frame = _frame_of(table, output_root)
+    frame = runs_of(table, output_root)
     named = {
         "size": size,
         "lr": lr,
@@ -89,7 +90,8 @@ def transfer(
     return next(iter(verdicts.values()))
 
 
-def _frame_of(table: DataFrame | Study | str | Path, output_root: str | Path) -> DataFrame:
+def runs_of(table: DataFrame | Study | str | Path, output_root: str | Path) -> DataFrame:
+    """One row per run, with None where there is no value."""
     if isinstance(table, (str, Path)):
         return read_table(table, output_root=output_root)
     if isinstance(table, Study):
@@ -253,14 +255,8 @@ def _losses(frame: DataFrame, name: str) -> list[float]:
     losses = []
     rows = zip(frame.index, frame[name], states, strict=True)
     for row, value, state in rows:
-        loss = number_at(row, name, value)
-        if value is not None and not math.isfinite(loss):
-            loss = math.inf
-        if state == DIVERGED:
-            loss = math.inf
-        elif state != COMPLETE:
-            loss = math.nan
-        losses.append(loss)
+        loss = None if value is None else number_at(row, name, value)
+        losses.append(final_loss(loss, state))
     return losses
 
 

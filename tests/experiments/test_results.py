@@ -32,9 +32,23 @@ def ended(study: Study, *states: str) -> None:
         folder.set_status(state=state)
 
 
-def test_the_best_is_of_the_lowest_final_loss(study):
+def test_the_best_is_the_setting_of_lowest_mean_final_loss(study):
     ended(study, *["COMPLETE"] * 3)
-    assert (study.best.values["seed"], study.best.val_loss) == (1, 2.0)
+    assert (study.best.values, study.best.val_loss, study.best.seeds) == ({}, 3.0, 3)
+    assert study.best.folder == study.entries[0].folder  # its lowest run
+
+
+@pytest.mark.parametrize(
+    ("states", "mean"),
+    [
+        ("COMPLETE FAILED COMPLETE", 3.0),
+        ("COMPLETE DIVERGED COMPLETE", None),
+        ("DIVERGED WAITING WAITING", None),
+    ],
+)
+def test_a_diverged_seed_rules_its_setting_out_and_a_missing_one_does_not(study, states, mean):
+    ended(study, *states.split())
+    assert (study.best and study.best.val_loss) == mean
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,22 @@ def test_a_space_draws_from_its_measure():
 
 
 @pytest.mark.parametrize(
+    ("key", "space", "ends"),
+    [
+        ("learning_rate", {"low": 1e-4, "high": 1e-1, "log": True}, {1.2e-4: "low", 0.09: "high"}),
+        ("learning_rate", {"low": 1e-4, "high": 1e-1, "log": True}, {2e-4: "", 0.05: ""}),
+        ("weight_decay", {"low": 0.0, "high": 1.0}, {0.04: "low", 0.06: "", 0.97: "high"}),
+        ("n_layer", [1, 4, 2], {1: "low", 2: "", 4: "high", None: ""}),
+        ("optimizer", ["adamw", "muon"], {"adamw": "", "muon": ""}),
+        ("bias", [False, True], {True: ""}),
+    ],
+)
+def test_a_value_stands_at_an_end_of_its_range_or_numeric_choices(key, space, ends):
+    axis = read_space({key: space}, "s")[key]
+    assert {value: axis.edge(value) for value in ends} == ends
+
+
+@pytest.mark.parametrize(
     ("space", "words"),
     [
         ({}, ["space: give at least one key"]),

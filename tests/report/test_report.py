@@ -175,7 +175,7 @@ def test_long_names_and_many_runs_leave_room_for_the_curves():
 
 
 def test_the_heat_map_frames_the_best_cell_and_hatches_what_has_no_value():
-    rows = [*grid(), {"lr": 1e-3, "wd": 0.0, "loss": 4.0}]  # a second seed
+    rows = [*grid(), {"lr": 1e-3, "wd": 0.0, "loss": 4.0}, grid()[3]]  # two second seeds
     rows[5]["loss"] = float("nan")
     axes = heatmap_figure(rows, "lr", "wd", "loss").axes[0]
     shown = {t.get_text() for t in axes.texts}
@@ -189,6 +189,18 @@ def test_the_heat_map_frames_the_best_cell_and_hatches_what_has_no_value():
     assert best.get_weight() == "bold"
     with pytest.raises(UserError, match="lower the learning rates"):
         heatmap_figure([{**row, "loss": None} for row in rows], "lr", "wd", "loss")
+
+
+def test_the_best_cell_is_framed_and_what_is_tied_with_it_is_dotted():
+    rows = []
+    for row in grid():
+        for seed in (1, 2, 3):
+            noise = 0.3 * (seed - 2) * (row["wd"] or -1)
+            rows.append({**row, "seed": seed, "loss": row["loss"] + noise})
+    figure = heatmap_figure(rows, "lr", "wd", "loss")
+    frames = [patch for patch in figure.axes[0].patches if not patch.get_fill()]
+    places = {(p.get_x() + 0.5, p.get_y() + 0.5): p.get_linestyle() for p in frames}
+    assert places == {(1, 1): "-", (1, 0): ":"}
 
 
 def test_a_cell_with_one_diverged_seed_is_hatched():
