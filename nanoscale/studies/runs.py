@@ -93,8 +93,9 @@ def next_command(study: Study, frame: DataFrame) -> list[str]:
     if done.empty:
         return []
     done = done.sort_values("val_loss", kind="stable")
-    if study.best is not None:  # the lowest of all may be the luckiest run of another setting
-        names = done["folder"].map(lambda folder: Path(folder).name)
-        done = done[names == study.best.folder] if study.best.folder in {*names} else done
-    best = done["folder"].iloc[0]
-    return [f"next: {program()} sample --out_dir={shlex.quote(os.path.relpath(best))}"]
+    best = study.best
+    if best is not None:  # the lowest of all may be the luckiest run of another setting
+        of_best = done["folder"].map(lambda folder: Path(folder).name == best.folder)
+        done = done[of_best] if of_best.any() else done
+    folder = os.path.relpath(done["folder"].iloc[0])
+    return [f"next: {program()} sample --out_dir={shlex.quote(folder)}"]
