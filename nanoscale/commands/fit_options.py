@@ -36,7 +36,13 @@ HOW_TO_FIT = together(  # they arrive as the keyword arguments `how`
         keyword="resamples",
     ),
     option("seed", "S", "Of the resamples (0).", COUNT_FROM_0),
-    RESAMPLE,
+    option(
+        "resample",
+        "WAY",
+        "pairs, cluster, wild-cluster, stratified, residual, wild or parametric (cluster or "
+        "wild-cluster where points are found to be checkpoints of runs, else pairs).",
+        keyword="resampling",
+    ),
 )
 
 

@@ -180,9 +180,27 @@ def residual_draws(
     residual = (y - fitted) * np.sqrt(n / (n - n_params))
     if method == "residual":
         drawn = rng.integers(n, size=(resamples, n))
-        moved: Array = fitted + (residual - residual.mean())[drawn]
-        return moved
-    signs = np.concatenate([WEBB, -WEBB])
-    factor = rng.choice(signs, size=(resamples, index.max() + 1))
-    flipped: Array = fitted + residual * factor[:, index]
-    return flipped
+        moved = (residual - residual.mean())[drawn]
+    else:
+        moved = residual * _webb(rng, resamples, index.max() + 1)[:, index]
+    return np.asarray(fitted + moved)
+
+
+def run_draws(fitted: Array, residual: Array, run: Index, resamples: int, rng_seed: int) -> Array:
+    """(resamples, n): new y about `fitted` (n,) of few runs, whose residuals move together.
+
+    residual: (n,) of every run about the law of the others. Each run's times a random number of
+    mean 0 and variance 1, and all by an sd of their own, as of runs - 1 degrees of freedom: the
+    wild cluster bootstrap with the jackknife's residuals, as Student's t (MacKinnon, Nielsen & Webb
+    2023).
+    """
+    rng = np.random.default_rng(rng_seed)
+    runs = run.max() + 1
+    factor = _webb(rng, resamples, runs)
+    factor *= np.sqrt((runs - 1) / rng.chisquare(runs - 1, (resamples, 1)))
+    moved: Array = fitted + residual * factor[:, run]
+    return moved
+
+
+def _webb(rng: np.random.Generator, resamples: int, groups: int) -> Array:
+    return rng.choice(np.concatenate([WEBB, -WEBB]), size=(resamples, groups))

@@ -16,7 +16,14 @@ from nanoscale.laws.arrays import Array
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.forms import Law
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.points import LEVELS_WANTED, Points, check_points, levels, rise_together
+from nanoscale.laws.points import (
+    LEVELS_WANTED,
+    Points,
+    RowLabels,
+    check_points,
+    levels,
+    rise_together,
+)
 from nanoscale.laws.problem import problem_of
 from nanoscale.laws.record import Optimum, PredictedLoss
 from nanoscale.laws.registry import law_of
@@ -33,6 +40,8 @@ from nanoscale.laws.result import (
     status_of,
     warnings_of,
 )
+from nanoscale.laws.structure import RunsFound, find_runs
+from nanoscale.spec.values import Json
 
 _SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
@@ -43,7 +52,10 @@ MOVING = 0.1  # of a parameter's share in the flattest direction
 
 @dataclass(frozen=True, kw_only=True)
 class LawFit(Fit):
-    """A law through a table. `draws` (R, p) are the parameters of the resamples."""
+    """A law through a table. `draws` (R, p) are the parameters of the resamples.
+
+    runs_found: of which the points were found to be checkpoints, where nothing else was asked.
+    """
 
     schema: int
     predictors: list[str]
@@ -54,6 +66,7 @@ class LawFit(Fit):
     dropped_worst: int
     data: str  # a fingerprint of the points
     draws: Array = field(repr=False)
+    runs_found: RunsFound | None = field(default=None, repr=False)
 
     @property
     def _values(self) -> Array:
@@ -86,6 +99,13 @@ class LawFit(Fit):
             lines.append(f"  {name:{width}}  {text}")
         return [*lines, self._basis()]
 
+    def to_json(self) -> dict[str, Json]:
+        """Plain types at full precision, with the runs that were found as `runs`."""
+        record = super().to_json()
+        if self.runs_found is not None:
+            record["runs"] = self.runs_found.to_json()
+        return record
+
     def _unknown(self, name: str) -> str | None:
         """Why a parameter or an exponent is not identified; None where it is."""
         reason = self.not_identified.get(name)
@@ -105,8 +125,11 @@ class LawFit(Fit):
             line += f", delta {self.delta:g}"
         line += f": objective {self.objective:.6g}; "
         if self.ci95:
-            resamples = f"{self.resamples:,} {self.resampling} resamples"
-            line += f"95 % intervals from {resamples}; "
+            line += f"95 % intervals from {self.resamples:,} {self.resampling} resamples"
+            if self.runs_found is not None:
+                found = self.runs_found
+                line += f" of {found.runs} runs (found by {found.column}, p = {found.p_value:.1g})"
+            line += "; "
         return f"{line}{self.status}, {self.starts_agreeing()}"
 
 
@@ -127,8 +150,9 @@ def fit_law(
     delta: float = 1e-3,
     drop_worst: int = 0,
     resamples: int = 4000,
-    resampling: str = "pairs",
-    groups: Iterable[object] | None = None,
+    resampling: str | None = None,
+    groups: RowLabels | None = None,
+    labels: Mapping[str, RowLabels] | None = None,
     weights: Array | None = None,
     rng_seed: int = 0,
 ) -> LawFit:
@@ -141,10 +165,12 @@ def fit_law(
     columns: predictor -> values; of N, D and C any two give the third (C = 6 N D). A law of one
     predictor takes the only column there is. objective: log-huber, lad, mse or envelope (see
     `objectives`). drop_worst: the highest losses to leave out. resampling: pairs, cluster,
-    stratified, residual, wild or parametric (see `bootstrap`), by `groups` where it needs them;
-    no intervals with 0 resamples. weights: (R, n) counts of your own in place of drawn ones, for
-    the points that are kept, in their order. Raises `UserError` for input that no law can be
-    fitted to.
+    wild-cluster, stratified, residual, wild or parametric (see `bootstrap`), by `groups` where it
+    needs them; None for what the points ask for: whole runs where some are checkpoints of one
+    (`find_runs`), which `labels`, columns of the table, or N may name, and pairs where not. Fewer
+    than 5 runs give no intervals. None with 0 resamples either. weights: (R, n) counts of your own
+    in place of drawn ones, for the points that are kept, in their order. Raises `UserError` for
+    input that no law can be fitted to.
 
     >>> import numpy as np
     >>> from nanoscale.laws import fit_law
@@ -160,28 +186,44 @@ def fit_law(
     rule = Objective.of(objective, delta)
     points = Points.of(form, columns, loss, drop_worst)
     n = len(points.loss)
-    labels = None if groups is None else points.groups(groups)
-    plan = Resampling.of(resampling, resamples, labels, weights, rng_seed, n)
+    index = None if groups is None else points.groups(groups)
+    plan = Resampling.of(resampling or "pairs", resamples, index, weights, rng_seed, n)
     check_points(form, points.names, points.x)
 
     problem = problem_of(form, points.x, points.loss)
     starts = STARTS if n < MANY_POINTS else FEWER_STARTS
     best = Certified.of(problem, points.loss, rule, starts)
+    found = None
+    if resampling is None and weights is None and resamples and best.converged:
+        named = {name: points.labels(values) for name, values in (labels or {}).items()}
+        if index is not None and not named:
+            named = {"group": index.tolist()}
+        found = find_runs(points.columns, best.residual, named)
+    if found is not None:
+        plan = plan.by_run(found.index)
     draws = plan.refits(best) if best.converged else np.empty((0, len(form.names)))
-    return _result(best, points, plan, draws, int(drop_worst))
+    return _result(best, points, plan, draws, int(drop_worst), found)
 
 
 def _result(
-    best: Certified, points: Points, plan: Resampling, draws: Array, drop_worst: int
+    best: Certified,
+    points: Points,
+    plan: Resampling,
+    draws: Array,
+    drop_worst: int,
+    found: RunsFound | None,
 ) -> LawFit:
     form = best.problem.law
     rule = best.rule
     exponents = form.exponents(best.params)
     flatness, direction = solver.condition(best, best.theta)
     bounds = bounds_hit(best.problem, best.theta, points.names)
-    reasons = _reasons(best, draws, points.names, flatness, direction)
+    reasons = _reasons(best, draws, points, flatness, direction)
+    if plan.too_few:
+        reasons |= dict.fromkeys(form.names, plan.too_few)
     se, ci95 = _doubt(form, draws)
-    lost = plan.count - len(draws) if best.converged else 0
+    resamples = 0 if plan.too_few else plan.count
+    lost = resamples - len(draws) if best.converged else 0
     unit = best.problem.scale**2 if rule.raw else 1.0
     objective = rule.reported(best.residual[None], best.w)[0] * unit
     certain = best.converged or flatness > FLAT
@@ -204,7 +246,8 @@ def _result(
         exponents={name: float(value) for name, value in exponents.items()},
         condition_number=flatness,
         resampling=plan.method,
-        resamples=plan.count,
+        resamples=resamples,
+        runs_found=found,
         lost=lost,
         rng_seed=plan.rng_seed,
         warnings=_warnings(best, points, plan, lost),
@@ -216,7 +259,7 @@ def _result(
 
 
 def _reasons(
-    best: Certified, draws: Array, x_names: tuple[str, ...], flatness: float, direction: Array
+    best: Certified, draws: Array, points: Points, flatness: float, direction: Array
 ) -> dict[str, str]:
     """Parameter -> why it is not identified."""
     names = best.problem.law.names
@@ -225,7 +268,7 @@ def _reasons(
         return dict.fromkeys(names, NO_FIT + why)
 
     ends = bootstrap.interval(draws) if len(draws) else None
-    reasons = not_identified(best.problem, best.theta, ends, x_names)
+    reasons = not_identified(best.problem, best.theta, ends, points.names)
     if flatness <= FLAT:
         return reasons
     moving = [n for n, share in zip(names, direction, strict=True) if abs(share) > MOVING]

@@ -75,7 +75,7 @@ class FitOptions(TypedDict, total=False):
     law: str | Law
     objective: str
     delta: float
-    resampling: str
+    resampling: str | None
     rng_seed: int
 
 

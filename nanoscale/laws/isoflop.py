@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.band import Ends
-from nanoscale.laws.fit import LawFit
 from nanoscale.laws.points import TableColumns, number_columns, numbers, with_compute
 from nanoscale.laws.record import Optimum, Record
+
+if TYPE_CHECKING:
+    from nanoscale.laws.fit import LawFit
 
 SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget
 MOST_OFF_CENTRE = 0.2  # decades from the vertex to the middle of the grid; more gets a warning

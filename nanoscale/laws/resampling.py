@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,14 +13,22 @@ from nanoscale.laws.arrays import Array, ArrayPair, Index, batches
 from nanoscale.laws.certified import Certified
 
 GIVEN = "given"  # the method's name where weights are given in place of drawn ones
-NEEDS_GROUPS = {"cluster": "the run that each point is of", "stratified": "cells that seeds share"}
+WILD_CLUSTER = "wild-cluster"  # `bootstrap.run_draws`
+METHODS = (*bootstrap.METHODS, WILD_CLUSTER)
+_RUN = "the run that each point is of"
+NEEDS_GROUPS = {
+    "cluster": _RUN,
+    WILD_CLUSTER: _RUN,
+    "stratified": "cells that seeds share",
+}
+FEWEST_RUNS, FEW_RUNS = 5, 12  # no interval holds below; up to here those of few runs do
 MOST_AT_ONCE = 1 << 24  # resamples times points: some hundred MB
 MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """`count` resamples by a method of `bootstrap`, or as `weights` (count, n) say."""
+    """`count` resamples by one of `METHODS`, or as `weights` (count, n) say."""
 
     method: str
     count: int
@@ -39,8 +47,8 @@ class Resampling:
         n: int,
     ) -> Resampling:
         """Check a user's choice for n points; `UserError` for one that cannot be."""
-        if method not in bootstrap.METHODS:
-            hint = nearest_or_all(method, bootstrap.METHODS)
+        if method not in METHODS:
+            hint = nearest_or_all(method, METHODS)
             raise UserError(f"resampling {method!r}: no such way{hint}")
         if method in NEEDS_GROUPS and groups is None:
             raise UserError(f"resampling {method} needs groups: {NEEDS_GROUPS[method]}")
@@ -58,9 +66,30 @@ class Resampling:
             )
         return cls(GIVEN, len(weights), groups, weights, rng_seed)
 
+    @property
+    def runs(self) -> int | None:
+        """How many runs are resampled whole; None where points are."""
+        if self.groups is None or self.method not in ("cluster", WILD_CLUSTER):
+            return None
+        return int(self.groups.max()) + 1
+
+    @property
+    def too_few(self) -> str:
+        """Why there are no intervals; empty where there are."""
+        if not self.count or self.runs is None or self.runs >= FEWEST_RUNS:
+            return ""
+        return f"{self.runs} runs are too few for an interval: train {FEWEST_RUNS}, better more"
+
+    def by_run(self, run: Index) -> Resampling:
+        """The same of whole runs, (n,) of the points, in the way that holds for so many."""
+        few = run.max() < FEW_RUNS
+        return replace(self, method=WILD_CLUSTER if few else "cluster", groups=run)
+
     def refits(self, best: Certified) -> Array:
         """(R, p): parameters of the resamples that converged, each solved as certainly."""
         draws = [np.empty((0, len(best.theta)))]
+        if self.too_few:
+            return draws[0]
         n = best.loss.shape[1]
         with part(self.count, "resamples") as at:
             for rows in batches(self.count, MOST_AT_ONCE // n):
@@ -84,9 +113,13 @@ class Resampling:
         raw = best.rule.raw and self.method != "parametric"
         fitted = best.fitted if raw else np.log(best.fitted)
         y = best.loss[0] if raw else np.log(best.loss[0])
-        draws = bootstrap.residual_draws(
-            self.method, fitted, y, len(best.theta), self.groups, count, seed
-        )
+        if self.method == WILD_CLUSTER and self.groups is not None:
+            residual = _left_out(best, fitted, y, self.groups)
+            draws = bootstrap.run_draws(fitted, residual, self.groups, count, seed)
+        else:
+            draws = bootstrap.residual_draws(
+                self.method, fitted, y, len(best.theta), self.groups, count, seed
+            )
         losses = np.maximum(draws, 1e-9) if raw else np.exp(draws)
         return losses, best.w
 
@@ -96,3 +129,14 @@ class Resampling:
             return self.rng_seed
         sequence = np.random.SeedSequence([self.rng_seed, first])
         return int(sequence.generate_state(1)[0])
+
+
+def _left_out(best: Certified, fitted: Array, y: Array, run: Index) -> Array:
+    """(n,): what every run's points are off by the law of the other runs."""
+    runs = np.arange(run.max() + 1)
+    others = (run != runs[:, None]).astype(float)
+    refit = solver.resolve(best.on(best.loss, others), best.theta)
+    m = best.problem.at(refit.theta).m
+    of_others = m if best.rule.raw else np.log(m)
+    off = y - of_others[run, np.arange(len(run))]
+    return np.where(refit.converged[run], off, y - fitted)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nanoscale.laws.holdout import HoldOut, RolloutStep
     from nanoscale.laws.points import Points
     from nanoscale.laws.predict import Basis
+    from nanoscale.laws.structure import RunsFound
     from nanoscale.studies.approaches import Approaches, TableMultiverse
 
 SCALES = ("n", "d", "c")
@@ -65,7 +66,7 @@ class FitSettings:
     delta: float = 1e-3
     drop_worst: int = 0
     resamples: int | None = None
-    resampling: str = "pairs"
+    resampling: str | None = None
     seed: int = 0
 
     @property
@@ -97,7 +98,7 @@ class FitRows:
     values: dict[str, list[float]]  # of N, D, C and U those that were chosen
     loss: list[float]
     groups: list[str] | None
-    notes: list[str]  # on rows that are left out, or not independent
+    notes: list[str]  # on rows that are left out
 
     @classmethod
     def of(cls, table: DataFrame, settings: FitSettings) -> FitRows:
@@ -112,15 +113,45 @@ class FitRows:
                 values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
         groups = None
-        runs = frame["run"].nunique() if "run" in frame else len(frame)
         if "group" in columns:
             groups = list(map(str, frame[columns["group"]]))
-        elif runs < len(frame):
-            notes.append(
-                f"{len(frame)} points come from {runs} runs, and points of one "
-                "run are not independent: resample runs, with --resample=cluster --group=run"
-            )
         return cls(frame, columns, values, loss, groups, notes)
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Columns that may name runs of several points: the group's, or all with few values."""
+        if self.groups is not None:
+            return {self.columns["group"]: self.groups}
+        labels = {}
+        for name in map(str, self.frame.columns):
+            values = list(map(str, self.frame[name]))
+            if name not in self.columns.values() and 1 < len(set(values)) < len(values):
+                labels[name] = values
+        return labels
+
+    def of_runs(self, found: RunsFound) -> FitRows:
+        """The same, its groups the runs that were found in it."""
+        import numpy as np
+
+        from nanoscale.laws.points import with_compute
+        from nanoscale.laws.structure import size_of
+
+        groups = self.labels.get(found.column)
+        if groups is None:
+            columns = with_compute({name: np.array(v) for name, v in self.values.items()})
+            groups = list(map(str, size_of(columns["N"])))
+        return replace(self, groups=groups)
+
+    def dependent(self) -> list[str]:
+        """A warning where points of one run are resampled apart."""
+        points = len(self.frame)
+        runs = self.frame["run"].nunique() if "run" in self.frame else points
+        if self.groups is not None or runs == points:
+            return []
+        return [
+            f"{points} points come from {runs} runs, and points of one run are not "
+            "independent: resample runs, with --resample=cluster --group=run"
+        ]
 
     def answer(
         self, ask: Callable[..., _T], settings: FitSettings, *args: object, **more: object
@@ -185,7 +216,7 @@ class TableFit:
     @property
     def warnings(self) -> list[str]:
         """Of the rows, then of the fit."""
-        return [*self.rows.notes, *self.fit.warnings]
+        return [*self.rows.notes, *self.rows.dependent(), *self.fit.warnings]
 
     @property
     def points(self) -> Points:
@@ -223,6 +254,7 @@ class TableFit:
         from nanoscale.studies.approaches import Approaches, TableMultiverse
 
         settings, rows, fit = self.settings, self.rows, self.fit
+        settings = replace(settings, resampling=fit.resampling)
         groups, drop = rows.groups, settings.drop_worst
         answers: dict[str, Any] = {}
         if isoflop or multiverse:
@@ -284,7 +316,9 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
 
     settings = settings or FitSettings()
     rows = FitRows.of(table, settings)
-    fit = rows.answer(fit_law, settings)
+    fit = rows.answer(fit_law, settings, labels=rows.labels)
+    if fit.runs_found is not None:
+        rows = rows.of_runs(fit.runs_found)
     basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from planted_runs import checkpoints
 from planted_tables import TRUTH, rows, write
 
 from nanoscale.__main__ import main
@@ -615,3 +616,15 @@ def test_a_broken_file_of_laws_is_one_line_and_exit_2(table, text, says, capsys)
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_checkpoints_of_runs_are_found_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    N, D, loss, run = checkpoints(each=6)
+    columns = {"size": N, "seen": D, "loss": loss, "job": [f"j{k}" for k in run]}
+    write(tmp_path / "runs.csv", columns)
+    code, record = fit("runs.csv", "--n=size", "--d=seen", "--loss=loss", *QUICK)
+    assert code == (0 if record["status"] == "converged" else 3)
+    assert (record["resampling"], record["runs"]["column"]) == ("wild-cluster", "job")
+    assert record["runs"]["runs"] == 8
+    assert "200 wild-cluster resamples of 8 runs (found by job, p = " in capsys.readouterr().out
