@@ -14,7 +14,7 @@ from nanoscale.laws.certified import Certified
 
 GIVEN = "given"  # the method's name where weights are given in place of drawn ones
 WILD_CLUSTER = "wild-cluster"  # `bootstrap.run_draws`
-METHODS = (*bootstrap.METHODS, WILD_CLUSTER)
+EVERY_WAY = (*bootstrap.METHODS, WILD_CLUSTER)
 _RUN = "the run that each point is of"
 NEEDS_GROUPS = {
     "cluster": _RUN,
@@ -28,7 +28,7 @@ MOST_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Resampling:
-    """`count` resamples by one of `METHODS`, or as `weights` (count, n) say."""
+    """`count` resamples by one of `EVERY_WAY`, or as `weights` (count, n) say."""
 
     method: str
     count: int
@@ -47,8 +47,8 @@ class Resampling:
         n: int,
     ) -> Resampling:
         """Check a user's choice for n points; `UserError` for one that cannot be."""
-        if method not in METHODS:
-            hint = nearest_or_all(method, METHODS)
+        if method not in EVERY_WAY:
+            hint = nearest_or_all(method, EVERY_WAY)
             raise UserError(f"resampling {method!r}: no such way{hint}")
         if method in NEEDS_GROUPS and groups is None:
             raise UserError(f"resampling {method} needs groups: {NEEDS_GROUPS[method]}")

@@ -19,7 +19,7 @@ from nanoscale.laws.points import RowLabels
 from nanoscale.laws.record import Record
 
 CHECKPOINTS = 3  # of a run, on average, below which it has no course
-SIZES = 3  # of a budget, on average: an isoFLOP grid
+OF_BUDGET = 3  # of a budget, on average: an isoFLOP grid
 CHANCE = 0.01  # at which residuals of independent points pass for those of runs
 NOISELESS = 1e-7  # sd of residuals: below, rounding is all there is
 ONE_SIZE = 1e-3  # in ln N, of one run: N that follows from C and D is rounded
@@ -47,7 +47,7 @@ def find_runs(
         return None
     N, D = points["N"], points["D"]
     of_budget = len(N) / len(budgets(N * D))
-    if of_budget > max(SIZES, len(N) / len(budgets(D))):  # isoFLOP: many sizes, each at its own D
+    if of_budget > max(OF_BUDGET, len(N) / len(budgets(D))):  # isoFLOP: many sizes, each at its own D
         return None
     every = []
     for column, values in labels.items():
