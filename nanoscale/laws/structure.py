@@ -47,7 +47,9 @@ def find_runs(
         return None
     N, D = points["N"], points["D"]
     of_budget = len(N) / len(budgets(N * D))
-    if of_budget > max(OF_BUDGET, len(N) / len(budgets(D))):  # isoFLOP: many sizes, each at its own D
+    if of_budget > max(
+        OF_BUDGET, len(N) / len(budgets(D))
+    ):  # isoFLOP: many sizes, each at its own D
         return None
     every = []
     for column, values in labels.items():
