@@ -15,11 +15,11 @@ import numpy as np
 
 from nanoscale.data.gauge import each
 from nanoscale.errors import UserError
-from nanoscale.laws import bootstrap, isoflop
+from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Mask
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law
-from nanoscale.laws.points import Points, RowLabels, TableColumns
+from nanoscale.laws.points import Points, RowLabels, TableColumns, by_budget
 from nanoscale.laws.predict import Basis, new_runs
 from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
@@ -156,7 +156,7 @@ def thresholds(budgets: Array, least: int, also: Sequence[float] = ()) -> list[f
 def _edges(budgets: Array, least: int) -> list[float]:
     """Between each budget and the next, where enough runs are below."""
     edges = []
-    for low, high in itertools.pairwise(isoflop.budgets(budgets)):
+    for low, high in itertools.pairwise(by_budget(budgets)):
         between = budgets[low].max() * budgets[high].min()
         edge = float(np.sqrt(between))
         if (budgets < edge).sum() >= least:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,13 +19,16 @@ from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.band import Ends
-from nanoscale.laws.points import TableColumns, number_columns, numbers, with_compute
+from nanoscale.laws.fit import LawFit
+from nanoscale.laws.points import (
+    TableColumns,
+    by_budget,
+    number_columns,
+    numbers,
+    with_compute,
+)
 from nanoscale.laws.record import Optimum, Record
 
-if TYPE_CHECKING:
-    from nanoscale.laws.fit import LawFit
-
-SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget
 MOST_OFF_CENTRE = 0.2  # decades from the vertex to the middle of the grid; more gets a warning
 BUDGETS_NEEDED, BUDGETS_WANTED = 2, 3
 MOST_LOST = 0.025  # share of resamples without a minimum from which an interval has no end
@@ -100,7 +103,7 @@ class IsoflopGrid:
     @cached_property
     def rows(self) -> list[Index]:
         """The points of every budget."""
-        return budgets(6 * self.N * self.D)
+        return by_budget(6 * self.N * self.D)
 
     @cached_property
     def x(self) -> Array:
@@ -240,18 +243,6 @@ def grid_of(
     given = with_compute(number_columns(columns, losses))
     grid = IsoflopGrid(given["N"], given["D"], axis, degree)
     return grid, losses
-
-
-def budgets(C: Array) -> list[Index]:
-    """Indices of the runs of every budget, in order of C (n,)."""
-    order = np.argsort(C, kind="stable")
-    first = 0
-    starts = []
-    for at, row in enumerate(order):
-        if not at or C[row] > (1 + SAME_BUDGET) * C[order[first]]:
-            first = at
-            starts.append(at)
-    return np.split(order, starts[1:])
 
 
 @np.errstate(invalid="ignore", divide="ignore")

@@ -21,6 +21,7 @@ from nanoscale.laws.forms import Law
 TableColumns: TypeAlias = Mapping[str, Iterable[float]]  # a table's, by name
 RowLabels: TypeAlias = Iterable[object]  # of rows: sizes, seeds, runs
 
+SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, share a budget
 _SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_LEVELS = 10  # counted
 LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
@@ -187,6 +188,18 @@ def levels(values: Array) -> int:
         at = int(np.searchsorted(ordered, ordered[at] + _SAME, "right"))
         count += 1
     return count
+
+
+def by_budget(C: Array) -> list[Index]:
+    """Indices of the runs of every budget, in order of C (n,)."""
+    order = np.argsort(C, kind="stable")
+    first = 0
+    starts = []
+    for at, row in enumerate(order):
+        if not at or C[row] > (1 + SAME_BUDGET) * C[order[first]]:
+            first = at
+            starts.append(at)
+    return np.split(order, starts[1:])
 
 
 def rise_together(log_x: Array) -> bool:

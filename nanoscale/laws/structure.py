@@ -14,8 +14,7 @@ import numpy as np
 from scipy.special import chdtrc, ndtr
 
 from nanoscale.laws.arrays import Array, Index
-from nanoscale.laws.isoflop import budgets
-from nanoscale.laws.points import RowLabels
+from nanoscale.laws.points import RowLabels, by_budget
 from nanoscale.laws.record import Record
 
 CHECKPOINTS = 3  # of a run, on average, below which it has no course
@@ -46,10 +45,9 @@ def find_runs(
     if not {"N", "D"} <= points.keys() or residual.std() < NOISELESS:
         return None
     N, D = points["N"], points["D"]
-    of_budget = len(N) / len(budgets(N * D))
-    if of_budget > max(
-        OF_BUDGET, len(N) / len(budgets(D))
-    ):  # isoFLOP: many sizes, each at its own D
+    of_budget = len(N) / len(by_budget(N * D))
+    of_tokens = len(N) / len(by_budget(D))
+    if of_budget > max(OF_BUDGET, of_tokens):  # isoFLOP: many sizes, each at its own D
         return None
     every = []
     for column, values in labels.items():

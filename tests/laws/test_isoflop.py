@@ -8,6 +8,7 @@ import pytest
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law, isoflop
 from nanoscale.laws.envelope import envelope, hull
+from nanoscale.laws.points import by_budget
 
 LAW = LAWS["chinchilla"]
 SURFACES = {  # E, A, B, alpha, beta of arXiv 2603.22339
@@ -165,7 +166,7 @@ def test_flat_valleys_say_that_their_intervals_have_no_end():
 
 def test_runs_within_a_tenth_share_a_budget():
     C = np.array([1e18, 3e17, 1.02e18, 0.99e18, 3.2e17, 1.2e18])
-    assert [sorted(rows.tolist()) for rows in isoflop.budgets(C)] == [[1, 4], [0, 2, 3], [5]]
+    assert [sorted(rows.tolist()) for rows in by_budget(C)] == [[1, 4], [0, 2, 3], [5]]
 
 
 def test_the_envelope_is_that_of_brute_force_and_its_line_is_the_planted_one():
