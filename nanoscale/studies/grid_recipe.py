@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError
@@ -31,7 +32,11 @@ def best(study: Study, frame: DataFrame) -> Answer:
     tables = []
     if ranking.replicated:
         caption = "The settings by their mean loss over seeds, and which are tied with the best."
-        tables.append((caption, ranking.frame()))
+        table = ranking.frame()
+        # as text: one run that went astray takes no digits from the others
+        for column in ("mean val_loss", "95 % from", "to"):
+            table[column] = [f"{x:.4f}" if math.isfinite(x) else None for x in table[column]]
+        tables.append((caption, table))
     return Answer([*ranking.summary(), *ranking.warnings], ranking, tables=tables)
 
 

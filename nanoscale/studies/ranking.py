@@ -252,11 +252,16 @@ def _edges(settings: Sequence[SettingRuns], ranked: Sequence[RankedSetting]) -> 
             continue
         for end, word in ((min(tried), "lowest"), (max(tried), "highest")):
             there = [s for s in contenders if _number(s.values.get(key)) == end]
-            if there:
+            if there and not is_bound(key, end):
                 who = "the best" if there[0].standing == _BEST else "one tied with the best"
                 has = f"{who} has the {word} {key} tried, {there[0].values[key]}"
                 warnings.append(f"edge of the grid: {has}; better may lie beyond")
     return warnings
+
+
+def is_bound(key: str, value: Json) -> bool:
+    """Whether a config's key has no values beyond this one, as no weight decay is below 0."""
+    return key in FIELDS and value in (FIELDS[key].least, FIELDS[key].most)
 
 
 def _number(value: Json) -> float | None:

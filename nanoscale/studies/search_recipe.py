@@ -12,6 +12,7 @@ from nanoscale.experiments.records import BestRun, describe
 from nanoscale.experiments.search import SearchPlan
 from nanoscale.experiments.space import read_space
 from nanoscale.spec.sources import flatten_keys
+from nanoscale.studies.ranking import is_bound
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ def _doubts(study: Study, run: BestRun) -> Iterator[str]:
 
     space = read_space((asked.search or {})["space"], study.name)
     for key, axis in space.items():
-        end = axis.edge(run.values.get(key))
-        if end:
-            value = run.values[key]
-            yield f"edge of the space: {key}={value} is its {end} end; better may lie beyond"
+        value = run.values.get(key)
+        end = axis.edge(value)
+        if end and not is_bound(key, value):
+            where = f"{key}={value} is at the {end} end of what is searched"
+            yield f"edge of the space: {where}; better may lie beyond"
 
 
 def _target(study: Study) -> Iterator[str]:

@@ -91,6 +91,14 @@ def test_a_best_or_tied_setting_at_an_end_of_a_numeric_axis_is_warned_about(lrs,
     assert ranking.warnings == ends
 
 
+def test_no_value_lies_beyond_the_bound_of_a_key():
+    rows = pd.concat([grid().assign(weight_decay=decay) for decay in (0.0, 0.1, 0.2)])
+    rows["val_loss"] += rows["weight_decay"]
+    ranking = rank(rows)
+    assert ranking.best.values["weight_decay"] == 0
+    assert not ranking.warnings
+
+
 def test_a_word_or_a_truth_value_has_no_edge():
     a, b = grid({0.004: LOSSES[0.004]}), grid({0.004: LOSSES[0.001]})
     both = pd.concat(
