@@ -48,7 +48,13 @@ CAMPAIGNS = {
     ),
     "coverage": Campaign(
         "intervals against the truth, by simulation",
-        ("soak/test_coverage.py", "laws", "studies/test_design.py", "studies/test_fit.py"),
+        (
+            "soak/test_coverage.py",
+            "checks",
+            "laws",
+            "studies/test_design.py",
+            "studies/test_fit.py",
+        ),
     ),
     "runs": Campaign(
         "kills, ranks, compilation and clusters, in every combination",
