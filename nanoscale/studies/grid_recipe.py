@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import combinations, grid_lists
 from nanoscale.store.folder import COMPLETE
-from nanoscale.studies.ranking import study_ranking
+from nanoscale.studies.ranking import Ranking, study_ranking
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 from nanoscale.studies.runs import curves, numeric
 
@@ -56,7 +56,7 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
     elif len(knobs) == 2:
         drawn = heatmap_figure(frame, knobs[0], knobs[1], "val_loss")
         caption = f"Final validation loss over {knobs[0]} and {knobs[1]}; the best is framed."
-        if study_ranking(study).tied:
+        if isinstance(answer.result, Ranking) and answer.result.tied:
             caption += " Dotted frames: tied with it."
         pictures.append(Picture("grid", caption, drawn))
     return [*pictures, *curves(study, done)]

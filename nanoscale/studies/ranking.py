@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nanoscale.checks.best_setting import may_be_best, mean_interval
 from nanoscale.checks.drift import UNKNOWN, Interval
 from nanoscale.checks.paired import Losses
-from nanoscale.errors import counted
+from nanoscale.errors import UserError, counted
 from nanoscale.experiments.records import describe
 from nanoscale.experiments.replicates import SEED_KEYS, SettingRuns, candidates, replicates_of
 from nanoscale.experiments.results import Study
@@ -179,6 +179,10 @@ def rank(
     frame = runs_of(table, output_root)
     if keys is None:
         keys = [str(key) for key in frame.columns if key in FIELDS]
+        if not keys:
+            raise UserError(
+                "which columns make a setting? none is a key of a config; say it, as in keys=['lr']"
+            )
     column("loss", loss, frame)
     for key in keys:
         column("keys", key, frame)

@@ -135,6 +135,8 @@ def test_any_table_is_ranked_by_its_columns_and_rows_without_seeds_are_replicate
     assert len(ranking.best.losses) == 3
     frame.to_csv(tmp_path / "runs.csv", index=False)
     assert rank(tmp_path / "runs.csv", keys=["lr"], loss="loss").best.mean == ranking.best.mean
+    with pytest.raises(ns.UserError, match="which columns make a setting"):
+        rank(frame, loss="loss")
     with pytest.raises(ns.UserError, match="no such column; did you mean 'lr'"):
         rank(frame, keys=["lrr"], loss="loss")
 
