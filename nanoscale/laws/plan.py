@@ -15,7 +15,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws.band import Ends
-from nanoscale.laws.bootstrap import Noise
+from nanoscale.laws.bootstrap import Noise, interval
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.predict import FAR, Basis, predict
 from nanoscale.laws.record import Record
@@ -30,6 +30,8 @@ WIDTHS = ((32, 256, 16, 16), (288, 512, 32, 32), (576, 2048, 64, 64), (2304, 409
 ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is worth 4 % of N
 MOST_OFF_SIZE, MOST_OFF_FLOPS = 0.1, 0.1  # relative differences; more gets a warning
 FEW_UPDATES = 100
+MOST_DISTANCE = 1e4  # times beyond the budgets fitted, either way, where no law says anything
+FEWEST_PARAMETERS = 1000  # of a model; N* below is N in other units, or a budget far too small
 STEP_LAW_BATCH, STEP_LAW_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025
 
 
@@ -79,6 +81,7 @@ class Plan(Record):
     N_ci95: Ends | None
     D_ci95: Ends | None
     tokens_per_param: float
+    tokens_per_param_ci95: Ends | None
     loss: float
     loss_ci95: Ends | None  # of the law
     run_ci95: Ends | None  # of one new run
@@ -95,8 +98,8 @@ class Plan(Record):
         return [
             f"{self.budget:.4g} FLOPs (C = 6 N D){far}; the {self.law} law is {self.status}",
             f"  N*    {self.N:.4g}{_ends(self.N_ci95)} parameters",
-            f"  D*    {self.D:.4g}{_ends(self.D_ci95)} tokens, {self.tokens_per_param:.3g} per "
-            "parameter",
+            f"  D*    {self.D:.4g}{_ends(self.D_ci95)} tokens, {self.tokens_per_param:.3g}"
+            f"{_ends(self.tokens_per_param_ci95)} per parameter",
             loss,
             *self.run.lines(),
         ]
@@ -124,11 +127,12 @@ def plan(
 
     basis: noise and reach of the fitted table. batch_tokens: of an update; by default what Step Law
     says for D. speed: in `unit`, tokens/s or FLOP/s (exact FLOPs). Raises `UserError` for a law
-    without N and D.
+    without N and D, and for a budget so far from those fitted that no law says anything.
     """
     if not (math.isfinite(C) and C > 0):
         raise UserError(f"budget {C:g}: expected FLOPs above 0")
     best = fit.optimum(C)
+    _check_reach(C, best.N, basis)
     noise = None
     distance = None
     if basis is not None:
@@ -146,12 +150,37 @@ def plan(
         status=fit.status,
         budget=float(C),
         tokens_per_param=best.D / best.N,
+        tokens_per_param_ci95=_ratio_ci95(fit, C),
         distance=distance,
         run=run,
         warnings=_warnings(fit, best.N, C, basis, run),
         **vars(best),
         **vars(expected),
     )
+
+
+def _check_reach(C: float, N: float, basis: Basis | None) -> None:
+    if basis is not None:
+        least, most = basis.reach["C"]
+        if not least / MOST_DISTANCE <= C <= most * MOST_DISTANCE:
+            raise UserError(
+                f"budget {C:g}: more than {MOST_DISTANCE:,.0f} times beyond the runs fitted, of "
+                f"{least:.3g} to {most:.3g} FLOPs; no law says anything there: train runs nearer"
+            )
+    if FEWEST_PARAMETERS > N:
+        raise UserError(
+            f"budget {C:g}: its N* is {N:.3g} parameters, no model; is N of the table in millions "
+            "or billions? give parameters, or a larger budget"
+        )
+
+
+def _ratio_ci95(fit: LawFit, C: float) -> Ends | None:
+    """95 % of D*/N*; None without draws."""
+    if not len(fit.draws):
+        return None
+    N, D = fit.form.optimum(fit.draws, C)
+    ends: Ends = interval(D / N).tolist()
+    return ends
 
 
 def fit_of(record: Mapping[str, Any]) -> LawFit:

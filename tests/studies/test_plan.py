@@ -7,12 +7,15 @@ import json
 import numpy as np
 import pytest
 from planted_tables import TRUTH, rows, write
+from refusals import refusal
 
 from nanoscale.__main__ import main
-from nanoscale.laws import LAWS
+from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.plan import buildable
 from nanoscale.spec.config import ExperimentConfig
 from nanoscale.spec.counting import flops_per_token, parameter_counts
+from nanoscale.studies import next_run
+from nanoscale.studies.table_fit import FitSettings
 
 COLUMNS = ("--n", "Model Size", "--c", "Training FLOP", "--loss", "loss", "--drop-worst", "5")
 LAW = LAWS["chinchilla"]
@@ -183,3 +186,18 @@ def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, messa
     assert said.err.count("\n") == 1
     assert said.out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_budget_beyond_what_a_law_can_say_is_refused(table):
+    columns = rows()
+    least, most = min(columns["flops"]), max(columns["flops"])
+    grounds = next_run.grounds_of(table, FitSettings(resamples=200))
+    made = next_run.plan(grounds, budget=9e3 * most)
+    low, high = made.tokens_per_param_ci95
+    assert low < made.tokens_per_param < high
+    assert f"[{low:.3g}, {high:.3g}] per parameter" in made.summary()[2]
+    for budget in (1.1e4 * most, least / 1.1e4):
+        assert "10,000 times beyond" in refusal(next_run.plan, grounds, budget=budget)
+    millions = np.array(columns["total_params"]) / 1e6
+    fit = fit_law({"N": millions, "D": columns["tokens_seen"]}, columns["val_loss"], resamples=0)
+    assert "in millions" in refusal(next_run.plan, fit, budget=most / 1e6)
