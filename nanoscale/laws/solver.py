@@ -20,6 +20,7 @@ import numpy as np
 from nanoscale.data.gauge import each, part
 from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
+from nanoscale.laws.linearised import approach
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, State
 
@@ -93,8 +94,11 @@ class Solution:
 
 
 @np.errstate(all="ignore")
-def solve(task: Task, starts: Array | int) -> Solution:
-    """Fit every data set; starts: how many to make, or (R or 1, S, p) of them."""
+def solve(task: Task, starts: Array | int, afar: bool = False) -> Solution:
+    """Fit every data set; starts: how many to make, or (R or 1, S, p) of them.
+
+    afar: of a law without terms, go near the optima as `linearised` does first.
+    """
     if isinstance(starts, int):
         starts = task.problem.starts(task.loss, task.w, starts)
     R = len(task)
@@ -103,6 +107,9 @@ def solve(task: Task, starts: Array | int) -> Solution:
     theta = every.reshape(-1, p)
 
     stages = task.rule.stages(lambda: _mean_residual(task, theta))
+    if afar and not task.problem.law.terms:
+        staged = replace(task, rule=stages[0])
+        theta = approach(staged.take(np.arange(R).repeat(S)), theta)
     ways = list(zip(stages, [*stages[1:], None], strict=True))
     for stage, following in each(ways, "stages"):
         staged = replace(task, rule=stage)
@@ -124,13 +131,13 @@ def resolve(task: Task, best: Array) -> Solution:
     Some are solved from many starts as well; if that finds a lower objective in any, all are
     solved from the best few of many.
     """
-    start = best[None, None]
+    start = np.stack([best, *_held_inside(task, best)])[None]
     every = np.arange(len(task))
     checked = max(2, CHECKED_POINTS // task.w.shape[1])
     spread = np.linspace(0, every[-1], min(_CHECKED, checked))
     some = np.unique(spread.astype(int))
     with part(2 + _STARTS_KEPT, "rounds") as at:
-        solution = solve(task, start)
+        solution = solve(task, start, afar=True)
         again = np.union1d(some, every[~solution.converged])
         at(1)
         better = improve(task, solution, again, STARTS_CHECKED)
@@ -140,6 +147,24 @@ def resolve(task: Task, best: Array) -> Solution:
     return solution
 
 
+def _held_inside(task: Task, best: Array) -> list[Array]:
+    """Of each parameter that is at an end of its range at `best` (p,), where the law is best with
+    it at the first value of its grid: resamples may be there, and Newton does not go there."""
+    problem = task.problem
+    others = []
+    for i, parameter in enumerate(problem.law.parameters):
+        at_end = best[i] in (problem.lower[i], problem.upper[i])
+        if problem.law.terms or not parameter.grid or not at_end:
+            continue
+        inside = problem.law.parameters[i].starts()[:1]
+        value = np.log(inside) if problem.logarithmic[i] else inside
+        held = replace(task, problem=problem.holding(i)).on(task.loss[:1], np.ones((1, task.loss.shape[1])))
+        starts = held.problem.starts(held.loss, held.w, STARTS_CHECKED)
+        starts[..., i] = value
+        others.append(solve(held, starts, afar=True).theta[0])
+    return others
+
+
 def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
     """Solve some data sets (k,) again, from the `few` best of many starts, where that is better.
 
@@ -147,7 +172,7 @@ def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
     """
     some = task.take(rows)
     starts = some.problem.starts(some.loss, some.w, STARTS_CHECKED)
-    wider = solve(some, lowest(some, starts, few))
+    wider = solve(some, lowest(some, starts, few), afar=True)
 
     rounding = _ROUNDING * task.w.sum(1).max()
     least = solution.objective[rows] * (1 - AGREEMENT) - rounding
