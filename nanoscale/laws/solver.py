@@ -12,6 +12,7 @@ Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -107,13 +108,15 @@ def solve(task: Task, starts: Array | int, afar: bool = False) -> Solution:
     theta = every.reshape(-1, p)
 
     stages = task.rule.stages(lambda: _mean_residual(task, theta))
+    damping = START_DAMPING
     if afar and not task.problem.law.terms:
         staged = replace(task, rule=stages[0])
         theta = approach(staged.take(np.arange(R).repeat(S)), theta)
+        damping = 0.0
     ways = list(zip(stages, [*stages[1:], None], strict=True))
     for stage, following in each(ways, "stages"):
         staged = replace(task, rule=stage)
-        theta, f, converged = _batched(staged, following, theta, S)
+        theta, f, converged = _batched(staged, following, theta, S, damping)
 
     ends = f.reshape(R, S)
     best = ends.argmin(1)
@@ -148,19 +151,23 @@ def resolve(task: Task, best: Array) -> Solution:
 
 
 def _held_inside(task: Task, best: Array) -> list[Array]:
-    """Of each parameter that is at an end of its range at `best` (p,), where the law is best with
-    it at the first value of its grid: resamples may be there, and Newton does not go there."""
+    """Where a law without terms is best with one parameter held at the first value of its grid,
+    for each that is at an end of its range at `best` (p,).
+
+    Some resamples have their optimum inside, where a step from such an end does not lead.
+    """
     problem = task.problem
+    if problem.law.terms:
+        return []
+    ones = np.ones((1, task.loss.shape[1]))
     others = []
     for i, parameter in enumerate(problem.law.parameters):
-        at_end = best[i] in (problem.lower[i], problem.upper[i])
-        if problem.law.terms or not parameter.grid or not at_end:
+        if not parameter.grid or problem.lower[i] < best[i] < problem.upper[i]:
             continue
-        inside = problem.law.parameters[i].starts()[:1]
-        value = np.log(inside) if problem.logarithmic[i] else inside
-        held = replace(task, problem=problem.holding(i)).on(task.loss[:1], np.ones((1, task.loss.shape[1])))
+        held = Task(problem.holding(i), task.rule, task.loss[:1], ones)
         starts = held.problem.starts(held.loss, held.w, STARTS_CHECKED)
-        starts[..., i] = value
+        inside = parameter.grid[0]
+        starts[..., i] = math.log(inside) if parameter.logarithmic else inside
         others.append(solve(held, starts, afar=True).theta[0])
     return others
 
@@ -236,7 +243,7 @@ class _Place:
 
 
 def _batched(
-    task: Task, following: Objective | None, theta: Array, S: int
+    task: Task, following: Objective | None, theta: Array, S: int, damping: float
 ) -> tuple[Array, Array, Mask]:
     """`refine` every row of theta, in batches; row i is a start of data set i // S.
 
@@ -251,20 +258,20 @@ def _batched(
         for rows in batches(len(theta), task.problem.batch // n):
             at(rows.start, rows.stop - rows.start)
             some = task.take(data_set[rows])
-            ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
+            ends[rows], f[rows], converged[rows] = refine(some, theta[rows], damping)
             if following is not None:
                 ends[rows] = _followed(some, following.delta, ends[rows])
     return ends, f, converged
 
 
-def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
-    """Projected Newton (Bertsekas 1982), damped by reweighted least squares.
+def refine(task: Task, theta: Array, first: float = START_DAMPING) -> tuple[Array, Array, Mask]:
+    """Projected Newton (Bertsekas 1982), damped by reweighted least squares, at `first` so much.
 
     Where each row of theta (B, p) ends, the objective there, and whether it has converged.
     """
     problem = task.problem
     place = task.at(np.clip(theta, problem.lower, problem.upper))
-    damping = np.full(len(theta), START_DAMPING)
+    damping = np.full(len(theta), first)
     index = np.arange(len(theta))
     ends = place.state.theta.copy()
     f = place.f.copy()
