@@ -1,16 +1,15 @@
 """From afar to near an optimum of a law without terms: its law made linear, again and again.
 
-The one idea: of a linear law every objective here is convex, so its least value is found for certain
-and cheaply, kinks and all, and the law made linear there anew: Gauss-Newton of a convex function of
-residuals (Burke and Ferris 1995). Damped Newton takes ten times as many steps across the kinks of a
-Huber loss whose delta is far below the residuals. Where it ends, `solver.refine` says for certain.
+The one idea: of a linear law every objective here is convex, so its least value is found cheaply,
+kinks and all, and the law made linear there anew: Gauss-Newton of a convex function of residuals
+(Burke and Ferris 1995). Damped Newton takes ten times as many steps across the kinks of a Huber
+loss whose delta is far below the residuals. Where it ends, `solver.refine` says for certain.
 
 Shapes: B rows, n points, p coordinates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,7 @@ from nanoscale.laws.problem import IN_CACHE
 if TYPE_CHECKING:
     from nanoscale.laws.solver import Task
 
-MOST_LINES, MOST_STEPS, HALVINGS = 8, 8, 5  # laws made linear; steps in each; shorter ones tried
+MOST_LINES, MOST_STEPS, SHORTER = 8, 8, 5  # laws made linear; steps in each; shorter ones tried
 LESS = 1e-3  # of the objective: what steps of a linear law must gain, and
 SETTLED = 1e-9  # what a law made linear anew must
 RIDGE = 1e-11  # of the squares: a direction that is flat
@@ -55,7 +54,7 @@ def _moved(task: Task, ends: Array, index: Array) -> Array:
 
     gain = np.zeros(len(theta))
     left = np.arange(len(theta))
-    for k in range(HALVINGS):
+    for k in range(SHORTER):
         tried = task.problem.clipped(theta[left], theta[left] + step[left] / 2**k)
         fall = 1 - task.take(left).at(tried).f / place.f[left]
         better = fall > 0
@@ -84,7 +83,7 @@ def _least(task: Task, r: Array, slopes: Array, stopped: Mask) -> Array:
         hessian[diagonal, diagonal] += RIDGE * w.sum(1)
         step, _ = solve_positive(hessian, gradient)
         along = (step.T[:, None] @ rows)[:, 0]
-        share = _along(lambda t: (rule.pulls(r - t * along, w)[0] * along).sum(1), B)
+        share = _share(task, r, along)
         r = r - share[:, None] * along
         total += share[:, None] * step.T
         if ((gradient * step).sum(0) * share < LESS * rule.value(r, w)).all():
@@ -92,24 +91,29 @@ def _least(task: Task, r: Array, slopes: Array, stopped: Mask) -> Array:
     return total / size
 
 
-def _along(fall: Callable[[Array], Array], B: int) -> Array:
-    """Where on a line a convex function no longer falls; fall (B,) of shares (B, 1)."""
-    low, high = np.zeros(B), np.ones(B)
-    at_low, at_high = fall(low[:, None]), fall(high[:, None])
+def _share(task: Task, r: Array, along: Array) -> Array:
+    """How far (B,) from residuals r along a line the objective no longer falls."""
+    low, high = np.zeros(len(r)), np.ones(len(r))
+    at_low, at_high = _fall(task, r, along, low), _fall(task, r, along, high)
     for _ in range(BRACKETS):
         more = at_high > 0
         if not more.any():
             break
         low, at_low = np.where(more, high, low), np.where(more, at_high, at_low)
         high = np.where(more, 2 * high, high)
-        at_high = fall(high[:, None])
+        at_high = _fall(task, r, along, high)
     for k in range(CUTS):
-        share = 0.5
-        if k % 2 == 0:
-            share = np.clip(at_low / np.maximum(at_low - at_high, 1e-300), 0.1, 0.9)
+        share = at_low / np.maximum(at_low - at_high, 1e-300)
+        share = np.clip(share, 0.1, 0.9) if k % 2 == 0 else np.full(len(r), 0.5)
         middle = low + share * (high - low)
-        there = fall(middle[:, None])
+        there = _fall(task, r, along, middle)
         falls = there > 0
         low, at_low = np.where(falls, middle, low), np.where(falls, there, at_low)
         high, at_high = np.where(falls, high, middle), np.where(falls, at_high, there)
     return np.where(at_low < -at_high, low, high)
+
+
+def _fall(task: Task, r: Array, along: Array, share: Array) -> Array:
+    """How steeply (B,) the objective falls there."""
+    pull, _ = task.rule.pulls(r - share[:, None] * along, task.w)
+    return np.asarray((pull * along).sum(1))

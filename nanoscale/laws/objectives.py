@@ -22,7 +22,7 @@ from nanoscale.laws.arrays import Array
 
 OBJECTIVES = ("log-huber", "lad", "mse", "envelope")
 OVERESTIMATE = 10.0  # weight of a point that the law lies above, under `envelope`
-FAR = 0.01  # of the reweighted least squares' curvature, where the objective has none
+BEND_OUTSIDE = 0.01  # of the reweighted least squares' curvature, where the objective has none
 LAD_STAGES = 10.0 ** -np.arange(0, 10)  # delta, in mean |r| of the best start
 LAD_DELTA = 1e-12  # below, residuals are rounding
 
@@ -124,7 +124,7 @@ class Objective:
         near = psi == r
         weight = self.lopsided(w, r)
         share = psi / np.where(near, 1, r)
-        return psi * weight, np.where(near, 1.0, FAR * share) * weight
+        return psi * weight, np.where(near, 1.0, BEND_OUTSIDE * share) * weight
 
     def reweighted(self, r: Array, m: Array, w: Array) -> Array:
         """(B, n) weights of the least squares in m that has this slope at m."""
