@@ -31,13 +31,13 @@ BRACKETS, CUTS = 3, 6  # of a search along a line
 def approach(task: Task, theta: Array) -> Array:
     """Where each row of theta (B, p) leads."""
     ends = np.clip(theta, task.problem.lower, task.problem.upper)
-    for rows in batches(len(theta), IN_CACHE // task.loss.shape[1]):
-        index = np.arange(rows.start, rows.stop)
-        for _ in range(MOST_LINES):
-            gain = _moved(task.take(index), ends, index)
-            index = index[gain > SETTLED]
-            if not len(index):
-                break
+    at_once = IN_CACHE // task.loss.shape[1]
+    index = np.arange(len(theta))
+    for _ in range(MOST_LINES):
+        gain = np.empty(len(index))
+        for rows in batches(len(index), at_once):
+            gain[rows] = _moved(task.take(index[rows]), ends, index[rows])
+        index = index[gain > SETTLED]
     return ends
 
 

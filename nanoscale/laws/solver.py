@@ -134,7 +134,7 @@ def resolve(task: Task, best: Array) -> Solution:
     Some are solved from many starts as well; if that finds a lower objective in any, all are
     solved from the best few of many.
     """
-    start = np.stack([best, *_held_inside(task, best)])[None]
+    start = np.stack([best, *held_inside(task, best)])[None]
     every = np.arange(len(task))
     checked = max(2, CHECKED_POINTS // task.w.shape[1])
     spread = np.linspace(0, every[-1], min(_CHECKED, checked))
@@ -150,7 +150,7 @@ def resolve(task: Task, best: Array) -> Solution:
     return solution
 
 
-def _held_inside(task: Task, best: Array) -> list[Array]:
+def held_inside(task: Task, best: Array) -> list[Array]:
     """Where a law without terms is best with one parameter held at the first value of its grid,
     for each that is at an end of its range at `best` (p,).
 

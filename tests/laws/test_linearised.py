@@ -55,3 +55,13 @@ def test_resamples_are_solved_no_higher_than_from_many_starts():
     many = solver.solve(task, 6)
     assert found.converged.all()
     assert (found.objective <= many.objective * (1 + 1e-9)).all()
+
+
+def test_a_parameter_at_an_end_of_its_range_is_tried_inside_too():
+    task, truth = task_of("repetition", Objective("log-huber", 1e-3))
+    assert solver.held_inside(task, truth) == []
+    end = truth.copy()
+    end[-1] = task.problem.upper[-1]
+    (inside,) = solver.held_inside(task, end)
+    assert inside[-1] == np.log(LAWS["repetition"].parameters[-1].grid[0])
+    assert (inside[:-1] != end[:-1]).all()
