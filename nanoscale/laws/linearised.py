@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanoscale.laws.arrays import Array, Mask, batches
+from nanoscale.laws.arrays import Array, Index, Mask, batches
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.problem import IN_CACHE
 
@@ -41,7 +41,7 @@ def approach(task: Task, theta: Array) -> Array:
     return ends
 
 
-def _moved(task: Task, ends: Array, index: Array) -> Array:
+def _moved(task: Task, ends: Array, index: Index) -> Array:
     """Move some rows of `ends` to where the law made linear is least; what they gain (B,)."""
     theta = ends[index]
     place = task.at(theta)
