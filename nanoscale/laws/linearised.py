@@ -10,16 +10,12 @@ Shapes: B rows, n points, p coordinates.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from nanoscale.laws.arrays import Array, Index, Mask, batches
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.problem import IN_CACHE
-
-if TYPE_CHECKING:
-    from nanoscale.laws.solver import Task
+from nanoscale.laws.task import Task
 
 MOST_LINES, MOST_STEPS, SHORTER = 8, 8, 5  # laws made linear; steps in each; shorter ones tried
 LESS = 1e-3  # of the objective: what steps of a linear law must gain, and

@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from nanoscale.data.gauge import each, part
-from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
+from nanoscale.laws.arrays import Array, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.linearised import approach
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.problem import Problem, State
+from nanoscale.laws.task import ROUNDING, Place, Task
 
 MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
 AGREEMENT = 1e-9  # of objectives that count as equal, relative
-_ROUNDING = 1e-30  # what rounding alone leaves of one squared residual of ln L
 START_DAMPING = 0.03  # shares of reweighted least squares in the Hessian
 FIRST_DAMPING, CONVEX_DAMPING = 1e-3, 0.3  # after a poor step; where the Hessian bends down
 HEAVY_DAMPING, MOST_DAMPING = 5.0, 1e15  # from which steps are projected as well; given up
@@ -37,50 +35,6 @@ LEAVING = 0.1  # share of a batch that is done before it is made smaller
 _CHECKED, STARTS_CHECKED, _STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
 CHECKED_POINTS = 4_000  # of these resamples together, but at least two of them
 SAMPLED = 64  # starts, of which the best says how large residuals are
-
-
-@dataclass(frozen=True)
-class Task:
-    """What R data sets minimise: `rule` of losses (R or 1, n) over the problem's scale, with
-    weights w (R or 1, n)."""
-
-    problem: Problem
-    rule: Objective
-    loss: Array
-    w: Array
-
-    @cached_property
-    def y(self) -> Array:
-        """Losses as the objective reads them."""
-        return self.rule.read(self.loss)
-
-    @property
-    def rounding(self) -> float:
-        """What rounding alone leaves of an objective whose weights are 1."""
-        return _ROUNDING * len(self.loss[0])
-
-    def __len__(self) -> int:
-        return max(len(self.loss), len(self.w))
-
-    def on(self, loss: Array, w: Array) -> Task:
-        """The same of other data."""
-        return Task(self.problem, self.rule, loss, w)
-
-    def take(self, rows: Chosen) -> Task:
-        """That of some data sets; losses or weights that all share stay as they are."""
-        loss = self.loss if len(self.loss) == 1 else self.loss[rows]
-        w = self.w if len(self.w) == 1 else self.w[rows]
-        return self.on(loss, w)
-
-    def at(self, theta: Array) -> _Place:
-        """Where rows theta (R, p) are."""
-        state = self.problem.at(theta)
-        r = self.rule.residual(self.y, state.m)
-        return _Place(state, r, self.rule.value(r, self.w))
-
-    def derivatives(self, place: _Place, damping: Array) -> ArrayPair:
-        """The objective's there, as `Objective.derivatives` has them."""
-        return self.rule.derivatives(place.r, place.state.m, self.w, damping)
 
 
 @dataclass(frozen=True)
@@ -181,7 +135,7 @@ def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
     starts = some.problem.starts(some.loss, some.w, STARTS_CHECKED)
     wider = solve(some, lowest(some, starts, few), afar=True)
 
-    rounding = _ROUNDING * task.w.sum(1).max()
+    rounding = ROUNDING * task.w.sum(1).max()
     least = solution.objective[rows] * (1 - AGREEMENT) - rounding
     better: Mask = wider.objective < least
     better |= wider.converged & ~solution.converged[rows]
@@ -226,22 +180,6 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
 
 
 # -- rows at work ---------------------------------------------------------------------------------
-@dataclass
-class _Place:
-    """Where B rows are: the law there, residuals r (B, n), the objective f (B,)."""
-
-    state: State
-    r: Array
-    f: Array
-
-    def take(self, rows: Chosen) -> _Place:
-        return _Place(self.state.take(rows), self.r[rows], self.f[rows])
-
-    def put(self, rows: Index, other: _Place) -> None:
-        self.state.put(rows, other.state)
-        put(rows, [self.r, self.f], [other.r, other.f])
-
-
 def _batched(
     task: Task, following: Objective | None, theta: Array, S: int, damping: float
 ) -> tuple[Array, Array, Mask]:
@@ -296,7 +234,7 @@ def refine(task: Task, theta: Array, first: float = START_DAMPING) -> tuple[Arra
     return ends, f, converged
 
 
-def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
+def _iterate(task: Task, place: Place, damping: Array) -> tuple[Place, Array, Mask]:
     """One step of every row: where it leads, the next damping (B,), and which have converged."""
     step, decrement, convex = _newton_step(task, place, damping)
     room = TOLERANCE * place.f + task.rounding
@@ -320,7 +258,7 @@ def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, 
     return trial, damping, done
 
 
-def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
+def _newton_step(task: Task, place: Place, damping: Array) -> tuple[Array, Array, Mask]:
     """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
     c, q = task.derivatives(place, damping)
     gradient, hessian = task.problem.sums(place.state, c, q)
@@ -335,7 +273,7 @@ def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Arra
     return step.T, -rise / 2, convex
 
 
-def _trial(task: Task, place: _Place, damping: Array, step: Array, decrement: Array) -> _Place:
+def _trial(task: Task, place: Place, damping: Array, step: Array, decrement: Array) -> Place:
     """Where the step leads, or its projection if that gains more than a poor or short step."""
     problem = task.problem
     theta = place.state.theta

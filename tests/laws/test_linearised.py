@@ -12,6 +12,7 @@ from nanoscale.laws.bootstrap import point_weights
 from nanoscale.laws.linearised import approach
 from nanoscale.laws.objectives import OBJECTIVES, Objective
 from nanoscale.laws.problem import problem_of
+from nanoscale.laws.task import Task
 
 BASE = [1.69, 406.4, 410.7, 0.34, 0.28]
 
@@ -29,7 +30,7 @@ def task_of(name, rule, rows=1, spread=0.02):
     loss = law.loss(truth, *x) * np.exp(spread * noise)
     problem = problem_of(law, x, loss)
     w = point_weights("pairs", 30, None, rows, 0)
-    return solver.Task(problem, rule, loss[None] / problem.scale, w), problem.theta(truth)
+    return Task(problem, rule, loss[None] / problem.scale, w), problem.theta(truth)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
