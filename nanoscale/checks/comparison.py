@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from nanoscale.checks.compute_multiplier import ComputeMultiplier
-from nanoscale.checks.drift import Interval
 from nanoscale.checks.paired import Estimate
+from nanoscale.checks.seed_shifts import Interval
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import plain
 
@@ -47,7 +47,7 @@ class ArmAtSize:
 
 @dataclass(frozen=True)
 class SeedLosses:
-    """Both arms' losses of one seed; None where it has no run."""
+    """Both arms' losses of one seed, at the setting that the others choose; None: no run."""
 
     seed: str
     a: float | None
@@ -81,7 +81,7 @@ class PooledEstimate(Estimate):
     """The difference over sizes; its interval is of seeds, or with one seed of windows alone."""
 
     interval: str
-    held_out: float | None  # the difference where each seed's setting is chosen on the others
+    at_chosen: float | None  # the difference at the chosen settings, which flatters tuned arms
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from nanoscale.checks.coordinates import (
     judge,
     measurements,
     overall,
+    seeds_needed,
     slope,
 )
-from nanoscale.checks.optimum import Numbers
+from nanoscale.checks.seed_shifts import Numbers
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
@@ -53,6 +54,7 @@ class CoordinateVerdict:
     slopes: Mapping[str, Mapping[str, Slope]]  # quantity -> step -> its slope
     values: Mapping[str, Sequence[Sequence[float | None]]]  # quantity -> (sizes, steps)
     losses: Sequence[float | None]  # of the last step, by size
+    seeds_needed: int | None  # of each size, where the intervals do not decide yet
     asked: Mapping[str, Json] = field(default_factory=dict)  # of the study of its runs
     runs: Sequence[str] = ()
 
@@ -85,6 +87,9 @@ def coordinate_verdict(
         says = _sentence(fault, facts.sweep, rule)
         module = " of ".join(fault.parts)
 
+    needed = None
+    if verdict == UNSURE and findings:
+        needed = seeds_needed(findings, len(seeds), len(sizes))
     short = sorted({run.size for run in runs if len(run.rows) < steps})
     if short and verdict != FAIL:
         verdict = UNSURE if short == list(sizes) else FAIL  # every size: not a matter of size
@@ -104,6 +109,7 @@ def coordinate_verdict(
         slopes={quantity: _slopes(sizes, values) for quantity, values in logs.items()},
         values={quantity: _means(values) for quantity, values in logs.items()},
         losses=_losses(runs, sizes),
+        seeds_needed=needed,
     )
 
 

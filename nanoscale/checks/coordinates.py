@@ -30,11 +30,11 @@ from nanoscale.checks.coordinate_bands import (
     SlopeBand,
     SweptSize,
 )
-from nanoscale.checks.drift import Interval
-from nanoscale.checks.optimum import Numbers
+from nanoscale.checks.seed_shifts import Interval, Numbers
 from nanoscale.checks.t_distribution import t_quantile
 
 FIRST_UPDATES = 5  # beyond, an update follows the ones before it more than its rule
+DECIDING_SEEDS = 30  # a remedy that asks for more is none
 PASS, FAIL, UNSURE = "pass", "fail", "inconclusive"
 
 
@@ -164,6 +164,15 @@ class Facts:
         return when in ("", heads, head)
 
 
+def against(ends: Interval, allowed: Interval) -> str:
+    """fail where the interval lies beyond what is allowed, pass where it lies within."""
+    low, high = ends
+    least, most = allowed
+    if low > most or high < least:
+        return FAIL
+    return PASS if least <= low and high <= most else UNSURE
+
+
 @dataclass(frozen=True)
 class JudgedSlope:
     """A quantity's slope over a window of steps, against what is allowed."""
@@ -178,17 +187,11 @@ class JudgedSlope:
 
     @classmethod
     def of(cls, quantity: str, found: Slope, band: SlopeBand) -> JudgedSlope:
-        low, high = found.ci95
         allowed = (band.low, band.high)
-        verdict = UNSURE
-        if low > band.high or high < band.low:
-            verdict = FAIL
-        elif band.low <= low and high <= band.high:
-            verdict = PASS
         return cls(
             quantity,
             window=band.window,
-            verdict=verdict,
+            verdict=against(found.ci95, allowed),
             slope=found.slope,
             ci95=found.ci95,
             allowed=allowed,
@@ -227,7 +230,31 @@ def judge(logs: Mapping[str, Numbers], sizes: Sequence[int], facts: Facts) -> li
 
 def overall(findings: Iterable[JudgedSlope]) -> str:
     """fail if any fails, pass if all pass."""
-    verdicts = {finding.verdict for finding in findings}
+    return overall_of([finding.verdict for finding in findings])
+
+
+def overall_of(verdicts: Sequence[str]) -> str:
     if FAIL in verdicts:
         return FAIL
-    return PASS if verdicts == {PASS} else UNSURE
+    return PASS if set(verdicts) == {PASS} else UNSURE
+
+
+def seeds_needed(findings: Sequence[JudgedSlope], seeds: int, sizes: int) -> int | None:
+    """Seeds of each size at which the verdict is decided, if slopes and scatter stay: the fewest at
+    which one fails or all pass. None where `DECIDING_SEEDS` do not.
+
+    With few degrees of freedom some scatters are small by luck: none counts below their median.
+    """
+    halves = [(finding.ci95[1] - finding.ci95[0]) / 2 for finding in findings]
+    usual = float(np.median(halves))
+    now = t_quantile(0.95, seeds * (sizes - 1) - 1) / math.sqrt(seeds)
+    for count in range(seeds + 1, DECIDING_SEEDS + 1):
+        then = t_quantile(0.95, count * (sizes - 1) - 1) / math.sqrt(count)
+        verdicts = []
+        for finding, half in zip(findings, halves, strict=True):
+            wide = max(half, usual) * then / now
+            ends = (finding.slope - wide, finding.slope + wide)
+            verdicts.append(against(ends, finding.allowed))
+        if overall_of(verdicts) != UNSURE:
+            return count
+    return None

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanoscale.checks.optimum import LrCurve, Numbers, SeedNoise
+from nanoscale.checks.optimum import LrCurve, Parabolas
+from nanoscale.checks.seed_shifts import Interval, Numbers, SeedNoise, Squares
 
-Interval = tuple[float, float]
 CENTRAL = (0.025, 0.975)
 UNKNOWN: Interval = (math.nan, math.nan)
 TINY = 1e-12  # octaves^2: the least variance of an optimum that a weight knows
@@ -38,7 +38,7 @@ class LrGrid:
     base: int  # index of the size whose optimum is transferred
     noise: SeedNoise  # pooled over sizes
     noises: Sequence[SeedNoise]  # of each size (the pooled one where there is no parabola)
-    coefs: Numbers  # (K, 3, R) the parabolas
+    draws: Sequence[Parabolas | None]  # of each size, R of them
     optimum: Numbers  # (K,)
     optima: Numbers  # (K, R)
 
@@ -50,50 +50,44 @@ class LrGrid:
         rng: np.random.Generator,
         resamples: int,
     ) -> LrGrid:
-        """Gaussian noise around the fitted coefficients; its sd is drawn too, as seeds are few."""
-        noise = SeedNoise.of([curve.fit for curve in curves if curve.fit])
+        """Gaussian noise on the mean losses; its sd is drawn too, as seeds are few."""
+        misfit = Squares.pooled(curve.misfit for curve in curves)
+        noise = SeedNoise.of([curve.seeds for curve in curves if curve.seeds], misfit)
         count = len(curves)
         noises = [noise] * count
-        coefs = np.full((count, 3, resamples), math.nan)
+        draws: list[Parabolas | None] = [None] * count
         optimum = np.full(count, math.nan)
         optima = np.full((count, resamples), math.nan)
 
         for k, curve in enumerate(curves):
-            steps = rng.standard_normal((resamples, 3))
-            fit = curve.fit
-            if fit:
-                noises[k] = noise.at(fit)
-                sd = noises[k].draws(rng, resamples)[:, None]  # (R, 1)
-                moved = sd * steps @ fit.root.T
-                noisy = fit.coef + moved  # (R, 3)
-                coefs[k] = noisy.T
+            steps = rng.standard_normal((len(curve.x), resamples))
+            if not curve.fit or not curve.seeds:
+                continue
+            noises[k] = noise.at(curve.seeds)
+            sd = noises[k].draws(rng, resamples)
+            resampled = curve.resampled(sd * steps)
+            draws[k] = resampled
             if curve.valley:
-                best = curve.valley.coef
-                optimum[k] = curve.lowest(best)
-                optima[k] = curve.lowest(coefs[k])
-        return cls(curves, base, noise, noises, coefs, optimum, optima)
+                optimum[k] = curve.valley.lowest()[0]
+                optima[k] = resampled.lowest()
+        return cls(curves, base, noise, noises, draws, optimum, optima)
 
     def at_base(self, k: int) -> Transferred:
         """Size k at the base's optimum."""
         curve = self.curves[k]
-        fit = curve.fit
-        coefs = self.coefs[k]
+        draws = self.draws[k]
         x = self.optimum[self.base]
-        if not fit:
-            return Transferred(math.nan, math.nan, coefs[0])
-        loss = float(curve.loss(fit.coef, x))
+        if not curve.fit or not draws or not curve.seeds:
+            unknown = np.full_like(self.optima[k], math.nan)
+            diverges = x <= curve.below or x >= curve.above
+            return Transferred(math.inf if diverges else math.nan, math.nan, unknown)
+        loss = float(curve.fit.loss(x)[0])
         moved = np.clip(self.optima[self.base], curve.x[0], curve.x[-1])
-        draws = curve.loss(coefs, moved)
+        at_moved = draws.loss(moved)
         if not math.isfinite(loss):
-            return Transferred(loss, math.nan, draws)
-
-        low, high = fit.window
-        variance = curve.loss(coefs, x).var()
-        variance += self.noise.shift_sd**2 / fit.n_seeds
-        if not low <= x <= high:
-            nearest = np.abs(curve.x - x).argmin()
-            variance += self.noises[k].sd ** 2 / curve.runs[nearest]
-        return Transferred(loss, math.sqrt(variance), draws)
+            return Transferred(loss, math.nan, at_moved)
+        variance = draws.loss(x).var() + self.noise.shift_sd**2 / curve.seeds.n_seeds
+        return Transferred(loss, math.sqrt(variance), at_moved)
 
 
 def interval(draws: Numbers) -> Interval:

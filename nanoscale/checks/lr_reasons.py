@@ -11,7 +11,7 @@ import numpy as np
 
 from nanoscale.checks.drift import LrGrid
 from nanoscale.checks.lr_verdict import JudgedNumber, SizeOptimum
-from nanoscale.checks.optimum import Squares
+from nanoscale.checks.seed_shifts import Squares
 
 _SIZES_NEEDED = 3
 _MISFIT = 3.0  # residual over seed sd from which the curves are said to be no parabolas
@@ -48,12 +48,14 @@ class Evidence:
 
         gaps = "; ".join(self.gaps())
         failures = "; ".join(failed)
-        if gaps and failures:
+        diverges = any(size.transferred_diverges for size in self.sizes)
+        if gaps and failures and not diverges:
             return "inconclusive", f"{gaps}; what is known would fail: {failures}"
+        if failures:
+            known = f"{failures}: {self.way_out()}"
+            return "fail", f"{known}; {gaps}" if gaps else known
         if gaps:
             return "inconclusive", gaps
-        if failures:
-            return "fail", f"{failures}: {self.way_out()}"
         if undecided:
             return "inconclusive", "; ".join(undecided)
         return "pass", "; ".join(within)
@@ -65,9 +67,10 @@ class Evidence:
         for curve in self.grid.curves:
             if curve.problem:
                 wanted = " and ".join(f"{2.0**x:.3g}" for x in curve.wanted)
+                more = f"at LR {wanted}" if wanted else "with more seeds"
                 gaps.append(
                     f"the optimum at {name} {curve.size:g} is not bracketed, {curve.problem}: "
-                    f"run {name} {curve.size:g} at LR {wanted}"
+                    f"run {name} {curve.size:g} {more}"
                 )
         if len(self.sizes) < _SIZES_NEEDED:
             gaps.append(
@@ -103,7 +106,7 @@ class Evidence:
             return f"the sizes scatter by {self.scatter:.2f} octaves about a line, run more of them"
 
         # the interval falls with the root of the seeds
-        seeds = min(curve.fit.n_seeds for curve in grid.curves if curve.fit)
+        seeds = min(curve.seeds.n_seeds for curve in grid.curves if curve.seeds)
         low, high = number.ci95
         room = abs(abs(number.value) - number.tolerance)
         wanted = math.inf
@@ -146,8 +149,7 @@ class Evidence:
                 "too few seeds to measure the noise: it is taken from the residuals of "
                 f"the parabolas (sd {noise.sd:.4f}, {noise.dof} degrees of freedom)"
             ]
-        fits = [curve.fit for curve in self.grid.curves if curve.fit]
-        misfit = Squares.pooled(fit.misfit for fit in fits)
+        misfit = Squares.pooled(curve.misfit for curve in self.grid.curves)
         if misfit.dof and misfit.mean > (_MISFIT * noise.sd) ** 2:
             return [
                 f"the losses lie {math.sqrt(misfit.mean):.4f} off the parabolas, "

@@ -13,12 +13,13 @@ diverged run: no optimum, and a bound of the curve. A loss of NaN is a run witho
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from nanoscale.checks.drift import UNKNOWN, Drift, Interval, LrGrid, Transferred, drift_of, interval
+from nanoscale.checks.drift import UNKNOWN, Drift, LrGrid, Transferred, drift_of, interval
 from nanoscale.checks.lr_reasons import Evidence, never_worse
 from nanoscale.checks.lr_verdict import (
     FittedParabola,
@@ -29,6 +30,7 @@ from nanoscale.checks.lr_verdict import (
     TransferVerdict,
 )
 from nanoscale.checks.optimum import LrCurve, curve_of
+from nanoscale.checks.seed_shifts import Interval
 from nanoscale.errors import UserError
 
 
@@ -139,7 +141,7 @@ def _runs(
     """The columns as arrays, in the order given; a grid that can be judged."""
     if np.isnan(loss).all():
         raise UserError(f"no run has a {names.loss}: there is nothing to judge")
-    labels = list(range(len(loss))) if seed is None else list(map(str, seed))
+    labels = list(map(str, range(len(loss))) if seed is None else map(seed_name, seed))
     seen = set()
     for s, x, label, y in zip(size, lr, labels, loss, strict=True):
         if math.isnan(y):
@@ -152,6 +154,11 @@ def _runs(
         seen.add((s, x, label))
     seeds = np.unique(labels, return_inverse=True)[1]
     return LrRuns(np.asarray(size), np.asarray(lr), np.asarray(loss), seeds)
+
+
+def seed_name(value: object) -> str:
+    """`1` for 1, 1.0 and their texts: a table with an empty cell makes numbers of integers."""
+    return re.sub(r"^(\d+)\.0*$", r"\1", str(value).strip())
 
 
 def _measured(
@@ -190,10 +197,12 @@ def size_optimum(grid: LrGrid, k: int) -> SizeOptimum:
     low, high = interval(draws - grid.optima[grid.base])  # of the shift
     least, regret, regret_ci95 = _regret(grid, k, transferred)
     n_seeds = max(curve.runs, default=0)
+    if curve.seeds:
+        n_seeds = curve.seeds.n_seeds
     parabola = None
     if fit:
-        n_seeds = fit.n_seeds
-        parabola = FittedParabola(_exp2(fit.window), 2.0**fit.centre, fit.coef.tolist())
+        window = _exp2((fit.low[0], fit.high[0]))
+        parabola = FittedParabola(window, 2.0**fit.centre, fit.coef[:, 0].tolist())
     return SizeOptimum(
         size=curve.size,
         optimum_lr=2.0**x,
@@ -222,16 +231,14 @@ def _regret(grid: LrGrid, k: int, transferred: Transferred) -> tuple[float, floa
     """The least loss of size k, what training at the base's optimum costs beyond it, and the
     interval of that."""
     valley = grid.curves[k].valley
-    if not valley:
-        return math.nan, math.nan, UNKNOWN
-    least = float(valley.loss(valley.coef, grid.optimum[k]))
-    if math.isnan(transferred.loss):
+    draws = grid.draws[k]
+    least = float(valley.parabola(grid.optimum[k])[0]) if valley else math.nan
+    if math.isinf(transferred.loss):
+        return least, math.inf, (math.inf, math.inf)
+    if not draws or math.isnan(least) or math.isnan(transferred.loss):
         return least, math.nan, UNKNOWN
     regret = max(0.0, transferred.loss - least)
-    if math.isinf(regret):
-        return least, regret, (regret, regret)
-    at_best = valley.loss(grid.coefs[k], grid.optima[k])
-    excess = transferred.draws - at_best
+    excess = transferred.draws - draws.parabola(grid.optima[k])
     return least, regret, interval(np.maximum(excess, 0))
 
 

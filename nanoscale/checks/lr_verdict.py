@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from nanoscale.checks.drift import Interval
-from nanoscale.checks.optimum import Numbers, SeedNoise
+from nanoscale.checks.seed_shifts import Interval, Numbers, SeedNoise
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 

@@ -25,8 +25,8 @@ from nanoscale.errors import DONE, INCONCLUSIVE
 
 if TYPE_CHECKING:
     from nanoscale.checks.comparison import ArmAtSize, ArmSummary, Comparison, SizeComparison
-    from nanoscale.checks.drift import Interval
     from nanoscale.checks.paired import Estimate
+    from nanoscale.checks.seed_shifts import Interval
 
     Arm = ArmSummary | ArmAtSize
 

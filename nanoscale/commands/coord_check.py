@@ -173,6 +173,16 @@ def interval_text(ends: tuple[float, float]) -> str:
     return f"[{low:+.2f}, {high:+.2f}]"
 
 
+def seeds_text(verdict: CoordinateVerdict) -> str:
+    """How many seeds would decide."""
+    from nanoscale.checks.coordinates import DECIDING_SEEDS
+
+    needed = verdict.seeds_needed
+    if needed is None:
+        return f"{DECIDING_SEEDS} seeds would not decide either if slopes stay, so take more sizes"
+    return f"about --seeds={needed} would decide, if slopes and scatter stay"
+
+
 def verdict_line(verdict: CoordinateVerdict) -> str:
     """The last line: the verdict and why."""
     findings = verdict.findings
@@ -186,5 +196,5 @@ def verdict_line(verdict: CoordinateVerdict) -> str:
         why = f"all {len(findings)} intervals lie within what is allowed"
     else:
         more = f" and {len(unsure) - NAMED} more" if len(unsure) > NAMED else ""
-        why = f"the intervals of {', '.join(named)}{more} are too wide; take more seeds or sizes"
+        why = f"the intervals of {', '.join(named)}{more} are too wide; {seeds_text(verdict)}"
     return f"{verdict.verdict}: {why}"

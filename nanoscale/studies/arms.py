@@ -257,8 +257,8 @@ class ArmCell:
 
     @property
     def losses(self) -> Losses:
-        """Of the counted runs."""
-        return losses_of(self.counted)
+        """Of the counted seeds, each at the setting that the others choose."""
+        return {seed: self.choice.held_out[seed] for seed in self.counted}
 
     def against(self, other: ArmCell | None) -> ArmCell:
         """With its runs counted; where seeds are paired, without those that have no pair."""

@@ -7,6 +7,7 @@ in `compare_reasons`.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,26 +26,27 @@ from nanoscale.checks.comparison import (
 )
 from nanoscale.checks.compute_multiplier import multiplier
 from nanoscale.checks.drift import UNKNOWN
-from nanoscale.checks.optimum import Numbers
 from nanoscale.checks.paired import (
     Difference,
     Losses,
     Sample,
-    difference_of,
     judge,
     seeds_needed,
+    tuned_difference,
     windows_noise,
 )
+from nanoscale.checks.seed_shifts import Numbers
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.results import mixed_sets
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import DIVERGED, WINDOWS
 from nanoscale.studies.arms import KEYS, NOT_TUNED, Arm, ArmCell, cells_of, naming, read_arm
-from nanoscale.studies.compare_reasons import in_words, reason_of, warnings_of
+from nanoscale.studies.compare_reasons import OTHER_TEXT, in_words, reason_of, warnings_of
 
 ROPE = 0.01  # nats within which two arms are as good as equal
 LOSSES = ("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte")
 PER_WINDOW, PER_BYTE = LOSSES[0], LOSSES[-1]  # what windows.npy holds; comparable over tokenizers
+FINAL = (PER_WINDOW, PER_BYTE)  # of the last evaluation, whose windows are kept
 FOLLOW = ("n_head", "n_kv_head", "warmup_iters", "lr_decay_iters", "min_lr")  # other keys, mostly
 Texts = Numbers | str  # B - A per window (n,), or why it is not known
 
@@ -146,7 +148,7 @@ class Side:
 
     @property
     def levels(self) -> list[tuple[float, Losses]]:
-        return [(cell.first.flops, cell.choice.losses) for cell in self.cells]
+        return [(cell.first.flops, cell.choice.held_out) for cell in self.cells]
 
     def summary(self, pooled: Sequence[ArmCell]) -> ArmSummary:
         sample = Sample.of([cell.losses for cell in pooled])
@@ -206,8 +208,8 @@ class Pair:
     texts: Texts
 
     def record(self, pooled: bool) -> SizeComparison:
-        a = self.a.choice.losses
-        b = self.b.choice.losses
+        a = self.a.choice.held_out
+        b = self.b.choice.held_out
         window_se = None
         if not isinstance(self.texts, str):
             window_se = windows_noise(self.texts)[0]
@@ -225,7 +227,7 @@ class Pair:
 def _pairs(side_a: Side, side_b: Side, loss: str) -> list[Pair]:
     pairs = []
     for a, b in zip(side_a.shared, side_b.shared, strict=True):
-        difference = difference_of([(a.choice.losses, b.choice.losses)])
+        difference = tuned_difference([(a.choice, b.choice)])
         texts = _window_differences(a, b, loss)
         pairs.append(Pair(a, b, difference, texts))
     return pairs
@@ -237,11 +239,16 @@ def _record(
 ) -> Comparison:
     """What the numbers say; its words are still to come."""
     pooled = [pair for pair in pairs if pair.difference.known] or pairs
-    total = difference_of([(pair.a.choice.losses, pair.b.choice.losses) for pair in pooled])
+    total = tuned_difference([(pair.a.choice, pair.b.choice) for pair in pooled])
     windows = _window_noise([pair.texts for pair in pooled], total.value)
     differ_in = _differing(pairs[0], keys)
+    verdict = judge(total.ci95, rope)
+    needed = seeds_needed(total, rope)
+    if windows.reason == OTHER_TEXT:
+        verdict = "inconclusive"
+        needed = None
     return Comparison(
-        verdict=judge(total.ci95, rope),
+        verdict=verdict,
         reason="",
         loss=loss,
         unit="bits" if loss == PER_BYTE else "nats",
@@ -253,10 +260,10 @@ def _record(
             a.summary([pair.a for pair in pooled]),
             b.summary([pair.b for pair in pooled]),
         ),
-        difference=_pooled_estimate(total, pooled, windows),
+        difference=_pooled_estimate(total, windows),
         windows=windows,
         compute_multiplier=multiplier(a.levels, b.levels, total.paired_by is not None),
-        seeds_needed=seeds_needed(total, rope),
+        seeds_needed=needed,
         cells=[pair.record(pair in pooled) for pair in pairs],
         left_out=[*a.left_out(keys), *b.left_out(keys)],
     )
@@ -289,45 +296,55 @@ def _labels(differ_in: Mapping[str, tuple[Json, Json]]) -> tuple[str, str]:
     return a, b
 
 
-def _pooled_estimate(
-    total: Difference, pooled: Sequence[Pair], windows: WindowNoise
-) -> PooledEstimate:
+def _pooled_estimate(total: Difference, windows: WindowNoise) -> PooledEstimate:
     """The difference over sizes; where one seed knows no interval, with that of the windows."""
     estimate = asdict(total.estimate())
-    if total.known:
-        held_out = [(pair.a.choice.held_out, pair.b.choice.held_out) for pair in pooled]
-        value = difference_of(held_out).value
-        return PooledEstimate(**estimate, interval="seeds", held_out=value)
+    if total.known and total.at_chosen:
+        return PooledEstimate(**estimate, interval="seeds", at_chosen=total.at_chosen.value)
     estimate["ci95"] = windows.ci95 or UNKNOWN
-    return PooledEstimate(**estimate, interval="windows", held_out=None)
+    return PooledEstimate(**estimate, interval="windows", at_chosen=None)
 
 
 # -- windows ------------------------------------------------------------------------------------
 def _window_differences(a: ArmCell, b: ArmCell, loss: str) -> Texts:
     """B - A per window (n,), each arm's mean over its seeds; or why there is none."""
-    if loss != PER_WINDOW:
-        return f"{WINDOWS} holds the {PER_WINDOW}, not the {loss}"
+    other_loss = "" if loss == PER_WINDOW else f"{WINDOWS} holds the {PER_WINDOW}, not the {loss}"
     rows: dict[str, list[Numbers]] = {"A": [], "B": []}
-    texts = set()
+    cuts = set()
+    tokens = defaultdict(list)  # of validation, by data set
+    longest = 0
     for arm, cell in (("A", a), ("B", b)):
         for run in cell.counted.values():
             try:
                 row = np.load(run.folder / WINDOWS, allow_pickle=False)
             except (OSError, ValueError):
-                return f"a run of {arm} has no {WINDOWS} that can be read"
+                return other_loss or f"a run of {arm} has no {WINDOWS} that can be read"
+            block = run.values["block_size"]
+            assert isinstance(block, int)
             rows[arm].append(row)
-            texts.add((len(row), run.values["block_size"], run.data))
-    if len(texts) > 1:
-        return "the runs were evaluated on different windows"
+            cuts.add((len(row), block, run.data))
+            tokens[run.data].append(len(row) * block)
+            longest = max(longest, block)
+    # a set cut into blocks of other lengths ends within one of them
+    if loss in FINAL and any(max(seen) - min(seen) >= longest for seen in tokens.values()):
+        return OTHER_TEXT
+    if other_loss:
+        return other_loss
+    if len(cuts) > 1:
+        return "the runs cut the text into windows of other lengths"
     of_a = np.mean(rows["A"], axis=0)
     of_b = np.mean(rows["B"], axis=0)
     return np.asarray(of_b - of_a)
 
 
+def _is_comparable(texts: Texts) -> bool:
+    return not isinstance(texts, str) or texts != OTHER_TEXT
+
+
 def _window_noise(differences: Sequence[Texts], value: float) -> WindowNoise:
     """How far the difference over sizes depends on the text."""
     known = []
-    for texts in differences:
+    for texts in sorted(differences, key=_is_comparable):
         if isinstance(texts, str):
             return WindowNoise(reason=texts)
         known.append(texts)

@@ -12,6 +12,7 @@ from nanoscale.spec.values import Json, Overrides
 from nanoscale.studies.arms import ArmCell
 
 MOST_NAMES = 4  # of runs that were left out
+OTHER_TEXT = "the runs were evaluated on different windows"  # so that nothing is decided
 _UNEQUAL = 1.05  # times the other arm's tokens or FLOPs
 _BATCH_KEYS = {"batch_size", "gradient_accumulation_steps"}
 
@@ -48,6 +49,11 @@ def reason_of(comparison: Comparison) -> str:
 
 def outcome_text(comparison: Comparison, numbers: str) -> str:
     needed = comparison.seeds_needed
+    if comparison.windows.reason == OTHER_TEXT:
+        return (
+            f"{numbers}, but {OTHER_TEXT}, whose difference no seed averages out: train one arm "
+            "with the final_eval_tokens of the other"
+        )
     if comparison.difference.interval == "windows":
         return (
             f"{numbers}, an interval of evaluation noise only, as one seed says nothing of the "
@@ -109,12 +115,14 @@ def warnings_of(comparison: Comparison, offers: Offers) -> list[str]:
 
     tuned = [arm for arm in offers if any(offer.choice.of > 1 for offer in offers[arm])]
     if tuned:
-        text = (
-            f"settings of {' and '.join(tuned)} were chosen on the losses they are judged by, "
-            "which flatters them"
-        )
-        if difference.held_out is not None:
-            text += f"; chosen on the other seeds, B - A is {difference.held_out:+.4f}"
+        text = f"settings of {' and '.join(tuned)} were chosen on the losses they are judged by"
+        if difference.at_chosen is None:
+            text += ", which flatters them"
+        else:
+            text += (
+                ": each seed counts at the setting that the others choose; at the chosen ones "
+                f"themselves B - A is {difference.at_chosen:+.4f}"
+            )
         warnings.append(text)
     for arm in offers:
         warnings += tuning_warnings(arm, offers[arm])

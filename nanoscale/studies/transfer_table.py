@@ -12,7 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoscale.checks.lr_transfer import LIMITS, LrColumns, TransferLimits, transfer_verdict
+from nanoscale.checks.lr_transfer import (
+    LIMITS,
+    LrColumns,
+    TransferLimits,
+    seed_name,
+    transfer_verdict,
+)
 from nanoscale.checks.lr_verdict import TRANSFER_SCHEMA, TransferVerdict
 from nanoscale.errors import UserError, did_you_mean, one_of
 from nanoscale.experiments.replicates import SEED_KEYS, final_loss
@@ -230,7 +236,7 @@ def verdict_of(
     size = _positive(frame, columns.size)
     lr = _positive(frame, columns.lr)
     losses = _losses(frame, columns.loss)
-    seeds = None if columns.seed is None else frame[columns.seed].map(str).tolist()
+    seeds = None if columns.seed is None else frame[columns.seed].map(seed_name).tolist()
     twins = list(map(str, zip(size, lr, seeds or lr, strict=True)))
     _check_one_setting(frame, twins, columns)
     verdict = transfer_verdict(size, lr, losses, seeds, limits=limits, names=columns)

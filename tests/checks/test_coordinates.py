@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nanoscale.checks.coordinates import (
     Facts,
     JudgedSlope,
     Slope,
+    seeds_needed,
     slope,
     window_mean,
 )
@@ -196,6 +198,31 @@ def test_wide_intervals_are_no_verdict():
     record = verdict.to_json()
     assert record["verdict"] == UNSURE
     assert lines(verdict)[-1].startswith("inconclusive: the intervals of ")
+
+
+def test_an_undecided_check_says_how_many_seeds_would_decide():
+    """Within +-0.3: at n seeds of 3 sizes the half width is 0.4 t(2 n - 1) / t(1) / sqrt(n)."""
+    half = 0.4
+    band = SlopeBand(WIDTH, SIZE, ("mlp",), START, -0.3, 0.3, "")
+    findings = [
+        JudgedSlope.of("size: mlp", Slope(at, (at - half, at + half)), band) for at in (0.1, 0.2)
+    ]
+    halves = [half * stats.t.ppf(0.975, 2 * n - 1) / stats.t.ppf(0.975, 1) / n**0.5 for n in (2, 3)]
+    assert halves[0] < 0.1
+    assert seeds_needed(findings[:1], 1, 3) == seeds_needed(findings, 1, 3) == 2
+    wide = [replace(f, ci95=(f.slope - 0.8, f.slope + 0.8)) for f in findings]
+    assert (seeds_needed(wide[:1], 1, 3), seeds_needed(wide, 1, 3)) == (2, 3)
+    never = replace(findings[0], slope=0.3, ci95=(-0.1, 0.7))
+    assert seeds_needed([never, findings[0]], 1, 3) is None
+    beyond = replace(findings[0], slope=0.6, ci95=(-0.2, 1.4))
+    assert seeds_needed([never, beyond], 1, 3) == 2  # it fails, whatever the other does
+
+    one = [run for run in planted(WIDTH, noise=0.06) if run.seed == 1]
+    verdict = coordinate_verdict(SIZES[WIDTH], one, Facts(WIDTH), 4)
+    assert (verdict.verdict, verdict.seeds_needed) == (UNSURE, 3)
+    assert lines(verdict)[-1].endswith("about --seeds=3 would decide, if slopes and scatter stay")
+    three = coordinate_verdict(SIZES[WIDTH], planted(WIDTH, noise=0.06), Facts(WIDTH), 4)
+    assert (three.verdict, three.seeds_needed) == (PASS, None)
 
 
 def test_a_zero_activation_is_not_judged_and_a_diverged_size_fails():

@@ -8,8 +8,11 @@ import math
 import numpy as np
 import pytest
 from lr_grids import (
+    EVERYWHERE,
+    FEW,
     OCTAVES,
     cliff,
+    coverage,
     diverging,
     grid,
     judge,
@@ -17,7 +20,10 @@ from lr_grids import (
     valley,
 )
 
-from nanoscale.checks.optimum import window
+from nanoscale.checks.lr_transfer import transfer_verdict
+from nanoscale.checks.optimum import curve_of, window
+from nanoscale.checks.seed_shifts import SeedShifts
+from nanoscale.errors import UserError
 
 
 # -- what is measured ---------------------------------------------------------------------------
@@ -51,6 +57,49 @@ def test_what_a_seed_does_to_a_whole_curve_moves_no_optimum():
         assert b["transferred_se"] > 0.005 > 1e-9 > a["transferred_se"]
     assert moved["noise"]["sd"] == pytest.approx(0, abs=1e-9)
     assert 0.01 < moved["noise"]["shift_sd"] < 0.04
+
+
+@pytest.mark.parametrize(
+    ("lrs", "seeds", "share", "alone"), [(6, 3, 1, 0), (7, 5, 0.7, 0), (5, 4, 0.6, 3), (3, 2, 1, 2)]
+)
+def test_shifts_and_means_are_those_of_dense_least_squares(lrs, seeds, share, alone):
+    rng = np.random.default_rng(lrs)
+    there = rng.random((lrs, seeds)) < share
+    there[:, 0] = True
+    cell, seed = np.nonzero(there)
+    cell = np.concatenate([cell, rng.integers(0, lrs, alone)])
+    seed = np.concatenate([seed, 100 + np.arange(alone)])
+    y = rng.standard_normal(len(cell))
+    found = SeedShifts.of(cell, y, seed, np.ones(lrs, bool))
+    shared = [s for s in range(seeds) if there[:, s].sum() > 1]
+    X = np.hstack([cell[:, None] == np.arange(lrs), seed[:, None] == shared]).astype(float)
+    within = X[:, lrs:] - X[:, :lrs] @ (X[:, :lrs].T @ X[:, lrs:] / X[:, :lrs].sum(0)[:, None])
+    solve = np.linalg.pinv(within, rcond=1e-9)  # the shortest shifts
+    to_means = (X[:, :lrs] / X[:, :lrs].sum(0)).T @ (np.eye(len(y)) - X[:, lrs:] @ solve)
+    assert found.mean == pytest.approx(to_means @ y, abs=1e-9)
+    assert found.root @ found.root.T == pytest.approx(to_means @ to_means.T, abs=1e-9)
+    assert found.shift.total == pytest.approx(np.sum((solve @ y) ** 2), abs=1e-9)
+    assert found.shift_of_noise == pytest.approx(np.sum(solve**2), abs=1e-9)
+    assert found.shift.dof == np.linalg.matrix_rank(within)
+    assert found.rest.dof == len(y) - np.linalg.matrix_rank(X)
+
+
+def test_120_seeds_change_nothing_but_the_certainty():
+    few, many = (judge(noisy([0.1, 0.1, 0.1], seeds=n, reach=EVERYWHERE)) for n in (3, 120))
+    assert many["verdict"] == "pass"
+    assert many["noise"]["sd"] == pytest.approx(0.004, rel=0.03)
+    found = [size["log2_optimum"] for size in many["sizes"]]
+    assert found == pytest.approx([-6.9] * 3, abs=0.01)
+    assert np.ptp(many["drift"]["ci95"]) < np.ptp(few["drift"]["ci95"]) / 3
+
+
+def test_one_seed_however_it_is_written_is_one():
+    table = noisy([0, 0, 0])
+    as_floats = [f"{seed:.1f}" if k % 2 else seed for k, seed in enumerate(table[:, 3])]
+    columns = (*table.T[:3], as_floats)
+    assert transfer_verdict(*columns, resamples=FEW).to_json() == judge(table)
+    with pytest.raises(UserError, match=r"LR 0\.000976562, seed 0 is there twice"):
+        transfer_verdict([64, 64], [2**-10] * 2, [3, 3], ["0", "0.0"])
 
 
 def test_points_far_from_the_optimum_do_not_move_it():
@@ -120,7 +169,7 @@ def test_sizes_that_scatter_widen_the_drift_to_students_t():
     ("seeds", "drift", "widest"), [(3, -0.2, 0.10), (3, -0.7, 0.10), (1, 0.0, 0.30)]
 )
 def test_the_95_percent_interval_of_the_drift_covers(seeds, drift, widest):
-    rng, worlds, held, halves = np.random.default_rng(1), 200, 0, []
+    rng, worlds, held, halves = np.random.default_rng(1), 50, 0, []
     for _ in range(worlds):
         optima = rng.uniform(-0.5, 0.5) + drift * np.arange(4)
         table = grid(optima, seeds=seeds, sd=0.006, shift=0.006, curve=valley, rng=rng)
@@ -144,9 +193,18 @@ def test_the_95_percent_interval_of_the_drift_covers(seeds, drift, widest):
 )
 def test_a_flat_valley_is_fitted_over_up_to_two_octaves_on_either_side(mean, taken):
     x = np.arange(-3, 3.5, 0.5)
-    inside = x[window(x, mean(x))]
+    inside = x[window(x, mean(x)[:, None])[:, 0]]
     assert (inside[0], inside[-1]) == taken
     assert len(inside) == 2 * (taken[1] - taken[0]) + 1
+
+
+# -- plateaus -----------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("world", ["plateau of 4 octaves", "seeds apart by 0.15"])
+def test_where_noise_chooses_the_lowest_loss_the_interval_says_so(world):
+    found = coverage(world, 0.0, worlds=25, resamples=200)
+    assert found.held >= 0.93
+    assert found.fails == 0
 
 
 # -- verdicts -----------------------------------------------------------------------------------
@@ -267,6 +325,45 @@ def test_a_parabola_whose_minimum_lies_where_none_of_its_lrs_are_brackets_nothin
     table[table[:, 0] == 256, 2] = [0.29, 0.0, 0.26, 0.03, 0.09, 0.01, 0.29]
     reason = judge(table)["reason"]
     assert "size 256 is not bracketed, its parabola has no minimum between 0.000977 and" in reason
+
+
+@pytest.mark.parametrize("others", [-4.0, -3.0])
+def test_a_base_lr_that_diverges_fails_whatever_else_is_missing(others):
+    """At the largest size the lowest loss is at the lowest LR, or every LR diverged."""
+    table = grid([0, 0, 0], lrs=np.arange(-3.0, 3))
+    reason = judge(diverging(table, 256, -2 if others == -3 else -3))
+    assert reason["verdict"] == "fail"
+    assert (
+        "as the base's optimum LR diverges, is beyond 0.02: tune the LR at size 256 itself"
+        in (reason["reason"])
+    )
+    assert "the optimum at size 256 is not bracketed" in reason["reason"]
+    two = table[table[:, 0] < 256]
+    assert judge(diverging(two, 128, 0))["verdict"] == "fail"
+
+
+ADVISED = {  # what is known of size 256: octaves from the base's optimum -> loss
+    "two left": {-0.5: 0.1, 0: 0.0, 0.5: math.inf},
+    "two left, an octave apart": {-1: 0.1, 0: 0.0, 1: math.inf},
+    "bends down": {-1: 0.01, -0.5: 0.04, 0: 0.0, 0.5: 0.04, 1: 0.01, 1.5: 0.3},
+    "beyond its window": {-2: 0.3, -1.5: 0.02, -1: 0.3, -0.5: 0.0, 0: 0.26, 0.5: 0.03, 1: 0.01},
+    "at a wall": {-2: 0.3, -1.5: 0.2, -1: 0.1, -0.5: 0.05, 0: 0.0, 0.25: math.inf},
+    "falls to a wall": {-3: 0.06, -2: 0.045, -1: 0.02, 0: 0.0, 1: math.inf, 2: 0.1},
+    "between walls": {-1: math.inf, -0.5: 0.01, 0: 0.0, 0.5: math.inf},
+}
+
+
+@pytest.mark.parametrize("case", ADVISED)
+def test_no_lr_is_advised_that_was_run_or_lies_beyond_a_divergence(case):
+    known = ADVISED[case]
+    x, loss = np.array(list(known), float), np.array(list(known.values()))
+    curve = curve_of(256, x, loss, np.zeros(len(x)))
+    assert curve.problem or case in ("at a wall", "falls to a wall")
+    walls = x[np.isinf(loss)]
+    lowest = x[loss.argmin()]
+    for lr in curve.wanted:
+        assert np.abs(x - lr).min() > 0.05
+        assert max(walls[walls < lowest], default=-9) < lr < min(walls[walls > lowest], default=9)
 
 
 # -- invariance ---------------------------------------------------------------------------------

@@ -169,11 +169,58 @@ def test_windows_are_paired_and_reported_beside_the_seeds(tmp_path, capsys):
     # their text is the same but for 0.01 of noise in each of 6 runs: the text's sd 1 has cancelled
     assert windows["se"] == pytest.approx(0.01 * math.sqrt(2 / 3) / 8, rel=0.4)
     np.save(tmp_path / "runs" / specs[0].name / WINDOWS, np.ones(63))
-    assert run(tmp_path, SP, MUP)[1]["windows"]["reason"].endswith("on different windows")
+    for loss in ("val_loss", "val_bits_per_byte"):
+        code, record = run(tmp_path, SP, MUP, f"--loss={loss}")
+        assert (code, record["verdict"], record["seeds_needed"]) == (
+            INCONCLUSIVE,
+            "inconclusive",
+            None,
+        )
+        assert record["windows"]["reason"].endswith("on different windows")
+        assert "train one arm with the final_eval_tokens of the other" in record["reason"]
     (tmp_path / "runs" / specs[0].name / WINDOWS).unlink()
     assert "a run of A has no windows.npy" in run(tmp_path, SP, MUP)[1]["windows"]["reason"]
     reason = run(tmp_path, SP, MUP, "--loss=val_bits_per_byte")[1]["windows"]["reason"]
     assert reason == "windows.npy holds the val_loss, not the val_bits_per_byte"
+
+
+def test_blocks_of_other_lengths_cut_the_same_text_otherwise(tmp_path):
+    """100 tokens make 12 windows of 8, or 6 of 16; 50 make 3 of 16."""
+    for name, n, verdict in (("same", 6, "better"), ("other", 3, "inconclusive")):
+        root = tmp_path / name
+        specs = []
+        for block, windows in ((8, 12), (16, n)):
+            for seed in (1, 2, 3):
+                loss = 2 + 0.1 * seed - block / 100 + 0.001 * (seed == block % 3)
+                text = np.arange(float(windows))
+                specs.append(run_at(root, loss, block_size=block, seed=seed, windows=text))
+        study(root, "s", specs, ["block_size", "seed"])
+        record = run(root, "s:block_size=8", "s:block_size=16")[1]
+        assert record["verdict"] == verdict
+        assert record["windows"]["n"] == 0
+
+
+def test_the_best_of_many_learning_rates_is_paid_for(tmp_path, capsys):
+    """Five LRs of muP that differ by luck: the best one's mean is lower than SP's at every seed."""
+    luck = np.array([[-3, 1, 1], [1, -3, 1], [1, 1, -3], [-2, -2, -1], [0, 0, 0]]) / 100
+    specs = [run_at(tmp_path, 2 + 0.1 * s + 0.001 * s, mode="SP", seed=s) for s in (1, 2, 3)]
+    for k, losses in enumerate(luck.tolist()):
+        for s, loss in enumerate(losses, 1):
+            rate = 2.0 ** (k - 9)
+            specs.append(
+                run_at(tmp_path, 2 + 0.1 * s + loss, mode="muP", seed=s, learning_rate=rate)
+            )
+    study(tmp_path, "s", specs, ["parametrization.mode", "learning_rate", "seed"])
+    record = run(tmp_path, SP, MUP)[1]
+    assert record["cells"][0]["b"]["chosen_of"] == 5
+    assert record["difference"]["at_chosen"] == pytest.approx(-0.05 / 3 - 0.002)
+    choices = [luck.sum(1) - luck[:, s] for s in range(3)]
+    held_out = [luck[sums.argmin(), s] - 0.001 * (s + 1) for s, sums in enumerate(choices)]
+    assert record["difference"]["value"] == pytest.approx(statistics.mean(held_out))
+    assert record["arms"][1]["mean"] - record["arms"][0]["mean"] == pytest.approx(
+        record["difference"]["value"]
+    )
+    assert "each seed counts at the setting that the others choose" in capsys.readouterr().out
 
 
 def test_diverged_and_missing_runs_are_named_and_their_pairs_counted(tmp_path, capsys):
