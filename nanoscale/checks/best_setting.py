@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nanoscale.checks.drift import UNKNOWN, Interval
+from nanoscale.checks.drift import UNKNOWN
 from nanoscale.checks.paired import Losses, Sample, difference_of
+from nanoscale.checks.seed_shifts import Interval
 from nanoscale.checks.t_distribution import t_quantile
 
 _LEVEL = 0.05

@@ -13,9 +13,9 @@ from statistics import fmean
 
 import numpy as np
 
-from nanoscale.checks.drift import UNKNOWN, Interval
+from nanoscale.checks.drift import UNKNOWN
 from nanoscale.checks.paired import Difference, Losses, Sample, without
-from nanoscale.checks.seed_shifts import Numbers
+from nanoscale.checks.seed_shifts import Interval, Numbers
 
 Levels = Sequence[tuple[float, Losses]]  # FLOPs of a run, losses at them
 

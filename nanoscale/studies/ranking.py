@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoscale.checks.best_setting import may_be_best, mean_interval
-from nanoscale.checks.drift import UNKNOWN, Interval
+from nanoscale.checks.drift import UNKNOWN
 from nanoscale.checks.paired import Losses
+from nanoscale.checks.seed_shifts import Interval
 from nanoscale.errors import UserError, counted
 from nanoscale.experiments.records import describe
 from nanoscale.experiments.replicates import SEED_KEYS, SettingRuns, candidates, replicates_of
