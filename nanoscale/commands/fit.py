@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from nanoscale.commands.fit_options import HOW_TO_FIT, settings_of
 from nanoscale.commands.verb import (
     NOT_NEGATIVE,
     Read,
+    column,
     in_a_folder,
     json_output,
     option,
@@ -25,6 +26,8 @@ from nanoscale.commands.verb import (
 from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from nanoscale.laws import LawFit
     from nanoscale.laws.envelope import Envelope
     from nanoscale.laws.isoflop import Bias, IsoFlop
@@ -47,6 +50,7 @@ def folder(value: str, typed: str) -> Path:
 )
 @click.argument("name", metavar="TABLE|STUDY")
 @HOW_TO_FIT
+@column("by", "Fit each value of this column by itself.")
 @option("holdout", "FLOPS", "Predict the runs from there on.", NOT_NEGATIVE)
 @click.option("--isoflop", is_flag=True, help="The exponent by Hoffmann et al.'s three approaches.")
 @click.option("--multiverse", is_flag=True, help="How the exponent moves with every choice.")
@@ -57,6 +61,7 @@ def folder(value: str, typed: str) -> Path:
 @output_root()
 def command(
     name: str,
+    by: str | None,
     holdout: float | None,
     isoflop: bool,
     multiverse: bool,
@@ -74,20 +79,29 @@ def command(
     the runs do not identify the law.
     """
     from nanoscale.experiments.tables import read_table
+    from nanoscale.studies.table_faults import parts
     from nanoscale.studies.table_fit import check_surface, fit_table
 
     settings = settings_of(how)
     if isoflop or multiverse:
         check_surface(settings.form, multiverse)
+    if by is not None and figures is not None:
+        raise UserError("--figures draws one fit: give --where=COLUMN=VALUE in place of --by")
     table = read_table(name, output_root=output_root)
-    result = fit_table(table, settings, name=name).ask(
-        holdout=holdout,
-        rollout=figures is not None,
-        isoflop=isoflop,
-        multiverse=multiverse,
-        profile=profile,
-        influence=influence,
-    )
+
+    def answer(table: DataFrame) -> TableFit:
+        return fit_table(table, settings, name=name).ask(
+            holdout=holdout,
+            rollout=figures is not None,
+            isoflop=isoflop,
+            multiverse=multiverse,
+            profile=profile,
+            influence=influence,
+        )
+
+    if by is not None:
+        return _each(by, parts(table, by), answer, json_path)
+    result = answer(table)
     say(_lines(result), json_path, result.to_json())
     if figures is not None:
         from nanoscale.studies.fit_gallery import gallery
@@ -96,6 +110,33 @@ def command(
         written = write_figures(gallery(result), figures)
         click.echo(f"figures in {figures}: {', '.join(path.name for path in written)}")
     return DONE if result.fit.status == "converged" else INCONCLUSIVE
+
+
+def _each(
+    by: str,
+    parts: Mapping[str, DataFrame],
+    answer: Callable[[DataFrame], TableFit],
+    json_path: Path | None,
+) -> int:
+    """A fit of each part of a table; the worst decides the exit code."""
+    lines: list[str] = []
+    records: dict[str, Any] = {}
+    code = DONE
+    for value, table in parts.items():
+        lines.append(f"{by} = {value}:")
+        try:
+            result = answer(table)
+        except UserError as e:
+            lines.append(f"  no fit: {e}")
+            records[value] = {"error": str(e)}
+            code = INCONCLUSIVE
+            continue
+        lines += _indented(_lines(result))
+        records[value] = result.to_json()
+        if result.fit.status != "converged":
+            code = INCONCLUSIVE
+    say(lines, json_path, {"by": by, "fits": records})
+    return code
 
 
 # -- what is printed ----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ HOW_TO_FIT = together(  # they arrive as the keyword arguments `how`
     column("u", "The column of unique tokens, of a law of repeated data."),
     column("loss", "The column of the loss (val_loss)."),
     GROUP,
+    option("where", "COL=VALUE", "Of the rows these alone; several with commas."),
     option("law", "LAW", "The law to fit (chinchilla)."),
     option("laws", "FILE.py", "A file that registers laws of your own."),
     option("objective", "NAME", "log-huber, lad, mse or envelope (log-huber)."),

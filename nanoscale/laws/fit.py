@@ -25,6 +25,7 @@ from nanoscale.laws.points import (
     rise_together,
 )
 from nanoscale.laws.problem import problem_of
+from nanoscale.laws.reach import not_reached
 from nanoscale.laws.record import Optimum, PredictedLoss
 from nanoscale.laws.registry import law_of
 from nanoscale.laws.resampling import Resampling
@@ -268,9 +269,10 @@ def _reasons(
         return dict.fromkeys(names, NO_FIT + why)
 
     ends = bootstrap.interval(draws) if len(draws) else None
-    reasons = not_identified(best.problem, best.theta, ends, points.names)
+    reasons = not_reached(best.problem, draws, points)
+    reasons |= not_identified(best.problem, best.theta, ends, points.names)
     if flatness <= FLAT:
-        return reasons
+        return {name: reasons[name] for name in names if name in reasons}
     moving = [n for n, share in zip(names, direction, strict=True) if abs(share) > MOVING]
     along = f"the fit is flat along {', '.join(moving)} (condition number {flatness:.0e})"
     flat = dict.fromkeys(moving, along) | reasons

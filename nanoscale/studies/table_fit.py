@@ -16,6 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.tables import STATES, column, notes_of, number_at
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
+from nanoscale.studies import table_faults
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,6 +53,7 @@ class FitSettings:
         loss: its column; group: what the runs share that are resampled together.
         law: a name, or a law.
         objective, delta, drop_worst, resampling, seed: see `fit_law`.
+        where: COLUMN=VALUE, or several with commas: of the rows these alone.
         resamples: None for 4000, or 400 of a law whose fit takes a hundred times as long.
     """
 
@@ -68,6 +70,7 @@ class FitSettings:
     resamples: int | None = None
     resampling: str | None = None
     seed: int = 0
+    where: str | None = None
 
     @property
     def form(self) -> Law:
@@ -107,11 +110,15 @@ class FitRows:
         known = table[columns["loss"]].notna().to_numpy()
         lacking = "have no result and are left out"
         frame, notes = with_result(table, known, columns["loss"], lacking)
+        frame, units = table_faults.with_numbers(frame, columns)
+        frame, twins = table_faults.once(frame, columns)
+        notes += units + twins
         values = {}
         for key, name in columns.items():
             if key not in ("loss", "group"):
                 values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
+        table_faults.check_values(columns, values, loss)
         groups = None
         if "group" in columns:
             groups = list(map(str, frame[columns["group"]]))
@@ -315,12 +322,31 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
     from nanoscale.laws.predict import Basis
 
     settings = settings or FitSettings()
+    if settings.where is not None:
+        table = table_faults.where(table, settings.where)
     rows = FitRows.of(table, settings)
     fit = rows.answer(fit_law, settings, labels=rows.labels)
     if fit.runs_found is not None:
         rows = rows.of_runs(fit.runs_found)
+    rows = replace(rows, notes=[*rows.notes, *_experiments(rows, fit)])
     basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
+
+
+def _experiments(rows: FitRows, fit: LawFit) -> list[str]:
+    """Warnings of columns by which the residuals fall into groups."""
+    import numpy as np
+
+    from nanoscale.laws.points import Points
+
+    if fit.status == "max_iter":
+        return []
+    points = Points.of(fit.form, rows.values, rows.loss)
+    off = np.log(points.loss / fit(*points.x))
+    unit = np.arange(len(off))
+    if fit.runs_found is not None:
+        unit = points.groups(rows.groups or unit)
+    return table_faults.experiments_in(rows.frame, {*rows.columns.values()}, off, points.x, unit)
 
 
 def check_surface(form: Law, multiverse: bool) -> None:
@@ -360,6 +386,7 @@ def columns_of(table: DataFrame, settings: FitSettings) -> dict[str, str]:
         guess = guesses[0] if guesses else "final_loss"
         raise UserError(f"which column is the loss? say it, as in --loss={guess}")
     _check_predictors(columns, len(predictors), table)
+    table_faults.check_columns(columns)
     return columns
 
 
