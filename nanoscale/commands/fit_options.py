@@ -16,6 +16,7 @@ RESAMPLE = option(
     "pairs, cluster, stratified, residual, wild or parametric (pairs).",
     keyword="resampling",
 )
+WHERE = option("where", "COL=VALUE", "Of the rows these alone; several with commas.")
 HOW_TO_FIT = together(  # they arrive as the keyword arguments `how`
     column("n", "The column of parameters, N."),
     column("d", "The column of training tokens, D."),
@@ -23,7 +24,7 @@ HOW_TO_FIT = together(  # they arrive as the keyword arguments `how`
     column("u", "The column of unique tokens, of a law of repeated data."),
     column("loss", "The column of the loss (val_loss)."),
     GROUP,
-    option("where", "COL=VALUE", "Of the rows these alone; several with commas."),
+    WHERE,
     option("law", "LAW", "The law to fit (chinchilla)."),
     option("laws", "FILE.py", "A file that registers laws of your own."),
     option("objective", "NAME", "log-huber, lad, mse or envelope (log-huber)."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nanoscale.commands.fit_options import WHERE
 from nanoscale.commands.verb import (
     COUNT_FROM_0,
     column,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @column("batch", "The column of the batch, if that was swept.")
 @column("loss", "The column of the loss (val_loss).")
 @column("seed", "The column of the seed: runs of one scale, value and seed are one.")
+@WHERE
 @option("at", "N=X,D=Y", "Say the optimum at this scale.")
 @option(
     "bootstrap",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 @output_root()
 def command(
     name: str,
+    where: str | None,
     at: str | None,
     resamples: int,
     json_path: Path | None,
@@ -68,9 +71,12 @@ def command(
     """
     from nanoscale.experiments.tables import read_table
     from nanoscale.studies.sweep_laws import optima_figure, sweep_study
+    from nanoscale.studies.table_faults import where as rows_where
 
     scale = None if at is None else scale_of(at)
     table = read_table(name, output_root=output_root)
+    if where is not None:
+        table = rows_where(table, where)
     study = sweep_study(table, columns=given(columns), at=scale, resamples=resamples)
     say(lines_of(study), json_path, study.to_json() | {"table": name})
     if figure is not None:

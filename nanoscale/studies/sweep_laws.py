@@ -21,6 +21,7 @@ from nanoscale.laws.record import Record
 from nanoscale.laws.result import RATIO
 from nanoscale.laws.sweep_optima import Sweep
 from nanoscale.laws.sweeps import SweepLaw, SweepOptimum, Sweeps
+from nanoscale.studies.table_faults import check_sweeps
 from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of, with_result
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def sweep_study(
     read = columns_of(table, columns or {})
     rows, warnings = _with_result(table, read["loss"])
     values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
+    loss = np.array(values["loss"])
+    check_sweeps(rows, read, loss, [v for key, v in values.items() if key != "loss"])
     sweeps = Sweeps.of(
         values,
         values.pop("loss"),

@@ -25,6 +25,7 @@ SMALL, LARGE = 1e4, 1e6  # counts below the one beside counts above the other ar
 ROUNDED_DECIMALS = 6  # of losses: equal rows of fewer may be seeds
 FEW_VALUES, SEVERAL = 10, 3  # of a column that parts experiments; rows of each
 CHANCE = 1e-3  # at which residuals of one experiment pass for several
+NOISELESS = 1e-7  # sd: below, rounding is all there is
 APART = 0.05  # at which values of a column go with a predictor
 RISING = 0.5  # rank correlation of an accuracy with the scale
 
@@ -163,11 +164,38 @@ def experiments_in(
     ]
 
 
+def check_sweeps(
+    frame: DataFrame, columns: Mapping[str, str], loss: Array, place: Sequence[Sequence[float]]
+) -> None:
+    """`UserError` for a column that varies within sweeps and moves their losses (n,).
+
+    place: scale and what was swept, n of each; runs that share them differ in that column alone.
+    """
+    import numpy as np
+
+    cell = np.unique(np.array(place), axis=1, return_inverse=True)[1].ravel()
+    off = np.log(loss)
+    off -= (np.bincount(cell, off) / np.bincount(cell))[cell]
+    shared = np.bincount(cell)[cell] > 1
+    for name in map(str, frame.columns):
+        cells = np.array([str(value) for value in frame[name]])[shared]
+        values, value = np.unique(cells, return_inverse=True)
+        if name in columns.values() or not 1 < len(values) <= FEW_VALUES:
+            continue
+        if np.bincount(value).min() >= SEVERAL and _chance(off[shared], value) < CHANCE:
+            raise UserError(
+                f"{name} varies within sweeps ({one_of(values.tolist())}) and moves their losses: "
+                f"take one value, as in --where={name}={values[0]}"
+            )
+
+
 def _chance(numbers: Array, value: Index) -> float:
     """That groups of one kind of numbers differ so (Kruskal & Wallis 1952)."""
     import numpy as np
     from scipy.special import chdtrc
 
+    if numbers.std() < NOISELESS:
+        return 1.0
     n = len(numbers)
     rank = np.argsort(np.argsort(numbers)) - (n - 1) / 2
     counts = np.bincount(value)

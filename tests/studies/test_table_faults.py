@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 from planted_tables import rows, write
 
 from nanoscale.__main__ import main
+from nanoscale.errors import UserError
 from nanoscale.experiments.tables import read_table
+from nanoscale.studies.sweep_laws import sweep_study
+from nanoscale.studies.table_faults import where
 from nanoscale.studies.table_fit import FitSettings, fit_table
 
 QUICK = FitSettings(resamples=0)
@@ -76,3 +80,18 @@ def test_what_would_be_wrong_is_refused(tmp_path, monkeypatch, capsys, message, 
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_sweeps_at_several_batches_are_refused_until_one_is_taken(tmp_path):
+    rows = []
+    noise = np.random.default_rng(0)
+    for N, octave, batch in itertools.product((1e7, 1e8, 1e9), range(-3, 4), (32, 64)):
+        loss = 2.5 * np.exp(0.02 * octave**2 + 1e-3 * noise.standard_normal()) + batch / 1e3
+        rows.append((N, 1e-3 * 2.0**octave, batch, loss))
+    names = ("total_params", "learning_rate", "batch_size", "val_loss")
+    table = frame(tmp_path, dict(zip(names, np.array(rows).T, strict=True)))
+    with pytest.raises(UserError, match="batch_size varies within sweeps.* --where=batch_size=32"):
+        sweep_study(table, columns={"n": "total_params"}, resamples=0)
+    one = where(table, "batch_size=32")
+    assert len(one) == 21
+    assert sweep_study(one, columns={"n": "total_params"}, resamples=0).law is not None
