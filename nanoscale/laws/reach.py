@@ -46,7 +46,7 @@ def _ended(problem: Problem, draws: Array) -> dict[str, str]:
     theta = problem.theta(draws)
     at_bound = (theta <= problem.lower + _ROUNDED) | (theta >= problem.upper - _ROUNDED)
     shares = dict(zip(law.names, at_bound.mean(0).tolist(), strict=True))
-    reasons = {}
+    reasons: dict[str, str] = {}
     for name, share in shares.items():
         if share > AT_BOUND:
             reason = f"{100 * share:.0f} % of the resamples end at a bound of {name}"

@@ -114,7 +114,7 @@ def check_values(
         return
     scale = np.sum([np.log(counts) for counts in values.values()], axis=0)
     ranks = [np.argsort(np.argsort(column)) for column in (loss, scale)]
-    if np.corrcoef(ranks)[0, 1] > RISING:
+    if np.corrcoef(ranks[0], ranks[1])[0, 1] > RISING:
         raise UserError(
             f"--loss={columns['loss']}: values of 0 to 1 that rise with scale look like an "
             "accuracy, and these laws fall; give the column of a loss"

@@ -19,6 +19,7 @@ from planted_runs import coverage  # noqa: E402
 TABLE = Path(__file__).with_name("checkpoints.csv")
 HEAD = ("runs", "checkpoints", "resampling", "question", "coverage", "width")
 WORLDS, RESAMPLES = 200, 100
+QUESTIONS = ("alpha", "beta", "a", "E")
 PLANS = (
     (8, 20, "default"),
     (8, 20, "pairs"),
@@ -35,7 +36,8 @@ def main() -> None:
         if (str(runs), str(each), resampling) not in there:
             how = None if resampling == "default" else resampling
             measured = coverage(WORLDS, RESAMPLES, how, runs=runs, each=each)
-            for question, (share, width) in measured.items():
+            for question in QUESTIONS:
+                share, width = measured[question]
                 row = [str(runs), str(each), resampling, question, f"{share:.3f}", f"{width:.3g}"]
                 rows.append(row)
             with TABLE.open("w", encoding="utf-8", newline="") as file:
