@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kKmMbBtT])")
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 SMALL, LARGE = 1e4, 1e6  # counts below the one beside counts above the other are in millions
-ROUNDED_DECIMALS = 6  # of losses: equal rows of fewer may be seeds
+DECIMALS_OF_SEEDS = 6  # of losses: equal rows of fewer may be seeds
 FEW_VALUES, SEVERAL = 10, 3  # of a column that parts experiments; rows of each
-CHANCE = 1e-3  # at which residuals of one experiment pass for several
-NOISELESS = 1e-7  # sd: below, rounding is all there is
-APART = 0.05  # at which values of a column go with a predictor
+ONE_EXPERIMENT = 1e-3  # at which residuals of one experiment pass for several
+ROUNDING_ALONE = 1e-7  # sd: below, rounding is all there is
+GOES_WITH = 0.05  # at which values of a column go with a predictor
 RISING = 0.5  # rank correlation of an accuracy with the scale
 
 
@@ -125,7 +125,7 @@ def check_values(
 def once(frame: DataFrame, columns: Mapping[str, str]) -> tuple[DataFrame, list[str]]:
     """Without rows that repeat another's numbers to the last bit, and a note on them."""
     losses = [str(cell).partition(".")[2] for cell in frame[columns["loss"]]]
-    if not any(len(decimals) > ROUNDED_DECIMALS for decimals in losses):
+    if not any(len(decimals) > DECIMALS_OF_SEEDS for decimals in losses):
         return frame, []
     names = [name for key, name in columns.items() if key != "group"]
     twins = frame.duplicated(names)
@@ -154,13 +154,13 @@ def experiments_in(
         counts = np.bincount(value)
         if name in read or not 1 < len(counts) <= FEW_VALUES or counts.min() < SEVERAL:
             continue
-        if min(_chance(predictor[first], value) for predictor in x) > APART:
+        if min(_chance(predictor[first], value) for predictor in x) > GOES_WITH:
             found.append((_chance(means, value), name))
     return [
         f"residuals fall into groups by {name} (p = {p:.1g}): the table may be several "
         f"experiments; fit each with --by={name}"
         for p, name in sorted(found)
-        if p * len(found) < CHANCE
+        if p * len(found) < ONE_EXPERIMENT
     ]
 
 
@@ -182,7 +182,7 @@ def check_sweeps(
         values, value = np.unique(cells, return_inverse=True)
         if name in columns.values() or not 1 < len(values) <= FEW_VALUES:
             continue
-        if np.bincount(value).min() >= SEVERAL and _chance(off[shared], value) < CHANCE:
+        if np.bincount(value).min() >= SEVERAL and _chance(off[shared], value) < ONE_EXPERIMENT:
             raise UserError(
                 f"{name} varies within sweeps ({one_of(values.tolist())}) and moves their losses: "
                 f"take one value, as in --where={name}={values[0]}"
@@ -194,7 +194,7 @@ def _chance(numbers: Array, value: Index) -> float:
     import numpy as np
     from scipy.special import chdtrc
 
-    if numbers.std() < NOISELESS:
+    if numbers.std() < ROUNDING_ALONE:
         return 1.0
     n = len(numbers)
     rank = np.argsort(np.argsort(numbers)) - (n - 1) / 2
