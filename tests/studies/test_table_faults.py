@@ -43,7 +43,9 @@ def test_a_table_of_several_experiments_is_said_and_parted(tmp_path, monkeypatch
     record = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert record["fits"]["code"]["params"] == pytest.approx(part.fit.params)
     assert capsys.readouterr().out.startswith("text = c4:\n  L(N, D) = ")
-    assert not any("groups" in w for w in fit_table(frame(tmp_path, two_sets(off=1)), QUICK).warnings)
+    assert not any(
+        "groups" in w for w in fit_table(frame(tmp_path, two_sets(off=1)), QUICK).warnings
+    )
 
 
 def test_twins_count_once(tmp_path):
