@@ -92,7 +92,7 @@ def test_sweeps_at_several_batches_are_refused_until_one_is_taken(tmp_path):
         rows.append((N, 1e-3 * 2.0**octave, batch, loss))
     names = ("total_params", "learning_rate", "batch_size", "val_loss")
     table = frame(tmp_path, dict(zip(names, np.array(rows).T, strict=True)))
-    with pytest.raises(UserError, match="batch_size varies within sweeps.* --where=batch_size=32"):
+    with pytest.raises(UserError, match=r"batch_size varies within sweeps.* --where=batch_size=32"):
         sweep_study(table, columns={"n": "total_params"}, resamples=0)
     one = where(table, "batch_size=32")
     assert len(one) == 21
