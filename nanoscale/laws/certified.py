@@ -10,11 +10,10 @@ from nanoscale.laws import solver
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem
-from nanoscale.laws.task import Task
 
 
 @dataclass(frozen=True)
-class Certified(Task):
+class Certified(solver.Task):
     """The best of many starts for one data set whose points count alike, and what it leaves."""
 
     solution: solver.Solution
@@ -24,7 +23,7 @@ class Certified(Task):
         """Solve for losses (n,); starts as `solver.solve` takes them."""
         scaled = loss[None] / problem.scale
         ones = np.ones(scaled.shape)
-        task = Task(problem, rule, scaled, ones)
+        task = solver.Task(problem, rule, scaled, ones)
         solution = solver.solve(task, starts)
         return cls(problem, rule, scaled, ones, solution)
 

@@ -28,7 +28,6 @@ from nanoscale.laws.points import LEVELS_WANTED, check_points, levels, rise_toge
 from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.questions import LawQuestion
 from nanoscale.laws.result import bounds_hit
-from nanoscale.laws.task import Task
 
 # E, A, B, alpha, beta: Hoffmann et al. 2022's points refitted (Besiroglu et al. 2024), certified
 CHINCHILLA_TRUTH = (1.8172181, 477.82588, 2143.41732, 0.3473105, 0.36717243)
@@ -225,7 +224,7 @@ def _world_fits(design: Design, problem: Problem, loss: Array, truth: Array) -> 
     shape = (len(own), *grid.shape[1:])
     grid = np.broadcast_to(grid, shape)
     starts = np.hstack([own[:, None], grid])
-    return solver.solve(Task(problem, design.rule, loss, ones), starts)
+    return solver.solve(solver.Task(problem, design.rule, loss, ones), starts)
 
 
 def _intervals(
@@ -256,7 +255,7 @@ def _resample_fits(
     B = len(theta)
     R = design.resamples
     losses, weights = _resampled(design, problem, theta, loss, seeds)
-    task = Task(problem, design.rule, losses, weights)
+    task = solver.Task(problem, design.rule, losses, weights)
     starts = np.repeat(theta, R, axis=0)
     solution = solver.solve(task, starts[:, None])
 

@@ -22,7 +22,6 @@ from nanoscale.laws.arrays import Array
 
 OBJECTIVES = ("log-huber", "lad", "mse", "envelope")
 OVERESTIMATE = 10.0  # weight of a point that the law lies above, under `envelope`
-BEND_OUTSIDE = 0.01  # of the reweighted least squares' curvature, where the objective has none
 LAD_STAGES = 10.0 ** -np.arange(0, 10)  # delta, in mean |r| of the best start
 LAD_DELTA = 1e-12  # below, residuals are rounding
 
@@ -115,16 +114,6 @@ class Objective:
         bend *= inverse
         psi *= w
         return np.negative(psi, out=psi), bend
-
-    def pulls(self, r: Array, w: Array) -> tuple[Array, Array]:
-        """(B, n) of weighted first and second derivatives by r, none negative, and none 0."""
-        if self.raw:
-            return 2 * w * r, np.broadcast_to(2 * w, r.shape)
-        psi = np.clip(r, -self.delta, self.delta)
-        near = psi == r
-        weight = self.lopsided(w, r)
-        share = psi / np.where(near, 1, r)
-        return psi * weight, np.where(near, 1.0, BEND_OUTSIDE * share) * weight
 
     def reweighted(self, r: Array, m: Array, w: Array) -> Array:
         """(B, n) weights of the least squares in m that has this slope at m."""

@@ -22,7 +22,7 @@ import numpy as np
 from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.forms import EXPONENTS, LINEAR, Law, Term
 from nanoscale.laws.linear import solve_nonnegative
-from nanoscale.laws.tape import Traced, derivatives, slopes_of
+from nanoscale.laws.tape import Traced, derivatives
 
 G_FACTOR = 3.0  # by which one step may move an exponent
 SHARES = (1e-12, 1e6)  # of a term in the loss at the points' middle; the upper end never binds
@@ -144,15 +144,6 @@ class Problem:
             some = self._sums(state.theta[rows], c[rows], q[rows])
             gradient[:, rows], hessian[..., rows] = some
         return gradient, hessian
-
-    def slopes(self, theta: Array) -> Array:
-        """(p, B, n): the fitted values' by theta (B, p)."""
-        params = self.params(theta)
-        traced = Traced.variables(params)
-        law = cast(Traced, self.law.at(traced, self.x))
-        d = slopes_of(law, len(traced), self.x.shape[1])
-        d *= np.where(self.logarithmic, params, 1.0).T[..., None] / self.scale
-        return d
 
     def _sums(self, theta: Array, c: Array, q: Array) -> ArrayPair:
         """`sums` at theta (B, p)."""

@@ -25,7 +25,6 @@ from nanoscale.laws.linear import root
 from nanoscale.laws.objectives import LAD_DELTA, Objective
 from nanoscale.laws.points import Points
 from nanoscale.laws.problem import SumProblem, problem_of
-from nanoscale.laws.task import Task
 
 OPEN = "not identified on this side"
 _PAIRS = (("alpha", "beta"), ("aN", "aD"))  # a = second / (first + second)
@@ -264,7 +263,7 @@ class ProfileSearch:
             projected = self.problem.projected(flat, 1 / loss**2, loss)
             starts = projected.reshape(shape)
         ones = np.repeat(self.best.w, K, axis=0)
-        task = Task(self.problem, self.rule, loss, ones)
+        task = solver.Task(self.problem, self.rule, loss, ones)
         return solver.solve(task, starts)
 
     def _end(self, refits: Refits, pair: list[int]) -> float:

@@ -12,21 +12,21 @@ Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from nanoscale.data.gauge import each, part
-from nanoscale.laws.arrays import Array, Index, Mask, batches, put
+from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
-from nanoscale.laws.linearised import approach
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.task import ROUNDING, Place, Task
+from nanoscale.laws.problem import Problem, State
 
 MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
 AGREEMENT = 1e-9  # of objectives that count as equal, relative
+_ROUNDING = 1e-30  # what rounding alone leaves of one squared residual of ln L
 START_DAMPING = 0.03  # shares of reweighted least squares in the Hessian
 FIRST_DAMPING, CONVEX_DAMPING = 1e-3, 0.3  # after a poor step; where the Hessian bends down
 HEAVY_DAMPING, MOST_DAMPING = 5.0, 1e15  # from which steps are projected as well; given up
@@ -35,6 +35,50 @@ LEAVING = 0.1  # share of a batch that is done before it is made smaller
 _CHECKED, STARTS_CHECKED, _STARTS_KEPT = 64, 9, 3  # resamples solved from many starts as well
 CHECKED_POINTS = 4_000  # of these resamples together, but at least two of them
 SAMPLED = 64  # starts, of which the best says how large residuals are
+
+
+@dataclass(frozen=True)
+class Task:
+    """What R data sets minimise: `rule` of losses (R or 1, n) over the problem's scale, with
+    weights w (R or 1, n)."""
+
+    problem: Problem
+    rule: Objective
+    loss: Array
+    w: Array
+
+    @cached_property
+    def y(self) -> Array:
+        """Losses as the objective reads them."""
+        return self.rule.read(self.loss)
+
+    @property
+    def rounding(self) -> float:
+        """What rounding alone leaves of an objective whose weights are 1."""
+        return _ROUNDING * len(self.loss[0])
+
+    def __len__(self) -> int:
+        return max(len(self.loss), len(self.w))
+
+    def on(self, loss: Array, w: Array) -> Task:
+        """The same of other data."""
+        return Task(self.problem, self.rule, loss, w)
+
+    def take(self, rows: Chosen) -> Task:
+        """That of some data sets; losses or weights that all share stay as they are."""
+        loss = self.loss if len(self.loss) == 1 else self.loss[rows]
+        w = self.w if len(self.w) == 1 else self.w[rows]
+        return self.on(loss, w)
+
+    def at(self, theta: Array) -> _Place:
+        """Where rows theta (R, p) are."""
+        state = self.problem.at(theta)
+        r = self.rule.residual(self.y, state.m)
+        return _Place(state, r, self.rule.value(r, self.w))
+
+    def derivatives(self, place: _Place, damping: Array) -> ArrayPair:
+        """The objective's there, as `Objective.derivatives` has them."""
+        return self.rule.derivatives(place.r, place.state.m, self.w, damping)
 
 
 @dataclass(frozen=True)
@@ -49,11 +93,8 @@ class Solution:
 
 
 @np.errstate(all="ignore")
-def solve(task: Task, starts: Array | int, afar: bool = False) -> Solution:
-    """Fit every data set; starts: how many to make, or (R or 1, S, p) of them.
-
-    afar: of a law without terms, go near the optima as `linearised` does first.
-    """
+def solve(task: Task, starts: Array | int) -> Solution:
+    """Fit every data set; starts: how many to make, or (R or 1, S, p) of them."""
     if isinstance(starts, int):
         starts = task.problem.starts(task.loss, task.w, starts)
     R = len(task)
@@ -62,15 +103,10 @@ def solve(task: Task, starts: Array | int, afar: bool = False) -> Solution:
     theta = every.reshape(-1, p)
 
     stages = task.rule.stages(lambda: _mean_residual(task, theta))
-    damping = START_DAMPING
-    if afar and not task.problem.law.terms:
-        staged = replace(task, rule=stages[0])
-        theta = approach(staged.take(np.arange(R).repeat(S)), theta)
-        damping = 0.0
     ways = list(zip(stages, [*stages[1:], None], strict=True))
     for stage, following in each(ways, "stages"):
         staged = replace(task, rule=stage)
-        theta, f, converged = _batched(staged, following, theta, S, damping)
+        theta, f, converged = _batched(staged, following, theta, S)
 
     ends = f.reshape(R, S)
     best = ends.argmin(1)
@@ -88,13 +124,13 @@ def resolve(task: Task, best: Array) -> Solution:
     Some are solved from many starts as well; if that finds a lower objective in any, all are
     solved from the best few of many.
     """
-    start = np.stack([best, *held_inside(task, best)])[None]
+    start = best[None, None]
     every = np.arange(len(task))
     checked = max(2, CHECKED_POINTS // task.w.shape[1])
     spread = np.linspace(0, every[-1], min(_CHECKED, checked))
     some = np.unique(spread.astype(int))
     with part(2 + _STARTS_KEPT, "rounds") as at:
-        solution = solve(task, start, afar=True)
+        solution = solve(task, start)
         again = np.union1d(some, every[~solution.converged])
         at(1)
         better = improve(task, solution, again, STARTS_CHECKED)
@@ -104,28 +140,6 @@ def resolve(task: Task, best: Array) -> Solution:
     return solution
 
 
-def held_inside(task: Task, best: Array) -> list[Array]:
-    """Where a law without terms is best with one parameter held at the first value of its grid,
-    for each that is at an end of its range at `best` (p,).
-
-    Some resamples have their optimum inside, where a step from such an end does not lead.
-    """
-    problem = task.problem
-    if problem.law.terms:
-        return []
-    ones = np.ones((1, task.loss.shape[1]))
-    others = []
-    for i, parameter in enumerate(problem.law.parameters):
-        if not parameter.grid or problem.lower[i] < best[i] < problem.upper[i]:
-            continue
-        held = Task(problem.holding(i), task.rule, task.loss[:1], ones)
-        starts = held.problem.starts(held.loss, held.w, STARTS_CHECKED)
-        inside = parameter.grid[0]
-        starts[..., i] = math.log(inside) if parameter.logarithmic else inside
-        others.append(solve(held, starts, afar=True).theta[0])
-    return others
-
-
 def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
     """Solve some data sets (k,) again, from the `few` best of many starts, where that is better.
 
@@ -133,9 +147,9 @@ def improve(task: Task, solution: Solution, rows: Index, few: int) -> Mask:
     """
     some = task.take(rows)
     starts = some.problem.starts(some.loss, some.w, STARTS_CHECKED)
-    wider = solve(some, lowest(some, starts, few), afar=True)
+    wider = solve(some, lowest(some, starts, few))
 
-    rounding = ROUNDING * task.w.sum(1).max()
+    rounding = _ROUNDING * task.w.sum(1).max()
     least = solution.objective[rows] * (1 - AGREEMENT) - rounding
     better: Mask = wider.objective < least
     better |= wider.converged & ~solution.converged[rows]
@@ -180,8 +194,24 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
 
 
 # -- rows at work ---------------------------------------------------------------------------------
+@dataclass
+class _Place:
+    """Where B rows are: the law there, residuals r (B, n), the objective f (B,)."""
+
+    state: State
+    r: Array
+    f: Array
+
+    def take(self, rows: Chosen) -> _Place:
+        return _Place(self.state.take(rows), self.r[rows], self.f[rows])
+
+    def put(self, rows: Index, other: _Place) -> None:
+        self.state.put(rows, other.state)
+        put(rows, [self.r, self.f], [other.r, other.f])
+
+
 def _batched(
-    task: Task, following: Objective | None, theta: Array, S: int, damping: float
+    task: Task, following: Objective | None, theta: Array, S: int
 ) -> tuple[Array, Array, Mask]:
     """`refine` every row of theta, in batches; row i is a start of data set i // S.
 
@@ -196,20 +226,20 @@ def _batched(
         for rows in batches(len(theta), task.problem.batch // n):
             at(rows.start, rows.stop - rows.start)
             some = task.take(data_set[rows])
-            ends[rows], f[rows], converged[rows] = refine(some, theta[rows], damping)
+            ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
             if following is not None:
                 ends[rows] = _followed(some, following.delta, ends[rows])
     return ends, f, converged
 
 
-def refine(task: Task, theta: Array, first: float = START_DAMPING) -> tuple[Array, Array, Mask]:
-    """Projected Newton (Bertsekas 1982), damped by reweighted least squares, at `first` so much.
+def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
+    """Projected Newton (Bertsekas 1982), damped by reweighted least squares.
 
     Where each row of theta (B, p) ends, the objective there, and whether it has converged.
     """
     problem = task.problem
     place = task.at(np.clip(theta, problem.lower, problem.upper))
-    damping = np.full(len(theta), first)
+    damping = np.full(len(theta), START_DAMPING)
     index = np.arange(len(theta))
     ends = place.state.theta.copy()
     f = place.f.copy()
@@ -234,7 +264,7 @@ def refine(task: Task, theta: Array, first: float = START_DAMPING) -> tuple[Arra
     return ends, f, converged
 
 
-def _iterate(task: Task, place: Place, damping: Array) -> tuple[Place, Array, Mask]:
+def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
     """One step of every row: where it leads, the next damping (B,), and which have converged."""
     step, decrement, convex = _newton_step(task, place, damping)
     room = TOLERANCE * place.f + task.rounding
@@ -258,7 +288,7 @@ def _iterate(task: Task, place: Place, damping: Array) -> tuple[Place, Array, Ma
     return trial, damping, done
 
 
-def _newton_step(task: Task, place: Place, damping: Array) -> tuple[Array, Array, Mask]:
+def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
     """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
     c, q = task.derivatives(place, damping)
     gradient, hessian = task.problem.sums(place.state, c, q)
@@ -273,7 +303,7 @@ def _newton_step(task: Task, place: Place, damping: Array) -> tuple[Array, Array
     return step.T, -rise / 2, convex
 
 
-def _trial(task: Task, place: Place, damping: Array, step: Array, decrement: Array) -> Place:
+def _trial(task: Task, place: _Place, damping: Array, step: Array, decrement: Array) -> _Place:
     """Where the step leads, or its projection if that gains more than a poor or short step."""
     problem = task.problem
     theta = place.state.theta

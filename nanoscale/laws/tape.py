@@ -71,21 +71,6 @@ Operand = Any  # a Traced, an array or a number; at least one of two is traced
 
 
 # -- backwards ------------------------------------------------------------------------------------
-def slopes_of(law: Traced, p: int, n: int) -> Array:
-    """(p, B, n): by the p variables of its tape."""
-    B = len(law.value)
-    slopes = {law.place: np.ones((B, n))}
-    for node in reversed(law.tape[p : law.place + 1]):
-        if node.place in slopes:
-            slope = slopes.pop(node.place)
-            for parent, factor in zip(node.parents, node.slopes, strict=True):
-                _add(slopes, parent.place, factor * slope)
-    d = np.zeros((p, B, n))
-    for i in range(p):
-        d[i] = slopes.get(i, 0.0)
-    return d
-
-
 def derivatives(law: Traced, p: int, c: Array) -> ArrayPair:
     """The law's slopes (p, B, n) by the p variables of its tape, and its second derivatives, summed
     over points with weights c (B, n): (p, p, B)."""
