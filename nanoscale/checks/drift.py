@@ -79,8 +79,8 @@ class LrGrid:
         x = self.optimum[self.base]
         if not curve.fit or not draws or not curve.seeds:
             unknown = np.full_like(self.optima[k], math.nan)
-            diverges = x <= curve.below or x >= curve.above
-            return Transferred(math.inf if diverges else math.nan, math.nan, unknown)
+            loss = math.inf if curve.diverges(x) else math.nan
+            return Transferred(loss, math.nan, unknown)
         loss = float(curve.fit.loss(x)[0])
         moved = np.clip(self.optima[self.base], curve.x[0], curve.x[-1])
         at_moved = draws.loss(moved)

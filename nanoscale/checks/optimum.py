@@ -122,6 +122,9 @@ class LrCurve:
         """The fit, where its vertex is the optimum."""
         return None if self.problem else self.fit
 
+    def diverges(self, x: float) -> bool:
+        return x < self.below + _SAME or x > self.above - _SAME
+
     def not_run(self, at: float, sides: Sequence[int]) -> tuple[float, ...]:
         """Up to two LRs around `at`, between the diverged ones, that are none of those run."""
         found: list[float] = []

@@ -339,6 +339,8 @@ def test_a_base_lr_that_diverges_fails_whatever_else_is_missing(others):
     )
     assert "the optimum at size 256 is not bracketed" in reason["reason"]
     two = table[table[:, 0] < 256]
+    high = table[(table[:, 0] < 256) | (table[:, 1] >= 2.0**-7)]  # of 256, the base's LR and more
+    assert judge(diverging(high, 256, 0))["verdict"] == "fail"
     assert judge(diverging(two, 128, 0))["verdict"] == "fail"
 
 
