@@ -49,7 +49,8 @@ def lines_of_code(node: ast.AST, lines: list[str]) -> int:
     docstring = ast.get_docstring(node, clean=False)
     if docstring is None:
         return len(code)
-    return len(code) - docstring.count("\n") - 1
+    told = [line for line in docstring.splitlines() if line.strip()]
+    return len(code) - max(len(told), 1)
 
 
 @functools.cache
