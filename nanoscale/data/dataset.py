@@ -316,14 +316,21 @@ def _bytes_each(dataset: Dataset, tokens: Tokens) -> float | None:
 # --- what is in the files ---------------------------------------------------------------------
 
 
+def _again(path: Path) -> str:
+    """What mends a token file: only its maker can make a further validation set."""
+    if path.stem in SPLITS:
+        return "prepare the dataset again"
+    return "make it again with the tokens of train.bin, or delete it"
+
+
 def _bin_stat(path: Path) -> tuple[str, int, int]:
     """(path, bytes, mtime in ns) of a token file; missing or empty is refused."""
     if not os.path.isfile(path):
-        raise UserError(f"{path} is missing; prepare the dataset again")
+        raise UserError(f"{path} is missing; {_again(path)}")
     with read_errors(path):
         stat = path.stat()
     if stat.st_size == 0:
-        raise UserError(f"{path} is empty; prepare the dataset again")
+        raise UserError(f"{path} is empty; {_again(path)}")
     return os.path.abspath(path), stat.st_size, stat.st_mtime_ns
 
 
@@ -331,7 +338,7 @@ def _foreign(path: Path, token: int, vocab_size: int, at: int | None = None) -> 
     place = "" if at is None else f" at place {at:,}"
     return UserError(
         f"{path} holds token {token}{place}, but the vocabulary has {vocab_size} symbols: "
-        "a .bin of the wrong vocabulary; prepare the dataset again"
+        f"a .bin of the wrong vocabulary; {_again(path)}"
     )
 
 
@@ -341,7 +348,7 @@ def _check_split(path: Path, n_tokens: int, largest: int, split: str, meta: Meta
     if meta.splits is not None and meta.splits[split]["tokens"] != n_tokens:
         raise UserError(
             f"{path} holds {n_tokens:,} tokens, but meta.json beside it describes "
-            f"{meta.splits[split]['tokens']:,}; prepare the dataset again"
+            f"{meta.splits[split]['tokens']:,}; {_again(path)}"
         )
 
 

@@ -99,6 +99,8 @@ def replace_files(stage: Path, out: Path, overwrite: bool) -> bool:
     replaced = [name for name in changed if name != "meta.json" and (out / name).exists()]
     if not any((out / f"{split}.bin").exists() for split in SPLITS):
         replaced = [name for name in replaced if name == TOKENIZER_FILE]  # the user's own
+    if "meta.json" not in changed:  # a file of another length than its meta says is damaged
+        replaced = [name for name in replaced if _size(out / name) == _size(stage / name)]
     held = _held(out)
     new = read_meta(stage)
     if replaced and not overwrite:
@@ -118,6 +120,10 @@ def replace_files(stage: Path, out: Path, overwrite: bool) -> bool:
         (out / held.tokenizer.file).unlink(missing_ok=True)
     os.replace(stage / TRAIN, out / TRAIN)
     return True
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def other_set(out: Path, source: str, new: str) -> UserError:

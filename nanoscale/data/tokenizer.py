@@ -30,6 +30,14 @@ END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what is trained here
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")  # as others call it
 GPT2_DIGEST = "20940fd36bff2b33dff18da9a85f31f7eab5ea75375cf78fdb8b0bda1116d42e"
 CODE_POINTS = 0x110000
+GPT2_FILES = {  # as tiktoken keeps and checks them: vocab.bpe and encoder.json
+    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": (
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    ),
+    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": (
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+    ),
+}
 LEAST_TRAINED = 257  # the bytes and the end
 TRAINED_ON = 2**26  # characters, by a tokenizer that is trained on a text
 
@@ -359,6 +367,7 @@ def gpt2_encoding() -> Any:
         import tiktoken  # type: ignore[import-not-found, unused-ignore]  # an extra
     except ImportError as e:
         raise _not_installed("GPT-2 tokens", "tiktoken") from e
+    _check_cache()
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as e:  # it downloads its table, through whatever HTTP client it has
@@ -366,6 +375,15 @@ def gpt2_encoding() -> Any:
             f"tiktoken could not load its GPT-2 table ({e}); try again with a network, or name a "
             "folder that has it in TIKTOKEN_CACHE_DIR (docs/data.md)"
         ) from e
+
+
+def _check_cache() -> None:
+    """Refuse a damaged table of the user's, which tiktoken would delete and ask the network for."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR")
+    for name, sha256 in GPT2_FILES.items():
+        path = Path(folder or "", name)
+        if folder and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise UserError(f"{path} is damaged, not GPT-2's table; get it again (docs/data.md)")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ such number can be moved into a tensor beside it, exactly: see `folded_into`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One file of tensors; `format` in its metadata is what transformers asks for.
 
     Raises:
-        UserError: safetensors is not installed, or the disk refuses.
+        UserError: safetensors is not installed.
+        OSError: the disk refuses.
     """
     try:
         from safetensors import SafetensorError  # type: ignore[import-not-found, unused-ignore]
@@ -88,6 +90,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode  # the library's own file would be for its owner alone
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as e:  # the disk's refusal, in its words
-        raise UserError(f"cannot write {path.parent}: {e}") from e
+    except SafetensorError as e:
+        number = re.search(r"os error (\d+)", str(e))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(e)) from e  # the disk's refusal, in its words
     path.chmod(mode)
