@@ -81,5 +81,8 @@ def prepare_command(
         overwrite=overwrite,
     )
     dataset = folder.name if folder.parent.resolve() == Path("data").resolve() else str(folder)
-    click.echo(f"next: {small_run()} --dataset={shlex.quote(dataset)}")
+    command = f"{small_run()} --dataset={shlex.quote(dataset)}"
+    if folder.name != "shakespeare_char":  # whose folder is that of the config
+        command += f" --out_dir={shlex.quote(f'out-{folder.name}')}"
+    click.echo(f"next: {command}")
     write_record(json_path, {"folder": str(folder), **read_json(folder / "meta.json")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def command(
     settings = settings_of(how)
     if isoflop or multiverse:
         check_surface(settings.form, multiverse)
+        settings = replace(settings, law=settings.form)
     if by is not None and figures is not None:
         raise UserError("--figures draws one fit: give --where=COLUMN=VALUE in place of --by")
     table = read_table(name, output_root=output_root)

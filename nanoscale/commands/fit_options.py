@@ -25,10 +25,10 @@ HOW_TO_FIT = together(  # they arrive as the keyword arguments `how`
     column("loss", "The column of the loss (val_loss)."),
     GROUP,
     WHERE,
-    option("law", "LAW", "The law to fit (chinchilla)."),
+    option("law", "LAW", "The law to fit (chinchilla; power where N and D rise together)."),
     option("laws", "FILE.py", "A file that registers laws of your own."),
     option("objective", "NAME", "log-huber, lad, mse or envelope (log-huber)."),
-    option("delta", "DELTA", "Of the Huber loss (1e-3).", NOT_NEGATIVE),
+    option("delta", "DELTA", "Of the Huber loss (1e-3; of a ladder, by its noise).", NOT_NEGATIVE),
     option("drop-worst", "K", "Leave out the K worst points (0).", COUNT_FROM_0),
     option(
         "bootstrap",
@@ -57,5 +57,6 @@ def settings_of(how: dict[str, Any]) -> FitSettings:
     settings = given(how)
     if "laws" in settings:
         load_laws(settings.pop("laws"))
-    settings["law"] = law_of(settings.get("law", "chinchilla"))
+    if "law" in settings:
+        settings["law"] = law_of(settings["law"])
     return FitSettings(**settings)

@@ -81,11 +81,12 @@ def replicates_of(
     return list(settings.values())
 
 
-def candidates(settings: Iterable[SettingRuns]) -> list[SettingRuns]:
+def candidates(settings: Iterable[SettingRuns], *, sizes: bool = False) -> list[SettingRuns]:
     """The settings that can be the best one, by their means: a run that diverged rules its setting
-    out, and so does having half as many seeds as another or fewer, which noise favours.
+    out, and so does having half as many seeds as another or fewer, which noise favours; but not
+    among the `sizes` of a ladder, which differ by more than noise.
     """
     sound = [setting for setting in settings if setting.losses and not setting.diverged]
     most = max((len(setting.losses) for setting in sound), default=0)
-    judged = [setting for setting in sound if 2 * len(setting.losses) > most]
+    judged = [setting for setting in sound if sizes or 2 * len(setting.losses) > most]
     return sorted(judged, key=lambda setting: setting.mean)

@@ -201,7 +201,8 @@ class Study:
         if self.asked.search is not None:
             return self.best_trial
 
-        settings = candidates(replicates_of(self.rows(), self.setting_keys))
+        runs = replicates_of(self.rows(), self.setting_keys)
+        settings = candidates(runs, sizes=self.asked.recipe == "ladder")
         if not settings:
             return None
         best = settings[0]

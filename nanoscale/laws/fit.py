@@ -44,7 +44,7 @@ from nanoscale.laws.result import (
 from nanoscale.laws.structure import RunsFound, find_runs
 from nanoscale.spec.values import Json
 
-_SCHEMA = 1
+SCHEMA = 1
 STARTS, FEWER_STARTS, MANY_POINTS = 64, 16, 10_000
 POINTS_PER_PARAMETER = 4  # below, pairs resamples repeat points until nothing is identified
 _MEANING = {"a": "  N* ~ C^a", "b": "  D* ~ C^b"}  # of the exponents
@@ -157,7 +157,7 @@ def fit_law(
     weights: Array | None = None,
     rng_seed: int = 0,
 ) -> LawFit:
-    """Fit `law` to one loss per point; the estimator of `nanoscale fit`.
+    """Fit `law` to one loss per point; the estimator of `nanoscale fit`, but for ladders.
 
     The default is Approach 3 of Hoffmann et al. 2022, certified: the least sum of Huber losses of
     ln L, with percentile intervals of resampled points. (A ladder's own, for few runs with seeds,
@@ -252,7 +252,7 @@ def _result(
         lost=lost,
         rng_seed=plan.rng_seed,
         warnings=_warnings(best, points, plan, lost),
-        schema=_SCHEMA,
+        schema=SCHEMA,
         dropped_worst=drop_worst,
         data=digest(points.x, points.loss),
         draws=draws,

@@ -4,9 +4,9 @@ The one idea: a ladder has few runs, so its interval comes from the measured noi
 sizes (parametric resamples), and as nobody knows from which size on the law holds, the resamples
 are shared out over the ladder without its smallest sizes as far as the runs speak for each.
 
-This is the estimator of a ladder study. `fit_law` with law `power` is another: its delta is the
-field's 1e-3 and not the runs' noise, it resamples points, and drops no sizes; on the same runs the
-two differ by a share of their intervals.
+This is the estimator of a ladder study, and of `nanoscale fit` for a table of one. `fit_law` with
+law `power` is for many points: its delta is the field's 1e-3 and not the runs' noise, it resamples
+points, and drops no sizes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.components import Components
+from nanoscale.laws.fit import SCHEMA, LawFit
 from nanoscale.laws.forms import number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import problem_of
 from nanoscale.laws.published import POWER
+from nanoscale.laws.record import PredictedLoss
 from nanoscale.laws.result import (
     NO_FIT,
-    Fit,
     bounds_hit,
+    digest,
     named,
     not_identified,
     status_of,
@@ -88,8 +90,8 @@ class LadderPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderFit(Fit):
-    """A power law through a ladder.
+class LadderFit(LawFit):
+    """A power law through a ladder; `draws` are of all its resamples.
 
     `ci95` is of all resamples, stretched over the `dropped` refits; `ci95_noise` of those of the
     whole ladder alone.
@@ -104,6 +106,17 @@ class LadderFit(Fit):
     dropped: list[Refit]
     curve: LawCurve
     points: list[LadderPoint]  # in order of x
+
+    def predict(self, **x: float) -> PredictedLoss:
+        """The loss at x, and its 95 % interval, over the `dropped` refits as the curve's is."""
+        at = float(next(iter(x.values())))
+        loss = float(self(at))
+        if not len(self.draws):
+            return PredictedLoss(loss)
+        refits = [self.form.at(d.params.values(), [at]) for d in self.dropped if at >= d.smallest_x]
+        ends = bootstrap.interval(self.form.loss(self.draws, np.array([at])))
+        low, high = bootstrap.widened(ends, np.reshape(refits, (-1, 1)))[:, 0].tolist()
+        return PredictedLoss(loss, [low, high])
 
     def summary(self) -> list[str]:
         """The lines a user sees: the law, what is not identified, what both rest on."""
@@ -158,30 +171,44 @@ def fit_power_law(
     bootstrap.check_resamples(resamples)
     rule = _huber(runs) if delta is None else Objective.of("log-huber", delta)
     cuts = _cuts(runs, rule)
-    whole = cuts[0]
-    best = whole.best
     shares = _shares(cuts)
     draws = _resampled(cuts, shares, resamples, rng_seed)
-    pooled = np.concatenate(draws)
-    dropped = _dropped(cuts, x_name)
+    return _result(runs, cuts, shares, draws, resamples, rng_seed)
 
+
+def _result(
+    runs: Runs,
+    cuts: list[Cut],
+    shares: list[float],
+    draws: list[Array],
+    resamples: int,
+    rng_seed: int,
+) -> LadderFit:
+    whole, best = cuts[0], cuts[0].best
+    pooled = np.concatenate(draws)
+    lost = resamples - len(pooled)
+    dropped = _dropped(cuts, runs.x_name)
     ends = _stretched(_ends(pooled), dropped)
-    reasons = _reasons(best, ends, x_name)
+    reasons = _reasons(best, ends, runs.x_name)
     return LadderFit(
+        schema=SCHEMA,
         law=POWER.name,
         form=POWER,
-        x_name=x_name,
-        x_names=(x_name,),
-        objective_name=rule.name,
-        delta=rule.delta,
+        x_name=runs.x_name,
+        x_names=(runs.x_name,),
+        predictors=[runs.x_name],
+        objective_name=best.rule.name,
+        delta=best.rule.delta,
         n_points=len(runs.x),
         n_sizes=runs.n_sizes,
         params=named(POWER, best.params),
+        exponents={},
         objective=float(best.solution.objective[0]),
-        status=_status(best, x_name, reasons),
+        status=_status(best, runs.x_name, reasons),
         not_identified=reasons,
         agreement_of_starts=best.agreement,
         n_starts=_STARTS,
+        condition_number=solver.condition(best, best.theta)[0],
         se=_errors(pooled),
         ci95=_by_name(ends),
         ci95_noise=_by_name(_ends(draws[0])),
@@ -189,9 +216,14 @@ def fit_power_law(
         components=whole.measured,
         shares=shares,
         dropped=dropped,
+        dropped_worst=0,
+        resampling="parametric",
         resamples=resamples,
+        lost=lost,
         rng_seed=rng_seed,
-        warnings=_warnings(runs, whole, shares, resamples - len(pooled), resamples),
+        warnings=_warnings(runs, whole, shares, lost, resamples),
+        data=digest(runs.x, runs.loss),
+        draws=pooled,
         curve=_curve(runs, cuts, draws, dropped),
         points=_points(runs, best.params),
     )

@@ -31,6 +31,7 @@ ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is wor
 MOST_OFF_SIZE, MOST_OFF_FLOPS = 0.1, 0.1  # relative differences; more gets a warning
 FEW_UPDATES = 100
 MOST_DISTANCE = 1e4  # times beyond the budgets fitted, either way, where no law says anything
+ROUNDS = 4  # in which a run's size meets its budget
 FEWEST_PARAMETERS = 1000  # of a model; N* below is N in other units, or a budget far too small
 STEP_LAW_BATCH, STEP_LAW_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025
 
@@ -140,10 +141,8 @@ def plan(
         distance = basis.distance(C)
     expected = predict(fit, noise, N=best.N, D=best.D)
     model = buildable(best.N, vocab_size, block_size)
-    run = _run(fit, noise, C, best.N, model, batch_tokens)
-    if speed is not None:
-        work = run.D if unit == "tokens/s" else run.flops
-        run = replace(run, hours=work / speed / 3600, speed=float(speed), unit=unit)
+    run = _run(fit, noise, best.N, model, C / (6 * _size(model)), batch_tokens)
+    run = _timed(run, speed, unit)
     return Plan(
         schema=PLAN_SCHEMA,
         law=fit.law,
@@ -157,6 +156,14 @@ def plan(
         **vars(best),
         **vars(expected),
     )
+
+
+def _timed(run: BuildableRun, speed: float | None, unit: str) -> BuildableRun:
+    """The run with its hours, at a speed in `unit`."""
+    if speed is None:
+        return run
+    work = run.D if unit == "tokens/s" else run.flops
+    return replace(run, hours=work / speed / 3600, speed=float(speed), unit=unit)
 
 
 def _check_reach(C: float, N: float, basis: Basis | None) -> None:
@@ -183,6 +190,73 @@ def _ratio_ci95(fit: LawFit, C: float) -> Ends | None:
     return ends
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extension(Plan):
+    """The next run of a ladder: its ratio of tokens to parameters, at a budget of exact FLOPs."""
+
+    command: str | None = None  # that trains it
+
+    def summary(self) -> list[str]:
+        """The lines a user sees."""
+        far = "" if self.distance is None else f", {self.distance:.3g} times the largest fitted"
+        loss = f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
+        if self.run_ci95:
+            loss += f"; a new run{_ends(self.run_ci95, '.4f')}"
+        lines = [
+            f"{self.budget:.4g} FLOPs (exact){far}; the {self.law} law is {self.status}",
+            f"  N     {self.N:.4g} parameters, D = {self.D:.4g} tokens: the ladder's "
+            f"{self.tokens_per_param:.3g} per parameter, of which one ratio does not say whether "
+            "it is best",
+            loss,
+            *self.run.lines(),
+        ]
+        return lines if self.command is None else [*lines, f"next: {self.command}"]
+
+
+def extend(
+    fit: LawFit,
+    C: float,
+    ratio: float,
+    like: ExperimentConfig,
+    basis: Basis,
+    *,
+    batch_tokens: float,
+    speed: float | None = None,
+    unit: str = "tokens/s",
+) -> Extension:
+    """The next run of a ladder of `ratio` tokens per parameter, with C exact FLOPs.
+
+    fit: a law of C. like: a run of the ladder, whose parts, vocabulary, block and shape it has.
+    batch_tokens: of an update. speed: see `plan`. Raises `UserError` for a budget out of reach.
+    """
+    N = math.sqrt(C / (6 * ratio))
+    for _ in range(ROUNDS):  # exact FLOPs of a token are not 6 N, nor as many at another N
+        _check_reach(C, N, basis)
+        model = buildable(N, like.vocab_size, like.block_size, like)
+        per_parameter = flops_per_token(model)["exact"] / _size(model)
+        N = math.sqrt(C / (per_parameter * ratio))
+    size = _size(model)
+    run = _run(fit, basis.noise, N, model, ratio * size, batch_tokens)
+    run = _timed(run, speed, unit)
+    expected = predict(fit, basis.noise, x=C)
+    return Extension(
+        schema=PLAN_SCHEMA,
+        law=fit.law,
+        status=fit.status,
+        budget=float(C),
+        N=N,
+        D=ratio * N,
+        N_ci95=None,
+        D_ci95=None,
+        tokens_per_param=ratio,
+        tokens_per_param_ci95=None,
+        distance=basis.distance(C),
+        run=run,
+        warnings=_warnings(fit, N, C, basis, run),
+        **vars(expected),
+    )
+
+
 def fit_of(record: Mapping[str, Any]) -> LawFit:
     """The fit of a record that `nanoscale fit --json` wrote; its draws if it has the key."""
     form = law_of(record["law"])
@@ -199,28 +273,31 @@ def fit_of(record: Mapping[str, Any]) -> LawFit:
     return LawFit(**values)
 
 
-def buildable(N: float, vocab_size: int, block_size: int = 1024) -> ExperimentConfig:
-    """The model of LLaMA parts whose total parameters are nearest to N, at a sensible shape.
+def buildable(
+    N: float, vocab_size: int, block_size: int = 1024, like: ExperimentConfig | None = None
+) -> ExperimentConfig:
+    """The model whose total parameters are nearest to N, at a sensible shape: of LLaMA parts, or
+    with the parts, the heads and the shape of `like`.
 
     Widths in steps of whole heads (of 16, 32, 64, then 128 channels), each at its best depths; a
     shape away from 64 channels per block pays a little, as nothing else tells equal sizes apart.
     """
+    base = ExperimentConfig(use_rmsnorm=True, use_rope=True, use_swiglu=True)
+    aspect = ASPECT
+    if like is not None:
+        base = like
+        aspect = like.n_embd / like.n_layer
+    base = replace(base, n_layer=1, vocab_size=vocab_size, block_size=block_size)
 
     cheapest = math.inf
     for first, last, step, head in WIDTHS:
         for n_embd in range(first, last + 1, step):
-            model = ExperimentConfig(
-                n_layer=1,
-                n_embd=n_embd,
-                n_head=n_embd // head,
-                vocab_size=vocab_size,
-                block_size=block_size,
-                use_rmsnorm=True,
-                use_rope=True,
-                use_swiglu=True,
-            )
+            heads = n_embd // head if like is None else like.n_head
+            if n_embd % (2 * heads):
+                continue
+            model = replace(base, n_embd=n_embd, n_head=heads)
             for n_layer, size in _depths(model, N):
-                shape = abs(math.log(n_embd / n_layer / ASPECT))
+                shape = abs(math.log(n_embd / n_layer / aspect))
                 cost = abs(math.log(size / N)) + ASPECT_WEIGHT * shape
                 if cost < cheapest:
                     cheapest = cost
@@ -250,21 +327,21 @@ def _size(config: ExperimentConfig) -> int:
 def _run(
     fit: LawFit,
     noise: Noise | None,
-    C: float,
     N: float,
     model: ExperimentConfig,
+    tokens: float,
     batch_tokens: float | None,
 ) -> BuildableRun:
-    """The updates that the budget leaves a model, and the loss there."""
+    """The updates that make `tokens` for a model, and the loss there."""
     size = _size(model)
-    tokens = C / (6 * size)
     batch = STEP_LAW_BATCH * tokens**STEP_LAW_POWER if batch_tokens is None else batch_tokens
     sequences = max(1, round(batch / model.block_size))
     update = sequences * model.block_size
     iterations = max(1, round(tokens / update))
     seen = iterations * update
     flops = flops_per_token(model)["exact"] * seen
-    loss = predict(fit, noise, N=size, D=seen)
+    at = {"x": flops} if fit.form.predictors == ("x",) else {"N": size, "D": seen}
+    loss = predict(fit, noise, **at)
     keys = ("n_layer", "n_embd", "n_head", *LLAMA, "vocab_size", "block_size")
     config = {key: getattr(model, key) for key in keys}
     config["batch_size"] = sequences

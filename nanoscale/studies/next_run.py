@@ -7,13 +7,16 @@ alone.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
+from nanoscale.experiments.results import STUDY, Study, study_folder
 from nanoscale.experiments.tables import read_table
+from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.values import Json
 from nanoscale.studies.table_fit import FitSettings, fit_table
 
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.laws import LawFit
-    from nanoscale.laws.plan import Plan
+    from nanoscale.laws.plan import Extension, Plan
     from nanoscale.laws.predict import Basis
+    from nanoscale.spec.identity import RunSpec
 
+SHAPE = ("n_layer", "n_embd", "n_head")
 VOCAB_SIZE, BLOCK_SIZE = 50304, 1024  # GPT-2's vocabulary, padded, as nanoGPT
 
 
@@ -36,6 +41,8 @@ class Grounds:
     vocab_size: int | None = None
     block_size: int | None = None
     warnings: tuple[str, ...] = ()
+    largest: RunSpec | None = None  # of the runs of a study
+    tokens_per_param: float | None = None  # where N and D rise together
 
 
 def plan(
@@ -78,6 +85,14 @@ def plan(
     if tokens_per_second is not None and flops_per_second is not None:
         raise UserError("--tokens-per-second and --flops-per-second: give one of them")
     grounds = grounds_of(table_or_fit, settings)
+    speed = flops_per_second if tokens_per_second is None else tokens_per_second
+    unit = "FLOP/s" if tokens_per_second is None else "tokens/s"
+    if grounds.fit.form.predictors == ("x",):
+        for name, value in (("vocab-size", vocab_size), ("block-size", block_size)):
+            if value is not None:
+                raise UserError(f"--{name}: a ladder goes on with its own; leave it out")
+        made = _extended(grounds, budget, batch_tokens, speed, unit)
+        return replace(made, warnings=[*grounds.warnings, *made.warnings])
     made = plan_run(
         grounds.fit,
         budget,
@@ -85,10 +100,44 @@ def plan(
         vocab_size=vocab_size or grounds.vocab_size or VOCAB_SIZE,
         block_size=block_size or grounds.block_size or BLOCK_SIZE,
         batch_tokens=batch_tokens,
-        speed=flops_per_second if tokens_per_second is None else tokens_per_second,
-        unit="FLOP/s" if tokens_per_second is None else "tokens/s",
+        speed=speed,
+        unit=unit,
     )
     return replace(made, warnings=[*grounds.warnings, *made.warnings])
+
+
+def _extended(
+    grounds: Grounds,
+    budget: float,
+    batch_tokens: float | None,
+    speed: float | None,
+    unit: str,
+) -> Extension:
+    """The next run of a study's ladder."""
+    from nanoscale.laws.plan import extend
+
+    spec, ratio, basis = grounds.largest, grounds.tokens_per_param, grounds.basis
+    if spec is None or ratio is None or basis is None or "C" not in basis.reach:
+        raise UserError(
+            f"a law of {grounds.fit.x_names[0]} alone says no N* and D*: name the study of a "
+            "ladder to extend it, or vary D at fixed N and fit both"
+        )
+    config = spec.config
+    made = extend(
+        grounds.fit,
+        budget,
+        ratio,
+        config,
+        basis,
+        batch_tokens=batch_tokens or config.tokens_per_iter,
+        speed=speed,
+        unit=unit,
+    )
+    shape = {key: made.run.config[key] for key in SHAPE}
+    typed = {key: value for key, value in spec.typed.items() if key not in LENGTH_KEYS}
+    typed |= shape | {"max_iters": made.run.iterations, "out_dir": "out-next"}
+    flags = [f"--{key}={value}" for key, value in typed.items()]
+    return replace(made, command=shlex.join([*program().split(), "train", *flags]))
 
 
 def grounds_of(
@@ -104,18 +153,41 @@ def grounds_of(
     if isinstance(source, LawFit):
         return Grounds(source)
     if isinstance(source, str | Path):
+        source = _studys_own(Path(source)) or source
         stored = stored_fit(source)
         if stored is not None:
             return _of_stored(str(source), stored)
+        study = _study_of(source, output_root)
         source = read_table(source, output_root=output_root)
-    result = fit_table(source, settings)
+        grounds = _of_table(source, settings)
+        return grounds if study is None else replace(grounds, largest=_largest(study))
+    return _of_table(source, settings)
+
+
+def _of_table(table: DataFrame, settings: FitSettings | None) -> Grounds:
+    result = fit_table(table, settings)
     return Grounds(
         result.fit,
         result.basis,
-        _shared(source, "vocab_size"),
-        _shared(source, "block_size"),
+        _shared(table, "vocab_size"),
+        _shared(table, "block_size"),
         tuple(result.warnings),
+        tokens_per_param=result.rows.ratio,
     )
+
+
+def _study_of(name: str | Path, output_root: str | Path) -> Study | None:
+    folder = study_folder(name, output_root)
+    return Study.open(folder) if (folder / STUDY).is_file() else None
+
+
+def _largest(study: Study) -> RunSpec | None:
+    """The finished run of most FLOPs."""
+    finished = [(entry, folder) for entry, folder in study.runs() if folder.metrics()]
+    if not finished:
+        return None
+    _, folder = max(finished, key=lambda run: run[0].flops)
+    return folder.spec()
 
 
 def _shared(table: DataFrame, key: str) -> int | None:
@@ -123,6 +195,13 @@ def _shared(table: DataFrame, key: str) -> int | None:
     if key not in table or table[key].isna().any() or table[key].nunique() != 1:
         return None
     return int(float(table[key].iloc[0]))
+
+
+def _studys_own(path: Path) -> Path | None:
+    """The study whose fits/power.json `path` is: its runs say more than the record."""
+    folder = path.parent.parent
+    is_its = path.name == "power.json" and path.parent.name == "fits"
+    return folder if is_its and (folder / STUDY).is_file() else None
 
 
 # -- stored fits --------------------------------------------------------------------------------

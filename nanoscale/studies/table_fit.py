@@ -21,7 +21,7 @@ from nanoscale.studies import table_faults
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from nanoscale.laws import Influence, Law, LawFit, Profiles
+    from nanoscale.laws import Influence, LadderFit, Law, LawFit, Profiles
     from nanoscale.laws.arrays import Mask
     from nanoscale.laws.holdout import HoldOut, RolloutStep
     from nanoscale.laws.points import Points
@@ -33,6 +33,9 @@ SCALES = ("n", "d", "c")
 OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss"}
 OUR_N = ("total_params", "non_position_params", "non_embedding_params", "matrices_and_head_params")
 RESAMPLES = 4000
+DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022)
+LADDER, MOST_SIZES = "power", 16  # a table of few sizes is a ladder: `fit_power_law`
+
 _T = TypeVar("_T")
 FEWER_RESAMPLES = 400  # of a law without terms: each takes a hundred times as long
 
@@ -51,8 +54,10 @@ class FitSettings:
         n, d, c, u: columns of parameters, tokens, FLOPs and unique tokens; of the first three any
             two give the third, and a law of one predictor reads one.
         loss: its column; group: what the runs share that are resampled together.
-        law: a name, or a law.
-        objective, delta, drop_worst, resampling, seed: see `fit_law`.
+        law: a name, or a law; None for power where N and D of our own table rise together, else
+            chinchilla.
+        objective, delta, drop_worst, resampling, seed: see `fit_law`; delta None is 1e-3, and of a
+            ladder that of its replicates.
         where: COLUMN=VALUE, or several with commas: of the rows these alone.
         resamples: None for 4000, or 400 of a law whose fit takes a hundred times as long.
     """
@@ -63,9 +68,9 @@ class FitSettings:
     u: str | None = None
     loss: str | None = None
     group: str | None = None
-    law: str | Law = "chinchilla"
+    law: str | Law | None = None
     objective: str = "log-huber"
-    delta: float = 1e-3
+    delta: float | None = None
     drop_worst: int = 0
     resamples: int | None = None
     resampling: str | None = None
@@ -77,7 +82,19 @@ class FitSettings:
         """The law; `UserError` for none of that name."""
         from nanoscale.laws import law_of
 
-        return law_of(self.law)
+        return law_of(self.law or "chinchilla")
+
+    @property
+    def own_delta(self) -> float:
+        """That of `fit_law`."""
+        return DELTA if self.delta is None else self.delta
+
+    @property
+    def as_ladder(self) -> bool:
+        """Whether a table of few sizes is fitted as a ladder study fits its own."""
+        asked = (self.resampling, self.group, self.drop_worst or None)
+        plain = self.objective == "log-huber" and asked == (None, None, None)
+        return plain and self.form.name == LADDER and self.resamples != 0
 
     @property
     def columns(self) -> dict[str, str]:
@@ -173,11 +190,40 @@ class FitRows:
             groups=self.groups,
             law=settings.form,
             objective=settings.objective,
-            delta=settings.delta,
+            delta=settings.own_delta,
             resampling=settings.resampling,
             rng_seed=settings.seed,
             **more,
         )
+
+    def ladder(self, settings: FitSettings) -> LadderFit:
+        """What a ladder study says of the same runs."""
+        from nanoscale.laws import fit_power_law
+
+        ((name, x),) = self.values.items()
+        resamples = {} if settings.resamples is None else {"resamples": settings.resamples}
+        return fit_power_law(
+            x, self.loss, x_name=name, delta=settings.delta, rng_seed=settings.seed, **resamples
+        )
+
+    @property
+    def ratio(self) -> float | None:
+        """D / N where the two rise together in our own columns, which then tell no best one."""
+        import numpy as np
+
+        from nanoscale.laws.points import LEVELS_NEEDED, rise_together
+
+        names = [OURS[key] for key in ("n", "d")]
+        if not {*names} <= {*self.frame.columns} or self.frame[names].isna().any(axis=None):
+            return None
+        N, D = (np.array(numbers_of(self.frame, name)) for name in names)
+        together = len({*N.tolist()}) >= LEVELS_NEEDED and rise_together(np.log([N, D]))
+        return float(np.median(D / N)) if together else None
+
+    @property
+    def n_sizes(self) -> int:
+        """How many values the first predictor has."""
+        return len({*next(iter(self.values.values()))})
 
     def conventions(self) -> dict[str, dict[str, list[float]]]:
         """Every way of counting N, D and C that the table has columns for, without equal ones.
@@ -261,7 +307,8 @@ class TableFit:
         from nanoscale.studies.approaches import Approaches, TableMultiverse
 
         settings, rows, fit = self.settings, self.rows, self.fit
-        settings = replace(settings, resampling=fit.resampling)
+        delta = settings.own_delta if fit.delta is None else fit.delta
+        settings = replace(settings, resampling=fit.resampling, delta=delta)
         groups, drop = rows.groups, settings.drop_worst
         answers: dict[str, Any] = {}
         if isoflop or multiverse:
@@ -272,7 +319,7 @@ class TableFit:
             answers["isoflop"] = Approaches.of(fit, self.points)
         if multiverse:
             ways = rows.conventions()
-            answers["multiverse"] = TableMultiverse.of(ways, rows.loss, settings.delta, drop)
+            answers["multiverse"] = TableMultiverse.of(ways, rows.loss, settings.own_delta, drop)
         if profile:
             answers["profile"] = profile_law(
                 fit, rows.values, rows.loss, groups=groups, drop_worst=drop, noise="own"
@@ -324,13 +371,32 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
     settings = settings or FitSettings()
     if settings.where is not None:
         table = table_faults.where(table, settings.where)
-    rows = FitRows.of(table, settings)
-    fit = rows.answer(fit_law, settings, labels=rows.labels)
+    settings, rows = _by_structure(table, settings, FitRows.of(table, settings))
+    if settings.as_ladder and rows.n_sizes <= MOST_SIZES:
+        fit: LawFit = rows.ladder(settings)
+    else:
+        fit = rows.answer(fit_law, settings, labels=rows.labels)
     if fit.runs_found is not None:
         rows = rows.of_runs(fit.runs_found)
     rows = replace(rows, notes=[*rows.notes, *_experiments(rows, fit)])
     basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
+
+
+def _by_structure(
+    table: DataFrame, settings: FitSettings, rows: FitRows
+) -> tuple[FitSettings, FitRows]:
+    """Where no law is asked for and D is a share of N, which shows no surface: the law of C."""
+    ratio = rows.ratio
+    if settings.law is not None or settings.columns or ratio is None or OURS["c"] not in table:
+        return settings, rows
+    settings = replace(settings, law=LADDER)
+    rows = FitRows.of(table, settings)
+    note = (
+        f"N and D rise together ({ratio:.3g} tokens per parameter), so the law is of C; "
+        "--law=chinchilla reads both"
+    )
+    return settings, replace(rows, notes=[*rows.notes, note])
 
 
 def _experiments(rows: FitRows, fit: LawFit) -> list[str]:

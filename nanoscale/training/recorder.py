@@ -100,10 +100,13 @@ class Recorder:
         """An evaluation, told in a line; the weights of the best so far are kept."""
         run = self.run
         evaluation = evaluate(run)
-        self.say(
+        line = (
             f"step {run.step}: train loss {evaluation.eval_train_loss:.4f}, "
             f"val loss {evaluation.val_loss:.4f}"
         )
+        for name, loss in evaluation.further.items():
+            line += f", {name} loss {loss:.4f}"
+        self.say(line)
         if evaluation.val_loss < run.best_val_loss:
             run.best_val_loss = evaluation.val_loss
             if run.step > 0 and run.config.keep != "none":

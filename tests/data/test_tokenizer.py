@@ -368,7 +368,7 @@ BAD = {
     "none.json is not a file": ({"tokenizer": "none.json"}, None),
     "notes.json is not a tokenizer.json": ({"tokenizer": "notes.json"}, None),
     "binary.json is not a tokenizer.json": ({"tokenizer": "binary.json"}, None),
-    "mute.json cannot spell the text (WordLevel": ({"tokenizer": "mute.json"}, None),
+    "mute.json has no symbol for 'E'": ({"tokenizer": "mute.json"}, None),
     "pip install 'nanoscale[hf]'": ({"tokenizer": "train:300"}, without("tokenizers")),
     "GPT-2 tokens needs tiktoken": ({"tokenizer": "gpt2"}, without("tiktoken")),
     "binary.json is not UTF-8 text": ({"tokenizer": "gpt2", "input": "binary.json"}, None),

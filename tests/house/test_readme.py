@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, run_nanoscale, run_python
 
+from nanoscale.__main__ import main
 from nanoscale.spec.resolve import resolve, warnings
 from nanoscale.spec.sources import build, parse_arguments
 
@@ -85,7 +87,16 @@ def test_the_snippet_is_the_originals():
 def test_the_example_from_python_runs_as_written(desk):
     snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
     done = run_python("-c", snippet, cwd=desk)
-    assert done.stdout.startswith("L(C) = 1.3"), done.stderr
+    assert done.stdout.startswith("L(C) = 1.36 ["), done.stderr
+
+
+def test_the_law_of_the_first_screen_is_what_fit_prints(capsys):
+    table = ROOT / "docs" / "results" / "shakespeare" / "table.csv"
+    assert main(["fit", str(table)]) == 3  # K and g stay letters
+    law, far = capsys.readouterr().out.splitlines()[:2]
+    assert f"```\n{law}\n{far}\n```" in README
+    record = json.loads((table.parent / "power.json").read_text(encoding="utf-8"))
+    assert record["summary"][:2] == [law, far]
 
 
 def test_links_lead_somewhere():

@@ -309,6 +309,15 @@ def test_a_ladder_runs_fits_and_reports(capsys):
     assert law["equation"].split(" = ")[0] in out
     assert lines[-2] == f"[toy] report: {folder / 'report.html'}"
     assert f"{program()} sample --out_dir=experiments_out/runs/toy-L1-d64" in lines[-1]
+    assert cli_main(["fit", "toy"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [f"[toy] {line}" for line in said[:4]] == lines[-8:-4]
+    for source in ("toy", "experiments_out/toy/fits/power.json"):
+        assert cli_main(["plan", source, f"--budget={10 * law['points'][-1]['x']}"]) == 0
+        plan = capsys.readouterr().out
+        assert "10 times the largest fitted" in plan
+        assert "the ladder's 0.1 per parameter" in plan
+        assert f"next: {program()} train" in plan
 
 
 @pytest.mark.soak
