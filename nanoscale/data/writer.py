@@ -226,7 +226,7 @@ def unfinished(out: Path, request: Mapping[str, object]) -> Iterator[tuple[Path,
     Where nothing has been recorded yet, nothing remains.
     """
     stage = out / STAGE
-    with made_folder(stage), disk_errors(stage), _locked(stage):
+    with made_folder(stage.parent), made_folder(stage), disk_errors(stage), _locked(stage):
         try:
             with disk_errors(out):
                 yield stage, _begun(stage, request)

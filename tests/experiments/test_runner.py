@@ -301,7 +301,7 @@ def test_mixed_numerics_are_warned_about():
     runner = a_runner()
     runner.run_grid("g", TINY | {"threads": 2}, {"n_layer": [1]})
     study = runner.run_grid("g", TINY, {"n_layer": [1, 2]})
-    assert ["differ in threads (1, 2)" in text for text in study.warnings] == [True]
+    assert ["differ in threads (1, 2)" in text for text in study.warnings].count(True) == 1
 
 
 def test_each_part_of_the_numerics_that_runs_do_not_share_is_warned_of(monkeypatch):

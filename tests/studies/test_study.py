@@ -734,7 +734,7 @@ def test_watch_shows_runs_that_others_run(monkeypatch, capsys):
     assert "3 runs, 1 have ended" in said
     assert "start n_layer=2" in said
     assert "COMPLETE n_layer=2: val_loss" in said
-    assert "1 run waits and nobody runs it: nanoscale retry g" in said
+    assert f"1 run waits and nobody runs it: {program()} retry g" in said
     folders[2].set_status(state="COMPLETE")
     assert watch_study(["g"]) == 0
 

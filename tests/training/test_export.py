@@ -426,7 +426,9 @@ def test_an_export_is_whole_or_not_there(desk, capsys, monkeypatch):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", refused)
-    assert_refused(desk, capsys, lambda: main(["export", "run", "hf"]), "cannot write", "No space")
+    assert_refused(
+        desk, capsys, lambda: main(["export", "run", "hf"]), "cannot write hf", "no space"
+    )
 
 
 def test_a_missing_library_is_named(desk, capsys, monkeypatch):

@@ -135,7 +135,7 @@ def test_a_longer_cosine_names_the_keys_and_the_one_that_mends_it(here, capsys):
     cosine = {"lr_schedule": "cosine"}
     typed("cosine", **cosine)
     expected = (
-        r"max_iters was 4, now 8, lr_decay_iters was 4, now 8 \(with lr_decay_iters=4 it would"
+        r"max_iters was 4, now 8, lr_decay_iters was 4, now 8 \(with --lr_decay_iters=4 it would"
     )
     with pytest.raises(UserError, match=expected):
         typed("cosine", **cosine, max_iters=8, init_from="resume")

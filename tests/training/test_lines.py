@@ -58,6 +58,7 @@ def test_wandb_without_a_login_is_one_line(tmp_path, monkeypatch):
     def init(**settings):
         raise Error("api_key not configured (no-tty)")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=Error))
+    fake = SimpleNamespace(init=init, Error=Error, Settings=dict)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     with pytest.raises(UserError, match=r"wandb_log=True: .*no-tty.*`wandb login`.*WANDB_MODE"):
         RowWriter(RunFolder(tmp_path), tiny_spec(wandb_log=True), pytest.fail)
