@@ -198,7 +198,7 @@ def fit_cases() -> Iterable[Case]:
         soak=True,
     )
     # without resamples: where nothing is pinned down, rounding decides their ends
-    yield fit("not-identified", table="ours.csv", columns=("--bootstrap=0",))
+    yield fit("not-identified", table="ours.csv", columns=("--law=chinchilla", "--bootstrap=0"))
     yield Case(
         "fit-json-lines", [("fit", "rows.jsonl", *ND)], files={"rows.jsonl": json_lines(planted())}
     )

@@ -28,7 +28,7 @@ def isoflop(budgets: int, sizes: int, noise: float, resamples: int) -> Design:
     return Design(LAW, x, CHINCHILLA_TRUTH, noise, resamples=resamples)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_laws_intervals_hold_the_truth_in_a_hundred_worlds():
     answers = simulate(isoflop(4, 6, 0.01, resamples=200), ASKED, worlds=100)
     assert all(answer.coverage >= 0.9 for answer in answers)

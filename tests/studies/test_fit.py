@@ -375,7 +375,11 @@ PNG = b"\x89PNG"
         ),
         (("--law=power", "--c=flops"), {"law", "residuals", "resamples"}),  # 3 budgets fit no law
         (("--law=power", "--n=total_params", "--bootstrap=0"), {"law", "residuals"}),
-        (("--law=kaplan", "--bootstrap=0"), {"frontier", "surface", "residuals", "rollout"}),
+        pytest.param(
+            ("--law=kaplan", "--bootstrap=0"),
+            {"frontier", "surface", "residuals", "rollout"},
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_a_fit_draws_what_its_table_allows_and_leaves_no_scraps(

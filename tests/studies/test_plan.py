@@ -80,7 +80,7 @@ def test_the_run_is_what_its_config_says_at_the_budget(table):
     assert other["run"]["hours"] == pytest.approx(other["run"]["flops"] / 1e14 / 3600)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_models_of_every_size_are_near_and_of_a_sensible_shape():
     for N in np.geomspace(1e6, 1e12, 25):
         config = buildable(N, vocab_size=256, block_size=256)

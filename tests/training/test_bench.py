@@ -260,7 +260,7 @@ def test_two_steps_alternate_and_the_first_of_a_turn_does_not_count():
 
 
 # -- the peer -------------------------------------------------------------------------------------
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_peer_trains_at_the_same_shapes(letters, clone, capsys):
     flags = [
         "--gradient_accumulation_steps=2",

@@ -65,7 +65,7 @@ def test_the_automatic_choice_is_the_fast_one(torch_settings):
     assert ratio([], ["--kernels=torch", "--dtype=float32"]) > (1.2 if BFLOAT16 else 0.9)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_eager_run_never_loads_the_compiler(data_root, tmp_path):
     """torch imports it for every optimizer, 1.3 s of a short run."""
     arguments = flags(

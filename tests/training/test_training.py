@@ -280,7 +280,7 @@ def in_child(work: Callable[[], object]) -> int:
     ("optimizer", "number"),
     [
         ("adamw", signal.SIGTERM),
-        ("muon", signal.SIGKILL),
+        pytest.param("muon", signal.SIGKILL, marks=pytest.mark.soak),
         pytest.param("adamw", signal.SIGKILL, marks=pytest.mark.soak),
         pytest.param("muon", signal.SIGTERM, marks=pytest.mark.soak),
     ],
@@ -825,7 +825,7 @@ def test_compiled_equals_eager_with_every_multiplier(spec_of, tmp_path):
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_approaches_the_entropy_of_a_known_source_from_above(spec_of, tmp_path):
     """The synthetic source's best possible loss on its validation split is in its meta."""
     data = prepare("synthetic", out=tmp_path / "synthetic")
