@@ -83,6 +83,7 @@ def prepare_command(
     dataset = folder.name if folder.parent.resolve() == Path("data").resolve() else str(folder)
     command = f"{small_run()} --dataset={shlex.quote(dataset)}"
     if folder.name != "shakespeare_char":  # whose folder is that of the config
-        command += f" --out_dir={shlex.quote(f'out-{folder.name}')}"
+        own = f"out-{folder.name}"
+        command += f" --out_dir={shlex.quote(own)}"
     click.echo(f"next: {command}")
     write_record(json_path, {"folder": str(folder), **read_json(folder / "meta.json")})

@@ -31,7 +31,7 @@ ASPECT, ASPECT_WEIGHT = 64.0, 0.04  # channels per block; a factor e away is wor
 MOST_OFF_SIZE, MOST_OFF_FLOPS = 0.1, 0.1  # relative differences; more gets a warning
 FEW_UPDATES = 100
 MOST_DISTANCE = 1e4  # times beyond the budgets fitted, either way, where no law says anything
-ROUNDS = 4  # in which a run's size meets its budget
+SIZE_ROUNDS = 4  # in which a run's size meets its budget
 FEWEST_PARAMETERS = 1000  # of a model; N* below is N in other units, or a budget far too small
 STEP_LAW_BATCH, STEP_LAW_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025
 
@@ -230,7 +230,7 @@ def extend(
     batch_tokens: of an update. speed: see `plan`. Raises `UserError` for a budget out of reach.
     """
     N = math.sqrt(C / (6 * ratio))
-    for _ in range(ROUNDS):  # exact FLOPs of a token are not 6 N, nor as many at another N
+    for _ in range(SIZE_ROUNDS):  # exact FLOPs of a token are not 6 N, nor as many at another N
         _check_reach(C, N, basis)
         model = buildable(N, like.vocab_size, like.block_size, like)
         per_parameter = flops_per_token(model)["exact"] / _size(model)
@@ -274,7 +274,7 @@ def fit_of(record: Mapping[str, Any]) -> LawFit:
 
 
 def buildable(
-    N: float, vocab_size: int, block_size: int = 1024, like: ExperimentConfig | None = None
+    N: float, vocab_size: int | None, block_size: int = 1024, like: ExperimentConfig | None = None
 ) -> ExperimentConfig:
     """The model whose total parameters are nearest to N, at a sensible shape: of LLaMA parts, or
     with the parts, the heads and the shape of `like`.

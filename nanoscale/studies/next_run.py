@@ -91,8 +91,8 @@ def plan(
         for name, value in (("vocab-size", vocab_size), ("block-size", block_size)):
             if value is not None:
                 raise UserError(f"--{name}: a ladder goes on with its own; leave it out")
-        made = _extended(grounds, budget, batch_tokens, speed, unit)
-        return replace(made, warnings=[*grounds.warnings, *made.warnings])
+        goes_on = _extended(grounds, budget, batch_tokens, speed, unit)
+        return replace(goes_on, warnings=[*grounds.warnings, *goes_on.warnings])
     made = plan_run(
         grounds.fit,
         budget,

@@ -34,6 +34,7 @@ OURS = {"n": "total_params", "d": "tokens_seen", "c": "flops", "loss": "val_loss
 OUR_N = ("total_params", "non_position_params", "non_embedding_params", "matrices_and_head_params")
 RESAMPLES = 4000
 DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022)
+LADDER_RESAMPLES = 2000  # as many as a study's
 LADDER, MOST_SIZES = "power", 16  # a table of few sizes is a ladder: `fit_power_law`
 
 _T = TypeVar("_T")
@@ -201,9 +202,13 @@ class FitRows:
         from nanoscale.laws import fit_power_law
 
         ((name, x),) = self.values.items()
-        resamples = {} if settings.resamples is None else {"resamples": settings.resamples}
         return fit_power_law(
-            x, self.loss, x_name=name, delta=settings.delta, rng_seed=settings.seed, **resamples
+            x,
+            self.loss,
+            x_name=name,
+            delta=settings.delta,
+            resamples=settings.resamples or LADDER_RESAMPLES,
+            rng_seed=settings.seed,
         )
 
     @property
