@@ -61,7 +61,7 @@ def command(
         raise UserError("how many FLOPs? say it, as in --budget=1e20")
     run = {key: typed.pop(key) for key in RUN}
     settings = settings_of(typed)
-    if settings.resamples is None:
+    if settings.resamples is None and not settings.form.terms:
         settings = replace(settings, resamples=RESAMPLES)
     _check_stored(name, context)
 

@@ -384,7 +384,7 @@ def _warnings(fit: LawFit, N: float, C: float, basis: Basis | None, run: Buildab
         warnings.append(
             f"N* = {N:.3g} is far from any model with this vocabulary; the nearest has {run.N:.3g}"
         )
-    if abs(run.flops_ratio - 1) > MOST_OFF_FLOPS:
+    if abs(run.flops_ratio - 1) > MOST_OFF_FLOPS and "x" not in fit.form.predictors:
         warnings.append(
             f"the run's exact FLOPs are {run.flops_ratio:.2f} of 6 N D (attention, "
             "embeddings): the budget is in the table's convention"

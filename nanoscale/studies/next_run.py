@@ -18,6 +18,7 @@ from nanoscale.experiments.results import STUDY, Study, study_folder
 from nanoscale.experiments.tables import read_table
 from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.values import Json
+from nanoscale.studies.stages import DEFAULTS
 from nanoscale.studies.table_fit import FitSettings, fit_table
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def plan(
     speed = flops_per_second if tokens_per_second is None else tokens_per_second
     unit = "FLOP/s" if tokens_per_second is None else "tokens/s"
     if grounds.fit.form.predictors == ("x",):
-        for name, value in (("vocab-size", vocab_size), ("block-size", block_size)):
+        for name, value in (("vocab_size", vocab_size), ("block_size", block_size)):
             if value is not None:
                 raise UserError(f"--{name}: a ladder goes on with its own; leave it out")
         goes_on = _extended(grounds, budget, batch_tokens, speed, unit)
@@ -134,7 +135,8 @@ def _extended(
         unit=unit,
     )
     shape = {key: made.run.config[key] for key in SHAPE}
-    typed = {key: value for key, value in spec.typed.items() if key not in LENGTH_KEYS}
+    typed = dict(DEFAULTS)
+    typed |= {key: value for key, value in spec.typed.items() if key not in LENGTH_KEYS}
     typed |= shape | {"max_iters": made.run.iterations, "out_dir": "out-next"}
     flags = [f"--{key}={value}" for key, value in typed.items()]
     return replace(made, command=shlex.join([*program().split(), "train", *flags]))
