@@ -161,7 +161,7 @@ def test_the_batch_follows_the_tokens_and_small_budgets_are_warned_of(table):
             ["runs.csv", "--budget=1e20", "--vocab_size=2.5"],
         ),
         (
-            "law power has no N and D to choose between",
+            "a law of C alone says no N* and D*",
             ["runs.csv", "--law=power", "--c=flops", "--bootstrap=0", "--budget=1e20"],
         ),
         ("no fit of a law; write one with nanoscale fit", ["odd.json", "--budget=1e20"]),
