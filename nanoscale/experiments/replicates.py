@@ -33,6 +33,11 @@ class SettingRuns:
     def mean(self) -> float:
         return fmean(self.losses.values()) if self.losses else math.nan
 
+    @property
+    def spread(self) -> float:
+        """From the lowest of its losses to the highest."""
+        return max(self.losses.values()) - min(self.losses.values())
+
 
 def seed_of(values: Overrides) -> str:
     """`3`, or all of `1/1/2` where weights and data have seeds of their own; "" without any."""
@@ -81,12 +86,24 @@ def replicates_of(
     return list(settings.values())
 
 
-def candidates(settings: Iterable[SettingRuns], *, sizes: bool = False) -> list[SettingRuns]:
+def candidates(settings: Iterable[SettingRuns]) -> list[SettingRuns]:
     """The settings that can be the best one, by their means: a run that diverged rules its setting
-    out, and so does having half as many seeds as another or fewer, which noise favours; but not
-    among the `sizes` of a ladder, which differ by more than noise.
+    out, and so does having half as many seeds as another or fewer, which noise favours.
     """
     sound = [setting for setting in settings if setting.losses and not setting.diverged]
     most = max((len(setting.losses) for setting in sound), default=0)
-    judged = [setting for setting in sound if sizes or 2 * len(setting.losses) > most]
+    judged = [setting for setting in sound if 2 * len(setting.losses) > most]
     return sorted(judged, key=lambda setting: setting.mean)
+
+
+def best_of(settings: Sequence[SettingRuns]) -> SettingRuns | None:
+    """The first of the `candidates`; or one of fewer seeds that leads by more than seeds differ
+    anywhere, as the largest size of a ladder does.
+    """
+    judged = candidates(settings)
+    if not judged:
+        return None
+    lowest = min(min(setting.losses.values()) for setting in judged)
+    spread = max(setting.spread for setting in settings if setting.losses)
+    leading = [s for s in settings if s.losses and not s.diverged and s.mean < lowest - spread]
+    return min(leading or judged, key=lambda setting: setting.mean)

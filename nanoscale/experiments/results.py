@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.errors import UserError, counted, did_you_mean, make_folder, program
 from nanoscale.experiments.failures import log_tail
 from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
-from nanoscale.experiments.replicates import SEED_KEYS, candidates, replicates_of
+from nanoscale.experiments.replicates import SEED_KEYS, best_of, replicates_of
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, read_json, write_json
 from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
@@ -197,15 +197,13 @@ class Study:
 
     @property
     def best(self) -> BestRun | None:
-        """The best trial of a search, or else the setting of lowest mean loss (`candidates`)."""
+        """The best trial of a search, or else the setting of lowest mean loss (`best_of`)."""
         if self.asked.search is not None:
             return self.best_trial
 
-        runs = replicates_of(self.rows(), self.setting_keys)
-        settings = candidates(runs, sizes=self.asked.recipe == "ladder")
-        if not settings:
+        best = best_of(replicates_of(self.rows(), self.setting_keys))
+        if best is None:
             return None
-        best = settings[0]
         lowest = min(best.losses, key=lambda seed: best.losses[seed])
         return BestRun(
             values=best.values,

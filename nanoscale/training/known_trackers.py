@@ -72,10 +72,10 @@ class WandbTracker:
             raise UserError(
                 f"W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, or leave it out"
             ) from e
-        self.url = self.run.url
-        if self.run.offline:
-            kept = os.path.relpath(Path(self.run.dir).parent)
-            self.url = f"kept offline, `wandb sync {kept}` sends it"
+        kept = os.path.relpath(Path(self.run.dir).parent)
+        self.url = f"kept offline, `wandb sync {kept}` sends it"
+        if not self.run.offline:
+            self.url = self.run.url
         self.from_step = self.run.starting_step
         self.exit_code = 1  # of a run that has not ended
         here = Path(self.run.dir).parent
