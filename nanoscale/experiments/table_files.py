@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -70,7 +71,15 @@ def read_table_file(path: Path) -> DataFrame:
     except ImportError as e:
         extra = "excel" if kind == ".xlsx" else "parquet"
         raise UserError(f"{path}: reading it needs `pip install 'nanoscale[{extra}]'`") from e
-    except (ValueError, AttributeError, OSError, EOFError, RecursionError, csv.Error) as e:
+    except (
+        ValueError,
+        AttributeError,
+        OSError,
+        EOFError,
+        RecursionError,
+        zlib.error,
+        csv.Error,
+    ) as e:
         said = (str(e) or type(e).__name__).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a table: {cut(said, 200)}") from e
 
@@ -106,6 +115,8 @@ def _of_lines(lines: list[Line]) -> DataFrame:
     if not lines:
         raise ValueError("empty; a table has a line of column names and a row per run")
     names = [name.strip() for name in lines[0].cells]
+    if not any(names):
+        raise ValueError(f"line {lines[0].number} is blank where the columns' names are wanted")
     while not names[-1]:
         names.pop()
     rows = [_of_width(line, len(names)) for line in lines[1:] if any(line.cells)]

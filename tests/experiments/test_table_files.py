@@ -105,6 +105,7 @@ def test_text_that_is_no_number_stays(tmp_path):
     ("N,loss,loss\n1,2,3\n", "'loss' stands twice"),
     (",N\n7,8\n", "line 1: column 1 has no name"),
     ("# nothing\n\n", "empty; a table has"),
+    (",,\n1,2,3\n", "line 1 is blank where the columns' names are wanted"),
     ('N,loss\n"1,2\n', "unexpected end of data"),
 ])  # fmt: skip
 def test_what_may_be_two_things_is_refused(tmp_path, text, words):
@@ -121,6 +122,7 @@ def test_what_may_be_two_things_is_refused(tmp_path, text, words):
     ("t.csv", "N\n\xe9\n".encode("latin-1"), "save it as UTF-8"),
     ("t.csv.gz", b"N,loss\n1,2\n", "Not a gzipped file"),
     ("t.csv.gz", gzip.compress(b"N,loss\n1,2\n")[:-4], "end-of-stream"),
+    ("t.csv.gz", gzip.compress(b"N,loss\n1,2\n" * 99)[:12] + b"\xff" * 40, "cannot be read"),
     ("t.parquet", b"PAR1", "cannot be read as a table"),
     ("t.xlsx", b"PK", "cannot be read as a table"),
 ])  # fmt: skip
