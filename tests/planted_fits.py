@@ -23,6 +23,11 @@ FIT = {
     "resamples": 2000,
     "rng_seed": 0,
     "warnings": [],
+    "schema": 1,
+    "condition_number": 1.0,
+    "lost": 0,
+    "dropped_worst": 0,
+    "data": "",
 }
 
 
@@ -45,14 +50,9 @@ def ladder_fit(x: np.ndarray, **changes: Any) -> LadderFit:
         noise={},
         components=None,
         shares=[1.0],
-        schema=1,
         predictors=["C"],
         exponents={},
-        condition_number=1.0,
         resampling="parametric",
-        lost=0,
-        dropped_worst=0,
-        data="",
         draws=np.empty((0, 3)),
         dropped=[],
         curve=LawCurve(**{key: values.tolist() for key, values in curve.items()}),
@@ -73,12 +73,7 @@ def law_fit(params: Mapping[str, float], **changes: Any) -> LawFit:
         se={"E": 0.05, "A": 10.0, "B": 10.0, "alpha": 0.005, "beta": 0.005},
         ci95={"E": [params["E"] - 0.1, params["E"] + 0.1]},
         exponents={"a": 0.5, "b": 0.5},
-        schema=1,
-        condition_number=1.0,
         resampling="pairs",
-        lost=0,
-        dropped_worst=0,
-        data="",
         draws=np.empty((0, 5)),
     )
     return replace(fit, **changes)

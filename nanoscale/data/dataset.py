@@ -63,10 +63,9 @@ class Dataset:
     meta: Meta
     val_sets: tuple[str, ...] = (VAL,)  # names in `tokens`, the first what studies fit
     val_bytes: Mapping[str, float | None] = field(default_factory=dict)  # a token, of further sets
-    parts: Mapping[str, str] = field(
-        default_factory=dict
-    )  # fingerprints, where it is not VAL alone:
-    # of each validation set, VAL's being that of both splits, which is always there
+    # Where there is more than VAL, the fingerprint of each validation set; VAL's is that of both
+    # splits and always there.
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:

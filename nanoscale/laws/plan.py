@@ -92,18 +92,22 @@ class Plan(Record):
 
     def summary(self) -> list[str]:
         """The lines a user sees."""
-        far = "" if self.distance is None else f", {self.distance:.3g} times the largest fitted"
-        loss = f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
-        if self.run_ci95:
-            loss += f"; a new run{_ends(self.run_ci95, '.4f')}"
         return [
-            f"{self.budget:.4g} FLOPs (C = 6 N D){far}; the {self.law} law is {self.status}",
+            self._of_budget("C = 6 N D"),
             f"  N*    {self.N:.4g}{_ends(self.N_ci95)} parameters",
             f"  D*    {self.D:.4g}{_ends(self.D_ci95)} tokens, {self.tokens_per_param:.3g}"
             f"{_ends(self.tokens_per_param_ci95)} per parameter",
-            loss,
+            self._of_loss(),
             *self.run.lines(),
         ]
+
+    def _of_budget(self, convention: str) -> str:
+        far = "" if self.distance is None else f", {self.distance:.3g} times the largest fitted"
+        return f"{self.budget:.4g} FLOPs ({convention}){far}; the {self.law} law is {self.status}"
+
+    def _of_loss(self) -> str:
+        loss = f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
+        return f"{loss}; a new run{_ends(self.run_ci95, '.4f')}" if self.run_ci95 else loss
 
 
 def _ends(ends: Ends | None, spec: str = ".3g") -> str:
@@ -130,8 +134,7 @@ def plan(
     says for D. speed: in `unit`, tokens/s or FLOP/s (exact FLOPs). Raises `UserError` for a law
     without N and D, and for a budget so far from those fitted that no law says anything.
     """
-    if not (math.isfinite(C) and C > 0):
-        raise UserError(f"budget {C:g}: expected FLOPs above 0")
+    _check_budget(C)
     best = fit.optimum(C)
     _check_reach(C, best.N, basis)
     noise = None
@@ -166,6 +169,11 @@ def _timed(run: BuildableRun, speed: float | None, unit: str) -> BuildableRun:
     return replace(run, hours=work / speed / 3600, speed=float(speed), unit=unit)
 
 
+def _check_budget(C: float) -> None:
+    if not (math.isfinite(C) and C > 0):
+        raise UserError(f"budget {C:g}: expected FLOPs above 0")
+
+
 def _check_reach(C: float, N: float, basis: Basis | None) -> None:
     if basis is not None:
         least, most = basis.reach["C"]
@@ -198,16 +206,12 @@ class Extension(Plan):
 
     def summary(self) -> list[str]:
         """The lines a user sees."""
-        far = "" if self.distance is None else f", {self.distance:.3g} times the largest fitted"
-        loss = f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
-        if self.run_ci95:
-            loss += f"; a new run{_ends(self.run_ci95, '.4f')}"
         lines = [
-            f"{self.budget:.4g} FLOPs (exact){far}; the {self.law} law is {self.status}",
+            self._of_budget("exact"),
             f"  N     {self.N:.4g} parameters, D = {self.D:.4g} tokens: the ladder's "
             f"{self.tokens_per_param:.3g} per parameter, of which one ratio does not say whether "
             "it is best",
-            loss,
+            self._of_loss(),
             *self.run.lines(),
         ]
         return lines if self.command is None else [*lines, f"next: {self.command}"]
@@ -229,6 +233,7 @@ def extend(
     fit: a law of C. like: a run of the ladder, whose parts, vocabulary, block and shape it has.
     batch_tokens: of an update. speed: see `plan`. Raises `UserError` for a budget out of reach.
     """
+    _check_budget(C)
     N = math.sqrt(C / (6 * ratio))
     for _ in range(SIZE_ROUNDS):  # exact FLOPs of a token are not 6 N, nor as many at another N
         _check_reach(C, N, basis)

@@ -95,19 +95,26 @@ def _dependence(residual: Array, run: Index, D: Array) -> float:
     By ranks, as noise may have heavy tails: of levels that differ between runs (Kruskal & Wallis
     1952), or of neighbours that are alike (Wald & Wolfowitz 1943); the smaller of the two, doubled.
     """
-    n = len(residual)
     order = np.lexsort([D, run])
-    rank = np.empty(n)
-    rank[np.argsort(residual, kind="stable")] = np.arange(n)
-    rank = (rank - rank.mean()) / rank.std()
-
-    counts = np.bincount(run)
-    means = np.bincount(run, rank) / counts
-    between = (n - 1) / n * (counts * means**2).sum()
-    levels = chdtrc(len(counts) - 1, between)
-
-    ordered = rank[order]
+    ordered = _ranks(residual)[order]
     within = np.diff(run[order]) == 0
     products = (ordered[1:] * ordered[:-1])[within]
     neighbours = ndtr(-products.sum() / np.sqrt(len(products)))
-    return min(1.0, 2 * float(min(levels, neighbours)))
+    return min(1.0, 2 * float(min(chance_of_levels(residual, run), neighbours)))
+
+
+def chance_of_levels(numbers: Array, group: Index) -> float:
+    """The chance that groups of one kind of numbers (n,) differ so (Kruskal & Wallis 1952).
+
+    group: (n,) 0, 1, ... of each number.
+    """
+    n = len(numbers)
+    counts = np.bincount(group)
+    between = (np.bincount(group, _ranks(numbers)) ** 2 / counts).sum()
+    return float(chdtrc(len(counts) - 1, between * (n - 1) / n))
+
+
+def _ranks(numbers: Array) -> Array:
+    """(n,) of mean 0 and variance 1."""
+    ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable").astype(float)
+    return np.asarray((ranks - ranks.mean()) / ranks.std())

@@ -190,14 +190,7 @@ def check_sweeps(
 
 
 def _chance(numbers: Array, value: Index) -> float:
-    """That groups of one kind of numbers differ so (Kruskal & Wallis 1952)."""
-    import numpy as np
-    from scipy.special import chdtrc
+    """That groups of one kind of numbers differ so; 1 where rounding is all there is."""
+    from nanoscale.laws.structure import chance_of_levels
 
-    if numbers.std() < ROUNDING_ALONE:
-        return 1.0
-    n = len(numbers)
-    rank = np.argsort(np.argsort(numbers)) - (n - 1) / 2
-    counts = np.bincount(value)
-    between = (np.bincount(value, rank) ** 2 / counts).sum()
-    return float(chdtrc(len(counts) - 1, 12 * between / (n * (n + 1))))
+    return 1.0 if numbers.std() < ROUNDING_ALONE else chance_of_levels(numbers, value)
