@@ -23,6 +23,7 @@ from nanoscale.store.folder import CONFIG, RunFolder
 MOST_NEIGHBOURS = 2000  # runs that are read, newest first
 MOST_KEYS = 4  # named of a difference
 NEAREST = 5  # speeds whose median counts
+ABOUT_AS_FAST = 2.0  # the factor between sizes that are about as fast
 
 Keys = frozenset[tuple[str, str]]  # what a run's identity depends on, as (key, value)
 
@@ -80,13 +81,17 @@ class Neighbours:
             if free.issuperset(name for name, _ in run.keys ^ wanted):
                 yield RunFolder(self.folder / run.name), flatten(run.config)
 
-    def seconds(self, cell: Cell) -> float:
-        """How long a cell will take, at the speed of the nearest sizes; NaN: unknown."""
+    def seconds(self, cell: Cell, most: float = ABOUT_AS_FAST) -> float:
+        """How long a cell will take, at the speed of the nearest sizes; NaN: unknown.
+
+        most: the factor between sizes up to which the speed of one is taken for another's.
+        """
         size = flops_per_iter(cell.spec.config)
         speeds = []
         for run in self.runs:
-            if run.speed:
-                speeds.append((abs(math.log(run.flops_per_iter / size)), run.speed))
+            away = abs(math.log(run.flops_per_iter / size))
+            if run.speed and away <= math.log(most):
+                speeds.append((away, run.speed))
         if not speeds:
             return math.nan
         return cell.flops / statistics.median(speed for _, speed in sorted(speeds)[:NEAREST])

@@ -17,6 +17,7 @@ from nanoscale.errors import UserError, counted, one_of
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.neighbours import Neighbours
 from nanoscale.experiments.records import RunEntry
+from nanoscale.experiments.timing import RunTimes
 from nanoscale.experiments.worker import Job
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.memory import memory_estimate
@@ -152,12 +153,14 @@ def plan_line(runs: Sequence[PlannedRun]) -> str:
     return f"{line}; {flops:.3g} FLOPs to do" if flops else line
 
 
-def dry_lines(runs: Iterable[PlannedRun], neighbours: Neighbours, workers: int) -> list[str]:
+def dry_lines(
+    runs: Iterable[PlannedRun], neighbours: Neighbours, times: RunTimes, workers: int
+) -> list[str]:
     """A dry run's lines: each cell's plan, FLOPs, memory, time and why; then the time in all."""
     lines = []
     total = 0.0
     for run in runs:
-        seconds = neighbours.seconds(run.cell) if run.to_do else 0.0
+        seconds = times.seconds[run.cell.id] if run.to_do else 0.0
         total += seconds
         time = " " * 12
         if math.isnan(seconds):
@@ -169,13 +172,21 @@ def dry_lines(runs: Iterable[PlannedRun], neighbours: Neighbours, workers: int) 
             f"  {run.plan:9} {run.cell.flops:9.3g} FLOPs {gib:7.3f} GiB {time}  {run.cell.entry}  "
             f"({why(run, neighbours)})"
         )
+    return [*lines, *total_line(total, times, workers)]
 
-    if math.isnan(total):
-        lines.append("time unknown: no run has finished here yet whose speed could tell")
-    elif total:
-        plural = "s" if workers > 1 else ""
-        lines.append(f"about {duration(total / workers)} on {workers} worker{plural}")
-    return lines
+
+def total_line(seconds: float, times: RunTimes, workers: int) -> list[str]:
+    """`about 2 min 10 s on 2 workers, by a calibration of 4.2 s`; none for no time at all."""
+    how = f"a calibration of {duration(times.measured)}" if times.measured else ""
+    if math.isnan(seconds):
+        more = f", and {how} came to no update" if how else ""
+        return [f"time unknown: no run has finished here yet whose speed could tell{more}"]
+    if not seconds:
+        return []
+    line = f"{duration(seconds / workers)} on {counted(workers, 'worker')}"
+    if times.at_most:
+        return [f"at most {line}, too little to measure"]
+    return [f"about {line}, by {how}" if how else f"about {line}"]
 
 
 def why(run: PlannedRun, neighbours: Neighbours) -> str:

@@ -39,6 +39,7 @@ from nanoscale.experiments.planning import (
     plan_line,
     planned,
     read_budget,
+    total_line,
     within,
 )
 from nanoscale.experiments.pool import Limits
@@ -47,6 +48,7 @@ from nanoscale.experiments.results import RUNS, Study, check_name, matching_stud
 from nanoscale.experiments.samplers import need_optuna
 from nanoscale.experiments.search import SearchPlan, check_count
 from nanoscale.experiments.space import read_space
+from nanoscale.experiments.timing import estimate
 from nanoscale.experiments.trials import Trials
 from nanoscale.experiments.worker import Backend
 from nanoscale.spec.config import ExperimentConfig, flatten
@@ -310,8 +312,11 @@ class ExperimentRunner:
         self._announce(study, runs)
         study.warn(warn)
         if dry_run:
-            workers = len(self.execution.slots(study, cells))
-            study.say(*dry_lines(runs, Neighbours(self.store), workers))
+            neighbours = Neighbours(self.store)
+            slots = self.execution.slots(study, cells)
+            to_do = [run.cell for run in runs if run.to_do]
+            times = estimate(to_do, neighbours, self.execution.backend, slots)
+            study.say(*dry_lines(runs, neighbours, times, len(slots)))
         else:
             self.execution.bring(study, runs)
         return study
@@ -344,6 +349,11 @@ class ExperimentRunner:
         study.say(trials.title())
         study.warn(study.concerns)
         if dry_run:
+            slots = self.execution.slots(study, [trials.last_rung])
+            cells = trials.expected_cells()
+            times = estimate(cells, Neighbours(self.store), self.execution.backend, slots)
+            seconds = sum(times.seconds[cell.id] for cell in cells)
+            study.say(*total_line(seconds, times, len(slots)))
             return study
 
         try:

@@ -73,7 +73,8 @@ class Trials:
         self.idle_at_times = self.check_keys(any_values)
         self.costs = self.mean_costs(any_values)
         self.expected = Search(plan).left(self.costs)
-        self.targets_flops = sum(cell.flops for cell in self.at_target(any_values))
+        self.target_cells = self.at_target(any_values)
+        self.targets_flops = sum(cell.flops for cell in self.target_cells)
         self.last_rung = self.at_last_rung(any_values)
         self.budget = budget - self.targets_flops
 
@@ -256,6 +257,11 @@ class Trials:
             f"about {self.expected.flops:.3g} FLOPs{then}; {known} of other studies {are} known, "
             f"{len(self.earlier)} of this one"
         )
+
+    def expected_cells(self) -> list[Cell]:
+        """About what will be run: as many trials to the last rung as the search costs."""
+        trials = self.expected.flops / max(self.last_rung.flops, 1)
+        return [self.last_rung] * math.ceil(trials) + self.target_cells
 
     def left(self) -> Expected:
         """About what is still to be begun."""

@@ -6,11 +6,15 @@ its report. This module ties experiments, recipes and report together.
 
 from __future__ import annotations
 
+import io
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
@@ -82,11 +86,15 @@ def run_study(
 
     runner = ExperimentRunner(output_root=output_root, **{**file.how, **how})
     asked = asked_by(file, output_root)
+    if dry_run:
+        with standing_in(file.base) as base:
+            file = replace(file, base=base)
+            return run_rows(runner, file, file.question.rows, asked, dry_run)
+
     study = run_rows(runner, file, file.question.rows, asked, dry_run)
-    if not dry_run:
-        study = run_more(study, runner, file, asked)
-        for line in conclude(study):
-            print(f"[{study.name}] {line}")
+    study = run_more(study, runner, file, asked)
+    for line in conclude(study):
+        print(f"[{study.name}] {line}")
     return study
 
 
@@ -142,18 +150,41 @@ def run_more(study: Study, runner: ExperimentRunner, file: StudyFile, asked: Ask
 
 def prepare_missing(base: Overrides) -> None:
     """Make pysource, which needs no download, if it is asked for and not there."""
-    from nanoscale.data.dataset import dataset_folder
     from nanoscale.data.prepare import prepare
 
+    folder = missing_pysource(base)
+    if folder is not None:
+        print(f"{PYSOURCE}: preparing the Python files of this installation in {folder}")
+        prepare(PYSOURCE, out=folder)
+
+
+def missing_pysource(base: Overrides) -> Path | None:
+    """Where pysource would lie, if it is asked for and not there."""
+    from nanoscale.data.dataset import dataset_folder
+
     if base.get("dataset") != PYSOURCE:
-        return
+        return None
     root = str(base.get("data_root", FIELDS["data_root"].default))
-    folder = Path(root) / PYSOURCE
     try:
         dataset_folder(PYSOURCE, root)
     except UserError:
-        print(f"{PYSOURCE}: preparing the Python files of this installation in {folder}")
-        prepare(PYSOURCE, out=folder)
+        return Path(root) / PYSOURCE
+    return None
+
+
+@contextmanager
+def standing_in(base: Overrides) -> Iterator[Overrides]:
+    """The base of a dry run: while pysource is not there, on a little text of the same bytes."""
+    from nanoscale.data.prepare import prepare
+
+    if missing_pysource(base) is None:
+        yield base
+        return
+    some = Path(__file__).parent
+    with TemporaryDirectory(prefix="nanoscale-") as folder:
+        with redirect_stdout(io.StringIO()):
+            prepare("text", input=str(some), tokenizer="byte", out=Path(folder) / PYSOURCE)
+        yield {**base, "data_root": folder}
 
 
 # -- the answer and the report --------------------------------------------------------------------

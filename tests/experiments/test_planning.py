@@ -135,7 +135,7 @@ def test_a_folder_of_that_name_that_holds_another_run_is_no_hit():
 def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
     runner = a_runner(workers=2)
     runner.run_grid("g", TINY, {"n_layer": [1]}, dry_run=True)
-    assert lines(capsys, "time unknown: no run has finished here yet")
+    assert lines(capsys, "at most 0.3 s on 2 workers")
     study = runner.run_grid("g", TINY, {"n_layer": [1, 8], "seed": range(5)})
     for entry, folder in study.runs():
         metrics = folder.metrics()
@@ -150,6 +150,8 @@ def test_time_follows_from_the_speed_of_the_nearest_sizes(capsys):
     hours, minutes = divmod(minutes, 60)
     said = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
     assert lines(capsys, f"about {said} on 2 workers")
+    runner.run_grid("g", TINY, {"n_layer": [40]}, dry_run=True)  # five times the largest
+    assert lines(capsys, "at most", "on 2 workers, too little to measure")
 
 
 # -- budgets --------------------------------------------------------------------------------------

@@ -722,7 +722,7 @@ def study_cases() -> Iterable[Case]:
     yield Case(
         "study-grid",
         [
-            ("study", "grid.toml", "--dry-run"),
+            ("study", "grid.toml", "--dry-run", *one),
             ("study", "grid.toml", *one),
             ("study", "grid.toml", *one),
             ("status",),
@@ -749,7 +749,7 @@ def study_cases() -> Iterable[Case]:
     yield Case(
         "study-dry",
         [
-            ("study", f"{name}.toml", "--dry-run", *more)
+            ("study", f"{name}.toml", "--dry-run", *one, *more)
             for name, more in (
                 ("ladder", ()),
                 ("lrs", ("--budget=1e7",)),

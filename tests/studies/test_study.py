@@ -427,6 +427,21 @@ def test_a_dry_run_plans_and_writes_nothing(capsys):
     assert not Path("experiments_out").exists()
 
 
+def test_a_dry_run_needs_no_data_that_the_study_itself_would_make(capsys):
+    text = LADDER.replace('dataset = "toy"', 'dataset = "pysource"')
+    assert main([str(write(text)), "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("[toy] 9 runs: 9 new; ")
+    assert " by a calibration of " in said[-1]
+    assert {path.name for path in Path().rglob("*.*")} == {
+        "s.toml",
+        "meta.json",
+        "train.bin",
+        "val.bin",
+    }
+    assert not Path("data/pysource").exists()
+
+
 @pytest.mark.slow
 def test_status_table_and_report_read_the_folders(capsys):
     assert status_main([]) == 0
