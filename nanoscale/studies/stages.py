@@ -65,6 +65,9 @@ def run_study(
     ... n_layer = 1
     ... n_head = 2
     ... n_embd = 16
+    ... block_size = 16
+    ... max_iters = 10
+    ... eval_interval = 0
     ... [grid]
     ... learning_rate = [1e-3, 2e-3]
     ... '''

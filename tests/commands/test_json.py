@@ -53,6 +53,7 @@ def made(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder.path, desk / "out")
     (desk / "seeds.toml").write_text(
         "[study]\nrecipe = 'grid'\n[base]\ndataset = 'tiny'\nblock_size = 8\n"
+        "n_layer = 1\nn_head = 1\nn_embd = 8\nmax_iters = 2\n"
         "[grid]\nseed = [1, 2]\n"
     )
     return desk
