@@ -7,6 +7,7 @@ import math
 
 import pandas as pd
 import pytest
+from tiny import ROOT
 
 import nanoscale as ns
 from nanoscale.experiments.replicates import final_loss, seed_of
@@ -49,6 +50,8 @@ def test_the_best_is_a_setting_with_an_interval_and_what_is_tied_with_it():
         "(3.1327)",
         "diverges, so never the best: learning_rate=0.032 (in 1 of 3 seeds)",
     ]
+    said = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert "```\n" + "\n".join(ranking.summary()) + "\n```" in said
     assert not ranking.warnings
     record = json.loads(json.dumps(ranking.to_json(), allow_nan=False))
     assert record["settings"][0]["ci95"] == pytest.approx([3.0806, 3.1795], abs=1e-4)

@@ -1,0 +1,369 @@
+"""Every number that a page prints is what its results file holds, or what its command prints.
+
+The claims are built from the files, and looked for in the pages; what a quick test can make anew
+(laws, verdicts, comparisons) is made from its table.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import itertools
+import json
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import ROOT
+
+from nanoscale.__main__ import main
+from nanoscale.checks.comparison import TOKENS
+from nanoscale.commands.compare import lines
+from nanoscale.store.folder import RunFolder
+from nanoscale.studies.arms import KEYS, Arm, ArmRun
+from nanoscale.studies.compare_arms import compare
+
+RESULTS = ROOT / "docs" / "results"
+MODES = ("SP", "muP", "CompleteP")
+SPEED = pytest.param("speed", "", marks=pytest.mark.slow)  # its script loads torch
+
+
+def page(name: str) -> str:
+    """A page's text, of one line."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def says(name: str, *claims: str) -> None:
+    text = page(name)
+    missing = [claim for claim in claims if claim not in text]
+    assert not missing, f"{name} does not say: {missing}"
+
+
+def record(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def ends(interval: Iterable[float], form: str = ".3f") -> str:
+    return "[" + ", ".join(format(end, form) for end in interval) + "]"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+# -- what the commands print ----------------------------------------------------------------------
+def test_the_verdicts_of_the_pages_are_the_commands(tmp_path, capsys):
+    out = tmp_path / "verdict.json"
+    file = RESULTS / "transfer" / "width_muon.csv"
+    assert main(["transfer", str(file), "--by=parametrization.mode", f"--json={out}"]) == 3
+    assert json.loads(out.read_text()) == record("transfer/width_muon.json")
+
+
+def test_the_law_of_the_points_is_the_commands(epoch_table, capsys):
+    options = ["--n", "Model Size", "--c", "Training FLOP", "--loss", "loss", "--seed", "42"]
+    assert main(["fit", str(epoch_table), *options, "--drop-worst", "5"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    stored = record("laws/chinchilla.json")
+    assert printed[: len(stored["summary"])] == stored["summary"]
+
+
+def test_the_law_of_the_points_is_what_the_pages_say():
+    fit = record("laws/chinchilla.json")
+    speed = record("laws/speed.json")
+    lines = fit["summary"]
+    shown = [next(line for line in lines if line.split()[0] == key) for key in ("E", "alpha")]
+    shown += [next(line for line in lines if line.split()[0] == key) for key in ("beta", "a")]
+    block = "\n".join([fit["equation"], *shown])
+    assert f"```\n{block}\n```" in (ROOT / "docs" / "laws.md").read_text(encoding="utf-8")
+    says(
+        "docs/laws.md",
+        f"objective {fit['objective']:.14f}, all {fit['n_starts']} starts",
+        f"the usual loop takes {speed['times']['autograd']:.0f} times as long",
+    )
+    ci95 = fit["ci95"]
+    says(
+        "docs/results/laws/README.md",
+        fit["equation"].replace("L(N, D)", "L"),
+        f"E {ends(ci95['E'])}, alpha {ends(ci95['alpha'])}, beta {ends(ci95['beta'])}, "
+        f"a {fit['exponents']['a']:.3f} {ends(ci95['a'])} (N* ~ C^a)",
+        f"log-Huber objective {fit['objective']:.8f} at delta 1e-3; 64 of {fit['n_starts']} starts",
+        f"take {speed['seconds']['ours']:.2f} s on one thread",
+        f"{speed['times']['autograd']:.0f} times faster than the usual loop",
+        f"gradients by the `autograd` package: {speed['seconds']['autograd']:.0f} s",
+        f"{speed['times']['hand']:.0f} times faster than that loop with a gradient written by hand",
+        f"({speed['seconds']['hand']:.1f} s), medians",
+    )
+    assert fit["agreement_of_starts"] == 1
+    assert speed["objective"] == pytest.approx(fit["objective"], rel=1e-12)
+
+
+def test_the_approaches_hold_outs_and_choices_of_the_pages():
+    fit = record("laws/chinchilla.json")
+    isoflop = fit["isoflop"]
+    envelope, surface = isoflop["envelope"], isoflop["surface"]
+    rows = [
+        f"| 1, envelope of {len(envelope['runs'])} runs | {envelope['exponents']['a']:.3f} "
+        f"{ends(envelope['ci95']['a'])} | | |",
+        f"| 3, surface | {surface['exponents']['a']:.3f} {ends(surface['ci95']['a'])} | | |",
+    ]
+    for name in ("parabola", "cubic"):
+        found = isoflop[name]
+        used = sum(valley["used"] for valley in found["valleys"])
+        errs = found["bias"]["bias"]
+        rows.append(
+            f"| 2, {name}s, {used} of {len(found['valleys'])} budgets | "
+            f"{found['exponents']['a']:.3f} {ends(found['ci95']['a'])} | {errs['a']:+.3f} in a, "
+            f"{100 * errs['N']:+.1f} %"
+        )
+        rows.append(f"| {found['bias']['corrected']['a']:.3f} |")
+    lost = [isoflop[name]["lost"] for name in ("parabola", "cubic")]
+    rows.append(f"In {lost[0]} of 1,000 resamples ({lost[1]} with cubics)")
+
+    for held in fit["rollout"]:
+        bias = ", ".join(f"{100 * end:+.2f}" for end in held["bias_ci95"])
+        distance = held["distance"]
+        times = f"{float(f'{distance:.3g}'):,.0f}" if distance > 10 else f"{distance:.1f}"
+        rows.append(
+            f"| {held['threshold']:.1e} | {held['n_fitted']} | {held['n_held_out']} | {times} | "
+            f"{100 * held['bias']:+.2f} % [{bias}] | {percent(held['mean_abs_error'], 2)} | "
+            f"{percent(held['in_sample_error'], 2)} |".replace("e+", "e")
+        )
+    rows.append(f"At 3e20, {percent(fit['holdout']['covered'])} of them lie within")
+
+    choice = fit["multiverse"]
+    a, spread = choice["a"], choice["spread"]
+    rows += [
+        f"{len(choice['rows'])} analyses give a from {a['lowest']:.3f} to {a['highest']:.3f} "
+        f"(median {a['median']:.3f})",
+        f"moves by {spread['approach']:.3f} with the approach, {spread['objective']:.3f} with the "
+        f"objective, {spread['dropped']:.3f} with",
+        f"and {spread['delta']:.3f} with delta",
+    ]
+    says("docs/results/laws/README.md", *rows)
+
+
+def test_the_law_of_shakespeare_is_what_the_results_say():
+    law = record("shakespeare/power.json")
+    runs = table("shakespeare/table.csv")
+    sizes = [int(row["total_params"]) for row in runs]
+    far = law["summary"][1]
+    times, loss = re.fullmatch(r"at (\S+), 10 times the largest C: loss (.*)", far).groups()
+    without = [f"{found['params']['g']:.2f}" for found in law["dropped"]]
+    says(
+        "docs/results/README.md",
+        f"{law['summary'][0]}; at {times.replace('e+', 'e')} FLOPs, ten times the largest, {loss}",
+        f"{len(runs)} runs, {law['n_sizes']} sizes from {min(sizes):,} to {max(sizes):,} parameter",
+        f"noise of a seed {percent(law['noise']['seed_sd'], 2)} of the loss",
+        f"g is {law['params']['g']:.3f}, and",
+        f"without the smallest 1, 2, 3 sizes {', '.join(without)},",
+    )
+
+
+def test_the_compute_that_one_arm_needs_is_what_compare_prints():
+    sides = [arm_of("width_adamw", mode) for mode in MODES[:2]]
+    printed = lines(compare(*sides))
+    block = "\n".join(line for line in printed if line.startswith(("compute: ", "better: ")))
+    assert f"```\n{block}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def arm_of(study: str, mode: str) -> Arm:
+    """An arm of a transfer study, from its table."""
+    runs = []
+    for row in table(f"transfer/{study}.csv"):
+        if row["parametrization.mode"] == mode:
+            values: dict[str, Any] = dict.fromkeys(KEYS) | {TOKENS: int(row["tokens_seen"])}
+            values |= {key: int(row[key]) for key in ("n_embd", "n_head")}
+            values |= {"parametrization.mode": mode, "learning_rate": float(row["learning_rate"])}
+            folder = RunFolder(Path("nowhere") / row["folder"])
+            loss, flops = float(row["val_loss"] or math.nan), float(row["flops"])
+            runs.append(ArmRun(folder, values, row["seed"], row["state"], loss, flops, "data", {}))
+    done = [run for run in runs if math.isfinite(run.loss)]
+    return Arm(f"{study}:{mode}", done, [run for run in runs if run not in done])
+
+
+# -- learning rates -------------------------------------------------------------------------------
+def verdict(study: str, mode: str) -> dict[str, Any]:
+    found = record(f"transfer/{study}.json")
+    return found["verdicts"][mode] if "verdicts" in found else found
+
+
+def test_the_verdicts_on_learning_rates_are_those_of_their_files():
+    rows = []
+    for over in ("width", "depth"):
+        for optimizer in ("AdamW", "Muon"):
+            study = f"{over}_{optimizer.lower()}"
+            study += "_small_batch" * (study == "width_muon")
+            rows += [row_of(verdict(study, mode), f"{mode}, {optimizer}") for mode in MODES]
+    rows.append(row_of(verdict("width_muon", "muP"), "muP, Muon, 2,048 tokens per update"))
+    text = page("docs/results/README.md")
+    plain = text.replace(" octaves |", " |").replace(" nats |", " |")
+    assert not [row for row in rows if row not in plain]
+
+
+def row_of(found: dict[str, Any], name: str) -> str:
+    drift = found["drift"]
+    return (
+        f"| {name} | {drift['value']:+.2f} {ends(drift['ci95'], '+.2f')} | "
+        f"{found['largest_shift']['value']:.2f} | {found['max_regret']['value']:.3f} | "
+        f"{found['verdict']} |"
+    )
+
+
+def test_the_losses_at_a_transferred_rate_are_those_of_their_files():
+    sp, mup = (verdict("width_adamw", mode) for mode in MODES[:2])
+    wide = {name: found["sizes"][-1] for name, found in (("SP", sp), ("muP", mup))}
+    low, high = sorted(-end for end in mup["drift"]["ci95"])
+    says(
+        "README.md",
+        f"SP falls by {-sp['drift']['value']:.2f} octaves per doubling of the width",
+        f"muP's by {-mup['drift']['value']:.2f} [{low:.2f}, {high:.2f}]",
+        f"ends at {wide['muP']['transferred_loss']:.3f} nats; SP tuned at 256, at "
+        f"{wide['SP']['min_loss']:.3f}",
+    )
+    muon = {mode: verdict("width_muon_small_batch", mode)["sizes"][-1] for mode in MODES[:2]}
+    batch = [size["log2_optimum"] for size in verdict("width_muon", "muP")["sizes"]]
+    steps = [f"{b - a:.2f}" for a, b in itertools.pairwise(batch)]
+    says(
+        "docs/results/README.md",
+        f"there width 256 ends at {wide['SP']['transferred_loss']:.2f} with it",
+        f"LR ends at {wide['muP']['transferred_loss']:.3f} and SP tuned there at "
+        f"{wide['SP']['min_loss']:.3f} (AdamW); under Muon "
+        f"{muon['muP']['transferred_loss']:.3f} (muP, that LR), {muon['muP']['min_loss']:.3f} "
+        f"(muP tuned) and {muon['SP']['min_loss']:.3f} (SP tuned)",
+        f"({steps[0]}, {steps[1]} and {steps[2]} from one width to the next)",
+        f"{verdict('width_muon', 'muP')['max_regret']['value']:.3f} nats to lose",
+    )
+
+
+# -- searches, speed ------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "key"), [("hpo", "rows"), ("engine", ""), SPEED])
+def test_a_page_that_a_script_writes_is_of_its_numbers(name, key):
+    script = RESULTS / name / "measure.py"
+    spec = importlib.util.spec_from_file_location(f"measure_{name}", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = record(f"{name}/{name}.json")
+    written = (RESULTS / name / f"{name}.md").read_text(encoding="utf-8")
+    assert module.page(found[key] if key else found) == written
+
+
+def test_the_searches_and_the_speed_of_the_pages():
+    rows = record("hpo/hpo.json")["rows"]
+    median, search = rows[-1], rows[2]
+    grid = [f"{end:+.3f}" for end in (median["minus_grid"]["mean"], *median["minus_grid"]["ci95"])]
+    direct = median["minus_direct"]
+    wide = [f"{end:+.3f}" for end in (direct["mean"], *direct["ci95"])]
+    says(
+        "docs/results/README.md",
+        f"each at {search['of_grid']:.3f} of the FLOPs of a grid of 240",
+        f"end {grid[0]} nats [{grid[1]}, {grid[2]}] from the grid's",
+        f"ends {wide[0]} [{wide[1]}, {wide[2]}] from what was tuned there, at "
+        f"{search['of_direct']:.3f} of that search's FLOPs",
+    )
+    speed = record("speed/speed.json")
+    ours = [run["seconds"] for run in speed["time_to_loss"]["ours"]]
+    (peer,) = [
+        run["seconds"] for run in speed["time_to_loss"]["peer"] if run["learning_rate"] == 1e-3
+    ]
+    ratios = []
+    for step in speed["steps"]:
+        beside = step.get("beside_ms", {}).values()
+        if beside:
+            fastest = min(beside, key=lambda mode: mode["peer"])
+            ratios.append(fastest["ours"] / fastest["peer"])
+    says(
+        "README.md",
+        f"in {min(ours):.0f} to {max(ours):.0f} seconds on two cores",
+        f"nanoGPT takes {int(peer)}",
+        f"takes {min(ratios):.2f} to {max(ratios):.2f} of nanoGPT's in its fastest mode",
+    )
+
+
+def test_the_tables_of_precision_and_of_a_recipes_rates():
+    losses: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in table("speed/precision.csv"):
+        losses[row["seed"]][row["dtype"]] = float(row["val_loss"])
+    low = [pair["bfloat16"] - pair["float32"] for pair in losses.values()]
+    mean = statistics.fmean(low)
+    half = 2.200985 * statistics.stdev(low) / math.sqrt(len(low))  # Student's t, 11 degrees
+    assert len(low) == 12
+    says(
+        "docs/results/README.md",
+        f"the difference is {mean:.5f} nats, 95 % interval [{mean - half:.4f}, {mean + half:.4f}]",
+    )
+    cells: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in table("speed/cpu_fast.csv"):
+        cells[row["muon_lr"], row["learning_rate"]].append(float(row["val_loss"]))
+    means = {cell: f"{statistics.fmean(found):.4f}" for cell, found in cells.items()}
+    plain = page("docs/results/README.md").replace("**", "")
+    rates = sorted({rate for _, rate in cells}, key=float)
+    for muon in {muon for muon, _ in cells}:
+        assert f"| {muon} | " + " | ".join(means[muon, rate] for rate in rates) + " |" in plain
+
+
+# -- simulations ----------------------------------------------------------------------------------
+def test_the_tables_of_designs_are_those_of_their_files():
+    rows = []
+    by_method = {(r["method"], r["world"], r["drift"]): r for r in table("design/transfer.csv")}
+    for (method, world, drift), now in by_method.items():
+        if method == "a window per resample":
+            was = by_method["one window", world, drift]
+            rows.append(
+                f"| {world} | {drift} | {was['coverage']} | {now['coverage']} | "
+                f"{was['median_width']} | {now['median_width']} | {was['fails']} | {now['fails']} |"
+            )
+    for found in table("design/ladders.csv"):
+        keys = ("floor", "loss", "warned", "floor_if_silent", "loss_if_silent")
+        numbers = [f"{float(found[key]):.2f}" for key in keys]
+        widths = [f"{float(found[key]):.3f}" for key in ("floor_width", "loss_width")]
+        world = found["world"]
+        line = next(
+            line for line in page_lines("design/design.md") if line.startswith(f"| {world}")
+        )
+        told = [cell.strip() for cell in line.strip("| ").split("|")]
+        assert told[3:8] == numbers, world
+        assert [cell.split(", ")[0] for cell in told[8:]] == widths, world
+    found = {row["question"]: row for row in table("design/checkpoints.csv")}
+    shares = [found[key]["coverage"] for key in ("alpha", "beta", "a", "E")]
+    rows.append(f"wild-cluster | {' | '.join(shares)} | {found['a']['width']} |")
+    says("docs/results/design/design.md", *rows)
+
+
+def page_lines(name: str) -> list[str]:
+    return (RESULTS / name).read_text(encoding="utf-8").splitlines()
+
+
+def test_the_coverage_of_seven_designs_is_that_of_its_file():
+    groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in table("design/table.csv"):
+        tied = "tied" if float(row["delta"]) > 1e-3 else ""
+        groups[row["design"], row["noise"], row["resampling"], tied][row["question"]] = row
+    for design, noise in {key[:2] for key in groups}:
+        name = "Epoch's" if design == "epoch" else design.replace("x", " x ")
+        said = noise if noise == "residuals" else f"{100 * float(noise):g} %"
+        line = next(
+            line
+            for line in page_lines("design/design.md")
+            if line.startswith(f"| {name} | {said} |")
+        )
+        told = [cell.strip() for cell in line.strip("| ").split("|")]
+        columns = {2: ("pairs", ""), 5: ("parametric", ""), 7: ("wild", "")}
+        columns |= {8: ("pairs", "tied"), 10: ("parametric", "tied")}
+        for place, method in columns.items():
+            found = groups.get((design, noise, *method))
+            if found is None:
+                continue
+            least = min(float(row["coverage"]) for row in found.values())
+            assert told[place] == f"{least:.2f}" or told[place] == f"{least:.3f}", (line, method)
+            width = float(found["a"]["width"])
+            assert place == 7 or float(told[place + 1]) == pytest.approx(width, rel=0.02)
