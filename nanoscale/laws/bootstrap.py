@@ -17,7 +17,7 @@ from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.record import Record
 from nanoscale.spec.values import Json
 
-SEEDS_NEEDED, _SIZES_NEEDED = 3, 2  # below these, seed noise does not count as measured
+DOF_NEEDED = 4  # of seeds, as three at two sizes have, for their noise to count as measured
 LEVEL = (0.025, 0.975)
 FEWEST = 100  # resamples that an interval needs
 
@@ -62,9 +62,7 @@ def seed_noise(y: Array, size: Index) -> tuple[float | None, int, bool]:
         return None, 0, False
     mean = np.bincount(size, y) / counts
     sd = _sd(y - mean[size], dof)
-    sizes = (counts >= SEEDS_NEEDED).sum()
-    measured = sizes >= _SIZES_NEEDED and sd > 0
-    return sd, dof, bool(measured)
+    return sd, dof, dof >= DOF_NEEDED and sd > 0
 
 
 def _sd(residual: Array, dof: int) -> float:

@@ -13,9 +13,8 @@ import numpy as np
 from scipy.special import fdtrc
 
 from nanoscale.laws.arrays import Array, Index
+from nanoscale.laws.bootstrap import DOF_NEEDED
 from nanoscale.laws.record import Record
-
-DOF_NEEDED = 4  # of seeds, as three at two sizes have, for their noise to count as measured
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from nanoscale.laws.bootstrap import noise_of
 from nanoscale.laws.components import Components
 
 SIZES, SEEDS = 7, 3
@@ -53,3 +54,15 @@ def test_without_noise_of_sizes_the_seeds_are_all():
     assert parts.size_sd == 0
     draws = parts.resampled(np.zeros(len(SIZE)), SIZE, 20_000, 0).reshape(-1, SIZES, SEEDS)
     assert draws.mean(2).var() == pytest.approx(14 / 12 / 3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "counts", [(5, 1, 1, 1), (2, 2, 2, 2), (3, 3, 1, 1), (4, 1, 1, 1), (2, 2, 2)]
+)
+def test_seeds_measure_their_noise_by_one_rule(counts):
+    size = np.repeat(np.arange(len(counts)), counts)
+    y = np.random.default_rng(0).normal(size=len(size))
+    parts = Components.of(y, size, np.zeros(len(y)), 1)
+    noise = noise_of(y, size, np.zeros(len(y)), 1)
+    assert noise.seeds_measured == parts.measured == (noise.seed_dof >= 4)
+    assert noise.seed_dof == parts.seed_dof
