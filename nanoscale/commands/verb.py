@@ -320,10 +320,13 @@ def write_record(json_path: Path | None, record: object) -> None:
 
 def study_record(study: Study) -> dict[str, Json]:
     """A study as the verbs that run or show it record it."""
+    from nanoscale.experiments.replicates import replicates_of
     from nanoscale.experiments.results import RUNS
-    from nanoscale.studies.ranking import study_ranking
+    from nanoscale.studies.ranking import ranking_of
 
-    best = study.best
+    rows = study.rows()
+    searched = study.asked.search is not None
+    best = study.best_trial if searched else study.best_of(rows)
     record: dict[str, Json] = {
         "name": study.name,
         "folder": str(study.folder),
@@ -334,10 +337,10 @@ def study_record(study: Study) -> dict[str, Json]:
         "best": {**best.to_json(), "folder": str(study.output_root / RUNS / best.folder)}
         if best
         else None,
-        "runs": study.rows(),
+        "runs": rows,
     }
-    if study.asked.search is None:
-        record["ranking"] = study_ranking(study).to_json()
+    if not searched:
+        record["ranking"] = ranking_of(replicates_of(rows, study.setting_keys)).to_json()
     return record
 
 

@@ -143,7 +143,7 @@ class TargetRuns:
 
     def __str__(self) -> str:
         losses = self.losses
-        return self.told(f" +- {statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
+        return self.told(f", sd {statistics.stdev(losses):.4f}" if len(losses) > 1 else "")
 
 
 @dataclass(frozen=True)

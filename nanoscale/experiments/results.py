@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -198,10 +198,11 @@ class Study:
     @property
     def best(self) -> BestRun | None:
         """The best trial of a search, or else the setting of lowest mean loss (`best_of`)."""
-        if self.asked.search is not None:
-            return self.best_trial
+        return self.best_trial if self.asked.search is not None else self.best_of(self.rows())
 
-        best = best_of(replicates_of(self.rows(), self.setting_keys))
+    def best_of(self, rows: Sequence[Mapping[str, Json]]) -> BestRun | None:
+        """The setting of lowest mean loss, by the study's rows."""
+        best = best_of(replicates_of(rows, self.setting_keys))
         if best is None:
             return None
         lowest = min(best.losses, key=lambda seed: best.losses[seed])

@@ -15,6 +15,7 @@ from tiny import ROOT, RUN, flags, spec_maker
 
 from nanoscale.__main__ import main
 from nanoscale.commands.main import VERBS
+from nanoscale.commands.verb import study_record
 from nanoscale.experiments import Study
 from nanoscale.experiments.records import Asked, RunEntry
 from nanoscale.store.resume import open_folder
@@ -107,3 +108,12 @@ def test_a_file_has_the_same_record_and_another_ending_is_refused(made, monkeypa
     assert [run["seed"] for run in record["studies"][0]["runs"]] == [1, 2]
     assert main(["status", "seeds", "--json=status.txt"]) == 2
     assert "--json=status.txt: end the name in '.json'" in capsys.readouterr().err
+
+
+def test_a_record_reads_the_rows_once(made, monkeypatch):
+    study = Study.open(made / "experiments_out" / "seeds")
+    reads = []
+    real = Study.rows
+    monkeypatch.setattr(Study, "rows", lambda self: reads.append(self) or real(self))
+    assert len(study_record(study)["runs"]) == 2
+    assert len(reads) == 1

@@ -114,7 +114,7 @@ def test_an_entry_is_called_by_its_values_or_its_folder():
 @pytest.mark.parametrize(
     ("losses", "line"),
     [
-        ({1: 2.0, 2: 4.0}, "target: val_loss 3.0000 +- 1.4142 (2 seeds) at lr=1"),
+        ({1: 2.0, 2: 4.0}, "target: val_loss 3.0000, sd 1.4142 (2 seeds) at lr=1"),
         ({1: 2.0, 2: None}, "target: val_loss 2.0000 (1 of 2 seeds; diverges in 1) at lr=1"),
         ({}, "target: none of 2 runs has a loss at lr=1"),
     ],
@@ -126,7 +126,7 @@ def test_what_became_of_the_best_values_is_said_in_a_line(losses, line):
 def test_the_trial_that_chose_the_values_is_not_in_their_mean():
     target = TargetRuns({"lr": 1}, {3: 2.0, 4: 2.5, 5: 2.7}, 3, chose=[3])
     assert str(target).startswith(
-        "target: val_loss 2.6000 +- 0.1414 (2 of 3 seeds; seed 3 chose the values) at"
+        "target: val_loss 2.6000, sd 0.1414 (2 of 3 seeds; seed 3 chose the values) at"
     )
     assert TargetRuns({"lr": 1}, {3: 2.0}, 1, chose=[3]).losses == [2.0]
 

@@ -709,7 +709,7 @@ def test_a_proxy_is_searched_and_its_best_values_are_trained_at_the_target(capsy
     assert study.target.val_loss == dict(zip([7, 8], frame["val_loss"][6:], strict=True))
     said = capsys.readouterr().out
     assert "warning" not in said
-    assert f"target: val_loss {frame['val_loss'][6:].mean():.4f} +- " in said
+    assert f"target: val_loss {frame['val_loss'][6:].mean():.4f}, sd " in said
     again = a_runner().run_hpo(
         "s", PROXY_BASE, LR, trials=6, sampler="random", proxy=SMALL, seeds=[7, 8, 9]
     )
