@@ -34,7 +34,7 @@ class Export:
     folder: str
     tokenizer: str | None  # the kind of the one that went along
     warnings: tuple[str, ...] = ()
-    grown: str = ""  # what it has beside the run's parts
+    grown: str | None = None  # what it has beside the run's parts
 
     def to_json(self) -> Mapping[str, Json]:
         return asdict(self)
@@ -50,7 +50,10 @@ class Export:
         if self.weights is not None:
             lines.append(f"of run {self.run} at step {self.step} ({self.weights})")
         if self.grown:
-            lines.append(f"imported again it has {self.grown}, as every {self.architecture} does")
+            lines.append(
+                "what it has more parameters than the run are zeros and copies: imported again it "
+                f"has {self.grown}, as every {self.architecture} does"
+            )
         return lines
 
 
@@ -129,7 +132,7 @@ def _meaning(found: Pretrained, run: str, data_root: str | None) -> tuple[Tokeni
     return tokenizer, min(found.config.vocab_size, tokenizer.vocab_size)
 
 
-def grown(family: Family, config: ResolvedConfig) -> str:
+def grown(family: Family, config: ResolvedConfig) -> str | None:
     """What the export has that the run had not: GPT-2 has biases, and a key head per query head."""
     again = as_exported(family, config)
     keys = []
@@ -137,7 +140,7 @@ def grown(family: Family, config: ResolvedConfig) -> str:
         keys.append("bias=True")
     if again.n_kv_head != config.n_kv_head:
         keys.append(f"n_kv_head={again.n_kv_head}")
-    return ", ".join(keys)
+    return ", ".join(keys) or None
 
 
 def records(
