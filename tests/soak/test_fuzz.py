@@ -60,6 +60,12 @@ COMMANDS = (
 ODD = ["", "nan", "-1", "inf", "None", "[", "é", "a" * 300, "0", "True", "../..", "{}", "'"]
 
 
+@pytest.fixture(autouse=True)
+def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dry run of a changed study trains for seconds."""
+    monkeypatch.setattr("nanoscale.experiments.timing.measured", lambda *_: {})
+
+
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """A folder with one good file for every command."""
