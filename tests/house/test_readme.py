@@ -75,7 +75,7 @@ def test_a_command(desk, command):
         arguments = [*(a.replace("--budget=1e13", "--budget=1e9") for a in arguments)]
         done = run_nanoscale(*arguments, cwd=desk)
     if arguments[-1] == "--dry-run":
-        assert " by a calibration of " in done.stdout
+        assert " a calibration of " in done.stdout  # also where it came to nothing in time
     undecided = 3 if arguments[0] == "fit" else 0  # K and g of that table stay letters
     assert done.returncode in (0, undecided), done.stderr
 
