@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +33,7 @@ from nanoscale.store.folder import RunFolder
 BRIEF = 20.0  # seconds of all runs together, below which measuring takes as long as they do
 SLOW_START, SLOW_UPDATE, SLOW_SPEED = 0.5, 0.02, 1e9  # seconds, seconds, FLOP/s: slower is none
 UPDATES, WARM_SECONDS = 200, 1.5  # updates, and seconds of them, of a run that is measured
-COLD = 2  # updates that are slower than the rest
+COLD, MOST_AT_ONCE = 2, 8  # updates that are slower than the rest; runs
 MOST_SECONDS, MOST_COLD_SECONDS = 8.0, 20.0  # seconds: once one of them is warm, until one is
 MOST_FLOPS = {False: 3e10, True: 3e12}  # of an update that is measured: on a CPU, on a GPU
 
@@ -103,29 +104,32 @@ def _held(dataset: str, root: str) -> float:
 def measured(cells: Sequence[Cell], backend: Backend, slots: Sequence[Slot]) -> dict[int, float]:
     """FLOP/s by the FLOPs of an update, of the smallest and the largest of the cells.
 
-    What comes to no update in time is left out.
+    As many runs go on at once as those of the plan will, which slow each other down. What comes to
+    no update in time is left out.
     """
     by_size = {flops_per_iter(cell.spec.config): cell.spec for cell in cells}
-    speeds = {}
+    sizes = sorted({min(by_size), max(by_size)})
+    count = max(len(sizes), min(len(slots), MOST_AT_ONCE))
+    speeds: dict[int, list[float]] = {}
     with TemporaryDirectory(prefix="nanoscale-", ignore_cleanup_errors=True) as home:
-        folders = {}
-        for size in {min(by_size), max(by_size)}:
-            spec = short_run(by_size[size])
-            folders[size] = RunFolder(Path(home) / str(size))
-            folders[size].create(spec)
+        folders = []
+        for number, size in zip(range(count), cycle(sizes), strict=False):
+            folders.append((size, RunFolder(Path(home) / str(number))))
+            folders[-1][1].create(short_run(by_size[size]))
         try:
-            waiting = list(folders.values())
-            while waiting:
-                _watch(waiting[: len(slots)], backend, slots)
-                del waiting[: len(slots)]
+            for first in range(0, count, len(slots)):
+                some = folders[first : first + len(slots)]
+                _watch([folder for _, folder in some], backend, slots)
         finally:
             backend.close()
-        for size, folder in folders.items():
-            config = folder.spec().config
-            speed = _tokens_per_second(folder) * flops_per_iter(config) / config.tokens_per_iter
-            if speed:
-                speeds[size] = speed
-    return speeds
+        for cold in (COLD, 0):  # what is cold counts where nothing is warm
+            for size, folder in folders:
+                if found := _speeds(folder)[cold:]:
+                    speeds.setdefault(size, []).extend(found)
+            if speeds:
+                break
+    # all updates over all their time: some have to wait for other processes
+    return {size: statistics.harmonic_mean(found) for size, found in speeds.items()}
 
 
 def short_run(spec: RunSpec) -> RunSpec:
@@ -180,6 +184,9 @@ def _watch(folders: Sequence[RunFolder], backend: Backend, slots: Sequence[Slot]
         backend.stop(kill=True)
 
 
-def _tokens_per_second(folder: RunFolder) -> float:
-    speeds = [float(row["tokens_per_second"] or 0.0) for row in folder.rows()]
-    return statistics.median(speeds[COLD:] or speeds or [0.0])
+def _speeds(folder: RunFolder) -> list[float]:
+    """FLOP/s of each update that is recorded."""
+    config = folder.spec().config
+    of_token = flops_per_iter(config) / config.tokens_per_iter
+    rows = [row for row in folder.rows() if row.get("tokens_per_second")]
+    return [of_token * row["tokens_per_second"] for row in rows]
