@@ -33,7 +33,7 @@ from nanoscale.store.folder import RunFolder
 BRIEF = 20.0  # seconds of all runs together, below which measuring takes as long as they do
 SLOW_START, SLOW_UPDATE, SLOW_SPEED = 0.5, 0.02, 1e9  # seconds, seconds, FLOP/s: slower is none
 UPDATES, WARM_SECONDS = 200, 1.5  # updates, and seconds of them, of a run that is measured
-COLD, MOST_AT_ONCE = 2, 8  # updates that are slower than the rest; runs
+COLD, MOST_MEASURED = 2, 8  # updates that are slower than the rest; runs
 MOST_SECONDS, MOST_COLD_SECONDS = 8.0, 20.0  # seconds: once one of them is warm, until one is
 MOST_FLOPS = {False: 3e10, True: 3e12}  # of an update that is measured: on a CPU, on a GPU
 
@@ -109,7 +109,7 @@ def measured(cells: Sequence[Cell], backend: Backend, slots: Sequence[Slot]) -> 
     """
     by_size = {flops_per_iter(cell.spec.config): cell.spec for cell in cells}
     sizes = sorted({min(by_size), max(by_size)})
-    count = max(len(sizes), min(len(slots), MOST_AT_ONCE))
+    count = max(len(sizes), min(len(slots), MOST_MEASURED))
     speeds: dict[int, list[float]] = {}
     with TemporaryDirectory(prefix="nanoscale-", ignore_cleanup_errors=True) as home:
         folders = []
