@@ -1,13 +1,15 @@
 """Tables as people have them: text of any separator, JSON, Parquet and Excel's, gzipped or not.
 
 What a number is in a text follows from all of its cells, never from one: `2,35` makes the commas
-decimal, `2.35` makes that of `1,234` thousands, and `1,234` alone is refused.
+decimal, `2.35` makes that of `1,234` thousands, and `1,234` alone is refused. What a file is
+follows from its first bytes before its name.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
@@ -29,6 +31,9 @@ JSONS = (".jsonl", ".ndjson", ".json")
 TABLE_FILES = (*TEXTS, *JSONS, ".parquet", ".xlsx")
 SEPARATORS = (",", ";", "\t", "|")
 COMMENT = "#"
+GZIP, COLUMNAR, ZIP = b"\x1f\x8b", b"PAR1", b"PK\x03\x04"  # how files begin; of Parquet the second
+EXCEL = b"xl/workbook"  # in the zip that an .xlsx is
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Excel's "Unicode text" is
 EXCELS_HINT = re.compile(r"sep=.\s*", re.IGNORECASE)  # a first line that only Excel reads
 
 SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f]\d{3})+([.,]\d+)?")  # 1 234 567
@@ -61,13 +66,17 @@ def read_table_file(path: Path) -> DataFrame:
         near = did_you_mean(str(path), map(str, sorted(path.parent.glob(f"*{path.suffix}"))))
         raise UserError(f"{path}: no such table{near}")
     try:
+        content = path.read_bytes()
+        while content.startswith(GZIP):
+            content = gzip.decompress(content)
         kind = _kind(path)
-        if kind == ".parquet":
-            return _parquet(path)
-        if kind == ".xlsx":
-            return _of_lines(_excel_lines(path))
-        text = _text_of(path)
-        return frame_of(_json_rows(text)) if kind in JSONS else _of_lines(_text_lines(text))
+        if kind == ".parquet" or content.startswith(COLUMNAR):
+            return _parquet(content)
+        if kind == ".xlsx" or (content.startswith(ZIP) and EXCEL in content):
+            kind = ".xlsx"
+            return _of_lines(_excel_lines(content))
+        text = _text_of(content)
+        return frame_of(_json_rows(text)) if kind in JSONS else _of_text(text)
     except ImportError as e:
         extra = "excel" if kind == ".xlsx" else "parquet"
         raise UserError(f"{path}: reading it needs `pip install 'nanoscale[{extra}]'`") from e
@@ -97,14 +106,19 @@ def _kind(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _text_of(path: Path) -> str:
-    content = path.read_bytes()
-    if path.suffix.lower() == ".gz":
-        content = gzip.decompress(content)
+def _text_of(content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{e}; save it as UTF-8") from e
+        text = content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has NUL bytes, which no text has")
+    except ValueError as e:  # of decoding too
+        raise ValueError(f"{e}; save it as UTF-8 text, .parquet or .xlsx") from e
+    return text
+
+
+def _numbered(text: str) -> list[tuple[int, str]]:
+    """Its lines, from 1, which end at a newline of any system, and at no other character."""
+    return list(enumerate(io.StringIO(text, newline=None), 1))
 
 
 # -- lines ----------------------------------------------------------------------------------------
@@ -141,26 +155,47 @@ def _of_width(line: Line, width: int) -> Sequence[str]:
     return cells[:width]
 
 
-def _text_lines(text: str) -> list[Line]:
-    """The lines of a text that say something; a header may stand in a comment."""
-    numbered = list(enumerate(text.splitlines(), 1))
+def _of_text(text: str) -> DataFrame:
+    """A text's table; its notes say that lines like those of runs are comments."""
+    lines, comments = _text_lines(text)
+    frame = _of_lines(lines)
+    of_runs = [line for line in comments if len(line.cells) >= frame.shape[1]]
+    alike = [line for line in of_runs if any(map(_is_number, line.cells[1:]))]
+    if alike:
+        frame.attrs["notes"] = [
+            f"{counted(len(alike), 'line')} after {COMMENT} (line {alike[0].number}) with the "
+            "cells of a run: skipped, as comments are"
+        ]
+    return frame
+
+
+def _text_lines(text: str) -> tuple[list[Line], list[Line]]:
+    """The lines of a text that say something, and comments after the first of them.
+
+    A header may stand in a comment.
+    """
+    numbered = _numbered(text)
     if numbered and EXCELS_HINT.fullmatch(numbered[0][1]):
         del numbered[0]
     numbered = [(number, line) for number, line in numbered if line.strip()]
-    kept = [(number, line) for number, line in numbered if not line.lstrip().startswith(COMMENT)]
+    kept: list[tuple[int, str]] = []
+    others: list[tuple[int, str]] = []
+    for line in numbered:
+        (others if line[1].lstrip().startswith(COMMENT) else kept).append(line)
     if not kept:
-        return []
+        return [], []
     separator = _separator([line for _, line in kept])
     lines = list(_split(kept, separator))
+    comments = [Line(n, line.split(separator)) for n, line in others if n > kept[0][0]]
     if not any(map(_is_number, lines[0].cells)):
-        return lines
-    before = [(n, line.lstrip(f" {COMMENT}")) for n, line in numbered if n < kept[0][0]]
+        return lines, comments
+    before = [(n, line.lstrip(f" {COMMENT}")) for n, line in others if n < kept[0][0]]
     header = list(_split(before[-1:], separator))
     if header and len(header[0].cells) == len(lines[0].cells):
-        return header + lines
+        return header + lines, comments
     if all(map(_is_number, lines[0].cells)):
         raise ValueError("its first line holds numbers; write the columns' names above them")
-    return lines
+    return lines, comments
 
 
 def _separator(lines: list[str]) -> str | None:
@@ -183,12 +218,12 @@ def _split(numbered: list[tuple[int, str]], separator: str | None) -> Iterator[L
         yield Line(numbered[reader.line_num - 1][0], cells)
 
 
-def _excel_lines(path: Path) -> list[Line]:
+def _excel_lines(content: bytes) -> list[Line]:
     """Those of the one sheet that holds anything."""
     import pandas as pd
 
     try:
-        sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=object)
+        sheets = pd.read_excel(io.BytesIO(content), sheet_name=None, header=None, dtype=object)
     except ImportError:
         raise
     except Exception as e:  # a damaged file raises what zip, XML and openpyxl raise
@@ -261,7 +296,7 @@ def _json_rows(text: str) -> list[Mapping[str, Any]]:
     try:
         values = [json.loads(text, object_pairs_hook=once_each)]
     except json.JSONDecodeError:
-        values = [_json_line(number, line) for number, line in enumerate(text.splitlines(), 1)]
+        values = [_json_line(number, line) for number, line in _numbered(text)]
         values = [value for value in values if value is not None]
     if len(values) == 1:
         values = _rows_of(values[0])
@@ -298,10 +333,10 @@ def _is_pandas_column(column: Any) -> bool:
     return isinstance(column, Mapping) and list(column) == list(map(str, range(len(column))))
 
 
-def _parquet(path: Path) -> DataFrame:
+def _parquet(content: bytes) -> DataFrame:
     import pandas as pd
 
-    table = pd.read_parquet(path)
+    table = pd.read_parquet(io.BytesIO(content))
     if any(table.index.names):  # `set_index` was called on it
         table = table.reset_index()
     rows = table.astype(object)

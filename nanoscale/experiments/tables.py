@@ -97,6 +97,8 @@ def number_at(row: int, name: str, value: Any) -> float:
     if value is None:
         return math.nan
     try:
+        if isinstance(value, bool):
+            raise ValueError("no number")
         return float(value)
     except (TypeError, ValueError):
         raise UserError(f"row {row + 1}: {name}={cut(repr(value))} is not a number") from None

@@ -21,7 +21,7 @@ from nanoscale.laws.record import Record
 from nanoscale.laws.result import RATIO
 from nanoscale.laws.sweep_optima import Sweep
 from nanoscale.laws.sweeps import SweepLaw, SweepOptimum, Sweeps
-from nanoscale.studies.table_faults import check_sweeps
+from nanoscale.studies.table_faults import check_columns, check_sweeps
 from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of, with_result
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def sweep_study(
         UserError: the table has no such columns, or what stands in them is no number.
     """
     read = columns_of(table, columns or {})
+    check_columns(read)
     rows, warnings = _with_result(table, read["loss"])
     values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
     loss = np.array(values["loss"])

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kKmMbBtT])")
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 SMALL, LARGE = 1e4, 1e6  # counts below the one beside counts above the other are in millions
-DECIMALS_OF_SEEDS = 6  # of losses: equal rows of fewer may be seeds
+LEAST_COUNTS = {"N": 1e3, "D": 1e4}  # parameters of the smallest run, tokens of the longest
+FEW_TOKENS, MANY_TOKENS = 0.1, 2e3  # per parameter, of half the runs
+MOST_NATS = 13.0  # of a guess among 440,000 tokens
 FEW_VALUES, SEVERAL = 10, 3  # of a column that parts experiments; rows of each
+DECIMALS_OF_SEEDS = 6  # of losses: among seeds, equal ones of fewer are no copies
+MOST_GROUPS = 50
+OF_COURSES = 1e-9  # where nothing but N tells runs; the Chinchilla points have 1e-6
+FAR_OFF, OFF_AT_ALL = 10.0, 0.01  # times the usual residual, and of ln L
+CLIPPED = 3.0  # usual residuals
+MEDIAN_OF_NORMAL = 0.6745  # of its size, in standard deviations
 ONE_EXPERIMENT = 1e-3  # at which residuals of one experiment pass for several
 ROUNDING_ALONE = 1e-7  # sd: below, rounding is all there is
 GOES_WITH = 0.05  # at which values of a column go with a predictor
@@ -51,6 +59,8 @@ def parts(table: DataFrame, name: str) -> dict[str, DataFrame]:
     """Value -> its rows, of each value of a column."""
     column("by", name, table)
     cells = [_plain(cell) for cell in table[name]]
+    if max(map(cells.count, {*cells})) < SEVERAL:
+        raise UserError(f"--by={name}: no value of it has {SEVERAL} rows, so none has a law")
     return {str(value): table[[c == value for c in cells]] for value in dict.fromkeys(cells)}
 
 
@@ -65,7 +75,8 @@ def _plain(cell: object) -> object:
 
 # -- columns --------------------------------------------------------------------------------------
 def check_columns(columns: Mapping[str, str]) -> None:
-    """`UserError` where one column is named twice, or the loss is an accuracy by its name."""
+    """`UserError` where one column is named twice, or one is by its name another thing."""
+    columns = {key.lower(): name for key, name in columns.items()}
     seen: dict[str, str] = {}
     for key, name in columns.items():
         if key == "group":
@@ -73,11 +84,80 @@ def check_columns(columns: Mapping[str, str]) -> None:
         if name in seen:
             raise UserError(f"--{seen[name]} and --{key} both name {name}: give two columns")
         seen[name] = key
-    if re.search(r"(^|[^a-z])acc(uracy)?($|[^a-z])", columns["loss"].lower()):
+    check_loss(columns["loss"])
+    _check_counts(columns)
+
+
+def _check_counts(columns: Mapping[str, str]) -> None:
+    """`UserError` where N or D is by its name another thing."""
+    of_n, of_d = (columns.get(key, "").lower() for key in ("n", "d"))
+    if re.search("tok", of_n) and not re.search("param", of_n):
+        raise UserError(f"--n={columns['n']}: N is the parameters: are --n and --d swapped?")
+    if re.search("param", of_d) and not re.search("tok", of_d):
+        raise UserError(f"--d={columns['d']}: D is the tokens: are --n and --d swapped?")
+    if of_n and re.search(r"(^|_)(steps?|iters?|iter_num|max_iters|updates?|epochs?)$", of_d):
         raise UserError(
-            f"--loss={columns['loss']}: an accuracy rises with scale, and these laws fall; give "
+            f"--d={columns['d']}: D is the tokens of a run, of which C = 6 N D: give a column of "
+            "updates times their tokens"
+        )
+
+
+def check_loss(name: str) -> None:
+    """`UserError` where the column is no loss by its name."""
+    if _is_word("acc|accuracy", name):
+        raise UserError(
+            f"--loss={name}: an accuracy rises with scale, and these laws fall; give "
             "the column of a loss"
         )
+    if _is_word("ppl|perplexity", name):
+        raise UserError(
+            f"--loss={name}: a perplexity is exp(loss), of which nothing here is in nats: give "
+            "its logarithm"
+        )
+
+
+def doubts(
+    columns: Mapping[str, str], values: Mapping[str, Sequence[float]], loss: Sequence[float]
+) -> list[str]:
+    """Warnings of numbers that may be meant, and seldom are."""
+    import numpy as np
+
+    said = []
+    if _is_word("train|training", columns["loss"]):
+        said.append(
+            f"{columns['loss']} looks like a loss of training, which tells nothing of held-out "
+            "text where data repeat or the model is fine-tuned: give one of validation"
+        )
+    median = float(np.median(loss))
+    if median > MOST_NATS:
+        said.append(
+            f"half of the losses are above {median:.3g}, which is no loss in nats per token: of "
+            "perplexities give the logarithm"
+        )
+    if len({"N", "D", "C"} & values.keys()) == 2:
+        said += _odd_ratio({name: np.array(counts) for name, counts in values.items()})
+    return said
+
+
+def _odd_ratio(values: Mapping[str, Array]) -> list[str]:
+    import numpy as np
+
+    from nanoscale.laws.points import with_compute
+
+    known = with_compute(values)
+    ratio = known["D"] / known["N"]
+    half = float(np.median(ratio))
+    if FEW_TOKENS < half < MANY_TOKENS:
+        return []
+    return [
+        f"half of the runs have {'fewer' if half < 1 else 'more'} than {half:.2g} tokens per "
+        f"parameter ({ratio.min():.2g} to {ratio.max():.2g}): are N, D and C in one unit, and "
+        "not swapped?"
+    ]
+
+
+def _is_word(pattern: str, name: str) -> bool:
+    return re.search(f"(^|[^a-z])({pattern})($|[^a-z])", name.lower()) is not None
 
 
 def with_numbers(frame: DataFrame, columns: Mapping[str, str]) -> tuple[DataFrame, list[str]]:
@@ -100,39 +180,53 @@ def check_values(
     columns: Mapping[str, str], values: Mapping[str, Sequence[float]], loss: Sequence[float]
 ) -> None:
     """`UserError` for counts in millions or billions beside others that are not, or accuracies."""
-    import numpy as np
-
     for name, counts in values.items():
         others = [min(other) for key, other in values.items() if key != name]
-        if others and max(counts) < SMALL and min(others) > LARGE:
+        if not others:
+            continue
+        # the smallest of N and the largest of D: of models and runs that no one would train
+        few = min(counts) if name == "N" else max(counts)
+        beside = ""
+        if max(counts) < SMALL and min(others) > LARGE:
+            beside = f" beside {min(others):.3g} and more"
+        if beside or few < LEAST_COUNTS.get(name, 0):
             raise UserError(
-                f"--{name.lower()}={columns[name.lower()]}: {min(counts):g} to {max(counts):g} "
-                f"beside {min(others):.3g} and more looks like millions or billions: write them "
-                "out, or with their unit, as in 125M"
+                f"--{name.lower()}={columns[name.lower()]}: {min(counts):g} to {max(counts):g}"
+                f"{beside} looks like millions or billions: write them out, or with their unit, as "
+                "in 125M"
             )
-    if max(loss) > 1 or len(loss) < SEVERAL:
-        return
+    if max(loss) <= 1 and len(loss) >= SEVERAL:
+        _check_falls(columns["loss"], values, loss)
+
+
+def _check_falls(name: str, values: Mapping[str, Sequence[float]], loss: Sequence[float]) -> None:
+    import numpy as np
+
     scale = np.sum([np.log(counts) for counts in values.values()], axis=0)
     ranks = [np.argsort(np.argsort(column)) for column in (loss, scale)]
     if np.corrcoef(ranks[0], ranks[1])[0, 1] > RISING:
         raise UserError(
-            f"--loss={columns['loss']}: values of 0 to 1 that rise with scale look like an "
+            f"--loss={name}: values of 0 to 1 that rise with scale look like an "
             "accuracy, and these laws fall; give the column of a loss"
         )
 
 
 # -- rows -----------------------------------------------------------------------------------------
-def once(frame: DataFrame, columns: Mapping[str, str]) -> tuple[DataFrame, list[str]]:
-    """Without rows that repeat another's numbers to the last bit, and a note on them."""
-    losses = [str(cell).partition(".")[2] for cell in frame[columns["loss"]]]
-    if not any(len(decimals) > DECIMALS_OF_SEEDS for decimals in losses):
-        return frame, []
-    names = [name for key, name in columns.items() if key != "group"]
-    twins = frame.duplicated(names)
-    if not twins.any():
-        return frame, []
-    rows = counted(int(twins.sum()), "row")
-    return frame[~twins], [f"{rows} equal to others to the last bit: such twins count once"]
+def twins(columns: Sequence[Sequence[float]], loss: Sequence[float]) -> list[bool]:
+    """Whether each row repeats an earlier one: its numbers, to the rounding of a float32.
+
+    Seeds end apart: rows of equal columns are copies where none of them has another loss.
+    """
+    import numpy as np
+
+    rounded = np.array([*columns, loss], dtype=np.float32)
+    row = np.unique(rounded[:-1], axis=1, return_inverse=True)[1].ravel()
+    first = np.unique(rounded, axis=1, return_index=True)[1]
+    copies = np.ones(len(row), bool)
+    copies[first] = False
+    seeds = len(first) > row.max() + 1
+    full = any(len(str(value).partition(".")[2]) > DECIMALS_OF_SEEDS for value in loss)
+    return copies.tolist() if full or not seeds else [False] * len(row)
 
 
 def experiments_in(
@@ -147,15 +241,16 @@ def experiments_in(
 
     first, of_unit = np.unique(unit, return_index=True, return_inverse=True)[1:]
     means = np.bincount(of_unit, residual) / np.bincount(of_unit)
+    scales = np.log([predictor[first] for predictor in x])
     found = []
     for name in map(str, frame.columns):
         cells = np.array([str(cell) for cell in frame[name]])[first]
         value = np.unique(cells, return_inverse=True)[1]
         counts = np.bincount(value)
-        if name in read or not 1 < len(counts) <= FEW_VALUES or counts.min() < SEVERAL:
+        if name in read or not 1 < len(counts) <= MOST_GROUPS or counts.min() < SEVERAL:
             continue
-        if min(_chance(predictor[first], value) for predictor in x) > GOES_WITH:
-            found.append((_chance(means, value), name))
+        if min(_chance(scale, value) for scale in scales) > GOES_WITH:
+            found.append((_chance_of_parts(means, scales, value), name))
     return [
         f"residuals fall into groups by {name} (p = {p:.1g}): the table may be several "
         f"experiments; fit each with --by={name}"
@@ -164,8 +259,90 @@ def experiments_in(
     ]
 
 
+def _chance_of_parts(residual: Array, scales: Array, value: Index) -> float:
+    """That rows (n,) of one experiment differ so in level or slope by `value`; of both, doubled.
+
+    F tests beside a quadratic in the scales (P, n), which holds what a fit takes from the groups
+    and where the law is amiss. A residual beyond three usual ones counts as three.
+    """
+    import numpy as np
+
+    if residual.std() < ROUNDING_ALONE:
+        return 1.0
+    most = CLIPPED * np.median(np.abs(residual)) / MEDIAN_OF_NORMAL
+    clipped = residual.clip(-most, most)
+    centred = scales - scales.mean(axis=1, keepdims=True)
+    smooth = [np.ones(len(residual)), *centred, *centred**2, centred.prod(axis=0)]
+    levels = list((value == np.arange(value.max() + 1)[:, None]).astype(float))
+    slopes = [level * scale for level in levels for scale in centred]
+    chances = [_f_test(clipped, smooth, more) for more in (levels, levels + slopes)]
+    return min(1.0, 2 * min(chances))
+
+
+def _f_test(numbers: Array, columns: list[Array], more: list[Array]) -> float:
+    """The chance that columns (n,) which say nothing lower the squares left by as much."""
+    import numpy as np
+    from scipy.special import fdtrc
+
+    left, free = [], []
+    for beside in (columns, columns + more):
+        matrix = np.array(beside).T
+        solution, _, rank, _ = np.linalg.lstsq(matrix, numbers)
+        left.append(float(((numbers - matrix @ solution) ** 2).sum()))
+        free.append(len(numbers) - int(rank))
+    tested = free[0] - free[1]
+    if free[1] < SEVERAL or tested < 1 or left[1] <= 0:
+        return 1.0
+    return float(fdtrc(tested, free[1], (left[0] - left[1]) / tested / (left[1] / free[1])))
+
+
+def courses(points: Mapping[str, Array], residual: Array) -> list[str]:
+    """A warning where points (n,) of one size go together, though the rows name no run of them."""
+    from nanoscale.laws.structure import find_runs, size_of
+
+    if not {"N", "D"} <= points.keys():
+        return []
+    found = find_runs(points, residual, {"N": size_of(points["N"]).tolist()})
+    if found is None or found.p_value > OF_COURSES:
+        return []
+    return [
+        f"residuals of one N go together (p = {found.p_value:.1g}): where points are checkpoints "
+        "of one run, name a column that says which, as in --group=run --resample=cluster"
+    ]
+
+
+def strays(frame: DataFrame, residual: Array, parameters: int) -> list[str]:
+    """A warning of rows far off the law: residual (n,) of ln L, beyond any noise of the others.
+
+    The usual residual is the median of those beyond the `parameters` that a law of so many goes
+    through, as a normal's standard deviation.
+    """
+    import numpy as np
+
+    off = np.abs(residual)
+    if len(off) < 2 * parameters + SEVERAL:
+        return []
+    usual = float(np.median(np.sort(off)[parameters:])) / MEDIAN_OF_NORMAL
+    far = np.flatnonzero(off > max(FAR_OFF * usual, OFF_AT_ALL))
+    if not len(far) or len(far) > len(off) / SEVERAL:
+        return []
+    worst = far[off[far].argmax()]
+    share = 100 * math.expm1(residual[worst])
+    where = "above" if share > 0 else "below"
+    others = f", and {counted(len(far) - 1, 'row')} more" if len(far) > 1 else ""
+    return [
+        f"row {frame.index[worst] + 1} lies {abs(share):.2g} % {where} the law, beyond {FAR_OFF:g} "
+        f"times what is usual{others}: is it a run like the others? --drop-worst={len(far)} leaves "
+        "such out"
+    ]
+
+
 def check_sweeps(
-    frame: DataFrame, columns: Mapping[str, str], loss: Array, place: Sequence[Sequence[float]]
+    frame: DataFrame,
+    columns: Mapping[str, str],
+    loss: Array,
+    place: Sequence[Sequence[float]],
+    remedy: str = "take one value, as in --where={}={}",
 ) -> None:
     """`UserError` for a column that varies within sweeps and moves their losses (n,).
 
@@ -185,7 +362,7 @@ def check_sweeps(
         if np.bincount(value).min() >= SEVERAL and _chance(off[shared], value) < ONE_EXPERIMENT:
             raise UserError(
                 f"{name} varies within sweeps ({one_of(values.tolist())}) and moves their losses: "
-                f"take one value, as in --where={name}={values[0]}"
+                + remedy.format(name, values[0])
             )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, counted
 from nanoscale.experiments.tables import STATES, column, notes_of, number_at
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
@@ -124,19 +124,30 @@ class FitRows:
     @classmethod
     def of(cls, table: DataFrame, settings: FitSettings) -> FitRows:
         """Choose and clean; `UserError` for a table that the law cannot be fitted to."""
+        import numpy as np
+
         columns = columns_of(table, settings)
         known = table[columns["loss"]].notna().to_numpy()
         lacking = "have no result and are left out"
         frame, notes = with_result(table, known, columns["loss"], lacking)
         frame, units = table_faults.with_numbers(frame, columns)
-        frame, twins = table_faults.once(frame, columns)
-        notes += units + twins
+        notes += units
         values = {}
         for key, name in columns.items():
             if key not in ("loss", "group"):
                 values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
+        copies = table_faults.twins([*values.values()], loss)
+        if any(copies):
+            notes.append(
+                f"{counted(sum(copies), 'row')} equal to others to the last bit: such twins count "
+                "once"
+            )
+            kept = np.flatnonzero(~np.array(copies))
+            frame, loss = frame.iloc[kept], [loss[k] for k in kept]
+            values = {name: [column[k] for k in kept] for name, column in values.items()}
         table_faults.check_values(columns, values, loss)
+        notes += table_faults.doubts(columns, values, loss)
         groups = None
         if "group" in columns:
             groups = list(map(str, frame[columns["group"]]))
@@ -383,7 +394,7 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
         fit = rows.answer(fit_law, settings, labels=rows.labels)
     if fit.runs_found is not None:
         rows = rows.of_runs(fit.runs_found)
-    rows = replace(rows, notes=[*rows.notes, *_experiments(rows, fit)])
+    rows = replace(rows, notes=[*rows.notes, *_of_residuals(rows, fit, settings)])
     basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
 
@@ -404,8 +415,8 @@ def _by_structure(
     return settings, replace(rows, notes=[*rows.notes, note])
 
 
-def _experiments(rows: FitRows, fit: LawFit) -> list[str]:
-    """Warnings of columns by which the residuals fall into groups."""
+def _of_residuals(rows: FitRows, fit: LawFit, settings: FitSettings) -> list[str]:
+    """Warnings of groups and courses that the residuals fall into, and of rows far off."""
     import numpy as np
 
     from nanoscale.laws.points import Points
@@ -417,7 +428,13 @@ def _experiments(rows: FitRows, fit: LawFit) -> list[str]:
     unit = np.arange(len(off))
     if fit.runs_found is not None:
         unit = points.groups(rows.groups or unit)
-    return table_faults.experiments_in(rows.frame, {*rows.columns.values()}, off, points.x, unit)
+    read = {*rows.columns.values()}
+    said = table_faults.experiments_in(rows.frame, read, off, points.x, unit)
+    if rows.groups is None and settings.resampling is None:
+        said += table_faults.courses(dict(zip(points.names, points.x, strict=True)), off)
+    if not settings.drop_worst:
+        said += table_faults.strays(rows.frame, off, len(fit.params))
+    return said
 
 
 def check_surface(form: Law, multiverse: bool) -> None:

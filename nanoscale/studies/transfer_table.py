@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nanoscale.checks.lr_transfer import (
     LIMITS,
@@ -35,6 +37,8 @@ from nanoscale.experiments.tables import (
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
+from nanoscale.studies.table_faults import check_columns, check_sweeps
+from nanoscale.studies.table_faults import twins as twins_among
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -233,12 +237,14 @@ def verdict_of(
 ) -> TransferVerdict:
     """The verdict on one setting's rows."""
     columns = columns_of(frame, named)
+    check_columns({"size": columns.size, "lr": columns.lr, "loss": columns.loss})
     size = _positive(frame, columns.size)
     lr = _positive(frame, columns.lr)
     losses = _losses(frame, columns.loss)
     seeds = None if columns.seed is None else frame[columns.seed].map(seed_name).tolist()
     twins = list(map(str, zip(size, lr, seeds or lr, strict=True)))
     _check_one_setting(frame, twins, columns)
+    _check_runs(frame, columns, [size, lr], losses)
     verdict = transfer_verdict(size, lr, losses, seeds, limits=limits, names=columns)
     return replace(verdict, warnings=[*verdict.warnings, *notes_of(frame), *_short_runs(frame)])
 
@@ -283,6 +289,27 @@ def _check_one_setting(frame: DataFrame, twins: list[str], columns: LrColumns) -
             f"runs of one {columns.size}, {columns.lr} and seed differ in {', '.join(differ)}: "
             f"judge each by itself, as in --by={','.join(differ)}"
         )
+
+
+def _check_runs(
+    frame: DataFrame, columns: LrColumns, place: list[list[float]], losses: list[float]
+) -> None:
+    """`UserError` for runs that are there twice, and for a key that moves losses beside size and
+    LR."""
+    ended = np.isfinite(losses) & (np.array(losses) > 0)
+    frame, loss = frame[ended], np.array(losses)[ended]
+    place = [np.array(values)[ended].tolist() for values in place]
+    if not ended.any():
+        return
+    if columns.seed is None and any(copies := twins_among(place, loss.tolist())):
+        row = frame.index[copies.index(True)] + 1
+        raise UserError(
+            f"row {row} repeats another of its {columns.size}, {columns.lr} and {columns.loss}: "
+            "keep one of them, or say which seeds they are of, as in --seed=seed"
+        )
+    named = {key: name for key, name in asdict(columns).items() if name is not None}
+    keys = [key for key in frame.columns if key not in NO_SETTING or key in named.values()]
+    check_sweeps(frame[keys], named, loss, place, "judge each value by itself, as in --by={}")
 
 
 def _short_runs(frame: DataFrame) -> Iterator[str]:

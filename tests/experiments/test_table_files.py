@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 
 import pandas as pd
 import pytest
 from refusals import refusal
 
-from nanoscale.experiments.tables import read_table
+from nanoscale.experiments.tables import notes_of, number_at, read_table
 
 RUNS = [{"N": 1234567.0, "D": 2e9, "loss": 2.35}, {"N": 64.0, "D": 1.5e9, "loss": 3.125}]
 
@@ -95,6 +96,49 @@ def test_text_that_is_no_number_stays(tmp_path):
     assert table.to_dict("list") == {"arm": ["a,b", "c 123"], "N": ["1.5", "2"]}
 
 
+def test_what_a_file_is_follows_from_its_content(tmp_path):
+    text = SAME["semicolon.csv"]
+    zipped = gzip.compress(text.encode())
+    written = {
+        "twice.csv.gz.gz": gzip.compress(zipped),
+        "unnamed.csv": zipped,
+        "not_zipped.csv.gz": text.encode(),
+        "excels_unicode.txt": SAME["tab.tsv"].encode("utf-16"),
+    }
+    pytest.importorskip("pyarrow")
+    frame().to_parquet(tmp_path / "t.parquet")
+    written["parquet.csv"] = (tmp_path / "t.parquet").read_bytes()
+    written["t.parquet.gz"] = gzip.compress(written["parquet.csv"])
+    if importlib.util.find_spec("openpyxl"):
+        frame().to_excel(tmp_path / "t.xlsx", index=False)
+        written["excel.csv"] = (tmp_path / "t.xlsx").read_bytes()
+    for name, content in written.items():
+        (tmp_path / name).write_bytes(content)
+        assert same(read_table(tmp_path / name)), name
+
+
+@pytest.mark.parametrize("mark", ["\n", "\u2028", "\x0b", "\x85"])
+def test_a_cell_may_hold_what_other_programs_break_lines_at(tmp_path, mark):
+    (tmp_path / "t.csv").write_text(f'N,"of{mark}it"\r\n1,"a{mark}b"\r\n', newline="")
+    assert read_table(tmp_path / "t.csv").to_dict("list") == {
+        "N": ["1"],
+        f"of{mark}it": [f"a{mark}b"],
+    }
+
+
+def test_runs_that_are_comments_are_said(tmp_path):
+    (tmp_path / "t.csv").write_text("N,loss\n# all of them\n1,2\n#7,2.5\n#8,2.4\n")
+    (said,) = notes_of(read_table(tmp_path / "t.csv"))
+    assert said == "2 lines after # (line 4) with the cells of a run: skipped, as comments are"
+    (tmp_path / "t.csv").write_text("N,loss\n# all of them, so\n1,2\n")
+    assert notes_of(read_table(tmp_path / "t.csv")) == []
+
+
+@pytest.mark.parametrize("cell", [True, [2.5, 2.4], {"a": 1}, "True"])
+def test_a_cell_of_another_kind_is_no_number(cell):
+    assert "row 1: loss=" in refusal(number_at, 0, "loss", cell)
+
+
 @pytest.mark.parametrize(("text", "words"), [
     ("N,loss\n1,2,3\n", "line 2 has 3 cells where the first has 2 names"),
     ("N,loss\n1,2\n\n# no\n1\n", "line 5 has 1 cell where the first has 2 names"),
@@ -120,7 +164,8 @@ def test_what_may_be_two_things_is_refused(tmp_path, text, words):
     ("t.jsonl", b'{"N": 1, "N": 2}\n', "'N' stands twice"),
     ("t.json", b'{"a.b": 1, "a": {"b": 2}}', "'a.b' stands twice"),
     ("t.csv", "N\n\xe9\n".encode("latin-1"), "save it as UTF-8"),
-    ("t.csv.gz", b"N,loss\n1,2\n", "Not a gzipped file"),
+    ("t.csv", "N,loss\n1,2\n".encode("utf-16-le"), "NUL bytes, which no text has; save it as"),
+    ("t.csv", gzip.compress(b"N,loss\n1,2\n", mtime=0)[:-4], "end-of-stream"),
     ("t.csv.gz", gzip.compress(b"N,loss\n1,2\n", mtime=0)[:-4], "end-of-stream"),
     ("t.csv.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 40, "invalid block type"),
     ("t.parquet", b"PAR1", "cannot be read as a table"),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
+from planted_runs import checkpoints
 from planted_tables import rows, write
 
 from nanoscale.__main__ import main
 from nanoscale.errors import UserError
 from nanoscale.experiments.tables import read_table
 from nanoscale.studies.sweep_laws import sweep_study
-from nanoscale.studies.table_faults import where
+from nanoscale.studies.table_faults import _chance_of_parts, where
 from nanoscale.studies.table_fit import FitSettings, fit_table
 
 QUICK = FitSettings(resamples=0)
@@ -22,6 +24,11 @@ QUICK = FitSettings(resamples=0)
 def frame(tmp_path, columns):
     write(tmp_path / "runs.csv", columns)
     return read_table(tmp_path / "runs.csv")
+
+
+def unnamed():
+    """The planted runs without the column that puts two into one."""
+    return {name: values for name, values in rows().items() if name != "run"}
 
 
 def two_sets(sd=0.002, off=1.05):
@@ -55,6 +62,103 @@ def test_twins_count_once(tmp_path):
     assert "3 rows equal to others to the last bit: such twins count once" in result.warnings
 
 
+@pytest.mark.parametrize(("decimals", "doubled"), [(4, 24), (4, 3), (None, 24)])
+def test_copies_count_once_however_losses_are_rounded(tmp_path, decimals, doubled):
+    columns = rows()
+    loss = columns["val_loss"]
+    columns["val_loss"] = loss if decimals is None else loss.round(decimals)
+    table = {name: [*values, *values[:doubled]] for name, values in columns.items()}
+    if decimals is None:  # as another program wrote them
+        table["val_loss"] = [*loss, *loss.astype(np.float32).astype(float)]
+    table["total_params"][-1] *= 1 + 1e-15
+    assert fit_table(frame(tmp_path, table), QUICK).fit.n_points == 24
+
+
+def test_equal_losses_among_seeds_are_no_copies(tmp_path):
+    columns = {name: [*values, *values] for name, values in rows().items()}
+    columns["val_loss"] = np.round(columns["val_loss"] + 1e-3 * (np.arange(48) > 36), 4)
+    assert fit_table(frame(tmp_path, columns), QUICK).fit.n_points == 48
+
+
+@pytest.mark.parametrize(("columns", "said"), [
+    ({"n": 1e-3, "d": 1.0}, "half of the runs have more than "),  # N in thousands
+    ({"n": 1.0, "d": 1 / 524288}, "half of the runs have fewer than "),  # updates
+    ({"n": 1.0, "c": 1e-15}, "half of the runs have fewer than "),  # PFLOPs
+])  # fmt: skip
+def test_counts_that_are_seldom_meant_are_said(tmp_path, columns, said):
+    table = unnamed()
+    ours = {"n": table["total_params"], "d": table["tokens_seen"], "c": table["flops"]}
+    scaled = {f"{key}_": ours[key] * unit for key, unit in columns.items()}
+    settings = FitSettings(resamples=0, **{key: f"{key}_" for key in columns})
+    (warning,) = fit_table(frame(tmp_path, table | scaled), settings).warnings
+    assert warning.startswith(said)
+    assert "tokens per parameter" in warning
+
+
+def test_a_sound_table_is_not_doubted(tmp_path):
+    assert fit_table(frame(tmp_path, unnamed()), QUICK).warnings == []
+
+
+def test_a_training_loss_and_a_perplexity_are_said(tmp_path):
+    columns = rows()
+    table = frame(
+        tmp_path, columns | {"train_loss": columns["val_loss"], "p": np.exp(columns["val_loss"])}
+    )
+    of_training = fit_table(table, FitSettings(resamples=0, loss="train_loss"))
+    assert "loss of training" in of_training.warnings[0]
+    assert any(
+        "perplexities" in w for w in fit_table(table, FitSettings(resamples=0, loss="p")).warnings
+    )
+
+
+def test_a_run_far_off_the_law_is_named(tmp_path):
+    columns = unnamed()
+    columns["val_loss"][7] *= 1.3
+    (said,) = fit_table(frame(tmp_path, columns), QUICK).warnings
+    assert re.match(
+        r"row 8 lies (29|30|31) % above the law, .* --drop-worst=1 leaves such out", said
+    )
+    left = FitSettings(resamples=0, drop_worst=1)
+    assert fit_table(frame(tmp_path, columns), left).warnings == []
+
+
+def test_experiments_of_another_exponent_or_of_many_groups_are_said(tmp_path):
+    columns = unnamed()
+    turn = (columns["tokens_seen"] / 1e9) ** 0.03
+    text = np.tile(["c4", "code"], 12)
+    turned = columns | {
+        "val_loss": columns["val_loss"] * np.where(text == "c4", 1, turn),
+        "text": text,
+    }
+    assert any("groups by text" in w for w in fit_table(frame(tmp_path, turned), QUICK).warnings)
+
+    many = {name: np.tile(values, 12) for name, values in columns.items()}
+    noise = np.random.default_rng(0).standard_normal(24 * 12)
+    sweep = np.repeat([f"s{i}" for i in range(12)], 24)
+    many["val_loss"] *= np.exp(2e-3 * noise + np.repeat(np.linspace(0, 0.05, 12), 24))
+    said = fit_table(frame(tmp_path, many | {"sweep": sweep}), QUICK).warnings
+    assert any("groups by sweep" in w for w in said)
+
+
+def test_groups_of_one_experiment_are_seldom_said():
+    """At 5 %: 300 tables of heavy-tailed noise, five groups each."""
+    rng = np.random.default_rng(0)
+    scales = np.log([rows()["total_params"], rows()["tokens_seen"]])
+    chances = [
+        _chance_of_parts(1e-3 * rng.standard_t(3, 24), scales, rng.permutation(np.arange(24) % 5))
+        for _ in range(300)
+    ]
+    assert 0.01 < np.mean(np.array(chances) < 0.05) < 0.09
+
+
+def test_checkpoints_in_no_order_are_said(tmp_path):
+    N, D, loss, _ = checkpoints()
+    turn = np.random.default_rng(1).permutation(len(N))
+    table = frame(tmp_path, {"n": N[turn], "d": D[turn], "loss": loss[turn]})
+    result = fit_table(table, FitSettings(n="n", d="d", loss="loss", resamples=0))
+    assert any("residuals of one N go together" in w for w in result.warnings)
+
+
 def test_counts_with_a_unit_are_numbers(tmp_path):
     columns = rows()
     plain = fit_table(frame(tmp_path, columns), QUICK)
@@ -71,6 +175,14 @@ def test_counts_with_a_unit_are_numbers(tmp_path):
     ("--loss=acc: an accuracy rises", {"acc": 1 - rows()["val_loss"] / 9}, ["--loss=acc"]),
     ("rise with scale look like an accuracy", {"score": 1 - rows()["val_loss"] / 9},
      ["--loss=score"]),
+    ("--n=p: 20 to 160 looks like millions",
+     {"p": [20, 40, 80, 160] * 6, "q": rows()["tokens_seen"] / 1e9}, ["--n=p", "--d=q"]),
+    ("--n=tokens_seen: N is the parameters", {}, ["--n=tokens_seen", "--d=total_params"]),
+    ("--d=total_params: D is the tokens", {}, ["--n=flops", "--d=total_params"]),
+    ("--d=steps: D is the tokens of a run", {"steps": rows()["tokens_seen"] / 5e5},
+     ["--n=total_params", "--d=steps"]),
+    ("--loss=val_ppl: a perplexity", {"val_ppl": np.exp(rows()["val_loss"])}, ["--loss=val_ppl"]),
+    ("--by=val_loss: no value of it has 3 rows", {}, ["--by=val_loss"]),
     ("--where=run: expected COLUMN=VALUE", {}, ["--where=run"]),
     ("--where=run=r99: no row has it; run is 'r0', 'r1'", {}, ["--where=run=r99"]),
     ("--by=rum: the table has no such column", {}, ["--by=rum"]),
@@ -97,3 +209,5 @@ def test_sweeps_at_several_batches_are_refused_until_one_is_taken(tmp_path):
     one = where(table, "batch_size=32")
     assert len(one) == 21
     assert sweep_study(one, columns={"n": "total_params"}, resamples=0).law is not None
+    with pytest.raises(UserError, match="--n and --lr both name learning_rate"):
+        sweep_study(one, columns={"n": "learning_rate"}, resamples=0)

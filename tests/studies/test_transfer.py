@@ -82,6 +82,25 @@ def test_every_value_of_by_is_judged_by_itself_and_the_worst_counts(tmp_path, ca
     assert run(path, *NAMED, "--by=mode", "--only=0") == DONE
 
 
+def test_a_key_that_moves_losses_among_the_seeds_is_refused(tmp_path):
+    table = noisy([0, 0, 0, 0])
+    decay = np.random.default_rng(1).integers(0, 2, len(table))
+    table[:, 2] += 0.05 * decay
+    path = write(tmp_path / "t.csv", np.column_stack([table, decay]), "width,lr,loss,seed,decay")
+    with pytest.raises(UserError, match=r"decay varies within sweeps.* as in --by=decay"):
+        run(path, *NAMED)
+
+
+def test_copies_are_no_seeds(tmp_path):
+    table = noisy([0, 0, 0, 0])
+    path = write(tmp_path / "t.csv", [*table, *table])
+    with pytest.raises(UserError, match="is there twice; keep one"):
+        run(path, *NAMED)
+    path = write(tmp_path / "t.csv", [*table[:, :3], *table[:5, :3]], "width,lr,loss")
+    with pytest.raises(UserError, match=f"row {len(table) + 1} repeats another of its width, lr"):
+        run(path, *NAMED)
+
+
 def test_a_frame_is_judged_as_its_file_is(tmp_path):
     table = diverging(noisy([0, 0.1, -0.1, 0]), 512, 2)
     path = write(tmp_path / "t.csv", table)
@@ -174,6 +193,8 @@ GOOD = "width,lr,loss,seed\n" + "".join(
     ("", NAMED, "empty; a table has a line of column names"),
     ("width,lr,loss,seed\n", NAMED, "the table has no rows"),
     (GOOD, ("--size=widht", *NAMED[2:]), "--size=widht: the table has no such column; did you"),
+    (GOOD, ("--size=lr", *NAMED[2:]), "--size and --lr both name lr: give two columns"),
+    (edit(GOOD, "loss", "ppl"), (*NAMED[:3], "--loss=ppl"), "--loss=ppl: a perplexity is exp"),
     (GOOD, NAMED[2:], "which column is the size?.*--size=total_params"),
     (GOOD, NAMED[:3], "which column is the loss?.*--loss="),
     (edit(GOOD, "2.0333", "x2.0333"), NAMED, r"row 2: loss='x2.0333\d*' is not a number"),
