@@ -94,20 +94,13 @@ class Objective:
         """`value`, but of the objective itself where the solver approaches it."""
         return _sum(np.abs(r), w) if self.name == "lad" else self.value(r, w)
 
-    def derivatives(self, r: Array, m: Array, w: Array, damping: Array) -> tuple[Array, Array]:
-        """(c, q), each (B, n): the weighted first and second derivatives by m.
-
-        damping (B,): how much of the reweighted least squares' curvature, never negative, is
-        added to the second.
-        """
+    def derivatives(self, r: Array, m: Array, w: Array) -> tuple[Array, Array]:
+        """(c, q), each (B, n): the weighted first and second derivatives by m."""
         if self.raw:
-            return -2 * w * r, 2 * w * (1 + damping[:, None])
+            return -2 * w * r, np.broadcast_to(2 * w, r.shape)
 
         psi = np.clip(r, -self.delta, self.delta)
         bend = psi + (psi == r)
-        if damping.any():
-            nonzero = np.where(r == 0, 1, r)
-            bend += damping[:, None] * (psi / nonzero + (r == 0))
         inverse = 1 / m
         w = self.lopsided(w, r) * inverse
         bend *= w
@@ -116,9 +109,9 @@ class Objective:
         return np.negative(psi, out=psi), bend
 
     def reweighted(self, r: Array, m: Array, w: Array) -> Array:
-        """(B, n) weights of the least squares in m that has this slope at m."""
+        """(B, n) weights of the least squares in m, over two, that has this slope at m."""
         if self.raw:
-            return np.broadcast_to(w, r.shape)
+            return np.broadcast_to(2 * w, r.shape)
         size = np.maximum(np.abs(r), 1e-300)
         share = np.minimum(1, self.delta / size)
         return self.lopsided(share * w / m**2, r)

@@ -54,6 +54,30 @@ class State:
         put(rows, mine, theirs)
 
 
+@dataclass
+class Sums:
+    """Of B rows: gradient (p, B), hessian and metric (p, p, B)."""
+
+    gradient: Array
+    hessian: Array
+    metric: Array
+
+    @classmethod
+    def empty(cls, p: int, B: int) -> Sums:
+        """For `put`."""
+        return cls(np.empty((p, B)), np.empty((p, p, B)), np.empty((p, p, B)))
+
+    def take(self, rows: Chosen) -> Sums:
+        """Those of some rows."""
+        return Sums(self.gradient[:, rows], self.hessian[..., rows], self.metric[..., rows])
+
+    def put(self, rows: Chosen | slice, other: Sums) -> None:
+        """Overwrite some rows with others' sums."""
+        self.gradient[:, rows] = other.gradient
+        self.hessian[..., rows] = other.hessian
+        self.metric[..., rows] = other.metric
+
+
 def problem_of(law: Law, x: Array, loss: Array) -> Problem:
     """The problem of fitting `law` at predictors x (P, n) to losses (n,)."""
     kind = SumProblem if law.terms else Problem
@@ -69,7 +93,7 @@ class Problem:
     x: Array  # (P, n)
     scale: float  # that losses are taken over
 
-    batch: ClassVar[int] = 1 << 20  # points times rows that the solver takes at a time
+    batch: ClassVar[int] = 1 << 18  # points times rows that a thread of the solver takes at a time
 
     def __post_init__(self) -> None:
         parameters = self.law.parameters
@@ -135,17 +159,14 @@ class Problem:
         m /= self.scale
         return m
 
-    def sums(self, state: State, c: Array, q: Array) -> ArrayPair:
-        """Sums over points: c dm (p, B), and q dm dm' + c d2m (p, p, B), for c and q (B, n)."""
-        p, B = len(self.lower), len(c)
-        gradient = np.empty((p, B))
-        hessian = np.empty((p, p, B))
-        for rows in batches(B, IN_CACHE // c.shape[1]):
-            some = self._sums(state.theta[rows], c[rows], q[rows])
-            gradient[:, rows], hessian[..., rows] = some
-        return gradient, hessian
+    def sums(self, state: State, c: Array, q: Array, k: Array) -> Sums:
+        """Sums over points of c dm, q dm dm' + c d2m, and k dm dm', for c, q and k (B, n)."""
+        sums = Sums.empty(len(self.lower), len(c))
+        for rows in batches(len(c), IN_CACHE // c.shape[1]):
+            sums.put(rows, self._sums(state.theta[rows], c[rows], q[rows], k[rows]))
+        return sums
 
-    def _sums(self, theta: Array, c: Array, q: Array) -> ArrayPair:
+    def _sums(self, theta: Array, c: Array, q: Array, k: Array) -> Sums:
         """`sums` at theta (B, p)."""
         params = self.params(theta)
         slopes = np.where(self.logarithmic, params, 1.0).T  # (p, B), of parameters by coordinates
@@ -156,12 +177,13 @@ class Problem:
         d *= slopes[..., None] / self.scale
         gradient = np.einsum("pbn,bn->pb", d, c)
         rows = d.swapaxes(0, 1)
-        hessian = (rows * q[:, None]) @ rows.swapaxes(1, 2)
-        bends = slopes * slopes[:, None] * dd
-        hessian = hessian.transpose(1, 2, 0) + bends
+        columns = rows.swapaxes(1, 2)
+        squares = [(rows * weight[:, None]) @ columns for weight in (q, k)]
+        hessian, metric = (square.transpose(1, 2, 0) for square in squares)
+        hessian = hessian + slopes * slopes[:, None] * dd
         index = np.flatnonzero(self.logarithmic)
         hessian[index, index] += gradient[index]
-        return gradient, hessian
+        return Sums(gradient, hessian, metric)
 
     # -- what is linear --
     def basis(self, theta: Array) -> ArrayPair:
@@ -335,29 +357,34 @@ class SumProblem(Problem):
             m += values
         return State(theta, m, terms)
 
-    def sums(self, state: State, c: Array, q: Array) -> ArrayPair:
-        p, B = len(self.lower), len(c)
-        gradient = np.empty((p, B))
-        hessian = np.empty((p, p, B))
+    def sums(self, state: State, c: Array, q: Array, k: Array) -> Sums:
+        sums = Sums.empty(len(self.lower), len(c))
+        if self.floor is not None:
+            sums.gradient[self.floor] = c.sum(1)
+        for term, values in zip(self.terms, state.terms, strict=True):
+            sums.gradient[term.own] = ((c * values) @ term.features).T
+        self._squares(sums.hessian, state, q, c)
+        self._squares(sums.metric, state, k, None)
+        return sums
+
+    def _squares(self, sums: Array, state: State, q: Array, c: Array | None) -> None:
+        """q dm dm' + c d2m, or without the second."""
         floor = self.floor
         if floor is not None:
-            gradient[floor] = c.sum(1)
-            hessian[floor, floor] = q.sum(1)
-
+            sums[floor, floor] = q.sum(1)
         for k, term in enumerate(self.terms):
             values = state.terms[k]
             qt = q * values  # a term's derivatives are itself times its features
-            ct = c * values
-            gradient[term.own] = (ct @ term.features).T
             if floor is not None:
                 cross = (qt @ term.features).T
-                hessian[floor, term.own] = cross
-                hessian[term.own, floor] = cross
-            ct += qt * values
-            self._put(hessian, k, k, ct)
+                sums[floor, term.own] = cross
+                sums[term.own, floor] = cross
             for other in range(k + 1, len(self.terms)):
-                self._put(hessian, k, other, qt * state.terms[other])
-        return gradient, hessian
+                self._put(sums, k, other, qt * state.terms[other])
+            if c is not None:
+                qt += c
+            qt *= values
+            self._put(sums, k, k, qt)
 
     def _put(self, hessian: Array, k: int, other: int, weight: Array) -> None:
         """The block of two terms' own parameters: sums of weight (B, n) times their features."""

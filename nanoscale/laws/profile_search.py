@@ -128,8 +128,8 @@ class ProfileSearch:
         for rows in np.array_split(np.arange(n), n // CHUNK + 1):
             pick = np.eye(n)[rows]
             state = self.problem.at(np.repeat(self.theta[None], len(rows), 0))
-            gradient, _ = self.problem.sums(state, pick, np.zeros(pick.shape))
-            parts.append(gradient)
+            nothing = np.zeros(pick.shape)
+            parts.append(self.problem.sums(state, pick, nothing, nothing).gradient)
         slopes = np.concatenate(parts, axis=1)
         if not self.rule.raw:
             slopes = slopes / self.best.fitted

@@ -62,7 +62,8 @@ def worth(unique: Array, extra: Array, R: Array) -> Array:
     that all together never are more than unique (1 + R). Source: Muennighoff et al. 2023, equation
     5; of tokens extra = D / U - 1, the epochs after the first.
     """
-    return unique * (1 - R * np.expm1(-extra / R))
+    minus = -R
+    return unique * (1 + minus * np.expm1(extra / minus))
 
 
 def _repetition(R: Array, D: Array, U: Array, **base: Array) -> Array:
@@ -77,11 +78,11 @@ def _repetition_nd(
     side_N = np.log(alpha * base["A"])
     side_D = np.log(beta * base["B"])
     log_G = (side_N - side_D) / (alpha + beta)
-    best = log_G + (log_G + np.log(U)) * beta / alpha  # ln N* of the budget whose D* is U
-    log_N = np.log(N)
-    excess = log_N - np.minimum(best, log_N)  # smooth in value and slope where it sets in
+    ratio = beta / alpha
+    log_best = log_G + ratio * log_G + ratio * np.log(U)  # N* of the budget whose D* is U
+    best = np.exp(np.minimum(log_best, np.log(N)))  # smooth in value and slope where it sets in
 
-    size = worth(N * np.exp(-excess), np.expm1(excess), RN)
+    size = worth(best, N / best - 1, RN)
     seen = worth(U, D / U - 1, RD)
     return CHINCHILLA.function(alpha=alpha, beta=beta, N=size, D=seen, **base)
 
@@ -129,7 +130,7 @@ CHINCHILLA = Law(
         Parameter("beta", "exponent"),
     ),
     formula="{E} + {A} / N^{alpha} + {B} / D^{beta}",
-    function=lambda E, A, B, alpha, beta, N, D: E + A / N**alpha + B / D**beta,
+    function=lambda E, A, B, alpha, beta, N, D: E + A * N**-alpha + B * D**-beta,
     terms=(Term("A", {"N": "alpha"}), Term("B", {"D": "beta"})),
     balance=lambda E, A, B, alpha, beta: (A, alpha, B, beta),
 )

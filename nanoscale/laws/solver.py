@@ -12,16 +12,18 @@ Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates t
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from nanoscale.data.gauge import each, part
-from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
+from nanoscale.laws.arrays import Array, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.objectives import Objective
-from nanoscale.laws.problem import Problem, State
+from nanoscale.laws.problem import Problem, State, Sums
 
 MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
@@ -76,9 +78,11 @@ class Task:
         r = self.rule.residual(self.y, state.m)
         return _Place(state, r, self.rule.value(r, self.w))
 
-    def derivatives(self, place: _Place, damping: Array) -> ArrayPair:
-        """The objective's there, as `Objective.derivatives` has them."""
-        return self.rule.derivatives(place.r, place.state.m, self.w, damping)
+    def sums(self, place: _Place) -> Sums:
+        """The objective's derivatives there, and the curvature of its reweighted least squares."""
+        c, q = self.rule.derivatives(place.r, place.state.m, self.w)
+        k = self.rule.reweighted(place.r, place.state.m, self.w)
+        return self.problem.sums(place.state, c, q, k)
 
 
 @dataclass(frozen=True)
@@ -183,8 +187,7 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
     state = problem.at(theta[None])
     q = task.w / state.m**2
     nothing = np.zeros_like(q)
-    _, hessian = problem.sums(state, nothing, q)
-    matrix = hessian[..., 0]
+    matrix = problem.sums(state, nothing, nothing, q).metric[..., 0]
     size = root(matrix.diagonal())
     scaled = matrix / size / size[:, None]
     values, vectors = np.linalg.eigh(scaled)
@@ -215,21 +218,42 @@ def _batched(
 ) -> tuple[Array, Array, Mask]:
     """`refine` every row of theta, in batches; row i is a start of data set i // S.
 
-    following: the objective's next stage, towards which theta then goes.
+    following: the objective's next stage, towards which theta then goes. A batch is as large
+    however many threads there are, so that results do not depend on them.
     """
     ends = np.empty_like(theta)
     f = np.empty(len(theta))
     converged = np.empty(len(theta), bool)
     data_set = np.arange(len(theta)) // S
-    n = task.loss.shape[1]
+    at_once = task.problem.batch // task.loss.shape[1]
+
+    @np.errstate(all="ignore")
+    def work(rows: slice) -> None:
+        some = task.take(data_set[rows])
+        ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
+        if following is not None:
+            ends[rows] = _followed(some, following.delta, ends[rows])
+
+    every = list(batches(len(theta), at_once))
     with part(len(theta), "fits") as at:
-        for rows in batches(len(theta), task.problem.batch // n):
-            at(rows.start, rows.stop - rows.start)
-            some = task.take(data_set[rows])
-            ends[rows], f[rows], converged[rows] = refine(some, theta[rows])
-            if following is not None:
-                ends[rows] = _followed(some, following.delta, ends[rows])
+        if len(every) == 1:
+            at(0, len(theta))
+            work(every[0])
+            return ends, f, converged
+        threads = ThreadPoolExecutor(_cores())  # numpy lets go of the interpreter's lock
+        try:
+            for rows, _ in zip(every, threads.map(work, every), strict=True):
+                at(rows.stop)
+        finally:
+            threads.shutdown(cancel_futures=True)
     return ends, f, converged
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
@@ -239,6 +263,7 @@ def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
     """
     problem = task.problem
     place = task.at(np.clip(theta, problem.lower, problem.upper))
+    sums = task.sums(place)
     damping = np.full(len(theta), START_DAMPING)
     index = np.arange(len(theta))
     ends = place.state.theta.copy()
@@ -248,7 +273,7 @@ def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
         for k in range(MAX_ITER):
             ended = len(theta) - len(index)
             at(max(ended, k * len(theta) // MAX_ITER))
-            place, damping, done = _iterate(task, place, damping)
+            place, damping, moved, done = _iterate(task, place, sums, damping)
             ends[index] = place.state.theta
             f[index] = place.f
             converged[index[done]] = True
@@ -259,14 +284,21 @@ def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:
             if left.mean() < 1 - LEAVING:
                 task = task.take(left)
                 place = place.take(left)
+                sums = sums.take(left)
                 damping = damping[left]
                 index = index[left]
+                moved = moved[left]
+            rows = np.flatnonzero(moved)
+            sums.put(rows, task.take(rows).sums(place.take(rows)))
     return ends, f, converged
 
 
-def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, Mask]:
-    """One step of every row: where it leads, the next damping (B,), and which have converged."""
-    step, decrement, convex = _newton_step(task, place, damping)
+def _iterate(
+    task: Task, place: _Place, sums: Sums, damping: Array
+) -> tuple[_Place, Array, Mask, Mask]:
+    """One step of every row: where it leads, the next damping (B,), which have moved, and which
+    have converged."""
+    step, decrement, convex = _newton_step(task, place, sums, damping)
     room = TOLERANCE * place.f + task.rounding
     done = convex & (decrement <= room)
     done &= damping <= SMALL_DAMPING
@@ -285,13 +317,15 @@ def _iterate(task: Task, place: _Place, damping: Array) -> tuple[_Place, Array, 
     lowered = np.where(gain < 0.5 * decrement, damping, damping / 10)
     lowered[lowered < FIRST_DAMPING] = 0.0
     damping = np.where(better & convex, lowered, raised)
-    return trial, damping, done
+    return trial, damping, better, done
 
 
-def _newton_step(task: Task, place: _Place, damping: Array) -> tuple[Array, Array, Mask]:
+def _newton_step(
+    task: Task, place: _Place, sums: Sums, damping: Array
+) -> tuple[Array, Array, Mask]:
     """The damped step (B, p), its predicted decrease (B,), and whether the model is convex."""
-    c, q = task.derivatives(place, damping)
-    gradient, hessian = task.problem.sums(place.state, c, q)
+    gradient = sums.gradient
+    hessian = sums.hessian + damping * sums.metric
     stopped = task.problem.stopped(place.state.theta, gradient)
     if stopped.any():
         either = stopped[:, None] | stopped
@@ -333,12 +367,12 @@ def _followed(task: Task, delta: float, theta: Array) -> Array:
     problem = task.problem
     place = task.at(theta)
     now = task.rule.delta
-    undamped = np.zeros(len(theta))
-    c, q = task.derivatives(place, undamped)
+    c, q = task.rule.derivatives(place.r, place.state.m, task.w)
     far = np.abs(place.r) > now
     beyond = np.where(far, c, 0.0)
-    _, hessian = problem.sums(place.state, c, q)
-    outside, _ = problem.sums(place.state, beyond, q)
+    nothing = np.zeros_like(c)
+    hessian = problem.sums(place.state, c, q, nothing).hessian
+    outside = problem.sums(place.state, beyond, q, nothing).gradient
 
     step, convex = solve_positive(hessian, outside)
     known = convex & np.isfinite(step).all(0)

@@ -333,8 +333,9 @@ def test_derivatives_are_those_by_differences(law, name):
     def slope(theta):
         state = problem.at(theta)
         r = rule.residual(y, state.m)
-        c, q = rule.derivatives(r, state.m, w, np.zeros(1))
-        return rule.value(r, w)[0], *(a[..., 0] for a in problem.sums(state, c, q))
+        c, q = rule.derivatives(r, state.m, w)
+        sums = problem.sums(state, c, q, q)
+        return rule.value(r, w)[0], sums.gradient[..., 0], sums.hessian[..., 0]
 
     _, gradient, hessian = slope(theta)
     for i, size in enumerate(1e-6 * np.maximum(np.abs(theta[0]), 0.1)):

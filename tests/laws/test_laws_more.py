@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws import LAWS, fit_law
+from nanoscale.laws import LAWS, bootstrap, fit_law, solver
+from nanoscale.laws.objectives import Objective
+from nanoscale.laws.problem import Problem, problem_of
 from nanoscale.laws.published import worth
 from nanoscale.laws.tape import Traced, derivatives
 
@@ -107,6 +109,52 @@ def test_derivatives_of_the_new_rules_by_differences():
             up, down = f(*(values + step)[0]), f(*(values - step)[0])
             assert slopes[i, 0, 0] == pytest.approx((up - down) / (2 * h), rel=1e-6)
             assert bends[i, i, 0] == pytest.approx((up - 2 * f(*values[0]) + down) / h**2, rel=1e-4)
+
+
+def recorded(method, rows):
+    """The method, which notes the first argument of every call."""
+
+    def noting(problem, theta, *more):
+        rows.append(np.array(theta))
+        return method(problem, theta, *more)
+
+    return noting
+
+
+def repetition_task(resamples):
+    x = np.stack(repeated())
+    law, truth = LAWS["repetition"], np.array(TRUTHS["repetition"])
+    loss = law.loss(truth, *x) * np.exp(0.01 * np.random.default_rng(0).standard_normal(75))
+    problem = problem_of(law, x, loss)
+    weights = bootstrap.point_weights("pairs", 75, None, resamples, 0)
+    rule = Objective("log-huber")
+    return solver.Task(problem, rule, loss[None] / problem.scale, weights), problem.theta(truth)
+
+
+def test_derivatives_are_taken_once_at_each_place(monkeypatch):
+    """A step that is refused is tried again shorter, from the derivatives that there are."""
+    task, truth = repetition_task(8)
+    places, tried = [], []
+    monkeypatch.setattr(Problem, "_sums", recorded(Problem._sums, places))
+    monkeypatch.setattr(Problem, "_values", recorded(Problem._values, tried))
+    assert solver.solve(task, truth[None, None]).converged.all()
+    every = np.concatenate(places)
+    assert len(np.unique(every, axis=0)) >= len(every) - 8
+    assert len(np.concatenate(tried)) > 1.2 * len(every)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
+    task, truth = repetition_task(12)
+    monkeypatch.setattr(Problem, "batch", 4 * 75)
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(solver, "_cores", lambda cores=cores: cores)
+        found.append(solver.solve(task, truth[None, None]))
+    monkeypatch.setattr(solver, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(Problem, "batch", 12 * 75)
+    found.append(solver.solve(task, truth[None, None]))
+    assert np.array_equal(found[0].theta, found[1].theta)
+    assert found[0].objective == pytest.approx(found[2].objective, rel=1e-12)
 
 
 @pytest.mark.slow
