@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,12 @@ def column(option: str, name: str, frame: DataFrame) -> str:
     return name
 
 
-def number_at(row: int, name: str, value: Any) -> float:
+def row_of_frame(label: object) -> str:
+    """How a row is called: from 1, or by its label in a frame that has labels."""
+    return f"row {label + 1}" if isinstance(label, Integral) else f"row {cut(str(label))}"
+
+
+def number_at(row: object, name: str, value: Any) -> float:
     """A cell of a table as a number, NaN for none; `UserError` naming its row."""
     if value is None:
         return math.nan
@@ -101,7 +107,8 @@ def number_at(row: int, name: str, value: Any) -> float:
             raise ValueError("no number")
         return float(value)
     except (TypeError, ValueError):
-        raise UserError(f"row {row + 1}: {name}={cut(repr(value))} is not a number") from None
+        said = f"{name}={cut(repr(value))} is not a number"
+        raise UserError(f"{row_of_frame(row)}: {said}") from None
 
 
 # -- where rows come from -----------------------------------------------------------------------

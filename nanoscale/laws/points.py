@@ -88,6 +88,8 @@ def numbers(values: Iterable[float], name: str) -> Array:
     """Positive finite numbers (n,)."""
     try:
         array = np.array(list(values), dtype=float)  # None becomes NaN
+        if array.ndim > 1:
+            raise ValueError(f"it has {array.ndim} dimensions")
     except (TypeError, ValueError) as e:
         raise UserError(f"{name} must be a list of numbers, one per run ({e})") from e
 

@@ -18,6 +18,7 @@ from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.sources import Source
 from nanoscale.studies.stages import DEFAULTS
 from nanoscale.studies.study_file import read_study
+from nanoscale.studies.table_faults import check_counts, check_units, odd_ratio, with_numbers
 from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of
 
 if TYPE_CHECKING:
@@ -66,17 +67,21 @@ def _of_table(table: DataFrame, columns: Mapping[str, str], seeds: int) -> Plann
             f"in --n=total_params; the table has {', '.join(map(str, table.columns))}"
         )
 
+    check_counts(names)
+    table, notes = with_numbers(table, names)
     read = {}
     for key, name in names.items():
         read[key.upper()] = np.repeat(numbers_of(table, name), seeds)
+    check_units(names, {key: counts.tolist() for key, counts in read.items()})
+    notes += odd_ratio(read)
     values = with_compute(read)
     values["C"] = 6 * values["N"] * values["D"]
     if group not in table or table[group].nunique() == len(table):
-        return PlannedRuns(values, [])
+        return PlannedRuns(values, notes)
 
     labels = np.unique(list(map(str, table[group])), return_inverse=True)[1]
     groups = labels[:, None] * seeds + np.arange(seeds)  # each seed is a run of its own
-    return PlannedRuns(values, [], groups.ravel())
+    return PlannedRuns(values, notes, groups.ravel())
 
 
 def _of_study(path: Path, seeds: int | None) -> PlannedRuns:

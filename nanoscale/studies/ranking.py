@@ -24,6 +24,7 @@ from nanoscale.experiments.tables import column, number_at
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import plain
+from nanoscale.studies.table_faults import check_loss
 from nanoscale.studies.transfer_table import runs_of
 
 if TYPE_CHECKING:
@@ -185,6 +186,11 @@ def rank(
                 "which columns make a setting? none is a key of a config; say it, as in keys=['lr']"
             )
     column("loss", loss, frame)
+    check_loss(loss)
+    if not {*SEED_KEYS}.isdisjoint(frame) and (copies := frame.astype(str).duplicated()).any():
+        raise UserError(
+            f"row {copies.argmax() + 1} repeats another, its seed too: keep one of them"
+        )
     for key in keys:
         column("keys", key, frame)
     rows = frame.to_dict("records")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError, counted, cut, one_of
-from nanoscale.experiments.tables import column
+from nanoscale.experiments.tables import column, row_of_frame
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -85,10 +85,10 @@ def check_columns(columns: Mapping[str, str]) -> None:
             raise UserError(f"--{seen[name]} and --{key} both name {name}: give two columns")
         seen[name] = key
     check_loss(columns["loss"])
-    _check_counts(columns)
+    check_counts(columns)
 
 
-def _check_counts(columns: Mapping[str, str]) -> None:
+def check_counts(columns: Mapping[str, str]) -> None:
     """`UserError` where N or D is by its name another thing."""
     of_n, of_d = (columns.get(key, "").lower() for key in ("n", "d"))
     if re.search("tok", of_n) and not re.search("param", of_n):
@@ -135,11 +135,12 @@ def doubts(
             "perplexities give the logarithm"
         )
     if len({"N", "D", "C"} & values.keys()) == 2:
-        said += _odd_ratio({name: np.array(counts) for name, counts in values.items()})
+        said += odd_ratio({name: np.array(counts) for name, counts in values.items()})
     return said
 
 
-def _odd_ratio(values: Mapping[str, Array]) -> list[str]:
+def odd_ratio(values: Mapping[str, Array]) -> list[str]:
+    """A warning of tokens per parameter that hardly any run has; values: two of N, D and C."""
     import numpy as np
 
     from nanoscale.laws.points import with_compute
@@ -179,7 +180,14 @@ def with_numbers(frame: DataFrame, columns: Mapping[str, str]) -> tuple[DataFram
 def check_values(
     columns: Mapping[str, str], values: Mapping[str, Sequence[float]], loss: Sequence[float]
 ) -> None:
-    """`UserError` for counts in millions or billions beside others that are not, or accuracies."""
+    """`UserError` for counts in millions or billions, or accuracies."""
+    check_units(columns, values)
+    if max(loss) <= 1 and len(loss) >= SEVERAL:
+        _check_falls(columns["loss"], values, loss)
+
+
+def check_units(columns: Mapping[str, str], values: Mapping[str, Sequence[float]]) -> None:
+    """`UserError` for counts in millions or billions, by themselves or by the others."""
     for name, counts in values.items():
         others = [min(other) for key, other in values.items() if key != name]
         if not others:
@@ -195,8 +203,6 @@ def check_values(
                 f"{beside} looks like millions or billions: write them out, or with their unit, as "
                 "in 125M"
             )
-    if max(loss) <= 1 and len(loss) >= SEVERAL:
-        _check_falls(columns["loss"], values, loss)
 
 
 def _check_falls(name: str, values: Mapping[str, Sequence[float]], loss: Sequence[float]) -> None:
@@ -331,9 +337,9 @@ def strays(frame: DataFrame, residual: Array, parameters: int) -> list[str]:
     where = "above" if share > 0 else "below"
     others = f", and {counted(len(far) - 1, 'row')} more" if len(far) > 1 else ""
     return [
-        f"row {frame.index[worst] + 1} lies {abs(share):.2g} % {where} the law, beyond {FAR_OFF:g} "
-        f"times what is usual{others}: is it a run like the others? --drop-worst={len(far)} leaves "
-        "such out"
+        f"{row_of_frame(frame.index[worst])} lies {abs(share):.3g} % {where} the law, beyond "
+        f"{FAR_OFF:g} times what is usual{others}: is it a run like the others? "
+        f"--drop-worst={len(far)} leaves such out"
     ]
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nanoscale.errors import UserError, counted
-from nanoscale.experiments.tables import STATES, column, notes_of, number_at
+from nanoscale.errors import UserError, counted, cut
+from nanoscale.experiments.tables import STATES, column, notes_of, number_at, row_of_frame
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies import table_faults
@@ -516,7 +516,7 @@ def numbers_of(frame: DataFrame, name: str) -> list[float]:
         number = number_at(row, name, value)
         if not 0 < number < math.inf:
             raise UserError(
-                f"row {row + 1}: {name}={value}: expected a number above 0; leave "
+                f"{row_of_frame(row)}: {name}={cut(str(value))}: expected a number above 0; leave "
                 "diverged and unfinished runs out"
             )
         values.append(number)

@@ -22,7 +22,7 @@ from nanoscale.checks.lr_transfer import (
     transfer_verdict,
 )
 from nanoscale.checks.lr_verdict import TRANSFER_SCHEMA, TransferVerdict
-from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.errors import UserError, cut, did_you_mean, one_of
 from nanoscale.experiments.replicates import SEED_KEYS, final_loss
 from nanoscale.experiments.results import RESULTS, Study
 from nanoscale.experiments.tables import (
@@ -32,6 +32,7 @@ from nanoscale.experiments.tables import (
     notes_of,
     number_at,
     read_table,
+    row_of_frame,
     study_table,
 )
 from nanoscale.spec.sources import FIELDS
@@ -106,6 +107,10 @@ def runs_of(table: DataFrame | Study | str | Path, output_root: str | Path) -> D
         return read_table(table, output_root=output_root)
     if isinstance(table, Study):
         return study_table(table)
+    if not hasattr(table, "notna"):
+        raise UserError(
+            f"a {type(table).__name__} is no table: give a frame of pandas, as table.to_pandas()"
+        )
     return table.astype(object).where(table.notna(), None)
 
 
@@ -254,7 +259,8 @@ def _positive(frame: DataFrame, name: str) -> list[float]:
     for row, value in zip(frame.index, frame[name], strict=True):
         number = number_at(row, name, value)
         if not 0 < number < math.inf:
-            raise UserError(f"row {row + 1}: {name}={value}: expected a number above 0")
+            said = f"{name}={cut(str(value))}: expected a number above 0"
+            raise UserError(f"{row_of_frame(row)}: {said}")
         values.append(number)
     return values
 
@@ -302,9 +308,9 @@ def _check_runs(
     if not ended.any():
         return
     if columns.seed is None and any(copies := twins_among(place, loss.tolist())):
-        row = frame.index[copies.index(True)] + 1
+        row = row_of_frame(frame.index[copies.index(True)])
         raise UserError(
-            f"row {row} repeats another of its {columns.size}, {columns.lr} and {columns.loss}: "
+            f"{row} repeats another of its {columns.size}, {columns.lr} and {columns.loss}: "
             "keep one of them, or say which seeds they are of, as in --seed=seed"
         )
     named = {key: name for key, name in asdict(columns).items() if name is not None}

@@ -137,6 +137,7 @@ def test_runs_that_are_comments_are_said(tmp_path):
 @pytest.mark.parametrize("cell", [True, [2.5, 2.4], {"a": 1}, "True"])
 def test_a_cell_of_another_kind_is_no_number(cell):
     assert "row 1: loss=" in refusal(number_at, 0, "loss", cell)
+    assert "row r7: loss=" in refusal(number_at, "r7", "loss", cell)  # a frame's own label
 
 
 @pytest.mark.parametrize(("text", "words"), [

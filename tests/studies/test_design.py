@@ -326,12 +326,16 @@ def test_a_study_file_is_a_plan_and_nothing_is_run(tmp_path, data_root, monkeypa
         ("did you mean '--noise'", ["plan.csv", "--noize=1"]),
         ("--n=M: the table has no such column", ["plan.csv", "--n=M"]),
         ("give two of --n, --d and --c", ["odd.csv"]),
+        ("--n=M: 20 to 60 looks like millions", ["units.csv", "--n=M", "--d=tokens"]),
+        ("--n=tokens: N is the parameters", ["units.csv", "--n=tokens", "--d=M"]),
+        ("--d=steps: D is the tokens of a run", ["units.csv", "--n=M", "--d=steps"]),
         ("odd.toml: no such study file", ["odd.toml"]),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(table, tmp_path, capsys, message, arguments):
     (tmp_path / "odd.json").write_text('{"a": 1}', encoding="utf-8")
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    (tmp_path / "units.csv").write_text("M,tokens,steps\n20,1,9\n60,3,9\n", encoding="utf-8")
     before = sorted(p.name for p in tmp_path.iterdir())
     assert main(["design", *arguments, "--json=out.json"]) == 2
     said = capsys.readouterr()

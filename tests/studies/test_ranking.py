@@ -10,6 +10,7 @@ import pytest
 from tiny import ROOT
 
 import nanoscale as ns
+from nanoscale.errors import UserError
 from nanoscale.experiments.replicates import final_loss, seed_of
 from nanoscale.studies.ranking import rank
 
@@ -57,6 +58,16 @@ def test_the_best_is_a_setting_with_an_interval_and_what_is_tied_with_it():
     assert record["settings"][0]["ci95"] == pytest.approx([3.0806, 3.1795], abs=1e-4)
     assert record["settings"][-1]["mean"] is None
     assert ranking.frame()["standing"].tolist() == [s.standing for s in ranking.settings]
+
+
+def test_copies_are_no_seeds_and_an_accuracy_is_no_loss():
+    with pytest.raises(UserError, match="row 16 repeats another, its seed too: keep one of them"):
+        rank(pd.concat([grid(), grid()[:2]]))
+    assert standings(rank(pd.concat([grid(), grid().assign(val_loss=4.0)])))[0.004] == "best"
+    with pytest.raises(UserError, match="--loss=val_acc: an accuracy rises"):
+        rank(grid(val_acc=0.5), loss="val_acc")
+    with pytest.raises(UserError, match=r"a dict is no table: give a frame of pandas"):
+        rank({"learning_rate": [1e-3]})
 
 
 def test_of_one_seed_there_is_no_interval_and_it_is_said_once():

@@ -115,9 +115,7 @@ def test_a_run_far_off_the_law_is_named(tmp_path):
     columns = unnamed()
     columns["val_loss"][7] *= 1.3
     (said,) = fit_table(frame(tmp_path, columns), QUICK).warnings
-    assert re.match(
-        r"row 8 lies (29|30|31) % above the law, .* --drop-worst=1 leaves such out", said
-    )
+    assert re.match(r"row 8 lies 30.* % above the law, .* --drop-worst=1 leaves such out", said)
     left = FitSettings(resamples=0, drop_worst=1)
     assert fit_table(frame(tmp_path, columns), left).warnings == []
 
