@@ -56,6 +56,7 @@ def folder(value: str, typed: str) -> Path:
 @click.option("--isoflop", is_flag=True, help="The exponent by Hoffmann et al.'s three approaches.")
 @click.option("--multiverse", is_flag=True, help="How the exponent moves with every choice.")
 @click.option("--profile", is_flag=True, help="Intervals by the profile likelihood too.")
+@click.option("--rivals", is_flag=True, help="How other forms of law do on the same runs.")
 @click.option("--influence", is_flag=True, help="Which runs the law rests on.")
 @option("figures", "DIR", "Draw everything there.", Read(folder))
 @json_output("the record")
@@ -67,6 +68,7 @@ def command(
     isoflop: bool,
     multiverse: bool,
     profile: bool,
+    rivals: bool,
     influence: bool,
     figures: Path | None,
     json_path: Path | None,
@@ -98,6 +100,7 @@ def command(
             isoflop=isoflop,
             multiverse=multiverse,
             profile=profile,
+            rivals=rivals,
             influence=influence,
         )
 
@@ -154,6 +157,8 @@ def _lines(result: TableFit) -> list[str]:
     if result.profile is not None:
         lines += ["profile intervals, 95 %:", *result.profile.text()]
         lines += _indented(result.profile.warnings)
+    if result.rivals is not None:
+        lines += result.rivals.text()
     if result.influence is not None:
         lines.append(f"influence: {result.influence.text()}")
     return lines + warned(result.warnings)

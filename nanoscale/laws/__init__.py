@@ -4,8 +4,9 @@ A law is a form (forms), fitted with certainty (problem, solver, objectives), wi
 resamples (bootstrap), reported as one value (result): `fit_law` for any law and table (fit),
 `fit_power_law` for a ladder with seeds (ladder). What follows from a fit: Approaches 1 and 2 and
 their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan), how far a
-parameter can be pushed (profile), which run it hangs on (influence), and how much of all that is
-choice (multiverse). A law of another thing than a loss: the best learning rate or batch (sweeps).
+parameter can be pushed (profile), which run it hangs on (influence), how other forms do on the same
+runs (rivals), and how much of all that is choice (multiverse). A law of another thing than a loss:
+the best learning rate or batch (sweeps).
 """
 
 from nanoscale.laws.fit import LawFit, fit_law
@@ -16,6 +17,7 @@ from nanoscale.laws.profile import Profiles, profile_law
 from nanoscale.laws.profile_search import Profile
 from nanoscale.laws.registry import LAWS, law_of, load_laws, register_law
 from nanoscale.laws.result import Fit
+from nanoscale.laws.rivals import Rivals, rivals_of
 from nanoscale.laws.sweeps import SweepLaw, sweep_law
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Parameter",
     "Profile",
     "Profiles",
+    "Rivals",
     "SweepLaw",
     "Term",
     "fit_law",
@@ -37,5 +40,6 @@ __all__ = [
     "load_laws",
     "profile_law",
     "register_law",
+    "rivals_of",
     "sweep_law",
 ]

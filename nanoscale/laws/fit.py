@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.certified import Certified
@@ -74,10 +75,26 @@ class LawFit(Fit):
         return np.array(list(self.params.values()))
 
     def predict(self, **x: float) -> PredictedLoss:
-        """The loss at e.g. N=1e9, D=2e10, and its 95 % interval (of the law, not of a run)."""
-        at = [np.array([float(x[name])]) for name in self.form.predictors]
+        """The loss at e.g. N=1e9, D=2e10, and its 95 % interval (of the law, not of a run).
+
+        Raises `UserError` where a predictor is missing.
+        """
+        at = self.place(x)
         loss = self.form.loss(self._values, *at)[0]
-        return PredictedLoss(float(loss), _ends(self.form.loss(self.draws, *at)[:, 0]))
+        return PredictedLoss(float(loss), _ends(self.losses(*at)[:, 0]))
+
+    def place(self, x: Mapping[str, float]) -> list[Array]:
+        """Each predictor (1,), by what it is called; that of a law of one may be called x."""
+        read = self.x_names if {*self.x_names} <= x.keys() else self.form.predictors
+        missing = [name for name in read if name not in x]
+        if missing:
+            wanted = ", ".join(self.x_names)
+            raise UserError(f"the law reads {wanted}; got {', '.join(x) or 'nothing'}")
+        return [np.array([float(x[name])]) for name in read]
+
+    def losses(self, *x: Array) -> Array:
+        """(R, n): what the resamples' laws say at predictors (n,)."""
+        return self.form.loss(self.draws, *x)
 
     def optimum(self, C: float) -> Optimum:
         """N* and D* of least loss at C = 6 N D FLOPs, with 95 % intervals.

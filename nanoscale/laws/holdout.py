@@ -25,7 +25,7 @@ from nanoscale.laws.record import Record
 from nanoscale.laws.registry import law_of
 
 MOST_BUDGETS, MOST_RESAMPLES = 6, 400  # of a rollout
-_POINTS_PER_PARAMETER = 2  # of the runs below a budget of a rollout
+RUNS_PER_PARAMETER = 2  # of the runs below a budget of a rollout
 APART = np.log(2)  # of a budget that was asked for, others are
 
 
@@ -94,7 +94,7 @@ def holdout(
     The highest losses are dropped first, of all runs. Raises `UserError` where too few runs are
     below, or none is above.
     """
-    past = _Past.of(columns, loss, drop_worst, groups, options)
+    past = Past.of(columns, loss, drop_worst, groups, options)
     budgets = past.points.budgets
     if budgets is None:
         only = past.points.names[0]
@@ -117,12 +117,12 @@ def rollout(
     Of the resamples at most 400 are drawn. Budgets that leave too few runs below or a fit without a
     result are left out; so is every one of a law that reads no C.
     """
-    past = _Past.of(columns, loss, drop_worst, groups, options)
+    past = Past.of(columns, loss, drop_worst, groups, options)
     budgets = past.points.budgets
     if budgets is None:
         return []
     steps = []
-    least = _POINTS_PER_PARAMETER * len(past.form.names)
+    least = RUNS_PER_PARAMETER * len(past.form.names)
     for threshold in each(thresholds(budgets, least, also), "hold-outs"):
         try:
             row = past.held_out(budgets, threshold, 0)
@@ -165,7 +165,7 @@ def _edges(budgets: Array, least: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class _Past:
+class Past:
     """The points of a table, of which the law is fitted to some."""
 
     form: Law
@@ -181,7 +181,7 @@ class _Past:
         drop_worst: int,
         groups: RowLabels | None,
         options: FitOptions,
-    ) -> _Past:
+    ) -> Past:
         """What `fit_law` would fit with these options."""
         form = law_of(options.get("law", "chinchilla"))
         points = Points.of(form, columns, loss, drop_worst)
@@ -236,7 +236,7 @@ class _Past:
         """(R,): the mean error of the resamples' laws at the runs above."""
         fit = self.fit(below, resamples)
         above = self.points.part(~below)
-        predicted = fit.form.loss(fit.draws, *above.x)  # (R, runs)
+        predicted = fit.losses(*above.x)  # (R, runs)
         biases: Array = (predicted / above.loss - 1).mean(1)
         return biases
 
@@ -247,7 +247,7 @@ class _Past:
         seen = self.points.part(below)
         above = self.points.part(~below)
         noise = Basis.of(fit, seen.columns, seen.loss).noise
-        laws = fit.form.loss(fit.draws, *above.x)
+        laws = fit.losses(*above.x)
         low, high = bootstrap.interval(new_runs(laws, noise, fit.rng_seed))
         held = (low <= above.loss) & (above.loss <= high)
         return float(held.mean())

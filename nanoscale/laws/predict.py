@@ -76,8 +76,7 @@ def predict(
     prediction = fit.predict(**x)
     if noise is None or not len(fit.draws):
         return prediction
-    at = [np.array([float(x[name])]) for name in fit.form.predictors]
-    runs = new_runs(fit.form.loss(fit.draws, *at), noise, rng_seed)
+    runs = new_runs(fit.losses(*fit.place(x)), noise, rng_seed)
     return replace(prediction, run_ci95=bootstrap.interval(runs)[:, 0].tolist())
 
 

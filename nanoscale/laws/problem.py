@@ -122,6 +122,10 @@ class Problem:
         positive = np.where(self.logarithmic, params, 1)
         return np.where(self.logarithmic, np.log(positive), params)
 
+    def in_order(self, theta: Array) -> Array:
+        """theta (R, p) of the same losses, its parameters in the law's order where two may swap."""
+        return theta
+
     def clipped(self, theta: Array, trial: Array) -> Array:
         """`trial` (B, p) within bounds, and no exponent further from `theta` than a factor.
 
@@ -264,6 +268,7 @@ def _combinations(values: Sequence[Array]) -> Array:
 class _Power:
     """A term in the solver's coordinates: exp(b - sum of g u), u = ln x - middle."""
 
+    read: tuple[int, ...]  # the predictors
     own: Index  # places in theta of b and of each g
     features: Array  # (n, 1 + k): 1, -u of each predictor
     middle: Array  # (k,)
@@ -305,6 +310,11 @@ class SumProblem(Problem):
             b = [term.b for term in self.terms]
             self.lower[b], self.upper[b] = np.log(SHARES)
 
+        self.alike = []  # pairs of terms in the same predictor, which may swap
+        for first, second in itertools.combinations(self.terms, 2):
+            if len(first.read) == 1 and first.read == second.read:
+                self.alike.append((first, second))
+
         self.pairs = {}
         every = range(len(self.terms))
         for k, other in itertools.combinations_with_replacement(every, 2):
@@ -323,7 +333,7 @@ class SumProblem(Problem):
             middle = u.mean(1)
         ones = np.ones(u.shape[1])
         features = np.column_stack([ones, *(middle[:, None] - u)])
-        return _Power(own, features, middle)
+        return _Power(tuple(read), own, features, middle)
 
     def params(self, theta: Array) -> Array:
         params = np.array(theta, float)
@@ -337,6 +347,20 @@ class SumProblem(Problem):
         theta[..., self.linear] /= self.scale
         for term in self.terms:
             theta[..., term.b] = np.log(theta[..., term.b]) - term.shift(theta)
+        return theta
+
+    def in_order(self, theta: Array) -> Array:
+        """Of two terms in one predictor the smaller exponent first, one that is not there last."""
+        if self.fixed is not None or not self.alike:
+            return theta
+        theta = theta.copy()
+        for first, second in self.alike:
+            there = theta[:, [first.b, second.b]] > self.lower[[first.b, second.b]]
+            falling = theta[:, first.exponents[0]] > theta[:, second.exponents[0]]
+            swapped = there[:, 1] & (falling | ~there[:, 0])
+            own = np.concatenate([first.own, second.own])
+            other = np.concatenate([second.own, first.own])
+            theta[np.ix_(swapped, own)] = theta[np.ix_(swapped, other)]
         return theta
 
     def stopped(self, theta: Array, gradient: Array) -> Mask:

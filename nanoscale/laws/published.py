@@ -8,11 +8,12 @@ import math
 import numpy as np
 
 from nanoscale.laws.arrays import Array
-from nanoscale.laws.forms import Law, Parameter, Term
+from nanoscale.laws.forms import EXPONENTS, Law, Parameter, Term
 from nanoscale.laws.linear import solve_nonnegative
 
 SLOPES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9)  # exponents, and
 DECAYS = (1.0, 4.0, 16.0, 64.0)  # epochs or excess sizes after which repetition pays less: starts
+STEEPEST = (EXPONENTS[0], 1.0)  # a power that falls faster is one of the smallest runs alone
 ALL_OR_NOTHING = (1e-3, 1e7)  # of them: repetition is worth nothing, or as much as new text
 
 
@@ -109,6 +110,23 @@ def repetition_starts(loss: Array, x: Array) -> Array:
     return np.array(starts)
 
 
+# -- Caballero et al. 2023 ------------------------------------------------------------------------
+def _broken(E: Array, K: Array, g: Array, h: Array, B: Array, f: Array, x: Array) -> Array:
+    past = np.log(x / B) / f
+    before = np.minimum(past, 0)
+    bend = np.log(1 + np.exp(2 * before - past)) + past - before  # ln(1 + (x / B)^(1 / f))
+    slower: Array = np.exp((g - h) * f * bend)
+    return E + K * slower / x**g
+
+
+def broken_starts(loss: Array, x: Array) -> Array:
+    """At each exponent before and after a break in the middle half; the rest is linear."""
+    low, high = np.log([x[0].min(), x[0].max()])
+    breaks = np.exp(low + (high - low) * np.array([0.25, 0.5, 0.75]))
+    others = itertools.product(SLOPES, SLOPES, breaks, (0.1, 1.0))
+    return np.array([(1.0, 1.0, *values) for values in others])
+
+
 # -- the laws -------------------------------------------------------------------------------------
 POWER = Law(
     name="power",  # L(N), L(D) or L(C): Hestness et al. 2017; with E = 0 Kaplan et al. 2020
@@ -117,6 +135,33 @@ POWER = Law(
     formula="{E} + {K} / {x}^{g}",
     function=lambda E, K, g, x: E + K / x**g,
     terms=(Term("K", {"x": "g"}),),
+)
+
+TWO_POWERS = Law(
+    name="two-powers",  # Hoffmann et al. 2022's law of N and D, where D is a share of N
+    predictors=("x",),
+    parameters=(
+        *POWER.parameters,
+        Parameter("J", "coefficient"),
+        Parameter("h", "exponent", range=STEEPEST),
+    ),
+    formula="{E} + {K} / {x}^{g} + {J} / {x}^{h}",
+    function=lambda E, K, g, J, h, x: E + K / x**g + J / x**h,
+    terms=(Term("K", {"x": "g"}), Term("J", {"x": "h"})),
+)
+
+BROKEN = Law(
+    name="broken",  # Caballero et al. 2023, equation 1 with one break, at B; h: g + c1
+    predictors=("x",),
+    parameters=(
+        *POWER.parameters,
+        Parameter("h", "exponent"),
+        Parameter("B", "scale"),
+        Parameter("f", "positive", range=(0.01, 10.0)),
+    ),
+    formula="{E} + {K} / {x}^{g} (1 + ({x} / {B})^(1 / {f}))^(({g} - {h}) {f})",
+    function=_broken,
+    starts=broken_starts,
 )
 
 CHINCHILLA = Law(
@@ -186,4 +231,13 @@ REPETITION_ND = Law(
     constant=("U",),
 )
 
-PUBLISHED = (CHINCHILLA, KAPLAN, KAPLAN_FLOOR, POWER, REPETITION, REPETITION_ND)
+PUBLISHED = (
+    CHINCHILLA,
+    KAPLAN,
+    KAPLAN_FLOOR,
+    POWER,
+    TWO_POWERS,
+    BROKEN,
+    REPETITION,
+    REPETITION_ND,
+)

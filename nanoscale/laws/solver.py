@@ -119,7 +119,8 @@ def solve(task: Task, starts: Array | int) -> Solution:
     equal = ends <= highest_equal[:, None]
     equal &= converged.reshape(R, S)
     pick = np.arange(R) * S + best
-    return Solution(theta[pick], lowest, converged[pick], equal.sum(1), S)
+    chosen = task.problem.in_order(theta[pick])
+    return Solution(chosen, lowest, converged[pick], equal.sum(1), S)
 
 
 def resolve(task: Task, best: Array) -> Solution:

@@ -4,7 +4,7 @@ laws.
 `X_figures` draws X, from what `style` and `marks` hold for all of them; `page` writes the page.
 """
 
-from nanoscale.report.doubt_figures import cloud_figure, rollout_figure
+from nanoscale.report.doubt_figures import cloud_figure, rivals_figure, rollout_figure
 from nanoscale.report.figure_files import save, svg
 from nanoscale.report.ladder_figures import law_figure
 from nanoscale.report.law_figures import frontier_figure, residuals_figure, surface_figure
@@ -27,6 +27,7 @@ __all__ = [
     "loss_curves_figure",
     "multiverse_figure",
     "residuals_figure",
+    "rivals_figure",
     "rollout_figure",
     "save",
     "search_figure",

@@ -48,6 +48,7 @@ from nanoscale.report.style import (
 if TYPE_CHECKING:
     from nanoscale.laws.arrays import Array
     from nanoscale.laws.holdout import RolloutStep
+    from nanoscale.laws.rivals import Rivals
 
 IN_95 = math.sqrt(-2 * math.log(0.05))  # sd of the ellipse that holds 95 % of a 2-D normal
 MIDDLE_95 = (0.025, 0.975)
@@ -255,3 +256,46 @@ def _below(
             ha=ha,
             va="top",
         )
+
+
+# -- law against law ----------------------------------------------------------------------------
+@styled()
+def rivals_figure(record: Rivals) -> Figure:
+    """What each law misses of the runs that were held out, and the loss that it says ten times
+    further out, with the interval over those that the runs allow."""
+    rivals = [rival for rival in record.rivals if rival.fitted]
+    names = [rival.law for rival in rivals]
+    figure, (missed, ahead) = sheet(
+        WIDTH,
+        1.1 + 0.28 * len(rivals),
+        2,
+        2,
+        left=14 + 5.6 * max(map(len, names)),
+        sharey=True,
+    )
+    errors = []
+    for rival in rivals:
+        errors += [
+            100 * rival.in_sample_error,
+            100 * (rival.holdout_error or rival.in_sample_error),
+        ]
+    log_axis(missed, "x", min(errors) / 1.3, max(errors) * 1.3)
+    if record.loss_ci95 is not None:
+        ahead.axvspan(*record.loss_ci95, color=ACCENT, alpha=0.10, linewidth=0, zorder=0)
+    for y, rival in enumerate(rivals):
+        colour = ACCENT if rival.law == record.law else INK
+        _dot(missed, 100 * rival.in_sample_error, y, MUTED)
+        if rival.holdout_error is not None:
+            _dot(missed, 100 * rival.holdout_error, y, colour)
+        _dot(ahead, rival.loss_ahead, y, colour)
+    missed.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    linear_ticks(ahead.xaxis, 4)
+    places = quantities([float(f"{value:.2g}") for value in record.ahead.values()])
+    at = ", ".join(f"{name} = {value}" for name, value in zip(record.ahead, places, strict=True))
+    headed(missed, "", "mean error of runs held out, and in sample (grey; %)")
+    headed(ahead, "", f"loss at {at}")
+    return figure
+
+
+def _dot(axes: Axes, x: float, y: float, colour: str) -> None:
+    axes.plot([x], [y], "o", color=colour, markersize=5.5, zorder=3)

@@ -58,6 +58,8 @@ def gallery(result: TableFit) -> dict[str, Figure]:
     figures |= _of_resamples(fit)
     if result.rollout:
         figures["rollout"] = report.rollout_figure(result.rollout, labels=labels)
+    if result.rivals is not None:
+        figures["rivals"] = report.rivals_figure(result.rivals)
     if result.multiverse is not None:
         figures["multiverse"] = report.multiverse_figure(result.multiverse, fit)
     return figures
@@ -117,7 +119,7 @@ def frontier(fit: LawFit, budgets: Array) -> tuple[Band, Band] | None:
 def _line(fit: LawFit, x: Array) -> Band:
     """A law of one predictor, over its range and ten times beyond."""
     at = _reach(x)
-    return _band(at, np.vstack([fit(at), fit.form.loss(fit.draws, at)]))
+    return _band(at, np.vstack([fit(at), fit.losses(at)]))
 
 
 def _reach(x: Array) -> Array:

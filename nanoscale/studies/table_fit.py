@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nanoscale.laws.holdout import HoldOut, RolloutStep
     from nanoscale.laws.points import Points
     from nanoscale.laws.predict import Basis
+    from nanoscale.laws.rivals import Rivals
     from nanoscale.laws.structure import RunsFound
     from nanoscale.studies.approaches import Approaches, TableMultiverse
 
@@ -279,13 +280,15 @@ class TableFit:
     isoflop: Approaches | None = None
     multiverse: TableMultiverse | None = None
     profile: Profiles | None = None
+    rivals: Rivals | None = None
     influence: Influence | None = None
     rollout: list[RolloutStep] | None = None
 
     @property
     def warnings(self) -> list[str]:
         """Of the rows, then of the fit."""
-        return [*self.rows.notes, *self.rows.dependent(), *self.fit.warnings]
+        warnings = [*self.rows.notes, *self.rows.dependent(), *self.fit.warnings]
+        return warnings if self.rivals is None else warnings + self.rivals.warnings
 
     @property
     def points(self) -> Points:
@@ -302,6 +305,7 @@ class TableFit:
         isoflop: bool = False,
         multiverse: bool = False,
         profile: bool = False,
+        rivals: bool = False,
         influence: bool = False,
         rollout: bool = False,
     ) -> TableFit:
@@ -312,6 +316,7 @@ class TableFit:
             isoflop: what do Approaches 1 and 2 say, and how are they biased on this grid?
             multiverse: how far is the exponent a choice?
             profile: how far can each parameter be pushed before the law is refuted?
+            rivals: how do other forms of law do on the same runs?
             influence: which run decides?
             rollout: `holdout` at one budget after another.
 
@@ -319,7 +324,7 @@ class TableFit:
             UserError: the table does not allow it.
         """
         from nanoscale.laws import holdout as past
-        from nanoscale.laws import influence_of, profile_law
+        from nanoscale.laws import influence_of, profile_law, rivals_of
         from nanoscale.studies.approaches import Approaches, TableMultiverse
 
         settings, rows, fit = self.settings, self.rows, self.fit
@@ -339,6 +344,10 @@ class TableFit:
         if profile:
             answers["profile"] = profile_law(
                 fit, rows.values, rows.loss, groups=groups, drop_worst=drop, noise="own"
+            )
+        if rivals:
+            answers["rivals"] = rivals_of(
+                fit, rows.values, rows.loss, groups=groups, drop_worst=drop
             )
         if influence:
             answers["influence"] = influence_of(
@@ -361,7 +370,7 @@ class TableFit:
         laws_digest = digest_of(self.fit.law)
         if laws_digest is not None:
             record["laws_digest"] = laws_digest
-        for name in ("isoflop", "multiverse", "profile", "influence"):
+        for name in ("isoflop", "multiverse", "profile", "rivals", "influence"):
             answer = getattr(self, name)
             if answer is not None:
                 record[name] = answer.to_json()

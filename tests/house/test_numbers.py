@@ -164,7 +164,7 @@ def test_the_law_of_shakespeare_is_what_the_results_say():
         f"{law['summary'][0]}; at {times.replace('e+', 'e')} FLOPs, ten times the largest, {loss}",
         f"{len(runs)} runs, {law['n_sizes']} sizes from {min(sizes):,} to {max(sizes):,} parameter",
         f"noise of a seed {percent(law['noise']['seed_sd'], 2)} of the loss",
-        f"g is {law['params']['g']:.3f}, and",
+        f"fit has E = {law['params']['E']:.2f} and g = {law['params']['g']:.3f}",
         f"without the smallest 1, 2, 3 sizes {', '.join(without)},",
     )
 

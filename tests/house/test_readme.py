@@ -76,7 +76,7 @@ def test_a_command(desk, command):
         done = run_nanoscale(*arguments, cwd=desk)
     if arguments[-1] == "--dry-run":
         assert " a calibration of " in done.stdout  # also where it came to nothing in time
-    undecided = 3 if arguments[0] == "fit" else 0  # K and g of that table stay letters
+    undecided = 3 if arguments[0] == "fit" else 0  # E, K and g of that table stay letters
     assert done.returncode in (0, undecided), done.stderr
 
 
@@ -91,12 +91,12 @@ def test_the_snippet_is_the_originals():
 def test_the_example_from_python_runs_as_written(desk):
     snippet = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
     done = run_python("-c", snippet, cwd=desk)
-    assert done.stdout.startswith("L(C) = 1.36 ["), done.stderr
+    assert done.stdout.startswith("L(C) = E + K / C^g\nat 5.86e+13"), done.stderr
 
 
 def test_the_law_of_the_first_screen_is_what_fit_prints(capsys):
     table = ROOT / "docs" / "results" / "shakespeare" / "table.csv"
-    assert main(["fit", str(table)]) == 3  # K and g stay letters
+    assert main(["fit", str(table)]) == 3  # E, K and g stay letters
     law, far = capsys.readouterr().out.splitlines()[:2]
     assert f"```\n{law}\n{far}\n```" in README
     record = json.loads((table.parent / "power.json").read_text(encoding="utf-8"))

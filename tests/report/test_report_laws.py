@@ -14,6 +14,7 @@ from planted_fits import law_fit
 from nanoscale.errors import UserError
 from nanoscale.laws.band import Band
 from nanoscale.laws.holdout import RolloutStep
+from nanoscale.laws.rivals import Rival, Rivals
 from nanoscale.laws.isoflop import IsoFlop, IsoflopGrid, Valley
 from nanoscale.laws.multiverse import Analysis, Multiverse
 from nanoscale.report import (
@@ -21,6 +22,7 @@ from nanoscale.report import (
     frontier_figure,
     multiverse_figure,
     residuals_figure,
+    rivals_figure,
     rollout_figure,
     save,
     surface_figure,
@@ -128,6 +130,41 @@ def valley_line():
     return Band(BUDGETS, n, n / 1.2, n * 1.2)
 
 
+def rivals():
+    def rival(law, error, loss, status="converged"):
+        return Rival(
+            law=law,
+            n_parameters=5,
+            status=status,
+            in_sample_error=0.002,
+            aicc=-400.0,
+            holdout_error=error,
+            loss_ahead=loss,
+        )
+
+    laws = [
+        rival("chinchilla", 0.003, 2.18),
+        rival("power", None, 2.12),
+        rival("broken", 0.01, 2.0, "max_iter"),
+    ]
+    return Rivals(
+        law="chinchilla",
+        ahead={"N": 3.16e9, "D": 3.16e11},
+        budgets=[1e18],
+        n_units=30,
+        rivals=laws,
+        reasons={},
+        loss_ci95=[2.15, 2.2],
+        preferred=None,
+    )
+
+
+def test_laws_without_a_fit_are_not_drawn():
+    missed, ahead = rivals_figure(rivals()).axes
+    assert [t.get_text() for t in missed.get_yticklabels()] == ["chinchilla", "power"]
+    assert len(ahead.lines) == 2
+
+
 def holdouts(**last):
     steps = [
         RolloutStep(
@@ -210,6 +247,7 @@ FIGURES = {
     "residuals": lambda: residuals_figure(points(), fit(), labels=LABELS),
     "cloud": lambda: cloud_figure(draws(300), FOUND, PAIRS, names={}),
     "rollout": lambda: rollout_figure(holdouts(), labels=LABELS),
+    "rivals": lambda: rivals_figure(rivals()),
     "valleys": lambda: draw_valleys(with_two_runs_of_another_budget(points()), best()),
     "multiverse": lambda: multiverse_figure(
         analyses(), fit(exponents={"a": 0.5}, ci95={"a": [0.45, 0.55]})
@@ -292,7 +330,7 @@ def test_every_label_is_in_the_file_and_every_colour_has_a_dark_twin(name, tmp_p
     assert save(figure, tmp_path / "a.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", [n for n in FIGURES if n not in ("cloud", "multiverse")])
+@pytest.mark.parametrize("name", [n for n in FIGURES if n not in ("cloud", "multiverse", "rivals")])
 def test_axes_say_their_convention(name):
     figure = FIGURES[name]()
     said = [*texts(figure), *(axes.get_xlabel() for axes in figure.axes)]

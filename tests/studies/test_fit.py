@@ -507,6 +507,7 @@ def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monk
         "--drop-worst=5",
         "--bootstrap=200",
         "--profile",
+        "--rivals",
         "--influence",
         "--json=out.json",
     )
@@ -515,6 +516,8 @@ def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monk
     assert record["influence"]["single"][0]["units"] == [59]
     said = capsys.readouterr().out
     assert "profile intervals, 95 %:" in said
+    assert "law against law: fitted below 6 budgets" in said
+    assert record["rivals"]["law"] == "chinchilla"
     assert "influence: a = 0.5139: no single one moves it out of" in said
 
 
