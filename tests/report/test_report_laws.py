@@ -14,9 +14,9 @@ from planted_fits import law_fit
 from nanoscale.errors import UserError
 from nanoscale.laws.band import Band
 from nanoscale.laws.holdout import RolloutStep
-from nanoscale.laws.rivals import Rival, Rivals
 from nanoscale.laws.isoflop import IsoFlop, IsoflopGrid, Valley
 from nanoscale.laws.multiverse import Analysis, Multiverse
+from nanoscale.laws.rivals import Rival, Rivals
 from nanoscale.report import (
     cloud_figure,
     frontier_figure,
