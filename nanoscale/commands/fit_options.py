@@ -29,7 +29,7 @@ HOW_TO_FIT = together(  # they arrive as the keyword arguments `how`
     option("laws", "FILE.py", "A file that registers laws of your own."),
     option("objective", "NAME", "log-huber, lad, mse or envelope (log-huber)."),
     option("delta", "DELTA", "Of the Huber loss (1e-3; of a ladder, by its noise).", NOT_NEGATIVE),
-    option("drop-worst", "K", "Leave out the K worst points (0).", COUNT_FROM_0),
+    option("drop-worst", "K", "Leave out the K highest losses (0).", COUNT_FROM_0),
     option(
         "bootstrap",
         "R",

@@ -26,6 +26,7 @@ LEAST_COUNTS = {"N": 1e3, "D": 1e4}  # parameters of the smallest run, tokens of
 FEW_TOKENS, MANY_TOKENS = 0.1, 2e3  # per parameter, of half the runs
 MOST_NATS = 13.0  # of a guess among 440,000 tokens
 FEW_VALUES, SEVERAL = 10, 3  # of a column that parts experiments; rows of each
+NAMING = "seed|run|name"  # in the names of columns that tell runs apart
 DECIMALS_OF_SEEDS = 6  # of losses: among seeds, equal ones of fewer are no copies
 MOST_GROUPS = 50
 OF_COURSES = 1e-9  # where nothing but N tells runs; the Chinchilla points have 1e-6
@@ -218,14 +219,23 @@ def _check_falls(name: str, values: Mapping[str, Sequence[float]], loss: Sequenc
 
 
 # -- rows -----------------------------------------------------------------------------------------
-def twins(columns: Sequence[Sequence[float]], loss: Sequence[float]) -> list[bool]:
+def twins(
+    frame: DataFrame,
+    columns: Mapping[str, Sequence[float]],
+    loss: Sequence[float],
+    read: Collection[str],
+) -> list[bool]:
     """Whether each row repeats an earlier one: its numbers, to the rounding of a float32.
 
-    Seeds end apart: rows of equal columns are copies where none of them has another loss.
+    Seeds end apart: rows of equal columns are copies where none of them has another loss, and no
+    column of seeds, runs or names beside those `read` tells them apart.
     """
     import numpy as np
 
-    rounded = np.array([*columns, loss], dtype=np.float32)
+    names = [name for name in map(str, frame.columns) if _is_word(NAMING, name)]
+    called = [list(map(str, frame[name])) for name in names if name not in read]
+    labels = [np.unique(cells, return_inverse=True)[1] for cells in called]
+    rounded = np.array([*labels, *columns.values(), loss], dtype=np.float32)
     row = np.unique(rounded[:-1], axis=1, return_inverse=True)[1].ravel()
     first = np.unique(rounded, axis=1, return_index=True)[1]
     copies = np.ones(len(row), bool)
@@ -338,8 +348,8 @@ def strays(frame: DataFrame, residual: Array, parameters: int) -> list[str]:
     others = f", and {counted(len(far) - 1, 'row')} more" if len(far) > 1 else ""
     return [
         f"{row_of_frame(frame.index[worst])} lies {abs(share):.3g} % {where} the law, beyond "
-        f"{FAR_OFF:g} times what is usual{others}: is it a run like the others? "
-        f"--drop-worst={len(far)} leaves such out"
+        f"{FAR_OFF:g} times what is usual{others}: is it a run like the others? leave it out of "
+        "the table, or with --where"
     ]
 
 

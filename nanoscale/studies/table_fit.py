@@ -138,7 +138,8 @@ class FitRows:
             if key not in ("loss", "group"):
                 values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
-        copies = table_faults.twins([*values.values()], loss)
+        read = {*columns.values()} - {columns.get("group")}
+        copies = table_faults.twins(frame, values, loss, read)
         if any(copies):
             notes.append(
                 f"{counted(sum(copies), 'row')} equal to others to the last bit: such twins count "
@@ -428,22 +429,26 @@ def _of_residuals(rows: FitRows, fit: LawFit, settings: FitSettings) -> list[str
     """Warnings of groups and courses that the residuals fall into, and of rows far off."""
     import numpy as np
 
+    from nanoscale.laws import fit_law
     from nanoscale.laws.points import Points
 
     if fit.status == "max_iter":
         return []
-    points = Points.of(fit.form, rows.values, rows.loss)
+    points = Points.of(fit.form, rows.values, rows.loss, settings.drop_worst)
+    frame = rows.frame[points.keep]
     off = np.log(points.loss / fit(*points.x))
     unit = np.arange(len(off))
     if fit.runs_found is not None:
-        unit = points.groups(rows.groups or unit)
+        unit = points.groups(rows.groups or range(len(rows.loss)))
     read = {*rows.columns.values()}
-    said = table_faults.experiments_in(rows.frame, read, off, points.x, unit)
+    said = table_faults.experiments_in(frame, read, off, points.x, unit)
     if rows.groups is None and settings.resampling is None:
         said += table_faults.courses(dict(zip(points.names, points.x, strict=True)), off)
-    if not settings.drop_worst:
-        said += table_faults.strays(rows.frame, off, len(fit.params))
-    return said
+    usual = replace(settings, objective="log-huber", delta=None, resamples=0, resampling=None)
+    if (settings.objective, settings.own_delta) != (usual.objective, usual.own_delta):
+        # another objective may go after the row that is far off
+        off = np.log(points.loss / rows.answer(fit_law, usual)(*points.x))
+    return said + table_faults.strays(frame, off, len(fit.params))
 
 
 def check_surface(form: Law, multiverse: bool) -> None:

@@ -16,7 +16,7 @@ from nanoscale.errors import UserError
 from nanoscale.experiments.tables import read_table
 from nanoscale.studies.sweep_laws import sweep_study
 from nanoscale.studies.table_faults import _chance_of_parts, where
-from nanoscale.studies.table_fit import FitSettings, fit_table
+from nanoscale.studies.table_fit import FitRows, FitSettings, fit_table
 
 QUICK = FitSettings(resamples=0)
 
@@ -80,6 +80,17 @@ def test_equal_losses_among_seeds_are_no_copies(tmp_path):
     assert fit_table(frame(tmp_path, columns), QUICK).fit.n_points == 48
 
 
+@pytest.mark.parametrize("name", ["seed", "Run", "run_name"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_equal_losses_of_rows_that_are_called_otherwise_are_no_copies(tmp_path, name, constant):
+    columns = {key: np.tile(values, 3) for key, values in unnamed().items()}
+    columns["val_loss"] = np.full(72, 2.5) if constant else columns["val_loss"].round(1)
+    called = [f"{seed}000000{i}" for seed in (1, 2, 3) for i in range(24)]
+    assert FitRows.of(frame(tmp_path, columns | {name: called}), QUICK).notes == []
+    (said,) = FitRows.of(frame(tmp_path, columns), QUICK).notes
+    assert said.startswith("48 rows equal to others")
+
+
 @pytest.mark.parametrize(("columns", "said"), [
     ({"n": 1e-3, "d": 1.0}, "half of the runs have more than "),  # N in thousands
     ({"n": 1.0, "d": 1 / 524288}, "half of the runs have fewer than "),  # updates
@@ -115,9 +126,19 @@ def test_a_run_far_off_the_law_is_named(tmp_path):
     columns = unnamed()
     columns["val_loss"][7] *= 1.3
     (said,) = fit_table(frame(tmp_path, columns), QUICK).warnings
-    assert re.match(r"row 8 lies 30.* % above the law, .* --drop-worst=1 leaves such out", said)
-    left = FitSettings(resamples=0, drop_worst=1)
-    assert fit_table(frame(tmp_path, columns), left).warnings == []
+    assert re.match(r"row 8 lies 30.* % above the law, .* leave it out of the table", said)
+
+
+@pytest.mark.parametrize("how", [{}, {"drop_worst": 1}, {"objective": "mse"}, {"delta": 1e3}])
+def test_a_run_far_off_is_named_while_it_is_there(tmp_path, how):
+    columns = unnamed()
+    columns["val_loss"][20] *= 1.18
+    (said,) = fit_table(frame(tmp_path, columns), FitSettings(resamples=0, **how)).warnings
+    assert re.match(r"row 21 lies 1[78].* % above the law, .* or with --where", said)
+    assert "drop-worst" not in said
+    columns["val_loss"][20] *= 9  # the highest of all, which is what is then left out
+    table = frame(tmp_path, columns)
+    assert fit_table(table, FitSettings(resamples=0, drop_worst=1)).warnings == []
 
 
 def test_experiments_of_another_exponent_or_of_many_groups_are_said(tmp_path):
