@@ -184,9 +184,10 @@ def fit_law(
     predictor takes the only column there is. objective: log-huber, lad, mse or envelope (see
     `objectives`). drop_worst: the highest losses to leave out. resampling: pairs, cluster,
     wild-cluster, stratified, residual, wild or parametric (see `bootstrap`), by `groups` where it
-    needs them; None for what the points ask for: whole runs where some are checkpoints of one
-    (`find_runs`), which `labels`, columns of the table, or N may name, and pairs where not. Fewer
-    than 5 runs give no intervals. None with 0 resamples either. weights: (R, n) counts of your own
+    needs them; None for what the points ask for: whole `groups` where they are given, or whole runs
+    where some points are checkpoints of one (`find_runs`), which `labels`, columns of the table, or
+    N may name, and pairs where not. Fewer than 5 runs give no intervals. None with 0 resamples
+    either. weights: (R, n) counts of your own
     in place of drawn ones, for the points that are kept, in their order. Raises `UserError` for
     input that no law can be fitted to.
 
@@ -217,8 +218,10 @@ def fit_law(
         if index is not None and not named:
             named = {"group": index.tolist()}
         found = find_runs(points.columns, best.residual, named)
-    if found is not None:
-        plan = plan.by_run(found.index)
+        if found is not None:
+            plan = plan.by_run(found.index)
+        elif index is not None and index.max() + 1 < n:
+            plan = plan.by_run(index)
     draws = plan.refits(best) if best.converged else np.empty((0, len(form.names)))
     return _result(best, points, plan, draws, int(drop_worst), found)
 
@@ -331,6 +334,6 @@ def _warnings(best: Certified, points: Points, plan: Resampling, lost: int) -> l
         first, second = points.names
         warnings.append(
             f"{first} and {second} rise together, so nothing tells their terms "
-            f"apart: vary {second} at fixed {first}, or fit --law=power"
+            f"apart: vary {second} at fixed {first}, or leave --law out for the law of C"
         )
     return warnings

@@ -26,6 +26,7 @@ from nanoscale.laws.registry import law_of
 
 MOST_BUDGETS, MOST_RESAMPLES = 6, 400  # of a rollout
 RUNS_PER_PARAMETER = 2  # of the runs below a budget of a rollout
+ROUNDED = 1e-3  # by which 6 N D of whole numbers may miss the budget that was meant
 APART = np.log(2)  # of a budget that was asked for, others are
 
 
@@ -126,7 +127,7 @@ def rollout(
     for threshold in each(thresholds(budgets, least, also), "hold-outs"):
         try:
             row = past.held_out(budgets, threshold, 0)
-            bias = past.biases(budgets < threshold, min(MOST_RESAMPLES, resamples))
+            bias = past.biases(budgets < threshold * (1 - ROUNDED), min(MOST_RESAMPLES, resamples))
         except UserError:
             continue
         ends = bootstrap.interval(bias).tolist() if len(bias) else None
@@ -200,7 +201,7 @@ class Past:
 
     def held_out(self, budgets: Array, threshold: float, resamples: int) -> HoldOut:
         """The law of the runs below a budget against those above; `UserError` for no such runs."""
-        below = budgets < threshold
+        below = budgets < threshold * (1 - ROUNDED)
         n_fitted = int(below.sum())
         n_held_out = len(below) - n_fitted
         if not n_fitted or not n_held_out:

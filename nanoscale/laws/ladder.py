@@ -173,7 +173,10 @@ class LadderFit(LawFit):
             exponents = [number(refit.params["g"], self.se["g"]) for refit in self.dropped]
             counts = [str(refit.sizes_dropped) for refit in self.dropped]
             sizes = ", ".join(counts)
-            lines.append(f"without the smallest {sizes} sizes: g = {', '.join(exponents)}")
+            whole = number(self.params["g"], self.se["g"])
+            lines.append(
+                f"best g {whole}; without the smallest {sizes} sizes {', '.join(exponents)}"
+            )
         return lines
 
 
@@ -332,8 +335,9 @@ class Part:
 
 
 def _cuts(runs: Runs, rule: Objective) -> list[Cut]:
-    """The whole ladder, then without the smallest 1, 2, ... sizes."""
-    keeps = [np.ones(len(runs.x), bool), *bootstrap.without_smallest(runs.size, SIZES_NEEDED)]
+    """The whole ladder, then without the smallest 1, 2, ... sizes, down to half of them."""
+    left = max(SIZES_NEEDED, math.ceil(runs.n_sizes / 2))
+    keeps = [np.ones(len(runs.x), bool), *bootstrap.without_smallest(runs.size, left)]
     cuts = []
     for left_out, keep in enumerate(keeps):
         x = runs.x[keep]
@@ -363,18 +367,19 @@ def _parts(tried: list[Cut], resamples: int, rng_seed: int) -> list[Part]:
 
 
 def _shares(tried: list[Cut]) -> list[float]:
-    """Shares of the resamples by how well the runs speak for each: exp(-AIC / 2).
+    """Shares of the resamples by how well the runs speak for each: exp(-BIC / 2).
 
     A size that is left out costs what a parameter does, so that fewer sizes are not better for
-    being fewer; noise is that of a size's mean about the whole ladder's law. Source: Jay & Neil
-    2021, Physical Review D 103, 114502.
+    being fewer (Jay & Neil 2021, Physical Review D 103, 114502): ln n of n runs (Schwarz 1978).
+    Noise is that of a size's mean about the whole ladder's law.
     """
     unit = tried[0].components.mean_variance
-    aic = []
+    cost = math.log(len(tried[0].x))
+    bic = []
     for cut in tried:
         squares = cut.components.size_squares / unit if unit else 0.0
-        aic.append(squares + 2 * cut.more)
-    weights = np.exp(-(np.array(aic) - min(aic)) / 2)
+        bic.append(squares + cost * cut.more)
+    weights = np.exp(-(np.array(bic) - min(bic)) / 2)
     shares: list[float] = (weights / weights.sum()).tolist()
     return shares
 
@@ -470,12 +475,12 @@ def _warnings(runs: Runs, whole: Cut, tried: list[Part], lost: int, resamples: i
     preferred = max(tried, key=lambda part: part.share)
     times = preferred.share / tried[0].share
     if times > PREFERRED:
-        other = "two powers of it"
+        other = "a law of two powers"
         if preferred.cut.left_out:
             other = f"the law without the smallest {counted(preferred.cut.left_out, 'size')}"
         warnings.append(
-            f"the runs speak {times:.2g} times more for {other} than for one law of all: the "
-            "interval holds both"
+            f"the runs speak {times:.2g} times more for {other} than for one power of all sizes: "
+            "the interval holds both"
         )
     remedy = "fit those of metrics.json, which are at full precision"
     return warnings + warnings_of(runs.loss, whole.best.solution, lost, resamples, remedy)

@@ -70,14 +70,16 @@ def predict(
 ) -> PredictedLoss:
     """The loss of one new run at e.g. N=1e9, D=2e10.
 
-    `loss_ci95`: of the law there; `run_ci95`: of a run, the law's and the run's noise together.
+    `loss_ci95`: of the law there; `run_ci95`: of a run, the law's and the run's noise together,
+    never narrower at an end.
     Neither without the fit's draws.
     """
     prediction = fit.predict(**x)
     if noise is None or not len(fit.draws):
         return prediction
-    runs = new_runs(fit.losses(*fit.place(x)), noise, rng_seed)
-    return replace(prediction, run_ci95=bootstrap.interval(runs)[:, 0].tolist())
+    ends = bootstrap.interval(new_runs(fit.losses(*fit.place(x)), noise, rng_seed))
+    ends = bootstrap.widened(ends, np.reshape(prediction.loss_ci95, (2, 1)))
+    return replace(prediction, run_ci95=ends[:, 0].tolist())
 
 
 def new_runs(laws: Array, noise: bootstrap.Noise, rng_seed: int) -> Array:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoscale.data.gauge import each
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, counted
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.fit import LawFit
@@ -62,7 +62,7 @@ class Rivals(Record):
     """The laws that the runs can be asked about, the one that was fitted among them.
 
     `loss_ci95`: of the loss ahead, by the fitted law and stretched over those that the runs allow;
-    None without resamples.
+    None without resamples, and where they do not allow the fitted law itself.
     """
 
     law: str
@@ -85,19 +85,26 @@ class Rivals(Record):
         if self.preferred is None:
             return []
         other = next(rival for rival in self.rivals if rival.law == self.preferred)
+        held_out = "it could not be held out"
+        if other.holdout_error is not None:
+            held_out = (
+                f"of the runs held out it misses {_percent(other.holdout_error)} in place of "
+                f"{_percent(self.own.holdout_error)}"
+            )
         return [
-            f"the data prefer law {other.law} to {self.law}: of the runs held out it misses "
-            f"{_percent(other.holdout_error)} in place of {_percent(self.own.holdout_error)}, AICc "
-            f"{_shown(other.aicc)} in place of {_shown(self.own.aicc)}"
+            f"the data prefer law {other.law} to {self.law}: AICc {_shown(other.aicc)} in place of "
+            f"{_shown(self.own.aicc)}, and {held_out}; --law={other.law} fits it"
         ]
 
     def text(self) -> list[str]:
         """A line per law under its heading."""
         at = ", ".join(f"{name}={value:.3g}" for name, value in self.ahead.items())
         width = max(len(rival.law) for rival in self.rivals)
+        budgets = counted(len(self.budgets), "budget")
         lines = [
-            f"law against law: fitted below {len(self.budgets)} budgets and asked for the runs "
-            f"above; AICc over {self.n_units}; the loss at {at}",
+            f"law against law: mean errors, of the runs above {budgets} by the law of those "
+            f"below, and in sample; AICc over {self.n_units} places or runs; the loss at {at}, "
+            f"{AHEAD:g} times the largest",
             f"  {'':{width}}  held out  in sample     AICc    loss",
         ]
         for r in self.rivals:
@@ -107,10 +114,25 @@ class Rivals(Record):
                 f"{_percent(r.in_sample_error):>9}  {_shown(r.aicc):>7}  {r.loss_ahead:6.4g}{doubt}"
             )
         lines += [f"  {law}: {reason}" for law, reason in self.reasons.items()]
+        if any(rival.holdout_error is None for rival in self.rivals):
+            lines.append(
+                "  held out -: too few runs below the smallest of the budgets, or no fit there"
+            )
+        if any(rival.aicc is None for rival in self.rivals):
+            lines.append(f"  AICc -: {self.n_units} are too few for so many parameters")
+        allowed = ", ".join(rival.law for rival in allowed_of(self.rivals)) or self.law
+        line = f"  the runs allow {allowed} (AICc within {ALLOWED:g} of the least)"
         if self.loss_ci95 is not None:
             low, high = self.loss_ci95
-            lines.append(f"  over the laws that the runs allow: loss [{low:.4g}, {high:.4g}]")
-        return lines
+            line += f": loss [{low:.4g}, {high:.4g}]"
+        return [*lines, line]
+
+
+def allowed_of(rivals: list[Rival]) -> list[Rival]:
+    """Those whose AICc is near the least; none where it is not known."""
+    known = [(rival.aicc, rival) for rival in rivals if rival.aicc is not None and rival.fitted]
+    least = min((aicc for aicc, _ in known), default=0.0)
+    return [rival for aicc, rival in known if aicc <= least + ALLOWED]
 
 
 def _percent(value: float | None) -> str:
@@ -148,8 +170,7 @@ def rivals_of(
         pasts[law.name] = Past.of(
             _read_by(law, points), points.loss, 0, None, {**options, "law": law}
         )
-    most = max(len(past.form.names) for past in pasts.values())
-    at = thresholds(budgets, RUNS_PER_PARAMETER * most)
+    at = _budgets(budgets, [len(past.form.names) for past in pasts.values()])
     rivals, reasons = [], {}
     for name, past in each([*pasts.items()], "laws"):
         try:
@@ -168,6 +189,15 @@ def rivals_of(
         loss_ci95=_stretched(fit, place, rivals),
         preferred=_preferred(own, rivals),
     )
+
+
+def _budgets(budgets: Array, n_params: list[int]) -> list[float]:
+    """Those below which the law of most parameters that the runs allow can be fitted."""
+    for count in sorted(n_params, reverse=True):
+        at = thresholds(budgets, RUNS_PER_PARAMETER * count)
+        if at:
+            return at
+    return []
 
 
 def _candidates(own: Law, points: Points, names: Iterable[str]) -> list[Law]:
@@ -248,23 +278,27 @@ def _ahead(points: Points) -> dict[str, float]:
 def _stretched(fit: LawFit, place: dict[str, float], rivals: list[Rival]) -> list[float] | None:
     """The fitted law's interval at a place, over the laws whose AICc is near the least."""
     own = fit.predict(**place).loss_ci95
-    known = [(r.aicc, r.loss_ahead) for r in rivals if r.aicc is not None and r.fitted]
-    if own is None or not known:
-        return own
-    least, _ = min(known)
-    others = [[loss] for aicc, loss in known if aicc <= least + ALLOWED]
-    ends: list[float] = bootstrap.widened(np.array(own)[:, None], np.array(others))[:, 0].tolist()
+    allowed = allowed_of(rivals)
+    if own is None or (allowed and fit.law not in [rival.law for rival in allowed]):
+        return None
+    others = np.reshape([rival.loss_ahead for rival in allowed], (-1, 1))
+    ends: list[float] = bootstrap.widened(np.reshape(own, (2, 1)), others)[:, 0].tolist()
     return ends
 
 
 def _preferred(own: Rival, rivals: list[Rival]) -> str | None:
-    """The law of least AICc, where that is much below the own law's and it foresees better."""
-    if own.aicc is None or own.holdout_error is None:
+    """The law of least AICc, where that is below the own law's and it foresees better; where one
+    cannot be held out, far below."""
+    if own.aicc is None:
         return None
     better = []
     for rival in rivals:
-        if rival.aicc is None or rival.holdout_error is None or not rival.fitted:
+        if rival.aicc is None or not rival.fitted:
             continue
-        if rival.aicc < own.aicc - MORE_SUPPORT and rival.holdout_error < own.holdout_error:
+        more = own.aicc - rival.aicc
+        foresees = more > ALLOWED
+        if rival.holdout_error is not None and own.holdout_error is not None:
+            foresees = rival.holdout_error < own.holdout_error
+        if more > MORE_SUPPORT and foresees:
             better.append((rival.aicc, rival.law))
     return min(better)[1] if better else None

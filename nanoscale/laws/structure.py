@@ -39,10 +39,15 @@ def find_runs(
 ) -> RunsFound | None:
     """Which run each of the points (n,) is of; None where nothing says that they share runs.
 
-    points: predictors, of which N and D are asked. residual: (n,) of ln L. labels: columns of the
-    table that may name the run. Of several that do, that of the fewest runs; N after all others.
+    points: predictors, of which N and D are asked, or the only one. residual: (n,) of ln L. labels:
+    columns of the table that may name the run. Of several that do, that of the fewest runs; N after
+    all others.
     """
-    if not {"N", "D"} <= points.keys() or residual.std() < NOISELESS:
+    if residual.std() < NOISELESS:
+        return None
+    if len(points) == 1:
+        return _courses_in(next(iter(points.values())), residual, labels)
+    if not {"N", "D"} <= points.keys():
         return None
     N, D = points["N"], points["D"]
     of_budget = len(N) / len(by_budget(N * D))
@@ -60,6 +65,24 @@ def find_runs(
         p_value = _dependence(residual, run, D) if _are_courses(N, D, run) else 1.0
         if p_value < CHANCE:
             return RunsFound(column, int(run.max()) + 1, p_value, run)
+    return None
+
+
+def _courses_in(x: Array, residual: Array, labels: Mapping[str, RowLabels]) -> RunsFound | None:
+    """By names (numbers may be a size's) whose rows stand together and rise in the only predictor
+    (n,)."""
+    for column, values in labels.items():
+        names = [*map(str, values)]
+        run = np.unique(names, return_inverse=True)[1]
+        runs = int(run.max()) + 1
+        together = np.count_nonzero(np.diff(run)) == runs - 1
+        if runs < 2 or len(x) < CHECKPOINTS * runs or not (together and _rise(x, run)):
+            continue
+        if any(name.replace(".", "", 1).isdigit() for name in names):
+            continue
+        p_value = _dependence(residual, run, x)
+        if p_value < CHANCE:
+            return RunsFound(column, runs, p_value, run)
     return None
 
 

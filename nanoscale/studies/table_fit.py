@@ -210,12 +210,20 @@ class FitRows:
             **more,
         )
 
-    def ladder(self, settings: FitSettings) -> LadderFit:
-        """What a ladder study says of the same runs."""
+    def ladder(self, settings: FitSettings) -> LadderFit | None:
+        """What a ladder study says of the same runs; None of many sizes without seeds, and of
+        checkpoints."""
+        import numpy as np
+
         from nanoscale.laws import fit_power_law
+        from nanoscale.laws.bootstrap import DOF_NEEDED
+        from nanoscale.laws.structure import find_runs
 
         ((name, x),) = self.values.items()
-        return fit_power_law(
+        seeds = len(x) - self.n_sizes
+        if self.n_sizes > MOST_SIZES and seeds < DOF_NEEDED:
+            return None
+        fit = fit_power_law(
             x,
             self.loss,
             x_name=name,
@@ -223,18 +231,27 @@ class FitRows:
             resamples=settings.resamples or LADDER_RESAMPLES,
             rng_seed=settings.seed,
         )
+        points = {name: np.array(x)}
+        off = np.log(np.array(self.loss) / fit(points[name]))
+        return None if find_runs(points, off, self.labels) else fit
 
     @property
     def ratio(self) -> float | None:
-        """D / N where the two rise together in our own columns, which then tell no best one."""
+        """D / N where the two rise together, which then tell no best one; of our own columns where
+        the table's are not named."""
         import numpy as np
 
-        from nanoscale.laws.points import LEVELS_NEEDED, rise_together
+        from nanoscale.laws.points import LEVELS_NEEDED, rise_together, with_compute
 
-        names = [OURS[key] for key in ("n", "d")]
-        if not {*names} <= {*self.frame.columns} or self.frame[names].isna().any(axis=None):
+        names = {key: self.columns[key] for key in SCALES if key in self.columns}
+        if len(names) < 2:
+            names = {key: OURS[key] for key in ("n", "d")}
+        read = [*names.values()]
+        if not {*read} <= {*self.frame.columns} or self.frame[read].isna().any(axis=None):
             return None
-        N, D = (np.array(numbers_of(self.frame, name)) for name in names)
+        given = {key.upper(): np.array(numbers_of(self.frame, name)) for key, name in names.items()}
+        columns = with_compute(given)
+        N, D = columns["N"], columns["D"]
         together = len({*N.tolist()}) >= LEVELS_NEEDED and rise_together(np.log([N, D]))
         return float(np.median(D / N)) if together else None
 
@@ -398,9 +415,8 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
     if settings.where is not None:
         table = table_faults.where(table, settings.where)
     settings, rows = _by_structure(table, settings, FitRows.of(table, settings))
-    if settings.as_ladder and rows.n_sizes <= MOST_SIZES:
-        fit: LawFit = rows.ladder(settings)
-    else:
+    fit: LawFit | None = rows.ladder(settings) if settings.as_ladder else None
+    if fit is None:
         fit = rows.answer(fit_law, settings, labels=rows.labels)
     if fit.runs_found is not None:
         rows = rows.of_runs(fit.runs_found)
@@ -413,11 +429,19 @@ def _by_structure(
     table: DataFrame, settings: FitSettings, rows: FitRows
 ) -> tuple[FitSettings, FitRows]:
     """Where no law is asked for and D is a share of N, which shows no surface: the law of C."""
-    ratio = rows.ratio
-    if settings.law is not None or settings.columns or ratio is None or OURS["c"] not in table:
+    import numpy as np
+
+    from nanoscale.laws.points import compute
+
+    ratio = None if settings.law is not None or len(rows.values) != 2 else rows.ratio
+    C = compute({name: np.array(values) for name, values in rows.values.items()})
+    if ratio is None or C is None:
         return settings, rows
     settings = replace(settings, law=LADDER)
-    rows = FitRows.of(table, settings)
+    if not settings.columns and OURS["c"] in table:
+        rows = FitRows.of(table, settings)
+    else:
+        rows = replace(rows, values={"C": C.tolist()})
     note = (
         f"N and D rise together ({ratio:.3g} tokens per parameter), so the law is of C; "
         "--law=chinchilla reads both"

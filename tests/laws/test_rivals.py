@@ -49,19 +49,33 @@ def test_a_law_that_holds_gives_way_to_none_but_a_simpler_one(law):
     assert {r.law for r in found.rivals} == {"power", "two-powers"}
 
 
-def test_the_law_that_the_runs_prefer_is_named_and_the_loss_ahead_goes_as_far():
+def test_the_law_that_the_runs_prefer_is_named():
     loss = noisy(TWO, 2e-4)
     fit = fit_law({"C": C}, loss, law="power", resamples=100)
     found = rivals_of(fit, {"C": C}, loss, laws=["power", "two-powers"])
     assert found.preferred == "two-powers"
     assert "prefer law two-powers to power" in found.warnings[0]
     assert len(found.text()) == 5
-    truth = 1.4 + 125 / 1e15**0.21 + 8e5 / 1e15**0.62
-    low, high = fit.predict(C=1e15).loss_ci95
-    assert not low <= truth <= high
+    assert found.text()[-1].endswith("allow two-powers (AICc within 10 of the least)")
+    assert found.loss_ci95 is None  # of a law that they do not allow
+
+
+def test_a_law_that_cannot_be_held_out_is_named_where_it_is_far_better():
+    loss = noisy(TWO[:9], 1e-6)
+    fit = fit_law({"C": C[:9]}, loss, law="power", resamples=0)
+    found = rivals_of(fit, {"C": C[:9]}, loss, laws=["two-powers"])
+    assert next(r for r in found.rivals if r.law == "two-powers").holdout_error is None
+    assert "it could not be held out" in found.warnings[0]
+
+
+def test_the_loss_ahead_goes_as_far_as_the_laws_that_the_runs_allow():
+    loss = noisy(TWO, 1e-2)
+    fit = fit_law({"C": C}, loss, law="power", resamples=100)
+    found = rivals_of(fit, {"C": C}, loss, laws=["power", "two-powers"])
     low, high = found.loss_ci95
-    assert low <= truth * (1 + 1e-3)
-    assert truth * (1 - 1e-3) <= high
+    own = fit.predict(C=1e15).loss_ci95
+    assert low == min(own[0], *(r.loss_ahead for r in found.rivals))
+    assert high == max(own[1], *(r.loss_ahead for r in found.rivals))
     assert math.isclose(found.ahead["C"], 1e15)
 
 

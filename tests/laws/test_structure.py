@@ -116,3 +116,33 @@ def test_levels_are_told_apart_as_kruskal_and_wallis_do():
     expected = 2 * stats.kruskal(*(left[run == k] for k in range(6))).pvalue
     assert found is not None
     assert found.p_value <= expected * (1 + 1e-9)
+
+
+def courses(seed=1, runs=6, each=12):
+    """C, losses and names of runs whose points are checkpoints, under a law of C alone."""
+    rng = np.random.default_rng(seed)
+    C = (1e13 * 4.0 ** np.arange(runs)[:, None] * np.geomspace(1, 20, each)).ravel()
+    noise = np.repeat(0.02 * rng.standard_normal(runs), each) + 1e-3 * rng.standard_normal(len(C))
+    names = [f"run {i}" for i in range(runs) for _ in range(each)]
+    return C, (1.5 + 2 * (C / 1e13) ** -0.15) * np.exp(noise), names
+
+
+def test_runs_are_found_under_a_law_of_one_predictor_by_their_names_alone():
+    C, loss, names = courses()
+    law = {"law": "power", "resamples": 100}
+    found = fit_law({"C": C}, loss, labels={"name": names}, **law)
+    assert (found.resampling, found.runs_found.runs) == ("wild-cluster", 6)
+    sizes = [name.split()[1] for name in names]  # numbers, as of layers, are no names
+    assert fit_law({"C": C}, loss, labels={"n_layer": sizes}, **law).resampling == "pairs"
+    alone = np.random.default_rng(0).standard_normal(len(C))
+    assert find_runs({"C": C}, alone, {"name": names}) is None
+
+
+def test_groups_that_are_given_are_resampled_whole():
+    C, loss, names = courses()
+    noise = np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(C)))
+    smooth = (1.5 + 2 * (C / 1e13) ** -0.15) * noise
+    law = {"law": "power", "resamples": 100}
+    assert fit_law({"C": C}, smooth, groups=names, **law).resampling == "wild-cluster"
+    assert fit_law({"C": C}, smooth, groups=range(len(C)), **law).resampling == "pairs"
+    assert fit_law({"C": C}, smooth, groups=names, resampling="pairs", **law).resampling == "pairs"

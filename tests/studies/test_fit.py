@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted_runs import checkpoints
 from planted_tables import TRUTH, rows, write
@@ -16,6 +18,8 @@ from nanoscale.__main__ import main
 from nanoscale.commands.fit_options import settings_of
 from nanoscale.data import gauge
 from nanoscale.laws import LAWS, registry
+from nanoscale.laws.holdout import holdout
+from nanoscale.studies.table_fit import FitSettings, fit_table
 
 KEYS = {
     "law",
@@ -516,7 +520,7 @@ def test_profile_and_influence_are_said_and_recorded(epoch_table, tmp_path, monk
     assert record["influence"]["single"][0]["units"] == [59]
     said = capsys.readouterr().out
     assert "profile intervals, 95 %:" in said
-    assert "law against law: fitted below 6 budgets" in said
+    assert "law against law: mean errors, of the runs above 6 budgets" in said
     assert record["rivals"]["law"] == "chinchilla"
     assert "influence: a = 0.5139: no single one moves it out of" in said
 
@@ -635,3 +639,38 @@ def test_checkpoints_of_runs_are_found_and_said(tmp_path, monkeypatch, capsys):
     assert (record["resampling"], record["runs"]["column"]) == ("wild-cluster", "job")
     assert record["runs"]["runs"] == 8
     assert "200 wild-cluster resamples of 8 runs (found by job, p = " in capsys.readouterr().out
+
+
+def test_sizes_with_seeds_are_a_ladder_however_many_they_are():
+    rng = np.random.default_rng(0)
+    C = np.repeat(1e12 * 2.0 ** np.arange(18), 2)
+    sizes = np.repeat(0.006 * rng.standard_normal(18), 2)
+    loss = (1.5 + 2 * (C / 1e12) ** -0.15) * np.exp(sizes + 0.001 * rng.standard_normal(36))
+    table = pd.DataFrame({"C": C, "loss": loss})
+    settings = FitSettings(c="C", loss="loss", law="power", resamples=100)
+    found = fit_table(table, settings).fit
+    assert found.resampling == "parametric"
+    assert found.components.size_sd > 0.003
+    assert len(found.dropped) == 9  # down to half of the sizes
+    assert fit_table(table[::2], settings).fit.resampling == "pairs"
+
+
+def test_a_ladder_of_anybody_is_a_law_of_c_and_no_surface():
+    N = np.geomspace(2e8, 1e10, 7).round()
+    loss = 1.75 + 420 / N**0.34 + 1100 / (20 * N) ** 0.36
+    table = pd.DataFrame({"size": N, "toks": 20 * N, "ce": loss})
+    settings = FitSettings(n="size", d="toks", loss="ce", resamples=100)
+    found = fit_table(table, settings)
+    assert found.fit.law == "power"
+    assert found.points.columns["C"] == pytest.approx(120 * N**2)
+    assert "so the law is of C" in found.warnings[0]
+    chinchilla = fit_table(table, replace(settings, law="chinchilla", resamples=0))
+    assert "leave --law out" in " ".join(chinchilla.warnings)
+
+
+def test_a_budget_is_meant_as_it_is_written(tmp_path):
+    N = np.repeat(np.geomspace(1e7, 1e9, 5), 5).round()
+    D = (np.tile(np.geomspace(1e17, 1e21, 5), 5) / (6 * N)).round() - 1  # 6 N D a little below
+    loss = 1.75 + 420 / N**0.34 + 1100 / D**0.36
+    found = holdout({"N": N, "D": D}, loss, 1e21)
+    assert (found.n_fitted, found.n_held_out) == (20, 5)
