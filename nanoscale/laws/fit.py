@@ -13,7 +13,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws import bootstrap, solver
-from nanoscale.laws.arrays import Array
+from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.forms import Law
 from nanoscale.laws.objectives import Objective
@@ -214,16 +214,23 @@ def fit_law(
     best = Certified.of(problem, points.loss, rule, starts)
     found = None
     if resampling is None and weights is None and resamples and best.converged:
-        named = {name: points.labels(values) for name, values in (labels or {}).items()}
-        if index is not None and not named:
-            named = {"group": index.tolist()}
-        found = find_runs(points.columns, best.residual, named)
+        found = _runs_in(points, best, index, labels or {})
         if found is not None:
             plan = plan.by_run(found.index)
         elif index is not None and index.max() + 1 < n:
             plan = plan.by_run(index)
     draws = plan.refits(best) if best.converged else np.empty((0, len(form.names)))
     return _result(best, points, plan, draws, int(drop_worst), found)
+
+
+def _runs_in(
+    points: Points, best: Certified, index: Index | None, labels: Mapping[str, RowLabels]
+) -> RunsFound | None:
+    """The runs that points are checkpoints of, by groups, by columns or by N."""
+    named = {name: points.labels(values) for name, values in labels.items()}
+    if index is not None and not named:
+        named = {"group": index.tolist()}
+    return find_runs(points.columns, best.residual, named)
 
 
 def _result(

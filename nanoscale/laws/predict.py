@@ -78,7 +78,8 @@ def predict(
     if noise is None or not len(fit.draws):
         return prediction
     ends = bootstrap.interval(new_runs(fit.losses(*fit.place(x)), noise, rng_seed))
-    ends = bootstrap.widened(ends, np.reshape(prediction.loss_ci95, (2, 1)))
+    of_law = np.array([prediction.loss_ci95], float).T
+    ends = bootstrap.widened(ends, of_law)
     return replace(prediction, run_ci95=ends[:, 0].tolist())
 
 

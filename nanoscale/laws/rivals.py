@@ -187,7 +187,7 @@ def rivals_of(
         rivals=rivals,
         reasons=reasons,
         loss_ci95=_stretched(fit, place, rivals),
-        preferred=_preferred(own, rivals),
+        preferred=preferred_of(own, rivals),
     )
 
 
@@ -286,7 +286,7 @@ def _stretched(fit: LawFit, place: dict[str, float], rivals: list[Rival]) -> lis
     return ends
 
 
-def _preferred(own: Rival, rivals: list[Rival]) -> str | None:
+def preferred_of(own: Rival, rivals: list[Rival]) -> str | None:
     """The law of least AICc, where that is below the own law's and it foresees better; where one
     cannot be held out, far below."""
     if own.aicc is None:

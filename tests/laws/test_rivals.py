@@ -10,6 +10,7 @@ from planted import grid
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law, fit_power_law, rivals_of
+from nanoscale.laws.rivals import Rival, preferred_of
 
 C = np.geomspace(1e11, 1e14, 15)
 TWO = 1.4 + 125 / C**0.21 + 8e5 / C**0.62
@@ -60,12 +61,33 @@ def test_the_law_that_the_runs_prefer_is_named():
     assert found.loss_ci95 is None  # of a law that they do not allow
 
 
-def test_a_law_that_cannot_be_held_out_is_named_where_it_is_far_better():
-    loss = noisy(TWO[:9], 1e-6)
-    fit = fit_law({"C": C[:9]}, loss, law="power", resamples=0)
-    found = rivals_of(fit, {"C": C[:9]}, loss, laws=["two-powers"])
-    assert next(r for r in found.rivals if r.law == "two-powers").holdout_error is None
-    assert "it could not be held out" in found.warnings[0]
+def rival(law, aicc, held_out, status="converged"):
+    return Rival(
+        law=law,
+        n_parameters=3,
+        status=status,
+        in_sample_error=0.01,
+        aicc=aicc,
+        holdout_error=held_out,
+        loss_ahead=2.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("aicc", "held_out", "status", "preferred"),
+    [
+        (-60.0, 0.01, "converged", "other"),
+        (-60.0, 0.03, "converged", None),  # it foresees worse
+        (-53.0, 0.01, "converged", None),  # no more than chance
+        (-60.0, 0.01, "max_iter", None),
+        (-59.0, None, "converged", None),
+        (-61.0, None, "converged", "other"),  # it could not be held out, and is far better
+        (None, 0.01, "converged", None),
+    ],
+)
+def test_another_law_is_preferred(aicc, held_out, status, preferred):
+    own, other = rival("own", -50.0, 0.02), rival("other", aicc, held_out, status)
+    assert preferred_of(own, [own, other]) == preferred
 
 
 def test_the_loss_ahead_goes_as_far_as_the_laws_that_the_runs_allow():

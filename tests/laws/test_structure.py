@@ -139,7 +139,7 @@ def test_runs_are_found_under_a_law_of_one_predictor_by_their_names_alone():
 
 
 def test_groups_that_are_given_are_resampled_whole():
-    C, loss, names = courses()
+    C, _, names = courses()
     noise = np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(C)))
     smooth = (1.5 + 2 * (C / 1e13) ** -0.15) * noise
     law = {"law": "power", "resamples": 100}
