@@ -219,23 +219,23 @@ def _check_falls(name: str, values: Mapping[str, Sequence[float]], loss: Sequenc
 
 
 # -- rows -----------------------------------------------------------------------------------------
-def twins(
-    frame: DataFrame,
-    columns: Mapping[str, Sequence[float]],
-    loss: Sequence[float],
-    read: Collection[str],
-) -> list[bool]:
-    """Whether each row repeats an earlier one: its numbers, to the rounding of a float32.
-
-    Seeds end apart: rows of equal columns are copies where none of them has another loss, and no
-    column of seeds, runs or names beside those `read` tells them apart.
-    """
+def called(frame: DataFrame, read: Collection[str]) -> list[list[float]]:
+    """A number for each text, of each column of seeds, runs or names beside those `read`."""
     import numpy as np
 
     names = [name for name in map(str, frame.columns) if _is_word(NAMING, name)]
-    called = [list(map(str, frame[name])) for name in names if name not in read]
-    labels = [np.unique(cells, return_inverse=True)[1] for cells in called]
-    rounded = np.array([*labels, *columns.values(), loss], dtype=np.float32)
+    columns = [list(map(str, frame[name])) for name in names if name not in read]
+    return [np.unique(cells, return_inverse=True)[1].tolist() for cells in columns]
+
+
+def twins(columns: Sequence[Sequence[float]], loss: Sequence[float]) -> list[bool]:
+    """Whether each row repeats an earlier one: its numbers, to the rounding of a float32.
+
+    Seeds end apart: rows of equal columns are copies where none of them has another loss.
+    """
+    import numpy as np
+
+    rounded = np.array([*columns, loss], dtype=np.float32)
     row = np.unique(rounded[:-1], axis=1, return_inverse=True)[1].ravel()
     first = np.unique(rounded, axis=1, return_index=True)[1]
     copies = np.ones(len(row), bool)

@@ -139,7 +139,7 @@ class FitRows:
                 values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
         read = {*columns.values()} - {columns.get("group")}
-        copies = table_faults.twins(frame, values, loss, read)
+        copies = table_faults.twins([*table_faults.called(frame, read), *values.values()], loss)
         if any(copies):
             notes.append(
                 f"{counted(sum(copies), 'row')} equal to others to the last bit: such twins count "
