@@ -84,12 +84,15 @@ def notes_of(frame: DataFrame) -> list[str]:
     return list(frame.attrs.get("notes", []))
 
 
-def column(option: str, name: str, frame: DataFrame) -> str:
-    """`name`, a column of the table; `UserError` with the nearest for another."""
+def column(option: str, name: str, frame: DataFrame, dashes: str = "--") -> str:
+    """`name`, a column of the table; `UserError` with the nearest for another.
+
+    dashes: those of the option where it was typed; none in Python.
+    """
     if name not in frame:
         columns = [str(key) for key in frame.columns]
         hint = did_you_mean(name, columns) or f"; there are {', '.join(columns)}"
-        raise UserError(f"--{option}={name}: the table has no such column{hint}")
+        raise UserError(f"{dashes}{option}={name}: the table has no such column{hint}")
     return name
 
 

@@ -23,6 +23,7 @@ from nanoscale.laws.points import (
     RowLabels,
     check_points,
     levels,
+    positive,
     rise_together,
 )
 from nanoscale.laws.problem import problem_of
@@ -74,36 +75,45 @@ class LawFit(Fit):
     def _values(self) -> Array:
         return np.array(list(self.params.values()))
 
+    @np.errstate(all="ignore")
     def predict(self, **x: float) -> PredictedLoss:
         """The loss at e.g. N=1e9, D=2e10, and its 95 % interval (of the law, not of a run).
 
-        Raises `UserError` where a predictor is missing.
+        Raises `UserError` where a predictor is missing, or no number above 0, for another name,
+        and where the law's loss is no finite number.
         """
         at = self.place(x)
-        loss = self.form.loss(self._values, *at)[0]
-        return PredictedLoss(float(loss), _ends(self.losses(*at)[:, 0]))
+        loss = finite(self.form.loss(self._values, *at)[0], "the law's loss", x)
+        return PredictedLoss(loss, _ends(self.losses(*at)[:, 0]))
 
     def place(self, x: Mapping[str, float]) -> list[Array]:
         """Each predictor (1,), by what it is called; that of a law of one may be called x."""
         read = self.x_names if {*self.x_names} <= x.keys() else self.form.predictors
-        missing = [name for name in read if name not in x]
-        if missing:
-            wanted = ", ".join(self.x_names)
+        wanted = ", ".join(self.x_names)
+        if not {*read} <= x.keys():
             raise UserError(f"the law reads {wanted}; got {', '.join(x) or 'nothing'}")
-        return [np.array([float(x[name])]) for name in read]
+        unknown = [name for name in x if name not in read]
+        if unknown:
+            raise UserError(f"{unknown[0]}: the law reads {wanted}")
+        return [np.array([positive(x[name], name)]) for name in read]
 
     def losses(self, *x: Array) -> Array:
         """(R, n): what the resamples' laws say at predictors (n,)."""
         return self.form.loss(self.draws, *x)
 
+    @np.errstate(all="ignore")
     def optimum(self, C: float) -> Optimum:
         """N* and D* of least loss at C = 6 N D FLOPs, with 95 % intervals.
 
-        Source: Hoffmann et al. 2022, equation 4. Raises `UserError` for a law without N and D.
+        Source: Hoffmann et al. 2022, equation 4. Raises `UserError` for a law without N and D,
+        and for a C that is no number above 0 or so far off that N* or D* is none.
         """
-        N, D = self.form.optimum(self._values, C)
+        C = positive(C, "C")
+        N, D = (
+            finite(size, "the optimum", {"C": C}) for size in self.form.optimum(self._values, C)
+        )
         draws_N, draws_D = self.form.optimum(self.draws, C)
-        return Optimum(float(N), float(D), _ends(draws_N), _ends(draws_D))
+        return Optimum(N, D, _ends(draws_N), _ends(draws_D))
 
     def summary(self) -> list[str]:
         """The lines a user sees: the law, every parameter's interval, what they rest on."""
@@ -151,6 +161,14 @@ class LawFit(Fit):
         return f"{line}{self.status}, {self.starts_agreeing()}"
 
 
+def finite(value: float | Array, what: str, at: Mapping[str, float]) -> float:
+    """The number; `UserError` where it is not finite."""
+    if not np.isfinite(value):
+        place = ", ".join(f"{name}={x:g}" for name, x in at.items())
+        raise UserError(f"{place}: {what} there is no finite number; ask nearer to the runs")
+    return float(value)
+
+
 def _ends(draws: Array) -> list[float] | None:
     """The 95 % of draws (R,), if there are any."""
     if not len(draws):
@@ -159,6 +177,7 @@ def _ends(draws: Array) -> list[float] | None:
     return ends
 
 
+@np.errstate(all="ignore")
 def fit_law(
     columns: Mapping[str, Iterable[float]],
     loss: Iterable[float],
@@ -220,7 +239,7 @@ def fit_law(
         elif index is not None and index.max() + 1 < n:
             plan = plan.by_run(index)
     draws = plan.refits(best) if best.converged else np.empty((0, len(form.names)))
-    return _result(best, points, plan, draws, int(drop_worst), found)
+    return _result(best, points, plan, draws, drop_worst, found)
 
 
 def _runs_in(
@@ -280,7 +299,7 @@ def _result(
         rng_seed=plan.rng_seed,
         warnings=_warnings(best, points, plan, lost),
         schema=SCHEMA,
-        dropped_worst=drop_worst,
+        dropped_worst=int(drop_worst),
         data=digest(points.x, points.loss),
         draws=draws,
     )

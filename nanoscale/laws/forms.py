@@ -29,10 +29,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from string import Formatter
 
 import numpy as np
 
-from nanoscale.errors import UserError, one_of
+from nanoscale.errors import UserError, cut, one_of
 from nanoscale.laws.arrays import Array
 
 EXPONENTS = (1e-3, 5.0)  # searched; an optimum at an end is reported as a hit bound
@@ -108,7 +109,7 @@ class Law:
     parameters by name -> (A, alpha, B, beta) of a sum A / N^alpha + B / D^beta that is least where
     the law is. constant: predictors that may have one value, as no exponent is theirs.
 
-    Raises `UserError` for a parameter of no known kind.
+    Raises `UserError` for a parameter of no known kind, or a formula that names what it has not.
     """
 
     name: str
@@ -127,6 +128,15 @@ class Law:
                 raise UserError(
                     f"law {self.name}: parameter {p.name} is a {p.kind!r}; choose {one_of(KINDS)}"
                 )
+        said = f"law {self.name}: formula {cut(self.formula)!r}"
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(self.formula)]
+        except ValueError as e:
+            raise UserError(f"{said}: {e}") from e
+        known = (*self.names, *self.predictors)
+        for name in names:
+            if name is not None and name not in known:
+                raise UserError(f"{said} names {{{name}}}; it has {one_of(known)}")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from nanoscale.laws import bootstrap, solver
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.certified import Certified
 from nanoscale.laws.components import Components
-from nanoscale.laws.fit import SCHEMA, LawFit
+from nanoscale.laws.fit import SCHEMA, LawFit, finite
 from nanoscale.laws.forms import Law, number
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import problem_of
@@ -137,10 +137,11 @@ class LadderFit(LawFit):
     curve: LawCurve
     points: list[LadderPoint]  # in order of x
 
+    @np.errstate(all="ignore")
     def predict(self, **x: float) -> PredictedLoss:
         """The loss at x, and its 95 % interval, over the `dropped` refits as the curve's is."""
-        at = float(self.place(x)[0][0])
-        loss = float(self(at))
+        at = self.place(x)[0][0]
+        loss = finite(self(at), "the law's loss", x)
         if not len(self.draws):
             return PredictedLoss(loss)
         refits = [self.form.at(d.params.values(), [at]) for d in self.dropped if at >= d.smallest_x]
@@ -180,6 +181,7 @@ class LadderFit(LawFit):
         return lines
 
 
+@np.errstate(all="ignore")
 def fit_power_law(
     x: Iterable[float],
     loss: Iterable[float],

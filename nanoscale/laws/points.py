@@ -8,13 +8,15 @@ refused here in one line.
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, cut
 from nanoscale.laws.arrays import Array, Index, Mask
 from nanoscale.laws.forms import Law
 
@@ -25,6 +27,7 @@ SAME_BUDGET = 0.1  # runs whose C differs by less, relative to the smallest, sha
 _SAME = 0.01  # values of a predictor this near in ln are one level
 MOST_LEVELS = 10  # counted
 LEVELS_NEEDED, LEVELS_WANTED = 3, 4  # of a predictor that has an exponent
+WIDEST = 1e30  # range of a predictor, which no runs have; far beyond, powers overflow
 TOGETHER = 0.999  # correlation of two predictors' logarithms that tells nothing apart
 
 
@@ -51,6 +54,8 @@ class Points:
         one predictor takes the only column there is. Raises `UserError` for other columns.
         """
         losses = numbers(loss, "loss")
+        if not len(losses):
+            raise UserError("no runs: the columns are empty; give one value per run")
         names, x = predictors(form, columns, losses)
         keep = kept(losses, drop_worst)
         return cls(names, x[:, keep], losses[keep], keep)
@@ -100,6 +105,18 @@ def numbers(values: Iterable[float], name: str) -> Array:
             f"{array[bad][0]} in row {bad.argmax()}); leave diverged and unfinished runs out"
         )
     return array
+
+
+def positive(value: float, name: str) -> float:
+    """A finite number above 0; `UserError` for another."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if 0 < number < math.inf:
+        return number
+    kind = "finite number" if number == math.inf else "number"
+    raise UserError(f"{name}={cut(value)}: expected a {kind} above 0")
 
 
 def number_columns(columns: TableColumns, loss: Array) -> dict[str, Array]:
@@ -172,9 +189,15 @@ def compute(values: Mapping[str, Array]) -> Array | None:
 def kept(loss: Array, drop_worst: int) -> Mask:
     """Mask (n,) that leaves out the `drop_worst` highest losses."""
     n = len(loss)
-    if not 0 <= drop_worst < n:
+    try:
+        drop_worst = operator.index(drop_worst)
+        known = 0 <= drop_worst < n
+    except TypeError:
+        known = False
+    if not known:
         raise UserError(
-            f"drop_worst = {drop_worst}: expected 0 to {n - 1}, as there are {n} losses"
+            f"drop_worst = {drop_worst}: expected 0 to {n - 1} (a whole number), as there are "
+            f"{n} losses"
         )
     keep = np.ones(n, bool)
     keep[np.argsort(loss, kind="stable")[n - drop_worst :]] = False
@@ -209,9 +232,20 @@ def rise_together(log_x: Array) -> bool:
     return len(log_x) == 2 and abs(np.corrcoef(*log_x)[0, 1]) > TOGETHER
 
 
+def check_range(name: str, values: Array) -> None:
+    """`UserError` for values (n,) too far apart to be of runs."""
+    low, high = values.min(), values.max()
+    if high / WIDEST > low:
+        raise UserError(
+            f"{name} reaches from {low:.3g} to {high:.3g}, over a factor {WIDEST:g}: write all its "
+            "values in one unit"
+        )
+
+
 def check_points(form: Law, names: tuple[str, ...], x: Array) -> None:
-    """`UserError` where there are too few points x (P, n), or values of a predictor."""
+    """`UserError` for too few points x (P, n) or values of a predictor, or too far apart."""
     for name, values in zip(names, x, strict=True):
+        check_range(name, values)
         seen = levels(values)
         if seen < LEVELS_NEEDED and name not in form.constant:
             plural = "s" if seen > 1 else ""

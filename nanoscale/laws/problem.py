@@ -19,6 +19,7 @@ from typing import ClassVar, Self, cast
 
 import numpy as np
 
+from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, ArrayPair, Chosen, Index, Mask, batches, put
 from nanoscale.laws.forms import EXPONENTS, LINEAR, Law, Term
 from nanoscale.laws.linear import solve_nonnegative
@@ -229,19 +230,27 @@ class Problem:
         """(1, count, p): of a grid of what is not linear, the best by relative least squares.
 
         loss (R or 1, n) over the scale and w (R or 1, n) are those of all data sets; their means
-        decide.
+        decide. Raises `UserError` where the law has finite losses at none of them.
         """
         middle = np.log(loss).mean(0)
         loss = np.exp(middle)
         weight = w.mean(0) / loss**2
         grid = self.theta(self._grid(loss))
         rss = np.empty(len(grid))
+        finite = False
         at_once = MOST_POINTS // len(loss)
         for rows in batches(len(grid), at_once):
             some = self.projected(grid[rows], weight[None], loss[None])
-            squares = (self.at(some).m - loss) ** 2
+            m = self.at(some).m
+            finite |= bool(np.isfinite(m).all(1).any())
+            squares = (m - loss) ** 2
             rss[rows] = (squares * weight).sum(1)
             grid[rows] = some
+        if not finite:
+            raise UserError(
+                f"law {self.law.name}: at none of its {len(grid)} starts does its function return "
+                "a finite number for every point; mend it, or its parameters' grid"
+            )
         rss[~np.isfinite(rss)] = np.inf
         order = np.argsort(rss)
         p = grid.shape[1]

@@ -158,6 +158,7 @@ def rivals_of(
     Raises `UserError` for a law of no such name.
     """
     loss = [*loss]
+    laws = [laws] if isinstance(laws, str) else laws
     points = Points.of(fit.form, columns, loss, drop_worst)
     unit = points.groups(groups) if groups is not None else _cells(points)
     options: FitOptions = {"objective": fit.objective_name}

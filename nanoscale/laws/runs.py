@@ -14,7 +14,7 @@ import numpy as np
 
 from nanoscale.errors import UserError
 from nanoscale.laws.arrays import Array, Index
-from nanoscale.laws.points import RowLabels, check_lengths, numbers, plain_labels
+from nanoscale.laws.points import RowLabels, check_lengths, check_range, numbers, plain_labels
 
 SIZES_NEEDED = 4
 
@@ -72,6 +72,8 @@ def _check_sizes(x: Array, labels: list[object], x_name: str) -> None:
     distinct = len(np.unique(x))
     if len(x) and distinct == 1:
         raise UserError(f"all runs have {x_name} = {x[0]:g}; a law needs runs of different sizes")
+    if len(x):
+        check_range(x_name, x)
     sizes = min(len(set(labels)), distinct)
     if sizes < SIZES_NEEDED:
         raise UserError(

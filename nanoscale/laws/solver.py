@@ -12,6 +12,7 @@ Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates t
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -191,6 +192,8 @@ def condition(task: Task, theta: Array) -> tuple[float, Array]:
     matrix = problem.sums(state, nothing, nothing, q).metric[..., 0]
     size = root(matrix.diagonal())
     scaled = matrix / size / size[:, None]
+    if not np.isfinite(scaled).all():
+        return math.inf, np.ones(len(scaled))
     values, vectors = np.linalg.eigh(scaled)
     least, most = values[[0, -1]]
     ratio = most / max(least, 1e-300)

@@ -149,7 +149,7 @@ class Ranking:
 def rank(
     table: DataFrame | Study | str | Path,
     *,
-    keys: Sequence[str] | None = None,
+    keys: Sequence[str] | str | None = None,
     loss: str = "val_loss",
     output_root: str | Path = "experiments_out",
 ) -> Ranking:
@@ -164,7 +164,7 @@ def rank(
         output_root: where a study is looked for by its name.
 
     Raises:
-        UserError: there is no such column, or a loss is no number.
+        UserError: there is no such column or no row, a key is the loss, or a loss is no number.
 
     Example:
         >>> import nanoscale as ns
@@ -179,20 +179,26 @@ def rank(
         [(0.001, 'best'), (0.002, 'tied'), (0.008, 'worse')]
     """
     frame = runs_of(table, output_root)
+    if frame.empty:
+        raise UserError("the table has no rows: there are no runs to rank")
+    if isinstance(keys, str):
+        keys = [keys]
     if keys is None:
         keys = [str(key) for key in frame.columns if key in FIELDS]
         if not keys:
             raise UserError(
                 "which columns make a setting? none is a key of a config; say it, as in keys=['lr']"
             )
-    column("loss", loss, frame)
-    check_loss(loss)
+    column("loss", loss, frame, "")
+    check_loss(loss, "loss")
     if not {*SEED_KEYS}.isdisjoint(frame) and (copies := frame.astype(str).duplicated()).any():
         raise UserError(
             f"row {copies.argmax() + 1} repeats another, its seed too: keep one of them"
         )
     for key in keys:
-        column("keys", key, frame)
+        column("keys", key, frame, "")
+        if key == loss:
+            raise UserError(f"keys={key}: it is the loss; name what makes a setting")
     rows = frame.to_dict("records")
     for number, row in enumerate(rows):
         row[loss] = None if row[loss] is None else number_at(number, loss, row[loss])

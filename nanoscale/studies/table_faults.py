@@ -103,16 +103,16 @@ def check_counts(columns: Mapping[str, str]) -> None:
         )
 
 
-def check_loss(name: str) -> None:
+def check_loss(name: str, option: str = "--loss") -> None:
     """`UserError` where the column is no loss by its name."""
     if _is_word("acc|accuracy", name):
         raise UserError(
-            f"--loss={name}: an accuracy rises with scale, and these laws fall; give "
+            f"{option}={name}: an accuracy rises with scale, and these laws fall; give "
             "the column of a loss"
         )
     if _is_word("ppl|perplexity", name):
         raise UserError(
-            f"--loss={name}: a perplexity is exp(loss), of which nothing here is in nats: give "
+            f"{option}={name}: a perplexity is exp(loss), of which nothing here is in nats: give "
             "its logarithm"
         )
 
@@ -235,7 +235,8 @@ def twins(columns: Sequence[Sequence[float]], loss: Sequence[float]) -> list[boo
     """
     import numpy as np
 
-    rounded = np.array([*columns, loss], dtype=np.float32)
+    mantissa, exponent = np.frexp(np.array([*columns, loss], float))
+    rounded = np.ldexp(mantissa.astype(np.float32).astype(float), exponent)  # beyond its range too
     row = np.unique(rounded[:-1], axis=1, return_inverse=True)[1].ravel()
     first = np.unique(rounded, axis=1, return_index=True)[1]
     copies = np.ones(len(row), bool)

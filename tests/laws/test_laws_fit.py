@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
 import textwrap
 from dataclasses import replace
 
@@ -9,7 +12,16 @@ import numpy as np
 import pytest
 
 from nanoscale.errors import UserError
-from nanoscale.laws import LAWS, Parameter, bootstrap, fit_law, forms, registry, solver
+from nanoscale.laws import (
+    LAWS,
+    Parameter,
+    bootstrap,
+    fit_law,
+    fit_power_law,
+    forms,
+    registry,
+    solver,
+)
 from nanoscale.laws.linear import solve_nonnegative, solve_positive
 from nanoscale.laws.objectives import OBJECTIVES, Objective
 from nanoscale.laws.points import levels
@@ -566,3 +578,74 @@ def test_resamples_in_parts_are_as_good(method, monkeypatch):
     if method == "pairs":  # equal streams up to the end of the first part
         assert parts.draws[:400] == pytest.approx(whole.draws[:400], rel=1e-6)
     assert parts.se["alpha"] == pytest.approx(whole.se["alpha"], rel=0.1)
+
+
+# -- bad input ------------------------------------------------------------------------------------
+X = np.geomspace(1e15, 1e18, 6)
+LADDER = 1.5 + 100 / X**0.12
+
+
+@pytest.mark.parametrize(
+    ("at", "says"),
+    [
+        ({"C": 0}, "C=0: expected a number above 0"),
+        ({"x": -1}, "x=-1: expected a number above 0"),
+        ({"C": math.nan}, "C=nan: expected a number above 0"),
+        ({"C": "1e9 FLOPs"}, "C=1e9 FLOPs: expected a number above 0"),
+        ({"C": math.inf}, "C=inf: expected a finite number above 0"),
+        ({"C": 1e18, "Q": 3}, "Q: the law reads C"),
+        ({"Q": 3}, "the law reads C; got Q"),
+    ],
+)
+def test_a_loss_is_foretold_at_numbers_above_0_of_what_the_law_reads(at, says):
+    for found in (fit_law({"C": X}, LADDER, law="power", resamples=0), ladder()):
+        with pytest.raises(UserError) as error:
+            found.predict(**at)
+        assert str(error.value) == says
+
+
+@functools.cache
+def ladder():
+    return fit_power_law(X, LADDER, resamples=100)
+
+
+@pytest.mark.filterwarnings("error")
+def test_however_far_a_law_says_a_finite_number_or_that_there_is_none():
+    assert ladder().predict(C=1e300).loss == pytest.approx(1.5, rel=1e-6)
+    steep = replace(ladder(), params={"E": 1.5, "K": 100.0, "g": 5.0})
+    with pytest.raises(UserError, match="x=1e-300: the law's loss there is no finite number"):
+        steep.predict(x=1e-300)
+
+
+def test_an_optimum_is_of_a_finite_number_above_0():
+    n, d = budgets()
+    found = fit_law({"N": n, "D": d}, CHINCHILLA.loss(HOFFMANN, n, d), resamples=0)
+    for C in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"C={C}: expected a .*number above 0"):
+            found.optimum(C)
+    best = found.optimum(1e300)
+    assert pytest.approx(1e300) == 6 * best.N * best.D
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "says"),
+    [
+        ([], {}, "no runs: the columns are empty; give one value per run"),
+        (X, {"drop_worst": 1.5}, "drop_worst = 1.5: expected 0 to 5 (a whole number), as there"),
+        (X, {"drop_worst": 6}, "drop_worst = 6: expected 0 to 5 (a whole number), as there are"),
+        (X ** np.linspace(1, 3, 6), {}, "C reaches from 1e+15 to 1e+54, over a factor 1e+30"),
+    ],
+)
+def test_points_that_no_law_can_be_fitted_to_are_refused(x, options, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        fit_law({"C": x}, LADDER[: len(x)], law="power", **options)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_ladder_of_any_range_is_fitted_in_silence_or_refused():
+    C = np.geomspace(1e2, 1e31, 8)
+    found = fit_power_law(C, 1.5 + 2 / C**0.15, resamples=100)
+    assert found.params == pytest.approx({"E": 1.5, "K": 2.0, "g": 0.15})
+    fit_law({"N": C, "D": C[::-1]}, 1.5 + 2 / C**3, resamples=0)
+    with pytest.raises(UserError, match="x reaches from 100 to 1e\\+200"):
+        fit_power_law(np.geomspace(1e2, 1e200, 8), 1.5 + 2 / C**0.15, x_name="x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -111,3 +112,24 @@ def test_the_examples_of_docstrings_run(module):
     results = doctest.testmod(importlib.import_module(f"nanoscale.laws.{module}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("formula", "says"),
+    [
+        ("{Z} / C^{g}", "law toy: formula '{Z} / C^{g}' names {Z}; it has 'K', 'g' or 'C'"),
+        ("{} / C^{g}", "law toy: formula '{} / C^{g}' names {}; it has 'K', 'g' or 'C'"),
+        ("{K / C", "law toy: formula '{K / C': expected '}' before end of string"),
+    ],
+)
+def test_a_formula_names_what_the_law_has(formula, says):
+    with pytest.raises(UserError) as error:
+        replace(toy(), formula=formula)
+    assert str(error.value) == says
+
+
+def test_a_function_that_is_finite_nowhere_is_said_to_be():
+    C = np.geomspace(1e13, 1e16, 8)
+    law = replace(toy(), function=lambda K, g, C: K * C * math.nan)
+    with pytest.raises(UserError, match="law toy: at none of its 6 starts does its function"):
+        fit_law({"C": C}, 40 * C**-0.08, law=law, resamples=0)

@@ -150,3 +150,9 @@ def test_a_law_asks_for_what_it_reads():
     assert fit.predict(C=1e15) == fit.predict(x=1e15)
     with pytest.raises(UserError, match=r"reads C; got N"):
         fit.predict(N=1e9)
+
+
+def test_one_name_is_one_law():
+    fit = fit_law({"C": C}, TWO, law="power", resamples=0)
+    found = rivals_of(fit, {"C": C}, TWO, laws="power")
+    assert [rival.law for rival in found.rivals] == ["power"]

@@ -64,7 +64,7 @@ def test_copies_are_no_seeds_and_an_accuracy_is_no_loss():
     with pytest.raises(UserError, match="row 16 repeats another, its seed too: keep one of them"):
         rank(pd.concat([grid(), grid()[:2]]))
     assert standings(rank(pd.concat([grid(), grid().assign(val_loss=4.0)])))[0.004] == "best"
-    with pytest.raises(UserError, match="--loss=val_acc: an accuracy rises"):
+    with pytest.raises(UserError, match=r"^loss=val_acc: an accuracy rises"):
         rank(grid(val_acc=0.5), loss="val_acc")
     with pytest.raises(UserError, match=r"a dict is no table: give a frame of pandas"):
         rank({"learning_rate": [1e-3]})
@@ -196,3 +196,23 @@ def test_runs_of_two_kinds_of_seed_are_replicates_of_one_setting():
 )
 def test_a_run_has_a_loss_has_diverged_or_has_no_result(value, state, loss):
     assert final_loss(value, state) == pytest.approx(loss, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "says"),
+    [
+        (0, {}, "the table has no rows: there are no runs to rank"),
+        (9, {"keys": "val_loss"}, "keys=val_loss: it is the loss; name what makes a setting"),
+        (9, {"keys": "lr"}, "keys=lr: the table has no such column"),
+        (9, {"loss": "los"}, "loss=los: the table has no such column"),
+        (9, {"loss": "accuracy"}, "loss=accuracy: an accuracy rises"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused_in_the_words_of_the_call(rows, options, says):
+    with pytest.raises(UserError) as error:
+        rank(grid(accuracy=0.5)[:rows], **options)
+    assert str(error.value).startswith(says)
+
+
+def test_one_key_is_a_name():
+    assert rank(grid(), keys="learning_rate") == rank(grid(), keys=["learning_rate"])

@@ -15,7 +15,7 @@ from nanoscale.__main__ import main
 from nanoscale.errors import UserError
 from nanoscale.experiments.tables import read_table
 from nanoscale.studies.sweep_laws import sweep_study
-from nanoscale.studies.table_faults import _chance_of_parts, where
+from nanoscale.studies.table_faults import _chance_of_parts, twins, where
 from nanoscale.studies.table_fit import FitRows, FitSettings, fit_table
 
 QUICK = FitSettings(resamples=0)
@@ -230,3 +230,9 @@ def test_sweeps_at_several_batches_are_refused_until_one_is_taken(tmp_path):
     assert sweep_study(one, columns={"n": "total_params"}, resamples=0).law is not None
     with pytest.raises(UserError, match="--n and --lr both name learning_rate"):
         sweep_study(one, columns={"n": "learning_rate"}, resamples=0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_beyond_the_range_of_a_float32_are_no_twins():
+    C = [1e40, 1e60, 1e60 * (1 + 1e-9), 1e200, 1e-60]
+    assert twins([C], [1.5] * 5) == [False, False, True, False, False]
