@@ -343,7 +343,7 @@ def _warnings(best: Certified, points: Points, plan: Resampling, lost: int) -> l
     n = len(points.loss)
     p = len(form.names)
     remedy = "give them at full precision"
-    warnings = warnings_of(points.loss, best.solution, lost, plan.count, remedy)
+    warnings = warnings_of(points.loss, best, lost, plan.count, remedy)
     if plan.count and plan.method == "pairs" and n < POINTS_PER_PARAMETER * p:
         warnings.append(
             f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "

@@ -485,7 +485,7 @@ def _warnings(runs: Runs, whole: Cut, tried: list[Part], lost: int, resamples: i
             "the interval holds both"
         )
     remedy = "fit those of metrics.json, which are at full precision"
-    return warnings + warnings_of(runs.loss, whole.best.solution, lost, resamples, remedy)
+    return warnings + warnings_of(runs.loss, whole.best, lost, resamples, remedy)
 
 
 def _curve(runs: Runs, parts: list[Part], dropped: list[Refit]) -> LawCurve:

@@ -178,8 +178,9 @@ def _check_reach(C: float, N: float, basis: Basis | None) -> None:
     if basis is not None:
         least, most = basis.reach["C"]
         if not least / MOST_DISTANCE <= C <= most * MOST_DISTANCE:
+            way = "far below" if least > C else "far beyond"
             raise UserError(
-                f"budget {C:g}: more than {MOST_DISTANCE:,.0f} times beyond the runs fitted, of "
+                f"budget {C:g}: {way} the runs fitted, over {MOST_DISTANCE:,.0f} times, of "
                 f"{least:.3g} to {most:.3g} FLOPs; no law says anything there: train runs nearer"
             )
     if FEWEST_PARAMETERS > N:

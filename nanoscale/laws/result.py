@@ -7,21 +7,23 @@ and the parameters that the runs do not pin down are fields of the result, print
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from nanoscale.laws.arrays import Array
+from nanoscale.laws.certified import Certified
 from nanoscale.laws.forms import Law, Parameter, number
 from nanoscale.laws.problem import Problem
 from nanoscale.laws.record import Record
-from nanoscale.laws.solver import Solution
 from nanoscale.spec.values import Json
 
 RATIO = 4.0  # ends of an interval further apart than this do not identify a parameter
 NONE = 1e-6  # of an interval's upper end: a lower end that is nothing
 FLAT = 1e10  # condition number beyond which rounding alone decides a direction
 ROUNDED_DECIMALS = 4
+OF_RESIDUALS = 0.1  # rounding that matters, of the residuals' standard deviation
 LOST = 0.01  # share of resamples without a fit that is worth a warning
 NO_FIT = "the solver did not converge"
 
@@ -185,13 +187,16 @@ def rounded_to(loss: Array) -> int | None:
     return None
 
 
-def warnings_of(
-    loss: Array, solution: Solution, lost: int, resamples: int, remedy: str
-) -> list[str]:
-    """What is suspicious about any fit: rounded losses, starts that disagree, lost resamples."""
+def warnings_of(loss: Array, best: Certified, lost: int, resamples: int, remedy: str) -> list[str]:
+    """What is suspicious about any fit: rounded losses, starts that disagree, lost resamples.
+
+    Rounding that is lost in the residuals is not.
+    """
     warnings = []
+    solution = best.solution
     decimals = rounded_to(loss)
-    if decimals is not None:
+    off = loss - best.fitted * best.problem.scale
+    if decimals is not None and 10.0**-decimals / math.sqrt(12) >= OF_RESIDUALS * off.std():
         plural = "" if decimals == 1 else "s"
         warnings.append(f"the losses look rounded to {decimals} decimal{plural}: {remedy}")
     agreeing = solution.agreeing[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kKmMbBtT])")
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 SMALL, LARGE = 1e4, 1e6  # counts below the one beside counts above the other are in millions
 LEAST_COUNTS = {"N": 1e3, "D": 1e4}  # parameters of the smallest run, tokens of the longest
+SCALE_WORDS = {
+    "n": "params?|parameters?",
+    "d": "tok(en)?s?",
+    "c": "flops?|compute",
+}  # beside n, d and c
+OFF_COMPUTE = 100.0  # times 6 N D, either way
 FEW_TOKENS, MANY_TOKENS = 0.1, 2e3  # per parameter, of half the runs
 MOST_NATS = 13.0  # of a guess among 440,000 tokens
 FEW_VALUES, SEVERAL = 10, 3  # of a column that parts experiments; rows of each
@@ -75,6 +82,42 @@ def _plain(cell: object) -> object:
 
 
 # -- columns --------------------------------------------------------------------------------------
+def loss_of(table: DataFrame) -> str:
+    """The column called `loss`, or the only one of numbers that has it in its name.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    names = [name for name in map(str, table.columns) if "loss" in name.lower()]
+    numbered = [name for name in names if _has_numbers(table, name)]
+    found = ["loss"] if "loss" in numbered else numbered
+    if len(found) == 1:
+        return found[0]
+    guess = shlex.quote([*numbered, *names, "final_loss"][0])
+    raise UserError(f"which column is the loss? say it, as in --loss={guess}")
+
+
+def scales_in(table: DataFrame) -> dict[str, str]:
+    """n, d or c -> the first column of numbers that is so called."""
+    found: dict[str, str] = {}
+    for name in map(str, table.columns):
+        keys = [
+            key for key in SCALE_WORDS if name.lower() == key or _is_word(SCALE_WORDS[key], name)
+        ]
+        if len(keys) == 1 and not _is_word("per", name) and _has_numbers(table, name):
+            found.setdefault(keys[0], name)
+    return {key: found[key] for key in SCALE_WORDS if key in found}
+
+
+def _has_numbers(table: DataFrame, name: str) -> bool:
+    """Whether all its cells that are not empty are numbers, with a unit or without."""
+    import pandas as pd
+
+    cells = table[name].dropna().astype(str).str.strip()
+    numbers = pd.to_numeric(cells, errors="coerce").notna()
+    return not cells.empty and bool((numbers | cells.str.fullmatch(WITH_UNIT.pattern)).all())
+
+
 def check_columns(columns: Mapping[str, str]) -> None:
     """`UserError` where one column is named twice, or one is by its name another thing."""
     columns = {key.lower(): name for key, name in columns.items()}
@@ -158,6 +201,25 @@ def odd_ratio(values: Mapping[str, Array]) -> list[str]:
     ]
 
 
+def odd_compute(frame: DataFrame, columns: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:
+    """A warning of FLOPs far from 6 N D, where a frame has numbers of all three in our columns."""
+    import numpy as np
+    import pandas as pd
+
+    names = [columns[key] for key in SCALE_WORDS]
+    if names != [ours[key] for key in SCALE_WORDS] or not {*names} <= {*frame.columns}:
+        return []
+    n, d, c = (pd.to_numeric(frame[name], errors="coerce") for name in names)
+    ratio = np.array(c / (6 * n * d), float)
+    half = float(np.median(ratio))
+    if not 0 < half < math.inf or 1 / OFF_COMPUTE < half < OFF_COMPUTE:
+        return []
+    return [
+        f"half of the runs have {names[2]} of {half:.2g} times 6 N D and more, where N is "
+        f"{names[0]} and D {names[1]}: are all three in one unit, FLOPs not in PFLOPs?"
+    ]
+
+
 def _is_word(pattern: str, name: str) -> bool:
     return re.search(f"(^|[^a-z])({pattern})($|[^a-z])", name.lower()) is not None
 
@@ -168,13 +230,16 @@ def with_numbers(frame: DataFrame, columns: Mapping[str, str]) -> tuple[DataFram
     for key, name in columns.items():
         if key in ("loss", "group"):
             continue
-        matches = [WITH_UNIT.fullmatch(str(cell).strip()) for cell in frame[name]]
+        written = frame[name].dropna()
+        matches = [WITH_UNIT.fullmatch(str(cell).strip()) for cell in written]
         found = [match for match in matches if match is not None]
         if len(found) < len(matches) or not found:
             continue
         numbers = [float(match[1]) * UNITS[match[2].lower()] for match in found]
         notes.append(f"{name}: {found[0][0]} is read as {numbers[0]:g}")
-        frame = frame.assign(**{name: numbers})
+        following = iter(numbers)
+        cells = [next(following) if there else math.nan for there in frame[name].notna()]
+        frame = frame.assign(**{name: cells})
     return frame, notes
 
 
@@ -219,13 +284,14 @@ def _check_falls(name: str, values: Mapping[str, Sequence[float]], loss: Sequenc
 
 
 # -- rows -----------------------------------------------------------------------------------------
-def called(frame: DataFrame, read: Collection[str]) -> list[list[float]]:
-    """A number for each text, of each column of seeds, runs or names beside those `read`."""
+def called(frame: DataFrame, columns: Mapping[str, str]) -> list[list[float]]:
+    """A number for each text, of each column of seeds, runs or names beside those of numbers."""
     import numpy as np
 
+    read = [name for key, name in columns.items() if key != "group"]
     names = [name for name in map(str, frame.columns) if _is_word(NAMING, name)]
-    columns = [list(map(str, frame[name])) for name in names if name not in read]
-    return [np.unique(cells, return_inverse=True)[1].tolist() for cells in columns]
+    texts = [list(map(str, frame[name])) for name in names if name not in read]
+    return [np.unique(cells, return_inverse=True)[1].tolist() for cells in texts]
 
 
 def twins(columns: Sequence[Sequence[float]], loss: Sequence[float]) -> list[bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -138,8 +139,7 @@ class FitRows:
             if key not in ("loss", "group"):
                 values[key.upper()] = numbers_of(frame, name)
         loss = numbers_of(frame, columns["loss"])
-        read = {*columns.values()} - {columns.get("group")}
-        copies = table_faults.twins([*table_faults.called(frame, read), *values.values()], loss)
+        copies = table_faults.twins([*table_faults.called(frame, columns), *values.values()], loss)
         if any(copies):
             notes.append(
                 f"{counted(sum(copies), 'row')} equal to others to the last bit: such twins count "
@@ -150,6 +150,7 @@ class FitRows:
             values = {name: [column[k] for k in kept] for name, column in values.items()}
         table_faults.check_values(columns, values, loss)
         notes += table_faults.doubts(columns, values, loss)
+        notes += table_faults.odd_compute(frame, OURS | columns, OURS)
         groups = None
         if "group" in columns:
             groups = list(map(str, frame[columns["group"]]))
@@ -508,21 +509,33 @@ def columns_of(table: DataFrame, settings: FitSettings) -> dict[str, str]:
     if "loss" not in columns and OURS["loss"] in table:
         columns["loss"] = OURS["loss"]
     if "loss" not in columns:
-        guesses = [name for name in map(str, table.columns) if "loss" in name.lower()]
-        guess = guesses[0] if guesses else "final_loss"
-        raise UserError(f"which column is the loss? say it, as in --loss={guess}")
+        columns["loss"] = table_faults.loss_of(table)
     _check_predictors(columns, len(predictors), table)
     table_faults.check_columns(columns)
     return columns
 
 
+def _options_for(columns: Mapping[str, str], table: DataFrame) -> list[str]:
+    """What to type for N, D and C: those that are named, then the others that the table has."""
+    likely = {key: columns[key] for key in SCALES if key in columns}
+    likely |= table_faults.scales_in(table) | likely
+    return [f"--{key}={shlex.quote(name)}" for key, name in likely.items()]
+
+
 def _check_predictors(columns: Mapping[str, str], wanted: int, table: DataFrame) -> None:
     given = [f"--{key}" for key in SCALES if key in columns]
+    options = _options_for(columns, table)
     if wanted == 1 and len(given) != 1:
-        said = f"not {' '.join(given)}" if given else "as in --c=flops"
+        said = f"not {' '.join(given)}" if given else f"as in {[*options, '--c=flops'][0]}"
         raise UserError(f"a law of one predictor needs one of --n, --d and --c, {said}")
     if wanted > 1 and len(given) != 2:
-        said = "not all three" if len(given) == 3 else "as in --n=total_params --d=tokens_seen"
+        said = "as in --n=total_params --d=tokens_seen"
+        if len(given) == 3:
+            said = "not all three"
+        elif len(options) == 1:
+            said = f"or, of one alone, --law={LADDER} {options[0]}"
+        elif options:
+            said = f"as in {' '.join(options[:2])}"
         raise UserError(
             f"which columns are N, D and C? give two of --n, --d and --c (C = 6 N D), {said}; "
             f"the table has {', '.join(map(str, table.columns))}"
@@ -553,9 +566,11 @@ def numbers_of(frame: DataFrame, name: str) -> list[float]:
     for row, value in zip(frame.index, frame[name], strict=True):
         number = number_at(row, name, value)
         if not 0 < number < math.inf:
+            empty = math.isnan(number) and not isinstance(value, str)
+            said = f"{name} is empty" if empty else f"{name}={cut(str(value))}"
             raise UserError(
-                f"{row_of_frame(row)}: {name}={cut(str(value))}: expected a number above 0; leave "
-                "diverged and unfinished runs out"
+                f"{row_of_frame(row)}: {said}: expected a number above 0; leave diverged and "
+                "unfinished runs out"
             )
         values.append(number)
     return values

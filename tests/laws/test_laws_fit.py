@@ -146,7 +146,8 @@ def test_outliers_and_rounding_move_the_exponent_as_published(epoch, inliers):
     for decimals, expected in rows.items():
         found = fit(*inliers[:2], np.round(inliers[2], decimals))
         assert (round(found.params["alpha"], 5), round(found.params["beta"], 5)) == expected
-        assert f"rounded to {decimals} decimal" in found.warnings[0]
+        said = any(f"rounded to {decimals} decimal" in w for w in found.warnings)
+        assert said == (decimals < 3)  # of finer ones the residuals hold no trace
 
 
 @pytest.mark.parametrize(

@@ -236,3 +236,58 @@ def test_sweeps_at_several_batches_are_refused_until_one_is_taken(tmp_path):
 def test_rows_beyond_the_range_of_a_float32_are_no_twins():
     C = [1e40, 1e60, 1e60 * (1 + 1e-9), 1e200, 1e-60]
     assert twins([C], [1.5] * 5) == [False, False, True, False, False]
+
+
+def test_a_column_called_loss_is_the_loss_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = unnamed()
+    loss = table["val_loss"]
+    C, seed = table["flops"], np.arange(24)
+    for names in (["loss", "train_loss"], ["Eval/Loss (final)"]):
+        frame(tmp_path, {"flops": C, **dict.fromkeys(names, loss), "seed": seed})
+        assert main(["fit", "runs.csv", "--law=power", "--c=flops", "--bootstrap=0"]) in (0, 3)
+        assert f"C = flops, L = {names[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("names", "arguments", "said"), [
+    (["flops", "loss", "seed"], [], "of one alone, --law=power --c=flops; the table has flops, "),
+    (["C", "loss", "d_model"], [], "of one alone, --law=power --c=C; the table has "),
+    (["D", "loss", "seed"], ["--d=D"], "of one alone, --law=power --d=D; the table has "),
+    (["C", "loss", "Model (params)"], ["--c=C"], "as in --c=C --n='Model (params)'; the table"),
+    (["Training FLOP", "loss", "seed"], ["--law=power"], "--c, as in --c='Training FLOP'"),
+    (["C", "eval/loss (final)", "loss_2"], ["--law=power"], "as in --loss='eval/loss (final)'"),
+])  # fmt: skip
+def test_which_columns_to_type_is_said(tmp_path, names, arguments, said):
+    table = frame(tmp_path, dict(zip(names, [unnamed()["flops"]] * 3, strict=True)))
+    options = dict(argument.removeprefix("--").split("=") for argument in arguments)
+    with pytest.raises(UserError, match=re.escape(said)):
+        fit_table(table, FitSettings(resamples=0, **options))
+
+
+def test_an_empty_cell_among_those_with_units_is_named(tmp_path):
+    columns = rows()
+    written = [f"{d / 1e9!r}B" for d in columns["tokens_seen"].tolist()]
+    written[4] = ""
+    with pytest.raises(UserError, match="row 5: tokens_seen is empty: expected"):
+        fit_table(frame(tmp_path, columns | {"tokens_seen": written}), QUICK)
+
+
+@pytest.mark.parametrize("unit", [1e-15, 1e-3, 1e3])
+def test_flops_far_from_those_of_n_and_d_are_said(tmp_path, unit):
+    columns = unnamed()
+    table = frame(tmp_path, columns | {"flops": columns["flops"] * unit})
+    (said,) = fit_table(table, QUICK).warnings
+    assert f"have flops of {unit:.2g} times 6 N D" in said
+    for near in (0.02, 50):
+        table = frame(tmp_path, columns | {"flops": columns["flops"] * near})
+        assert fit_table(table, QUICK).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("sd", "decimals", "said"), [(2e-3, 4, False), (2e-3, 2, True), (0, 4, True)]
+)
+def test_rounding_is_said_where_it_matters(tmp_path, sd, decimals, said):
+    columns = rows(sd)
+    columns["val_loss"] = columns["val_loss"].round(decimals)
+    warnings = fit_table(frame(tmp_path, columns), QUICK).warnings
+    assert any("losses look rounded" in w for w in warnings) == said
