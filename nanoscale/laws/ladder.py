@@ -369,19 +369,18 @@ def _parts(tried: list[Cut], resamples: int, rng_seed: int) -> list[Part]:
 
 
 def _shares(tried: list[Cut]) -> list[float]:
-    """Shares of the resamples by how well the runs speak for each: exp(-BIC / 2).
+    """Shares of the resamples by how well the runs speak for each: exp(-AIC / 2).
 
     A size that is left out costs what a parameter does, so that fewer sizes are not better for
-    being fewer (Jay & Neil 2021, Physical Review D 103, 114502): ln n of n runs (Schwarz 1978).
-    Noise is that of a size's mean about the whole ladder's law.
+    being fewer; noise is that of a size's mean about the whole ladder's law. Source: Jay & Neil
+    2021, Physical Review D 103, 114502.
     """
     unit = tried[0].components.mean_variance
-    cost = math.log(len(tried[0].x))
-    bic = []
+    aic = []
     for cut in tried:
         squares = cut.components.size_squares / unit if unit else 0.0
-        bic.append(squares + cost * cut.more)
-    weights = np.exp(-(np.array(bic) - min(bic)) / 2)
+        aic.append(squares + 2 * cut.more)
+    weights = np.exp(-(np.array(aic) - min(aic)) / 2)
     shares: list[float] = (weights / weights.sum()).tolist()
     return shares
 
