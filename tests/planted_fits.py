@@ -49,6 +49,7 @@ def ladder_fit(x: np.ndarray, **changes: Any) -> LadderFit:
         ci95_noise={},
         noise={},
         components=None,
+        rival=None,
         shares=[1.0],
         predictors=["C"],
         exponents={},

@@ -128,6 +128,9 @@ class Law:
                 raise UserError(
                     f"law {self.name}: parameter {p.name} is a {p.kind!r}; choose {one_of(KINDS)}"
                 )
+
+    def check_formula(self) -> None:
+        """`UserError` for a formula that names what the law does not have."""
         said = f"law {self.name}: formula {cut(self.formula)!r}"
         try:
             names = [name for _, name, _, _ in Formatter().parse(self.formula)]

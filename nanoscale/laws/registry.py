@@ -33,7 +33,8 @@ _files: dict[str, LawsFile] = {}  # by their paths
 def register_law(law: Law) -> Law:
     """Make a law known by its name, to `fit_law` and to `nanoscale fit --law`.
 
-    Raises `UserError` for a name that is taken, or is no plain word.
+    Raises `UserError` for a name that is taken, or is no plain word, and for a formula that names
+    what the law does not have.
 
     >>> from nanoscale.laws import Law, Parameter, register_law
     >>> law = register_law(Law(
@@ -51,6 +52,7 @@ def register_law(law: Law) -> Law:
     if law.name in LAWS:
         owner = "is built in" if law.name in BUILT_IN_LAWS else "is registered already"
         raise UserError(f"law {law.name!r} {owner}; choose another name")
+    law.check_formula()
     known = replace(law, function=guarded(law.function, f"law {law.name!r}"))
     LAWS[law.name] = known
     return known

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WITH_UNIT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([kKmMbBtT])")
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 SMALL, LARGE = 1e4, 1e6  # counts below the one beside counts above the other are in millions
+OUR_COUNTS = ("total_params", "tokens_seen")  # whose unit is known, of tiny runs too
 LEAST_COUNTS = {"N": 1e3, "D": 1e4}  # parameters of the smallest run, tokens of the longest
 SCALE_WORDS = {
     "n": "params?|parameters?",
@@ -263,9 +264,11 @@ def check_units(columns: Mapping[str, str], values: Mapping[str, Sequence[float]
         beside = ""
         if max(counts) < SMALL and min(others) > LARGE:
             beside = f" beside {min(others):.3g} and more"
-        if beside or few < LEAST_COUNTS.get(name, 0):
+        column = columns[name.lower()]
+        ours = column in OUR_COUNTS
+        if beside or (few < LEAST_COUNTS.get(name, 0) and not ours):
             raise UserError(
-                f"--{name.lower()}={columns[name.lower()]}: {min(counts):g} to {max(counts):g}"
+                f"--{name.lower()}={column}: {min(counts):g} to {max(counts):g}"
                 f"{beside} looks like millions or billions: write them out, or with their unit, as "
                 "in 125M"
             )

@@ -124,7 +124,7 @@ def test_the_examples_of_docstrings_run(module):
 )
 def test_a_formula_names_what_the_law_has(formula, says):
     with pytest.raises(UserError) as error:
-        replace(toy(), formula=formula)
+        register_law(replace(toy(), formula=formula))
     assert str(error.value) == says
 
 
