@@ -13,7 +13,7 @@ from nanoscale.laws import LAWS, fit_law
 from nanoscale.laws.influence import influence_of
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("by", ["point", "run"])
 def test_each_change_is_that_of_a_fit_without_it(by):
     N, D, loss = grid(0.002)

@@ -242,7 +242,7 @@ def test_every_resample_is_at_scipys_minimum_or_below(inliers):
         assert problem.params(theta)[3:] == pytest.approx(result.x[3:], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_resamples_with_several_minima_are_solved_from_several_starts():
     n, d = budgets()
     loss = noisy(n, d, 0.08, seed=3)

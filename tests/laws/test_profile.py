@@ -81,7 +81,7 @@ def test_own_noise_is_the_sandwichs(clusters):
     assert "noise='own' the interval of E is 1.3 times as wide" in equal.warnings[0]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("objective", ["mse", "log-huber"])
 def test_at_an_end_the_law_fitted_anew_is_refuted_to_the_level(objective):
     N, D = budgets()

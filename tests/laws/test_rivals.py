@@ -39,7 +39,7 @@ def test_the_broken_law_is_the_papers():
     assert np.allclose(list(fit.params.values()), [E, K, g, h, B, f], rtol=1e-4)
 
 
-@pytest.mark.parametrize("law", ["power", "two-powers"])
+@pytest.mark.parametrize("law", ["power", pytest.param("two-powers", marks=pytest.mark.soak)])
 def test_a_law_that_holds_gives_way_to_none_but_a_simpler_one(law):
     loss = noisy(1.4 + 125 / C**0.21, 2e-4)
     fit = fit_law({"C": C}, loss, law=law, resamples=0)

@@ -16,7 +16,7 @@ def residual(N, D, loss):
     return np.log(loss / LAW.loss(TRUTH, N, D))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_intervals_hold_the_truth_where_points_are_checkpoints():
     measured = coverage(2, 100, runs=8, each=6)
     apart = coverage(2, 100, "pairs", runs=8, each=6)

@@ -399,7 +399,7 @@ def test_a_fit_draws_what_its_table_allows_and_leaves_no_scraps(
     assert all(f"{name}.png" in last for name in names)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_rollout_is_hold_outs_with_intervals_and_holds_the_one_asked_for(table):
     _, record = fit(table, "--holdout=5e18", "--figures=figures", *QUICK)
     held = [row for row in record["rollout"] if row["threshold"] == 5e18]
