@@ -22,10 +22,16 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError, disk_errors
 
+if TYPE_CHECKING:
+    import psutil
+
 BEAT_SECONDS, MISSED = 10.0, 12
+EPOCHAL = 1e9  # seconds: no machine has run for so long
+SAME_SECONDS = 2.0  # within which a process of the same number is the same one
 NAME = re.compile(r"lease-(\d+)\.json")
 
 
@@ -36,7 +42,7 @@ class Owner:
     pid: int | None = None
     host: str | None = None
     machine: str | None = None  # as `machine` says it
-    process_started: float = 0.0  # seconds since the epoch
+    process_started: float = 0.0  # seconds, as `started` says them
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -130,8 +136,7 @@ def this_process() -> Owner:
     """Who we are: enough to tell later, from the same machine, whether this process still lives."""
     import psutil
 
-    started = psutil.Process().create_time()
-    return Owner(os.getpid(), socket.gethostname(), machine(), started)
+    return Owner(os.getpid(), socket.gethostname(), machine(), started(psutil.Process()))
 
 
 def machine() -> str:
@@ -160,10 +165,26 @@ def process_lives(owner: Owner) -> bool:
 
     try:
         process = psutil.Process(owner.pid)
-        same = abs(process.create_time() - owner.process_started) < 1.0
+        now = started(process)
+        if owner.process_started > EPOCHAL > now:  # a claim that counted from the epoch
+            now = process.create_time()
+        same = abs(now - owner.process_started) < SAME_SECONDS
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def started(process: psutil.Process) -> float:
+    """When a process began: after the boot, where the system says so, else since the epoch.
+
+    Seconds since the epoch move with the clock, and by one with the rounding of the time of boot:
+    a living owner would pass for dead.
+    """
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return process.create_time()
 
 
 def _clock(folder: Path) -> float:

@@ -172,6 +172,18 @@ def test_the_heartbeat_beats_until_the_end(tmp_path, monkeypatch):
     assert claims(tmp_path) == []
 
 
+def test_a_clock_that_is_set_kills_nobody(tmp_path, monkeypatch):
+    """Seconds since the epoch move with the clock; those after the boot do not."""
+    psutil = pytest.importorskip("psutil")
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("this system says no time after the boot")
+    now = psutil.Process.create_time
+    with take(tmp_path):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: now(self) + 3600)
+        with pytest.raises(Held):
+            take(tmp_path)
+
+
 # -- many ---------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_of_many_processes_one_has_the_folder_at_any_time(tmp_path):
