@@ -10,6 +10,7 @@ import numpy as np
 
 from nanoscale.laws import LAWS, LadderFit, LawFit
 from nanoscale.laws.ladder import LawCurve
+from nanoscale.laws.rivals import Rival
 
 FIT = {
     "objective_name": "log-huber",
@@ -78,3 +79,15 @@ def law_fit(params: Mapping[str, float], **changes: Any) -> LawFit:
         draws=np.empty((0, 5)),
     )
     return replace(fit, **changes)
+
+
+def rival(law, aicc=-400.0, held_out=0.01, status="converged", ahead=2.0):
+    return Rival(
+        law=law,
+        n_parameters=3,
+        status=status,
+        in_sample_error=0.002,
+        aicc=aicc,
+        holdout_error=held_out,
+        loss_ahead=ahead,
+    )

@@ -109,7 +109,7 @@ class Law:
     parameters by name -> (A, alpha, B, beta) of a sum A / N^alpha + B / D^beta that is least where
     the law is. constant: predictors that may have one value, as no exponent is theirs.
 
-    Raises `UserError` for a parameter of no known kind, or a formula that names what it has not.
+    Raises `UserError` for a parameter of no known kind.
     """
 
     name: str

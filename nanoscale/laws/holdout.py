@@ -127,12 +127,18 @@ def rollout(
     for threshold in each(thresholds(budgets, least, also), "hold-outs"):
         try:
             row = past.held_out(budgets, threshold, 0)
-            bias = past.biases(budgets < threshold * (1 - ROUNDED), min(MOST_RESAMPLES, resamples))
+            bias = past.biases(_below(budgets, threshold), min(MOST_RESAMPLES, resamples))
         except UserError:
             continue
         ends = bootstrap.interval(bias).tolist() if len(bias) else None
         steps.append(RolloutStep(**vars(row), bias_ci95=ends))
     return steps
+
+
+def _below(budgets: Array, threshold: float) -> Mask:
+    """(n,): the runs that are fitted, which one that is meant to be at the threshold is not."""
+    below: Mask = budgets < threshold * (1 - ROUNDED)
+    return below
 
 
 def thresholds(budgets: Array, least: int, also: Sequence[float] = ()) -> list[float]:
@@ -201,7 +207,7 @@ class Past:
 
     def held_out(self, budgets: Array, threshold: float, resamples: int) -> HoldOut:
         """The law of the runs below a budget against those above; `UserError` for no such runs."""
-        below = budgets < threshold * (1 - ROUNDED)
+        below = _below(budgets, threshold)
         n_fitted = int(below.sum())
         n_held_out = len(below) - n_fitted
         if not n_fitted or not n_held_out:

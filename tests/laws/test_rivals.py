@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 from planted import grid
+from planted_fits import rival
 
 from nanoscale.errors import UserError
 from nanoscale.laws import LAWS, fit_law, fit_power_law, rivals_of
-from nanoscale.laws.rivals import Rival, preferred_of
+from nanoscale.laws.rivals import preferred_of
 
 C = np.geomspace(1e11, 1e14, 15)
 TWO = 1.4 + 125 / C**0.21 + 8e5 / C**0.62
@@ -59,18 +60,6 @@ def test_the_law_that_the_runs_prefer_is_named():
     assert len(found.text()) == 5
     assert found.text()[-1].endswith("allow two-powers (AICc within 10 of the least)")
     assert found.loss_ci95 is None  # of a law that they do not allow
-
-
-def rival(law, aicc, held_out, status="converged"):
-    return Rival(
-        law=law,
-        n_parameters=3,
-        status=status,
-        in_sample_error=0.01,
-        aicc=aicc,
-        holdout_error=held_out,
-        loss_ahead=2.0,
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
-from planted_fits import law_fit
+from planted_fits import law_fit, rival
 
 from nanoscale.errors import UserError
 from nanoscale.laws.band import Band
 from nanoscale.laws.holdout import RolloutStep
 from nanoscale.laws.isoflop import IsoFlop, IsoflopGrid, Valley
 from nanoscale.laws.multiverse import Analysis, Multiverse
-from nanoscale.laws.rivals import Rival, Rivals
+from nanoscale.laws.rivals import Rivals
 from nanoscale.report import (
     cloud_figure,
     frontier_figure,
@@ -131,21 +131,10 @@ def valley_line():
 
 
 def rivals():
-    def rival(law, error, loss, status="converged"):
-        return Rival(
-            law=law,
-            n_parameters=5,
-            status=status,
-            in_sample_error=0.002,
-            aicc=-400.0,
-            holdout_error=error,
-            loss_ahead=loss,
-        )
-
     laws = [
-        rival("chinchilla", 0.003, 2.18),
-        rival("power", None, 2.12),
-        rival("broken", 0.01, 2.0, "max_iter"),
+        rival("chinchilla", held_out=0.003, ahead=2.18),
+        rival("power", held_out=None, ahead=2.12),
+        rival("broken", held_out=0.01, status="max_iter"),
     ]
     return Rivals(
         law="chinchilla",
