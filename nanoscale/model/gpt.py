@@ -366,6 +366,10 @@ class GPT(nn.Module):
         Raises:
             ValueError, IndexError: as `hidden`; or a target is not in the vocabulary.
         """
+        if targets is not None and self.learning and probe is None:
+            loss = self.ops.whole_loss(self, idx, targets, masks)
+            if loss is not None:
+                return None, loss
         x = self.hidden(idx, cache, probe, masks)  # (B, T, d)
         if by_token and targets is not None:
             return None, self.losses(x, targets)

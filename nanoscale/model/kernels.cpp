@@ -7,11 +7,12 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -34,7 +35,7 @@ const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #else
 const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
-inline vf all(float x) { return vf{} + x; }
+inline vf all(float x) { return x - vf{}; }  // a broadcast: adding to 0 is no identity (-0)
 inline i64 padded(i64 n) { return (n + W - 1) / W * W; }
 
 // -- loads and stores: n < W is a row's tail, zero beyond it ----------------------------------
@@ -56,18 +57,25 @@ inline void store(bf16* p, vf v) {  // to nearest, ties to even; NaN stays NaN
   vh h = __builtin_convertvector((r & ~nan) | (nan & 0x7fc0u), vh);
   memcpy(p, &h, sizeof h);
 }
-template <class T> inline vf load(const T* p, i64 n) {
-  if (n >= W) return load(p);
+#ifdef __AVX512F__
+inline vf partly(const float* p, i64 n) { return (vf)_mm512_maskz_loadu_ps((1u << n) - 1, p); }
+inline void partly(float* p, vf v, i64 n) { _mm512_mask_storeu_ps(p, (1u << n) - 1, (__m512)v); }
+#elif defined(__AVX2__)
+inline vf partly(const float* p, i64 n) { return (vf)_mm256_maskload_ps(p, (__m256i)(lane < (int)n)); }
+inline void partly(float* p, vf v, i64 n) { _mm256_maskstore_ps(p, (__m256i)(lane < (int)n), (__m256)v); }
+#endif
+template <class T> inline vf partly(const T* p, i64 n) {
   T part[W] = {};
   memcpy(part, p, n * sizeof(T));
   return load(part);
 }
-template <class T> inline void store(T* p, vf v, i64 n) {
-  if (n >= W) return store(p, v);
+template <class T> inline void partly(T* p, vf v, i64 n) {
   T part[W];
   store(part, v);
   memcpy(p, part, n * sizeof(T));
 }
+template <class T> inline vf load(const T* p, i64 n) { return n >= W ? load(p) : partly(p, n); }
+template <class T> inline void store(T* p, vf v, i64 n) { n >= W ? store(p, v) : partly(p, v, n); }
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
 inline vf plus(vf a, vf b) { return a + b; }
 template <vf with(vf, vf)> inline float fold(vf v) {  // halves onto each other: one lane holds all
@@ -557,14 +565,16 @@ void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, co
     }
 }
 
-// -- the loss, and its gradient times 1 / rows ------------------------------------------------------
+// -- the loss, and its gradient times 1 / tokens ----------------------------------------------------
+// The sum over rows of V logits, `stride` apart; each row's goes into `by_row`, its gradient into g,
+// which may be the logits themselves, unless they are null.
 template <class T>
-void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z_loss, float* loss,
-                   T* g) {
+double losses(i64 rows, i64 V, i64 stride, const T* logits, const i64* targets, float z_loss,
+              i64 tokens, float* by_row, T* g) {
   std::vector<double> parts(rows);
 #pragma omp parallel for schedule(static)
   for (i64 r = 0; r < rows; r++) {
-    const T* in = logits + r * V;
+    const T* in = logits + r * stride;
     vf top = all(-INFINITY), total = {};
     i64 j = 0;
     for (; j + W <= V; j += W) top = larger(load(in + j), top);
@@ -575,17 +585,24 @@ void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z
     // z = m + rest is never rounded to one float: of large logits that would leave nothing of rest
     float rest = std::log(sum(total));
     double z = (double)m + rest;
-    float back = (1 + 2 * z_loss * z) / rows;
+    float back = (1 + 2 * z_loss * z) / tokens;
     vf one = load(in + targets[r], 1);
     parts[r] = z - one[0] + z_loss * z * z;
+    if (by_row) by_row[r] = parts[r];
     if (!g) continue;
-    T* out = g + r * V;
+    T* out = g + r * stride;
     for (j = 0; j < V; j += W) store(out + j, back * vexp(load(in + j, V - j) - m - rest), V - j);
-    store(out + targets[r], back * vexp(one - m - rest) - 1.f / rows, 1);
+    store(out + targets[r], back * vexp(one - m - rest) - 1.f / tokens, 1);
+    if (stride > V) memset((void*)(out + V), 0, (stride - V) * sizeof(T));
   }
   double total = 0;
   for (i64 r = 0; r < rows; r++) total += parts[r];
-  *loss = total / rows;
+  return total;
+}
+template <class T>
+void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z_loss, float* loss,
+                   T* g) {
+  *loss = losses<T>(rows, V, V, logits, targets, z_loss, rows, nullptr, g) / rows;
 }
 
 // -- look-ups -----------------------------------------------------------------------------------------
@@ -675,6 +692,10 @@ void adamw(i64 count, const Update* u, double beta1, double beta2) {
   });
 }
 
+#include "products.h"
+#include "step.h"
+#include "muon.h"
+
 }  // namespace
 
 // What kernels.py finds: each function for float and for bfloat16.
@@ -684,4 +705,4 @@ extern "C" void* const nanoscale_kernels[][2] = {
     BOTH(add_norm), BOTH(add_norm_backward), BOTH(norm_rope), BOTH(norm_rope_backward),
     BOTH(attend), BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu),
     BOTH(swiglu_backward), BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip),
-    ONCE(adamw), BOTH(dropout)};
+    ONCE(adamw), BOTH(dropout), BOTH(whole_step), ONCE(muon)};

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon"))
 FLAGS = (
     "-O3",
     "-march=native",
@@ -61,6 +62,8 @@ SIGNATURES = {
     "clip": "qPfP",
     "adamw": "qPdd",
     "dropout": "qqqPqfPP",
+    "whole_step": "PP",
+    "muon": "qP",
 }
 Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations
 
@@ -106,7 +109,8 @@ def built() -> Path | None:
     command = [*compiler, *FLAGS, str(SOURCE), str(openmp[0]), "-Wl,--as-needed"]
     # of names, not paths: every clone and environment with this source and torch shares it
     facts = "\n".join([*compiler, version, *FLAGS, openmp[0].name, cpu_flags()])
-    key = hashlib.sha256(facts.encode() + SOURCE.read_bytes())
+    text = b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
+    key = hashlib.sha256(facts.encode() + text)
     for folder in cache_folders():
         path = folder / f"kernels-{key.hexdigest()[:16]}.so"
         if ours(path) or compile_to(path, command):

@@ -149,6 +149,10 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
+        self._update_all()
+        return loss
+
+    def _update_all(self) -> None:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -156,7 +160,6 @@ class Muon(torch.optim.Optimizer):
                     by_shape[p.shape].append(p)
             for params in by_shape.values():
                 self._update(params, group)
-        return loss
 
     def _update(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
         """Update matrices of equal shape, whole or this rank's rows of each."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from nanoscale.model.adamw import AdamW, clip_grad_norm
+from nanoscale.model.fused_optim import AdamW, FusedMuon, clip_grad_norm
 from nanoscale.model.distributed import Ranks, full, held_as
 from nanoscale.model.muon import Muon
 from nanoscale.spec.parametrization import Rules
@@ -46,7 +46,9 @@ class Optimizers:
         ]
         if groups["muon"]:
             config = rules.config
-            muon = Muon(
+            alone = ranks is None or ranks.world == 1
+            kind = FusedMuon if in_kernel and alone and muon_dtype is None else Muon
+            muon = kind(
                 groups["muon"],
                 momentum=config.muon_momentum,
                 ns_steps=config.muon_ns_steps,

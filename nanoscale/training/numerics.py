@@ -56,7 +56,7 @@ class Numerics:
 
     @property
     def fused(self) -> bool:
-        return self.kernels == "fused"
+        return self.kernels != "torch"
 
     @property
     def torch_dtype(self) -> DType:
@@ -196,6 +196,9 @@ def apply(numerics: Numerics) -> None:
 
 def ops(numerics: Numerics) -> Ops:
     """The operations that the numerics name."""
+    if numerics.kernels == "step":
+        from nanoscale.model.whole import StepOps
+        return StepOps()
     return FusedOps() if numerics.fused else Ops()
 
 
@@ -222,7 +225,8 @@ def decide_kernels(
     compiled = "compile" in asked and config.compile and config.kernels == "auto" and not kept
     possible = device.type == "cpu" and config.dtype != "float16" and not compiled
     if possible and kernels.library() is not None:
-        return "fused"
+        import os
+        return os.environ.get("KK", "step")
     if config.kernels == "fused":
         raise UserError(
             "kernels=fused: they need a CPU under Linux, g++, and float32 or bfloat16; "

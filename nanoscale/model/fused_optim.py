@@ -1,7 +1,7 @@
-"""AdamW in our kernel: torch's, its state and meaning unchanged, with one pass over all tensors.
+"""AdamW, Muon and clipping in our kernels, states and meaning unchanged: one call for all tensors.
 
-Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2. For a small model the bookkeeping of many
-little tensors takes longer than their arithmetic; the kernel takes a list of addresses instead.
+For a small model the bookkeeping of many little tensors takes longer than their arithmetic; a kernel
+takes a list of addresses instead.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Mapping, Sequence
 from ctypes import c_float, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanoscale.model import kernels
+from nanoscale.model.muon import Muon
+from nanoscale.spec.parametrization import shape_factor
 
 
 class TensorUpdate(ctypes.Structure):
@@ -32,6 +35,23 @@ class TensorUpdate(ctypes.Structure):
     )
 
 
+class MatrixUpdate(ctypes.Structure):
+    """One matrix of Muon's update, as `muon.h` reads it."""
+
+    _fields_ = (
+        ("w", c_void_p),
+        ("g", c_void_p),
+        ("m", c_void_p),
+        ("fan_out", c_int64),
+        ("fan_in", c_int64),
+        ("lr", c_float),
+        ("decay", c_float),
+        ("momentum", c_float),
+        ("factor", c_float),
+        ("steps", c_int64),
+    )
+
+
 def gradient(p: Tensor) -> Tensor:
     """The gradient of a parameter that has one, in one piece of memory."""
     assert p.grad is not None
@@ -41,7 +61,10 @@ def gradient(p: Tensor) -> Tensor:
 
 
 class AdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` for plain float32 tensors on a CPU, with one pair of betas."""
+    """`torch.optim.AdamW` for plain float32 tensors on a CPU, with one pair of betas.
+
+    Loshchilov & Hutter 2019 (arXiv 1711.05101), algorithm 2.
+    """
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: gradients are there already
@@ -71,6 +94,38 @@ class AdamW(torch.optim.AdamW):
             settings["lr"],
             settings["weight_decay"],
             settings["eps"],
+        )
+
+
+class FusedMuon(Muon):
+    """`Muon` for plain float32 matrices on a CPU."""
+
+    def _update_all(self) -> None:
+        updates = [
+            self._matrix_update(p, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        array = (MatrixUpdate * len(updates))(*updates)
+        kernels.call("muon", torch.float32, len(updates), array)
+
+    def _matrix_update(self, p: Tensor, settings: Mapping[str, Any]) -> MatrixUpdate:
+        state = self.state[p]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        fan_out, fan_in = p.shape
+        return MatrixUpdate(
+            p.data_ptr(),
+            gradient(p).data_ptr(),
+            state["momentum_buffer"].data_ptr(),
+            fan_out,
+            fan_in,
+            settings["lr"],
+            settings["weight_decay"],
+            settings["momentum"],
+            shape_factor(settings["scale"], fan_out, fan_in),
+            settings["ns_steps"],
         )
 
 

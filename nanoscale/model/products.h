@@ -1,0 +1,154 @@
+// Matrix products of a training step, and weights in the layout that they take them in.
+//
+// One tile of C stays in registers while k runs; B is read a vector at a time from panels of 2 W
+// columns, A one word at a time. A word is what one lane multiplies at once: a float, or a pair of
+// bfloat16 that follow each other along k.
+
+template <class T> struct Words;
+template <> struct Words<float> { typedef float word; static constexpr i64 each = 1; };
+template <> struct Words<bf16> { typedef uint32_t word; static constexpr i64 each = 2; };
+template <class T> using Word = typename Words<T>::word;
+template <class T> inline i64 words(i64 n) { return (n + Words<T>::each - 1) / Words<T>::each; }
+
+inline vf dot(vf sum, float a, vf b) { return sum + all(a) * b; }
+inline vf dot(vf sum, uint32_t a, vf b) {
+#ifdef __AVX512BF16__
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(a - vu{}), (__m512bh)b);
+#else
+  vu pairs = a - vu{};
+  sum += (vf)(pairs << 16) * (vf)((vu)b << 16);
+  return sum + (vf)(pairs & 0xffff0000u) * (vf)((vu)b & 0xffff0000u);
+#endif
+}
+inline vf load(const uint32_t* p) { vf v; memcpy(&v, p, sizeof v); return v; }
+
+// What a product adds to: nothing, a row that is the same for all (a bias), or what lies there.
+enum Start { ZERO, ROW, SUM };
+
+template <class T, class C, int M, int V>
+inline void tile(const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb, i64 k, Start start,
+                 const float* row, C* y, i64 ldy, i64 n) {
+  vf sum[M][V];
+  for (int i = 0; i < M; i++)
+    for (int v = 0; v < V; v++)
+      sum[i][v] = start == SUM   ? load(y + i * ldy + v * W, n - v * W)
+                  : start == ROW ? load(row + v * W, n - v * W)
+                                 : vf{};
+  for (i64 at = 0; at < k; at++) {
+    vf b[V];
+    for (int v = 0; v < V; v++) b[v] = load(B + at * ldb + v * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++)
+      for (int v = 0; v < V; v++) sum[i][v] = dot(sum[i][v], A[i * ai + at * ak], b[v]);
+  }
+  for (int i = 0; i < M; i++)
+    for (int v = 0; v < V; v++) store(y + i * ldy + v * W, sum[i][v], n - v * W);
+}
+
+constexpr int TALL = W == 16 ? 12 : 6;  // rows whose sums fill the registers
+
+// y (rows, n) from A (rows, k words) and B, whose panels are `ldb` words apart along k, or, packed
+// (ldb = 0), each in one piece. Columns beyond n are read, never written.
+template <class T, class C, int V>
+void panel(i64 rows, i64 k, const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb, Start start,
+           const float* row, C* y, i64 ldy, i64 n) {
+  i64 i = 0;
+#define TILES(M)                  \
+  for (; i + M <= rows; i += M) \
+    tile<T, C, M, V>(A + i * ai, ai, ak, B, ldb, k, start, row, y + i * ldy, ldy, n);
+  TILES(TALL) TILES(8) TILES(4) TILES(2) TILES(1)
+#undef TILES
+}
+template <class T, class C>
+void multiply(i64 rows, i64 n, i64 k, const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb,
+              Start start, const float* row, C* y, i64 ldy) {
+  for (i64 j = 0; j < n; j += 2 * W) {
+    bool two = n - j > W;
+    const Word<T>* b = ldb ? B + j : B + j * k;
+    i64 apart = ldb ? ldb : two ? 2 * W : W;
+    (two ? panel<T, C, 2> : panel<T, C, 1>)(rows, k, A, ai, ak, b, apart, start, row ? row + j : row,
+                                            y + j, ldy, n - j);
+  }
+}
+
+// -- weights in panels ----------------------------------------------------------------------------
+// Where row k of B begins in the panel that holds column j, in words; packed, `depth` words deep.
+template <class T> inline i64 place(i64 n, i64 depth, i64 k, i64 j) {
+  i64 panel = j / (2 * W) * 2 * W, wide = n - panel > W ? 2 * W : W;
+  return panel * depth + k * wide + j - panel;
+}
+inline i64 wide_at(i64 n, i64 j) { return n - j / (2 * W) * 2 * W > W ? 2 * W : W; }
+
+inline vu bits(const bf16* p) {
+  vh h; memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, vu);
+}
+// Rows in pairs, one beside the other, as a product along them takes bfloat16; zero below the last.
+inline void pair_rows(i64 rows, i64 n, const bf16* x, i64 ldx, uint32_t* to, i64 ldto) {
+  for (i64 r = 0; r < rows; r += 2)
+    for (i64 j = 0; j < n; j += W) {
+      vu low = bits(x + r * ldx + j), high = r + 1 < rows ? bits(x + (r + 1) * ldx + j) : vu{};
+      store((float*)to + r / 2 * ldto + j, (vf)(low | high << 16), n - j);
+    }
+}
+inline const float* narrowed(i64, i64, const float* w, float*) { return w; }
+inline const bf16* narrowed(i64 n, i64 k, const float* w, bf16* room) {
+  for (i64 j = 0; j < n * k; j += W) store(room + j, load(w + j, n * k - j), n * k - j);
+  return room;
+}
+
+// w (n, k) as B of x w^T (k deep, `wide` wide) from column `at` on; `room` for the narrowed rows.
+template <class T>
+void pack_forward(i64 n, i64 k, const float* w, i64 at, i64 wide, T* to, T* room) {
+  i64 depth = words<T>(k);
+  for (i64 i = 0; i < n;) {
+    i64 column = at + i, rows = std::min({W - column % W, W, n - i});  // up to a vector's end
+    const T* from = narrowed(rows, k, w + i * k, room);
+    columns_of((const float*)from, depth, rows, depth, wide_at(wide, column),
+               (float*)to + place<T>(wide, depth, 0, column));
+    i += rows;
+  }
+}
+// w (n, k) as B of g w (all `deep` deep, k wide), from row `at` of it on.
+inline void pack_backward(i64 n, i64 k, const float* w, i64 at, i64 deep, float* to, float*) {
+  for (i64 j = 0; j < k; j += W)
+    for (i64 i = 0; i < n; i++)
+      store(to + place<float>(k, deep, at + i, j), load(w + i * k + j, k - j));
+}
+inline void pack_backward(i64 n, i64 k, const float* w, i64 at, i64 deep, bf16* to, bf16* room) {
+  i64 depth = words<bf16>(deep);
+  for (i64 i = 0; i < n; i += 2) {
+    i64 rows = std::min<i64>(2, n - i);
+    narrowed(rows, k, w + i * k, room);
+    for (i64 j = 0; j < k; j += W)
+      pair_rows(rows, W, room + j, k, (uint32_t*)to + place<bf16>(k, depth, (at + i) / 2, j), W);
+  }
+}
+
+// -- the gradient of a weight ---------------------------------------------------------------------
+constexpr i64 FAR = 1024;  // rows so far apart fall into the same few lines of a cache
+inline i64 beside(i64 n) { return padded(n) + W; }
+
+// What `weight_gradient` needs of memory, in floats.
+inline i64 gradient_room(i64 rows, i64 n, i64 k) { return rows * (beside(n) + beside(k)) + 2 * W; }
+
+// gw (n, k) += g^T x over rows.
+inline void weight_gradient(i64 rows, i64 n, i64 k, const float* g, i64 ldg, const float* x, i64 ldx,
+                            float* gw, float* room) {
+  auto nearer = [&](const float*& from, i64& ld, i64 wide) {
+    if (ld < FAR) return;
+    for (i64 r = 0; r < rows; r++) memcpy(room + r * beside(wide), from + r * ld, wide * 4);
+    from = room; ld = beside(wide);
+    room += rows * ld;
+  };
+  nearer(g, ldg, n);
+  nearer(x, ldx, k);
+  multiply<float>(n, k, rows, g, 1, ldg, x, ldx, SUM, nullptr, gw, k);
+}
+inline void weight_gradient(i64 rows, i64 n, i64 k, const bf16* g, i64 ldg, const bf16* x, i64 ldx,
+                            float* gw, float* room) {
+  uint32_t *gp = (uint32_t*)room, *xp = gp + words<bf16>(rows) * n;
+  pair_rows(rows, n, g, ldg, gp, n);
+  pair_rows(rows, k, x, ldx, xp, k);
+  multiply<bf16>(n, k, words<bf16>(rows), gp, 1, n, xp, k, SUM, nullptr, gw, k);
+}
