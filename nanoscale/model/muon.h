@@ -13,11 +13,11 @@ inline void newton_schulz(i64 rows, i64 columns, i64 steps, float* x, float* roo
   float *xt = room, *s = xt + columns * rows + W, *s2 = s + rows * rows + W, *next = s2 + rows * rows + W;
   for (i64 step = 0; step < steps; step++) {
     columns_of(x, columns, rows, columns, rows, xt);
-    multiply<float>(rows, rows, columns, x, columns, 1, xt, rows, ZERO, nullptr, s, rows);
-    multiply<float>(rows, rows, rows, s, rows, 1, s, rows, ZERO, nullptr, s2, rows);
+    multiply<float>(rows, rows, columns, rows_as_they_lie(x, columns), xt, rows, ZERO, nullptr, s, rows);
+    multiply<float>(rows, rows, rows, rows_as_they_lie(s, rows), s, rows, ZERO, nullptr, s2, rows);
     for (i64 j = 0; j < rows * rows; j += W) store(s2 + j, b * load(s + j) + c * load(s2 + j));
     for (i64 j = 0; j < rows * columns; j += W) store(next + j, a * load(x + j));
-    multiply<float>(rows, columns, rows, s2, rows, 1, x, columns, SUM, nullptr, next, columns);
+    multiply<float>(rows, columns, rows, rows_as_they_lie(s2, rows), x, columns, SUM, nullptr, next, columns);
     memcpy(x, next, rows * columns * 4);
   }
 }

@@ -30,10 +30,10 @@ inline void tile(const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb, i6
                  const float* row, C* y, i64 ldy, i64 n) {
   vf sum[M][V];
   for (int i = 0; i < M; i++)
-    for (int v = 0; v < V; v++)
-      sum[i][v] = start == SUM   ? load(y + i * ldy + v * W, n - v * W)
-                  : start == ROW ? load(row + v * W, n - v * W)
-                                 : vf{};
+    for (int v = 0; v < V; v++) {
+      sum[i][v] = start == ROW ? load(row + v * W, n - v * W) : vf{};
+      __builtin_prefetch(y + i * ldy + v * W, 1);  // it comes while the sums are made
+    }
   for (i64 at = 0; at < k; at++) {
     vf b[V];
     for (int v = 0; v < V; v++) b[v] = load(B + at * ldb + v * W);
@@ -42,32 +42,47 @@ inline void tile(const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb, i6
       for (int v = 0; v < V; v++) sum[i][v] = dot(sum[i][v], A[i * ai + at * ak], b[v]);
   }
   for (int i = 0; i < M; i++)
-    for (int v = 0; v < V; v++) store(y + i * ldy + v * W, sum[i][v], n - v * W);
+    for (int v = 0; v < V; v++) {
+      C* to = y + i * ldy + v * W;
+      store(to, start == SUM ? load(to, n - v * W) + sum[i][v] : sum[i][v], n - v * W);
+    }
 }
 
 constexpr int TALL = W == 16 ? 12 : 6;  // rows whose sums fill the registers
 
-// y (rows, n) from A (rows, k words) and B, whose panels are `ldb` words apart along k, or, packed
-// (ldb = 0), each in one piece. Columns beyond n are read, never written.
+// A of a product: element (i, k) of a strip of TALL rows lies at i `row` + k `next`.
+template <class T> struct Left {
+  const Word<T>* at;
+  i64 row, next, strip;  // words from one strip to the next
+};
+template <class T> inline Left<T> rows_as_they_lie(const T* x, i64 ld) {
+  return {(const Word<T>*)x, words<T>(ld), 1, TALL * words<T>(ld)};
+}
+
+// y (rows, n), n <= V W, from A and one panel of B, `ldb` words apart along k.
 template <class T, class C, int V>
-void panel(i64 rows, i64 k, const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb, Start start,
+void panel(i64 rows, i64 k, const Left<T>& A, const Word<T>* B, i64 ldb, Start start,
            const float* row, C* y, i64 ldy, i64 n) {
+  const Word<T>* a = A.at;
   i64 i = 0;
-#define TILES(M)                  \
-  for (; i + M <= rows; i += M) \
-    tile<T, C, M, V>(A + i * ai, ai, ak, B, ldb, k, start, row, y + i * ldy, ldy, n);
-  TILES(TALL) TILES(8) TILES(4) TILES(2) TILES(1)
+  for (; i + TALL <= rows; i += TALL, a += A.strip)
+    tile<T, C, TALL, V>(a, A.row, A.next, B, ldb, k, start, row, y + i * ldy, ldy, n);
+#define TILES(M)                              \
+  for (; i + M <= rows; i += M, a += M * A.row) \
+    tile<T, C, M, V>(a, A.row, A.next, B, ldb, k, start, row, y + i * ldy, ldy, n);
+  TILES(8) TILES(4) TILES(2) TILES(1)
 #undef TILES
 }
+// y (rows, n) from A and all of B, its rows `ldb` words apart, or, packed (ldb = 0), in panels.
 template <class T, class C>
-void multiply(i64 rows, i64 n, i64 k, const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb,
-              Start start, const float* row, C* y, i64 ldy) {
+void multiply(i64 rows, i64 n, i64 k, const Left<T>& A, const Word<T>* B, i64 ldb, Start start,
+              const float* row, C* y, i64 ldy) {
   for (i64 j = 0; j < n; j += 2 * W) {
     bool two = n - j > W;
     const Word<T>* b = ldb ? B + j : B + j * k;
     i64 apart = ldb ? ldb : two ? 2 * W : W;
-    (two ? panel<T, C, 2> : panel<T, C, 1>)(rows, k, A, ai, ak, b, apart, start, row ? row + j : row,
-                                            y + j, ldy, n - j);
+    (two ? panel<T, C, 2> : panel<T, C, 1>)(rows, k, A, b, apart, start, row ? row + j : row, y + j,
+                                            ldy, n - j);
   }
 }
 
@@ -126,29 +141,39 @@ inline void pack_backward(i64 n, i64 k, const float* w, i64 at, i64 deep, bf16* 
 }
 
 // -- the gradient of a weight ---------------------------------------------------------------------
-constexpr i64 FAR = 1024;  // rows so far apart fall into the same few lines of a cache
-inline i64 beside(i64 n) { return padded(n) + W; }
-
 // What `weight_gradient` needs of memory, in floats.
-inline i64 gradient_room(i64 rows, i64 n, i64 k) { return rows * (beside(n) + beside(k)) + 2 * W; }
+inline i64 gradient_room(i64 rows, i64 n) { return (rows + 1) * (n + TALL + 4 * W); }
+
+// Columns [j, j + wide) of x as a panel of B.
+inline void panel_of(i64 rows, i64 n, const float* x, i64 ldx, float* to, i64 wide) {
+  for (i64 r = 0; r < rows; r++)  // what is written beyond a row is the next one's, written later
+    for (i64 j = 0; j < wide && j < n; j += W) store(to + r * wide + j, load(x + r * ldx + j, n - j));
+}
+inline void panel_of(i64 rows, i64 n, const bf16* x, i64 ldx, uint32_t* to, i64 wide) {
+  pair_rows(rows, n < wide ? n : wide, x, ldx, to, wide);
+}
+// g^T as A: its columns in strips of TALL, each in one piece. As it lies each step would be on
+// another page, and rows that are a power of two apart fall into the same few lines of the cache.
+template <class T> Left<T> columns_in_strips(i64 rows, i64 n, const T* g, i64 ldg, Word<T>* room) {
+  i64 deep = words<T>(rows);
+  for (i64 i = 0; i < n; i += TALL) {
+    Word<T>* to = room + i * deep;
+    panel_of(rows, n - i, g + i, ldg, to, TALL);
+  }
+  return {room, 1, TALL, TALL * deep};
+}
 
 // gw (n, k) += g^T x over rows.
-inline void weight_gradient(i64 rows, i64 n, i64 k, const float* g, i64 ldg, const float* x, i64 ldx,
-                            float* gw, float* room) {
-  auto nearer = [&](const float*& from, i64& ld, i64 wide) {
-    if (ld < FAR) return;
-    for (i64 r = 0; r < rows; r++) memcpy(room + r * beside(wide), from + r * ld, wide * 4);
-    from = room; ld = beside(wide);
-    room += rows * ld;
-  };
-  nearer(g, ldg, n);
-  nearer(x, ldx, k);
-  multiply<float>(n, k, rows, g, 1, ldg, x, ldx, SUM, nullptr, gw, k);
-}
-inline void weight_gradient(i64 rows, i64 n, i64 k, const bf16* g, i64 ldg, const bf16* x, i64 ldx,
-                            float* gw, float* room) {
-  uint32_t *gp = (uint32_t*)room, *xp = gp + words<bf16>(rows) * n;
-  pair_rows(rows, n, g, ldg, gp, n);
-  pair_rows(rows, k, x, ldx, xp, k);
-  multiply<bf16>(n, k, words<bf16>(rows), gp, 1, n, xp, k, SUM, nullptr, gw, k);
+template <class T>
+void weight_gradient(i64 rows, i64 n, i64 k, const T* g, i64 ldg, const T* x, i64 ldx, float* gw,
+                     float* room) {
+  i64 deep = words<T>(rows);
+  auto* b = (Word<T>*)room;
+  Left<T> a = columns_in_strips<T>(rows, n, g, ldg, b + (deep + 1) * 2 * W);
+  for (i64 j = 0; j < k; j += 2 * W) {
+    bool two = k - j > W;
+    i64 wide = two ? 2 * W : W;
+    panel_of(rows, k - j, x + j, ldx, b, wide);
+    (two ? panel<T, float, 2> : panel<T, float, 1>)(n, deep, a, b, wide, SUM, nullptr, gw + j, k, k - j);
+  }
 }

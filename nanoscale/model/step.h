@@ -133,13 +133,13 @@ template <class T> struct Step {
     s.g_wide = room.take<T>(rows * std::max(wide, inner));
     s.g_narrow = room.take<T>(rows * std::max(m.d, m.ffn));
     s.vector = room.take<float>(2 * vector);
-    s.rows = room.take<float>(gradient_room(rows, widest, std::max(m.d, m.ffn)));
+    s.rows = room.take<float>(gradient_room(rows, widest));
     return s;
   }
 
   void apply(const Linear<T>& l, i64 rows, const T* x, T* y) const {
-    multiply<T>(rows, l.n, words<T>(l.k), (const Word<T>*)x, words<T>(l.k), 1,
-                (const Word<T>*)l.forward, 0, l.bias ? ROW : ZERO, l.bias, y, l.ld());
+    multiply<T>(rows, l.n, words<T>(l.k), rows_as_they_lie(x, l.k), (const Word<T>*)l.forward, 0,
+                l.bias ? ROW : ZERO, l.bias, y, l.ld());
   }
   // gx (null: not wanted) and the gradients of the weights, which are added to
   void differentiate(const Linear<T>& l, i64 rows, const T* g, const T* x, T* gx, i64 shift,
@@ -155,8 +155,8 @@ template <class T> struct Step {
         store(to, load(to, part.n - j) + total, part.n - j);
       }
     }
-    multiply<T>(rows, l.k, words<T>(l.n), (const Word<T>*)g, words<T>(l.n), 1,
-                (const Word<T>*)l.backward, 0, ZERO, nullptr, gx, l.k);
+    multiply<T>(rows, l.k, words<T>(l.n), rows_as_they_lie(g, l.n), (const Word<T>*)l.backward, 0, ZERO,
+                nullptr, gx, l.k);
   }
   const i64* keys(i64 site, i64 first) const {
     return b.keys ? b.keys + site * b.sequences + first : nullptr;
