@@ -357,8 +357,8 @@ class GPT(nn.Module):
         """Logits (B, T, V) and, given targets (B, T), the mean loss in nats per token.
 
         In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
-        With `loss_chunk`, a loss that is to be differentiated comes alone, the logits None: they
-        never exist all at once. With a cache, `idx` is the whole prompt at first and one token
+        With `loss_chunk`, or where the operations make a whole step at once, a loss that is to be
+        differentiated comes alone, the logits None: they never exist all at once. With a cache, `idx` is the whole prompt at first and one token
         afterwards. `by_token`: the loss of every token (B, T) comes alone, without z_loss.
         `masks` are the keys of the sequences' dropout masks (`masks.sample_keys`),
         without which they are drawn from torch's generator.
@@ -366,8 +366,8 @@ class GPT(nn.Module):
         Raises:
             ValueError, IndexError: as `hidden`; or a target is not in the vocabulary.
         """
-        if targets is not None and self.learning and probe is None:
-            loss = self.ops.whole_loss(self, idx, targets, masks)
+        if targets is not None and probe is None and cache is None:
+            loss = self.at_once(idx, targets, masks, by_token)
             if loss is not None:
                 return None, loss
         x = self.hidden(idx, cache, probe, masks)  # (B, T, d)
@@ -385,6 +385,18 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, self.ops.cross_entropy(logits, targets, z_loss)
+
+    def at_once(
+        self, idx: Tensor, targets: Tensor, masks: Tensor | None, by_token: bool
+    ) -> Tensor | None:
+        """The loss in one call, where the operations have one for what is asked."""
+        if idx.size(1) > self.config.block_size:  # `hidden` says so
+            return None
+        if by_token:
+            return None if self.training else self.ops.token_losses(self, idx, targets)
+        if not self.learning:
+            return None
+        return self.ops.training_loss(self, idx, targets, self.masks(idx, masks))
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
         """Each token's loss from its final state, x (B, T, d), in nats: (B, T) float32.

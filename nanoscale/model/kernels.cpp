@@ -705,4 +705,4 @@ extern "C" void* const nanoscale_kernels[][2] = {
     BOTH(add_norm), BOTH(add_norm_backward), BOTH(norm_rope), BOTH(norm_rope_backward),
     BOTH(attend), BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu),
     BOTH(swiglu_backward), BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip),
-    ONCE(adamw), BOTH(dropout), BOTH(whole_step), ONCE(muon)};
+    ONCE(adamw), BOTH(dropout), BOTH(step), BOTH(step_room), ONCE(muon)};

@@ -62,7 +62,8 @@ SIGNATURES = {
     "clip": "qPfP",
     "adamw": "qPdd",
     "dropout": "qqqPqfPP",
-    "whole_step": "PP",
+    "step": "PP",
+    "step_room": "PPP",
     "muon": "qP",
 }
 Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations

@@ -174,10 +174,14 @@ class Ops:
         check_tokens(targets, weight.size(0))
         return apply(ChunkedCrossEntropy, x, weight, targets, z_loss, chunk, self)
 
-    def whole_loss(
-        self, model: nn.Module, idx: Tensor, targets: Tensor, masks: Tensor | None
+    def training_loss(
+        self, model: Any, idx: Tensor, targets: Tensor, masks: Tensor | None
     ) -> Tensor | None:
-        """The training loss of a whole model at once; None where that is no shorter way."""
+        """A model's training loss in one call; None: operation by operation."""
+        return None
+
+    def token_losses(self, model: Any, idx: Tensor, targets: Tensor) -> Tensor | None:
+        """The loss of each token (B, T) in one call, not to be differentiated; None as above."""
         return None
 
     def narrow(self, weight: Tensor) -> Tensor:

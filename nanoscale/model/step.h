@@ -1,16 +1,16 @@
 // A whole training step's loss and gradients in one call: forward and backward over a few sequences
 // at a time, so that what lies between two operations is still in the cache, each thread over its own
-// sequences, with one meeting of all threads before and one after.
+// sequences. The threads meet twice: when the weights are packed, and to add their gradients up.
 //
-// The arithmetic is the parts' own (parts.h), the order that of gpt.py; sums over sequences are made
-// per thread and then in order: equal threads, equal bits.
+// The arithmetic is that of the parts in kernels.cpp, their order that of gpt.py. Sums over sequences
+// are made per thread and then in order: equal threads, equal bits.
 
-// The tensors of a model, absent ones null, in the order of `SLOTS` in whole.py.
+// A model's tensors, absent ones null, in the order of `slots` in step_ops.py.
 enum Slot { WTE, WPE, LN_F, LN_F_BIAS, HEAD, MODEL_SLOTS };
 enum BlockSlot { LN_1, LN_1_BIAS, C_Q, C_Q_BIAS, C_K, C_K_BIAS, C_V, C_V_BIAS, Q_NORM, K_NORM, C_PROJ,
                  C_PROJ_BIAS, LN_2, LN_2_BIAS, FC, FC_BIAS, UP, UP_BIAS, PROJ, PROJ_BIAS, BLOCK_SLOTS };
 
-struct Model {  // as `whole.Model`
+struct Model {  // as `step_ops.ModelRecord`
   i64 layers, vocab, d, heads, kv_heads, head, ffn;
   i64 rms, swiglu;
   float eps, attention, residual, embedding, logits, z_loss, rest;
@@ -20,17 +20,18 @@ struct Model {  // as `whole.Model`
   float* const* gradients;  // the same, all in one piece of memory; null: losses alone
   i64 parameters;  // floats in that piece, which begins with the first tensor's
 };
-struct Batch {
+struct Batch {  // as `step_ops.BatchRecord`
   i64 sequences, length;
   const i64 *idx, *targets, *keys;  // keys: of each site, each sequence's; null without dropout
-  float* loss;  // the mean, or each token's
+  float* loss;  // the mean, or, without gradients, each token's
+  char* room;  // as many bytes as `step_room` says
 };
 
 template <class T> struct Linear {  // several weights with the same input, as one
   i64 n = 0, k = 0;
   struct Part { const float *w, *bias; i64 n, at; float *gw, *gb; } parts[3];
   int count = 0;
-  const T *forward = nullptr, *backward = nullptr;  // packed
+  const T *forward = nullptr, *backward = nullptr;  // packed, of x and of gradients
   const float* bias = nullptr;  // of all
 
   void add(const float* w, const float* b, i64 rows, i64 columns, float* gw, float* gb) {
@@ -38,9 +39,6 @@ template <class T> struct Linear {  // several weights with the same input, as o
     n += rows; k = columns;
   }
   i64 ld() const { return words<T>(n) * Words<T>::each; }  // of what it gives, in whole words
-  i64 room() const {
-    return padded(n) * words<T>(k) * Words<T>::each + padded(k) * words<T>(n) * Words<T>::each;
-  }
 };
 
 constexpr i64 ROWS_AT_ONCE = 256;
@@ -51,21 +49,16 @@ template <class T> struct Block {
   i64 at;  // of its slots
 };
 
-// Memory handed out in order, each piece on a cache line of its own.
+// Memory handed out in order, each piece on a cache line of its own; without any, it only counts.
 struct Room {
-  char* next = nullptr;
+  char* begin = nullptr;
   i64 used = 0;
   template <class T> T* take(i64 n) {
-    i64 bytes = (n * sizeof(T) + 191) / 64 * 64;  // a vector beyond the end may be read
-    T* p = next ? (T*)(next + used) : nullptr;
-    used += bytes;
+    T* p = begin ? (T*)(begin + used) : nullptr;
+    used += (n * sizeof(T) + 64 + 63) / 64 * 64;  // a vector beyond the end may be read
     return p;
   }
 };
-inline char* room_of(std::vector<char>& memory, i64 bytes) {
-  if ((i64)memory.size() < bytes + 64) memory.assign(bytes + 64, 0);
-  return (char*)(((uintptr_t)memory.data() + 63) / 64 * 64);
-}
 
 template <class T> struct Step {
   const Model& m;
@@ -243,7 +236,10 @@ template <class T> struct Step {
     return loss;
   }
 
-  struct Turned { const T *q, *k; i64 sq, sk; };
+  struct Turned {  // queries and keys as attention takes them, and their rows' distances
+    const T *q, *k;
+    i64 sq, sk;
+  };
   Turned turned_already(const Block<T>&, const Kept& k) const {
     if (!k.q) return {k.qkv, k.qkv + m.d, wide, wide};
     return {k.q, k.k, m.d, kv};
@@ -279,53 +275,56 @@ template <class T> struct Step {
   }
 
   // -- all sequences, by all threads ----------------------------------------------------------------
-  void all_sequences() {
-    i64 threads = std::min<i64>(omp_get_max_threads(), b.sequences);
-    i64 share = (b.sequences + threads - 1) / threads;
-    i64 pieces = std::max<i64>(1, (share * b.length + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE);
-    i64 at_once = std::max<i64>(1, (share + pieces - 1) / pieces);
-
-    static thread_local std::vector<char> packed_memory, gradient_memory;
-    i64 bytes = 0;
-    linears([&](Linear<T>& l) { bytes += (l.room() + 4 * l.n + 256) * sizeof(float); });
-    Room room{room_of(packed_memory, bytes)};
-    std::vector<Linear<T>*> all_linears;
+  struct Plan {
+    i64 threads, at_once;  // sequences of a thread that pass together
+    float* gradients;      // of the threads but the first
+    std::vector<Space> spaces;
+  };
+  Plan plan(Room& room) {
+    Plan p;
+    p.threads = std::min<i64>(omp_get_max_threads(), b.sequences);
+    i64 share = (b.sequences + p.threads - 1) / p.threads;
+    i64 pieces = std::max<i64>(1, (share * b.length + ROWS_AT_ONCE / 2) / ROWS_AT_ONCE);
+    p.at_once = std::max<i64>(1, (share + pieces - 1) / pieces);
     linears([&](Linear<T>& l) {
       l.forward = room.take<T>(padded(l.n) * words<T>(l.k) * Words<T>::each);
       l.backward = room.take<T>(padded(l.k) * words<T>(l.n) * Words<T>::each);
-      l.bias = l.parts[0].bias ? room.take<float>(padded(l.n)) : nullptr;
-      all_linears.push_back(&l);
+      l.bias = l.parts[0].bias ? room.take<float>(l.n) : nullptr;
     });
-    i64 extra = m.gradients ? (threads - 1) * m.parameters : 0;
-    float* extras = (float*)room_of(gradient_memory, extra * 4);
+    p.gradients = room.take<float>(m.gradients ? (p.threads - 1) * m.parameters : 0);
+    for (i64 t = 0; t < p.threads; t++) p.spaces.push_back(layout(room, p.at_once * b.length));
+    return p;
+  }
+
+  void all_sequences() {
+    Room room{b.room};
+    Plan p = plan(room);
+    std::vector<Linear<T>*> packed;
+    linears([&](Linear<T>& l) { packed.push_back(&l); });
     float* gradients = m.gradients ? m.gradients[WTE] : nullptr;
-    std::vector<double> loss(threads);
-#pragma omp parallel num_threads(threads)
+    std::vector<double> loss(p.threads);
+#pragma omp parallel num_threads(p.threads)
     {
       i64 thread = omp_get_thread_num();
-      static thread_local std::vector<char> memory;
-      Room measure;
-      layout(measure, at_once * b.length);
-      Room mine{room_of(memory, measure.used)};
-      Space space = layout(mine, at_once * b.length);
-      float* own = thread ? extras + (thread - 1) * m.parameters : gradients;
-      if (own) memset(own, 0, m.parameters * 4);
+      float* own = thread ? p.gradients + (thread - 1) * m.parameters : gradients;
+      if (gradients) memset(own, 0, m.parameters * sizeof(float));
 #pragma omp for schedule(dynamic)
-      for (i64 i = 0; i < (i64)all_linears.size(); i++) pack(*all_linears[i]);
-      i64 first = b.sequences * thread / threads, end = b.sequences * (thread + 1) / threads;
-      for (; first < end; first += at_once)
-        loss[thread] += run(space, first, std::min(at_once, end - first), own - gradients);
+      for (i64 i = 0; i < (i64)packed.size(); i++) pack(*packed[i]);
+      i64 at = b.sequences * thread / p.threads, end = b.sequences * (thread + 1) / p.threads;
+      for (; at < end; at += p.at_once)
+        loss[thread] += run(p.spaces[thread], at, std::min(p.at_once, end - at), own - gradients);
 #pragma omp barrier
-      if (gradients && threads > 1) {
+      if (gradients && p.threads > 1) {
 #pragma omp for schedule(static)
         for (i64 j = 0; j < m.parameters; j += W) {
           vf total = load(gradients + j);
-          for (i64 t = 1; t < threads; t++) total += load(extras + (t - 1) * m.parameters + j);
+          for (i64 t = 1; t < p.threads; t++)
+            total += load(p.gradients + (t - 1) * m.parameters + j);
           store(gradients + j, total);
         }
       }
     }
-    if (!m.gradients) return;
+    if (!gradients) return;
     double total = 0;
     for (double part : loss) total += part;
     *b.loss = total / (b.sequences * b.length);
@@ -341,6 +340,11 @@ template <class T> struct Step {
   }
 };
 
-template <class T> void whole_step(const Model* model, const Batch* batch) {
+template <class T> void step(const Model* model, const Batch* batch) {
   Step<T>(*model, *batch).all_sequences();
+}
+template <class T> void step_room(const Model* model, const Batch* batch, i64* bytes) {
+  Room room;
+  Step<T>(*model, *batch).plan(room);
+  *bytes = room.used;
 }

@@ -229,8 +229,9 @@ class ExperimentConfig:
     cuda_graphs: bool = _machine(False, "replay a compiled step's launches: small models on a GPU")
     kernels: str = _machine(
         "auto",
-        "our own operations on a CPU, compiled on first use, or torch's",
-        choices=("auto", "fused", "torch"),
+        "our own on a CPU, compiled on first use, a whole step at once or operation by operation, "
+        "or torch's",
+        choices=("auto", "step", "fused", "torch"),
     )
     micro_batch_size: int | None = _machine(
         None, "sequences in memory at once; None: batch_size", least=1

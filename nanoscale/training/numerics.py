@@ -20,8 +20,8 @@ import torch
 from nanoscale.errors import UserError
 from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks
-from nanoscale.model.fused_ops import FusedOps
 from nanoscale.model.ops import Ops
+from nanoscale.model.step_ops import StepOps
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.values import Json
@@ -46,7 +46,7 @@ class Numerics:
     device_name: str
     dtype: str  # of the products
     threads: int | None  # of a CPU
-    kernels: str  # "fused" (ours) or "torch"
+    kernels: str  # "step" or "fused" (ours), or "torch"
     matmul_precision: str  # torch's setting for float32 products
     compile: bool
     torch: str  # its version
@@ -55,7 +55,7 @@ class Numerics:
     compiler: str | None = None  # its first line about itself; of kernels, or of a compiled model
 
     @property
-    def fused(self) -> bool:
+    def ours(self) -> bool:
         return self.kernels != "torch"
 
     @property
@@ -135,7 +135,7 @@ def decide(
         torch=str(torch.__version__),
         sharding=sharding if ranks.world > 1 else None,
         instructions=hardware.instructions() if cpu else None,
-        compiler=kernels.compiler_name() if cpu and (compiles or kernel == "fused") else None,
+        compiler=kernels.compiler_name() if cpu and (compiles or kernel != "torch") else None,
     )
 
 
@@ -196,10 +196,9 @@ def apply(numerics: Numerics) -> None:
 
 def ops(numerics: Numerics) -> Ops:
     """The operations that the numerics name."""
-    if numerics.kernels == "step":
-        from nanoscale.model.whole import StepOps
-        return StepOps()
-    return FusedOps() if numerics.fused else Ops()
+    if numerics.kernels == "torch":
+        return Ops()
+    return StepOps(trains=numerics.kernels == "step")
 
 
 # -- the decisions --------------------------------------------------------------------------------
@@ -214,25 +213,42 @@ def decide_kernels(
 
     They hold on to full weights between passes, so a sharded run does without.
     """
-    if sharded and config.kernels == "fused":
+    named = config.kernels != "auto"
+    ours = named and config.kernels != "torch"
+    if sharded and ours:
         raise UserError(
-            "kernels=fused: they keep whole weights, which sharding=fsdp avoids; use kernels=auto"
+            f"kernels={config.kernels}: they keep whole weights, which sharding=fsdp avoids; use "
+            "kernels=auto"
         )
-    kept = began if config.kernels == "auto" else None
-    if sharded or config.kernels == "torch" or (kept and not kept.fused):
+    kept = None if named else began
+    if sharded or config.kernels == "torch" or (kept and not kept.ours):
         return "torch"
 
-    compiled = "compile" in asked and config.compile and config.kernels == "auto" and not kept
+    compiled = "compile" in asked and config.compile and not named and not kept
     possible = device.type == "cpu" and config.dtype != "float16" and not compiled
     if possible and kernels.library() is not None:
-        import os
-        return os.environ.get("KK", "step")
-    if config.kernels == "fused":
+        if kept:
+            return kept.kernels
+        return config.kernels if ours else best_kernels(config, device)
+    if ours:
         raise UserError(
-            "kernels=fused: they need a CPU under Linux, g++, and float32 or bfloat16; "
+            f"kernels={config.kernels}: they need a CPU under Linux, g++, and float32 or bfloat16; "
             "use kernels=auto"
         )
     return "torch"
+
+
+def best_kernels(config: ResolvedConfig, device: torch.device) -> str:
+    """A whole step at once in float32, where our products reach the peak and each thread has work.
+
+    In bfloat16 the products are torch's library's, operation by operation (docs/results/speed).
+    """
+    threads = config.threads or torch.get_num_threads()
+    sequences = min(config.micro_batch_size or config.batch_size, config.sequences_per_iter)
+    narrow = config.dtype == "bfloat16"
+    if config.dtype == "auto":
+        narrow = hardware.multiplies_bfloat16(device)
+    return "fused" if narrow or sequences < threads else "step"
 
 
 def best_dtype(device: torch.device, kernel: str) -> str:

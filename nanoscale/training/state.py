@@ -141,7 +141,7 @@ def build(
     model = GPT(config, numerics.ops(how), values=values)
     place(model, model.transformer.h, ranks, device)
     muon_dtype = torch.bfloat16 if how.dtype == "bfloat16" else None
-    optimizers = Optimizers(model, model.rules, ranks, in_kernel=how.fused, muon_dtype=muon_dtype)
+    optimizers = Optimizers(model, model.rules, ranks, in_kernel=how.ours, muon_dtype=muon_dtype)
     best = peak(device, how.torch_dtype)
 
     run = Run(
