@@ -1,7 +1,7 @@
 """AdamW, Muon and clipping in our kernels, states and meaning unchanged: one call for all tensors.
 
-For a small model the bookkeeping of many little tensors takes longer than their arithmetic; a kernel
-takes a list of addresses instead.
+For a small model the bookkeeping of many little tensors takes longer than their arithmetic; a
+kernel takes a list of addresses instead.
 """
 
 from __future__ import annotations

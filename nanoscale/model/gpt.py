@@ -358,10 +358,10 @@ class GPT(nn.Module):
 
         In training the loss includes `z_loss` (PaLM, section 5). Targets never change the logits.
         With `loss_chunk`, or where the operations make a whole step at once, a loss that is to be
-        differentiated comes alone, the logits None: they never exist all at once. With a cache, `idx` is the whole prompt at first and one token
-        afterwards. `by_token`: the loss of every token (B, T) comes alone, without z_loss.
-        `masks` are the keys of the sequences' dropout masks (`masks.sample_keys`),
-        without which they are drawn from torch's generator.
+        differentiated comes alone, the logits None: they never exist all at once. With a cache,
+        `idx` is the whole prompt at first and one token afterwards. `by_token`: the loss of every
+        token (B, T) comes alone, without z_loss. `masks` are the keys of the sequences' dropout
+        masks (`masks.sample_keys`), without which they are drawn from torch's generator.
 
         Raises:
             ValueError, IndexError: as `hidden`; or a target is not in the vocabulary.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from nanoscale.model.fused_optim import AdamW, FusedMuon, clip_grad_norm
 from nanoscale.model.distributed import Ranks, full, held_as
+from nanoscale.model.fused_optim import AdamW, FusedMuon, clip_grad_norm
 from nanoscale.model.muon import Muon
 from nanoscale.spec.parametrization import Rules
 

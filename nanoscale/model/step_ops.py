@@ -1,7 +1,7 @@
-"""A training step's loss and gradients in one call of the kernels; an evaluation's losses likewise.
+"""A training step's loss and gradients in one call of the kernels; an evaluation's losses too.
 
-What Python, dispatch and autograd cost per operation is paid once per step, and a few sequences at a
-time go forward and backward while what lies between two operations is in the cache (step.h).
+What Python, dispatch and autograd cost per operation is paid once per step, and a few sequences at
+a time go forward and backward while what lies between two operations is in the cache (step.h).
 """
 
 from __future__ import annotations
