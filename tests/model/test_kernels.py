@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nanoscale.errors import UserError
 from nanoscale.model import kernels
-from nanoscale.model.fused_optim import AdamW, clip_grad_norm
 from nanoscale.model.fused_ops import FusedOps, side_by_side
+from nanoscale.model.fused_optim import AdamW, clip_grad_norm
 from nanoscale.model.gpt import GPT
 from nanoscale.model.ops import Norm, Ops
 
