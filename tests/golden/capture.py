@@ -54,6 +54,7 @@ WARM = [
     ["data", "prepare", "none"],
     ["train", "--dataset=none"],
 ]
+FEW = 0.5  # where fewer of a fit's starts agree, rounding decides how many
 LONG_LIST = 24  # numbers; longer lists are told by their ends, their mean and a digest
 
 # Keys of JSON whose values differ between two runs of one code on one machine, or between machines.
@@ -397,6 +398,7 @@ class Normal:
     def text(self, text: str) -> str:
         for place, name in self.places:
             text = text.replace(place, name)
+        text = re.sub(r"(\d+) of (\d+) starts agree", told_if_many, text)
         return re.sub(r"[^\s`]+ -m nanoscale\b", "nanoscale", text)  # by what is on the PATH
 
     def lines(self, text: str, timed: bool) -> list[str]:
@@ -415,11 +417,19 @@ class Normal:
             return "<time>"
         if key in PLACES and value is not None:
             return "<place>"
+        if key == "agreement_of_starts" and value < FEW:
+            return "<few>"
         if isinstance(value, dict):
             return {k: self.value(v, k) for k, v in value.items()}
         if isinstance(value, list):
             return shortened([self.value(v) for v in value])
         return self.text(value) if isinstance(value, str) else value
+
+
+def told_if_many(agreement: re.Match[str]) -> str:
+    """How many starts agree, `<few>` of few."""
+    count, starts = map(int, agreement.groups())
+    return agreement[0] if count >= FEW * starts else f"<few> of {starts} starts agree"
 
 
 def shortened(values: list[Any]) -> Any:

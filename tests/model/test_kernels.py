@@ -313,14 +313,17 @@ def test_asked_for_and_not_there(monkeypatch):
 
     def decided(began: numerics.Numerics | None = None, asked: str = "", **values: object) -> str:
         cpu = torch.device("cpu")
-        return numerics.decide(tiny_config(**values), cpu, began, [asked]).kernels
+        config = tiny_config(**{"threads": 1, "dtype": "float32"} | values)
+        return numerics.decide(config, cpu, began, [asked]).kernels
 
-    assert decided() == "fused"
+    assert decided() == "step"
+    assert decided(dtype="bfloat16") == "fused"
     assert decided(kernels="torch") == "torch"
     assert decided(compile=True, asked="compile") == "torch"
     began = numerics.decide(tiny_config(kernels="torch"), torch.device("cpu"))
     assert decided(began) == "torch"
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert decided() == "torch"
-    with pytest.raises(UserError, match=r"kernels=fused: .* use kernels=auto"):
-        decided(kernels="fused")
+    for ours in ("fused", "step"):
+        with pytest.raises(UserError, match=rf"kernels={ours}: .* use kernels=auto"):
+            decided(kernels=ours)

@@ -216,7 +216,7 @@ def test_mfu_is_flops_over_peak(monkeypatch, capsys):
 
 
 def test_a_profile_is_a_trace_of_the_update(capfd):
-    assert bench(*RANDOM, "--profile=True") == 0
+    assert bench(*RANDOM, "--profile=True", "--kernels=torch") == 0
     [trace] = Path("bench_log").glob("*.pt.trace.json")
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert {"aten::mm", "Optimizer.step#AdamW.step"} <= names

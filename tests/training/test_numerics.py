@@ -25,6 +25,7 @@ from nanoscale.training.run import train_folder
 from nanoscale.training.state import Checkpoint, build, dataset_of, save
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
+OURS = pytest.mark.parametrize("ours", ["step", "fused"])
 CPU = torch.device("cpu")
 
 
@@ -55,12 +56,14 @@ def log(folder: RunFolder) -> str:
 
 # -- kernels --------------------------------------------------------------------------------------
 @needs_kernels
+@OURS
 def test_without_a_compiler_a_run_goes_on_only_where_that_is_asked_for(
-    spec_of, tmp_path, monkeypatch
+    spec_of, tmp_path, monkeypatch, ours
 ):
-    folder = begun(spec_of(), tmp_path / "run")
+    folder = begun(spec_of(kernels=ours), tmp_path / "run")
+    folder = open_folder(folder.path, spec_of(), resume=False)
     monkeypatch.setattr(kernels, "library", lambda: None)
-    with pytest.raises(UserError, match=r"kernels=fused so far.* give it --kernels=torch$"):
+    with pytest.raises(UserError, match=rf"kernels={ours} so far.* give it --kernels=torch$"):
         train_folder(folder)
     assert folder.metrics() is None
     assert checkpoint.load(folder / "ckpt.pt")["step"] == 2
@@ -70,28 +73,29 @@ def test_without_a_compiler_a_run_goes_on_only_where_that_is_asked_for(
     folder = open_folder(folder.path, asked, resume=False)
     assert train_folder(folder).status == "COMPLETE"
     assert folder.metrics()["numerics"]["kernels"] == "torch"
-    assert history(folder) == [(0, "fused"), (2, "torch")]
+    assert history(folder) == [(0, ours), (2, "torch")]
     (line,) = [line for line in log(folder).splitlines() if "computed otherwise" in line]
     assert "from step 2 on" in line
-    assert "kernels was fused, now torch" in line
+    assert f"kernels was {ours}, now torch" in line
 
 
 @needs_kernels
-def test_fused_kernels_asked_for_by_name_are_taken_up(spec_of, tmp_path):
+def test_kernels_asked_for_by_name_are_taken_up(spec_of, tmp_path):
     """Under auto a run keeps those that it began with; each turn is in its history."""
     folder = begun(spec_of(kernels="torch"), tmp_path / "run", updates=1)
     begun(spec_of(), folder.path, updates=1)
     assert Checkpoint.load(folder / "ckpt.pt").numerics.kernels == "torch"
     begun(spec_of(kernels="fused"), folder.path, updates=1)
-    folder = open_folder(folder.path, spec_of(kernels="torch"), resume=False)
+    folder = open_folder(folder.path, spec_of(kernels="step"), resume=False)
     assert train_folder(folder).status == "COMPLETE"
-    assert history(folder) == [(0, "torch"), (2, "fused"), (3, "torch")]
+    assert history(folder) == [(0, "torch"), (2, "fused"), (3, "step")]
 
 
 @needs_kernels
 def test_a_run_begun_with_our_kernels_keeps_them_where_compilation_is_typed_later():
     began = decide(tiny_config(), CPU)
-    assert decide(tiny_config(compile=True), CPU, began, ["compile"]).fused
+    assert began.ours
+    assert decide(tiny_config(compile=True), CPU, began, ["compile"]).kernels == began.kernels
 
 
 @pytest.mark.slow
@@ -109,7 +113,7 @@ def test_a_longer_run_without_a_compiler_is_refused_in_one_line(data_root, tmp_p
     assert folder.metrics()["iter_num"] == 2
     done = run_nanoscale("train", *longer, "--kernels=torch")
     assert (done.returncode, folder.metrics()["iter_num"]) == (0, 4), done.stderr
-    assert history(folder) == [(0, "fused"), (2, "torch")]
+    assert history(folder) == [(0, "step"), (2, "torch")]
 
 
 # -- what is refused, what is told ----------------------------------------------------------------
@@ -229,20 +233,23 @@ def test_the_precision_of_products_is_put_into_effect(monkeypatch):
 
 @needs_kernels
 def test_our_kernels_are_for_plain_ranks_eager_models_and_their_types():
-    auto, off = tiny_config(compile=True), tiny_config(compile=False)
+    auto, off = (tiny_config(compile=c, threads=1, dtype="float32") for c in (True, False))
 
     def chosen(config, asked=(), sharded=False):
         return numerics.decide_kernels(config, CPU, None, asked, sharded)
 
     assert (chosen(auto), chosen(auto, ["compile"]), chosen(off, ["compile"])) == (
-        "fused",
+        "step",
         "torch",
-        "fused",
+        "step",
     )
+    assert chosen(tiny_config(dtype="bfloat16")) == "fused"
+    assert chosen(tiny_config(dtype="float32", threads=9)) == "fused"  # of 2 sequences
     assert chosen(tiny_config(dtype="float16")) == "torch"
     assert chosen(auto, sharded=True) == "torch"
-    with pytest.raises(UserError, match="sharding=fsdp avoids; use kernels=auto"):
-        chosen(tiny_config(kernels="fused"), sharded=True)
+    for ours in ("step", "fused"):
+        with pytest.raises(UserError, match=f"kernels={ours}: .*fsdp avoids; use kernels=auto"):
+            chosen(tiny_config(kernels=ours), sharded=True)
 
 
 # -- masks of an older version --------------------------------------------------------------------
