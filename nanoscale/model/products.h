@@ -59,12 +59,117 @@ template <class T> inline Left<T> rows_as_they_lie(const T* x, i64 ld) {
   return {(const Word<T>*)x, words<T>(ld), 1, TALL * words<T>(ld)};
 }
 
+// -- tiles (AMX) ----------------------------------------------------------------------------------
+// Where a CPU has them, its tile unit multiplies bfloat16 sixteen rows at a time. A tile of A is 16
+// rows of 16 words, one of B 16 words deep and 16 wide, which is half a panel as it lies.
+#if defined(__AMX_BF16__) && defined(__linux__)
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+  TileShapes() {
+    for (int t = 0; t < 8; t++) { bytes[t] = 64; rows[t] = 16; }
+  }
+};
+inline bool tiles_are_there() {  // Linux hands the registers out on request
+  static bool granted = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+  return granted;
+}
+struct Tiles {  // a thread's, while it is in use
+  Tiles() { TileShapes shapes; if (tiles_are_there()) _tile_loadconfig(&shapes); }
+  ~Tiles() { if (tiles_are_there()) _tile_release(); }
+};
+template <int t> inline void tile_zero() { _tile_zero(t); }
+template <int t> inline void tile_load(const void* p, i64 stride) { _tile_loadd(t, p, stride); }
+template <int t> inline void tile_store(void* p, i64 stride) { _tile_stored(t, p, stride); }
+template <int c, int a, int b> inline void tile_dot() { _tile_dpbf16ps(c, a, b); }
+#elif defined(NANOSCALE_IMITATE_TILES)  // for a test on a CPU without them
+thread_local uint32_t imitated[8][16][16];
+inline bool tiles_are_there() { return true; }
+struct Tiles { ~Tiles() {} };
+template <int t> inline void tile_zero() { memset(imitated[t], 0, 1024); }
+template <int t> inline void tile_load(const void* p, i64 stride) {
+  for (int r = 0; r < 16; r++) memcpy(imitated[t][r], (const char*)p + r * stride, 64);
+}
+template <int t> inline void tile_store(void* p, i64 stride) {
+  for (int r = 0; r < 16; r++) memcpy((char*)p + r * stride, imitated[t][r], 64);
+}
+template <int c, int a, int b> inline void tile_dot() {
+  auto number = [](uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; };
+  for (int m = 0; m < 16; m++)
+    for (int n = 0; n < 16; n++) {
+      float sum = number(imitated[c][m][n]);
+      for (int k = 0; k < 16; k++) {
+        uint32_t x = imitated[a][m][k], y = imitated[b][k][n];
+        sum += number(x << 16) * number(y << 16);
+        sum += number(x & 0xffff0000u) * number(y & 0xffff0000u);
+      }
+      memcpy(&imitated[c][m][n], &sum, 4);
+    }
+}
+#else
+inline bool tiles_are_there() { return false; }
+struct Tiles { ~Tiles() {} };
+template <int t> inline void tile_zero() {}
+template <int t> inline void tile_load(const void*, i64) {}
+template <int t> inline void tile_store(void*, i64) {}
+template <int c, int a, int b> inline void tile_dot() {}
+#endif
+constexpr i64 EDGE = 16;  // of a tile, in rows and in words
+
+// 16 M rows and 16 V columns, sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7.
+template <class C, int M, int V>
+void tiles(const uint32_t* A, i64 lda, const uint32_t* B, i64 ldb, i64 k, Start start,
+           const float* row, C* y, i64 ldy, i64 n) {
+  tile_zero<0>();
+  if (V > 1) tile_zero<1>();
+  if (M > 1) tile_zero<2>();
+  if (M > 1 && V > 1) tile_zero<3>();
+  for (i64 at = 0; at < k; at += EDGE) {
+    tile_load<4>(A + at, 4 * lda);
+    if (M > 1) tile_load<5>(A + EDGE * lda + at, 4 * lda);
+    tile_load<6>(B + at * ldb, 4 * ldb);
+    if (V > 1) tile_load<7>(B + at * ldb + EDGE, 4 * ldb);
+    tile_dot<0, 4, 6>();
+    if (V > 1) tile_dot<1, 4, 7>();
+    if (M > 1) tile_dot<2, 5, 6>();
+    if (M > 1 && V > 1) tile_dot<3, 5, 7>();
+  }
+  alignas(64) float sums[M * EDGE * V * EDGE];
+  tile_store<0>(sums, 4 * V * EDGE);
+  if (V > 1) tile_store<1>(sums + EDGE, 4 * V * EDGE);
+  if (M > 1) tile_store<2>(sums + EDGE * V * EDGE, 4 * V * EDGE);
+  if (M > 1 && V > 1) tile_store<3>(sums + EDGE * V * EDGE + EDGE, 4 * V * EDGE);
+  for (i64 i = 0; i < M * EDGE; i++)
+    for (i64 j = 0; j < V * EDGE; j += W) {
+      C* to = y + i * ldy + j;
+      vf sum = load(sums + i * V * EDGE + j);
+      if (start == ROW) sum += load(row + j, n - j);
+      if (start == SUM) sum += load(to, n - j);
+      store(to, sum, n - j);
+    }
+}
+// As many of `rows` as tiles can take; returns how many.
+template <class T, class C, int V>
+i64 rows_by_tiles(i64 rows, i64 k, const Left<T>& A, const Word<T>* B, i64 ldb, Start start,
+                  const float* row, C* y, i64 ldy, i64 n) {
+  if (Words<T>::each == 1 || W != EDGE || A.next != 1 || k % EDGE || !tiles_are_there()) return 0;
+  const uint32_t *a = (const uint32_t*)A.at, *b = (const uint32_t*)B;
+  i64 i = 0;
+  for (; i + 2 * EDGE <= rows; i += 2 * EDGE)
+    tiles<C, 2, V>(a + i * A.row, A.row, b, ldb, k, start, row, y + i * ldy, ldy, n);
+  for (; i + EDGE <= rows; i += EDGE)
+    tiles<C, 1, V>(a + i * A.row, A.row, b, ldb, k, start, row, y + i * ldy, ldy, n);
+  return i;
+}
+
+// -- whole products ---------------------------------------------------------------------------------
 // y (rows, n), n <= V W, from A and one panel of B, `ldb` words apart along k.
 template <class T, class C, int V>
 void panel(i64 rows, i64 k, const Left<T>& A, const Word<T>* B, i64 ldb, Start start,
            const float* row, C* y, i64 ldy, i64 n) {
-  const Word<T>* a = A.at;
-  i64 i = 0;
+  i64 i = rows_by_tiles<T, C, V>(rows, k, A, B, ldb, start, row, y, ldy, n);
+  const Word<T>* a = i ? A.at + i * A.row : A.at;
   for (; i + TALL <= rows; i += TALL, a += A.strip)
     tile<T, C, TALL, V>(a, A.row, A.next, B, ldb, k, start, row, y + i * ldy, ldy, n);
 #define TILES(M)                              \
@@ -154,12 +259,18 @@ inline void panel_of(i64 rows, i64 n, const bf16* x, i64 ldx, uint32_t* to, i64 
 }
 // g^T as A: its columns in strips of TALL, each in one piece. As it lies each step would be on
 // another page, and rows that are a power of two apart fall into the same few lines of the cache.
+// For tiles its columns as rows.
 template <class T> Left<T> columns_in_strips(i64 rows, i64 n, const T* g, i64 ldg, Word<T>* room) {
   i64 deep = words<T>(rows);
-  for (i64 i = 0; i < n; i += TALL) {
-    Word<T>* to = room + i * deep;
-    panel_of(rows, n - i, g + i, ldg, to, TALL);
+  if (Words<T>::each > 1 && deep % EDGE == 0 && tiles_are_there()) {
+    std::vector<Word<T>> strip(deep * EDGE + W);
+    for (i64 i = 0; i < n; i += EDGE) {
+      panel_of(rows, n - i, g + i, ldg, strip.data(), EDGE);
+      columns_of((const float*)strip.data(), EDGE, deep, std::min(EDGE, n - i), deep, (float*)room + i * deep);
+    }
+    return {room, deep, 1, TALL * deep};
   }
+  for (i64 i = 0; i < n; i += TALL) panel_of(rows, n - i, g + i, ldg, room + i * deep, TALL);
   return {room, 1, TALL, TALL * deep};
 }
 

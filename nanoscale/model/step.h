@@ -306,6 +306,7 @@ template <class T> struct Step {
 #pragma omp parallel num_threads(p.threads)
     {
       i64 thread = omp_get_thread_num();
+      Tiles tiles;
       float* own = thread ? p.gradients + (thread - 1) * m.parameters : gradients;
       if (gradients) memset(own, 0, m.parameters * sizeof(float));
 #pragma omp for schedule(dynamic)
