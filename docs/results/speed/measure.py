@@ -3,7 +3,8 @@
     make bench                          our own figures
     make bench PEER=path/to/nanoGPT     and the ratios, everything measured in alternation
 
-Writes `speed.json` and `speed.md` here. Leave the machine to it: it takes many minutes with a peer.
+Writes this machine's record here, such as `amd-epyc-avx512_bf16.json`, and `speed.md` of all
+machines' records. Leave the machine to it: it takes many minutes with a peer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ from nanoscale.spec.sources import parse_arguments
 from nanoscale.store.files import atomic_write, write_json
 from nanoscale.training import bench as benchmark
 from nanoscale.training.bench import BenchOptions
-from nanoscale.training.hardware import device_name
+from nanoscale.training.hardware import device_name, instructions, multiplies_bfloat16
 from nanoscale.training.state import Run
 
 HERE = Path(__file__).parent
@@ -37,20 +39,28 @@ RECIPE = (
     "learning_rate=1e-3 min_lr=1e-4 warmup_iters=100"
 ).split()
 CORES = f"threads={len(os.sched_getaffinity(0))}"
+# Of instructions, the widest that a step is written for; a record is named after it.
+WIDEST = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
 LONG_BLOCK = ["block_size=256", "batch_size=8", "dropout=0.0", CORES]
 SHAPES = {
     "CPU recipe": [*RECIPE, CORES],
     "CPU recipe, 1 thread": [*RECIPE, "threads=1"],
     "6 layers, width 384, block 256, batch 8": ["n_layer=6", "n_head=6", "n_embd=384", *LONG_BLOCK],
     "8 layers, width 512, block 256, batch 8": ["n_layer=8", "n_head=8", "n_embd=512", *LONG_BLOCK],
+    "first size of `studies/quick.toml`, 1 thread": (
+        "n_layer=2 n_head=2 n_embd=32 block_size=128 batch_size=16 dropout=0.0 optimizer=muon "
+        "use_rmsnorm=True use_rope=True use_swiglu=True threads=1"
+    ).split(),
 }
+PEER_LACKS = {"first size of `studies/quick.toml`, 1 thread"}
 LONG = (
     "gradient_accumulation_steps=1 log_interval=50 eval_iters=20 eval_interval=250 "
     "always_save_checkpoint=False"
 ).split()
+NOISE = 0.95  # of two medians
 PRESET = "config/shakespeare_char_cpu_fast.py"
 LONGER = ("--max_iters=400", "--muon_lr=0.02", "--learning_rate=1e-2")
-PEER_LRS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+PEER_LRS = (1e-3, 4e-3)  # its own, and its best of 5e-4, 1e-3, ... 8e-3 (amd-epyc-avx512_bf16)
 
 
 def flags(values: list[str]) -> list[str]:
@@ -58,12 +68,12 @@ def flags(values: list[str]) -> list[str]:
 
 
 # -- one step -----------------------------------------------------------------------------------
-def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
+def step(name: str, kernels: str, dtype: str, peer: Path | None) -> dict[str, Any]:
     """Our median step at a shape, by turns with bare matrix products; then
     with the peer, eager and compiled."""
-    typed = ["--dataset=shakespeare_char", "--kernels=fused", *flags(SHAPES[name])]
-    sources = parse_arguments([*typed, f"--dtype={dtype}"])
-    run = benchmark.live_run(benchmark.benchmark_of(sources, BenchOptions()))
+    shape = ["--dataset=shakespeare_char", *flags(SHAPES[name])]
+    typed = [*shape, f"--kernels={kernels}"]
+    run = live_run([*typed, f"--dtype={dtype}"])
     product, flops = product_step(run)
     medians = benchmark.measure({"ours": benchmark.our_step(run), "product": product})
     alone, best = medians["ours"], flops / medians["product"]
@@ -77,6 +87,7 @@ def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
         beside[mode] = {who: 1000 * seconds for who, seconds in medians.items()}
     return {
         "shape": name,
+        "kernels": kernels,
         "dtype": dtype,
         "ms": 1000 * alone,
         "tokens_per_second": run.config.tokens_per_iter / alone,
@@ -84,6 +95,19 @@ def step(name: str, dtype: str, peer: Path | None) -> dict[str, Any]:
         "peak_gflops": best / 1e9,
         "beside_ms": beside,
     }
+
+
+def live_run(typed: list[str]) -> Run:
+    """The run whose step is timed."""
+    return benchmark.live_run(benchmark.benchmark_of(parse_arguments(typed), BenchOptions()))
+
+
+def choices() -> list[tuple[str, str]]:
+    """The kernels and types that this machine can choose between."""
+    found = [("step", "float32"), ("fused", "float32")]
+    if multiplies_bfloat16(torch.device("cpu")):
+        found += [("step", "bfloat16"), ("fused", "bfloat16")]
+    return found
 
 
 def product_step(run: Run) -> tuple[benchmark.TimedStep, int]:
@@ -102,15 +126,25 @@ def product_step(run: Run) -> tuple[benchmark.TimedStep, int]:
 
 
 def steps(peer: Path | None) -> list[dict[str, Any]]:
-    """Each shape and precision in a process of its own; the peer beside the faster one."""
+    """Each shape and choice in a process of its own; the peer beside the automatic choice."""
     rows = []
     for name in SHAPES:
-        for dtype in ("bfloat16", "float32"):
-            beside = [f"--peer={peer}"] if peer and dtype == "bfloat16" else []
-            command = [sys.executable, __file__, f"--step={name}", f"--dtype={dtype}", *beside]
+        numerics = live_run(["--dataset=shakespeare_char", *flags(SHAPES[name])]).numerics
+        chosen = numerics.kernels, numerics.dtype
+        for kernels, dtype in choices():
+            automatic = (kernels, dtype) == chosen
+            compared = peer and automatic and name not in PEER_LACKS
+            command = [
+                sys.executable,
+                __file__,
+                f"--step={name}",
+                f"--kernels={kernels}",
+                f"--dtype={dtype}",
+                *([f"--peer={peer}"] if compared else []),
+            ]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(done.stdout.splitlines()[-1], flush=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]) | {"automatic": automatic})
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -190,12 +224,11 @@ def our_run(seed: int, *more: str) -> dict[str, float]:
 def time_to_loss(peer: Path | None) -> dict[str, Any]:
     """Ours by three seeds and, in between, nanoGPT's 2,000 updates at its own and other LRs."""
     found: dict[str, Any] = {"ours": [], "peer": []}
-    lrs = sorted(PEER_LRS, key=lambda lr: lr != 1e-3) if peer else [None] * 3
-    for i, lr in enumerate(lrs):
-        if i < 3:
-            found["ours"].append(our_run(i + 1))
-            print(json.dumps(found["ours"][-1]), flush=True)
-        if lr:
+    for i in range(3):
+        found["ours"].append(our_run(i + 1))
+        print(json.dumps(found["ours"][-1]), flush=True)
+        if peer and i < len(PEER_LRS):
+            lr = PEER_LRS[i]
             run = peer_run(
                 peer,
                 [
@@ -253,14 +286,22 @@ def sweep(peer: Path | None) -> dict[str, float]:
 
 
 # -- the page -----------------------------------------------------------------------------------
-def page(found: dict[str, Any]) -> str:
-    """`speed.md`."""
+def page(records: list[dict[str, Any]]) -> str:
+    """`speed.md`: each machine's tables, the newest first."""
+    records = sorted(records, key=lambda found: found["machine"]["date"], reverse=True)
+    return "\n".join(["# Speed", "", *(line for found in records for line in section(found))])
+
+
+def section(found: dict[str, Any]) -> list[str]:
+    """A machine's tables."""
     where, command = found["machine"], "make bench PEER=path/to/nanoGPT"
     lines = [
-        f"{where['name']}, {where['threads']} threads, torch {where['torch']}, "
+        f"## {where['name']} ({where['widest']})",
+        "",
+        f"{where['threads']} threads, torch {where['torch']}, "
         f"{where['date']}. Remake: `{command if found['peer'] else 'make bench'}`.",
         "",
-        "| shape | precision | ms per step | tokens/s | of the matrix-product peak | "
+        "| shape | kernels, precision | ms per step | tokens/s | of the matrix-product peak | "
         "ms by turns: ours, nanoGPT in its fastest mode | times nanoGPT |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -272,7 +313,7 @@ def page(found: dict[str, Any]) -> str:
             else "|"
         )
         lines.append(
-            f"| {r['shape']} | {r['dtype']} | {r['ms']:.1f} | "
+            f"| {r['shape']} | {choice_of(r)} | {r['ms']:.1f} | "
             f"{r['tokens_per_second']:,.0f} | {r['of_peak']:.0%} of "
             f"{r['peak_gflops']:.0f} GFLOP/s | {versus} |"
         )
@@ -317,7 +358,46 @@ def page(found: dict[str, Any]) -> str:
             "",
             f"Ratio: **{found['sweep']['ours'] / found['sweep']['peer']:.3f}**.",
         ]
-    return "\n".join(["# Speed", "", *lines, ""])
+    return [*lines, ""]
+
+
+def choice_of(row: dict[str, Any]) -> str:
+    """The kernels and precision of a row; the automatic choice stands out."""
+    choice = f"{row['kernels']}, {row['dtype']}"
+    return f"**{choice}**" if row["automatic"] else choice
+
+
+def advice(rows: list[dict[str, Any]]) -> list[str]:
+    """Whether the automatic choice is the fastest here, a line for each shape where it is not."""
+    lines = []
+    for name in SHAPES:
+        of_shape = [row for row in rows if row["shape"] == name]
+        best = min(of_shape, key=lambda row: row["ms"])
+        (chosen,) = [row for row in of_shape if row["automatic"]]
+        if best["ms"] < NOISE * chosen["ms"]:
+            lines.append(
+                f"{name}: kernels={best['kernels']} dtype={best['dtype']} takes {best['ms']:.1f} "
+                f"ms, the automatic choice {chosen['ms']:.1f}"
+            )
+    return lines or ["the automatic choice is the fastest, or within noise of it, at every shape"]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    known = (instructions() or "").split()
+    return {
+        "name": re.sub(r"\(R\)|\(TM\)", "", device_name(torch.device("cpu"))).strip(),
+        "widest": next((name for name in WIDEST if name in known), "plain"),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def record_of(where: dict[str, Any]) -> Path:
+    """A machine's file."""
+    name = re.sub(r"[^a-z0-9]+", "-", where["name"].lower()).strip("-")
+    return HERE / f"{name}-{where['widest']}.json"
 
 
 SECTIONS = {f.__name__: f for f in (time_to_loss, time_to_retuned_loss, sweep, steps)}
@@ -328,26 +408,26 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="a nanoGPT clone")
     parser.add_argument("--only", choices=SECTIONS, help="measure this alone, keep the rest")
     parser.add_argument("--step", choices=SHAPES, help=argparse.SUPPRESS)
+    parser.add_argument("--kernels", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     peer = asked.peer and benchmark.checked_clone(str(asked.peer))
     if asked.step:
-        print(json.dumps(step(asked.step, asked.dtype, peer)))
+        print(json.dumps(step(asked.step, asked.kernels, asked.dtype, peer)))
         return
-    file = HERE / "speed.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if asked.only else {"peer": bool(peer)}
-    found["machine"] = {
-        "name": device_name(torch.device("cpu")),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    where = machine()
+    file = record_of(where)
+    found: dict[str, Any] = {"peer": bool(peer)}
+    if asked.only and file.exists():
+        found = json.loads(file.read_text())
+    found["machine"] = where
     for name in [asked.only] if asked.only else SECTIONS:
         found[name] = SECTIONS[name](peer)
-    write_json(file, found)
+        write_json(file, found)
+    records = [json.loads(path.read_text()) for path in HERE.glob("*.json")]
     with atomic_write(HERE / "speed.md") as path:
-        Path(path).write_text(page(found), encoding="utf-8")
-    print(f"wrote {HERE / 'speed.md'}")
+        Path(path).write_text(page(records), encoding="utf-8")
+    print(*advice(found["steps"]), f"wrote {file} and {HERE / 'speed.md'}", sep="\n")
 
 
 if __name__ == "__main__":
