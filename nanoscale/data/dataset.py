@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from nanoscale.data.formats import check_format
@@ -469,10 +468,9 @@ def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> Integers:
 
 def windows(tokens: Tokens, starts: Integers, block_size: int) -> tuple[Integers, Integers]:
     """The windows at `starts`: X and Y, (len(starts), block_size) int64, Y is X shifted by one."""
-    rows = sliding_window_view(tokens, block_size + 1)[starts]  # (B, T + 1)
-    X = rows[:, :-1].astype(np.int64)
-    Y = rows[:, 1:].astype(np.int64)
-    return X, Y
+    places = starts[:, None] + np.arange(block_size + 1)  # (B, T + 1)
+    rows = np.asarray(tokens)[places].astype(np.int64)
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
 def _require_window(n_tokens: int, block_size: int, where: object) -> None:

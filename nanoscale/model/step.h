@@ -25,6 +25,7 @@ struct Batch {  // as `step_ops.BatchRecord`
   const i64 *idx, *targets, *keys;  // keys: of each site, each sequence's; null without dropout
   float* loss;  // the mean, or, without gradients, each token's
   char* room;  // as many bytes as `step_room` says
+  i64 foreign;  // written: whether a token is not in the vocabulary, and nothing else was done
 };
 
 template <class T> struct Linear {  // several weights with the same input, as one
@@ -341,8 +342,15 @@ template <class T> struct Step {
   }
 };
 
-template <class T> void step(const Model* model, const Batch* batch) {
-  Step<T>(*model, *batch).all_sequences();
+inline bool foreign(i64 n, i64 vocab, const i64* tokens) {
+  bool found = false;
+  for (i64 i = 0; i < n; i++) found |= (uint64_t)tokens[i] >= (uint64_t)vocab;
+  return found;
+}
+template <class T> void step(const Model* model, Batch* batch) {
+  i64 n = batch->sequences * batch->length;
+  batch->foreign = foreign(n, model->vocab, batch->idx) || foreign(n, model->vocab, batch->targets);
+  if (!batch->foreign) Step<T>(*model, *batch).all_sequences();
 }
 template <class T> void step_room(const Model* model, const Batch* batch, i64* bytes) {
   Room room;

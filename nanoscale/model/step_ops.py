@@ -96,6 +96,7 @@ class BatchRecord(ctypes.Structure):
         ("keys", c_void_p),
         ("loss", c_void_p),
         ("room", c_void_p),
+        ("foreign", c_int64),
     )
 
 
@@ -134,7 +135,11 @@ class Step:
             self.size += -(-p.numel() // ALIGNED) * ALIGNED
         self.tensors = (c_void_p * len(names))()
         self.gradients = (c_void_p * len(names))()
+        self.record = record_of(model)
+        self.record.tensors = ctypes.addressof(self.tensors)
+        self.record.parameters = self.size
         self.room = torch.empty(0, dtype=torch.uint8)
+        self.room_for: tuple[object, ...] = ()  # the last call's shape
 
     def run(
         self,
@@ -148,10 +153,13 @@ class Step:
 
         Without `gradients` the loss of each token, (B, T), and no z-loss. `keys` are those of the
         sites' masks.
+
+        Raises:
+            IndexError: a token or a target is not in the vocabulary.
         """
         idx = idx.contiguous()
         targets = targets.contiguous()
-        model = self.model_record(gradients, keys)
+        self.place(gradients, keys)
         batch = BatchRecord(
             sequences=idx.size(0),
             length=idx.size(1),
@@ -160,52 +168,62 @@ class Step:
             keys=None if keys is None else keys.data_ptr(),
             loss=loss.data_ptr(),
         )
-        records = ctypes.addressof(model), ctypes.addressof(batch)
         dtype = product_dtype("cpu")
-        needed = c_int64()
-        call("step_room", dtype, *records, ctypes.addressof(needed))
-        if needed.value > len(self.room):
-            self.room = torch.empty(needed.value, dtype=torch.uint8)
+        records = ctypes.addressof(self.record), ctypes.addressof(batch)
+        shape = idx.shape, gradients is None, dtype, torch.get_num_threads()
+        if shape != self.room_for:
+            needed = c_int64()
+            call("step_room", dtype, *records, ctypes.addressof(needed))
+            if needed.value > len(self.room):
+                self.room = torch.empty(needed.value, dtype=torch.uint8)
+            self.room_for = shape
         batch.room = self.room.data_ptr()
         call("step", dtype, *records)
+        if batch.foreign:
+            check_tokens(idx, self.record.vocab)
+            check_tokens(targets, self.record.vocab)
 
-    def model_record(self, gradients: Tensor | None, keys: Tensor | None) -> ModelRecord:
-        """The model and where its tensors lie now."""
+    def place(self, gradients: Tensor | None, keys: Tensor | None) -> None:
+        """Say in the record where everything lies now, and what this call drops."""
+        record = self.record
         config = self.model.config
-        multipliers = self.model.multipliers
         for slot, p in zip(self.slots, self.parameters, strict=True):
             self.tensors[slot] = p.data_ptr()
+        record.gradients = None
+        record.z_loss = 0.0
         if gradients is not None:
             begin = gradients.data_ptr()
             for slot, offset in zip(self.slots, self.offsets, strict=True):
                 self.gradients[slot] = begin + offset * gradients.element_size()
-        rule: Dropped | None = None if keys is None else (config.dropout, keys)
-        _, threshold, rest = rule_of(rule)
-        rotary = config.use_rope
-        return ModelRecord(
-            layers=config.n_layer,
-            vocab=config.vocab_size,
-            d=config.n_embd,
-            heads=config.n_head,
-            kv_heads=config.kv_heads,
-            head=config.head_dim,
-            ffn=ffn_width(config, config.n_embd),
-            rms=config.use_rmsnorm,
-            swiglu=config.use_swiglu,
-            eps=config.norm_eps,
-            attention=multipliers.attention,
-            residual=multipliers.residual,
-            embedding=multipliers.embedding,
-            logits=multipliers.logits,
-            z_loss=0.0 if gradients is None else config.z_loss,
-            rest=rest,
-            threshold=threshold,
-            cos=self.model.cos.data_ptr() if rotary else None,
-            sin=self.model.sin.data_ptr() if rotary else None,
-            tensors=ctypes.addressof(self.tensors),
-            gradients=None if gradients is None else ctypes.addressof(self.gradients),
-            parameters=self.size,
-        )
+            record.gradients = ctypes.addressof(self.gradients)
+            record.z_loss = config.z_loss
+        if config.use_rope:
+            record.cos = self.model.cos.data_ptr()
+            record.sin = self.model.sin.data_ptr()
+        dropped: Dropped | None = None if keys is None else (config.dropout, keys)
+        _, record.threshold, record.rest = rule_of(dropped)
+
+
+def record_of(model: GPT) -> ModelRecord:
+    """A model's shape and multipliers."""
+    config = model.config
+    multipliers = model.multipliers
+    return ModelRecord(
+        layers=config.n_layer,
+        vocab=config.vocab_size,
+        d=config.n_embd,
+        heads=config.n_head,
+        kv_heads=config.kv_heads,
+        head=config.head_dim,
+        ffn=ffn_width(config, config.n_embd),
+        rms=config.use_rmsnorm,
+        swiglu=config.use_swiglu,
+        eps=config.norm_eps,
+        attention=multipliers.attention,
+        residual=multipliers.residual,
+        embedding=multipliers.embedding,
+        logits=multipliers.logits,
+    )
 
 
 class StepLoss(Function):
@@ -253,11 +271,9 @@ class StepOps(FusedOps):
         self.trains = trains
         self.step: Step | None = None
 
-    def step_of(self, model: GPT, idx: Tensor, targets: Tensor) -> Step | None:
+    def step_of(self, model: GPT) -> Step | None:
         """The model's calls; None where a product in bfloat16 would take half a pair."""
         config = model.config
-        check_tokens(idx, config.vocab_size)
-        check_tokens(targets, config.vocab_size)
         sizes = config.n_embd, kv_width(config), ffn_width(config, config.n_embd)
         if product_dtype("cpu") == torch.bfloat16 and any(size % 2 for size in sizes):
             return None
@@ -268,14 +284,14 @@ class StepOps(FusedOps):
     def training_loss(
         self, model: GPT, idx: Tensor, targets: Tensor, masks: Tensor | None
     ) -> Tensor | None:
-        step = self.step_of(model, idx, targets) if self.trains else None
+        step = self.step_of(model) if self.trains else None
         if step is None:
             return None
         keys = None if masks is None else site_keys(masks, model.config)
         return apply(StepLoss, step, idx, targets, keys, *step.parameters)
 
     def token_losses(self, model: GPT, idx: Tensor, targets: Tensor) -> Tensor | None:
-        step = self.step_of(model, idx, targets)
+        step = self.step_of(model)
         if step is None:
             return None
         losses = torch.empty(targets.shape)
