@@ -43,6 +43,15 @@ PEAK_FLOPS = {
 }
 # How the names of a CPU's instructions for arithmetic begin, x86's and ARM's.
 COMPUTING = ("sse", "ssse", "avx", "fma", "f16c", "amx", "asimd", "sve", "sme", "bf16", "i8mm")
+# By the widest instructions that a CPU has: whose operations, and the type of their products. Each
+# row is what was fastest where it was measured (docs/results/speed; `make bench` compares all).
+CPU_CHOICES = {
+    "amx_bf16": ("fused", "bfloat16"),
+    "avx512_bf16": ("fused", "bfloat16"),
+    "avx512_f": ("step", "float32"),
+    "avx2": ("step", "float32"),
+}
+SAFE_CHOICE = ("fused", "float32")  # products by torch's library, which knows every CPU
 PEAK_SECONDS = 0.1  # for measuring a CPU's
 # Words that make it another, slower or faster, device than the one named.
 OTHER_DEVICE = {"Laptop", "Mobile", "Max", "Ti", "SUPER", "MIG"}
@@ -136,10 +145,14 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    if device.type != "cpu":
-        return False
+    return device.type == "cpu" and cpu_choice()[1] == "bfloat16"
+
+
+def cpu_choice() -> tuple[str, str]:
+    """The kernels and the type of products for this CPU: a row of `CPU_CHOICES`."""
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    rows = (choice for needed, choice in CPU_CHOICES.items() if capabilities.get(needed))
+    return next(rows, SAFE_CHOICE)
 
 
 def medium_is_exact() -> bool:

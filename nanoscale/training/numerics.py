@@ -239,16 +239,15 @@ def decide_kernels(
 
 
 def best_kernels(config: ResolvedConfig, device: torch.device) -> str:
-    """A whole step at once in float32, where our products reach the peak and each thread has work.
-
-    In bfloat16 the products are torch's library's, operation by operation (docs/results/speed).
-    """
+    """The CPU's row, unless another type is asked for or threads would stand without a sequence."""
+    kernel, dtype = hardware.cpu_choice()
     threads = config.threads or torch.get_num_threads()
     sequences = min(config.micro_batch_size or config.batch_size, config.sequences_per_iter)
-    narrow = config.dtype == "bfloat16"
-    if config.dtype == "auto":
-        narrow = hardware.multiplies_bfloat16(device)
-    return "fused" if narrow or sequences < threads else "step"
+    if sequences < threads:
+        return "fused"
+    if config.dtype in ("auto", dtype):
+        return kernel
+    return "fused" if config.dtype == "bfloat16" else "step"
 
 
 def best_dtype(device: torch.device, kernel: str) -> str:
@@ -257,8 +256,8 @@ def best_dtype(device: torch.device, kernel: str) -> str:
     Losses agree with float32's (docs/results/speed). torch's own bfloat16 operations are no faster
     than float32 on a CPU.
     """
-    if device.type == "cpu" and kernel == "torch":
-        return "float32"
+    if device.type == "cpu":
+        return "float32" if kernel == "torch" else hardware.cpu_choice()[1]
     if hardware.multiplies_bfloat16(device):
         return "bfloat16"
     return "float16" if device.type == "cuda" else "float32"

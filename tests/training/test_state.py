@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import RUN, spec_maker
+from tiny import RUN, spec_maker, tiny_config
 
 from nanoscale.model.distributed import Ranks
 from nanoscale.model.masks import sample_keys
@@ -48,9 +48,27 @@ def test_threads_and_precision_are_those_that_the_run_began_with(run):
 
 
 def test_torchs_operations_on_a_cpu_are_in_float32(monkeypatch):
-    monkeypatch.setattr(numerics.hardware, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert numerics.best_dtype(torch.device("cpu"), "torch") == "float32"
     assert numerics.best_dtype(torch.device("cpu"), "fused") == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "values", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_f": True}, {}, "fused"),
+        ({"amx_bf16": True, "avx512_f": True}, {"dtype": "float32"}, "step"),
+        ({"avx512_bf16": False, "avx512_f": True}, {}, "step"),
+        ({"avx2": True}, {"dtype": "bfloat16"}, "fused"),
+        ({"avx2": True}, {"threads": 5, "batch_size": 4}, "fused"),  # one would have no sequence
+        ({"neon": True}, {}, "fused"),  # a CPU that nobody has measured
+    ],
+)
+def test_a_cpu_has_a_row_of_choices_and_an_unknown_one_the_safe_row(
+    monkeypatch, capabilities, values, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert numerics.best_kernels(tiny_config(**values), torch.device("cpu")) == expected
 
 
 def test_the_loss_of_an_update_is_that_of_the_whole_batch(run):
