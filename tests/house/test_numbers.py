@@ -270,7 +270,7 @@ def test_the_searches_and_the_speed_of_the_pages():
         f"ends {wide[0]} [{wide[1]}, {wide[2]}] from what was tuned there, at "
         f"{search['of_direct']:.3f} of that search's FLOPs",
     )
-    speed = record("speed/speed.json")
+    speed = record("speed/amd-epyc-avx512_bf16.json")
     ours = [run["seconds"] for run in speed["time_to_loss"]["ours"]]
     (peer,) = [
         run["seconds"] for run in speed["time_to_loss"]["peer"] if run["learning_rate"] == 1e-3
