@@ -2,6 +2,7 @@
 # make test:  set everything up and run the tests.
 # make check: lint, types and the quick tests, while you work.
 # make soak:  the campaigns at full size, hours; docs/results/soak.md has what they found.
+# make gpu-check: what waits for a GPU, in 8 minutes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ PEER ?=
 # Tests make tiny models: a process of one thread per core is fastest.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
-.PHONY: study test check lint types soak bench
+.PHONY: study test check lint types soak bench gpu-check
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoscale needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -39,3 +40,6 @@ soak: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(RUN) docs/results/speed/measure.py $(if $(PEER),--peer=$(PEER))
+
+gpu-check: $(VENV)/.ready
+	$(RUN) docs/results/speed/gpu_check.py

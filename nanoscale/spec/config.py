@@ -226,7 +226,9 @@ class ExperimentConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = _machine(True, "torch.compile where it pays; typed: always")
-    cuda_graphs: bool = _machine(False, "replay a compiled step's launches: small models on a GPU")
+    cuda_graphs: bool = _machine(
+        False, "replay a compiled step's launches, of one micro-batch: small models on a GPU"
+    )
     kernels: str = _machine(
         "auto",
         "our own on a CPU, compiled on first use, a whole step at once or operation by operation, "

@@ -154,7 +154,7 @@ def build(
             dataset.tokens["train"], config.block_size, config.data_seed, config.data_order
         ),
         model=model,
-        trained=wrap(compiled(model, how, config), ranks, device),
+        trained=wrap(compiled(model, how, ranks), ranks, device),
         optimizers=optimizers,
         scaler=torch.amp.GradScaler(device.type, enabled=how.dtype == "float16"),
         meter=Meter(config, best and best * ranks.world, saved.seconds if saved else 0.0),
@@ -165,11 +165,17 @@ def build(
     return run
 
 
-def compiled(model: GPT, how: Numerics, config: ResolvedConfig) -> nn.Module:
-    """The model, compiled if that was decided, its launches replayed if that was asked for."""
+def compiled(model: GPT, how: Numerics, ranks: Ranks) -> nn.Module:
+    """The model, compiled if that was decided, its launches replayed if that was asked for.
+
+    Not where a rank has several micro-batches: their gradients would add up in memory that the next
+    replay overwrites (pytorch issue 169545).
+    """
     if not how.compile:
         return model
-    graphs = config.cuda_graphs and how.device == "cuda"
+    config = model.config
+    at_once = ranks.world * (config.micro_batch_size or config.batch_size)
+    graphs = config.cuda_graphs and how.device == "cuda" and at_once >= config.sequences_per_iter
     function = torch.compile(model, mode="reduce-overhead" if graphs else None)
     return cast(nn.Module, function)  # of a module it makes a module
 

@@ -17,7 +17,15 @@ from nanoscale.training import evaluation, numerics
 from nanoscale.training.loop import UpdateDone, micro_batches, record, update
 from nanoscale.training.numerics import decide
 from nanoscale.training.recorder import Recorder
-from nanoscale.training.state import Checkpoint, Run, build, dataset_of, restore, save
+from nanoscale.training.state import (
+    Checkpoint,
+    Run,
+    build,
+    compiled,
+    dataset_of,
+    restore,
+    save,
+)
 
 
 @pytest.fixture
@@ -166,3 +174,18 @@ def test_the_first_weights_are_never_the_best(run, tmp_path, step, kept):
     recorder.evaluate()
     recorder.close()
     assert (folder / "best.pt").exists() == kept
+
+
+@pytest.mark.parametrize(
+    ("micro", "world", "graphs"), [(None, 1, True), (1, 1, False), (1, 2, True)]
+)
+def test_launches_are_replayed_where_a_rank_has_one_micro_batch(
+    run, monkeypatch, micro, world, graphs
+):
+    """A second one's gradients would be added to memory that the replay has overwritten."""
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: modes.append(mode) or model)
+    run.model.config = replace(run.config, cuda_graphs=True, micro_batch_size=micro)
+    how = replace(run.numerics, device="cuda", compile=True)
+    compiled(run.model, how, Ranks(world=world))
+    assert modes == ["reduce-overhead" if graphs else None]
