@@ -2,15 +2,16 @@
 //
 // Compiled on first use by kernels.py, called through ctypes. Activations are float or bfloat16 (T),
 // the residual stream, statistics, losses and gradients of weights are float; all arithmetic is
-// float. Vectors are the compiler's own types, as long as the CPU's, so one source serves any.
+// float. Vectors are the compiler's own types, as long as the CPU's, so one source serves any. Threads
+// are those of torch's own pool, by the calls that GCC makes of OpenMP's pragmas.
 // Sums over rows are made per thread and then in order: equal threads, equal bits.
 
-#include <omp.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -20,14 +21,31 @@
 #include <unistd.h>
 #endif
 
+extern "C" {
+void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags);
+void GOMP_barrier();
+int omp_get_max_threads();
+int omp_get_num_threads();
+int omp_get_thread_num();
+int omp_in_parallel();
+}
+
 namespace {
 
 using i64 = int64_t;
 #ifdef __AVX512F__
-constexpr i64 W = 16;  // floats in a vector
+constexpr i64 W = 16;  // floats in a vector: longer ones than the CPU's are taken apart
+#elif defined(__AVX2__)
+constexpr i64 W = 8;
 #else
-constexpr i64 W = 8;  // longer ones than the CPU's are taken apart lane by lane when shuffled
+constexpr i64 W = 4;  // SSE, NEON
 #endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int REGISTERS = 32;  // of vectors
+#else
+constexpr int REGISTERS = 16;
+#endif
+constexpr i64 STRIP = 8;  // rows of a product of attention at a time
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
@@ -36,11 +54,25 @@ struct bf16 { uint16_t bits; };
 
 #ifdef __AVX512F__
 const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#else
+#elif defined(__AVX2__)
 const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+const vi lane = {0, 1, 2, 3};
 #endif
+// Lanes of a and b by their numbers, b's from W on.
+template <size_t... L> inline vf pick(vf a, vf b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, L...);
+#else
+  return __builtin_shuffle(a, b, vi{L...});
+#endif
+}
+using Lanes = std::make_index_sequence<W>;
 inline vf all(float x) { return x - vf{}; }  // a broadcast: adding to 0 is no identity (-0)
-inline i64 padded(i64 n) { return (n + W - 1) / W * W; }
+inline i64 padded(i64 n) {  // to whole vectors, and to whole strips
+  i64 to = std::max(W, STRIP);
+  return (n + to - 1) / to * to;
+}
 
 // -- loads and stores: n < W is a row's tail, zero beyond it ----------------------------------
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
@@ -82,13 +114,15 @@ template <class T> inline vf load(const T* p, i64 n) { return n >= W ? load(p) :
 template <class T> inline void store(T* p, vf v, i64 n) { n >= W ? store(p, v) : partly(p, v, n); }
 inline vf larger(vf a, vf b) { return a > b ? a : b; }
 inline vf plus(vf a, vf b) { return a + b; }
-template <vf with(vf, vf)> inline float fold(vf v) {  // halves onto each other: one lane holds all
-#pragma GCC unroll 4
-  for (int s = W / 2; s; s /= 2) v = with(v, __builtin_shuffle(v, lane ^ s));
+// Halves onto each other, from S lanes on: in the end one lane holds all.
+template <vf with(vf, vf), size_t S, size_t... L>
+inline float fold(vf v, std::index_sequence<L...> lanes) {
+  v = with(v, pick<(L ^ S)...>(v, v));
+  if constexpr (S > 1) return fold<with, S / 2>(v, lanes);
   return v[0];
 }
-inline float sum(vf v) { return fold<plus>(v); }
-inline float largest(vf v) { return fold<larger>(v); }
+inline float sum(vf v) { return fold<plus, W / 2>(v, Lanes()); }
+inline float largest(vf v) { return fold<larger, W / 2>(v, Lanes()); }
 inline vf only(vf v, i64 n) {  // zero from lane n on
   return n >= W ? v : (vf)((vi)v & (vi)(lane < (int32_t)n));
 }
@@ -120,6 +154,36 @@ inline vf normal(vf x, vf& e) {
 }
 inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
 
+// -- threads -------------------------------------------------------------------------------------
+thread_local bool alone = false;  // what a thread of a team meets of further teams, it does itself
+inline i64 thread() { return alone ? 0 : omp_get_thread_num(); }
+inline i64 threads() { return alone ? 1 : omp_get_num_threads(); }
+inline i64 most_threads() { return omp_in_parallel() ? 1 : omp_get_max_threads(); }
+inline void meet() { if (threads() > 1) GOMP_barrier(); }
+
+// f() by each of `team` threads, or of all; each has its own copy, whose values stay in registers.
+template <class F> void parallel(F f, i64 team = most_threads()) {
+  if (most_threads() > 1) {
+    GOMP_parallel([](void* of) { F own = *(F*)of; own(); }, &f, team, 0);
+    return;
+  }
+  bool was = alone;
+  alone = true; f(); alone = was;
+}
+// f(i) of each i < n by one of the team, in equal pieces: equal threads, equal pieces.
+template <class F> void share(i64 n, F f) {
+  i64 team = threads(), mine = thread(), piece = n / team, rest = n % team;
+  i64 i = mine * piece + std::min(mine, rest), end = i + piece + (mine < rest);
+  for (; i < end; i++) f(i);
+}
+template <class F> void parallel_for(i64 n, F f) {
+  parallel([=] { share(n, f); });
+}
+// f(i) of each i < n by whoever is free; `next` is the team's, from 0.
+template <class F> void take_turns(i64 n, std::atomic<i64>& next, F f) {
+  for (i64 i; (i = next++) < n;) f(i);
+}
+
 // -- dropout: the masks of masks.py ------------------------------------------------------------
 struct Masks {  // of a site: each sample's key; null drops nothing
   const i64* keys;
@@ -140,20 +204,19 @@ template <class T>
 void dropout(i64 rows, i64 length, i64 d, const i64* keys, i64 threshold, float scale, const T* x,
              T* y) {
   Masks masks{keys, (uint32_t)threshold, scale};
-#pragma omp parallel for schedule(static)
-  for (i64 r = 0; r < rows; r++)
+  parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < d; j += W) {
       vf v = load(x + r * d + j, d - j);
       store(y + r * d + j, dropped(v, masks, r / length, r % length * d + j), d - j);
     }
+  });
 }
 
 // -- x + m branch, and its norm -------------------------------------------------------------------
 template <class T>
 void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, const float* weight,
               const float* bias, float eps, bool rms, float* sum_out, T* y, float* stats) {
-#pragma omp parallel for schedule(static)
-  for (i64 r = 0; r < rows; r++) {
+  parallel_for(rows, [=](i64 r) {
     const float* in = x + r * d;
     vf total = {}, squares = {};
     for (i64 j = 0; j < d; j += W) {
@@ -181,7 +244,7 @@ void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, const f
       if (bias) v += load(bias + j, d - j);
       store(y + r * d + j, v, d - j);
     }
-  }
+  });
 }
 
 // gx = gs + the gradient through the norm, gbranch = m gx; gw, gb are summed over rows.
@@ -189,14 +252,12 @@ template <class T>
 void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const float* x, float m,
                        const float* weight, bool rms, const float* stats, float* gx, T* gbranch,
                        float* gw, float* gb) {
-  int threads = omp_get_max_threads();
-  i64 dp = padded(d);
-  std::vector<float> parts(2 * threads * dp, 0.f);
-#pragma omp parallel
-  {
-    float* mine = parts.data() + 2 * omp_get_thread_num() * dp;
-#pragma omp for schedule(static)
-    for (i64 r = 0; r < rows; r++) {
+  i64 team = most_threads(), dp = padded(d);
+  std::vector<float> memory(2 * team * dp, 0.f);
+  float* parts = memory.data();
+  parallel([=] {
+    float* mine = parts + 2 * thread() * dp;
+    share(rows, [=](i64 r) {
       float mean = stats[2 * r], rstd = stats[2 * r + 1];
       vf along = {}, total = {};
       for (i64 j = 0; j < d; j += W) {
@@ -216,11 +277,11 @@ void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const floa
         store(gx + r * d + j, g, d - j);
         if (gbranch) store(gbranch + r * d + j, m * g, d - j);
       }
-    }
-  }
+    });
+  });
   for (i64 j = 0; j < d; j++) {
     float w = 0.f, b = 0.f;
-    for (int t = 0; t < threads; t++) {
+    for (i64 t = 0; t < team; t++) {
       w += parts[2 * t * dp + j]; b += parts[(2 * t + 1) * dp + j];
     }
     gw[j] = w;
@@ -233,17 +294,16 @@ void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const floa
 template <class T>
 void norm_rope(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const float* weight,
                float eps, const float* cos, const float* sin, T* y) {
-#pragma omp parallel
-  {
-    std::vector<float> v(2 * padded(h));
-#pragma omp for schedule(static)
-    for (i64 r = 0; r < rows; r++)
+  parallel([=] {
+    std::vector<float> memory(2 * padded(h));
+    float* v = memory.data();
+    share(rows, [=](i64 r) {
       for (i64 k = 0; k < heads; k++) {
         const T* in = x + r * stride + k * h;
         vf squares = {};
         for (i64 j = 0; j < h; j += W) {
           vf u = load(in + j, h - j);
-          store(v.data() + j, u); squares += u * u;
+          store(v + j, u); squares += u * u;
         }
         if (weight) {
           float rstd = 1.f / std::sqrt(sum(squares) / h + eps);
@@ -251,19 +311,20 @@ void norm_rope(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, c
         }
         T* out = y + (r * heads + k) * h;
         if (!cos) {
-          for (i64 j = 0; j < h; j += W) store(out + j, load(v.data() + j), h - j);
+          for (i64 j = 0; j < h; j += W) store(out + j, load(v + j), h - j);
           continue;
         }
         const float *c = cos + r % length * h, *s = sin + r % length * h;
         i64 half = h / 2;
         for (i64 j = 0; j < half; j += W) {
           i64 n = half - j;
-          vf low = load(v.data() + j, n), high = load(v.data() + half + j, n);
+          vf low = load(v + j, n), high = load(v + half + j, n);
           store(out + j, low * load(c + j, n) - high * load(s + j, n), n);
           store(out + half + j, high * load(c + half + j, n) + low * load(s + half + j, n), n);
         }
       }
-  }
+    });
+  });
 }
 
 // From g (rows `gstride` apart) to gx, which may be g itself.
@@ -271,19 +332,17 @@ template <class T>
 void norm_rope_backward(i64 rows, i64 heads, i64 h, i64 stride, i64 gstride, i64 length, const T* x,
                         const float* weight, float eps, const float* cos, const float* sin,
                         const T* g, T* gx, float* gw) {
-  int threads = omp_get_max_threads();
-  i64 hp = padded(h);
-  std::vector<float> parts(threads * hp, 0.f);
-#pragma omp parallel
-  {
-    float* mine = parts.data() + omp_get_thread_num() * hp;
-    std::vector<float> v(2 * hp), n(hp);
-#pragma omp for schedule(static)
-    for (i64 r = 0; r < rows; r++)
+  i64 team = most_threads(), hp = padded(h);
+  std::vector<float> memory(team * hp, 0.f);
+  float* parts = memory.data();
+  parallel([=] {
+    std::vector<float> room(3 * hp);
+    float *mine = parts + thread() * hp, *n = room.data(), *v = n + hp;
+    share(rows, [=](i64 r) {
       for (i64 k = 0; k < heads; k++) {
         const T* in = g + r * gstride + k * h;
         T* out = gx + r * gstride + k * h;
-        for (i64 j = 0; j < h; j += W) store(v.data() + j, load(in + j, h - j));
+        for (i64 j = 0; j < h; j += W) store(v + j, load(in + j, h - j));
         if (cos) {
           const float *c = cos + r % length * h, *s = sin + r % length * h;
           for (i64 j = 0; j < h / 2; j++) {
@@ -296,53 +355,54 @@ void norm_rope_backward(i64 rows, i64 heads, i64 h, i64 stride, i64 gstride, i64
           vf squares = {}, along = {};
           for (i64 j = 0; j < h; j += W) {
             vf u = load(x + r * stride + k * h + j, h - j);
-            store(n.data() + j, u); squares += u * u;
+            store(n + j, u); squares += u * u;
           }
           float rstd = 1.f / std::sqrt(sum(squares) / h + eps);
           for (i64 j = 0; j < h; j += W) {
-            vf u = load(n.data() + j) * rstd, gv = load(v.data() + j, h - j);
+            vf u = load(n + j) * rstd, gv = load(v + j, h - j);
             store(mine + j, load(mine + j) + gv * u);
             gv *= load(weight + j, h - j);
             along += gv * u;
-            store(n.data() + j, u); store(v.data() + j, gv);
+            store(n + j, u); store(v + j, gv);
           }
           float a = sum(along) / h;
           for (i64 j = 0; j < h; j++) v[j] = (v[j] - n[j] * a) * rstd;
         }
-        for (i64 j = 0; j < h; j += W) store(out + j, load(v.data() + j), h - j);
+        for (i64 j = 0; j < h; j += W) store(out + j, load(v + j), h - j);
       }
-  }
+    });
+  });
   if (!weight) return;
   for (i64 j = 0; j < h; j++) {
     gw[j] = 0.f;
-    for (int t = 0; t < threads; t++) gw[j] += parts[t * hp + j];
+    for (i64 t = 0; t < team; t++) gw[j] += parts[t * hp + j];
   }
 }
 
 // -- causal attention -------------------------------------------------------------------------------
-// C (+)= A B over k in [k0, k1), an 8-row strip of up to N columns; A(i, k) = A[i ai + k ak].
+// C (+)= A B over k in [k0, k1), a strip of rows of up to N columns; A(i, k) = A[i ai + k ak].
 template <int V>
 inline void strip(const float* A, i64 ai, i64 ak, const float* B, i64 ldb, float* C, i64 ldc, i64 k0,
                   i64 k1, bool add) {
-  vf acc[8][V];
-  for (int i = 0; i < 8; i++)
+  vf acc[STRIP][V];
+  for (int i = 0; i < STRIP; i++)
     for (int v = 0; v < V; v++) acc[i][v] = add ? load(C + i * ldc + v * W) : vf{};
   for (i64 k = k0; k < k1; k++) {
     vf b[V];
     for (int v = 0; v < V; v++) b[v] = load(B + k * ldb + v * W);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < STRIP; i++) {
       vf a = all(A[i * ai + k * ak]);
       for (int v = 0; v < V; v++) acc[i][v] += a * b[v];
     }
   }
-  for (int i = 0; i < 8; i++)
+  for (int i = 0; i < STRIP; i++)
     for (int v = 0; v < V; v++) store(C + i * ldc + v * W, acc[i][v]);
 }
 inline void product(const float* A, i64 ai, i64 ak, const float* B, i64 ldb, float* C, i64 ldc, i64 N,
                     i64 k0, i64 k1, bool add) {
   i64 j = 0;
-  if (W == 16)  // sixteen sums stay in registers only where there are 32 of them
+  if (REGISTERS == 32)  // sixteen sums stay in registers
     for (; j + 2 * W <= N; j += 2 * W) strip<2>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
   for (; j < N; j += W) strip<1>(A, ai, ak, B + j, ldb, C + j, ldc, k0, k1, add);
 }
@@ -358,19 +418,17 @@ void rows_of(const T* x, i64 stride, i64 n, i64 h, i64 hp, float* out, float m =
   for (i64 t = 0; t < n; t++)
     for (i64 j = 0; j < h; j += W) store(out + t * hp + j, m * load(x + t * stride + j, h - j));
 }
-inline void transpose(vf (&r)[W]) {  // by swapping the off-diagonal halves, quarters, ...
-#pragma GCC unroll 4
-  for (int s = W / 2; s; s /= 2) {
-    vi moved = (lane & s) != 0;  // -1 or 0
-    vi low = lane - moved * (int)(W - s), high = lane + s - moved * (int)(W - s);
+// By swapping the off-diagonal halves, quarters, ...: from blocks of S on.
+template <size_t S, size_t... L>
+inline void transpose(vf (&r)[W], std::index_sequence<L...> lanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; i++) {
-      if (i & s) continue;
-      vf a = r[i], b = r[i + s];
-      r[i] = __builtin_shuffle(a, b, low);
-      r[i + s] = __builtin_shuffle(a, b, high);
-    }
+  for (size_t i = 0; i < W; i++) {
+    if (i & S) continue;
+    vf a = r[i], b = r[i + S];
+    r[i] = pick<(L & S ? L + W - S : L)...>(a, b);
+    r[i + S] = pick<(L & S ? L + W : L + S)...>(a, b);
   }
+  if constexpr (S > 1) transpose<S / 2>(r, lanes);
 }
 template <class T>
 void columns_of(const T* x, i64 stride, i64 n, i64 h, i64 np, float* out) {
@@ -380,7 +438,7 @@ void columns_of(const T* x, i64 stride, i64 n, i64 h, i64 np, float* out) {
       i64 rows = n - t < W ? n - t : W, columns = h - j < W ? h - j : W;
       for (i64 i = 0; i < W; i++)
         tile[i] = i < rows ? load(x + (t + i) * stride + j, h - j) : vf{};
-      transpose(tile);
+      transpose<W / 2>(tile, Lanes());
       for (i64 c = 0; c < columns; c++) store(out + (j + c) * np + t, tile[c], rows);
     }
 }
@@ -421,12 +479,10 @@ void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, floa
   Heads a{B, length, H, K, h, sq, sk, sv, scale};
   Masks masks{keys, (uint32_t)threshold, rest};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
-#pragma omp parallel
-  {
+  parallel([=] {
     std::vector<float> room(hp * Tp + Tp * hp + ROWS * (2 * hp + Tp), 0.f);
     float *KT = room.data(), *V = KT + hp * Tp, *Q = V + Tp * hp, *Y = Q + ROWS * hp, *S = Y + ROWS * hp;
-#pragma omp for schedule(static)
-    for (i64 task = 0; task < a.B * a.K; task++) {
+    share(a.B * a.K, [=](i64 task) {
       i64 b = task / a.K, g = task % a.K;
       columns_of(k + b * a.T * a.sk + g * a.h, a.sk, a.T, a.h, Tp, KT);
       rows_of(v + b * a.T * a.sv + g * a.h, a.sv, a.T, a.h, hp, V);
@@ -434,21 +490,21 @@ void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, floa
         for (i64 at = 0; at < a.T; at += ROWS) {
           i64 n = at + ROWS < a.T ? ROWS : a.T - at, np = padded(n), end = padded(at + n);
           rows_of(q + (b * a.T + at) * a.sq + head * a.h, a.sq, n, a.h, hp, Q, a.scale);
-          for (i64 i = 0; i < np; i += 8)
-            product(Q + i * hp, hp, 1, KT, Tp, S + i * Tp, Tp, padded(at + i + 8) < end ? padded(at + i + 8) : end, 0, a.h, false);
+          for (i64 i = 0; i < np; i += STRIP)
+            product(Q + i * hp, hp, 1, KT, Tp, S + i * Tp, Tp, padded(at + i + STRIP) < end ? padded(at + i + STRIP) : end, 0, a.h, false);
           i64 first = (b * a.H + head) * a.T + at;
           softmax_rows(S, Tp, at, n, end, lse + first);
           for (i64 i = 0; i < n; i++) drop_row(S + i * Tp, a, masks, first + i, at + i + 1);
-          for (i64 i = 0; i < np; i += 8) {
-            i64 seen = at + i + 8 < a.T ? at + i + 8 : a.T;
+          for (i64 i = 0; i < np; i += STRIP) {
+            i64 seen = at + i + STRIP < a.T ? at + i + STRIP : a.T;
             product(S + i * Tp, Tp, 1, V, hp, Y + i * hp, hp, hp, 0, seen, false);
           }
           for (i64 i = 0; i < n; i++)
             for (i64 j = 0; j < a.h; j += W)
               store(y + ((b * a.T + at + i) * a.H + head) * a.h + j, load(Y + i * hp + j), a.h - j);
         }
-    }
-  }
+    });
+  });
 }
 
 template <class T>
@@ -459,13 +515,11 @@ void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64
   Heads a{B, length, H, K, h, sq, sk, sv, scale};
   Masks masks{keys, (uint32_t)threshold, rest};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
-#pragma omp parallel
-  {
+  parallel([=] {
     std::vector<float> room(5 * hp * Tp + ROWS * (3 * hp + 2 * Tp), 0.f);
     float *KT = room.data(), *VT = KT + hp * Tp, *Kr = VT + hp * Tp, *GK = Kr + hp * Tp, *GV = GK + hp * Tp;
     float *Q = GV + hp * Tp, *GY = Q + ROWS * hp, *GQ = GY + ROWS * hp, *P = GQ + ROWS * hp, *D = P + ROWS * Tp;
-#pragma omp for schedule(static)
-    for (i64 task = 0; task < a.B * a.K; task++) {
+    share(a.B * a.K, [=](i64 task) {
       i64 b = task / a.K, g = task % a.K;
       const T *kb = k + b * a.T * a.sk + g * a.h, *vb = v + b * a.T * a.sv + g * a.h;
       columns_of(kb, a.sk, a.T, a.h, Tp, KT);
@@ -478,8 +532,8 @@ void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64
           i64 row = (b * a.T + at) * a.H + head;
           rows_of(q + (b * a.T + at) * a.sq + head * a.h, a.sq, n, a.h, hp, Q, a.scale);
           rows_of(gy + row * a.h, a.H * a.h, n, a.h, hp, GY);
-          for (i64 i = 0; i < np; i += 8) {
-            i64 seen = padded(at + i + 8) < end ? padded(at + i + 8) : end;
+          for (i64 i = 0; i < np; i += STRIP) {
+            i64 seen = padded(at + i + STRIP) < end ? padded(at + i + STRIP) : end;
             product(Q + i * hp, hp, 1, KT, Tp, P + i * Tp, Tp, seen, 0, a.h, false);
             product(GY + i * hp, hp, 1, VT, Tp, D + i * Tp, Tp, seen, 0, a.h, false);
           }
@@ -501,11 +555,11 @@ void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64
             drop_row(p, a, masks, query, seen);
             for (; j < end; j += W) { store(p + j, vf{}); store(s + j, vf{}); }
           }
-          for (i64 i = 0; i < np; i += 8) {
-            i64 seen = at + i + 8 < a.T ? at + i + 8 : a.T;
+          for (i64 i = 0; i < np; i += STRIP) {
+            i64 seen = at + i + STRIP < a.T ? at + i + STRIP : a.T;
             product(D + i * Tp, Tp, 1, Kr, hp, GQ + i * hp, hp, hp, 0, seen, false);
           }
-          for (i64 j = 0; j < end; j += 8) {  // key rows, from the first query that sees them
+          for (i64 j = 0; j < end; j += STRIP) {  // key rows, from the first query that sees them
             i64 from = j > at ? j - at : 0;
             product(P + j, 1, Tp, GY, hp, GV + j * hp, hp, hp, from, np, true);
             product(D + j, 1, Tp, Q, hp, GK + j * hp, hp, hp, from, np, true);
@@ -520,18 +574,17 @@ void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64
           store(gk + to, load(GK + t * hp + j), a.h - j);
           store(gv + to, load(GV + t * hp + j), a.h - j);
         }
-    }
-  }
+    });
+  });
 }
 
 // -- activations: rows of n, inputs `stride` apart ------------------------------------------------
 template <class F>
 void each(i64 n, F f) {
-#pragma omp parallel for schedule(static)
-  for (i64 block = 0; block < (n + 1023) / 1024; block++) {
+  parallel_for((n + 1023) / 1024, [=](i64 block) {
     i64 end = block * 1024 + 1024 < n ? block * 1024 + 1024 : n;
     for (i64 j = block * 1024; j < end; j += W) f(j, end - j);
-  }
+  });
 }
 
 template <class T> void gelu(i64 n, const T* x, T* y) {
@@ -548,18 +601,17 @@ template <class T> void gelu_backward(i64 n, const T* x, const T* gy, T* gx) {
 }
 template <class T>
 void swiglu(i64 rows, i64 n, i64 stride, const T* gate, const T* up, T* y) {
-#pragma omp parallel for schedule(static)
-  for (i64 r = 0; r < rows; r++)
+  parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < n; j += W) {
       vf g = load(gate + r * stride + j, n - j);
       store(y + r * n + j, g * sigmoid(g) * load(up + r * stride + j, n - j), n - j);
     }
+  });
 }
 template <class T>
 void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, const T* up,
                      const T* gy, T* ggate, T* gup) {
-#pragma omp parallel for schedule(static)
-  for (i64 r = 0; r < rows; r++)
+  parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < n; j += W) {
       i64 at = r * stride + j;
       vf g = load(gate + at, n - j), u = load(up + at, n - j), d = load(gy + r * n + j, n - j);
@@ -567,6 +619,7 @@ void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, co
       store(gup + r * gstride + j, d * g * s, n - j);
       store(ggate + r * gstride + j, d * u * s * (1.f + g * (1.f - s)), n - j);
     }
+  });
 }
 
 // -- the loss, and its gradient times 1 / tokens ----------------------------------------------------
@@ -575,9 +628,9 @@ void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, co
 template <class T>
 double losses(i64 rows, i64 V, i64 stride, const T* logits, const i64* targets, float z_loss,
               i64 tokens, float* by_row, T* g) {
-  std::vector<double> parts(rows);
-#pragma omp parallel for schedule(static)
-  for (i64 r = 0; r < rows; r++) {
+  std::vector<double> memory(rows);
+  double* parts = memory.data();
+  parallel_for(rows, [=](i64 r) {
     const T* in = logits + r * stride;
     vf top = all(-INFINITY), total = {};
     i64 j = 0;
@@ -593,12 +646,12 @@ double losses(i64 rows, i64 V, i64 stride, const T* logits, const i64* targets, 
     vf one = load(in + targets[r], 1);
     parts[r] = z - one[0] + z_loss * z * z;
     if (by_row) by_row[r] = parts[r];
-    if (!g) continue;
+    if (!g) return;
     T* out = g + r * stride;
     for (j = 0; j < V; j += W) store(out + j, back * vexp(load(in + j, V - j) - m - rest), V - j);
     store(out + targets[r], back * vexp(one - m - rest) - 1.f / tokens, 1);
     if (stride > V) memset((void*)(out + V), 0, (stride - V) * sizeof(T));
-  }
+  });
   double total = 0;
   for (i64 r = 0; r < rows; r++) total += parts[r];
   return total;
@@ -612,18 +665,18 @@ void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z
 // -- look-ups -----------------------------------------------------------------------------------------
 void embed(i64 rows, i64 d, i64 length, const i64* idx, const float* tokens, const float* positions,
            float m, float* x) {
-#pragma omp parallel for schedule(static)
-  for (i64 r = 0; r < rows; r++)
+  parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < d; j += W) {
       vf v = load(tokens + idx[r] * d + j, d - j);
       if (positions) v += load(positions + r % length * d + j, d - j);
       store(x + r * d + j, m * v, d - j);
     }
+  });
 }
 void embed_backward(i64 rows, i64 d, i64 length, const i64* idx, const float* g, float m,
                     float* tokens, float* positions) {
-#pragma omp parallel for schedule(static)
-  for (i64 j = 0; j < d; j += W)  // each thread its own columns
+  parallel_for((d + W - 1) / W, [=](i64 column) {  // each thread its own columns
+    i64 j = column * W;
     for (i64 r = 0; r < rows; r++) {
       vf v = m * load(g + r * d + j, d - j);
       float* t = tokens + idx[r] * d + j;
@@ -632,6 +685,7 @@ void embed_backward(i64 rows, i64 d, i64 length, const i64* idx, const float* g,
       float* p = positions + r % length * d + j;
       store(p, load(p, d - j) + v, d - j);
     }
+  });
 }
 
 // -- the update: many tensors at once, in blocks whose sums are added in order -----------------------
@@ -647,11 +701,10 @@ void blocks(i64 count, const Update* u, F f) {  // f(tensor, from, to, number of
   std::vector<i64> tensor, from;
   for (i64 i = 0; i < count; i++)
     for (i64 at = 0; at < u[i].n; at += BLOCK) { tensor.push_back(i); from.push_back(at); }
-#pragma omp parallel for schedule(static)
-  for (i64 b = 0; b < (i64)tensor.size(); b++) {
+  parallel_for((i64)tensor.size(), [=, &tensor, &from](i64 b) {
     const Update& t = u[tensor[b]];
     f(t, from[b], from[b] + BLOCK < t.n ? from[b] + BLOCK : t.n, b);
-  }
+  });
 }
 
 // The norm of all gradients together; they are scaled down to `most` if it is larger.

@@ -1,6 +1,6 @@
 """The library made of `kernels.cpp`: compiled on first use, kept in the user's cache, called here.
 
-Without Linux, g++ or torch's OpenMP there is none, and torch's own operations do the same work.
+Without Linux, g++ or clang++, and torch's OpenMP there is none: torch's own operations do the work.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon"))
+NATIVE = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
 FLAGS = (
     "-O3",
-    "-march=native",
+    NATIVE,
     "-std=c++17",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-fopenmp",
     "-fPIC",
     "-shared",
     "-w",
@@ -76,12 +76,20 @@ def library() -> Kernels | None:
     if path is None:
         return None
     try:
-        loaded = ctypes.CDLL(str(path))
+        return loaded(path)
     except OSError:  # damaged: made anew by the next process
         path.unlink(missing_ok=True)
         return None
 
-    addresses = (c_void_p * 2 * len(SIGNATURES)).in_dll(loaded, "nanoscale_kernels")
+
+def loaded(path: Path) -> Kernels:
+    """The kernels of a compiled library.
+
+    Raises:
+        OSError: it is none for this machine.
+    """
+    library = ctypes.CDLL(str(path))
+    addresses = (c_void_p * 2 * len(SIGNATURES)).in_dll(library, "nanoscale_kernels")
     kernels: Kernels = {}
     for (name, signature), (single, narrow) in zip(SIGNATURES.items(), addresses, strict=True):
         prototype = ctypes.CFUNCTYPE(None, *(TYPES[letter] for letter in signature))
@@ -107,7 +115,7 @@ def built() -> Path | None:
     if platform.system() != "Linux" or version is None or not openmp:
         return None
     # torch's own OpenMP, so that there is one pool of threads
-    command = [*compiler, *FLAGS, str(SOURCE), str(openmp[0]), "-Wl,--as-needed"]
+    command = [*compiler, *FLAGS, str(SOURCE), str(openmp[0])]
     # of names, not paths: every clone and environment with this source and torch shares it
     facts = "\n".join([*compiler, version, *FLAGS, openmp[0].name, cpu_flags()])
     text = b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
@@ -120,8 +128,8 @@ def built() -> Path | None:
 
 
 def compiler_command() -> list[str]:
-    """CXX, a path or a command with arguments, or else g++; empty where there is none."""
-    given = os.environ.get("CXX") or shutil.which("g++") or ""
+    """CXX, a path or a command with arguments, or else g++ or clang++; empty without any."""
+    given = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
     if shutil.which(given):
         return [given]
     try:
@@ -148,7 +156,7 @@ def compiler_name() -> str | None:
 
 
 def cpu_flags() -> str:
-    """What -march=native depends on."""
+    """What code for this very CPU depends on."""
     with open("/proc/cpuinfo") as file:
         return next((line for line in file if line.startswith(("flags", "Features"))), "")
 

@@ -56,6 +56,6 @@ inline void muon_update(const Matrix& t) {
 }
 
 void muon(i64 count, const Matrix* all) {
-#pragma omp parallel for schedule(dynamic)
-  for (i64 i = 0; i < count; i++) muon_update(all[i]);
+  std::atomic<i64> next{0};
+  parallel([&] { take_turns(count, next, [=](i64 i) { muon_update(all[i]); }); });
 }

@@ -48,7 +48,7 @@ inline void tile(const Word<T>* A, i64 ai, i64 ak, const Word<T>* B, i64 ldb, i6
     }
 }
 
-constexpr int TALL = W == 16 ? 12 : 6;  // rows whose sums fill the registers
+constexpr int TALL = REGISTERS == 32 ? 12 : 6;  // rows whose sums fill the registers
 
 // A of a product: element (i, k) of a strip of TALL rows lies at i `row` + k `next`.
 template <class T> struct Left {

@@ -283,7 +283,7 @@ template <class T> struct Step {
   };
   Plan plan(Room& room) {
     Plan p;
-    p.threads = std::min<i64>(omp_get_max_threads(), b.sequences);
+    p.threads = std::min(most_threads(), b.sequences);
     i64 share = (b.sequences + p.threads - 1) / p.threads;
     i64 pieces = std::max<i64>(1, (share * b.length + ROWS_AT_ONCE / 2) / ROWS_AT_ONCE);
     p.at_once = std::max<i64>(1, (share + pieces - 1) / pieces);
@@ -304,28 +304,26 @@ template <class T> struct Step {
     linears([&](Linear<T>& l) { packed.push_back(&l); });
     float* gradients = m.gradients ? m.gradients[WTE] : nullptr;
     std::vector<double> loss(p.threads);
-#pragma omp parallel num_threads(p.threads)
-    {
-      i64 thread = omp_get_thread_num();
+    std::atomic<i64> next{0};
+    parallel([&] {
+      i64 me = thread();
       Tiles tiles;
-      float* own = thread ? p.gradients + (thread - 1) * m.parameters : gradients;
+      float* own = me ? p.gradients + (me - 1) * m.parameters : gradients;
       if (gradients) memset(own, 0, m.parameters * sizeof(float));
-#pragma omp for schedule(dynamic)
-      for (i64 i = 0; i < (i64)packed.size(); i++) pack(*packed[i]);
-      i64 at = b.sequences * thread / p.threads, end = b.sequences * (thread + 1) / p.threads;
+      take_turns(packed.size(), next, [&](i64 i) { pack(*packed[i]); });
+      meet();
+      i64 at = b.sequences * me / p.threads, end = b.sequences * (me + 1) / p.threads;
       for (; at < end; at += p.at_once)
-        loss[thread] += run(p.spaces[thread], at, std::min(p.at_once, end - at), own - gradients);
-#pragma omp barrier
-      if (gradients && p.threads > 1) {
-#pragma omp for schedule(static)
-        for (i64 j = 0; j < m.parameters; j += W) {
-          vf total = load(gradients + j);
-          for (i64 t = 1; t < p.threads; t++)
-            total += load(p.gradients + (t - 1) * m.parameters + j);
-          store(gradients + j, total);
-        }
-      }
-    }
+        loss[me] += run(p.spaces[me], at, std::min(p.at_once, end - at), own - gradients);
+      meet();
+      if (!gradients || p.threads == 1) return;
+      share(m.parameters / W, [&](i64 i) {
+        vf total = load(gradients + i * W);
+        for (i64 t = 1; t < p.threads; t++)
+          total += load(p.gradients + (t - 1) * m.parameters + i * W);
+        store(gradients + i * W, total);
+      });
+    }, p.threads);
     if (!gradients) return;
     double total = 0;
     for (double part : loss) total += part;

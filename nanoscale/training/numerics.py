@@ -232,8 +232,8 @@ def decide_kernels(
         return config.kernels if ours else best_kernels(config, device)
     if ours:
         raise UserError(
-            f"kernels={config.kernels}: they need a CPU under Linux, g++, and float32 or bfloat16; "
-            "use kernels=auto"
+            f"kernels={config.kernels}: they need a CPU under Linux, g++ or clang++, and float32 "
+            "or bfloat16; use kernels=auto"
         )
     return "torch"
 

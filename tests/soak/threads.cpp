@@ -33,6 +33,7 @@ extern "C" {
 
 int omp_get_max_threads() { return THREADS; }
 int omp_get_num_threads() { return team; }
+int omp_in_parallel() { return team > 1; }
 int omp_get_thread_num() { return mine; }
 void GOMP_barrier() { pthread_barrier_wait(barrier); }
 
