@@ -62,7 +62,7 @@ template <class T> inline Left<T> rows_as_they_lie(const T* x, i64 ld) {
 // -- tiles (AMX) ----------------------------------------------------------------------------------
 // Where a CPU has them, its tile unit multiplies bfloat16 sixteen rows at a time. A tile of A is 16
 // rows of 16 words, one of B 16 words deep and 16 wide, which is half a panel as it lies.
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__linux__)
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t bytes[16] = {};
@@ -79,10 +79,17 @@ struct Tiles {  // a thread's, while it is in use
   Tiles() { TileShapes shapes; if (tiles_are_there()) _tile_loadconfig(&shapes); }
   ~Tiles() { if (tiles_are_there()) _tile_release(); }
 };
-template <int t> inline void tile_zero() { _tile_zero(t); }
-template <int t> inline void tile_load(const void* p, i64 stride) { _tile_loadd(t, p, stride); }
-template <int t> inline void tile_store(void* p, i64 stride) { _tile_stored(t, p, stride); }
-template <int c, int a, int b> inline void tile_dot() { _tile_dpbf16ps(c, a, b); }
+// (the compiler's own functions are macros that take a register's number as it is written)
+template <int t> inline void tile_zero() { asm volatile("tilezero %%tmm%c0" ::"i"(t)); }
+template <int t> inline void tile_load(const void* p, i64 stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(t) : "memory");
+}
+template <int t> inline void tile_store(void* p, i64 stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(t) : "memory");
+}
+template <int c, int a, int b> inline void tile_dot() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(c), "i"(a), "i"(b));
+}
 #elif defined(NANOSCALE_IMITATE_TILES)  // for a test on a CPU without them
 thread_local uint32_t imitated[8][16][16];
 inline bool tiles_are_there() { return true; }

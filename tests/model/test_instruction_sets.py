@@ -24,3 +24,11 @@ def test_random_architectures_are_torchs(flags, tmp_path, monkeypatch):
         compare(seed)
     compare_narrow(range(8))
     compare_updates(0)
+
+
+@pytest.mark.slow
+def test_tiles_build(tmp_path):
+    """Where there is a CPU with them nobody may look: there would be no kernels at all."""
+    if platform.machine() != "x86_64":
+        pytest.skip("needs a compiler for x86-64")
+    built_with(tmp_path, "-O0", "-march=sapphirerapids")

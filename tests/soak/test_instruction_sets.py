@@ -36,6 +36,7 @@ SETS = {  # name -> what the CPU must have, the compiler, its flags
     "AVX2": ("avx2", "g++", ("-march=x86-64-v3",)),
     "AVX-512": ("avx512vl", "g++", ("-march=x86-64-v4",)),
     "AVX-512 with bf16": ("avx512vl", "g++", EMULATED),
+    "tiles": ("avx512vl", "g++", (*EMULATED, "-DNANOSCALE_IMITATE_TILES")),
     "AVX2, clang": ("avx2", "clang++", ("-march=x86-64-v3",)),
     "AVX-512, clang": ("avx512vl", "clang++", ("-march=x86-64-v4",)),
     "SSE4, clang": ("sse4_2", "clang++", ("-march=x86-64-v2",)),
