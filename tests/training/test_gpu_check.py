@@ -46,8 +46,10 @@ if name == "absent":
 if name == "good":
     say("one", passed=True)
 if name == "reads":
-    with open(os.environ["FAKE_OUT"]) as file:
-        say("kept", rows=json.load(file)["items"]["good"]["rows"])
+    say("early")
+    while "early" not in (text := open(os.environ["FAKE_OUT"]).read()):
+        time.sleep(0.01)
+    say("kept", good=json.loads(text)["items"]["good"])
 if name == "bad":
     say("first")
     raise ValueError("broken on purpose")
@@ -57,7 +59,8 @@ if name == "stops":
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(999)
 if name == "hangs":
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(999)"])
+    sleep = [sys.executable, "-c", "import time; time.sleep(99)"]
+    child = subprocess.Popen(sleep, stdout=subprocess.DEVNULL)
     say("child", pid=child.pid)
     time.sleep(999)
 """
@@ -97,7 +100,7 @@ def test_an_item_that_fails_says_why_and_the_rest_goes_on(fake, capsys):
     assert found["bad"]["state"] == "failed: ValueError: broken on purpose"
     assert [row["what"] for row in found["bad"]["rows"]] == ["first"]
     assert [found[name]["state"] for name in ("good", "reads")] == ["done", "done"]
-    assert found["reads"]["rows"][0]["rows"] == found["good"]["rows"]  # on the disk by then
+    assert found["reads"]["rows"][1]["good"] == found["good"]  # on the disk by then
     table = capsys.readouterr().out.partition("\n\n")[2]
     assert "| bad | first | x |  |\n| bad | | failed: ValueError: broken" in table
     assert "| good | one | x | ok |" in table

@@ -100,7 +100,7 @@ def ask(
             stderr=errors,
             text=True,
             env=environment,
-            start_new_session=True,
+            process_group=0,  # to be ended as one; in our session, which may end with us
         ) as process,
     ):
 
