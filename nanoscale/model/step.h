@@ -110,6 +110,7 @@ template <class T> struct Step {
     s.kept.resize(m.layers);
     bool turned = m.cos || blocks[0].q_norm;
     for (Kept& k : s.kept) {
+      if (!m.gradients && &k != &s.kept[0]) { k = s.kept[0]; continue; }  // nothing comes back to it
       k.x = room.take<float>(rows * m.d); k.middle = room.take<float>(rows * m.d);
       k.stats_1 = room.take<float>(2 * rows); k.stats_2 = room.take<float>(2 * rows);
       k.lse = room.take<float>(rows * m.heads);
@@ -121,9 +122,10 @@ template <class T> struct Step {
     }
     i64 widest = std::max({wide, inner, m.vocab, m.d}), vector = std::max(m.d, m.head);
     s.last = room.take<float>(rows * m.d); s.stats = room.take<float>(2 * rows);
-    s.gx = room.take<float>(rows * m.d); s.gx_2 = room.take<float>(rows * m.d);
     s.normed = room.take<T>(rows * m.d); s.branch = room.take<T>(rows * m.d);
     s.logits = room.take<T>(rows * head.ld());
+    if (!m.gradients) return s;
+    s.gx = room.take<float>(rows * m.d); s.gx_2 = room.take<float>(rows * m.d);
     s.g_wide = room.take<T>(rows * std::max(wide, inner));
     s.g_narrow = room.take<T>(rows * std::max(m.d, m.ffn));
     s.vector = room.take<float>(2 * vector);
@@ -289,7 +291,7 @@ template <class T> struct Step {
     p.at_once = std::max<i64>(1, (share + pieces - 1) / pieces);
     linears([&](Linear<T>& l) {
       l.forward = room.take<T>(padded(l.n) * words<T>(l.k) * Words<T>::each);
-      l.backward = room.take<T>(padded(l.k) * words<T>(l.n) * Words<T>::each);
+      l.backward = m.gradients ? room.take<T>(padded(l.k) * words<T>(l.n) * Words<T>::each) : nullptr;
       l.bias = l.parts[0].bias ? room.take<float>(l.n) : nullptr;
     });
     p.gradients = room.take<float>(m.gradients ? (p.threads - 1) * m.parameters : 0);
@@ -334,7 +336,7 @@ template <class T> struct Step {
     for (int i = 0; i < l.count; i++) {
       const auto& part = l.parts[i];
       pack_forward<T>(part.n, l.k, part.w, part.at, l.n, (T*)l.forward, narrow.data());
-      pack_backward(part.n, l.k, part.w, part.at, l.n, (T*)l.backward, narrow.data());
+      if (l.backward) pack_backward(part.n, l.k, part.w, part.at, l.n, (T*)l.backward, narrow.data());
       if (part.bias) memcpy((float*)l.bias + part.at, part.bias, part.n * 4);
     }
   }

@@ -120,10 +120,14 @@ def site_keys(masks: Tensor, config: ResolvedConfig) -> Tensor:
 
 
 class Step:
-    """A model's calls of the kernel, its layout looked up once; they share one piece of memory."""
+    """A model's calls of the kernel, its layout looked up once; they share one piece of memory.
+
+    It holds the model's parts alone: the model holds its operations, and both go together.
+    """
 
     def __init__(self, model: GPT) -> None:
-        self.model = model
+        self.config = model.config
+        self.rotary = (model.cos, model.sin) if model.config.use_rope else None
         named = dict(model.named_parameters())
         self.parameters = list(named.values())
         names = slots(model.config)
@@ -140,6 +144,9 @@ class Step:
         self.record.parameters = self.size
         self.room = torch.empty(0, dtype=torch.uint8)
         self.room_for: tuple[object, ...] = ()  # the last call's shape
+
+    def is_of(self, model: GPT) -> bool:
+        return self.parameters[0] is model.transformer.wte.weight
 
     def run(
         self,
@@ -175,6 +182,7 @@ class Step:
             needed = c_int64()
             call("step_room", dtype, *records, ctypes.addressof(needed))
             if needed.value > len(self.room):
+                del self.room  # before there is a larger one
                 self.room = torch.empty(needed.value, dtype=torch.uint8)
             self.room_for = shape
         batch.room = self.room.data_ptr()
@@ -186,7 +194,7 @@ class Step:
     def place(self, gradients: Tensor | None, keys: Tensor | None) -> None:
         """Say in the record where everything lies now, and what this call drops."""
         record = self.record
-        config = self.model.config
+        config = self.config
         for slot, p in zip(self.slots, self.parameters, strict=True):
             self.tensors[slot] = p.data_ptr()
         record.gradients = None
@@ -197,9 +205,8 @@ class Step:
                 self.gradients[slot] = begin + offset * gradients.element_size()
             record.gradients = ctypes.addressof(self.gradients)
             record.z_loss = config.z_loss
-        if config.use_rope:
-            record.cos = self.model.cos.data_ptr()
-            record.sin = self.model.sin.data_ptr()
+        if self.rotary is not None:
+            record.cos, record.sin = (table.data_ptr() for table in self.rotary)
         dropped: Dropped | None = None if keys is None else (config.dropout, keys)
         _, record.threshold, record.rest = rule_of(dropped)
 
@@ -277,7 +284,7 @@ class StepOps(FusedOps):
         sizes = config.n_embd, kv_width(config), ffn_width(config, config.n_embd)
         if product_dtype("cpu") == torch.bfloat16 and any(size % 2 for size in sizes):
             return None
-        if self.step is None or self.step.model is not model:
+        if self.step is None or not self.step.is_of(model):
             self.step = Step(model)
         return self.step
 

@@ -231,18 +231,18 @@ class ExperimentConfig:
     )
     kernels: str = _machine(
         "auto",
-        "our own on a CPU, compiled on first use, a whole step at once or operation by operation, "
-        "or torch's",
+        "our own on a CPU, compiled on first use: whole steps (step) or operations (fused)",
         choices=("auto", "step", "fused", "torch"),
     )
     micro_batch_size: int | None = _machine(
         None, "sequences in memory at once; None: batch_size", least=1
     )
     recompute: bool = _machine(
-        False, "activations anew in the backward pass: less memory, more work"
+        False,
+        "activations anew in the backward pass: less memory, more work; not with kernels=step",
     )
     loss_chunk: int | None = _machine(
-        None, "tokens whose logits exist at a time; None: all", least=1
+        None, "tokens whose logits exist at a time; None: all; not with kernels=step", least=1
     )
     threads: int | None = _machine(None, "CPU threads; None: torch's choice", least=1)
     backend: str = _machine(

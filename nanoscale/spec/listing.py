@@ -104,6 +104,8 @@ def memory_lines(config: ResolvedConfig) -> list[str]:
     for key in ("device", "kernels", "dtype"):
         if getattr(config, key) == "auto":
             guesses.append(f"{key}={getattr(step, key)}")
+    if step.kernels == "step" and not config.threads:
+        guesses.append(f"threads={step.threads}")
     if guesses:
         title += f"; assumed {', '.join(guesses)}"
     lines = [title]

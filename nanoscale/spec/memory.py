@@ -1,11 +1,13 @@
 """The memory of a run, from its config alone: which tensors live at its fullest moments.
 
-It follows what `ops.Ops` and `kernels.FusedOps` keep for the backward pass, tensor by tensor,
-without compilation (which needs less). N tokens are in a micro-batch; sizes are in bytes.
+It follows what `Ops` and `FusedOps` keep for the backward pass, tensor by tensor, without
+compilation (which needs less), and what one call of the kernels asks for (`layout` and `plan` in
+step.h): those of kernels=step, and evaluations with any kernels of ours. Sizes are in bytes.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ F4 = 4  # bytes of a float32: weights, their gradients, the residual stream, nor
 I8 = 8  # of an int64
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PARTS = ("parameters", "gradients", "optimizer", "casts", "activations", "logits", "workspace")
+TOKENS_AT_ONCE = 256  # tokens that pass together in one call of the kernels
 AT_ONCE = 4096  # tokens evaluated, if a batch is smaller: without a backward pass there is room
 JOINED = (".c_q.", ".c_k.", ".c_v.", ".c_gate.", ".c_up.")  # of which a kernel takes several as one
 
@@ -27,17 +30,27 @@ class StepNumerics:
     kernels: str
     device: str
     dtype: str
+    threads: int = 1  # of one call of the kernels
 
 
 def assumed(config: ResolvedConfig) -> StepNumerics:
     """The config's own choices; where it says auto, a CPU in float32 or a GPU in bfloat16."""
     device = "cpu" if config.device == "auto" else config.device.split(":")[0]
+    threads = config.threads or os.cpu_count() or 1
     kernels, dtype = config.kernels, config.dtype
-    if kernels == "auto":
-        kernels = "fused" if device == "cpu" and dtype != "float16" else "torch"
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    return StepNumerics(kernels, device, dtype)
+    if kernels == "auto":
+        whole = dtype == "float32" and threads <= sequences_at_once(config)
+        kernels = "step" if whole else "fused"
+        if device != "cpu" or dtype == "float16":
+            kernels = "torch"
+    return StepNumerics(kernels, device, dtype, threads)
+
+
+def sequences_at_once(config: ResolvedConfig) -> int:
+    """Sequences of a micro-batch."""
+    return min(config.micro_batch_size or config.batch_size, config.sequences_per_iter)
 
 
 def evaluated_at_once(config: ResolvedConfig) -> int:
@@ -54,12 +67,15 @@ def memory_estimate(config: ResolvedConfig, step: StepNumerics | None = None) ->
     Of one process; the second update and later ones, as the optimizer's state exists from then on.
     """
     update = Moments(config, step or assumed(config))
-    moments = [update.loss(), update.top(), update.bottom(), update.optimizer()]
-    if config.dropout and not update.fused:
-        moments.append(update.masking())
-    if not config.loss_chunk:  # with chunks its first step was made with the loss
-        moments.append(update.loss_backward())
-    moments += update.evaluations()
+    moments = [update.optimizer(), *update.evaluations()]
+    if update.whole:
+        moments.append(update.whole_step())
+    else:
+        moments += [update.loss(), update.top(), update.bottom()]
+        if config.dropout and not update.fused:
+            moments.append(update.masking())
+        if not config.loss_chunk:  # with chunks its first step was made with the loss
+            moments.append(update.loss_backward())
     fullest = max(moments, key=Counter.total)
     return {part: fullest[part] for part in PARTS} | {"total": fullest.total()}
 
@@ -70,10 +86,13 @@ class Moments:
     def __init__(self, config: ResolvedConfig, step: StepNumerics) -> None:
         self.config = config
         self.fused = step.kernels == "fused"
+        self.whole = step.kernels == "step"
+        self.ours = self.whole or self.fused
+        self.threads = step.threads
         self.cuda = step.device == "cuda"
         self.size = DTYPE_BYTES[step.dtype]  # of one number between products
         self.narrow = self.size < F4
-        sequences = min(config.micro_batch_size or config.batch_size, config.sequences_per_iter)
+        sequences = sequences_at_once(config)
         self.tokens = sequences * config.block_size
         self.symbols = self.tokens * config.vocab_size
 
@@ -90,6 +109,8 @@ class Moments:
         self.earlier = 0  # gradients of the micro-batches before
         if sequences < config.sequences_per_iter:
             self.earlier = self.weights
+
+        self.room = self.room_that_stays(sequences)
 
     # -- what a block keeps for its backward pass, in bytes per token -----------------------------
     def kept_by_attention(self) -> int:
@@ -152,6 +173,7 @@ class Moments:
         total["activations"] += 2 * 8 * self.config.tokens_per_iter  # tokens and targets, int64
         if self.fused:  # they stay
             total["casts"] = self.casts()
+        total["workspace"] += self.room
         return total
 
     def by_muon(self, tensor: TensorSpec) -> bool:
@@ -311,10 +333,51 @@ class Moments:
         gradients = self.weights + apart * self.head_gradient
         return self.moment(gradients=gradients, workspace=self.stream)
 
+    def whole_step(self) -> Counter[str]:
+        """In the call that makes loss and gradients."""
+        return self.moment(gradients=self.earlier + self.weights)
+
+    def room_of(self, sequences: int, size: int, learns: bool) -> int:
+        """Memory of one call: weights in the products' layout, and what each thread works in.
+
+        Its sequences pass a few at a time. `learns`: with the gradients and what they need.
+        """
+        config, d, kv = self.config, self.width, kv_width(self.config)
+        threads = min(self.threads, sequences)
+        share = -(-sequences // threads)
+        pieces = max(1, (share * config.block_size + TOKENS_AT_ONCE // 2) // TOKENS_AT_ONCE)
+        rows = -(-share // pieces) * config.block_size
+
+        first = 2 * self.ffn if config.use_swiglu else self.ffn
+        turned = d + kv if config.use_rope or config.use_qk_norm else 0
+        block = size * (4 * d + 2 * kv + turned + first + self.ffn)
+        block += F4 * (2 * d + 4 + config.n_head)
+        token = F4 * d + size * (2 * d + config.vocab_size)
+        packed = size * (self.matrices + self.head)
+        if not learns:
+            return packed + threads * rows * (block + token)
+
+        widest = max(d + 2 * kv, first)
+        token += 2 * F4 * d + size * (widest + max(d, self.ffn))
+        token += F4 * max(widest, config.vocab_size)  # of a weight's gradient
+        own = rows * (self.layers * block + token)
+        return 2 * packed + threads * own + (threads - 1) * self.weights
+
+    def room_that_stays(self, sequences: int) -> int:
+        """What the calls of updates and of interval evaluations share."""
+        rooms = [0]
+        if self.whole:
+            rooms.append(self.room_of(sequences, self.size, learns=True))
+        if self.ours and self.config.eval_interval:
+            rooms.append(self.room_of(self.evaluated(final=False), self.size, learns=False))
+        return max(rooms)
+
     def optimizer(self) -> Counter[str]:
-        """In the optimizer's step: Muon orthogonalises all matrices of a shape at once."""
+        """In the optimizer's step: torch's Muon orthogonalises all matrices of a shape at once."""
+        if self.ours and not self.narrow:  # one at a time
+            return self.moment(gradients=self.weights)
         stacks = Counter((t.role, t.shape) for t in self.tensors if self.by_muon(t))
-        size = 2 if self.cuda else F4
+        size = 2 if self.cuda or self.narrow else F4
         most = 0
         for (_, shape), count in stacks.items():
             rows, columns = shape
@@ -326,43 +389,45 @@ class Moments:
 
     # -- evaluation -------------------------------------------------------------------------------
     def evaluations(self) -> list[Counter[str]]:
-        """The fullest moments of the interval evaluations and of the final one, in float32."""
-        config = self.config
-        limit = max(1, config.final_eval_tokens // config.block_size)
-        moments = self.evaluation(limit, F4)
-        if config.eval_interval:
-            limit = config.eval_iters * config.batch_size
-            moments += self.evaluation(limit, self.size)
+        """The fullest moments of the final evaluation, in float32, and of those of intervals."""
+        moments = self.evaluation(self.evaluated(final=True), F4)
+        if self.config.eval_interval:
+            moments += self.evaluation(self.evaluated(final=False), self.size)
         return moments
 
-    def evaluation(self, limit: int, size: int) -> list[Counter[str]]:
-        """In a block, and at the loss, of a pass of at most `limit` sequences; `size` as above."""
+    def evaluated(self, final: bool) -> int:
+        """Sequences of one pass of an evaluation."""
         config = self.config
-        sequences = min(evaluated_at_once(config), limit)
+        limit = config.eval_iters * config.batch_size
+        if final:
+            limit = max(1, config.final_eval_tokens // config.block_size)
+        return min(evaluated_at_once(config), limit)
+
+    def evaluation(self, sequences: int, size: int) -> list[Counter[str]]:
+        """In a block, and at the loss, of one pass; in the one call of kernels of ours."""
+        config = self.config
         tokens = sequences * config.block_size
+        held = 2 * 8 * tokens
+        if self.ours:
+            room = self.room_of(sequences, size, learns=False)
+            return [self.moment(activations=held, workspace=max(0, room - self.room))]
+
         stream = F4 * tokens * self.width
         states = size * tokens * self.width
         hidden = size * tokens * self.ffn
-        held = 2 * 8 * tokens
 
-        casts = 0
-        if self.fused and size > self.size:  # in float32 beside the narrow ones
-            casts = self.joined()
         matrices = 3 if config.use_swiglu else 2
         in_block = self.moment(
             activations=held + 2 * stream + 3 * states + matrices * hidden,
         )
-        in_block["casts"] += casts
-
-        copies = 2 * F4  # logits and log-probabilities
+        copies, casts = 2 * F4, 0  # logits and log-probabilities
         if size < F4:
             copies += size
-        if size < F4 and not self.fused:
             casts = size * self.head
         chunk = min(config.loss_chunk or tokens, tokens)
         at_loss = self.moment(
             activations=held + states,
+            casts=casts,
             logits=chunk * config.vocab_size * copies,
         )
-        at_loss["casts"] += casts
         return [in_block, at_loss]

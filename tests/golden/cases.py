@@ -36,6 +36,8 @@ VERBS = (
     "report",
 )
 
+ONE_THREAD = "--threads=1"  # whose memory is the same on every machine
+
 
 # -- tables -------------------------------------------------------------------------------------
 def csv_of(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -321,11 +323,12 @@ def params_cases() -> Iterable[Case]:
     yield Case(
         "params",
         [
-            ("params", vocab, "--dtype=float32"),
+            ("params", vocab, "--dtype=float32", ONE_THREAD),
             (
                 "params",
                 vocab,
                 "--dtype=bfloat16",
+                ONE_THREAD,
                 "--use_rope=True",
                 "--use_swiglu=True",
                 "--use_rmsnorm=True",
@@ -343,6 +346,7 @@ def params_cases() -> Iterable[Case]:
                 "--tie_embeddings=False",
                 "--head_lr_mult=0.5",
                 "--dtype=float32",
+                ONE_THREAD,
             ),
             (
                 "params",
@@ -358,10 +362,20 @@ def params_cases() -> Iterable[Case]:
                 "--parametrization.base_tokens=1000000",
                 "--parametrization.wd_rule=sqrt",
                 "--dtype=float32",
+                ONE_THREAD,
                 "--recompute=True",
                 "--loss_chunk=1024",
             ),
-            ("params", "c.py", "d.toml", "e.json", "f.yaml", "--dataset=tiny", "--dtype=float32"),
+            (
+                "params",
+                "c.py",
+                "d.toml",
+                "e.json",
+                "f.yaml",
+                "--dataset=tiny",
+                "--dtype=float32",
+                ONE_THREAD,
+            ),
         ],
         files={
             "data/tiny": "tiny:",
@@ -383,6 +397,7 @@ def params_cases() -> Iterable[Case]:
                 "--parametrization.rules=rules.py",
                 "--parametrization.mode=muP-embed",
                 "--dtype=float32",
+                ONE_THREAD,
             )
         ],
         files={"rules.py": "repo:docs/my_rules.py"},

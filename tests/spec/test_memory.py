@@ -36,6 +36,7 @@ from nanoscale.spec.sources import Source
 from nanoscale.spec.sources import build as build_config
 from nanoscale.training import evaluation
 from nanoscale.training import loop as training
+from nanoscale.training.hardware import multiplies_bfloat16
 from nanoscale.training.state import build, dataset_of
 
 OPS = pytest.mark.parametrize(
@@ -47,6 +48,21 @@ OPS = pytest.mark.parametrize(
             marks=pytest.mark.skipif(
                 kernels.library() is None, reason="no compiler for the kernels"
             ),
+        ),
+    ],
+)
+KERNELS = pytest.mark.parametrize(
+    "ops",
+    [
+        "torch",
+        *(
+            pytest.param(
+                name,
+                marks=pytest.mark.skipif(
+                    kernels.library() is None, reason="no compiler for the kernels"
+                ),
+            )
+            for name in ("fused", "step")
         ),
     ],
 )
@@ -216,13 +232,14 @@ def spec_of(data_root: Path) -> Callable[..., RunSpec]:
 
 
 def measured(spec: RunSpec) -> int:
-    """The most bytes of tensors alive at once while a run is built, updated twice, evaluated."""
+    """The most bytes of tensors alive at once while a run is built, evaluated, updated twice."""
+    gc.collect()  # a run before this one would be freed meanwhile, and be counted against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run = build(spec, dataset_of(spec), Ranks())
-        for _ in range(2):
-            training.update(run)
         if spec.config.eval_interval:
             evaluation.evaluate(run)
+        for _ in range(2):
+            training.update(run)
         evaluation.final_losses(run)
     changes = sorted(
         (event.start_ns(), event.nbytes())
@@ -280,21 +297,12 @@ def test_what_a_block_keeps(ops, narrow, flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "ops",
-    [
-        "torch",
-        pytest.param(
-            "fused",
-            marks=pytest.mark.skipif(
-                kernels.library() is None, reason="no compiler for the kernels"
-            ),
-        ),
-    ],
-)
+@KERNELS
 @pytest.mark.parametrize("name", MODELS)
 def test_the_estimate_is_within_a_tenth_of_a_real_step(spec_of, name, ops):
     dtype = "float32" if list(MODELS).index(name) % 3 == 0 else "bfloat16"
+    if ops == "fused" and not multiplies_bfloat16(torch.device("cpu")):
+        dtype = "float32"  # torch's library works in copies where a CPU has no such instructions
     spec = spec_of(**MODELS[name] | {"kernels": ops, "dtype": dtype})
     found = memory_estimate(spec.config)
     assert found["total"] == sum(v for part, v in found.items() if part != "total")
@@ -317,7 +325,7 @@ def test_an_evaluation_takes_a_batch_or_4096_tokens_or_what_there_is_room_for():
         assert evaluated_at_once(config) == expected
 
 
-@pytest.mark.parametrize("ops", ["torch", "fused"])
+@KERNELS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_the_estimate_covers_evaluation(tmp_path, name, dtype, ops):
@@ -361,6 +369,7 @@ def test_the_estimate_holds_on_a_gpu(spec_of, flags):
 @pytest.mark.slow
 def test_params_shows_the_estimate_and_what_it_assumed():
     flags = ["--vocab_size=65", "--n_layer=2", "--n_embd=64", "--n_head=2", "--block_size=32"]
+    flags.append("--threads=1")
     done = run_nanoscale("params", *flags, "--dtype=bfloat16")
     config = build_config(
         [
