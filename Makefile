@@ -2,6 +2,7 @@
 # make test:  set everything up and run the tests.
 # make check: lint, types and the quick tests, while you work.
 # make soak:  the campaigns at full size, hours; docs/results/soak.md has what they found.
+# make wheel: a wheel with kernels for who has no compiler.
 # make gpu-check: what waits for a GPU, in 8 minutes.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PEER ?=
 # Tests make tiny models: a process of one thread per core is fastest.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
-.PHONY: study test check lint types soak bench gpu-check
+.PHONY: study test check lint types soak bench wheel gpu-check
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoscale needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -37,6 +38,11 @@ types: $(VENV)/.ready
 
 soak: $(VENV)/.ready
 	$(RUN) docs/results/soak.py
+
+wheel: $(VENV)/.ready
+	rm -rf build
+	$(RUN) -c 'from nanoscale.model import kernels; kernels.ship()'
+	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist . ; done=$$?; rm -rf build nanoscale/model/*.so; exit $$done
 
 bench: $(VENV)/.ready
 	$(RUN) docs/results/speed/measure.py $(if $(PEER),--peer=$(PEER))

@@ -1,6 +1,7 @@
 """The library made of `kernels.cpp`: compiled on first use, kept in the user's cache, called here.
 
-Without Linux, g++ or clang++, and torch's OpenMP there is none: torch's own operations do the work.
+Without a compiler a wheel's is taken. Without one of both, Linux and torch's OpenMP there is none:
+torch's own operations do the work.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanoscale import __version__
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon"))
 NATIVE = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
@@ -35,6 +38,12 @@ FLAGS = (
     "-shared",
     "-w",
 )
+
+# What wheels bring for who has no compiler, the best first, and what a CPU must say that it has.
+SHIPPED = {
+    "x86-64-v4": "avx512f avx512bw avx512cd avx512dq avx512vl avx2 bmi1 bmi2 f16c fma movbe",
+    "x86-64-v3": "avx2 bmi1 bmi2 f16c fma movbe",
+}
 
 # By letters as in Python's `struct`.
 TYPES: dict[str, type[ctypes._SimpleCData[Any]]] = {
@@ -72,13 +81,14 @@ Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type
 @functools.cache
 def library() -> Kernels | None:
     """The kernels; None where they cannot be built."""
-    path = built()
+    path = built() or shipped()
     if path is None:
         return None
     try:
         return loaded(path)
     except OSError:  # damaged: made anew by the next process
-        path.unlink(missing_ok=True)
+        if path.parent != SOURCE.parent:
+            path.unlink(missing_ok=True)
         return None
 
 
@@ -127,6 +137,30 @@ def built() -> Path | None:
     return None
 
 
+def shipped() -> Path | None:
+    """A wheel's library for a CPU like this one, where there is no compiler."""
+    if platform.system() != "Linux" or version_of(compiler_command()):
+        return None
+    names = set(cpu_flags().split())
+    for instructions, needed in SHIPPED.items():
+        path = SOURCE.with_name(f"kernels-{instructions}.so")
+        if path.exists() and names.issuperset(needed.split()):
+            return path
+    return None
+
+
+def ship() -> None:
+    """Compile what a wheel brings, beside the source.
+
+    Raises:
+        subprocess.CalledProcessError: the compiler refuses.
+    """
+    for instructions in SHIPPED:
+        path = SOURCE.with_name(f"kernels-{instructions}.so")
+        flags = [*FLAGS, f"-march={instructions}"]
+        subprocess.run([*compiler_command(), *flags, str(SOURCE), "-o", str(path)], check=True)
+
+
 def compiler_command() -> list[str]:
     """CXX, a path or a command with arguments, or else g++ or clang++; empty without any."""
     given = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
@@ -150,9 +184,12 @@ def version_of(compiler: list[str]) -> str | None:
 
 
 def compiler_name() -> str | None:
-    """The first line of what the compiler says that it is."""
+    """The first line of what the compiler says that it is, or which library a wheel brought."""
     version = version_of(compiler_command())
-    return version.splitlines()[0] if version else None
+    if version:
+        return version.splitlines()[0]
+    path = shipped()
+    return f"nanoscale {__version__}: {path.stem}" if path else None
 
 
 def cpu_flags() -> str:

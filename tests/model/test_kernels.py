@@ -293,6 +293,30 @@ def test_compiled_once_and_kept_and_made_anew_where_damaged(tmp_path, monkeypatc
     assert log.read_text() == "made\n" * 2
 
 
+def test_a_wheel_brings_them_for_who_has_no_compiler(tmp_path, monkeypatch):
+    copy, compiler = tmp_path / "kernels.cpp", tmp_path / "compiler"
+    copy.write_bytes(kernels.SOURCE.read_bytes())
+    compiler.write_text(STAND_IN.format(library=kernels.built(), log=tmp_path / "log"))
+    compiler.chmod(0o755)
+    monkeypatch.setattr(kernels, "SOURCE", copy)
+    monkeypatch.setenv("CXX", str(compiler))
+    kernels.ship()
+    assert kernels.shipped() is None  # a compiler is there
+
+    monkeypatch.setenv("CXX", "false")
+    for names, best in ((kernels.SHIPPED["x86-64-v4"], "v4"), (kernels.SHIPPED["x86-64-v3"], "v3")):
+        monkeypatch.setattr(kernels, "cpu_flags", lambda names=names: f"flags : {names}")
+        assert kernels.shipped().name == f"kernels-x86-64-{best}.so"
+        assert kernels.compiler_name().endswith(best)
+        if best == "v4":
+            assert kernels.library.__wrapped__() is not None
+    kernels.shipped().write_bytes(b"torn")
+    assert kernels.library.__wrapped__() is None
+    assert kernels.shipped() is not None  # not ours to remove
+    monkeypatch.setattr(kernels, "cpu_flags", lambda: "flags : sse4_2")
+    assert kernels.library.__wrapped__() is kernels.compiler_name() is None
+
+
 def test_every_clone_shares_one_library(tmp_path, monkeypatch):
     copy = tmp_path / "kernels.cpp"
     copy.write_bytes(kernels.SOURCE.read_bytes())
