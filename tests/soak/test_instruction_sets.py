@@ -85,7 +85,7 @@ def write(case: Case, path: Path) -> Step:
     step = Step(case.model)
     keys = site_keys(case.masks, case.config) if case.config.dropout else torch.empty(0).long()
     gradients = torch.empty(step.size)
-    model = step.model_record(gradients, keys if case.config.dropout else None)
+    step.place(gradients, keys if case.config.dropout else None)
     elements, offsets = np.zeros((2, len(step.tensors)), dtype=np.int64)
     for slot, p, offset in zip(step.slots, step.parameters, step.offsets, strict=True):
         elements[slot], offsets[slot] = p.numel(), offset
@@ -95,7 +95,7 @@ def write(case: Case, path: Path) -> Step:
     by_slot = sorted(zip(step.slots, step.parameters, strict=True), key=lambda pair: pair[0])
     tensors = [*(p.detach() for _, p in by_slot), *tables, case.idx, case.targets, keys]
     parts = [sizes, elements, offsets, *(t.contiguous().numpy() for t in tensors)]
-    path.write_bytes(bytes(model) + b"".join(part.tobytes() for part in parts))
+    path.write_bytes(bytes(step.record) + b"".join(part.tobytes() for part in parts))
     return step
 
 
@@ -119,7 +119,7 @@ def test_random_architectures_on_arm(narrow, tmp_path):
     subprocess.run([ARM, *flags, HERE / "step.cpp", "-o", program], check=True)
     cases = [Case(seed) for seed in random.Random(0).sample(range(CASES), ARM_CASES)]
     with torch.autocast("cpu", torch.bfloat16, enabled=narrow):  # not of odd sizes
-        cases = [case for case in cases if StepOps().step_of(case.model, case.idx, case.targets)]
+        cases = [case for case in cases if StepOps().step_of(case.model)]
     steps = [write(case, tmp_path / str(i)) for i, case in enumerate(cases)]
     names = [str(tmp_path / str(i)) for i in range(len(cases))]
     subprocess.run(["qemu-aarch64", program, "bf16" if narrow else "f32", *names], check=True)
