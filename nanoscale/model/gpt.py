@@ -367,6 +367,7 @@ class GPT(nn.Module):
             ValueError, IndexError: as `hidden`; or a target is not in the vocabulary.
         """
         if targets is not None and probe is None and cache is None:
+            masks = self.masks(idx, masks)
             loss = self.at_once(idx, targets, masks, by_token)
             if loss is not None:
                 return None, loss
@@ -396,7 +397,7 @@ class GPT(nn.Module):
             return None if self.training else self.ops.token_losses(self, idx, targets)
         if not self.learning:
             return None
-        return self.ops.training_loss(self, idx, targets, self.masks(idx, masks))
+        return self.ops.training_loss(self, idx, targets, masks)
 
     def losses(self, x: Tensor, targets: Tensor) -> Tensor:
         """Each token's loss from its final state, x (B, T, d), in nats: (B, T) float32.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from torch import Tensor
 from nanoscale.errors import UserError
 from nanoscale.model import kernels
 from nanoscale.model.fused_ops import FusedOps, side_by_side
-from nanoscale.model.fused_optim import AdamW, clip_grad_norm
+from nanoscale.model.fused_optim import AdamW, FusedMuon, clip_grad_norm
 from nanoscale.model.gpt import GPT
+from nanoscale.model.muon import Muon
 from nanoscale.model.ops import Norm, Ops
+from nanoscale.model.step_ops import StepOps
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
 
@@ -47,10 +51,13 @@ MODELS = {  # widths, heads and lengths around and off the multiples of 16 that 
 }
 
 
-def twins(**values) -> tuple[GPT, GPT]:
+OPS = pytest.mark.parametrize("ops", [FusedOps, StepOps])
+
+
+def twins(ops: type[Ops] = FusedOps, **values) -> tuple[GPT, GPT]:
     """The same weights, off their initial values, under torch's operations and ours."""
     config = tiny_config(**{"n_layer": 2, "vocab_size": 21} | values)
-    one, other = GPT(config), GPT(config, FusedOps())
+    one, other = GPT(config), GPT(config, ops())
     with torch.no_grad():
         for p in one.parameters():
             p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
@@ -80,9 +87,10 @@ def error(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float
 
 
 @pytest.mark.slow
+@OPS
 @pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
-def test_a_model_and_its_gradients_equal_torchs(values):
-    reference, fused = twins(**values)
+def test_a_model_and_its_gradients_equal_torchs(values, ops):
+    reference, fused = twins(ops, **values)
     torch.testing.assert_close(
         fused(batch(fused)[0])[0], reference(batch(fused)[0])[0], rtol=1e-4, atol=1e-5
     )
@@ -90,9 +98,10 @@ def test_a_model_and_its_gradients_equal_torchs(values):
     assert max(errors.values()) < 1e-5, errors
 
 
+@OPS
 @pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
-def test_bfloat16_is_as_near_to_float32_as_torchs(values):
-    reference, fused = twins(**values)
+def test_bfloat16_is_as_near_to_float32_as_torchs(values, ops):
+    reference, fused = twins(ops, **values)
     exact = gradients(reference)
     ours, torchs = error(gradients(fused, True), exact), error(gradients(reference, True), exact)
     total = lambda errors: math.sqrt(sum(e * e for e in errors.values()))  # noqa: E731
@@ -140,8 +149,9 @@ def test_large_means_lose_nothing():
     )
 
 
-def test_a_token_outside_the_vocabulary_is_refused():
-    _, fused = twins(**MODELS["gpt2"])
+@OPS
+def test_a_token_outside_the_vocabulary_is_refused(ops):
+    _, fused = twins(ops, **MODELS["gpt2"])
     good = torch.zeros(1, 64, dtype=torch.long)
     for bad in (good + 21, good - 1):
         for X, Y in ((bad, good), (good, bad)):
@@ -149,26 +159,32 @@ def test_a_token_outside_the_vocabulary_is_refused():
                 fused(X, Y)
 
 
+@OPS
 @pytest.mark.parametrize("narrow", [False, True])
-def test_a_nan_anywhere_reaches_the_loss(narrow):
+def test_a_nan_anywhere_reaches_the_loss(narrow, ops):
     for name in ("wte", "h.0.ln_1", "h.0.attn.c_q", "h.1.mlp.c_proj", "ln_f"):
-        _, fused = twins(**MODELS["gpt2"])
+        _, fused = twins(ops, **MODELS["gpt2"])
         with torch.no_grad():
             fused.get_parameter(f"transformer.{name}.weight").view(-1)[5:] = math.nan
         assert gradients(fused, narrow)["loss"].isnan()
 
 
-def test_threads_and_repetition_change_no_bit_beyond_the_sums():
+@OPS
+def test_threads_and_repetition_change_no_bit_beyond_the_sums(ops):
+    """4 threads are more than there are sequences."""
     threads = torch.get_num_threads()
     try:
         found = []
-        for n in (1, 1, 2):
+        for n in (1, 1, 2, 2, 4):
             torch.set_num_threads(n)
-            found.append(gradients(twins(**MODELS["llama"])[1]))
+            found.append(gradients(twins(ops, **MODELS["llama"])[1]))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
-    assert max(error(found[2], found[0]).values()) < 1e-5
+    one, again, two, twice, four = found
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert all(torch.equal(two[name], twice[name]) for name in one)
+    assert 0 < max(error(two, one).values()) < 1e-5
+    assert max(error(four, one).values()) < 1e-5
 
 
 @pytest.mark.slow
@@ -229,6 +245,69 @@ def test_side_by_side_copies_only_what_lies_apart():
     assert side_by_side((parts[0],)).shape == (4, 1)
 
 
+# -- whole steps --------------------------------------------------------------------------------
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_step_drops_what_torchs_operations_drop(narrow):
+    reference, step = twins(StepOps, dropout=0.3, **MODELS["llama"])
+    found = []
+    for model in (reference, step):
+        torch.manual_seed(5)
+        found.append(gradients(model, narrow))
+    assert max(error(*found).values()) < (0.1 if narrow else 1e-5)
+    assert error(gradients(step), found[1])["loss"] > 1e-3  # other masks are other losses
+
+
+def test_sequences_may_be_short():
+    reference, step = twins(StepOps, **MODELS["gpt2 with biases"])
+    X, Y = batch(step)
+    for length in (1, 5):
+        losses = [m(X[:, :length], Y[:, :length])[1] for m in (reference, step)]
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="20 tokens do not fit"):
+        step(torch.zeros(1, 20, dtype=torch.long), torch.zeros(1, 20, dtype=torch.long))
+
+
+@OPS
+@pytest.mark.parametrize("values", MODELS.values(), ids=MODELS)
+def test_an_evaluation_is_torchs(values, ops):
+    """Each token's loss, without dropout or z-loss; weights that change are seen."""
+    reference, ours = twins(ops, dropout=0.5, **values)
+    X, Y = batch(ours)
+    with torch.no_grad():
+        for factor in (1.0, 1.1):
+            losses = []
+            for model in (reference, ours):
+                model.head.weight.mul_(factor)
+                losses.append(model.eval()(X, Y, by_token=True)[1])
+            torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_micro_batches_add_up_and_come_once():
+    reference, step = twins(StepOps, **MODELS["gpt2"])
+    X, Y = batch(step)
+    for model in (reference, step):
+        for part in (0, 1, 2):
+            loss = model(X[part : part + 1], Y[part : part + 1])[1] / 3
+            loss.backward()
+    found, exact = ({n: p.grad for n, p in m.named_parameters()} for m in (step, reference))
+    assert max(error(found, exact).values()) < 1e-5
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_operations_hold_no_model():
+    """They are held by it: with a model its memory goes at once, before Python looks for rings."""
+    gc.disable()
+    try:
+        step = twins(StepOps, **MODELS["gpt2"])[1]
+        gradients(step)
+        gone = weakref.ref(step)
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 # -- the update ---------------------------------------------------------------------------------
 def test_adamw_and_clipping_equal_torchs():
     def parameters() -> list[torch.nn.Parameter]:
@@ -259,6 +338,29 @@ def test_adamw_and_clipping_equal_torchs():
     torch.testing.assert_close([p.data for p in ours], [p.data for p in torchs])
     for a, b in zip(ours, torchs, strict=True):
         torch.testing.assert_close(dict(mine.state[a]), dict(oracle.state[b]))
+
+
+@pytest.mark.parametrize("scale", ["spectral", "original", "match_rms"])
+def test_muon_equals_torchs(scale):
+    shapes = [(40, 40), (24, 70), (70, 24), (1, 9), (33, 17), (16, 16)]
+    zero, foul = 3, 5  # a gradient of zeros, and one that has been NaN
+    found = []
+    for kind in (Muon, FusedMuon):
+        draw = torch.Generator().manual_seed(1)
+        parameters = [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in shapes]
+        group = {"params": parameters, "lr": 0.02, "weight_decay": 0.1}
+        optimizer = kind([group], momentum=0.9, ns_steps=5, scale=scale)
+        for step in range(4):
+            for p in parameters:
+                p.grad = 10.0 ** (step - 2) * torch.randn(p.shape, generator=draw)
+            parameters[zero].grad.zero_()
+            if step == 2:
+                parameters[foul].grad[0, 0] = math.nan
+            optimizer.step()
+        found.append([*parameters, *(optimizer.state[p]["momentum_buffer"] for p in parameters)])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert found[1][foul].isnan().all()
+    assert not found[1][0].isnan().any()
 
 
 # -- where they come from -----------------------------------------------------------------------
