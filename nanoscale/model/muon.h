@@ -42,7 +42,6 @@ inline void muon_update(const Matrix& t) {
   }
   float norm = std::sqrt(squares);
   vf scale = all(1.f / (norm > 1e-7f ? norm : 1e-7f));
-  if (norm != norm) scale = all(norm);
   if (tall) columns_of(u, t.fan_in, t.fan_out, t.fan_in, t.fan_out, x);
   else memcpy(x, u, n * 4);
   for (i64 j = 0; j < n; j += W) store(x + j, scale * load(x + j));

@@ -23,10 +23,11 @@ from nanoscale.model.distributed import Ranks
 from nanoscale.model.ops import Ops
 from nanoscale.model.step_ops import StepOps
 from nanoscale.spec.config import ResolvedConfig
-from nanoscale.spec.counting import flops_per_iter
+from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.values import Json
 from nanoscale.training import hardware
 
+MOST_GRADIENTS = 4 * 2**30  # bytes, of all threads of a whole step
 MEDIUM_FROM_WIDTH = 192  # torch's operations lose with it at 128 and win at 256 (LOG)
 COMPILE_SECONDS = 60.0  # what compilation may cost; a run expected to be shorter stays eager
 EAGER_SHARE = 0.3  # of the peak that an eager step of a large model reaches
@@ -239,11 +240,15 @@ def decide_kernels(
 
 
 def best_kernels(config: ResolvedConfig, device: torch.device) -> str:
-    """The CPU's row, unless another type is asked for or threads would stand without a sequence."""
+    """The CPU's row, unless another type is asked for or its threads do not suit whole steps.
+
+    There each needs a sequence of its own, and room for the gradients of all parameters.
+    """
     kernel, dtype = hardware.cpu_choice()
     threads = config.threads or torch.get_num_threads()
     sequences = min(config.micro_batch_size or config.batch_size, config.sequences_per_iter)
-    if sequences < threads:
+    gradients = 4 * threads * parameter_counts(config)["total"]
+    if sequences < threads or gradients > MOST_GRADIENTS:
         return "fused"
     if config.dtype in ("auto", dtype):
         return kernel

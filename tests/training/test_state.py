@@ -69,6 +69,7 @@ def test_torchs_operations_on_a_cpu_are_in_float32(monkeypatch):
         ({"avx512_bf16": False, "avx512_f": True}, {}, "step"),
         ({"avx2": True}, {"dtype": "bfloat16"}, "fused"),
         ({"avx2": True}, {"threads": 5, "batch_size": 4}, "fused"),  # one would have no sequence
+        ({"avx2": True}, {"threads": 64, "batch_size": 64, "vocab_size": 2**22}, "fused"),
         ({"neon": True}, {}, "fused"),  # a CPU that nobody has measured
     ],
 )
