@@ -434,15 +434,18 @@ class TrainingSamples:
         if self.order == "random":
             words = philox_words(self.data_seed, ORDER_RANDOM, 0, first, count)
             return uniform_integers(words, len(self.tokens) - self.block_size)
-        epoch, skip = divmod(first, self.windows_per_epoch)
-        last = (first + count - 1) // self.windows_per_epoch
-        epochs = [self._starts_of_epoch(e) for e in range(epoch, last + 1)]
-        return np.concatenate(epochs)[skip : skip + count]
+        n = self.windows_per_epoch
+        end = first + count
+        parts = [
+            self._starts_in_epoch(epoch, max(first - epoch * n, 0), min(end - epoch * n, n))
+            for epoch in range(first // n, (end - 1) // n + 1)
+        ]
+        return np.concatenate(parts)
 
-    def _starts_of_epoch(self, epoch: int) -> Integers:
-        """Every window of an epoch in its order: (windows_per_epoch,)."""
+    def _starts_in_epoch(self, epoch: int, begin: int, end: int) -> Integers:
+        """Windows [begin, end) of an epoch in its order: (end - begin,)."""
         n, T = self.windows_per_epoch, self.block_size
-        order = _order_of_epoch(self.data_seed, epoch, n)
+        order = _order_of_epoch(self.data_seed, epoch, n)[begin:end]
         word = philox_words(self.data_seed, EPOCH_PHASE, 0, epoch, 1)
         phases = min(T, len(self.tokens) - n * T)
         return order * T + uniform_integers(word, phases)
