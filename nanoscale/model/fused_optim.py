@@ -7,9 +7,9 @@ kernel takes a list of addresses instead.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import c_float, c_int64, c_void_p
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from nanoscale.model import kernels
 from nanoscale.model.muon import Muon
 from nanoscale.spec.parametrization import shape_factor
+
+AnyUpdate = TypeVar("AnyUpdate", bound=ctypes.Structure)
 
 
 class TensorUpdate(ctypes.Structure):
@@ -69,14 +71,11 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: gradients are there already
         """One update of every parameter that has a gradient."""
-        updates = [
-            self._update(p, group)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
+        updates = [self._update(p, group) for p, group in to_update(self)]
         ((beta1, beta2),) = {group["betas"] for group in self.param_groups}
-        kernels.call("adamw", torch.float32, len(updates), array_of(updates), beta1, beta2)
+        kernels.call(
+            "adamw", torch.float32, len(updates), array_of(TensorUpdate, updates), beta1, beta2
+        )
 
     def _update(self, p: Tensor, settings: Mapping[str, float]) -> TensorUpdate:
         state = self.state[p]
@@ -101,14 +100,8 @@ class FusedMuon(Muon):
     """`Muon` for plain float32 matrices on a CPU."""
 
     def _update_all(self) -> None:
-        updates = [
-            self._matrix_update(p, group)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        array = (MatrixUpdate * len(updates))(*updates)
-        kernels.call("muon", torch.float32, len(updates), array)
+        updates = [self._matrix_update(p, group) for p, group in to_update(self)]
+        kernels.call("muon", torch.float32, len(updates), array_of(MatrixUpdate, updates))
 
     def _matrix_update(self, p: Tensor, settings: Mapping[str, Any]) -> MatrixUpdate:
         state = self.state[p]
@@ -139,10 +132,18 @@ def clip_grad_norm(parameters: Iterable[Tensor], most: float) -> Tensor:
             update = TensorUpdate(g=g.data_ptr(), n=g.numel())
             updates.append(update)
     norm = torch.empty(())
-    kernels.call("clip", torch.float32, len(updates), array_of(updates), most, norm)
+    kernels.call("clip", torch.float32, len(updates), array_of(TensorUpdate, updates), most, norm)
     return norm
 
 
-def array_of(updates: Sequence[TensorUpdate]) -> ctypes.Array[TensorUpdate]:
+def to_update(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Each parameter that has a gradient, with its group's settings."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                yield p, group
+
+
+def array_of(record: type[AnyUpdate], updates: Sequence[AnyUpdate]) -> ctypes.Array[AnyUpdate]:
     """The updates one after the other in memory, as C has an array."""
-    return (TensorUpdate * len(updates))(*updates)
+    return (record * len(updates))(*updates)

@@ -153,6 +153,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update_all(self) -> None:
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:

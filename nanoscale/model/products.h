@@ -199,12 +199,13 @@ void multiply(i64 rows, i64 n, i64 k, const Left<T>& A, const Word<T>* B, i64 ld
 }
 
 // -- weights in panels ----------------------------------------------------------------------------
-// Where row k of B begins in the panel that holds column j, in words; packed, `depth` words deep.
-template <class T> inline i64 place(i64 n, i64 depth, i64 k, i64 j) {
-  i64 panel = j / (2 * W) * 2 * W, wide = n - panel > W ? 2 * W : W;
-  return panel * depth + k * wide + j - panel;
-}
+// How wide the panel is that holds column j of n, and where row k of B begins in it, in words;
+// packed, `depth` words deep.
 inline i64 wide_at(i64 n, i64 j) { return n - j / (2 * W) * 2 * W > W ? 2 * W : W; }
+inline i64 place(i64 n, i64 depth, i64 k, i64 j) {
+  i64 panel = j / (2 * W) * 2 * W;
+  return panel * depth + k * wide_at(n, j) + j - panel;
+}
 
 inline vu bits(const bf16* p) {
   vh h; memcpy(&h, p, sizeof h);
@@ -232,7 +233,7 @@ void pack_forward(i64 n, i64 k, const float* w, i64 at, i64 wide, T* to, T* room
     i64 column = at + i, rows = std::min({W - column % W, W, n - i});  // up to a vector's end
     const T* from = narrowed(rows, k, w + i * k, room);
     columns_of((const float*)from, depth, rows, depth, wide_at(wide, column),
-               (float*)to + place<T>(wide, depth, 0, column));
+               (float*)to + place(wide, depth, 0, column));
     i += rows;
   }
 }
@@ -240,7 +241,7 @@ void pack_forward(i64 n, i64 k, const float* w, i64 at, i64 wide, T* to, T* room
 inline void pack_backward(i64 n, i64 k, const float* w, i64 at, i64 deep, float* to, float*) {
   for (i64 j = 0; j < k; j += W)
     for (i64 i = 0; i < n; i++)
-      store(to + place<float>(k, deep, at + i, j), load(w + i * k + j, k - j));
+      store(to + place(k, deep, at + i, j), load(w + i * k + j, k - j));
 }
 inline void pack_backward(i64 n, i64 k, const float* w, i64 at, i64 deep, bf16* to, bf16* room) {
   i64 depth = words<bf16>(deep);
@@ -248,7 +249,7 @@ inline void pack_backward(i64 n, i64 k, const float* w, i64 at, i64 deep, bf16* 
     i64 rows = std::min<i64>(2, n - i);
     narrowed(rows, k, w + i * k, room);
     for (i64 j = 0; j < k; j += W)
-      pair_rows(rows, W, room + j, k, (uint32_t*)to + place<bf16>(k, depth, (at + i) / 2, j), W);
+      pair_rows(rows, W, room + j, k, (uint32_t*)to + place(k, depth, (at + i) / 2, j), W);
   }
 }
 

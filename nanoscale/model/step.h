@@ -220,7 +220,7 @@ template <class T> struct Step {
                 g[LN_2_BIAS], shift);
       drop(rows, 3 * l + 2, first, s.branch);
       differentiate(block.out, rows, s.branch, k.y, s.g_narrow, shift, s.rows);
-      Turned q = turned_already(block, k);
+      Turned q = turned_already(k);
       T *gq = s.g_wide, *gk = gq + m.d, *gv = gk + kv;
       attend_backward<T>(count, L, m.heads, m.kv_heads, m.head, q.sq, q.sk, wide, m.attention,
                          keys(3 * l + 1, first), m.threshold, m.rest, q.q, q.k, k.qkv + m.d + kv, k.y,
@@ -243,7 +243,7 @@ template <class T> struct Step {
     const T *q, *k;
     i64 sq, sk;
   };
-  Turned turned_already(const Block<T>&, const Kept& k) const {
+  Turned turned_already(const Kept& k) const {
     if (!k.q) return {k.qkv, k.qkv + m.d, wide, wide};
     return {k.q, k.k, m.d, kv};
   }
@@ -253,7 +253,7 @@ template <class T> struct Step {
       norm_rope<T>(rows, m.kv_heads, m.head, wide, b.length, k.qkv + m.d, block.k_norm, m.eps, m.cos,
                    m.sin, k.k);
     }
-    return turned_already(block, k);
+    return turned_already(k);
   }
   void turn_back(Space& s, i64 rows, i64 heads, const T* x, const float* weight, T* g, float* gw,
                  i64 shift) const {

@@ -145,7 +145,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and cpu_choice()[1] == "bfloat16"
+    if device.type != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def cpu_choice() -> tuple[str, str]:

@@ -230,7 +230,7 @@ def decide_kernels(
     if possible and kernels.library() is not None:
         if kept:
             return kept.kernels
-        return config.kernels if ours else best_kernels(config, device)
+        return config.kernels if ours else best_kernels(config)
     if ours:
         raise UserError(
             f"kernels={config.kernels}: they need a CPU under Linux, g++ or clang++, and float32 "
@@ -239,7 +239,7 @@ def decide_kernels(
     return "torch"
 
 
-def best_kernels(config: ResolvedConfig, device: torch.device) -> str:
+def best_kernels(config: ResolvedConfig) -> str:
     """The CPU's row, unless another type is asked for or its threads do not suit whole steps.
 
     There each needs a sequence of its own, and room for the gradients of all parameters.

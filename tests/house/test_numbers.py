@@ -259,9 +259,9 @@ def test_a_page_that_a_script_writes_is_of_its_numbers(name, key):
 
 @pytest.mark.slow  # its script loads torch
 def test_the_page_of_speed_is_of_every_machines_record():
-    records = [record(f"speed/{path.name}") for path in (RESULTS / "speed").glob("*.json")]
+    measure = measure_of("speed")
     written = (RESULTS / "speed" / "speed.md").read_text(encoding="utf-8")
-    assert measure_of("speed").page(records) == written
+    assert measure.page(measure.records()) == written
 
 
 def measure_of(name: str) -> Any:

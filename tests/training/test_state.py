@@ -77,7 +77,7 @@ def test_a_cpu_has_a_row_of_choices_and_an_unknown_one_the_safe_row(
     monkeypatch, capabilities, values, expected
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert numerics.best_kernels(tiny_config(**values), torch.device("cpu")) == expected
+    assert numerics.best_kernels(tiny_config(**values)) == expected
 
 
 def test_the_loss_of_an_update_is_that_of_the_whole_batch(run):

@@ -305,7 +305,7 @@ def section(found: dict[str, Any]) -> list[str]:
         "ms by turns: ours, nanoGPT in its fastest mode | times nanoGPT |",
         "|---|---|---|---|---|---|---|",
     ]
-    for r in found["steps"]:
+    for r in found.get("steps", ()):
         pair = min(r["beside_ms"].values(), key=lambda pair: pair["peer"], default=None)
         versus = (
             f"{pair['ours']:.1f}, {pair['peer']:.1f} | **{pair['peer'] / pair['ours']:.2f}**"
@@ -424,6 +424,11 @@ def record_of(where: dict[str, Any]) -> Path:
     return HERE / f"{name}-{where['widest']}.json"
 
 
+def records() -> list[dict[str, Any]]:
+    """Every machine's; `gpu.json` beside them is another script's."""
+    return [json.loads(path.read_text()) for path in HERE.glob("*-*.json")]
+
+
 SECTIONS = {f.__name__: f for f in (time_to_loss, time_to_retuned_loss, sweep, steps)}
 
 
@@ -448,10 +453,11 @@ def main() -> None:
     for name in [asked.only] if asked.only else SECTIONS:
         found[name] = SECTIONS[name](peer)
         write_json(file, found)
-    records = [json.loads(path.read_text()) for path in HERE.glob("*.json")]
     with atomic_write(HERE / "speed.md") as path:
-        Path(path).write_text(page(records), encoding="utf-8")
-    print(*advice(found["steps"]), f"wrote {file} and {HERE / 'speed.md'}", sep="\n")
+        Path(path).write_text(page(records()), encoding="utf-8")
+    if "steps" in found:
+        print(*advice(found["steps"]), sep="\n")
+    print(f"wrote {file} and {HERE / 'speed.md'}")
 
 
 if __name__ == "__main__":
