@@ -23,6 +23,33 @@ from nanoscale.model.step_ops import StepOps
 CLOSE = 1e-4  # of a gradient's norm
 ROUNDING = 1e-6  # of all gradients' norm: what is left of one that cancels out
 
+LLAMA = {"use_rmsnorm": True, "use_rope": True, "use_swiglu": True, "use_qk_norm": True}
+MODELS = {  # widths, heads and lengths around and off the multiples of 16 that vectors like
+    "gpt2": {"n_embd": 48, "n_head": 3, "block_size": 64},
+    "gpt2 with biases": {"n_embd": 40, "n_head": 2, "block_size": 19, "bias": True},
+    "llama": LLAMA | {"n_embd": 64, "n_head": 4, "n_kv_head": 2, "block_size": 33},
+    "one head, long": {"n_embd": 24, "n_head": 1, "block_size": 150, "use_rope": True},
+    "odd": LLAMA
+    | {
+        "n_embd": 36,
+        "n_head": 6,
+        "n_kv_head": 1,
+        "block_size": 83,
+        "z_loss": 0.01,
+        "multiple_of": 1,
+        "tie_embeddings": False,
+    },
+    "scaled": {
+        "n_embd": 32,
+        "n_head": 2,
+        "block_size": 16,
+        "use_swiglu": True,
+        "parametrization.mode": "CompleteP",
+        "parametrization.base_n_embd": 64,
+        "parametrization.input_mult": 2.0,
+    },
+}
+
 
 def built_with(
     folder: Path, *more: str, source: Path = kernels.SOURCE, compiler: str = "g++"

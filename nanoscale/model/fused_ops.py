@@ -360,6 +360,7 @@ steps = 0  # of all optimizers of this process; torch's fused ones leave no trac
 
 
 def count_step(*_: object) -> None:
+    """Tell that weights have changed, so that nothing made of them is kept."""
     global steps
     steps += 1
 

@@ -71,13 +71,19 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: gradients are there already
         """One update of every parameter that has a gradient."""
-        updates = [self._update(p, group) for p, group in to_update(self)]
-        ((beta1, beta2),) = {group["betas"] for group in self.param_groups}
-        kernels.call(
-            "adamw", torch.float32, len(updates), array_of(TensorUpdate, updates), beta1, beta2
-        )
+        updates = [
+            self.record(p, group, gradient(p).data_ptr()) for p, group in with_gradients(self)
+        ]
+        records = array_of(TensorUpdate, updates)
+        kernels.call("adamw", torch.float32, len(updates), records, *self.betas)
 
-    def _update(self, p: Tensor, settings: Mapping[str, float]) -> TensorUpdate:
+    @property
+    def betas(self) -> tuple[float, float]:
+        ((beta1, beta2),) = {group["betas"] for group in self.param_groups}
+        return beta1, beta2
+
+    def record(self, p: Tensor, settings: Mapping[str, float], g: int) -> TensorUpdate:
+        """What the kernel is told of a parameter whose gradient lies at `g`."""
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -85,7 +91,7 @@ class AdamW(torch.optim.AdamW):
             state["exp_avg_sq"] = torch.zeros_like(p)
         return TensorUpdate(
             p.data_ptr(),
-            gradient(p).data_ptr(),
+            g,
             state["exp_avg"].data_ptr(),
             state["exp_avg_sq"].data_ptr(),
             state["step"].data_ptr(),
@@ -100,17 +106,20 @@ class FusedMuon(Muon):
     """`Muon` for plain float32 matrices on a CPU."""
 
     def _update_all(self) -> None:
-        updates = [self._matrix_update(p, group) for p, group in to_update(self)]
+        updates = [
+            self.record(p, group, gradient(p).data_ptr()) for p, group in with_gradients(self)
+        ]
         kernels.call("muon", torch.float32, len(updates), array_of(MatrixUpdate, updates))
 
-    def _matrix_update(self, p: Tensor, settings: Mapping[str, Any]) -> MatrixUpdate:
+    def record(self, p: Tensor, settings: Mapping[str, Any], g: int) -> MatrixUpdate:
+        """What the kernel is told of a matrix whose gradient lies at `g`."""
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
         fan_out, fan_in = p.shape
         return MatrixUpdate(
             p.data_ptr(),
-            gradient(p).data_ptr(),
+            g,
             state["momentum_buffer"].data_ptr(),
             fan_out,
             fan_in,
@@ -136,7 +145,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], most: float) -> Tensor:
     return norm
 
 
-def to_update(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+def with_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Each parameter that has a gradient, with its group's settings."""
     for group in optimizer.param_groups:
         for p in group["params"]:

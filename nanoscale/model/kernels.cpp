@@ -752,6 +752,7 @@ void adamw(i64 count, const Update* u, double beta1, double beta2) {
 #include "products.h"
 #include "step.h"
 #include "muon.h"
+#include "update.h"
 
 }  // namespace
 
@@ -762,4 +763,4 @@ extern "C" void* const nanoscale_kernels[][2] = {
     BOTH(add_norm), BOTH(add_norm_backward), BOTH(norm_rope), BOTH(norm_rope_backward),
     BOTH(attend), BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu),
     BOTH(swiglu_backward), BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip),
-    ONCE(adamw), BOTH(dropout), BOTH(step), BOTH(step_room), ONCE(muon)};
+    ONCE(adamw), BOTH(dropout), BOTH(step), BOTH(step_room), ONCE(muon), BOTH(update)};

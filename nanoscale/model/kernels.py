@@ -26,7 +26,7 @@ from torch import Tensor
 from nanoscale import __version__
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon"))
+HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon", "update"))
 NATIVE = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
 FLAGS = (
     "-O3",
@@ -74,6 +74,7 @@ SIGNATURES = {
     "step": "PP",
     "step_room": "PPP",
     "muon": "qP",
+    "update": "qP",
 }
 Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations
 

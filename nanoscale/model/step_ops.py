@@ -96,6 +96,7 @@ class BatchRecord(ctypes.Structure):
         ("keys", c_void_p),
         ("loss", c_void_p),
         ("room", c_void_p),
+        ("threads", c_int64),
         ("foreign", c_int64),
     )
 
@@ -164,8 +165,24 @@ class Step:
         Raises:
             IndexError: a token or a target is not in the vocabulary.
         """
-        idx = idx.contiguous()
-        targets = targets.contiguous()
+        idx, targets = idx.contiguous(), targets.contiguous()
+        batch = self.prepared(idx, targets, loss, gradients, keys)
+        call("step", product_dtype("cpu"), *self.addresses(batch))
+        self.check(batch, idx, targets)
+
+    def prepared(
+        self,
+        idx: Tensor,
+        targets: Tensor,
+        loss: Tensor,
+        gradients: Tensor | None,
+        keys: Tensor | None,
+        threads: int | None = None,
+    ) -> BatchRecord:
+        """What the kernel is told of a batch; the tensors have to stay until it has been called.
+
+        `threads` are as many as it may take; None: all.
+        """
         self.place(gradients, keys)
         batch = BatchRecord(
             sequences=idx.size(0),
@@ -174,19 +191,25 @@ class Step:
             targets=targets.data_ptr(),
             keys=None if keys is None else keys.data_ptr(),
             loss=loss.data_ptr(),
+            threads=threads or torch.get_num_threads(),
         )
         dtype = product_dtype("cpu")
-        records = ctypes.addressof(self.record), ctypes.addressof(batch)
-        shape = idx.shape, gradients is None, dtype, torch.get_num_threads()
+        shape = idx.shape, gradients is None, dtype, batch.threads
         if shape != self.room_for:
             needed = c_int64()
-            call("step_room", dtype, *records, ctypes.addressof(needed))
+            call("step_room", dtype, *self.addresses(batch), ctypes.addressof(needed))
             if needed.value > len(self.room):
                 del self.room  # before there is a larger one
                 self.room = torch.empty(needed.value, dtype=torch.uint8)
             self.room_for = shape
         batch.room = self.room.data_ptr()
-        call("step", dtype, *records)
+        return batch
+
+    def addresses(self, batch: BatchRecord) -> tuple[int, int]:
+        return ctypes.addressof(self.record), ctypes.addressof(batch)
+
+    def check(self, batch: BatchRecord, idx: Tensor, targets: Tensor) -> None:
+        """Refuse a token that the kernel found to be foreign."""
         if batch.foreign:
             check_tokens(idx, self.record.vocab)
             check_tokens(targets, self.record.vocab)
@@ -200,15 +223,19 @@ class Step:
         record.gradients = None
         record.z_loss = 0.0
         if gradients is not None:
-            begin = gradients.data_ptr()
-            for slot, offset in zip(self.slots, self.offsets, strict=True):
-                self.gradients[slot] = begin + offset * gradients.element_size()
+            for slot, address in zip(self.slots, self.places(gradients), strict=True):
+                self.gradients[slot] = address
             record.gradients = ctypes.addressof(self.gradients)
             record.z_loss = config.z_loss
         if self.rotary is not None:
             record.cos, record.sin = (table.data_ptr() for table in self.rotary)
         dropped: Dropped | None = None if keys is None else (config.dropout, keys)
         _, record.threshold, record.rest = rule_of(dropped)
+
+    def places(self, gradients: Tensor) -> list[int]:
+        """Where each parameter's gradient lies in one tensor of all."""
+        begin, each = gradients.data_ptr(), gradients.element_size()
+        return [begin + offset * each for offset in self.offsets]
 
 
 def record_of(model: GPT) -> ModelRecord:

@@ -109,6 +109,9 @@ class Moments:
         self.earlier = 0  # gradients of the micro-batches before
         if sequences < config.sequences_per_iter:
             self.earlier = self.weights
+        self.between = 0  # gradients of whole updates, which keep their place
+        if self.whole and not self.earlier and (config.optimizer == "adamw" or not self.narrow):
+            self.between = self.weights
 
         self.room = self.room_that_stays(sequences)
 
@@ -410,7 +413,8 @@ class Moments:
         held = 2 * 8 * tokens
         if self.ours:
             room = self.room_of(sequences, size, learns=False)
-            return [self.moment(activations=held, workspace=max(0, room - self.room))]
+            beyond = max(0, room - self.room)
+            return [self.moment(activations=held, workspace=beyond, gradients=self.between)]
 
         stream = F4 * tokens * self.width
         states = size * tokens * self.width

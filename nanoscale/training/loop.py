@@ -11,7 +11,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -71,11 +71,29 @@ class UpdateDone:
 
 def update(run: Run, with_statistics: bool = False) -> UpdateDone:
     """One update: forward and backward over the batch, then the optimizer step."""
-    config = run.config
-    multiplier = lr_multiplier(config, run.step)
+    multiplier = lr_multiplier(run.config, run.step)
     run.optimizers.set_lr(multiplier)
-
     batch = list(micro_batches(run))
+    statistics = Statistics(run, batch[0].X) if with_statistics else None
+    if len(batch) == 1 and not statistics and run.whole:
+        (micro,) = batch
+        with run.numerics.autocast():
+            loss, norm = run.whole.run(micro.X, micro.Y, micro.masks)
+    else:
+        loss, norm = in_parts(run, batch, statistics)
+    run.step += 1
+    return UpdateDone(
+        loss=loss,
+        grad_norm=norm,
+        lr=run.config.learning_rate * multiplier,
+        statistics=statistics.after() if statistics else None,
+    )
+
+
+def in_parts(
+    run: Run, batch: Sequence[MicroBatch], statistics: Statistics | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of each micro-batch, then the optimizer step: the loss, and the norm."""
     losses = []
     for micro in batch:
         stay = run.ranks.world > 1 and not micro.last  # these gradients, on their rank
@@ -85,16 +103,9 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
             run.scaler.scale(loss).backward()
         losses.append(loss.detach())
 
-    statistics = Statistics(run, batch[0].X) if with_statistics else None
     before_clipping = statistics.before if statistics else None
-    norm = run.optimizers.step(run.scaler, config.grad_clip, before_clipping)
-    run.step += 1
-    return UpdateDone(
-        loss=functools.reduce(torch.add, losses),
-        grad_norm=norm,
-        lr=config.learning_rate * multiplier,
-        statistics=statistics.after() if statistics else None,
-    )
+    norm = run.optimizers.step(run.scaler, run.config.grad_clip, before_clipping)
+    return functools.reduce(torch.add, losses), norm
 
 
 # -- the loop -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from nanoscale.model.distributed import Ranks, gathered, held_as, local, place, 
 from nanoscale.model.gpt import GPT
 from nanoscale.model.init_from import first_values
 from nanoscale.model.optim import Optimizers, OptimizerState
+from nanoscale.model.whole_update import WholeUpdate, whole_update
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import CHECKPOINT, RunFolder
@@ -52,6 +54,14 @@ class Run:
     @property
     def config(self) -> ResolvedConfig:
         return self.spec.config
+
+    @functools.cached_property
+    def whole(self) -> WholeUpdate | None:
+        """All of an update in one call, where there is one; no state is put back after it."""
+        if self.ranks.world > 1:
+            return None
+        with self.numerics.autocast():
+            return whole_update(self.model, self.optimizers, self.config.grad_clip)
 
     def to_device(self, *arrays: np.ndarray) -> list[Tensor]:
         """Arrays of tokens as tensors on the run's device; a foreign token is a `UserError`."""
