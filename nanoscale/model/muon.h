@@ -7,18 +7,64 @@ struct Matrix {  // as `fused_optim.MatrixUpdate`
   i64 steps;
 };
 
+const float NS_A = 3.4445f, NS_B = -4.7750f, NS_C = 2.0315f;
+
+constexpr i64 STEPS_OF_A_GRAM_MATRIX = 3;
+
+// y (n, n) = x b, which is symmetric: the panels' rows from the diagonal on, mirrored.
+inline void symmetric(i64 n, i64 k, const float* x, i64 ldx, const float* b, float* y) {
+  for (i64 j = 0; j < n; j += 2 * W) {
+    i64 wide = std::min(2 * W, n - j), below = j + wide;
+    multiply<float>(n - j, wide, k, rows_as_they_lie(x + j * ldx, ldx), b + j, n, ZERO, nullptr,
+                    y + j * n + j, n);
+    if (below < n) columns_of(y + below * n + j, n, n - below, wide, n, y + j * n + below);
+  }
+}
+// q = a I + b s + c s^2
+inline void step_of(i64 n, const float* s, const float* s2, float* q) {
+  for (i64 j = 0; j < n * n; j += W) store(q + j, NS_B * load(s + j) + NS_C * load(s2 + j));
+  for (i64 i = 0; i < n; i++) q[i * n + i] += NS_A;
+}
+
+inline i64 newton_schulz_room(i64 rows, i64 columns) {
+  return 2 * (rows * columns + 2 * W) + 5 * (rows * rows + 2 * W);
+}
+
 // U V^T of x = U S V^T approximately, in place: `rows` <= `columns`, singular values below 1.
 inline void newton_schulz(i64 rows, i64 columns, i64 steps, float* x, float* room) {
-  const float a = 3.4445f, b = -4.7750f, c = 2.0315f;
-  float *xt = room, *s = xt + columns * rows + W, *s2 = s + rows * rows + W, *next = s2 + rows * rows + W;
-  for (i64 step = 0; step < steps; step++) {
+  auto take = [&room](i64 n) { float* p = room; room += n + 2 * W; return p; };
+  i64 n = rows * columns, square = rows * rows;
+  float *xt = take(n), *next = take(n), *s = take(square), *s2 = take(square), *q = take(square);
+  auto gram = [&] {
     columns_of(x, columns, rows, columns, rows, xt);
-    multiply<float>(rows, rows, columns, rows_as_they_lie(x, columns), xt, rows, ZERO, nullptr, s, rows);
-    multiply<float>(rows, rows, rows, rows_as_they_lie(s, rows), s, rows, ZERO, nullptr, s2, rows);
-    for (i64 j = 0; j < rows * rows; j += W) store(s2 + j, b * load(s + j) + c * load(s2 + j));
-    for (i64 j = 0; j < rows * columns; j += W) store(next + j, a * load(x + j));
-    multiply<float>(rows, columns, rows, rows_as_they_lie(s2, rows), x, columns, SUM, nullptr, next, columns);
-    memcpy(x, next, rows * columns * 4);
+    symmetric(rows, columns, x, columns, xt, s);
+  };
+  auto turn = [&](const float* by) {  // x = by x
+    multiply<float>(rows, columns, rows, rows_as_they_lie(by, rows), x, columns, ZERO, nullptr, next, columns);
+    memcpy(x, next, n * 4);
+  };
+  if (4 * columns <= 5 * rows) {
+    for (i64 step = 0; step < steps; step++) {
+      gram();
+      symmetric(rows, rows, s, rows, s, s2);
+      step_of(rows, s, s2, q);
+      turn(q);
+    }
+    return;
+  }
+  // All that happens to a wide x happens on its left, by polynomials of its Gram matrix, which
+  // are square; but rounding grows twelvefold a step there where x is nearly nothing.
+  float *all = take(square), *t = take(square);
+  for (i64 step = 0; step < steps; step++) {
+    i64 place = step % STEPS_OF_A_GRAM_MATRIX;
+    if (!place) gram();
+    symmetric(rows, rows, s, rows, s, s2);
+    step_of(rows, s, s2, q);
+    if (!place) memcpy(all, q, square * 4);
+    else { symmetric(rows, rows, q, rows, all, t); std::swap(all, t); }
+    if (step + 1 == steps || place + 1 == STEPS_OF_A_GRAM_MATRIX) { turn(all); continue; }
+    symmetric(rows, rows, q, rows, s, s2);  // the Gram matrix of what x will be
+    symmetric(rows, rows, q, rows, s2, s);
   }
 }
 
@@ -27,7 +73,7 @@ inline void muon_update(const Matrix& t) {
   bool tall = t.fan_out > t.fan_in;
   i64 rows = tall ? t.fan_in : t.fan_out, columns = tall ? t.fan_out : t.fan_in;
   static thread_local std::vector<float> memory;
-  i64 need = 4 * (n + 2 * W) + 2 * (rows * rows + 2 * W);
+  i64 need = 2 * (n + 2 * W) + newton_schulz_room(rows, columns);
   if ((i64)memory.size() < need) memory.resize(need);
   float *x = memory.data(), *u = x + n + 2 * W, *room = u + n + 2 * W;
 
