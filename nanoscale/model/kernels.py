@@ -74,7 +74,7 @@ SIGNATURES = {
     "step": "PP",
     "step_room": "PPP",
     "muon": "qP",
-    "update": "qP",
+    "update": "P",
 }
 Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations
 

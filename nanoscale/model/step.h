@@ -25,7 +25,6 @@ struct Batch {  // as `step_ops.BatchRecord`
   const i64 *idx, *targets, *keys;  // keys: of each site, each sequence's; null without dropout
   float* loss;  // the mean, or, without gradients, each token's
   char* room;  // as many bytes as `step_room` says
-  i64 threads;  // at most
   i64 foreign;  // written: whether a token is not in the vocabulary, and nothing else was done
 };
 
@@ -286,7 +285,7 @@ template <class T> struct Step {
   };
   Plan plan(Room& room) {
     Plan p;
-    p.threads = std::min(b.threads, b.sequences);
+    p.threads = std::min(most_threads(), b.sequences);
     i64 share = (b.sequences + p.threads - 1) / p.threads;
     i64 pieces = std::max<i64>(1, (share * b.length + ROWS_AT_ONCE / 2) / ROWS_AT_ONCE);
     p.at_once = std::max<i64>(1, (share + pieces - 1) / pieces);

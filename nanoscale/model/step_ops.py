@@ -96,7 +96,6 @@ class BatchRecord(ctypes.Structure):
         ("keys", c_void_p),
         ("loss", c_void_p),
         ("room", c_void_p),
-        ("threads", c_int64),
         ("foreign", c_int64),
     )
 
@@ -177,12 +176,8 @@ class Step:
         loss: Tensor,
         gradients: Tensor | None,
         keys: Tensor | None,
-        threads: int | None = None,
     ) -> BatchRecord:
-        """What the kernel is told of a batch; the tensors have to stay until it has been called.
-
-        `threads` are as many as it may take; None: all.
-        """
+        """What the kernel is told of a batch; the tensors have to stay until it has been called."""
         self.place(gradients, keys)
         batch = BatchRecord(
             sequences=idx.size(0),
@@ -191,10 +186,9 @@ class Step:
             targets=targets.data_ptr(),
             keys=None if keys is None else keys.data_ptr(),
             loss=loss.data_ptr(),
-            threads=threads or torch.get_num_threads(),
         )
         dtype = product_dtype("cpu")
-        shape = idx.shape, gradients is None, dtype, batch.threads
+        shape = idx.shape, gradients is None, dtype, torch.get_num_threads()
         if shape != self.room_for:
             needed = c_int64()
             call("step_room", dtype, *self.addresses(batch), ctypes.addressof(needed))

@@ -1,7 +1,6 @@
-// A whole update: loss and gradients, clipping, AdamW and Muon; of one model by as many threads
-// as its batch may take, or of several, each by one.
+// A whole update of a model: loss and gradients, clipping, AdamW and Muon.
 
-struct Member {  // as `whole_update.MemberRecord`
+struct Whole {  // as `whole_update.WholeRecord`
   const Model* model;
   Batch* batch;
   i64 tensors;  // all, whose gradients are clipped together
@@ -15,15 +14,10 @@ struct Member {  // as `whole_update.MemberRecord`
   float norm;  // written: of all gradients, before clipping
 };
 
-template <class T> void update_one(Member& m) {
-  step<T>(m.model, m.batch);
-  if (m.batch->foreign) return;
-  clip(m.tensors, m.clipped, m.most, &m.norm);
-  adamw(m.stepped, m.adamw, m.beta1, m.beta2);
-  if (m.matrices) muon(m.matrices, m.muon);
-}
-template <class T> void update(i64 count, Member* members) {
-  if (count == 1 && members->batch->threads > 1) return update_one<T>(*members);
-  std::atomic<i64> next{0};
-  parallel([&] { take_turns(count, next, [=](i64 i) { update_one<T>(members[i]); }); });
+template <class T> void update(Whole* of) {
+  step<T>(of->model, of->batch);
+  if (of->batch->foreign) return;
+  clip(of->tensors, of->clipped, of->most, &of->norm);
+  adamw(of->stepped, of->adamw, of->beta1, of->beta2);
+  if (of->matrices) muon(of->matrices, of->muon);
 }

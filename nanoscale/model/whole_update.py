@@ -30,8 +30,8 @@ from nanoscale.model.optim import Optimizers, ParameterGroup
 from nanoscale.model.step_ops import Step, StepOps, site_keys
 
 
-class MemberRecord(ctypes.Structure):
-    """One model's update, as update.h reads it."""
+class WholeRecord(ctypes.Structure):
+    """A model's update, as update.h reads it."""
 
     _fields_ = (
         ("model", c_void_p),
@@ -59,7 +59,7 @@ class WholeUpdate:
         self.rated: list[tuple[Any, ParameterGroup]] = []  # a tensor's record, its group
         updates = [TensorUpdate(g=self.lies[p], n=p.numel()) for p in optimizers.named.values()]
         self.clipped = array_of(TensorUpdate, updates)
-        self.record = MemberRecord(
+        self.record = WholeRecord(
             tensors=len(updates),
             clipped=ctypes.addressof(self.clipped),
             most=grad_clip or math.inf,
@@ -99,7 +99,7 @@ class WholeUpdate:
         loss = torch.empty(())
         batch = self.step.prepared(idx, targets, loss, self.gradients, keys)
         self.record.model, self.record.batch = self.step.addresses(batch)
-        call("update", product_dtype("cpu"), 1, ctypes.addressof(self.record))
+        call("update", product_dtype("cpu"), ctypes.addressof(self.record))
         count_step()
         self.step.check(batch, idx, targets)
         return loss, torch.tensor(self.record.norm)
