@@ -42,6 +42,8 @@ TASKS: dict[str, dict[str, str]] = {
     "Laws": {
         "fit": "a scaling law, its certainty and intervals",
         "plan": "the next run: N, D, a model, its loss, hours",
+        "forecast": "the loss of a run not yet made, sealed",
+        "verify": "a sealed forecast made again, and judged",
         "design": "before training: what will the intervals be?",
         "sweep-law": "the best learning rate or batch, as a law of scale",
     },

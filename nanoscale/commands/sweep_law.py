@@ -15,14 +15,14 @@ from nanoscale.commands.verb import (
     figure_output,
     given,
     json_output,
-    number_in,
     option,
     output_root,
     say,
+    scale_of,
     verb,
     warned,
 )
-from nanoscale.errors import DONE, INCONCLUSIVE, UserError
+from nanoscale.errors import DONE, INCONCLUSIVE
 
 if TYPE_CHECKING:
     from nanoscale.laws.sweep_optima import Sweep
@@ -87,17 +87,6 @@ def command(
 
             save(optima_figure(study.law), figure)
     return INCONCLUSIVE if study.reason else DONE
-
-
-def scale_of(text: str) -> dict[str, float]:
-    """`N=1e9,D=2e10`."""
-    scale = {}
-    for part in text.split(","):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise UserError(f"--at={text}: expected predictors and numbers, as in --at=N=1e9")
-        scale[name.strip()] = number_in(value, f"--at={text}")
-    return scale
 
 
 def lines_of(study: SweepStudy) -> list[str]:

@@ -196,6 +196,21 @@ def number_in(value: Any, typed: str, whole: bool = False) -> float | int:
     return int(number) if whole else number
 
 
+def scale_of(text: str, read: Sequence[str] = ()) -> dict[str, float]:
+    """`N=1e9,D=2e10`; or the numbers alone, of what is `read` in this order."""
+    typed = f"--at={text}"
+    parts = text.split(",")
+    if "=" not in text and len(parts) == len(read):
+        parts = [f"{name}={part}" for name, part in zip(read, parts, strict=True)]
+    scale = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{typed}: expected predictors and numbers, as in --at=N=1e9")
+        scale[name.strip()] = number_in(value, typed)
+    return scale
+
+
 def number(*, whole: bool = False, least: int | None = None, above: int | None = None) -> Read:
     """A number within bounds."""
 

@@ -9,7 +9,7 @@ struct Matrix {  // as `fused_optim.MatrixUpdate`
 
 const float NS_A = 3.4445f, NS_B = -4.7750f, NS_C = 2.0315f;
 
-constexpr i64 STEPS_OF_A_GRAM_MATRIX = 3;
+constexpr i64 STEPS_OF_A_GRAM_MATRIX = 2;
 
 // y (n, n) = x b, which is symmetric: the panels' rows from the diagonal on, mirrored.
 inline void symmetric(i64 n, i64 k, const float* x, i64 ldx, const float* b, float* y) {

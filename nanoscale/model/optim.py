@@ -58,6 +58,7 @@ class Optimizers:
             )
             self.parts.append(muon)
         self.groups = [group for part in self.parts for group in part.param_groups]
+        self.loads = 0  # of states
         self.owner = {
             p: part for part in self.parts for group in part.param_groups for p in group["params"]
         }
@@ -101,6 +102,7 @@ class Optimizers:
 
     def load_state(self, state: OptimizerState) -> None:
         """Put full tensors back; each goes where its parameter is, and is held as that."""
+        self.loads += 1
         for name, values in state.items():
             p = self.named[name]
             loaded = {}

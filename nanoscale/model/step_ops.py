@@ -143,7 +143,7 @@ class Step:
         self.record.tensors = ctypes.addressof(self.tensors)
         self.record.parameters = self.size
         self.room = torch.empty(0, dtype=torch.uint8)
-        self.room_for: tuple[object, ...] = ()  # the last call's shape
+        self.room_is_for: tuple[object, ...] = ()  # the last call's shape
 
     def is_of(self, model: GPT) -> bool:
         return self.parameters[0] is model.transformer.wte.weight
@@ -177,7 +177,12 @@ class Step:
         gradients: Tensor | None,
         keys: Tensor | None,
     ) -> BatchRecord:
-        """What the kernel is told of a batch; the tensors have to stay until it has been called."""
+        """What the kernel is told of a batch; the tensors have to stay until it has been called.
+
+        Raises:
+            ValueError: idx and targets are not (B, T) int64, of at most block_size tokens.
+        """
+        self.check_shapes(idx, targets)
         self.place(gradients, keys)
         batch = BatchRecord(
             sequences=idx.size(0),
@@ -187,17 +192,29 @@ class Step:
             keys=None if keys is None else keys.data_ptr(),
             loss=loss.data_ptr(),
         )
+        batch.room = self.room_for(batch, idx.shape, gradients is None)
+        return batch
+
+    def room_for(self, batch: BatchRecord, shape: torch.Size, evaluates: bool) -> int:
+        """The address of as much memory as the batch needs."""
         dtype = product_dtype("cpu")
-        shape = idx.shape, gradients is None, dtype, torch.get_num_threads()
-        if shape != self.room_for:
+        known = shape, evaluates, dtype, torch.get_num_threads()
+        if known != self.room_is_for:
             needed = c_int64()
             call("step_room", dtype, *self.addresses(batch), ctypes.addressof(needed))
             if needed.value > len(self.room):
                 del self.room  # before there is a larger one
                 self.room = torch.empty(needed.value, dtype=torch.uint8)
-            self.room_for = shape
-        batch.room = self.room.data_ptr()
-        return batch
+            self.room_is_for = known
+        return self.room.data_ptr()
+
+    def check_shapes(self, idx: Tensor, targets: Tensor) -> None:
+        """Refuse what would be read beyond its end."""
+        for tokens in (idx, targets):
+            if tokens.shape != idx.shape or tokens.dtype != torch.int64 or not tokens.numel():
+                raise ValueError(f"tokens are (B, T) int64; got {tokens.shape} {tokens.dtype}")
+        if idx.size(1) > self.config.block_size:
+            raise ValueError(f"{idx.size(1)} tokens are more than block_size")
 
     def addresses(self, batch: BatchRecord) -> tuple[int, int]:
         return ctypes.addressof(self.record), ctypes.addressof(batch)

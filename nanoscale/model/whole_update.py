@@ -50,10 +50,14 @@ class WholeRecord(ctypes.Structure):
 
 
 class WholeUpdate:
-    """The updates of one model, whose tensors and optimizers' states stay where they lie."""
+    """The updates of one model, whose tensors and optimizers' states stay where they lie.
+
+    No state may be loaded after it was made.
+    """
 
     def __init__(self, step: Step, optimizers: Optimizers, grad_clip: float) -> None:
         self.step = step
+        self.optimizers, self.loads = optimizers, optimizers.loads
         self.gradients = torch.empty(step.size)
         self.lies = dict(zip(step.parameters, step.places(self.gradients), strict=True))
         self.rated: list[tuple[Any, ParameterGroup]] = []  # a tensor's record, its group
@@ -90,8 +94,10 @@ class WholeUpdate:
         `masks` are the keys of the sequences' dropout masks, (B,).
 
         Raises:
-            IndexError: a token or a target is not in the vocabulary; nothing was updated.
+            IndexError, ValueError: a token or a target is not in the vocabulary, or their shapes
+                are no batch's; nothing was updated.
         """
+        assert self.loads == self.optimizers.loads, "it has the addresses of states that are gone"
         for record, group in self.rated:
             record.lr = group["lr"]
         idx, targets = idx.contiguous(), targets.contiguous()

@@ -314,14 +314,16 @@ def test_adamw_and_clipping_equal_torchs():
         torch.testing.assert_close(dict(mine.state[a]), dict(oracle.state[b]))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 8])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 12])
 @pytest.mark.parametrize("shape", [(24, 70), (70, 24), (33, 34), (128, 344), (16, 600)])
 def test_muons_iteration_is_as_exact_as_torchs(shape, steps):
     """Whatever the gradient: by the Gram matrix alone, one of few ranks would lose two digits."""
     draw = torch.Generator().manual_seed(1)
-    low = torch.randn(shape[0], 3, generator=draw) @ torch.randn(3, shape[1], generator=draw)
+    left, right = (torch.randn(3, n, generator=draw) for n in shape)
+    low = left.T @ right
     noise = torch.randn(shape, generator=draw)
-    for g in (noise, low, low + 1e-4 * noise, 1e-20 * noise):
+    mean = right[:1] + 0.1 * noise
+    for g in (noise, low, left[:1].T @ right[:1], mean, low + 1e-4 * noise, 1e-20 * noise):
         W = torch.nn.Parameter(torch.zeros(shape))
         W.grad = g
         FusedMuon([W], lr=1.0, momentum=0.0, ns_steps=steps, scale="spectral").step()
@@ -329,7 +331,7 @@ def test_muons_iteration_is_as_exact_as_torchs(shape, steps):
         exact = orthogonalize(g.double(), steps, torch.float64)
         torchs = orthogonalize(g, steps)
         error, usual = (float((x - exact).norm() / exact.norm()) for x in (found, torchs))
-        assert error < 3 * usual + 1e-6
+        assert error < 5 * usual + 1e-6
 
 
 @pytest.mark.parametrize("scale", ["spectral", "original", "match_rms"])

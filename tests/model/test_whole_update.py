@@ -81,3 +81,26 @@ def test_it_is_the_one_in_parts(values, threads):
         torch.set_num_threads(before)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     torch.testing.assert_close(state(model, optimizers), state(*twin), rtol=0, atol=0)
+
+
+def test_states_and_batches_that_it_cannot_know_are_refused():
+    config = tiny_config(n_layer=1)
+    model, optimizers = made(config)
+    whole = whole_update(model, optimizers, config.grad_clip)
+    X, Y, _ = batch(config, 0)
+    for wrong in (
+        (X[:, 1:], Y),
+        (X.int(), Y.int()),
+        (X[:0], Y[:0]),
+        (X.repeat(1, 2), Y.repeat(1, 2)),
+    ):
+        with pytest.raises(ValueError, match="tokens"):
+            whole.run(*wrong, None)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(IndexError):
+        whole.run(X, Y + config.vocab_size, None)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    whole.run(X, Y, None)
+    optimizers.load_state(optimizers.state())
+    with pytest.raises(AssertionError, match="states that are gone"):
+        whole.run(X, Y, None)

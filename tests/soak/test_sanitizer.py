@@ -15,6 +15,7 @@ from tiny import ROOT
 
 from nanoscale.model import kernels
 
+KERNELS = ("tests/model/test_kernels.py", "tests/model/test_whole_update.py")
 IN_MEMORY = (
     ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
     "libasan.so",
@@ -75,9 +76,9 @@ def test_a_few_kernels_are_clean(tmp_path):
 
 @pytest.mark.soak
 def test_all_kernels_are_clean(tmp_path):
-    run_sanitized(["tests/model/test_kernels.py", "-m", "not soak"], tmp_path, *IN_MEMORY)
+    run_sanitized([*KERNELS, "-m", "not soak"], tmp_path, *IN_MEMORY)
 
 
 @pytest.mark.soak
 def test_no_two_threads_are_at_one_place(tmp_path):
-    run_sanitized(["tests/model/test_kernels.py", "-m", "not soak"], tmp_path, *OF_THREADS)
+    run_sanitized([*KERNELS, "-m", "not soak"], tmp_path, *OF_THREADS)
