@@ -59,7 +59,7 @@ def command(
     lines = [found.fit.equation(with_intervals=True), *made.text()]
     record = made.to_json() | {"table": name}
     if seal is not None and made.ci95 is not None:
-        sha256 = write_seal(seal, seal_text(table, found, made))
+        _, sha256 = write_seal(seal, seal_text(table, found, made))
         lines.append(f"sealed in {seal}, SHA-256 {sha256}: keep that, or publish it")
         lines.append(f"once the run is made: nanoscale verify {seal} --observed=LOSS")
         record["sha256"] = sha256

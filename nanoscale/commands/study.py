@@ -15,7 +15,7 @@ from nanoscale.commands.verb import (
     verb,
     write_study,
 )
-from nanoscale.errors import DONE, FAILURE
+from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE
 
 
 @verb(
@@ -37,4 +37,6 @@ def command(file: str, dry_run: bool, json_path: Path | None, output_root: Path,
 
     study = run_study(file, output_root, dry_run=dry_run, **runner_options(how))
     write_study(json_path, study)
-    return DONE if dry_run or study.ok else FAILURE
+    if dry_run or study.ok:
+        return INCONCLUSIVE if study.inconclusive else DONE
+    return FAILURE

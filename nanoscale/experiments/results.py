@@ -95,6 +95,7 @@ class Study:
     plan: dict[str, str] = field(default_factory=dict)
     best_trial: BestRun | None = None  # of a search, once it has one
     outcome: SearchOutcome | None = None
+    inconclusive: bool = False  # its question was refused an answer
 
     @classmethod
     def open(cls, folder: Path | str) -> Study:

@@ -273,6 +273,8 @@ class RunFolder:
     def set_status(self, **changes: Any) -> None:
         """Change keys of `status.json`, atomically."""
         status = self._status_record()
+        if self.record(STATUS) is None:
+            status["began"] = time.time()
         if status.get("kind") == DAMAGED:  # which this mends
             del status["kind"]
         status |= changes | {"updated": time.time()}

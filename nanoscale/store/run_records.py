@@ -27,6 +27,7 @@ class RunStatus:
     reason: str | None = None  # of a failure, or of a refusal
     kind: str | None = None  # of a failure
     updated: float | None = None  # seconds since the epoch
+    began: float | None = None  # likewise
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunStatus:

@@ -3,7 +3,8 @@
 A recipe reads its own table of a study file into a `Question`: the rows of config keys to train
 first. Its runs are made by the runner; then `conclude` says the answer, and `figures` draws it.
 Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `transfer_recipe`,
-`search_recipe`); a user's come from `[study] recipes = FILE`, a Python file that registers them.
+`search_recipe`, `forecast_recipe`); a user's come from `[study] recipes = FILE`, a Python file that
+registers them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nanoscale.experiments import Study
     from nanoscale.experiments.search import SearchPlan
 
-BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search")
+BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast")
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 
 

@@ -12,24 +12,31 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
+from nanoscale.experiments.results import Study
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.forecast import Forecast, forecast
 from nanoscale.laws.registry import digest_of
 from nanoscale.spec.values import Json
 from nanoscale.store.files import json_text, plain, read_json, write_text
+from nanoscale.store.folder import COMPLETE
 from nanoscale.store.provenance import provenance
 from nanoscale.studies.table_fit import FitSettings, TableFit, fit_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from nanoscale.spec.identity import RunSpec
+
 SEAL_SCHEMA = 1
+PREDICTIONS, SCORE = "predictions", "score.json"  # of a study
+# What is fitted of its runs: no timings, which differ between machines.
+SEALED_COLUMNS = ("run", "state", "total_params", "tokens_seen", "flops", "val_loss")
 KIND = "nanoscale forecast"
 SAME = 1e-6  # relative: what another machine's rounding may move
 NO_SEAL = "is no sealed forecast; `nanoscale forecast TABLE --at=... --seal=OUT.json` makes one"
@@ -53,8 +60,20 @@ def forecast_of(found: TableFit, at: Mapping[str, float]) -> Forecast:
 
 
 # -- sealing --------------------------------------------------------------------------------------
-def seal_text(table: DataFrame, found: TableFit, made: Forecast) -> str:
-    """What a seal's file holds, of a forecast by the law through `table`.
+@dataclass(frozen=True)
+class SealedRun:
+    """The run that a study forecasts."""
+
+    id: str
+    name: str  # of its folder
+    flops: int
+    config: Mapping[str, Json]
+
+
+def seal_text(
+    table: DataFrame, found: TableFit, made: Forecast, run: SealedRun | None = None
+) -> str:
+    """What a seal's file holds, of a forecast by the law through `table`; `run`: of a study.
 
     Raises:
         UserError: a forecast without an interval, or by a law that is in no nanoscale.
@@ -73,6 +92,7 @@ def seal_text(table: DataFrame, found: TableFit, made: Forecast) -> str:
             "schema": SEAL_SCHEMA,
             "kind": KIND,
             "sealed": datetime.now(UTC).isoformat(timespec="seconds"),
+            "run": None if run is None else vars(run),
             "forecast": made.to_json(),
             "law": {"name": found.fit.law, "params": found.fit.params},
             "settings": settings_json(found.settings),
@@ -82,16 +102,100 @@ def seal_text(table: DataFrame, found: TableFit, made: Forecast) -> str:
     )
 
 
-def write_seal(path: Path, text: str) -> str:
-    """Write a seal, never over another; its SHA-256.
+def write_seal(path: Path, text: str) -> tuple[Path, str]:
+    """Write a seal, never over another, in a folder under its digest; its file, and its SHA-256.
 
     Raises:
         UserError: there is a file already, or the disk refuses.
     """
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    if path.is_dir():
+        path /= f"{sha256}.json"
     if path.exists():
         raise UserError(f"{path}: is there already, and a seal is never replaced; name another")
     write_text(path, text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return path, sha256
+
+
+# -- of a study -----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SealFound:
+    """The seal in a study's folder."""
+
+    path: Path
+    run_id: str
+    sealed: datetime
+
+
+def seal_in(folder: Path) -> SealFound | None:
+    """A study's seal, if it has one; `UserError` for several, of which one was made afterwards."""
+    seals = sorted((folder / PREDICTIONS).glob("*.json"))
+    seals = [path for path in seals if path.name != SCORE]
+    if len(seals) > 1:
+        raise UserError(f"{folder / PREDICTIONS}: {len(seals)} seals; a study forecasts one run")
+    for path in seals:
+        record = read_seal(path)
+        try:
+            at = datetime.fromisoformat(record["sealed"])
+            return SealFound(path, record["run"]["id"], at)
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{path}: {NO_SEAL} ({type(e).__name__}: {e})") from e
+    return None
+
+
+def without_run(study: Study, run_id: str) -> Study:
+    """The study without one of its runs."""
+    return replace(study, entries=[entry for entry in study.entries if entry.id != run_id])
+
+
+def fitted(study: Study) -> DataFrame:
+    """The runs that a forecast is of, with their configs."""
+    import pandas as pd
+
+    rows = []
+    for (_, folder), row in zip(study.runs(), study.rows(), strict=True):
+        kept = {name: row[name] for name in SEALED_COLUMNS}
+        config = json.dumps(config_of(folder.spec()), sort_keys=True)
+        rows.append(kept | {"config": config})
+    return pd.DataFrame(rows)
+
+
+def config_of(spec: RunSpec) -> dict[str, Json]:
+    """A run's resolved config, as its folder keeps it."""
+    record: Any = spec.to_json()["config"]
+    return dict(record)
+
+
+def observed_of(folder: Path, sealed: SealFound) -> float | None:
+    """The loss of the run held out; None until it has finished."""
+    for entry, run in Study.open(folder).runs():
+        if entry.id == sealed.run_id and run.exists() and run.state() == COMPLETE:
+            metrics = run.metrics() or {}
+            loss = metrics.get("val_loss")
+            return None if loss is None else float(loss)
+    return None
+
+
+def verify_study(folder: Path) -> Verified:
+    """A study's seal made again, from its file and from the run folders, and judged.
+
+    Raises:
+        UserError: the study has sealed nothing.
+    """
+    sealed = seal_in(folder)
+    if sealed is None:
+        raise UserError(f"{folder}: nothing is sealed in {folder / PREDICTIONS}")
+    found = verify(sealed.path, observed_of(folder, sealed))
+    return replace(found, problems=[*found.problems, *of_order(folder, sealed)])
+
+
+def of_order(folder: Path, sealed: SealFound) -> Iterable[str]:
+    """The run began after its forecast was sealed."""
+    for entry, run in Study.open(folder).runs():
+        began = run.status().began if entry.id == sealed.run_id and run.exists() else None
+        if began is not None and began < sealed.sealed.timestamp():
+            at = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
+            yield f"run {sealed.run_id}: it began at {at}, before its forecast was sealed"
 
 
 def columns_of(table: DataFrame) -> dict[str, list[Json]]:
@@ -208,7 +312,7 @@ def verify(path: Path, observed: float | None = None) -> Verified:
     try:
         made, table = record["forecast"], record["table"]
         problems = [*of_name(path, sha256), *of_rows(table), *of_forecast(record)]
-        notes = of_table(table, problems)
+        notes = of_table(path, record, problems)
         score = None if observed is None else Score.of(made, observed)
         columns = table["columns"]
         rows = len(next(iter(columns.values())))
@@ -229,17 +333,21 @@ def of_rows(table: Mapping[str, Any]) -> Iterable[str]:
         yield f"the table's rows: their digest is not the sealed {table['digest'][:12]}"
 
 
-def of_table(table: Mapping[str, Any], problems: list[str]) -> list[str]:
+def of_table(path: Path, record: Mapping[str, Any], problems: list[str]) -> list[str]:
     """The table is still what it was: told among the problems, or noted where it is not here."""
+    table, run = record["table"], record["run"]
     name = table["name"]
     try:
-        now = digest(columns_of(read_table(name)))
+        if run is not None:
+            now = fitted(without_run(Study.open(path.parent.parent), run["id"]))
+        else:
+            now = read_table(name)
     except UserError as e:
-        if not Path(name).exists():
+        if run is None and not Path(name).exists():
             return [f"table {name} is not here: this is by the rows in the seal"]
         problems.append(f"table {name}: it can be read no more ({e})")
         return []
-    if now != table["digest"]:
+    if digest(columns_of(now)) != table["digest"]:
         problems.append(f"table {name}: it is another than when the forecast was sealed")
     return []
 

@@ -1,0 +1,180 @@
+"""The main job: a ladder, its law, a forecast that is sealed, and the run that judges it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nanoscale.__main__ import main
+from nanoscale.data.prepare import prepare
+from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE
+
+STUDY = """
+[study]
+name = "f"
+recipe = "forecast"
+[base]
+dataset = "synthetic"
+n_layer = 1
+n_head = 1
+block_size = 16
+batch_size = 8
+gradient_accumulation_steps = 1
+tokens_per_param = 4
+learning_rate = 3e-3
+eval_interval = 0
+final_eval_tokens = 2000
+[forecast]
+sizes = [{ n_embd = 4 }, { n_embd = 6 }, { n_embd = 8 }, { n_embd = 10 }, { n_embd = 12 },
+         { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }, { n_embd = 24 }]
+held_out = { n_embd = 48 }
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A folder in which the study has run."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare("synthetic")
+        Path("f.toml").write_text(STUDY)
+        assert main(["study", "f.toml"]) == DONE
+    return folder
+
+
+@pytest.fixture
+def study(done, tmp_path, monkeypatch) -> Path:
+    """A copy of it, to work in."""
+    shutil.copytree(done, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return Path("experiments_out/f")
+
+
+def seal_of(study: Path) -> Path:
+    (path,) = (path for path in (study / "predictions").iterdir() if path.name != "score.json")
+    return path
+
+
+def held_out(study: Path) -> Path:
+    record = json.loads(seal_of(study).read_text())
+    return study.parent / "runs" / record["run"]["name"]
+
+
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.slow
+def test_the_forecast_is_sealed_first_then_made_then_judged(study, capsys):
+    record = json.loads(seal_of(study).read_text())
+    run = held_out(study)
+    assert json.loads((run / "config.json").read_text())["id"] == record["run"]["id"]
+    rows = record["table"]["columns"]
+    assert len(rows["run"]) == 9
+    assert record["run"]["id"] not in rows["run"]
+    assert {"wall_seconds", "tokens_per_second"}.isdisjoint(rows)
+    assert record["run"]["flops"] >= 3 * max(rows["flops"])
+
+    assert main(["verify", "f"]) == DONE
+    said = capsys.readouterr().out
+    assert "the same law, the same forecast" in said
+    loss = json.loads((run / "metrics.json").read_text())["val_loss"]
+    score = json.loads((study / "predictions" / "score.json").read_text())
+    low, high = record["forecast"]["ci95"]
+    assert score == {
+        "observed": loss,
+        "error": pytest.approx(loss / record["forecast"]["loss"] - 1),
+        "inside": low <= loss <= high,
+    }
+
+
+@pytest.mark.slow
+def test_the_same_command_again_makes_nothing_anew(study, capsys):
+    before = seal_of(study).read_bytes()
+    assert main(["study", "f.toml"]) == DONE
+    said = capsys.readouterr().out
+    assert "10 cached" in said or "9 cached" in said
+    assert " new" not in said
+    assert "the 95 % interval" in said.replace("its 95 %", "the 95 %")
+    assert seal_of(study).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_stopped_after_the_seal_it_goes_on_to_the_same_run(study, capsys):
+    before = seal_of(study).read_bytes()
+    shutil.rmtree(held_out(study))
+    assert main(["verify", "f"]) == DONE
+    assert "observed" not in capsys.readouterr().out
+    assert main(["study", "f.toml"]) == DONE
+    assert seal_of(study).read_bytes() == before
+    assert "observed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_is_changed_afterwards_is_named(study, capsys):
+    run = held_out(study)
+    status = json.loads((run / "status.json").read_text())
+    changed(run / "status.json", began=status["began"] - 1e5)
+    assert main(["verify", "f"]) == FAILURE
+    assert "before its forecast was sealed" in capsys.readouterr().out
+    changed(run / "status.json", began=status["began"])
+
+    smallest = next(study.parent.glob("runs/*-d4-*"))
+    loss = json.loads((smallest / "metrics.json").read_text())["val_loss"]
+    changed(smallest / "metrics.json", val_loss=loss + 1e-6)
+    assert main(["verify", "f"]) == FAILURE
+    assert "CHANGED: table f: it is another" in capsys.readouterr().out
+    changed(smallest / "metrics.json", val_loss=loss)
+    assert main(["verify", "f"]) == DONE
+
+    path = seal_of(study)
+    record = json.loads(path.read_text())
+    record["forecast"]["loss"] *= 1.01
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["verify", "f"]) == FAILURE
+    said = capsys.readouterr().out
+    assert "CHANGED: forecast.loss" in said
+    assert re.search("CHANGED: the file: its name says SHA-256", said)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_there_already_is_not_forecast(study, capsys):
+    shutil.rmtree(study / "predictions")
+    assert main(["study", "f.toml"]) == INCONCLUSIVE
+    assert "not blind" in capsys.readouterr().out
+    assert not (study / "predictions").exists()
+    assert main(["verify", "f"]) == 2
+    assert "nothing is sealed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("held_out = { n_embd = 48 }", "", "in [forecast.held_out]"),
+        ("{ n_embd = 48 }", "{ n_embd = 24 }", "held_out is one of the sizes"),
+        ("{ n_embd = 48 }", "3", "in [forecast.held_out]"),
+        ("tokens_per_param = 4", "max_iters = 10", "tokens_per_param = 20"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, monkeypatch, capsys, old, new, said):
+    monkeypatch.chdir(tmp_path)
+    Path("f.toml").write_text(STUDY.replace(old, new))
+    assert main(["study", "f.toml"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_hardly_bigger_is_refused(study, capsys):
+    shutil.rmtree(study / "predictions")
+    text = Path("f.toml").read_text()
+    Path("f.toml").write_text(text.replace("{ n_embd = 48 }", "{ n_embd = 26 }"))
+    assert main(["study", "f.toml"]) == 2
+    assert "at least 3 times" in capsys.readouterr().err
