@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,18 @@ def command(
 
     if at is None:
         raise UserError("of which run? say it, as in --at=N=1e9,D=2e10")
-    if seal is not None and seal.exists():
+    if seal is not None and os.path.lexists(seal):
         raise UserError(f"--seal={seal}: is there already, and a seal is never replaced")
+    if seal is not None and seal == json_path:
+        raise UserError(f"--json={seal}: the seal is written there; name another file")
     table = read_table(name, output_root=output_root)
-    found = fit_table(table, settings_of(how), name=name)
+    settings = settings_of(how)
+    found = fit_table(table, settings, name=name)
     made = forecast_of(found, scale_of(at, found.fit.x_names))
     lines = [found.fit.equation(with_intervals=True), *made.text()]
     record = made.to_json() | {"table": name}
     if seal is not None and made.ci95 is not None:
-        _, sha256 = write_seal(seal, seal_text(table, found, made))
+        _, sha256 = write_seal(seal, seal_text(table, settings, found, made))
         lines.append(f"sealed in {seal}, SHA-256 {sha256}: keep that, or publish it")
         lines.append(f"once the run is made: nanoscale verify {seal} --observed=LOSS")
         record["sha256"] = sha256

@@ -207,6 +207,8 @@ def scale_of(text: str, read: Sequence[str] = ()) -> dict[str, float]:
         name, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"{typed}: expected predictors and numbers, as in --at=N=1e9")
+        if name.strip() in scale:
+            raise UserError(f"{typed}: {name.strip()} is given twice")
         scale[name.strip()] = number_in(value, typed)
     return scale
 

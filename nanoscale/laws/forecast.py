@@ -10,7 +10,7 @@ drift of `s` in ln L per e-fold of compute, of which a posterior is made.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -29,6 +29,7 @@ from nanoscale.laws.record import Record
 USUAL_DRIFT = 0.003  # half of all tables drift less: the scale of a half-Cauchy prior (see LOG)
 DRIFTS = np.geomspace(1e-4, 0.3, 90)  # on which the posterior is kept
 PAST_RESAMPLES = 100  # of a law of the past
+FARTHEST = 1e4  # times the budgets of the runs
 STEPS_NEEDED = 2  # budgets below which a law was fitted
 DRAWS_NEEDED = 20  # of a law's resamples that have a result
 
@@ -110,18 +111,19 @@ def forecast(
     loss = [*loss]
     place = fit.place(at)
     past = Past.of(columns, loss, drop_worst, groups, {**options, "law": fit.form})
-    drift = drift_of(past)
     basis = Basis.of(fit, columns, loss, drop_worst)
     C = compute(dict(zip(past.points.names, place, strict=True)))
     distance = None if C is None else basis.distance(C[0])
+    check_reach(C, distance)
+    drift = drift_of(past)
     laws = finite_rows(fit.losses(*place))
     refused = refusals(fit, laws, past, drift)
     run_ends = ends = None
-    if not refused and drift is not None and distance is not None:
+    if not refused and drift is not None and C is not None:
         runs = new_runs(laws, basis.noise, fit.rng_seed)  # (R, 1)
         of_runs = bootstrap.interval(runs)
         run_ends = of_runs[:, 0].tolist()
-        away = max(0.0, math.log(distance)) * drawn(drift, len(runs), fit.rng_seed)
+        away = folds_beyond(C[0], basis.reach["C"]) * drawn(drift, len(runs), fit.rng_seed)
         drifted = bootstrap.interval(runs * np.exp(away[:, None]))
         ends = bootstrap.widened(drifted, of_runs)[:, 0].tolist()
     return Forecast(
@@ -136,13 +138,28 @@ def forecast(
     )
 
 
+def check_reach(C: Array | None, distance: float | None) -> None:
+    """Refuse a run about which no law says anything."""
+    if C is not None and distance is not None and not 1 / FARTHEST <= distance <= FARTHEST:
+        raise UserError(
+            f"{C[0]:.3g} FLOPs are {distance:.3g} times the largest budget of the runs; a law says "
+            f"nothing beyond {FARTHEST:,.0f} times"
+        )
+
+
+def folds_beyond(C: float, reach: Sequence[float]) -> float:
+    """ln of how many times C is beyond the smallest or the largest budget; 0 between them."""
+    low, high = reach
+    return max(0.0, math.log(C / high), math.log(low / C))
+
+
 def refusals(fit: LawFit, laws: Array, past: Past, drift: LawDrift | None) -> list[str]:
     """Why there is no interval to be judged by; `laws` (R, 1) are the resamples' losses."""
     reasons = []
     if fit.status == "max_iter":
         reasons.append("the fit has not converged")
     if len(laws) < DRAWS_NEEDED:
-        reasons.append("the fit has no resamples; leave --bootstrap out")
+        reasons.append("the fit has no resamples, or too few that fit; 4,000 are the default")
     if past.points.budgets is None:
         reasons.append("the law reads no compute, by which its past could be asked")
     elif drift is None:

@@ -61,6 +61,7 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.owner = this_process()
         self.ended = threading.Event()
 
     def beat(self) -> Lease:
@@ -75,16 +76,21 @@ class Lease:
 
     def check(self) -> None:
         """Refuse to write on once others took us for dead (a host cut off) and went on."""
-        if not self.path.exists():
+        if not self.is_ours():
             raise Held(self.path.parent, holder(self.path.parent) or Owner())
+
+    def is_ours(self) -> bool:
+        """Whether the claim still stands: its number may be another's by now."""
+        return _read(self.path) == self.owner
 
     def __enter__(self) -> Lease:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
-        with suppress(OSError):
-            self.path.unlink()
+        if self.is_ours():
+            with suppress(OSError):
+                self.path.unlink()
 
 
 def take(folder: Path) -> Lease:
@@ -96,12 +102,13 @@ def take(folder: Path) -> Lease:
     while True:
         if found := holder(folder):
             raise Held(folder, found)
-        number = max(claims(folder), default=0) + 1
+        seen = claims(folder)
+        number = max(seen, default=0) + 1
         lease = Lease(_path(folder, number))
-        if not _create(lease.path):
+        if not _create(lease.path, lease.owner):
             continue  # someone else was faster
         if holder(folder, but=number) is None:
-            for dead in set(claims(folder)) - {number}:
+            for dead in seen:  # whoever came since yields, and takes its own claim away
                 with suppress(OSError):
                     _path(folder, dead).unlink()
             return lease
@@ -201,12 +208,12 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"lease-{number}.json"
 
 
-def _create(path: Path) -> bool:
-    """Make a claim's file with our record; False if it is there already.
+def _create(path: Path, owner: Owner) -> bool:
+    """Make a claim's file with its owner's record; False if it is there already.
 
     The file appears with the record in it, so that a kill leaves no claim of nobody.
     """
-    record = json.dumps(asdict(this_process())).encode()
+    record = json.dumps(asdict(owner)).encode()
     own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with disk_errors(path.parent):
         try:

@@ -79,7 +79,7 @@ def held_out_of(study: Study, row: Overrides) -> list[Overrides]:
     if made.ci95 is None:
         return []
     run = SealedRun(cell.id, cell.spec.name, cell.flops, config_of(cell.spec))
-    text = seal_text(table, found, made, run)
+    text = seal_text(table, LAW, found, made, run)
     with disk_errors(study.folder / PREDICTIONS):
         (study.folder / PREDICTIONS).mkdir(exist_ok=True)
     path, sha256 = write_seal(study.folder / PREDICTIONS, text)

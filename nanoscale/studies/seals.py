@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -23,7 +25,7 @@ from nanoscale.experiments.tables import read_table
 from nanoscale.laws.forecast import Forecast, forecast
 from nanoscale.laws.registry import digest_of
 from nanoscale.spec.values import Json
-from nanoscale.store.files import json_text, plain, read_json, write_text
+from nanoscale.store.files import json_text, read_json, write_text
 from nanoscale.store.folder import COMPLETE
 from nanoscale.store.provenance import provenance
 from nanoscale.studies.table_fit import FitSettings, TableFit, fit_table
@@ -71,9 +73,15 @@ class SealedRun:
 
 
 def seal_text(
-    table: DataFrame, found: TableFit, made: Forecast, run: SealedRun | None = None
+    table: DataFrame,
+    settings: FitSettings,
+    found: TableFit,
+    made: Forecast,
+    run: SealedRun | None = None,
 ) -> str:
     """What a seal's file holds, of a forecast by the law through `table`; `run`: of a study.
+
+    `settings` are those that were asked for, of which `found` is.
 
     Raises:
         UserError: a forecast without an interval, or by a law that is in no nanoscale.
@@ -95,7 +103,7 @@ def seal_text(
             "run": None if run is None else vars(run),
             "forecast": made.to_json(),
             "law": {"name": found.fit.law, "params": found.fit.params},
-            "settings": settings_json(found.settings),
+            "settings": settings_json(settings),
             "table": {"name": found.table, "digest": digest(rows), "columns": rows},
             "versions": {key: where[key] for key in ("git_commit", "python", "packages")},
         }
@@ -111,7 +119,7 @@ def write_seal(path: Path, text: str) -> tuple[Path, str]:
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     if path.is_dir():
         path /= f"{sha256}.json"
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path}: is there already, and a seal is never replaced; name another")
     write_text(path, text)
     return path, sha256
@@ -200,13 +208,17 @@ def of_order(folder: Path, sealed: SealFound) -> Iterable[str]:
 
 def columns_of(table: DataFrame) -> dict[str, list[Json]]:
     """A table's cells by column, in JSON's types."""
-    import pandas as pd
+    return {str(name): [*map(cell_of_json, table[name].tolist())] for name in table.columns}
 
-    columns = {}
-    for name in table.columns:
-        cells = [None if pd.isna(cell) else cell for cell in table[name].tolist()]
-        columns[str(name)] = plain(cells)
-    return columns
+
+def cell_of_json(cell: Any) -> Json:
+    """A cell as JSON has it: a number, a truth value, None, or else its text."""
+    if cell is None or isinstance(cell, bool | int):
+        return cell
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else None
+    text = str(cell).encode("utf-8", "backslashreplace").decode()
+    return None if text in ("NaT", "<NA>", "nan") else text
 
 
 def digest(columns: Mapping[str, list[Json]]) -> str:
@@ -291,11 +303,13 @@ class Verified:
 
 def read_seal(path: Path) -> dict[str, Any]:
     """A seal's record; `UserError` for a file that is none."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file, and no study of that name")
     record = read_json(path, "it is no seal, or has been cut short")
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise UserError(f"{path}: {NO_SEAL}")
     if record.get("schema") != SEAL_SCHEMA:
-        raise UserError(f"{path}: sealed by a newer nanoscale; update this one")
+        raise UserError(f"{path}: schema {record.get('schema')}, this version reads {SEAL_SCHEMA}")
     return record
 
 
@@ -311,13 +325,14 @@ def verify(path: Path, observed: float | None = None) -> Verified:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         made, table = record["forecast"], record["table"]
+        datetime.fromisoformat(record["sealed"])
         problems = [*of_name(path, sha256), *of_rows(table), *of_forecast(record)]
         notes = of_table(path, record, problems)
         score = None if observed is None else Score.of(made, observed)
         columns = table["columns"]
         rows = len(next(iter(columns.values())))
         return Verified(path, sha256, record["sealed"], made, rows, problems, notes, score)
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, StopIteration) as e:
         raise UserError(f"{path}: {NO_SEAL} ({type(e).__name__}: {e})") from e
 
 
@@ -347,9 +362,21 @@ def of_table(path: Path, record: Mapping[str, Any], problems: list[str]) -> list
             return [f"table {name} is not here: this is by the rows in the seal"]
         problems.append(f"table {name}: it can be read no more ({e})")
         return []
-    if digest(columns_of(now)) != table["digest"]:
-        problems.append(f"table {name}: it is another than when the forecast was sealed")
+    columns = columns_of(now)
+    if digest(columns) == table["digest"]:
+        return []
+    if run is None and holds(columns, table["columns"]):
+        return [f"table {name}: rows were added since; the sealed ones are as they were"]
+    problems.append(f"table {name}: it is another than when the forecast was sealed")
     return []
+
+
+def holds(now: Mapping[str, list[Json]], sealed: Mapping[str, list[Json]]) -> bool:
+    """Whether a table has all rows of another, whose columns it has."""
+    if not sealed.keys() <= now.keys():
+        return False
+    rows = Counter(map(repr, zip(*(now[name] for name in sealed), strict=True)))
+    return rows >= Counter(map(repr, zip(*sealed.values(), strict=True)))
 
 
 def of_forecast(record: Mapping[str, Any]) -> Iterable[str]:

@@ -58,7 +58,16 @@ FEW = 0.5  # where fewer of a fit's starts agree, rounding decides how many
 LONG_LIST = 24  # numbers; longer lists are told by their ends, their mean and a digest
 
 # Keys of JSON whose values differ between two runs of one code on one machine, or between machines.
-TIMES = {"wall_seconds", "time_ms", "tokens_per_second", "mfu", "updated", "started", "seconds"}
+TIMES = {
+    "wall_seconds",
+    "time_ms",
+    "tokens_per_second",
+    "mfu",
+    "updated",
+    "began",
+    "started",
+    "seconds",
+}
 PLACES = {
     "provenance",
     "host",

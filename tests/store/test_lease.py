@@ -145,6 +145,19 @@ def test_a_claim_has_its_owner_from_the_first_moment(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["lease-1.json"]
 
 
+def test_a_claim_whose_number_is_anothers_by_now_is_left(tmp_path):
+    """Someone slow gives back what was cleared away meanwhile, and taken by another."""
+    mine = take(tmp_path)
+    path = tmp_path / "lease-1.json"
+    theirs = json.loads(path.read_text()) | {"process_started": 1.0}
+    path.write_text(json.dumps(theirs))
+    with pytest.raises(Held):
+        mine.check()
+    with mine:
+        pass
+    assert json.loads(path.read_text()) == theirs
+
+
 def test_a_disk_without_links_has_leases_too(tmp_path, monkeypatch):
     def refuse(source: Path, path: Path) -> None:
         raise PermissionError("no links here")
@@ -153,7 +166,7 @@ def test_a_disk_without_links_has_leases_too(tmp_path, monkeypatch):
     with take(tmp_path):
         assert holder(tmp_path).pid == os.getpid()
         assert len(list(tmp_path.iterdir())) == 1
-        assert not lease._create(tmp_path / "lease-1.json")
+        assert not lease._create(tmp_path / "lease-1.json", lease.this_process())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from nanoscale.__main__ import main
@@ -114,6 +115,10 @@ def test_a_seal_is_never_replaced(table, capsys):
     before = Path("f.json").read_bytes()
     assert run(SEAL) == 2
     assert "a seal is never replaced" in capsys.readouterr().err
+    assert run("verify f.json --json=f.json") == 2
+    assert "that is the seal" in capsys.readouterr().err
+    Path("link.json").symlink_to("nowhere.json")
+    assert run(SEAL.replace("f.json", "link.json")) == 2
     assert Path("f.json").read_bytes() == before
 
 
@@ -134,7 +139,7 @@ def test_the_numbers_of_at_are_what_the_law_reads(table, capsys):
         ("", "not valid JSON"),
         ("[]", "no sealed forecast"),
         ("{}", "no sealed forecast"),
-        ('{"kind": "nanoscale forecast", "schema": 99}', "newer nanoscale"),
+        ('{"kind": "nanoscale forecast", "schema": 99}', "schema 99, this version reads 1"),
         ('{"kind": "nanoscale forecast", "schema": 1}', "no sealed forecast"),
         ('{"kind": "nanoscale forecast", "schema": 1, "forecast": 3, "table": 4}', "no sealed"),
     ],
@@ -156,7 +161,11 @@ def test_what_is_no_seal_is_one_line(tmp_path, capsys, text, said):
         ("forecast runs.csv --n=params --d=tokens --at=N=1e9", "the law reads N, D"),
         ("forecast runs.csv --n=params --d=tokens --at=N=1e9,D=-1", "D=-1"),
         ("forecast runs.csv --n=params --d=tokens --at=N=1,D=2 --seal=f.txt", ".json"),
-        ("verify nothing.json", "no such file"),
+        ("verify nothing.json", "there is no such file"),
+        ("forecast runs.csv --n=params --d=tokens --at=N=1,D=2,N=3", "N is given twice"),
+        ("forecast runs.csv --n=params --d=tokens --at=N=1e99,D=2e99", "nothing beyond 10,000"),
+        ("forecast runs.csv --n=params --d=tokens --at=N=1e-99,D=1e-9", "nothing beyond 10,000"),
+        ("forecast runs.csv --n=params --d=tokens --at=1,2 --seal=a.json --json=a.json", "--json="),
         ("verify . --observed=2", "cannot be read"),
     ],
 )
@@ -165,3 +174,35 @@ def test_bad_input_is_one_line(table, capsys, line, said):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_rows_that_were_added_are_no_change(table, capsys):
+    assert run(SEAL) == DONE
+    table.write_text(table.read_text() + "1e10,2e11,2.4,the-run\n")
+    assert run("verify f.json --observed=2.4") == DONE
+    assert "rows were added since" in capsys.readouterr().out
+
+
+def test_a_seal_of_a_law_that_was_chosen_by_the_table_is_made_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = ["params,tokens,loss"]
+    for i in range(12):
+        N = 1e6 * 2**i
+        lines.append(f"{N},{20 * N},{1.7 + 400 / N**0.34 + 100 / N**0.28 + 1e-3 * (i % 3)}")
+    Path("r.csv").write_text("\n".join(lines))
+    line = "forecast r.csv --n=params --d=tokens --bootstrap=200 --at=C=1e21 --seal=r.json"
+    assert run(line) == DONE
+    assert run("verify r.json") == DONE
+    assert "the same law" in capsys.readouterr().out
+
+
+def test_cells_that_json_does_not_have_are_sealed_as_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    C = [1e15 * 2**i for i in range(14)]
+    frame = pd.DataFrame({"flops": C, "val_loss": [1.5 + 900 / c**0.2 for c in C]})
+    frame["when"] = pd.date_range("2026-01-01", periods=len(C))
+    frame["tags"] = [["a", str(i)] for i in range(len(C))]
+    frame.loc[3, "when"] = pd.NaT
+    frame.to_parquet("t.parquet")
+    assert run("forecast t.parquet --law=power --at=C=1e20 --bootstrap=200 --seal=t.json") == DONE
+    assert run("verify t.json") == DONE
