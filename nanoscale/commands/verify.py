@@ -10,7 +10,7 @@ from nanoscale.commands.verb import POSITIVE, json_output, option, output_root, 
 from nanoscale.errors import DONE, FAILURE, UserError
 
 
-@verb("nanoscale verify quick", "nanoscale verify forecast.json --observed=2.234")
+@verb("nanoscale verify my_forecasts", "nanoscale verify forecast.json --observed=2.234")
 @click.argument("name", metavar="STUDY|FILE")
 @option("observed", "LOSS", "What the run came to.", POSITIVE)
 @json_output("what was found")

@@ -81,10 +81,14 @@ class WholeUpdate:
 
     def listed(self, record: type[AnyUpdate], part: AdamW | FusedMuon) -> ctypes.Array[AnyUpdate]:
         """What the kernel is told of a part's tensors."""
-        tensors = [(p, group) for group in part.param_groups for p in group["params"]]
-        updates: list[Any] = [part.record(p, group, self.lies[p]) for p, group in tensors]
-        records = array_of(record, updates)
-        self.rated += [(each, group) for each, (_, group) in zip(records, tensors, strict=True)]
+        updates: list[Any] = []
+        groups = []
+        for group in part.param_groups:
+            for p in group["params"]:
+                updates.append(part.record(p, group, self.lies[p]))
+                groups.append(group)
+        records = array_of(record, updates)  # copies, so the rates are written to these
+        self.rated += zip(records, groups, strict=True)
         return records
 
     @torch.no_grad()

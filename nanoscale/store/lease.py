@@ -61,7 +61,7 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.owner = this_process()
+        self.record = json.dumps(asdict(this_process())).encode()
         self.ended = threading.Event()
 
     def beat(self) -> Lease:
@@ -81,7 +81,10 @@ class Lease:
 
     def is_ours(self) -> bool:
         """Whether the claim still stands: its number may be another's by now."""
-        return _read(self.path) == self.owner
+        try:
+            return self.path.read_bytes() == self.record
+        except OSError:
+            return False
 
     def __enter__(self) -> Lease:
         return self
@@ -105,7 +108,7 @@ def take(folder: Path) -> Lease:
         seen = claims(folder)
         number = max(seen, default=0) + 1
         lease = Lease(_path(folder, number))
-        if not _create(lease.path, lease.owner):
+        if not _create(lease.path, lease.record):
             continue  # someone else was faster
         if holder(folder, but=number) is None:
             for dead in seen:  # whoever came since yields, and takes its own claim away
@@ -208,12 +211,11 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"lease-{number}.json"
 
 
-def _create(path: Path, owner: Owner) -> bool:
+def _create(path: Path, record: bytes) -> bool:
     """Make a claim's file with its owner's record; False if it is there already.
 
     The file appears with the record in it, so that a kill leaves no claim of nobody.
     """
-    record = json.dumps(asdict(owner)).encode()
     own = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with disk_errors(path.parent):
         try:

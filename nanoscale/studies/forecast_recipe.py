@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.errors import UserError, make_folder
 from nanoscale.experiments.cells import Cell, make_cells
 from nanoscale.experiments.planning import folder_of
 from nanoscale.experiments.results import RUNS
@@ -27,7 +27,6 @@ from nanoscale.studies.seals import (
     config_of,
     fitted,
     forecast_of,
-    observed_of,
     seal_in,
     seal_text,
     verify_study,
@@ -80,8 +79,7 @@ def held_out_of(study: Study, row: Overrides) -> list[Overrides]:
         return []
     run = SealedRun(cell.id, cell.spec.name, cell.flops, config_of(cell.spec))
     text = seal_text(table, LAW, found, made, run)
-    with disk_errors(study.folder / PREDICTIONS):
-        (study.folder / PREDICTIONS).mkdir(exist_ok=True)
+    make_folder(study.folder / PREDICTIONS)
     path, sha256 = write_seal(study.folder / PREDICTIONS, text)
     study.say(f"sealed before run {cell.id} is made: {path}, SHA-256 {sha256}")
     return [row]
@@ -129,7 +127,7 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     if found.score is not None and not found.problems:
         write_json(study.folder / PREDICTIONS / SCORE, vars(found.score))
     lines = found.text()
-    if observed_of(study.folder, sealed) is None:
+    if found.score is None:
         lines.append(f"run {sealed.run_id} has not finished: the forecast waits for it")
     return replace(answer, lines=[*answer.lines, *lines])
 

@@ -218,7 +218,8 @@ def cell_of_json(cell: Any) -> Json:
     if isinstance(cell, float):
         return cell if math.isfinite(cell) else None
     text = str(cell).encode("utf-8", "backslashreplace").decode()
-    return None if text in ("NaT", "<NA>", "nan") else text
+    lacks = not isinstance(cell, str) and text in ("NaT", "<NA>")
+    return None if lacks else text
 
 
 def digest(columns: Mapping[str, list[Json]]) -> str:

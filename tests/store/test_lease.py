@@ -166,7 +166,7 @@ def test_a_disk_without_links_has_leases_too(tmp_path, monkeypatch):
     with take(tmp_path):
         assert holder(tmp_path).pid == os.getpid()
         assert len(list(tmp_path.iterdir())) == 1
-        assert not lease._create(tmp_path / "lease-1.json", lease.this_process())
+        assert not lease._create(tmp_path / "lease-1.json", b"{}")
     assert list(tmp_path.iterdir()) == []
 
 
