@@ -26,7 +26,7 @@ from nanoscale.laws.points import RowLabels, TableColumns, compute
 from nanoscale.laws.predict import Basis, new_runs
 from nanoscale.laws.record import Record
 
-USUAL_DRIFT = 0.003  # half of all tables drift less: the scale of a half-Cauchy prior (see LOG)
+USUAL_DRIFT = 0.005  # half of all tables drift less: the scale of a half-Cauchy prior (see LOG)
 DRIFTS = np.geomspace(1e-4, 0.3, 90)  # on which the posterior is kept
 PAST_RESAMPLES = 100  # of a law of the past
 FARTHEST = 1e4  # times the budgets of the runs
