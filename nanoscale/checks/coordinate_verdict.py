@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from nanoscale.checks.coordinate_bands import CHANGE, PACE, SIZE, UPDATE, SweptSize
 from nanoscale.checks.coordinate_faults import diagnose
 from nanoscale.checks.coordinates import (
+    DECIDING_SEEDS,
     FAIL,
     UNSURE,
     CoordinateRun,
@@ -29,6 +30,7 @@ from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
 _SCHEMA = 1
+NAMED = 3  # of the intervals that are too wide
 _WHAT = {  # family -> what its numbers are
     SIZE: "rms of {}",
     CHANGE: "change of {} by one update",
@@ -57,6 +59,29 @@ class CoordinateVerdict:
     seeds_needed: int | None  # of each size, where the intervals do not decide yet
     asked: Mapping[str, Json] = field(default_factory=dict)  # of the study of its runs
     runs: Sequence[str] = ()
+
+    def line(self) -> str:
+        """The verdict and why."""
+        unsure = [finding for finding in self.findings if finding.verdict == UNSURE]
+        named = [f"{finding.quantity} at {finding.window}" for finding in unsure[:NAMED]]
+        if self.says:
+            why = self.says
+        elif not self.findings:
+            why = "nothing could be judged"
+        elif not unsure:
+            why = f"all {len(self.findings)} intervals lie within what is allowed"
+        else:
+            more = f" and {len(unsure) - NAMED} more" if len(unsure) > NAMED else ""
+            why = f"the intervals of {', '.join(named)}{more} are too wide; {self._deciding()}"
+        return f"{self.verdict}: {why}"
+
+    def _deciding(self) -> str:
+        """How many seeds would decide."""
+        if self.seeds_needed is None:
+            return (
+                f"{DECIDING_SEEDS} seeds would not decide either if slopes stay, so take more sizes"
+            )
+        return f"about --seeds={self.seeds_needed} would decide, if slopes and scatter stay"
 
     def to_json(self) -> dict[str, Json]:
         record = asdict(self)

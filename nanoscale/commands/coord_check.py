@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _LEAST_SIZES = 3
 _SHOWN = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)  # steps, and the last one
-NAMED = 3  # of the intervals that are too wide
 
 
 def sizes_as(example: str) -> Read:
@@ -88,10 +87,12 @@ def command(
         return DONE
     plan = plan_of(arguments, **typed)
 
+    from nanoscale.experiments import ExperimentRunner
     from nanoscale.experiments.records import Asked
 
     asked = Asked(command=shlex.join(["nanoscale", "coord-check", *context.meta["typed"]]))
-    verdict = plan.run(asked, output_root, workers)
+    runner = ExperimentRunner(output_root=output_root, workers=workers)
+    verdict = plan.run(asked, runner)
     if verdict is None:
         click.echo("no verdict: some runs have failed")
         return FAILURE
@@ -146,7 +147,7 @@ def lines(verdict: CoordinateVerdict) -> list[str]:
         *table,
         f"train loss of the last step: {', '.join(losses)}",
         "",
-        verdict_line(verdict),
+        verdict.line(),
     ]
 
 
@@ -171,30 +172,3 @@ def finding_text(finding: JudgedSlope) -> str:
 def interval_text(ends: tuple[float, float]) -> str:
     low, high = ends
     return f"[{low:+.2f}, {high:+.2f}]"
-
-
-def seeds_text(verdict: CoordinateVerdict) -> str:
-    """How many seeds would decide."""
-    from nanoscale.checks.coordinates import DECIDING_SEEDS
-
-    needed = verdict.seeds_needed
-    if needed is None:
-        return f"{DECIDING_SEEDS} seeds would not decide either if slopes stay, so take more sizes"
-    return f"about --seeds={needed} would decide, if slopes and scatter stay"
-
-
-def verdict_line(verdict: CoordinateVerdict) -> str:
-    """The last line: the verdict and why."""
-    findings = verdict.findings
-    unsure = [finding for finding in findings if finding.verdict == "inconclusive"]
-    named = [f"{finding.quantity} at {finding.window}" for finding in unsure[:NAMED]]
-    if verdict.says:
-        why = verdict.says
-    elif not findings:
-        why = "nothing could be judged"
-    elif not unsure:
-        why = f"all {len(findings)} intervals lie within what is allowed"
-    else:
-        more = f" and {len(unsure) - NAMED} more" if len(unsure) > NAMED else ""
-        why = f"the intervals of {', '.join(named)}{more} are too wide; {seeds_text(verdict)}"
-    return f"{verdict.verdict}: {why}"

@@ -47,7 +47,7 @@ def command(
     nothing, where there is no interval to be judged by.
     """
     from nanoscale.experiments.tables import read_table
-    from nanoscale.studies.seals import forecast_of, seal_text, write_seal
+    from nanoscale.studies.seals import Sealing, forecast_of, write_seal
     from nanoscale.studies.table_fit import fit_table
 
     if at is None:
@@ -63,7 +63,7 @@ def command(
     lines = [found.fit.equation(with_intervals=True), *made.text()]
     record = made.to_json() | {"table": name}
     if seal is not None and made.ci95 is not None:
-        _, sha256 = write_seal(seal, seal_text(table, settings, found, made))
+        _, sha256 = write_seal(seal, Sealing(table, settings, found, made).text())
         lines.append(f"sealed in {seal}, SHA-256 {sha256}: keep that, or publish it")
         lines.append(f"once the run is made: nanoscale verify {seal} --observed=LOSS")
         record["sha256"] = sha256

@@ -37,6 +37,7 @@ class Cell:
     config: ExperimentConfig  # relative forms (tokens_per_param, min_lr_frac, ...) still in place
     spec: RunSpec
     also: tuple[Overrides, ...] = ()  # other values that were asked for and make the same run
+    stage: str | None = None  # of a study, that wants it
 
     @property
     def id(self) -> str:
@@ -56,7 +57,7 @@ class Cell:
     @property
     def entry(self) -> RunEntry:
         """Its entry in the study's record."""
-        return RunEntry(self.id, self.spec.name, self.values, self.flops)
+        return RunEntry(self.id, self.spec.name, self.values, self.flops, stage=self.stage)
 
 
 def plain_values(name: str, values: object) -> dict[str, Json]:

@@ -168,10 +168,9 @@ def dry_lines(
         elif seconds:
             time = f"{duration(seconds):>12}"
         gib = memory_estimate(run.cell.spec.config)["total"] / 2**30
-        lines.append(
-            f"  {run.plan:9} {run.cell.flops:9.3g} FLOPs {gib:7.3f} GiB {time}  {run.cell.entry}  "
-            f"({why(run, neighbours)})"
-        )
+        need = f"{run.cell.flops:9.3g} FLOPs {gib:7.3f} GiB {time}"
+        title = run.cell.entry.title
+        lines.append(f"  {run.plan:9} {need}  {title}  ({why(run, neighbours)})")
     return [*lines, *total_line(total, times, workers)]
 
 

@@ -69,6 +69,7 @@ class RunEntry:
     values: Overrides  # of the keys that the study varies
     flops: int  # training FLOPs, from its branch on
     left_out: bool | None = None  # beyond the budget; None: of a search
+    stage: str | None = None  # of a study with several, the last that wants the run
     trial: int | None = None  # of a search, as are the rung and the values of the space's keys
     rung: int | None = None
     trial_values: Overrides | None = None
@@ -80,7 +81,9 @@ class RunEntry:
 
     @property
     def title(self) -> str:
-        """What a user calls the run: its cell, or its trial."""
+        """What a user calls the run: its cell, with its stage if it has one; or its trial."""
+        if self.stage is not None:
+            return f"{self.stage}: {self}"
         if self.trial is None or self.trial_values is None or self.target:
             return str(self)
         at = f", rung {self.rung}" if self.rung else ""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _SCHEMA = 1
 OUTPUT_ROOT = "experiments_out"  # by default
 RUNS, STUDY, TABLE = "runs", "study.json", "table.csv"
+STAGE = "stage"  # the column of a study with several
 RESULTS = (
     "val_loss",
     "best_val_loss",
@@ -95,7 +96,7 @@ class Study:
     plan: dict[str, str] = field(default_factory=dict)
     best_trial: BestRun | None = None  # of a search, once it has one
     outcome: SearchOutcome | None = None
-    inconclusive: bool = False  # its question was refused an answer
+    verdict: str = ""  # fail, or inconclusive: its question was refused an answer
 
     @classmethod
     def open(cls, folder: Path | str) -> Study:
@@ -367,7 +368,8 @@ def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
     metrics = metrics_of(folder)
     counts = (metrics.get("params") or {}).get("by_convention", {})
 
-    row = {**entry.values, "state": state_of(folder)}
+    row: dict[str, Json] = {} if entry.stage is None else {STAGE: entry.stage}
+    row |= {**entry.values, "state": state_of(folder)}
     for key in RESULTS:
         row[key] = metrics.get(key)
     for name, found in list((metrics.get("val_sets") or {}).items())[1:]:

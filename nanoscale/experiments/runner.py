@@ -285,16 +285,26 @@ class ExperimentRunner:
         """
         if name is not None:
             check_name(name)
-        sources = [*self.base, base]
-        cells = make_cells(self._defaults(sources, defaults), sources, rows, where)
+        cells = self.cells(base, rows, where, defaults)
         check_axes(cells, where)
         return self.run_specs(
             name or cells[0].spec.name,
             cells,
-            asked=self._over(base, asked),
+            asked=self.over(base, asked),
             warn=questions(cells, len(rows)),
             dry_run=dry_run,
         )
+
+    def cells(
+        self,
+        base: Source,
+        rows: Sequence[Overrides],
+        where: str,
+        defaults: Overrides | None = None,
+    ) -> list[Cell]:
+        """The cells of explicit rows, of which none is started; `UserError` as `run_rows`."""
+        sources = [*self.base, base]
+        return make_cells(self._defaults(sources, defaults), sources, rows, where)
 
     def run_specs(
         self,
@@ -342,7 +352,7 @@ class ExperimentRunner:
         def make(row: Overrides) -> Cell:
             return make_cells(under, sources, [row], where, dataset_of)[0]
 
-        asked = replace(self._over(base, asked), search=plan.to_json())
+        asked = replace(self.over(base, asked), search=plan.to_json())
         study = Study(name, asked, self.output_root)
         trials = Trials(study, plan, make, self.store, self.budget)
         study.concerns = trials.warnings()
@@ -403,7 +413,7 @@ class ExperimentRunner:
         below = {} if on_gpu(device) else {"threads": self.threads, "compile": False}
         return {**below, **(more or {})}
 
-    def _over(self, base: Source, asked: Asked | None) -> Asked:
+    def over(self, base: Source, asked: Asked | None) -> Asked:
         """What is asked, with what lies under its runs."""
         files = [source.name for source in self.base]
         return replace(asked or Asked(), base_config=files, base_params=dict(base.values))

@@ -18,6 +18,12 @@ ALL_OR_NOTHING = (1e-3, 1e7)  # of them: repetition is worth nothing, or as much
 
 
 # -- Kaplan et al. 2020 ---------------------------------------------------------------------------
+def pure_power_starts(loss: Array, x: Array) -> Array:
+    """The straight line of ln L over ln x."""
+    slope, level = np.polyfit(np.log(x[0]), np.log(loss), 1)
+    return np.array([(math.exp(level), max(-slope, 1e-3))])
+
+
 def _kaplan(Nc: Array, Dc: Array, aN: Array, aD: Array, N: Array, D: Array) -> Array:
     return ((Nc / N) ** (aN / aD) + Dc / D) ** aD
 
@@ -137,6 +143,15 @@ POWER = Law(
     terms=(Term("K", {"x": "g"}),),
 )
 
+PURE_POWER = Law(
+    name="pure-power",  # Kaplan et al. 2020, equation 1.3: no entropy of the text
+    predictors=("x",),
+    parameters=POWER.parameters[1:],
+    formula="{K} / {x}^{g}",
+    function=lambda K, g, x: K / x**g,
+    starts=pure_power_starts,
+)
+
 TWO_POWERS = Law(
     name="two-powers",  # Hoffmann et al. 2022's law of N and D, where D is a share of N
     predictors=("x",),
@@ -236,6 +251,7 @@ PUBLISHED = (
     KAPLAN,
     KAPLAN_FLOOR,
     POWER,
+    PURE_POWER,
     TWO_POWERS,
     BROKEN,
     REPETITION,

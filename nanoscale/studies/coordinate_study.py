@@ -17,7 +17,7 @@ from nanoscale.checks.coordinate_bands import SweptSize
 from nanoscale.checks.coordinate_verdict import CoordinateVerdict, coordinate_verdict
 from nanoscale.checks.coordinates import CoordinateRun, Facts
 from nanoscale.errors import UserError
-from nanoscale.experiments import ExperimentRunner
+from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import Cell, make_cells, questions
 from nanoscale.experiments.records import Asked
 from nanoscale.spec.config import (
@@ -129,7 +129,8 @@ def coord_check(
     if keys:
         flags = [Source(COMMAND_LINE, keys)]
     plan = CoordinatePlan.of(sweep, sizes, steps, seeds, files, flags)
-    verdict = plan.run(Asked(), output_root, workers)
+    runner = ExperimentRunner(output_root=output_root, workers=workers)
+    verdict = plan.run(Asked(), runner)
     if verdict is None:
         raise UserError("no verdict: some runs have failed")
     return verdict
@@ -167,15 +168,30 @@ class CoordinatePlan:
         rows = _rows(sweep, sizes, seeds, [Source("defaults", defaults), *sources], typed)
         return cls(sweep, sizes, steps, make_cells(defaults, sources, rows, f"--{sweep}s"))
 
-    def run(
-        self, asked: Asked, output_root: str | Path, workers: int | None
-    ) -> CoordinateVerdict | None:
-        """Train what is not trained yet and judge it; None where runs have failed."""
+    @property
+    def name(self) -> str:
+        """Of the study of its runs."""
         config = self.cells[0].spec.config
-        runner = ExperimentRunner(output_root=output_root, workers=workers)
-        name = f"coord-check-{self.sweep}-{config.parametrization.mode}-{config.optimizer}"
+        return f"coord-check-{self.sweep}-{config.parametrization.mode}-{config.optimizer}"
+
+    def bring(
+        self,
+        asked: Asked,
+        runner: ExperimentRunner,
+        name: str | None = None,
+        dry_run: bool = False,
+    ) -> Study:
+        """Train what is not trained yet, as the study `name`."""
         warn = questions(self.cells, len(self.cells))
-        study = runner.run_specs(name, self.cells, warn=warn, asked=asked)
+        return runner.run_specs(
+            name or self.name, self.cells, warn=warn, asked=asked, dry_run=dry_run
+        )
+
+    def run(
+        self, asked: Asked, runner: ExperimentRunner, name: str | None = None
+    ) -> CoordinateVerdict | None:
+        """Train and judge; None where runs have failed."""
+        study = self.bring(asked, runner, name)
         if not study.ok:
             return None
         configs = {cell.spec.id: cell.spec.config for cell in self.cells}

@@ -1,145 +1,404 @@
 """`recipe = "forecast"`: a ladder, its law, and a bigger run whose loss is sealed beforehand.
 
-The ladder's runs come first. Once all have finished, the law through them forecasts the run in
-[forecast.held_out], the forecast is written to `predictions/`, and only then that run is trained
-and the forecast judged.
+In stages, each of which reads what those before it left: the parametrization is checked, the noise
+of seeds measured, the learning rate tuned, the ladder trained, with branches of other lengths, its
+law fitted and its forecast of the run in [forecast.held_out] written to `predictions/`. Only then
+that run is trained, and the forecast judged.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError, make_folder
-from nanoscale.experiments.cells import Cell, make_cells
+import numpy as np
+
+from nanoscale.checks.coordinate_bands import SweptSize
+from nanoscale.errors import UserError, counted, make_folder
+from nanoscale.experiments.cells import Cell, grid_lists
 from nanoscale.experiments.planning import folder_of
 from nanoscale.experiments.results import RUNS
-from nanoscale.spec.sources import Source, flatten_keys
+from nanoscale.spec.sources import FIELDS, Source, flatten_keys
 from nanoscale.spec.values import Overrides
-from nanoscale.store.files import write_json
+from nanoscale.store.files import read_json, write_json
 from nanoscale.store.folder import FINISHED
 from nanoscale.studies import ladder_recipe
-from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
+from nanoscale.studies.branches import Branches, ladder_ratio, read_ratios
+from nanoscale.studies.coordinate_study import LEAST_SIZES, CoordinatePlan
+from nanoscale.studies.recipe import CHECK, Answer, FileTable, Picture, Question, Recipe, Stage
+from nanoscale.studies.row_runs import cell_of, loss_of_row, scale_of_row, whole_flops
 from nanoscale.studies.seals import (
     PREDICTIONS,
     SCORE,
     SealedRun,
+    Sealing,
     config_of,
-    fitted,
-    forecast_of,
     seal_in,
-    seal_text,
     verify_study,
-    without_run,
     write_seal,
 )
-from nanoscale.studies.table_fit import FitSettings, fit_table
+from nanoscale.studies.table_fit import LADDER_STAGE
+from nanoscale.studies.tuning import TunedLr, Tuning
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
 
+NOISE, TUNE, BRANCHES, FIT, FORECAST, SEAL, CONFIRM = (
+    "noise",
+    "tune",
+    "branches",
+    "fit",
+    "forecast",
+    "seal",
+    "confirm",
+)
 TIMES_LARGER = 3.0  # the run held out, in FLOPs, than any other of the study
-LAW = FitSettings(law="power", c="flops", loss="val_loss")
+FOUND = "stages.json"  # what the stages before the ladder found, beside study.json
 
 
+@dataclass(frozen=True)
+class Size:
+    """One size of the ladder."""
+
+    row: Overrides
+    seeds: Sequence[int]
+    others: Sequence[float]  # tokens per parameter, of branches
+
+
+@dataclass(frozen=True)
+class MainJob:
+    """The table [forecast], read; its methods are the rows of the stages."""
+
+    sizes: Sequence[Size]
+    ratio: float
+    noise_seeds: Sequence[int]
+    tuning: Tuning | None
+    held_out: Overrides
+    known: dict[str, TunedLr] = field(default_factory=dict, compare=False)  # by the tuning's stage
+
+    # -- before the ladder ----------------------------------------------------------------------
+    def noise_rows(self, study: Study) -> list[Overrides]:
+        """The smallest size, once per seed."""
+        return [{**self.sizes[0].row, "seed": seed} for seed in self.noise_seeds]
+
+    def noise(self, study: Study) -> float | None:
+        """sd of ln L over them."""
+        losses = [loss_of_row(study, row) for row in self.noise_rows(study)]
+        logs = [math.log(loss) for loss in losses if loss is not None and math.isfinite(loss)]
+        return float(np.std(logs, ddof=1)) if len(logs) > 1 else None
+
+    def tune_rows(self, study: Study) -> Sequence[Overrides]:
+        """The LRs of the small model and, once those are known, of the middle one."""
+        return () if self.tuning is None else self.tuning.rows(study, self.noise(study))
+
+    def tuned(self, study: Study) -> TunedLr | None:
+        """The LR as the stage before the ladder left it, of which later runs change nothing; None
+        where none is looked for."""
+        if self.tuning is None:
+            return None
+        if TUNE not in self.known:
+            self.known[TUNE] = self.tuning.found(study, self.noise(study))
+        return self.known[TUNE]
+
+    def with_lr(self, study: Study, row: Overrides, tuned: TunedLr | None) -> Overrides:
+        """A row at the LR of its own N and D."""
+        if tuned is None:
+            return row
+        return {**row, tuned.key: tuned.rule.at(*scale_of_row(study, row))}
+
+    # -- the ladder -----------------------------------------------------------------------------
+    def branches(self, study: Study, tuned: TunedLr | None) -> list[Branches]:
+        """Of every size that has some, with its first seed."""
+        found = []
+        for size in self.sizes:
+            if size.others:
+                row = self.with_lr(study, {**size.row, "seed": size.seeds[0]}, tuned)
+                found.append(Branches(row, self.ratio, size.others))
+        return found
+
+    def branch_rows(self, study: Study) -> list[Overrides]:
+        """Their trunks and the lengths that are none of the ladder's."""
+        rows = [b.rows(study) for b in self.branches(study, self.tuned(study))]
+        return [row for several in rows for row in several]
+
+    def branches_foreseen(self, study: Study) -> list[Overrides]:
+        rows = [b.foreseen(study) for b in self.branches(study, None)]
+        return [row for several in rows for row in several]
+
+    def ladder_rows(self, study: Study) -> list[Overrides]:
+        """Every size with each of its seeds; what the stages before found is kept."""
+        tuned = self.tuned(study)
+        keep_found(study, self.noise(study), tuned)
+        branched = iter(self.branches(study, tuned))
+        rows = []
+        for size in self.sizes:
+            of_size = [
+                self.with_lr(study, {**size.row, "seed": seed}, tuned) for seed in size.seeds
+            ]
+            if size.others:
+                of_size[0] = next(branched).of_ladder(study)
+            rows += of_size
+        return rows
+
+    @property
+    def ladder_plan(self) -> list[Overrides]:
+        """Those at the base's LR."""
+        return [{**size.row, "seed": seed} for size in self.sizes for seed in size.seeds]
+
+    # -- the forecast ---------------------------------------------------------------------------
+    def held_out_row(self, study: Study) -> Overrides:
+        return self.with_lr(study, self.held_out, self.tuned(study))
+
+    def sealing(self, study: Study) -> Sealing | None:
+        """The forecast by the ladder as it is; None, which is said, where there can be none."""
+        waiting = [entry for entry, run in study.runs() if run.state() not in FINISHED]
+        if waiting:
+            study.say(f"{counted(len(waiting), 'run')} left out or not finished: no forecast")
+            return None
+        cell = cell_of(study, self.held_out_row(study))
+        N, D = scale_of_row(study, self.held_out_row(study))
+        return Sealing.of_study(study, {"N": N, "D": D, "C": float(cell.flops)})
+
+    def say_forecast(self, study: Study) -> list[Overrides]:
+        """No run."""
+        if seal_in(study.folder) is None:
+            sealing = self.sealing(study)
+            study.say(*([] if sealing is None else sealing.lines()))
+        return []
+
+    def seal(self, study: Study) -> list[Overrides]:
+        """No run; the seal, if it is not there and may be made."""
+        if seal_in(study.folder) is not None:
+            return []
+        cell = cell_of(study, self.held_out_row(study))
+        if folder_of(cell.spec, study.output_root / RUNS).exists():
+            study.verdict = "inconclusive"
+            study.say(f"not blind: run {cell.id}, which was to be forecast, is there already")
+            return []
+        sealing = self.sealing(study)
+        if sealing is None or sealing.made.ci95 is None:
+            study.verdict = "inconclusive"
+            return []
+        run = SealedRun(cell.id, cell.spec.name, cell.flops, config_of(cell.spec))
+        make_folder(study.folder / PREDICTIONS)
+        path, sha256 = write_seal(study.folder / PREDICTIONS, sealing.text(run))
+        study.say(f"sealed before run {cell.id} is made: {path}, SHA-256 {sha256}")
+        return []
+
+    def confirm_rows(self, study: Study) -> list[Overrides]:
+        """The run held out, once its forecast is sealed; no other than that was forecast."""
+        sealed = seal_in(study.folder)
+        if sealed is None:
+            return []
+        row = self.held_out_row(study)
+        now = cell_of(study, row).id
+        if now == sealed.run_id:
+            return [row]
+        study.verdict = "fail"
+        study.say(
+            f"{sealed.path} forecasts run {sealed.run_id}, and the study's is now {now}: it was "
+            "changed since; give the study another name"
+        )
+        return []
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Refuse a run that is hardly bigger than those that are fitted."""
+        bigger = [cell.flops for cell in cells if cell.stage == CONFIRM]
+        largest = max(whole_flops(cell) for cell in cells if cell.stage != CONFIRM)
+        if bigger and bigger[0] < TIMES_LARGER * largest:
+            raise UserError(
+                f"[forecast.held_out]: {bigger[0]:.3g} FLOPs are {bigger[0] / largest:.2g} times "
+                f"the largest run's; a forecast is of a run of at least {TIMES_LARGER:g} times"
+            )
+
+
+# -- the question ---------------------------------------------------------------------------------
 def rows(table: FileTable) -> Question:
-    """The ladder, and once it has finished the run held out."""
+    """The stages; the first rows are the ladder's, as of any ladder."""
+    job, least = read_job(table)
+    stages = [
+        Stage(job.noise_rows, job.noise_rows, NOISE),
+        Stage(job.branch_rows, job.branches_foreseen, BRANCHES),
+        Stage(job.ladder_rows, lambda study: job.ladder_plan, LADDER_STAGE),
+        Stage(nothing, name=FIT),
+        Stage(job.say_forecast, name=FORECAST),
+        Stage(job.seal, name=SEAL),
+        Stage(job.confirm_rows, lambda study: [job.held_out], CONFIRM),
+    ]
+    if job.tuning is not None:
+        tuning = job.tuning
+        stages.insert(1, Stage(job.tune_rows, lambda study: tuning.foreseen(), TUNE))
+    asked = table.values.get(CHECK)
+    return Question(
+        [],
+        table.where("sizes"),
+        {"held_out": job.held_out},
+        stages,
+        min_sizes=least,
+        fitted=job.ladder_plan,
+        coordinates=None if asked is None else read_check(table, job.sizes[0].row),
+        check=job.check,
+    )
+
+
+def nothing(study: Study) -> list[Overrides]:
+    """No run: the law is fitted when the study is concluded."""
+    return []
+
+
+def read_job(table: FileTable) -> tuple[MainJob, int]:
+    """The table, checked, and the sizes that a law needs."""
     held_out = table.values.get("held_out")
     if not isinstance(held_out, dict) or not held_out:
         raise UserError(
             f"{table.where()}: give the bigger run to forecast in [forecast.held_out], as in "
             "n_layer = 6, n_embd = 96"
         )
-    ladder = ladder_recipe.rows(table)
+    for name in (CHECK, NOISE, TUNE):
+        if not isinstance(table.values.get(name, {}), dict):
+            raise UserError(f"{table.path}: write [{table.name}.{name}] on a line of its own")
+    branched = [read_ratios(table, size) for size in table.tables("sizes")]
+    plain = [
+        {key: value for key, value in size.items() if key != "branches"}
+        for size in table.tables("sizes")
+    ]
+    ladder = ladder_recipe.rows(replace(table, values={**table.values, "sizes": plain}))
     row = flatten_keys(held_out)
     if any(row.items() <= run.items() for run in ladder.rows):
         raise UserError(f"{table.where()}: held_out is one of the sizes; forecast a bigger run")
-    return replace(ladder, extras={"held_out": row}, more=lambda study: held_out_of(study, row))
+
+    usual = table.values.get("seeds", [FIELDS["seed"].default])
+    sizes = []
+    for size, others in zip(plain, branched, strict=True):
+        seeds = size.pop("seeds", usual)
+        sizes.append(Size(size, seeds, others))
+    shapes = [size.row for size in sizes]
+    noise = table.values.get(NOISE, {}).get("seeds", [])
+    job = MainJob(
+        sizes=sizes,
+        ratio=ladder_ratio(table),
+        noise_seeds=grid_lists({}, noise, f"{table.path}, [forecast.noise]")["seed"]
+        if noise
+        else [],
+        tuning=Tuning.of(table, shapes) if TUNE in table.values else None,
+        held_out=row,
+    )
+    return job, ladder.min_sizes
 
 
-def held_out_of(study: Study, row: Overrides) -> list[Overrides]:
-    """The run held out, once its forecast is sealed; none while it cannot be."""
-    if seal_in(study.folder) is not None:
-        return [row]
-    if any(folder.state() not in FINISHED for _, folder in study.runs()):
+def read_check(table: FileTable, smallest: Overrides) -> Callable[[Overrides], CoordinatePlan]:
+    """The coordinate check that [forecast.check] asks for, by the base."""
+    values = table.values[CHECK]
+    where = f"{table.path}, [{table.name}.{CHECK}]"
+    sweep: SweptSize = "width" if "widths" in values else "depth"
+    sizes = values.get(f"{sweep}s", [])
+    whole = isinstance(sizes, list) and all(isinstance(size, int) for size in sizes)
+    if not whole or len({*sizes}) < LEAST_SIZES or min(sizes) < 1:
+        raise UserError(f"{where}: give {LEAST_SIZES} or more widths or depths, as in [32, 64, 96]")
+    steps, seeds = values.get("steps", 10), values.get("seeds", 3)
+
+    def plan(base: Overrides) -> CoordinatePlan:
+        config = Source(where, {**base, **smallest})
+        flags = []
+        if "n_head" in base and "n_head" not in smallest:  # their number stays, and they grow
+            flags = [Source(where, {"n_head": base["n_head"]})]
+        return CoordinatePlan.of(sweep, sorted({*sizes}), steps, seeds, [config], flags)
+
+    return plan
+
+
+# -- what the stages found ------------------------------------------------------------------------
+def keep_found(study: Study, noise: float | None, tuned: TunedLr | None) -> None:
+    """Write down what the stages before the ladder came to."""
+    record: dict[str, Any] = {}
+    if noise is not None:
+        record[NOISE] = {"sd": noise}
+    if tuned is not None:
+        record[TUNE] = tuned.to_json() | {"summary": tuned.lines()}
+    if record:
+        make_folder(study.folder)
+        write_json(study.folder / FOUND, record)
+
+
+def found_lines(study: Study) -> tuple[list[str], list[str]]:
+    """What a user reads of it, and doubts."""
+    lines, doubts = [], []
+    path = study.folder / FOUND
+    record: Any = read_json(path) if path.is_file() else {}
+    if TUNE in record:
+        lines += record[TUNE]["summary"]
+        doubts += record[TUNE]["doubts"]
+    if NOISE in record:
+        lines.append(f"noise of seeds: {100 * record[NOISE]['sd']:.2g} % of the loss")
+    check = study.folder / f"{CHECK}.json"
+    if check.is_file():
+        verdict: Any = read_json(check)
+        lines.append(f"coordinate check over {verdict['sweep']}s: {verdict['verdict']}")
+        if verdict["verdict"] == "inconclusive":
+            doubts.append("the coordinate check of the parametrization does not decide")
+    return lines, doubts
+
+
+def saved_by_branches(study: Study) -> list[str]:
+    """What branching off a trunk has saved."""
+    spent = whole = 0
+    for entry, folder in study.runs():
+        if "warmup_iters" in entry.values and folder.exists():
+            cell = Cell(entry.values, None, folder.spec())  # type: ignore[arg-type]
+            spent += cell.flops
+            whole += whole_flops(cell)
+    if not whole or spent == whole:
         return []
-    cell = cell_of(study, row)
-    check_size(study, cell)
-    if folder_of(cell.spec, study.output_root / RUNS).exists():
-        study.say(f"not blind: run {cell.id}, which was to be forecast, is there already")
-        return []
-
-    table = fitted(study)
-    found = fit_table(table, LAW, name=study.name)
-    made = forecast_of(found, {"C": float(cell.flops)})
-    study.say(*made.text())
-    if made.ci95 is None:
-        return []
-    run = SealedRun(cell.id, cell.spec.name, cell.flops, config_of(cell.spec))
-    text = seal_text(table, LAW, found, made, run)
-    make_folder(study.folder / PREDICTIONS)
-    path, sha256 = write_seal(study.folder / PREDICTIONS, text)
-    study.say(f"sealed before run {cell.id} is made: {path}, SHA-256 {sha256}")
-    return [row]
-
-
-def cell_of(study: Study, row: Overrides) -> Cell:
-    """The run of a row, over what the study's runs share."""
-    from nanoscale.studies.stages import DEFAULTS
-
-    base = Source("study.json", study.asked.base_params)
-    (cell,) = make_cells(DEFAULTS, [base], [row], "[forecast.held_out]")
-    return cell
-
-
-def check_size(study: Study, cell: Cell) -> None:
-    """Refuse a run that is hardly bigger than those that are fitted."""
-    largest = max(entry.flops for entry in study.entries)
-    if cell.flops < TIMES_LARGER * largest:
-        raise UserError(
-            f"[forecast.held_out]: {cell.flops:.3g} FLOPs are {cell.flops / largest:.2g} times the "
-            f"largest run's; a forecast is of a run of at least {TIMES_LARGER:g} times"
-        )
+    return [f"branches: {spent:.3g} FLOPs in place of {whole:.3g}, {100 * spent / whole:.0f} %"]
 
 
 # -- the answer -----------------------------------------------------------------------------------
 def ladder_of(study: Study) -> Study:
-    """The study without the run held out."""
-    sealed = seal_in(study.folder)
-    if sealed is None:
-        return study
-    return without_run(study, sealed.run_id)
+    """The study's runs at the ladder's own length."""
+    kept = [entry for entry in study.entries if entry.stage == LADDER_STAGE]
+    return replace(study, entries=kept)
 
 
 def conclude(study: Study, frame: DataFrame) -> Answer:
     """The ladder's law, the forecast, and how it did, kept in predictions/score.json."""
     ladder = ladder_of(study)
+    lines: list[str] = []
+    if seal_in(study.folder) is not None:
+        found = verify_study(study.folder)
+        if found.score is not None and not found.problems:
+            write_json(study.folder / PREDICTIONS / SCORE, found.score.to_json())
+        if found.problems:
+            study.verdict = "fail"
+        lines = found.text()
+        if found.score is None:
+            lines.append("the run held out has not finished: the forecast waits for it")
+    else:
+        lines = ["nothing was forecast"]
+    told, doubts = found_lines(study)
+    if not ladder.entries:
+        return Answer([*lines, *told])
     answer = ladder_recipe.conclude(ladder, ladder.frame())
-    sealed = seal_in(study.folder)
-    if sealed is None:
-        study.inconclusive = True
-        line = "nothing was forecast: see above for what is lacking"
-        return replace(answer, lines=[*answer.lines, line])
-
-    found = verify_study(study.folder)
-    if found.score is not None and not found.problems:
-        write_json(study.folder / PREDICTIONS / SCORE, vars(found.score))
-    lines = found.text()
-    if found.score is None:
-        lines.append(f"run {sealed.run_id} has not finished: the forecast waits for it")
-    return replace(answer, lines=[*answer.lines, *lines])
+    return replace(
+        answer,
+        lines=[*lines, *answer.lines, *told, *saved_by_branches(study)],
+        warnings=[*answer.warnings, *doubts],
+    )
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
-    """Those of the ladder."""
+    """Those of the ladder, with the forecast and what came of it."""
     ladder = ladder_of(study)
+    if not ladder.entries:
+        return []
     return ladder_recipe.figures(ladder, ladder.frame(), answer)
 
 
 RECIPE = Recipe(
-    tables=("seeds", "min_sizes", "sizes", "held_out"),
+    tables=("seeds", "min_sizes", "sizes", "held_out", CHECK, NOISE, TUNE),
     rows=rows,
     conclude=conclude,
     figures=figures,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nanoscale.experiments import Study
 
+OF_SIZE = ("model", "data")  # groups of keys in which sizes differ
 C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
 
 
@@ -81,9 +82,8 @@ def size_labels(study: Study, frame: DataFrame) -> list[str]:
     """How each run's size is called: its total N, or its shape where two shapes share that."""
     shapes = []
     for entry, _ in study.runs():
-        shape = dict(entry.values)
-        shape.pop("seed", None)
-        shapes.append(describe(shape))
+        kept = {k: v for k, v in entry.values.items() if k != "seed" and FIELDS[k].group in OF_SIZE}
+        shapes.append(describe(kept))
     counts = list(map(short, frame["total_params"]))
     return counts if len({*counts}) == len({*shapes}) else shapes
 

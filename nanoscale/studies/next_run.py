@@ -18,7 +18,7 @@ from nanoscale.experiments.results import STUDY, Study, study_folder
 from nanoscale.experiments.tables import read_table
 from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.values import Json
-from nanoscale.studies.stages import DEFAULTS
+from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.table_fit import FitSettings, fit_table
 
 if TYPE_CHECKING:

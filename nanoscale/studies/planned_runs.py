@@ -16,7 +16,7 @@ from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.points import with_compute
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.sources import Source
-from nanoscale.studies.stages import DEFAULTS
+from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.study_file import read_study
 from nanoscale.studies.table_faults import check_counts, check_units, odd_ratio, with_numbers
 from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of
@@ -88,13 +88,14 @@ def _of_study(path: Path, seeds: int | None) -> PlannedRuns:
     """N (total), D (tokens) and exact C of a study file's runs."""
     file = read_study(path)
     question = file.question
-    if not question.rows:
+    planned = question.fitted or question.rows
+    if not planned:
         raise UserError(
             f"{path}: a {file.recipe_name} has no rows before it runs; give a grid or a "
             "ladder, or a table of planned runs"
         )
     base = Source(f"{path}, [base]", file.base)
-    cells = make_cells(DEFAULTS, [base], question.rows, question.where)
+    cells = make_cells(DEFAULTS, [base], planned, question.where)
     points: dict[tuple[int, int, int], set[int | None]] = {}
     for cell in cells:
         config = cell.spec.config

@@ -1,7 +1,8 @@
 """Recipes: how one kind of question becomes runs, and what is said of them. Registered by name.
 
 A recipe reads its own table of a study file into a `Question`: the rows of config keys to train
-first. Its runs are made by the runner; then `conclude` says the answer, and `figures` draws it.
+first, and the stages that come after them. Its runs are made by the runner; then `conclude` says
+the answer, and `figures` draws it.
 Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `transfer_recipe`,
 `search_recipe`, `forecast_recipe`); a user's come from `[study] recipes = FILE`, a Python file that
 registers them.
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
+    from nanoscale.experiments.cells import Cell
     from nanoscale.experiments.search import SearchPlan
+    from nanoscale.studies.coordinate_study import CoordinatePlan
 
 BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast")
+CHECK = "check"  # the stage of the parametrization's coordinate check
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 
 
@@ -56,21 +60,53 @@ class FileTable:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a study, which comes when those before it have run.
+
+    rows: the runs that it wants, by what those so far came to; asked again until none is new.
+    foreseen: about those, before anything has run; all of them are checked first, and a dry run
+    shows them. name: of a study with several; it labels the runs.
+    """
+
+    rows: Callable[[Study], Sequence[Overrides]]
+    foreseen: Callable[[Study], Sequence[Overrides]] | None = None
+    name: str | None = None
+
+    def guarded(self, said: str) -> Stage:
+        """The same, whose errors begin with `said`."""
+        foreseen = self.foreseen and guarded(self.foreseen, said)
+        return replace(self, rows=guarded(self.rows, said), foreseen=foreseen)
+
+
+@dataclass(frozen=True)
 class Question:
     """What a study file asks, checked before anything starts.
 
     rows: config keys, one mapping per run to begin with. where: how messages call them. extras:
-    what `study.json` keeps of it for `conclude`, in JSON's types. more: the rows wanted when those
-    so far have run. search: the plan of trials, for a question without rows. min_sizes: that a
-    law through them needs.
+    what `study.json` keeps of it for `conclude`, in JSON's types. stages: what comes after `rows`,
+    in order. search: the plan of trials, for a question without rows. min_sizes: that a law
+    through them needs. fitted: the rows that it is of, where those are none of `rows`.
+    coordinates: the check, by the base, that must not fail before anything else is trained. check:
+    refuses the runs that are foreseen. width: of its answer's interval, by them, in lines.
     """
 
     rows: Sequence[Overrides]
     where: str
     extras: Overrides = field(default_factory=dict)
-    more: Callable[[Study], Sequence[Overrides]] | None = None
+    stages: Sequence[Stage] = ()
     search: SearchPlan | None = None
     min_sizes: int = MIN_SIZES
+    fitted: Sequence[Overrides] = ()
+    coordinates: Callable[[Overrides], CoordinatePlan] | None = None
+    check: Callable[[Sequence[Cell]], None] | None = None
+    width: Callable[[Sequence[Cell]], Sequence[str]] | None = None
+
+    @property
+    def all_stages(self) -> list[Stage]:
+        """Those of the rows too."""
+        if not self.rows:
+            return [*self.stages]
+        return [Stage(lambda study: self.rows, lambda study: self.rows), *self.stages]
 
 
 class Picture(NamedTuple):
@@ -161,8 +197,7 @@ def _guarded(name: str, recipe: Recipe) -> Recipe:
         question = guarded(recipe.rows, said)(table)
         if not isinstance(question, Question):
             raise UserError(f"{said}: rows returned {question!r}, expected a Question")
-        more = question.more and guarded(question.more, said)
-        return replace(question, more=more)
+        return replace(question, stages=[stage.guarded(said) for stage in question.stages])
 
     def conclude(study: Study, frame: DataFrame) -> Answer:
         answer = guarded(recipe.conclude, said)(study, frame)

@@ -13,16 +13,18 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.results import Study
+from nanoscale.experiments.results import STAGE, Study
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.forecast import Forecast, forecast
+from nanoscale.laws.predict import predict
+from nanoscale.laws.record import Record
 from nanoscale.laws.registry import digest_of
 from nanoscale.spec.values import Json
 from nanoscale.store.files import json_text, read_json, write_text
@@ -35,12 +37,19 @@ if TYPE_CHECKING:
 
     from nanoscale.spec.identity import RunSpec
 
-SEAL_SCHEMA = 1
+SEAL_SCHEMA = 2
 PREDICTIONS, SCORE = "predictions", "score.json"  # of a study
 # What is fitted of its runs: no timings, which differ between machines.
-SEALED_COLUMNS = ("run", "state", "total_params", "tokens_seen", "flops", "val_loss")
+SEALED_COLUMNS = (STAGE, "run", "state", "total_params", "tokens_seen", "flops", "val_loss")
 KIND = "nanoscale forecast"
 SAME = 1e-6  # relative: what another machine's rounding may move
+LADDER_LAW = FitSettings(law="power", c="flops", loss="val_loss")  # of a study
+RIVALS = (
+    FitSettings(law="pure-power", c="flops", loss="val_loss", resamples=1000),
+    FitSettings(
+        law="chinchilla", n="total_params", d="tokens_seen", loss="val_loss", resamples=1000
+    ),
+)
 NO_SEAL = "is no sealed forecast; `nanoscale forecast TABLE --at=... --seal=OUT.json` makes one"
 
 
@@ -72,42 +81,99 @@ class SealedRun:
     config: Mapping[str, Json]
 
 
-def seal_text(
-    table: DataFrame,
-    settings: FitSettings,
-    found: TableFit,
-    made: Forecast,
-    run: SealedRun | None = None,
-) -> str:
-    """What a seal's file holds, of a forecast by the law through `table`; `run`: of a study.
+@dataclass(frozen=True)
+class RivalForecast(Record):
+    """What another law says of the same run, by the same table; no interval is judged."""
+
+    settings: dict[str, Json]
+    at: dict[str, float]
+    loss: float | None
+    run_ci95: list[float] | None  # of the law and a run's noise
+    reason: str | None  # why there is none
+
+    @classmethod
+    def of(cls, table: DataFrame, settings: FitSettings, at: Mapping[str, float]) -> RivalForecast:
+        """By `settings`, of a run that is `at` where their law reads."""
+        told = settings_json(settings)
+        read = ["C"] if settings.form.predictors == ("x",) else settings.form.predictors
+        place: dict[str, Any] = {name: at[name] for name in read}
+        try:
+            found = fit_table(table, settings)
+            if found.fit.not_identified:
+                raise UserError(f"not identified: {', '.join(found.fit.not_identified)}")
+            foreseen = predict(found.fit, found.basis.noise, **place)
+        except UserError as e:
+            return cls(told, place, None, None, str(e))
+        return cls(told, place, foreseen.loss, foreseen.run_ci95, None)
+
+    @property
+    def line(self) -> str:
+        """What a user reads."""
+        law = f"law {self.settings['law']}"
+        if self.loss is None:
+            return f"{law} says nothing: {self.reason}"
+        if self.run_ci95 is None:
+            return f"{law} says {self.loss:.4g}"
+        low, high = self.run_ci95
+        return f"{law} says {self.loss:.4g} [{low:.4g}, {high:.4g}]"
+
+
+@dataclass(frozen=True)
+class Sealing:
+    """A forecast by the law through a table, with all that it came from.
 
     `settings` are those that were asked for, of which `found` is.
-
-    Raises:
-        UserError: a forecast without an interval, or by a law that is in no nanoscale.
     """
-    if made.ci95 is None:
-        raise UserError(f"there is nothing to seal: {made.refused[0]}")
-    if digest_of(found.fit.law) is not None:
-        raise UserError(
-            f"law {found.fit.law} is of your own file, without which nobody could make its "
-            "forecast again: seal one of a law that is built in"
+
+    table: DataFrame
+    settings: FitSettings
+    found: TableFit
+    made: Forecast
+    rivals: Sequence[RivalForecast] = ()
+
+    @classmethod
+    def of_study(cls, study: Study, at: Mapping[str, float]) -> Sealing:
+        """By a study's ladder: the loss of a run of `at` N, D and C, and what rivals say of it."""
+        table = fitted(study)
+        found = fit_table(table, LADDER_LAW, name=study.name)
+        made = forecast_of(found, {"C": at["C"]})
+        rivals = [RivalForecast.of(table, settings, at) for settings in RIVALS]
+        return cls(table, LADDER_LAW, found, made, rivals)
+
+    def lines(self) -> list[str]:
+        """What a user reads."""
+        return [*self.made.text(), *(rival.line for rival in self.rivals)]
+
+    def text(self, run: SealedRun | None = None) -> str:
+        """What the seal's file holds; `run`: of a study.
+
+        Raises:
+            UserError: a forecast without an interval, or by a law that is in no nanoscale.
+        """
+        made, fit = self.made, self.found.fit
+        if made.ci95 is None:
+            raise UserError(f"there is nothing to seal: {made.refused[0]}")
+        if digest_of(fit.law) is not None:
+            raise UserError(
+                f"law {fit.law} is of your own file, without which nobody could make its "
+                "forecast again: seal one of a law that is built in"
+            )
+        rows = columns_of(self.table)
+        where = provenance()
+        return json_text(
+            {
+                "schema": SEAL_SCHEMA,
+                "kind": KIND,
+                "sealed": datetime.now(UTC).isoformat(timespec="seconds"),
+                "run": None if run is None else vars(run),
+                "forecast": made.to_json(),
+                "rivals": [rival.to_json() for rival in self.rivals],
+                "law": {"name": fit.law, "params": fit.params},
+                "settings": settings_json(self.settings),
+                "table": {"name": self.found.table, "digest": digest(rows), "columns": rows},
+                "versions": {key: where[key] for key in ("git_commit", "python", "packages")},
+            }
         )
-    rows = columns_of(table)
-    where = provenance()
-    return json_text(
-        {
-            "schema": SEAL_SCHEMA,
-            "kind": KIND,
-            "sealed": datetime.now(UTC).isoformat(timespec="seconds"),
-            "run": None if run is None else vars(run),
-            "forecast": made.to_json(),
-            "law": {"name": found.fit.law, "params": found.fit.params},
-            "settings": settings_json(settings),
-            "table": {"name": found.table, "digest": digest(rows), "columns": rows},
-            "versions": {key: where[key] for key in ("git_commit", "python", "packages")},
-        }
-    )
 
 
 def write_seal(path: Path, text: str) -> tuple[Path, str]:
@@ -162,7 +228,7 @@ def fitted(study: Study) -> DataFrame:
 
     rows = []
     for (_, folder), row in zip(study.runs(), study.rows(), strict=True):
-        kept = {name: row[name] for name in SEALED_COLUMNS}
+        kept = {name: row.get(name) for name in SEALED_COLUMNS}
         config = json.dumps(config_of(folder.spec()), sort_keys=True)
         rows.append(kept | {"config": config})
     return pd.DataFrame(rows)
@@ -241,17 +307,23 @@ def settings_json(settings: FitSettings) -> dict[str, Json]:
 
 # -- judging --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Score:
+class Score(Record):
     """A forecast against what was observed."""
 
     observed: float
     error: float  # (observed - forecast) / forecast
     inside: bool  # the sealed 95 % interval
+    rivals: dict[str, float]  # law -> its error
 
     @classmethod
-    def of(cls, made: Mapping[str, Any], observed: float) -> Score:
+    def of(cls, record: Mapping[str, Any], observed: float) -> Score:
+        made = record["forecast"]
         low, high = made["ci95"]
-        return cls(observed, observed / made["loss"] - 1, low <= observed <= high)
+        rivals = {}
+        for rival in record["rivals"]:
+            if rival["loss"] is not None:
+                rivals[rival["settings"]["law"]] = observed / rival["loss"] - 1
+        return cls(observed, observed / made["loss"] - 1, low <= observed <= high, rivals)
 
 
 @dataclass(frozen=True)
@@ -284,13 +356,15 @@ class Verified:
         low, high = self.made["ci95"]
         side = "above" if score.error > 0 else "below"
         where = "inside" if score.inside else "OUTSIDE"
-        return (
+        line = (
             f"observed {score.observed:.4g}: {100 * abs(score.error):.2f} % {side} the forecast "
             f"{self.made['loss']:.4g}, {where} its 95 % interval [{low:.4g}, {high:.4g}]"
         )
+        others = [f"{law} {100 * error:+.2f} %" for law, error in score.rivals.items()]
+        return f"{line}; off other laws by {', '.join(others)}" if others else line
 
     def to_json(self) -> dict[str, Json]:
-        score = None if self.score is None else vars(self.score)
+        score = None if self.score is None else self.score.to_json()
         return {
             "seal": str(self.path),
             "sha256": self.sha256,
@@ -329,7 +403,7 @@ def verify(path: Path, observed: float | None = None) -> Verified:
         datetime.fromisoformat(record["sealed"])
         problems = [*of_name(path, sha256), *of_rows(table), *of_forecast(record)]
         notes = of_table(path, record, problems)
-        score = None if observed is None else Score.of(made, observed)
+        score = None if observed is None else Score.of(record, observed)
         columns = table["columns"]
         rows = len(next(iter(columns.values())))
         return Verified(path, sha256, record["sealed"], made, rows, problems, notes, score)
@@ -385,16 +459,18 @@ def of_forecast(record: Mapping[str, Any]) -> Iterable[str]:
     import pandas as pd
 
     table, made = record["table"], record["forecast"]
+    frame = pd.DataFrame(table["columns"])
     try:
-        found = fit_table(
-            pd.DataFrame(table["columns"]), FitSettings(**record["settings"]), name=table["name"]
-        )
+        found = fit_table(frame, FitSettings(**record["settings"]), name=table["name"])
         again = forecast_of(found, made["at"])
     except UserError as e:
         yield f"the forecast: it cannot be made again ({e})"
         return
     yield from differing("law", record["law"], {"name": found.fit.law, "params": found.fit.params})
     yield from differing("forecast", made, again.to_json())
+    for k, rival in enumerate(record["rivals"]):
+        one = RivalForecast.of(frame, FitSettings(**rival["settings"]), rival["at"])
+        yield from differing(f"rivals[{k}]", rival, one.to_json())
 
 
 def differing(name: str, sealed: Any, again: Any) -> Iterable[str]:

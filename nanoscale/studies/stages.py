@@ -17,41 +17,44 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, make_folder, one_of
 from nanoscale.experiments import ExperimentRunner, Study
+from nanoscale.experiments.cells import Cell, check_axes, questions
 from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import OUTPUT_ROOT
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
 from nanoscale.spec.values import Json, Overrides
+from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies import grid_recipe
-from nanoscale.studies.recipe import Answer, Picture, Recipe, load_recipes, recipe_of
+from nanoscale.studies.recipe import CHECK, Answer, Picture, Recipe, Stage, load_recipes, recipe_of
+from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.runs import next_command, runs_table, write_figures
 from nanoscale.studies.study_file import StudyFile, read_study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-DEFAULTS: Overrides = {
-    "data_order": "epoch",
-    "min_lr_frac": 0.1,
-    "warmup_frac": 0.05,
-    "lr_decay_iters": None,
-    "compile": False,
-}
 MOST_REFINEMENTS = 8
+FAIL = "fail"
 PYSOURCE = "pysource"
 
 
 # -- stages -------------------------------------------------------------------------------------
 def run_study(
-    path: Path | str, output_root: Path | str = OUTPUT_ROOT, *, dry_run: bool = False, **how: Any
+    path: Path | str,
+    output_root: Path | str = OUTPUT_ROOT,
+    *,
+    dry_run: bool = False,
+    until: str | None = None,
+    **how: Any,
 ) -> Study:
     """Every stage of a study file: data, runs, table, answer, report.
 
-    `how` it runs: the arguments of `ExperimentRunner` (workers, budget, backend, ...), before those
-    of the file's [run].
+    `until` is the last stage of its runs to go to, by default the last of all. `how` it runs: the
+    arguments of `ExperimentRunner` (workers, budget, backend, ...), before those of the file's
+    [run].
 
     >>> from pathlib import Path
     >>> import nanoscale as ns
@@ -82,22 +85,25 @@ def run_study(
     """
     path = Path(path)
     file = read_study(path)
-    if not dry_run:
-        prepare_missing(file.base)
-        # a second, spent while the workers load torch
-        threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
-
+    if until is not None and until not in file.stages:
+        there = f"choose {one_of(file.stages)}" if file.stages else "it has one stage alone"
+        raise UserError(f"--until={until}: no stage of recipe {file.recipe_name!r}; {there}")
     runner = ExperimentRunner(output_root=output_root, **{**file.how, **how})
     asked = asked_by(file, output_root)
     if dry_run:
         with standing_in(file.base) as base:
-            file = replace(file, base=base)
-            return run_rows(runner, file, file.question.rows, asked, dry_run)
+            return foresee(runner, replace(file, base=base), asked, until)
 
-    study = run_rows(runner, file, file.question.rows, asked, dry_run)
-    study = run_more(study, runner, file, asked)
-    for line in conclude(study):
-        print(f"[{study.name}] {line}")
+    prepare_missing(file.base)
+    # a second, spent while the workers load torch
+    threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
+    if file.question.search is not None:
+        study = run_search(runner, file, asked)
+    else:
+        study = run_stages(runner, file, asked, until)
+    if study.verdict != FAIL:
+        for line in conclude(study):
+            print(f"[{study.name}] {line}")
     return study
 
 
@@ -117,38 +123,123 @@ def asked_by(file: StudyFile, output_root: Path | str) -> Asked:
     )
 
 
-def run_rows(
+def run_search(
+    runner: ExperimentRunner, file: StudyFile, asked: Asked, dry_run: bool = False
+) -> Study:
+    """Bring the trials of a search to a result."""
+    plan = file.question.search
+    assert plan is not None
+    where = file.question.where
+    base = file.base_source
+    return runner.run_search(
+        file.name, base, plan, where, defaults=DEFAULTS, asked=asked, dry_run=dry_run
+    )
+
+
+def foresee(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str | None) -> Study:
+    """Say what every stage will about need, and start nothing."""
+    question = file.question
+    if question.search is not None:
+        return run_search(runner, file, asked, dry_run=True)
+    cells = foreseen_cells(runner, file, asked, until)
+    if question.coordinates is not None:
+        check_coordinates(runner, file, asked, dry_run=True)
+    study = bring(runner, file, asked, cells, dry_run=True)
+    if question.width is not None:
+        study.say(*question.width(cells))
+    return study
+
+
+def foreseen_cells(
+    runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str | None = None
+) -> list[Cell]:
+    """The runs of all stages as they are foreseen, checked.
+
+    Raises:
+        UserError: one of them is bad, before any has begun.
+    """
+    study = Study(file.name, runner.over(file.base_source, asked), runner.output_root)
+    found: dict[str, Cell] = {}
+    for stage in file.question.all_stages:
+        if stage.foreseen is not None:
+            found |= cells_of(runner, file, stage, stage.foreseen(study))
+        if until is not None and stage.name == until:
+            break
+    cells = [*found.values()]
+    check_axes(cells, file.question.where)
+    if file.question.check is not None:
+        file.question.check(cells)
+    return cells
+
+
+def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str | None) -> Study:
+    """Bring one stage after another to a result, each until it wants no run that is new."""
+    foreseen_cells(runner, file, asked)
+    study = Study(file.name, runner.over(file.base_source, asked), runner.output_root)
+    if file.question.coordinates is not None:
+        study.verdict = check_coordinates(runner, file, asked)
+        if study.verdict == FAIL or until == CHECK:
+            return study
+
+    found: dict[str, Cell] = {}
+    for stage in file.question.all_stages:
+        for _ in range(MOST_REFINEMENTS + 1):
+            cells = cells_of(runner, file, stage, stage.rows(study))
+            if all(found.get(id) == cell for id, cell in cells.items()):
+                break
+            found |= cells
+            study = bring(runner, file, asked, [*found.values()])
+            if not study.ok:
+                return study
+        if stage.name is not None and stage.name == until:
+            break
+    return study
+
+
+def cells_of(
+    runner: ExperimentRunner, file: StudyFile, stage: Stage, rows: Sequence[Overrides]
+) -> dict[str, Cell]:
+    """Run id -> cell of a stage's rows."""
+    cells = runner.cells(file.base_source, rows, file.question.where, DEFAULTS)
+    return {cell.id: replace(cell, stage=stage.name) for cell in cells}
+
+
+def bring(
     runner: ExperimentRunner,
     file: StudyFile,
-    rows: Sequence[Overrides],
     asked: Asked,
-    dry_run: bool,
+    cells: Sequence[Cell],
+    dry_run: bool = False,
 ) -> Study:
-    """Bring the rows, or the trials of a search, to a result."""
-    base = Source(f"{file.path}, [base]", file.base)
-    where = file.question.where
-    search = file.question.search
-    how: dict[str, Any] = {"defaults": DEFAULTS, "dry_run": dry_run, "asked": asked}
-    if search is not None:
-        return runner.run_search(file.name, base, search, where, **how)
-    return runner.run_rows(file.name, base, rows, where, **how)
+    """Bring the cells to a result, as the study."""
+    twice = sum(len(cell.also) for cell in cells if cell.stage is None)
+    return runner.run_specs(
+        file.name,
+        cells,
+        asked=runner.over(file.base_source, asked),
+        warn=questions(cells, len(cells) + twice),
+        dry_run=dry_run,
+    )
 
 
-def run_more(study: Study, runner: ExperimentRunner, file: StudyFile, asked: Asked) -> Study:
-    """Add the rows that the question wants next until none is new."""
-    more = file.question.more
-    if more is None:
-        return study
-    rows = list(file.question.rows)
-    for _ in range(MOST_REFINEMENTS):
-        before = len(rows)
-        for row in more(study):
-            if row not in rows:
-                rows.append(row)
-        if len(rows) == before or not study.ok:
-            break
-        study = run_rows(runner, file, rows, asked, dry_run=False)
-    return study
+def check_coordinates(
+    runner: ExperimentRunner, file: StudyFile, asked: Asked, dry_run: bool = False
+) -> str:
+    """The verdict on the parametrization, by a study of its own beside this one."""
+    assert file.question.coordinates is not None
+    plan = file.question.coordinates(file.base)
+    name = f"{file.name}-{CHECK}"
+    asked = Asked(command=asked.command)
+    if dry_run:
+        plan.bring(asked, runner, name, dry_run=True)
+        return ""
+    verdict = plan.run(asked, runner, name)
+    if verdict is None:
+        return FAIL
+    make_folder(runner.output_root / file.name)
+    write_json(runner.output_root / file.name / f"{CHECK}.json", verdict.to_json())
+    print(f"[{name}] {verdict.line()}", flush=True)
+    return verdict.verdict if verdict.verdict == FAIL else ""
 
 
 def prepare_missing(base: Overrides) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoscale.errors import UserError, did_you_mean, one_of
-from nanoscale.spec.sources import flatten_keys
+from nanoscale.spec.sources import Source, flatten_keys
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.studies.recipe import (
+    CHECK,
     FileTable,
     Question,
     Recipe,
@@ -49,6 +50,17 @@ class StudyFile:
     question: Question
     words: str  # the question as the user puts it
     how: Overrides  # arguments of ExperimentRunner
+
+    @property
+    def base_source(self) -> Source:
+        """The shared config, under its name."""
+        return Source(f"{self.path}, [base]", self.base)
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of its stages, where it has several."""
+        named = [stage.name for stage in self.question.stages if stage.name is not None]
+        return [CHECK, *named] if self.question.coordinates is not None else named
 
 
 def read_study(path: Path) -> StudyFile:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanoscale.errors import UserError, counted, cut
+from nanoscale.experiments.results import STAGE
 from nanoscale.experiments.tables import STATES, column, notes_of, number_at, row_of_frame
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
@@ -37,6 +38,7 @@ OUR_N = ("total_params", "non_position_params", "non_embedding_params", "matrice
 RESAMPLES = 4000
 DELTA = 1e-3  # of the Huber loss (Hoffmann et al. 2022)
 LADDER_RESAMPLES = 2000  # as many as a study's
+LADDER_STAGE, BRANCH_STAGE = "ladder", "branches"  # of a forecast's study
 LADDER, MOST_SIZES = "power", 16  # a table of few sizes is a ladder: `fit_power_law`
 
 _T = TypeVar("_T")
@@ -415,6 +417,8 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
     settings = settings or FitSettings()
     if settings.where is not None:
         table = table_faults.where(table, settings.where)
+    else:
+        table, settings = _of_stages(table, settings)
     settings, rows = _by_structure(table, settings, FitRows.of(table, settings))
     fit: LawFit | None = rows.ladder(settings) if settings.as_ladder else None
     if fit is None:
@@ -424,6 +428,18 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
     rows = replace(rows, notes=[*rows.notes, *_of_residuals(rows, fit, settings)])
     basis = Basis.of(fit, rows.values, rows.loss, settings.drop_worst)
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
+
+
+def _of_stages(table: DataFrame, settings: FitSettings) -> tuple[DataFrame, FitSettings]:
+    """Of a study with stages the ladder, and for a law of N and D its branches too."""
+    if STAGE not in table or LADDER_STAGE not in {*table[STAGE]}:
+        return table, settings
+    if settings.law is None and not settings.columns:
+        settings = replace(settings, law=LADDER)
+    stages = [LADDER_STAGE]
+    if len(settings.form.predictors) > 1:
+        stages.append(BRANCH_STAGE)
+    return table[table[STAGE].isin(stages)], settings
 
 
 def _by_structure(

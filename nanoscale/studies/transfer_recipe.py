@@ -13,7 +13,7 @@ from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.grid_recipe import best
-from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
+from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Stage
 from nanoscale.studies.transfer_table import joint_record, study_verdicts
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def rows(table: FileTable) -> Question:
         "size": table.values["size"],
         "arms": [arm.to_json() for arm in arms],
     }
-    return Question(first, table.where(), extras, more=lambda study: finer(study, arms))
+    return Question(first, table.where(), extras, [Stage(lambda study: finer(study, arms))])
 
 
 def read_arms(table: FileTable) -> list[StudyArm]:

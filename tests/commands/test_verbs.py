@@ -120,7 +120,7 @@ def test_a_design_that_answers_no_question_is_undecided(monkeypatch, status, cod
 
 @pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
 def test_a_study_with_runs_that_failed_is_a_failure(monkeypatch, tmp_path, ok, code):
-    study = SimpleNamespace(ok=ok, name="x", output_root=tmp_path, inconclusive=False)
+    study = SimpleNamespace(ok=ok, name="x", output_root=tmp_path, verdict="")
     monkeypatch.setattr("nanoscale.experiments.Study.open", lambda folder: study)
     monkeypatch.setattr("nanoscale.studies.stages.run_study", lambda *_, **__: study)
     monkeypatch.setattr("nanoscale.experiments.ExperimentRunner.retry", lambda self, name: study)

@@ -1,0 +1,248 @@
+"""The learning rate of a ladder: found at two lengths of a small model, tried at a middle one.
+
+The one idea: a rule is a power of D, from the small model's optima at two lengths, and of N, which
+is 0 wherever the parametrization carries the LR over sizes; a middle size says whether it does. A
+power that its own noise could have made is taken for 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanoscale.checks.optimum import LrCurve, Parabolas, curve_of
+from nanoscale.errors import UserError
+from nanoscale.laws.record import Record
+from nanoscale.spec.sources import flatten_keys
+from nanoscale.spec.values import Overrides
+from nanoscale.studies.branches import RATIO, ladder_ratio
+from nanoscale.studies.recipe import FileTable
+from nanoscale.studies.row_runs import loss_of_row, scale_of_row
+
+if TYPE_CHECKING:
+    from nanoscale.experiments import Study
+
+LEAST_LRS = 4
+TRIED = (-1.0, 0.0, 1.0)  # octaves about the LR that a middle size is foreseen to have
+DRAWS = 2000
+USUAL_NOISE = 0.003  # sd of ln L over seeds, where none were asked for
+
+
+@dataclass(frozen=True)
+class LrRule(Record):
+    """LR = lr (D / tokens)^of_tokens (N / params)^of_params."""
+
+    lr: float
+    tokens: float
+    params: float
+    of_tokens: float
+    of_params: float
+
+    def at(self, N: float, D: float) -> float:
+        """To three digits, which name a run."""
+        lr = self.lr * (D / self.tokens) ** self.of_tokens * (N / self.params) ** self.of_params
+        return float(f"{lr:.3g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedLr(Record):
+    """What the tuning runs say."""
+
+    key: str
+    rule: LrRule
+    optima: dict[str, float]  # where -> the best LR there
+    exponent: float  # of D, with its interval over the noise of a run
+    exponent_ci95: list[float]
+    transfers: bool | None  # None: no middle size was tried
+    says: str
+    doubts: list[str]
+
+    def lines(self) -> list[str]:
+        """What a user reads."""
+        optima = ", ".join(f"{lr:.3g} at {where}" for where, lr in self.optima.items())
+        low, high = self.exponent_ci95
+        return [
+            f"best {self.key}: {optima}; as D^{self.exponent:.2f} [{low:.2f}, {high:.2f}]",
+            f"{self.key} over sizes: {self.says}",
+        ]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The table [forecast.tune]: which LRs, of which sizes, at which lengths."""
+
+    key: str
+    lrs: Sequence[float]
+    proxy: Overrides
+    ratios: tuple[float, float]  # tokens per parameter, the last that of the ladder
+    middle: Overrides | None
+
+    @classmethod
+    def of(cls, table: FileTable, sizes: Sequence[Overrides]) -> Tuning:
+        """Read and check; `sizes` are the ladder's."""
+        values: dict[str, Any] = dict(table.values["tune"])
+        where = f"{table.path}, [{table.name}.tune]"
+        usual = "muon_lr" if table.base.get("optimizer") == "muon" else "learning_rate"
+        ladder = ladder_ratio(table)
+        lrs = values.get("lrs", [])
+        numbers = isinstance(lrs, list) and all(isinstance(x, (int, float)) for x in lrs)
+        if not numbers or len(lrs) < LEAST_LRS or min(lrs) <= 0:
+            raise UserError(
+                f"{where}: lrs={lrs!r}: give at least {LEAST_LRS} learning rates, as in "
+                "lrs = [1e-3, 2e-3, 4e-3, 8e-3]"
+            )
+        short = values.get("shorter", ladder / 4)
+        if not isinstance(short, (int, float)) or not 0 < short < ladder:
+            raise UserError(
+                f"{where}: shorter={short!r}: expected tokens per parameter below the ladder's "
+                f"{ladder:g}"
+            )
+        middle = values.get("middle", sizes[len(sizes) // 2])
+        return cls(
+            key=values.get("lr", usual),
+            lrs=sorted(map(float, lrs)),
+            proxy=flatten_keys(values.get("proxy", sizes[0])),
+            ratios=(float(short), ladder),
+            middle=None if middle is False else flatten_keys(middle),
+        )
+
+    # -- rows -----------------------------------------------------------------------------------
+    def first_rows(self) -> list[dict[str, Any]]:
+        """The small model at both lengths with every LR."""
+        return [self.row(self.proxy, lr, ratio) for ratio in self.ratios for lr in self.lrs]
+
+    def row(self, size: Overrides, lr: float, ratio: float) -> dict[str, Any]:
+        """One run; the ladder's own length is the base's."""
+        of_length = {} if ratio == self.ratios[-1] else {RATIO: ratio}
+        return {**size, **of_length, self.key: float(f"{lr:.3g}")}
+
+    def foreseen(self) -> list[dict[str, Any]]:
+        """About the runs, had the small model the middle one of the LRs for its best."""
+        rows = self.first_rows()
+        if self.middle is not None:
+            lr = self.lrs[len(self.lrs) // 2]
+            rows += [self.row(self.middle, lr * 2**step, self.ratios[-1]) for step in TRIED]
+        return rows
+
+    def rows(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
+        """Those wanted now: until each curve has its lowest loss between others."""
+        rows = self.first_rows()
+        curves = [self.curve(study, self.proxy, ratio) for ratio in self.ratios]
+        for curve, ratio in zip(curves, self.ratios, strict=True):
+            rows += self.further(curve, self.proxy, ratio)
+        if self.middle is None or not all(bracketed(curve) for curve in curves):
+            return rows
+        long = self.ratios[-1]
+        rule = self.of_small(study, noise or USUAL_NOISE).rule
+        expected = rule.at(*scale_of_row(study, self.middle))
+        rows += [self.row(self.middle, expected * 2**step, long) for step in TRIED]
+        rows += self.further(self.curve(study, self.middle, long), self.middle, long)
+        return rows
+
+    def further(self, curve: LrCurve | None, size: Overrides, ratio: float) -> list[dict[str, Any]]:
+        """What would bracket a curve's lowest loss."""
+        if curve is None:
+            return []
+        return [self.row(size, 2**x, ratio) for x in curve.wanted]
+
+    # -- what they say --------------------------------------------------------------------------
+    def curve(self, study: Study, size: Overrides, ratio: float) -> LrCurve | None:
+        """The losses of one size and length by LR; None while there are none."""
+        known: set[Any] = {entry.values.get(self.key) for entry in study.entries} - {None}
+        x, y = [], []
+        for lr in sorted(known | {*self.lrs}):
+            loss = loss_of_row(study, self.row(size, lr, ratio))
+            if loss is not None:
+                x.append(math.log2(lr))
+                y.append(loss)
+        if not x:
+            return None
+        return curve_of(ratio, np.array(x), np.array(y), np.zeros(len(x)))
+
+    def found(self, study: Study, noise: float | None) -> TunedLr:
+        """The rule by all tuning runs so far; noise: sd of ln L over seeds."""
+        sd = noise or USUAL_NOISE
+        found = self.of_small(study, sd)
+        tried = None if self.middle is None else self.curve(study, self.middle, self.ratios[-1])
+        return found if tried is None else self.with_middle(study, found, tried, sd)
+
+    def of_small(self, study: Study, sd: float) -> TunedLr:
+        """The rule by the small model alone."""
+        short, long = (self.curve(study, self.proxy, ratio) for ratio in self.ratios)
+        assert short is not None
+        assert long is not None
+        N, D = scale_of_row(study, self.proxy)
+        doublings = math.log2(self.ratios[1] / self.ratios[0])
+        rng = np.random.default_rng(0)
+        drawn = (optima(long, sd, rng) - optima(short, sd, rng)) / doublings
+        low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+        exponent = (best_of(long) - best_of(short)) / doublings
+        of_tokens = 0.0 if low <= 0 <= high else exponent
+        rule = LrRule(2 ** best_of(long), D, N, of_tokens, 0.0)
+
+        best = {}
+        for ratio, curve in zip(self.ratios, (short, long), strict=True):
+            best[f"{ratio:g} tokens per parameter"] = 2 ** best_of(curve)
+        return TunedLr(
+            key=self.key,
+            rule=rule,
+            optima=best,
+            exponent=exponent,
+            exponent_ci95=[low, high],
+            transfers=None,
+            says="no middle size was tried",
+            doubts=[curve.problem for curve in (short, long) if curve.problem],
+        )
+
+    def with_middle(self, study: Study, found: TunedLr, tried: LrCurve, noise: float) -> TunedLr:
+        """The same, with what the middle size says of it."""
+        assert self.middle is not None
+        rule = found.rule
+        N, D = scale_of_row(study, self.middle)
+        best = found.optima | {f"the middle size, {N:.3g} parameters": 2 ** best_of(tried)}
+        expected = math.log2(rule.at(N, D))
+        if stays(tried, expected, noise):
+            says = f"that of the small model is still the best of {N:.3g} parameters"
+            return replace(found, optima=best, transfers=True, says=says)
+        moved = (best_of(tried) - expected) / math.log2(N / rule.params)
+        says = (
+            f"the best one moves by {moved:+.2f} octaves per doubling of N, so the parametrization "
+            "does not carry it, and the ladder follows"
+        )
+        rule = replace(rule, of_params=moved)
+        return replace(found, rule=rule, optima=best, transfers=False, says=says)
+
+
+def bracketed(curve: LrCurve | None) -> bool:
+    """Whether nothing more is wanted of it."""
+    return curve is not None and not curve.wanted
+
+
+def best_of(curve: LrCurve) -> float:
+    """log2 of the best LR: the vertex, or the lowest where there is none."""
+    if curve.fit is None or curve.problem:
+        return float(curve.x[curve.mean.argmin()]) if len(curve.x) else math.nan
+    return float(curve.fit.lowest()[0])
+
+
+def optima(curve: LrCurve, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """(DRAWS,) of it over the noise of a run."""
+    if curve.fit is None:
+        return np.full(DRAWS, best_of(curve))
+    sd = noise * curve.mean[:, None] / np.sqrt(curve.runs)[:, None]
+    means = curve.mean[:, None] + sd * rng.standard_normal((len(curve.x), DRAWS))
+    return Parabolas.of(curve.x, curve.runs, means, curve.below, curve.above).lowest()
+
+
+def stays(curve: LrCurve, expected: float, noise: float) -> bool:
+    """Whether the LR that was expected is the best, or worse by no more than a run's noise."""
+    lowest = int(curve.mean.argmin())
+    nearest = int(np.abs(curve.x - expected).argmin())
+    if lowest == nearest:
+        return True
+    worse = curve.mean[nearest] / curve.mean[lowest] - 1
+    return bool(worse < 2 * math.sqrt(2) * noise)
