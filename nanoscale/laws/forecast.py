@@ -34,6 +34,16 @@ STEPS_NEEDED = 2  # budgets below which a law was fitted
 DRAWS_NEEDED = 20  # of a law's resamples that have a result
 
 
+@dataclass(frozen=True)
+class ForecastPoint:
+    """A forecast as it is drawn, with what was observed once that is known."""
+
+    C: float
+    loss: float
+    ci95: tuple[float, float]
+    observed: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LawDrift(Record):
     """How far the law drifts in ln L per e-fold of compute, by what smaller runs foresaw."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nanoscale.report.law_figures import floor
-from nanoscale.report.marks import ROUNDING, headed, label, law_line, mark, notes, shade
+from nanoscale.report.marks import ROUNDING, bar, headed, label, law_line, mark, notes, shade
 from nanoscale.report.run_figures import Table, positive, table_of
 from nanoscale.report.style import (
     ACCENT,
@@ -32,6 +32,7 @@ from nanoscale.report.style import (
 if TYPE_CHECKING:
     from nanoscale.laws import LadderFit
     from nanoscale.laws.band import Band
+    from nanoscale.laws.forecast import ForecastPoint
 
 X_LABEL = "training compute C (FLOPs, exact, forward + backward)"
 
@@ -42,12 +43,13 @@ def law_figure(
     fit: LadderFit | None,
     *,
     title: str = "",
+    forecast: ForecastPoint | None = None,
 ) -> Figure:
     """A ladder and the law through it on log axes; below, how far each run lies from the law.
 
     points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`; runs without
     a finite loss are left out. fit: of the ladder, or None for the runs alone, as they stand for a
-    fit that did not converge.
+    fit that did not converge. forecast: of a bigger run, with its interval and what came of it.
 
     >>> import nanoscale as ns
     >>> C = [1e15, 3e15, 1e16, 3e16, 1e17]
@@ -77,6 +79,9 @@ def law_figure(
         losses += [law.y[-1], law.low[-1], *_law(top, fit, law, table)]
         _residuals(bottom, law, table)
     _runs(top, table)
+    if forecast is not None:
+        ends[1] = max(ends[1], 1.6 * forecast.C)
+        losses += _forecast(top, forecast)
 
     room = (max(losses) / min(losses)) ** 0.09
     log_axis(top, "x", *ends)
@@ -120,6 +125,20 @@ def _law(axes: Axes, fit: LadderFit, law: Band, table: pd.DataFrame) -> list[flo
         lines.append((f"{', '.join(fit.not_identified)} not identified", MUTED))
     notes(axes, lines)
     return floor(axes, fit, ACCENT)
+
+
+def _forecast(axes: Axes, made: ForecastPoint) -> list[float]:
+    """The forecast with its interval, and what was observed; the losses that they take."""
+    low, high = made.ci95
+    bar(axes, [made.C, made.C], [low, high], ACCENT, 2.4)
+    mark(axes, [made.C], [made.loss], ACCENT, shape="D")
+    told = f"forecast {made.loss:.3f}"
+    if made.observed is not None:
+        mark(axes, [made.C], [made.observed], INK)
+        told += f"\nobserved {made.observed:.3f}"
+    top = max(high, made.observed or high)
+    label(axes, told, (made.C, top), (0, 6), on="data", ha="center", colour=ACCENT)
+    return [low, high, made.observed or made.loss]
 
 
 def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:

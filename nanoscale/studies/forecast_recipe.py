@@ -35,6 +35,7 @@ from nanoscale.studies.seals import (
     SealedRun,
     Sealing,
     config_of,
+    forecast_point,
     seal_in,
     verify_study,
     write_seal,
@@ -394,7 +395,7 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
     ladder = ladder_of(study)
     if not ladder.entries:
         return []
-    return ladder_recipe.figures(ladder, ladder.frame(), answer)
+    return ladder_recipe.figures(ladder, ladder.frame(), answer, forecast_point(study.folder))
 
 
 RECIPE = Recipe(

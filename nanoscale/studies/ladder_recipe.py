@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
+    from nanoscale.laws.forecast import ForecastPoint
 
 OF_SIZE = ("model", "data")  # groups of keys in which sizes differ
 C_CONVENTION = "C: training FLOPs, exact (matrix products, forward and backward)"
@@ -93,8 +94,10 @@ def short(n: float) -> str:
     return "?" if n != n else f"{n / 1e6:.3g}M"
 
 
-def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
-    """The law over the runs, and every run's curve."""
+def figures(
+    study: Study, frame: DataFrame, answer: Answer, forecast: ForecastPoint | None = None
+) -> list[Picture]:
+    """The law over the runs, with what it forecast, and every run's curve."""
     from nanoscale.report import law_figure
 
     sized = frame.assign(size=answer.labels)
@@ -107,7 +110,10 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
         "Final validation loss of every run against its training compute, and below it the "
         "distance from the law."
     )
-    return [Picture("law", caption, law_figure(points, answer.result)), *curves(study, done)]
+    if forecast is not None:
+        caption += " The bar is the sealed forecast's 95 % interval; the dot on it what came of it."
+    drawn = law_figure(points, answer.result, forecast=forecast)
+    return [Picture("law", caption, drawn), *curves(study, done)]
 
 
 RECIPE = Recipe(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from nanoscale.errors import UserError
 from nanoscale.experiments.results import STAGE, Study
 from nanoscale.experiments.tables import read_table
-from nanoscale.laws.forecast import Forecast, forecast
+from nanoscale.laws.forecast import Forecast, ForecastPoint, forecast
 from nanoscale.laws.predict import predict
 from nanoscale.laws.record import Record
 from nanoscale.laws.registry import digest_of
@@ -261,6 +261,16 @@ def verify_study(folder: Path) -> Verified:
         raise UserError(f"{folder}: nothing is sealed in {folder / PREDICTIONS}")
     found = verify(sealed.path, observed_of(folder, sealed))
     return replace(found, problems=[*found.problems, *of_order(folder, sealed)])
+
+
+def forecast_point(folder: Path) -> ForecastPoint | None:
+    """A study's forecast as it is drawn; None while none is sealed."""
+    sealed = seal_in(folder)
+    if sealed is None:
+        return None
+    made = read_seal(sealed.path)["forecast"]
+    low, high = made["ci95"]
+    return ForecastPoint(made["at"]["C"], made["loss"], (low, high), observed_of(folder, sealed))
 
 
 def of_order(folder: Path, sealed: SealFound) -> Iterable[str]:

@@ -101,7 +101,7 @@ def run_study(
         study = run_search(runner, file, asked)
     else:
         study = run_stages(runner, file, asked, until)
-    if study.verdict != FAIL:
+    if study.entries and study.verdict != FAIL:
         for line in conclude(study):
             print(f"[{study.name}] {line}")
     return study
