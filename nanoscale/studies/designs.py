@@ -31,6 +31,7 @@ from nanoscale.studies.planned_runs import PlannedRuns, planned_runs
 from nanoscale.studies.table_fit import named
 
 USUAL_NOISE = 0.005
+FEW_WORLDS = 40  # for a word beforehand
 TRUTH_FROM = 4e6  # a tenth of the smallest model that the default truth was fitted to
 
 
@@ -111,6 +112,13 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
         tied_delta=_tied(design, questions[:1], settings),
         warnings=[*runs.notes, *notes, *design.warnings(), *_doubts(design, answers, questions)],
     )
+
+
+def width_at(runs: PlannedRuns, C: float) -> DesignAnswer:
+    """How wide the interval of the law's loss at C FLOPs will be, by a few worlds."""
+    settings = DesignSettings(worlds=FEW_WORLDS, resamples=100)
+    design, _ = design_of(runs, settings)
+    return _simulated(design, [LawQuestion.parse(f"L@{C:g}", design.form)], settings)[0]
 
 
 def _simulated(

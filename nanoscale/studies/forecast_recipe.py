@@ -27,6 +27,8 @@ from nanoscale.store.folder import FINISHED
 from nanoscale.studies import ladder_recipe
 from nanoscale.studies.branches import Branches, ladder_ratio, read_ratios
 from nanoscale.studies.coordinate_study import LEAST_SIZES, CoordinatePlan
+from nanoscale.studies.designs import USUAL_NOISE, width_at
+from nanoscale.studies.planned_runs import of_cells
 from nanoscale.studies.recipe import CHECK, Answer, FileTable, Picture, Question, Recipe, Stage
 from nanoscale.studies.row_runs import cell_of, loss_of_row, scale_of_row, whole_flops
 from nanoscale.studies.seals import (
@@ -216,6 +218,17 @@ class MainJob:
                 f"the largest run's; a forecast is of a run of at least {TIMES_LARGER:g} times"
             )
 
+    def width(self, cells: Sequence[Cell]) -> list[str]:
+        """How wide the forecast's interval will about be."""
+        (bigger,) = (cell for cell in cells if cell.stage == CONFIRM)
+        ladder = [cell for cell in cells if cell.stage == LADDER_STAGE]
+        answer = width_at(of_cells(ladder, None, ladder=True), float(bigger.flops))
+        half = 50 * answer.width / float(np.mean(answer.ends))
+        return [
+            f"foreseen at {bigger.flops:.3g} FLOPs: the law's loss to {half:.2g} % (95 %, by "
+            f"{answer.worlds} worlds, noise {100 * USUAL_NOISE:.2g} %); the drift comes on top"
+        ]
+
 
 # -- the question ---------------------------------------------------------------------------------
 def rows(table: FileTable) -> Question:
@@ -243,6 +256,7 @@ def rows(table: FileTable) -> Question:
         fitted=job.ladder_plan,
         coordinates=None if asked is None else read_check(table, job.sizes[0].row),
         check=job.check,
+        width=job.width,
     )
 
 

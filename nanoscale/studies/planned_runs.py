@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.cells import make_cells
+from nanoscale.experiments.cells import Cell, make_cells
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.points import with_compute
@@ -96,6 +96,11 @@ def _of_study(path: Path, seeds: int | None) -> PlannedRuns:
         )
     base = Source(f"{path}, [base]", file.base)
     cells = make_cells(DEFAULTS, [base], planned, question.where)
+    return of_cells(cells, seeds, file.recipe.refits_without_smallest)
+
+
+def of_cells(cells: Sequence[Cell], seeds: int | None, ladder: bool) -> PlannedRuns:
+    """N (total), D (tokens) and exact C of runs; `ladder`: they are fitted as one."""
     points: dict[tuple[int, int, int], set[int | None]] = {}
     for cell in cells:
         config = cell.spec.config
@@ -113,7 +118,6 @@ def _of_study(path: Path, seeds: int | None) -> PlannedRuns:
             f"{len(cells)} cells are {runs} runs of different "
             "N, D and seed: the others count as tuning, of which the best remains"
         )
-    ladder = file.recipe.refits_without_smallest
     if ladder:
         notes.append(
             "the study's own interval also takes in its refits without the smallest "
