@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SCHEMA = 1
 OUTPUT_ROOT = "experiments_out"  # by default
 RUNS, STUDY, TABLE = "runs", "study.json", "table.csv"
-STAGE = "stage"  # the column of a study with several
+STAGE_COLUMN = "stage"  # the column of a study with several
 RESULTS = (
     "val_loss",
     "best_val_loss",
@@ -368,7 +368,7 @@ def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
     metrics = metrics_of(folder)
     counts = (metrics.get("params") or {}).get("by_convention", {})
 
-    row: dict[str, Json] = {} if entry.stage is None else {STAGE: entry.stage}
+    row: dict[str, Json] = {} if entry.stage is None else {STAGE_COLUMN: entry.stage}
     row |= {**entry.values, "state": state_of(folder)}
     for key in RESULTS:
         row[key] = metrics.get(key)

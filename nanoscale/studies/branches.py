@@ -22,7 +22,7 @@ from nanoscale.studies.row_runs import cell_of, folder_of_row, loss_of_row
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
 
-RATIO = "tokens_per_param"
+PER_PARAM = "tokens_per_param"
 
 
 def read_ratios(table: FileTable, size: dict[str, Any]) -> list[float]:
@@ -41,7 +41,7 @@ def read_ratios(table: FileTable, size: dict[str, Any]) -> list[float]:
 
 def ladder_ratio(table: FileTable) -> float:
     """Tokens per parameter that all sizes share; `UserError` for none."""
-    ratio = table.base.get(RATIO)
+    ratio = table.base.get(PER_PARAM)
     if not isinstance(ratio, (int, float)) or ratio <= 0:
         raise UserError(
             f"{table.path}, [base]: the runs of a ladder share one ratio of tokens to "
@@ -81,7 +81,7 @@ class Branches:
         """The run of a length in one go; the ladder's warmup serves all."""
         warmup = cell_of(study, self.row).spec.config.warmup_iters
         row: dict[str, Json] = {**self.row, "warmup_frac": None, "warmup_iters": warmup}
-        return row if ratio == self.ratio else row | {RATIO: ratio}
+        return row if ratio == self.ratio else row | {PER_PARAM: ratio}
 
     def branch(self, study: Study, ratio: float) -> Overrides:
         """The run of a length from the trunk's checkpoint; in one go where there is none."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.results import STAGE, Study
+from nanoscale.experiments.results import STAGE_COLUMN, Study
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.forecast import Forecast, ForecastPoint, forecast
 from nanoscale.laws.predict import predict
@@ -30,7 +30,7 @@ from nanoscale.spec.values import Json
 from nanoscale.store.files import json_text, read_json, write_text
 from nanoscale.store.folder import COMPLETE
 from nanoscale.store.provenance import provenance
-from nanoscale.studies.table_fit import FitSettings, TableFit, fit_table
+from nanoscale.studies.table_fit import FitSettings, TableFit, fit_table, ratio_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 SEAL_SCHEMA = 2
 PREDICTIONS, SCORE = "predictions", "score.json"  # of a study
 # What is fitted of its runs: no timings, which differ between machines.
-SEALED_COLUMNS = (STAGE, "run", "state", "total_params", "tokens_seen", "flops", "val_loss")
+SEALED_COLUMNS = (STAGE_COLUMN, "run", "state", "total_params", "tokens_seen", "flops", "val_loss")
 KIND = "nanoscale forecast"
 SAME = 1e-6  # relative: what another machine's rounding may move
 LADDER_LAW = FitSettings(law="power", c="flops", loss="val_loss")  # of a study
 RIVALS = (
-    FitSettings(law="pure-power", c="flops", loss="val_loss", resamples=1000),
+    FitSettings(law="pure-power", c="flops", loss="val_loss", resamples=400),
     FitSettings(
-        law="chinchilla", n="total_params", d="tokens_seen", loss="val_loss", resamples=1000
+        law="chinchilla", n="total_params", d="tokens_seen", loss="val_loss", resamples=400
     ),
 )
 NO_SEAL = "is no sealed forecast; `nanoscale forecast TABLE --at=... --seal=OUT.json` makes one"
@@ -98,6 +98,8 @@ class RivalForecast(Record):
         read = ["C"] if settings.form.predictors == ("x",) else settings.form.predictors
         place: dict[str, Any] = {name: at[name] for name in read}
         try:
+            if len(read) > 1 and (ratio := ratio_of(table, settings)):
+                raise UserError(f"N and D rise together, at {ratio:.3g} tokens per parameter")
             found = fit_table(table, settings)
             if found.fit.not_identified:
                 raise UserError(f"not identified: {', '.join(found.fit.not_identified)}")

@@ -17,11 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from nanoscale.checks.coordinates import FAIL
 from nanoscale.errors import UserError, make_folder, one_of
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import Cell, check_axes, questions
 from nanoscale.experiments.records import Asked
-from nanoscale.experiments.results import OUTPUT_ROOT
+from nanoscale.experiments.results import OUTPUT_ROOT, check_name
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import FIELDS, Source, apply
 from nanoscale.spec.values import Json, Overrides
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 MOST_REFINEMENTS = 8
-FAIL = "fail"
 PYSOURCE = "pysource"
 
 
@@ -88,6 +88,7 @@ def run_study(
     if until is not None and until not in file.stages:
         there = f"choose {one_of(file.stages)}" if file.stages else "it has one stage alone"
         raise UserError(f"--until={until}: no stage of recipe {file.recipe_name!r}; {there}")
+    check_name(file.name)
     runner = ExperimentRunner(output_root=output_root, **{**file.how, **how})
     asked = asked_by(file, output_root)
     if dry_run:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanoscale.errors import UserError, counted, cut
-from nanoscale.experiments.results import STAGE
+from nanoscale.experiments.results import STAGE_COLUMN
 from nanoscale.experiments.tables import STATES, column, notes_of, number_at, row_of_frame
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import COMPLETE
@@ -430,16 +430,22 @@ def fit_table(table: DataFrame, settings: FitSettings | None = None, *, name: st
     return TableFit(table=name, settings=settings, rows=rows, fit=fit, basis=basis)
 
 
+def ratio_of(table: DataFrame, settings: FitSettings) -> float | None:
+    """Tokens per parameter of what would be fitted, where all runs share it."""
+    table, settings = _of_stages(table, settings)
+    return FitRows.of(table, settings).ratio
+
+
 def _of_stages(table: DataFrame, settings: FitSettings) -> tuple[DataFrame, FitSettings]:
     """Of a study with stages the ladder, and for a law of N and D its branches too."""
-    if STAGE not in table or LADDER_STAGE not in {*table[STAGE]}:
+    if STAGE_COLUMN not in table or LADDER_STAGE not in {*table[STAGE_COLUMN]}:
         return table, settings
     if settings.law is None and not settings.columns:
         settings = replace(settings, law=LADDER)
     stages = [LADDER_STAGE]
     if len(settings.form.predictors) > 1:
         stages.append(BRANCH_STAGE)
-    return table[table[STAGE].isin(stages)], settings
+    return table[table[STAGE_COLUMN].isin(stages)], settings
 
 
 def _by_structure(

@@ -19,7 +19,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws.record import Record
 from nanoscale.spec.sources import flatten_keys
 from nanoscale.spec.values import Overrides
-from nanoscale.studies.branches import RATIO, ladder_ratio
+from nanoscale.studies.branches import PER_PARAM, ladder_ratio
 from nanoscale.studies.recipe import FileTable
 from nanoscale.studies.row_runs import loss_of_row, scale_of_row
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 LEAST_LRS = 4
 TRIED = (-1.0, 0.0, 1.0)  # octaves about the LR that a middle size is foreseen to have
-DRAWS = 2000
-USUAL_NOISE = 0.003  # sd of ln L over seeds, where none were asked for
+NOISE_DRAWS = 2000
+SEED_NOISE = 0.003  # sd of ln L over seeds, where none were asked for
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Tuning:
 
     def row(self, size: Overrides, lr: float, ratio: float) -> dict[str, Any]:
         """One run; the ladder's own length is the base's."""
-        of_length = {} if ratio == self.ratios[-1] else {RATIO: ratio}
+        of_length = {} if ratio == self.ratios[-1] else {PER_PARAM: ratio}
         return {**size, **of_length, self.key: float(f"{lr:.3g}")}
 
     def foreseen(self) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ class Tuning:
         if self.middle is None or not all(bracketed(curve) for curve in curves):
             return rows
         long = self.ratios[-1]
-        rule = self.of_small(study, noise or USUAL_NOISE).rule
+        rule = self.of_small(study, noise or SEED_NOISE).rule
         expected = rule.at(*scale_of_row(study, self.middle))
         rows += [self.row(self.middle, expected * 2**step, long) for step in TRIED]
         rows += self.further(self.curve(study, self.middle, long), self.middle, long)
@@ -165,7 +165,7 @@ class Tuning:
 
     def found(self, study: Study, noise: float | None) -> TunedLr:
         """The rule by all tuning runs so far; noise: sd of ln L over seeds."""
-        sd = noise or USUAL_NOISE
+        sd = noise or SEED_NOISE
         found = self.of_small(study, sd)
         tried = None if self.middle is None else self.curve(study, self.middle, self.ratios[-1])
         return found if tried is None else self.with_middle(study, found, tried, sd)
@@ -230,11 +230,11 @@ def best_of(curve: LrCurve) -> float:
 
 
 def optima(curve: LrCurve, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """(DRAWS,) of it over the noise of a run."""
+    """(NOISE_DRAWS,) of it over the noise of a run."""
     if curve.fit is None:
-        return np.full(DRAWS, best_of(curve))
+        return np.full(NOISE_DRAWS, best_of(curve))
     sd = noise * curve.mean[:, None] / np.sqrt(curve.runs)[:, None]
-    means = curve.mean[:, None] + sd * rng.standard_normal((len(curve.x), DRAWS))
+    means = curve.mean[:, None] + sd * rng.standard_normal((len(curve.x), NOISE_DRAWS))
     return Parabolas.of(curve.x, curve.runs, means, curve.below, curve.above).lowest()
 
 

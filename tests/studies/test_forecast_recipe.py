@@ -90,7 +90,9 @@ def test_the_forecast_is_sealed_first_then_made_then_judged(study, capsys):
         "observed": loss,
         "error": pytest.approx(loss / record["forecast"]["loss"] - 1),
         "inside": low <= loss <= high,
+        "rivals": {"pure-power": pytest.approx(loss / record["rivals"][0]["loss"] - 1)},
     }
+    assert "not identified" in record["rivals"][1]["reason"] or record["rivals"][1]["loss"]
 
 
 @pytest.mark.slow

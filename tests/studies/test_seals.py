@@ -139,9 +139,9 @@ def test_the_numbers_of_at_are_what_the_law_reads(table, capsys):
         ("", "not valid JSON"),
         ("[]", "no sealed forecast"),
         ("{}", "no sealed forecast"),
-        ('{"kind": "nanoscale forecast", "schema": 99}', "schema 99, this version reads 1"),
-        ('{"kind": "nanoscale forecast", "schema": 1}', "no sealed forecast"),
-        ('{"kind": "nanoscale forecast", "schema": 1, "forecast": 3, "table": 4}', "no sealed"),
+        ('{"kind": "nanoscale forecast", "schema": 99}', "schema 99, this version reads 2"),
+        ('{"kind": "nanoscale forecast", "schema": 2}', "no sealed forecast"),
+        ('{"kind": "nanoscale forecast", "schema": 2, "forecast": 3, "table": 4}', "no sealed"),
     ],
 )
 def test_what_is_no_seal_is_one_line(tmp_path, capsys, text, said):

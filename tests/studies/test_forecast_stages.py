@@ -1,0 +1,239 @@
+"""A forecast in all its stages: what each leaves, what the next makes of it, and where it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nanoscale.__main__ import main
+from nanoscale.data.prepare import prepare
+from nanoscale.errors import DONE, FAILURE
+from nanoscale.experiments import ExperimentRunner
+from nanoscale.store.folder import RunFolder
+from nanoscale.studies.row_runs import DEFAULTS
+
+STUDY = """
+[study]
+name = "f"
+recipe = "forecast"
+[base]
+dataset = "synthetic"
+n_layer = 1
+n_head = 1
+block_size = 16
+batch_size = 8
+gradient_accumulation_steps = 1
+tokens_per_param = 8
+learning_rate = 1.6e-2
+lr_schedule = "wsd"
+eval_interval = 0
+final_eval_tokens = 2000
+parametrization.mode = "muP"
+parametrization.base_n_embd = 8
+[forecast]
+sizes = [{ n_embd = 6, seeds = [1, 2], branches = [4, 12, 16] }, { n_embd = 8, branches = [4, 16] },
+         { n_embd = 10 }, { n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }]
+held_out = { n_embd = 32 }
+[forecast.check]
+widths = [32, 64, 128]
+seeds = 2
+[forecast.noise]
+seeds = [1, 2, 3]
+[forecast.tune]
+lrs = [8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
+middle = { n_embd = 10 }
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A folder in which the study has run to its forecast's seal."""
+    folder = tmp_path_factory.mktemp("stages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare("synthetic")
+        Path("f.toml").write_text(STUDY)
+        assert main(["study", "f.toml", "--until=ladder"]) == DONE
+    return folder
+
+
+@pytest.fixture
+def study(done, tmp_path, monkeypatch) -> Path:
+    """A copy of it, to work in."""
+    shutil.copytree(done, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return Path("experiments_out/f")
+
+
+def table(study: Path) -> list[dict[str, str]]:
+    with open(study / "table.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_each_stage_leaves_what_it_found(study):
+    stages = [row["stage"] for row in table(study)]
+    assert stages.count("ladder") == 8
+    assert stages.count("branches") == 5  # 3 and 2 lengths but for the ladder's own
+    assert {"noise", "tune"} <= {*stages}
+    found = json.loads((study / "stages.json").read_text())
+    assert 0 < found["noise"]["sd"] < 0.05
+    rule = found["tune"]["rule"]
+    assert 4e-3 < rule["lr"] < 0.2
+    for row in table(study):
+        if row["stage"] == "ladder" and row["n_embd"] == "6":
+            assert float(row["learning_rate"]) == pytest.approx(rule["lr"], rel=0.01)
+    assert json.loads((study / "check.json").read_text())["verdict"] == "pass"
+    assert not (study / "predictions").exists()
+
+
+@pytest.mark.slow
+def test_a_branch_of_the_ladder_is_the_run_in_one_go(study):
+    (row,) = (
+        r
+        for r in table(study)
+        if r["stage"] == "ladder" and r["branch_from"] and r["n_embd"] == "8"
+    )
+    branch = RunFolder(study.parent / row["folder"])
+    config = branch.spec().config
+    typed = DEFAULTS | dict(branch.spec().typed)
+    for key in ("branch_from", "checkpoint_steps", "out_dir"):
+        typed.pop(key, None)
+    whole = ExperimentRunner(output_root="whole").run_experiment(typed, "whole")
+    (_, folder), *_ = whole.runs()
+    assert folder.spec().config.max_iters == config.max_iters
+    assert folder.metrics()["val_loss"] == branch.metrics()["val_loss"]
+    assert folder.metrics()["train_loss"] == branch.metrics()["train_loss"]
+    assert branch.metrics()["tokens_seen"] == folder.metrics()["tokens_seen"]
+
+
+@pytest.mark.slow
+def test_branches_cost_their_cooldowns_alone(study, capsys):
+    planned = {"whole": 0.0, "spent": 0.0}
+    for row in table(study):
+        if row["warmup_iters"]:
+            planned["whole"] += float(row["flops"])
+            planned["spent"] += float(row["planned_flops"])
+    assert planned["spent"] < 0.65 * planned["whole"]
+
+
+@pytest.mark.slow
+def test_it_goes_on_from_stage_to_stage_and_again_makes_nothing(study, capsys):
+    before = (study / "stages.json").read_bytes()
+    main(["study", "f.toml", "--until=forecast"])
+    said = capsys.readouterr().out
+    assert "law pure-power says" in said
+    assert "law chinchilla" in said
+    assert not (study / "predictions").exists()
+
+    assert main(["study", "f.toml", "--until=seal"]) == DONE
+    said = capsys.readouterr().out
+    assert "sealed before run" in said
+    assert "the forecast waits for it" in said
+    (seal,) = (study / "predictions").iterdir()
+    sealed = seal.read_bytes()
+
+    assert main(["study", "f.toml"]) == DONE
+    said = capsys.readouterr().out
+    assert "1 new" in said
+    assert "off other laws by" in said
+    assert main(["study", "f.toml"]) == DONE
+    said = capsys.readouterr().out
+    assert " new" not in said
+    assert seal.read_bytes() == sealed
+    assert (study / "stages.json").read_bytes() == before
+    assert main(["verify", "f"]) == DONE
+    capsys.readouterr()
+    main(["fit", "f"])
+    law = capsys.readouterr().out.splitlines()[:2]
+    assert all(f"[f] {line}" in said for line in law)
+
+
+@pytest.mark.slow
+def test_a_rival_that_is_edited_is_named(study, capsys):
+    main(["study", "f.toml", "--until=seal"])
+    (path,) = (study / "predictions").iterdir()
+    record = json.loads(path.read_text())
+    record["rivals"][0]["loss"] *= 1.01
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["verify", "f"]) == FAILURE
+    assert "CHANGED: rivals[0].loss" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_study_that_is_changed_after_its_seal_trains_nothing_else(study, capsys):
+    main(["study", "f.toml", "--until=seal"])
+    text = Path("f.toml").read_text()
+    Path("f.toml").write_text(text.replace("{ n_embd = 32 }", "{ n_embd = 34 }"))
+    capsys.readouterr()
+    assert main(["study", "f.toml"]) == FAILURE
+    assert "it was changed since" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_check_that_fails_ends_the_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prepare("synthetic")
+    Path("f.toml").write_text(STUDY.replace('mode = "muP"', 'mode = "SP"'))
+    assert main(["study", "f.toml"]) == FAILURE
+    assert "[f-check] fail: " in capsys.readouterr().out
+    assert not Path("experiments_out/f/table.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_shows_every_stage_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prepare("synthetic")
+    Path("f.toml").write_text(STUDY)
+    assert main(["study", "f.toml", "--dry-run"]) == DONE
+    said = capsys.readouterr().out
+    for stage in ("tune: ", "branches: ", "ladder: ", "confirm: ", "[f-check]"):
+        assert stage in said
+    assert "the law's loss to" in said
+    assert not Path("experiments_out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("held_out = { n_embd = 32 }", "held_out = { n_embd = 22 }", "at least 3 times"),
+        ('lr_schedule = "wsd"\n', "", "branches share a trunk"),
+        ("branches = [4, 16]", "branches = [-4]", "branches=[-4]: expected tokens per parameter"),
+        ("lrs = [8e-3, 1.6e-2, 3.2e-2, 6.4e-2]", "lrs = [1e-3]", "give at least 4 learning rates"),
+        ("middle = {", "shorter = 9\nmiddle = {", "shorter=9: expected tokens per parameter below"),
+        ("widths = [32, 64, 128]", "widths = [32]", "give 3 or more widths or depths"),
+        ("[forecast.check]\nwidths", "[forecast.check]\nwidth", "give 3 or more widths or depths"),
+    ],
+)
+def test_bad_stages_are_one_line_before_anything_starts(
+    tmp_path, monkeypatch, capsys, old, new, said
+):
+    monkeypatch.chdir(tmp_path)
+    prepare("synthetic")
+    assert old in STUDY
+    Path("f.toml").write_text(STUDY.replace(old, new))
+    capsys.readouterr()
+    assert main(["study", "f.toml"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not Path("experiments_out").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        ("--until=chekc", "choose 'check', 'noise', 'tune', 'branches', 'ladder'"),
+        ("--until=report", "no stage of recipe 'forecast'"),
+    ],
+)
+def test_a_stage_that_is_none_is_one_line(tmp_path, monkeypatch, capsys, verb, said):
+    monkeypatch.chdir(tmp_path)
+    Path("f.toml").write_text(STUDY)
+    assert main(["study", "f.toml", verb]) == 2
+    assert said in capsys.readouterr().err
