@@ -23,11 +23,15 @@ from nanoscale.store.folder import CELL
 
 @dataclass(frozen=True)
 class Execution:
-    """How runs are run: by whom, how many at once (None: as many as fit), within which limits."""
+    """How runs are run: by whom, how many at once (None: as many as fit), within which limits.
+
+    keep: the backend stays ready from one call to the next; whoever sets it closes the backend.
+    """
 
     backend: Backend
     workers: int | None
     limits: Limits
+    keep: bool = False
 
     def bring(self, study: Study, runs: Sequence[PlannedRun]) -> None:
         """Bring planned runs to a result, those that are to be done; their folders come first."""
@@ -65,9 +69,8 @@ class Execution:
             if jobs or more:
                 slots = self.slots(study, cells)
                 with open_progress(study.name, jobs, later) as progress:
-                    stopped = Pool(self.backend, slots, progress, self.limits).run(
-                        jobs, more_told if more else None
-                    )
+                    pool = Pool(self.backend, slots, progress, self.limits, self.keep)
+                    stopped = pool.run(jobs, more_told if more else None)
         except KeyboardInterrupt:
             study.say("interrupted; every run has saved, the same command continues")
             raise

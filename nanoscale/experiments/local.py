@@ -70,12 +70,17 @@ class ForkServer(Local):
         self._worker = worker
         self._fork = fork
         self._server: ServerPipes | None = None
+        self._threads: str | None = None  # with which the server was launched
         self._running: set[Path] = set()
         self._unread = b""
 
     def start(self, folder: Path, slot: Slot) -> None:
+        threads = environment_of(slot).get("OMP_NUM_THREADS")
+        if not self._running and threads != self._threads:
+            self.close()  # libgomp reads it once
         if self._server is None:
             self._server = self._launch(slot)
+            self._threads = threads
         self._running.add(folder)
         command = [*self._worker.command, str(folder)]
         shape = shape_of(RunFolder(folder))

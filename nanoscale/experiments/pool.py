@@ -53,12 +53,21 @@ class Running:
 
 
 class Pool:
-    """Jobs on slots. A run that another live process owns is waited for, never started twice."""
+    """Jobs on slots. A run that another live process owns is waited for, never started twice.
+
+    keep: the backend is left as it is where all went well, for the next pool.
+    """
 
     def __init__(
-        self, backend: Backend, slots: Sequence[Slot], watch: Progress, limits: Limits
+        self,
+        backend: Backend,
+        slots: Sequence[Slot],
+        watch: Progress,
+        limits: Limits,
+        keep: bool = False,
     ) -> None:
         self.backend = backend
+        self.keep = keep
         self.watch = watch
         self.limits = limits
         self.free = list(slots)
@@ -84,6 +93,7 @@ class Pool:
         longest_first = not self.limits.cheapest_first
         self.queue = sorted(jobs, key=lambda job: job.flops, reverse=longest_first)
         self.began = time.monotonic()
+        whole = False
         signals: list[int] = []  # heard of here, never in the middle of our bookkeeping
         heard = 0
         try:
@@ -102,8 +112,10 @@ class Pool:
                             raise
                         self.refusal = e
                         self.close(str(e))
+            whole = not self.closing
         finally:
-            self.backend.close()
+            if not (whole and self.keep):
+                self.backend.close()
 
         if signals:
             raise KeyboardInterrupt

@@ -381,25 +381,22 @@ def ladder_of(study: Study) -> Study:
 def conclude(study: Study, frame: DataFrame) -> Answer:
     """The ladder's law, the forecast, and how it did, kept in predictions/score.json."""
     ladder = ladder_of(study)
-    lines: list[str] = []
+    lines, grounds = ["nothing is forecast yet"], []
     if seal_in(study.folder) is not None:
         found = verify_study(study.folder)
         if found.score is not None and not found.problems:
             write_json(study.folder / PREDICTIONS / SCORE, found.score.to_json())
         if found.problems:
             study.verdict = "fail"
-        lines = found.text()
-        if found.score is None:
-            lines.append("the run held out has not finished: the forecast waits for it")
-    else:
-        lines = ["nothing was forecast"]
+        lines, grounds = [found.headline()], found.grounds()
     told, doubts = found_lines(study)
+    told += saved_by_branches(study)
     if not ladder.entries:
         return Answer([*lines, *told])
     answer = ladder_recipe.conclude(ladder, ladder.frame())
     return replace(
         answer,
-        lines=[*lines, *answer.lines, *told, *saved_by_branches(study)],
+        lines=[*lines, *answer.lines, *told, *grounds],
         warnings=[*answer.warnings, *doubts],
     )
 

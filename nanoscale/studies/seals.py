@@ -353,15 +353,30 @@ class Verified:
 
     def text(self) -> list[str]:
         """What a user reads."""
+        lines = self.grounds()
+        if self.score is not None:
+            lines.append(self.judged(self.score))
+        return lines
+
+    def grounds(self) -> list[str]:
+        """When it was sealed, and whether it can be made again."""
         lines = [f"{self.path}: sealed {self.sealed}, SHA-256 {self.sha256}"]
         if self.problems:
             lines += [f"CHANGED: {problem}" for problem in self.problems]
         else:
             lines.append(f"made again from its {self.rows} rows: the same law, the same forecast")
-        lines += [f"note: {note}" for note in self.notes]
+        return lines + [f"note: {note}" for note in self.notes]
+
+    def headline(self) -> str:
+        """The forecast, and what came of it."""
         if self.score is not None:
-            lines.append(self.judged(self.score))
-        return lines
+            return self.judged(self.score)
+        low, high = self.made["ci95"]
+        place = ", ".join(f"{name}={value:.3g}" for name, value in self.made["at"].items())
+        return (
+            f"forecast {self.made['loss']:.4g} [{low:.4g}, {high:.4g}] at {place}; the run that "
+            "will judge it has not finished"
+        )
 
     def judged(self, score: Score) -> str:
         """The score in a line."""

@@ -98,10 +98,14 @@ def run_study(
     prepare_missing(file.base)
     # a second, spent while the workers load torch
     threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
-    if file.question.search is not None:
-        study = run_search(runner, file, asked)
-    else:
-        study = run_stages(runner, file, asked, until)
+    runner.execution = replace(runner.execution, keep=True)
+    try:
+        if file.question.search is not None:
+            study = run_search(runner, file, asked)
+        else:
+            study = run_stages(runner, file, asked, until)
+    finally:
+        runner.execution.backend.close()
     if study.entries and study.verdict != FAIL:
         for line in conclude(study):
             print(f"[{study.name}] {line}")

@@ -206,7 +206,7 @@ class Tuning:
         best = found.optima | {f"the middle size, {N:.3g} parameters": 2 ** best_of(tried)}
         expected = math.log2(rule.at(N, D))
         if stays(tried, expected, noise):
-            says = f"that of the small model is still the best of {N:.3g} parameters"
+            says = f"the same rule holds at {N:.3g} parameters"
             return replace(found, optima=best, transfers=True, says=says)
         moved = (best_of(tried) - expected) / math.log2(N / rule.params)
         says = (
