@@ -136,8 +136,8 @@ def _forecast(axes: Axes, made: ForecastPoint) -> list[float]:
     if made.observed is not None:
         mark(axes, [made.C], [made.observed], INK)
         told += f"\nobserved {made.observed:.3f}"
-    top = max(high, made.observed or high)
-    label(axes, told, (made.C, top), (0, 6), on="data", ha="center", colour=ACCENT)
+    foot = min(low, made.observed or low)
+    label(axes, told, (made.C, foot), (0, -7), on="data", ha="center", va="top", colour=ACCENT)
     return [low, high, made.observed or made.loss]
 
 
