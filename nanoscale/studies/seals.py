@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.errors import UserError
-from nanoscale.experiments.results import STAGE_COLUMN, Study
+from nanoscale.experiments.results import STAGE_COLUMN, STUDY, Study
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.forecast import Forecast, ForecastPoint, forecast
 from nanoscale.laws.predict import predict
@@ -460,7 +460,9 @@ def of_table(path: Path, record: Mapping[str, Any], problems: list[str]) -> list
         else:
             now = read_table(name)
     except UserError as e:
-        if run is None and not Path(name).exists():
+        folder = path.parent.parent
+        is_here = Path(name).exists() if run is None else (folder / STUDY).is_file()
+        if not is_here:
             return [f"table {name} is not here: this is by the rows in the seal"]
         problems.append(f"table {name}: it can be read no more ({e})")
         return []

@@ -1,66 +1,90 @@
 """Do forecasts hold the runs above the budgets that they come from? With the drift and without.
 
-    python docs/results/laws/forecasts.py TABLE --n=COL --c=COL --loss=COL
+    python docs/results/laws/public_tables.py CLONES TABLES
+    python docs/results/laws/forecasts.py TABLES docs/results/laws/forecasts.csv
 
-Of a table of many budgets (docs/laws.md quotes it of the Chinchilla points without the five highest
-losses): the law of the runs below a budget forecasts every run at 3 to 30 times their largest.
+Of each table in the folder TABLES (columns N, D and loss), at up to six budgets: the law of the
+runs below forecasts every run at 3 to 30 times their largest. A row per table and budget.
 """
 
 from __future__ import annotations
 
-import argparse
+import csv
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from nanoscale.experiments.tables import read_table
-from nanoscale.laws import bootstrap, fit_law
-from nanoscale.laws.forecast import drawn, drift_of
-from nanoscale.laws.holdout import FitOptions, Past
+from nanoscale.errors import UserError
+from nanoscale.laws import bootstrap
+from nanoscale.laws.forecast import drawn, drift_of, finite_rows
+from nanoscale.laws.holdout import RUNS_PER_PARAMETER, FitOptions, Past, thresholds
 from nanoscale.laws.predict import Basis, new_runs
 
-BELOW = (2e19, 4.5e19, 8e19, 2e20, 4.5e20)
 NEAREST, FARTHEST = 3, 30
+RESAMPLES = 400
 OPTIONS: FitOptions = {"law": "chinchilla", "objective": "log-huber", "delta": 1e-3}
+LEAST = 10  # of resamples that fit
 
 
-def held(columns: dict[str, np.ndarray], loss: np.ndarray, below: float) -> np.ndarray:
-    """(2, n): whether the law's own interval holds each run above, and the one with its drift."""
-    C = 6 * columns["N"] * columns["D"]
-    seen = below > C
-    largest = C[seen].max()
-    ahead = (NEAREST * largest <= C) & (FARTHEST * largest >= C)
-    known = {name: values[seen] for name, values in columns.items()}
-    fit = fit_law(known, loss[seen], resamples=2000, **OPTIONS)
-    drift = drift_of(Past.of(known, loss[seen], 0, None, OPTIONS))
-    assert drift is not None
-    laws = fit.losses(columns["N"][ahead], columns["D"][ahead])
-    runs = new_runs(laws, Basis.of(fit, known, loss[seen]).noise, 0)
-    away = np.log(C[ahead] / largest) * drawn(drift, len(runs), 0)[:, None]
-    found = []
-    for draws in (runs, runs * np.exp(away)):
+def rows_of(path: Path) -> list[dict[str, object]]:
+    """A row per budget that has a forecast and runs to judge it by."""
+    runs = pd.read_csv(path)
+    past = Past.of({"N": runs["N"], "D": runs["D"]}, runs["loss"], 0, None, OPTIONS)
+    budgets = past.points.budgets
+    assert budgets is not None
+    rows = []
+    for below in thresholds(budgets, RUNS_PER_PARAMETER * len(past.form.names)):
+        try:
+            row = row_of(past, budgets, below)
+        except UserError:
+            continue
+        if row is not None:
+            rows.append({"table": path.stem, "below": f"{below:.3g}", **row})
+    return rows
+
+
+def row_of(past: Past, budgets: np.ndarray, below: float) -> dict[str, object] | None:
+    """How many of the runs ahead the intervals hold; None where there are none, or no interval."""
+    seen = budgets < below
+    largest = budgets[seen].max()
+    ahead = (NEAREST * largest <= budgets) & (FARTHEST * largest >= budgets)
+    known, judged = past.points.part(seen), past.points.part(ahead)
+    drift = drift_of(Past.of(known.columns, known.loss, 0, None, OPTIONS))
+    if drift is None or not ahead.any():
+        return None
+    fit = past.fit(seen, RESAMPLES)
+    laws = finite_rows(fit.losses(*judged.x))
+    if len(laws) < LEAST:
+        return None
+    runs = new_runs(laws, Basis.of(fit, known.columns, known.loss).noise, 0)
+    away = np.log(budgets[ahead] / largest) * drawn(drift, len(runs), 0)[:, None]
+    row: dict[str, object] = {"runs": int(ahead.sum()), "status": fit.status}
+    for name, draws in (("law", runs), ("forecast", runs * np.exp(away))):
         low, high = bootstrap.interval(draws)
-        found.append((low <= loss[ahead]) & (loss[ahead] <= high))
-        half = 50 * np.median(np.log(high / low))
-        print(
-            f"below {below:.2g}: {found[-1].mean():.2f} of {ahead.sum()}, half-width {half:.1f} %"
-        )
-    return np.array(found)
+        row[f"{name}_holds"] = int(((low <= judged.loss) & (judged.loss <= high)).sum())
+        row[f"{name}_half_width"] = f"{50 * np.median(np.log(high / low)):.2f}"
+    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table")
-    for name in ("n", "c", "loss"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--drop-worst", type=int, default=5)
-    asked = parser.parse_args()
-    table = read_table(asked.table)
-    N, C, loss = (table[name].astype(float).to_numpy() for name in (asked.n, asked.c, asked.loss))
-    kept = np.argsort(loss)[: len(loss) - asked.drop_worst]
-    N, C, loss = N[kept], C[kept], loss[kept]
-    columns = {"N": N, "D": C / (6 * N)}
-    alone, both = np.concatenate([held(columns, loss, below) for below in BELOW], axis=1)
-    print(f"in all: {alone.mean():.3f} by the law alone, {both.mean():.3f} with the drift")
+    folder, out = map(Path, sys.argv[1:])
+    with ProcessPoolExecutor(2) as pool:
+        rows = [row for rows in pool.map(rows_of, sorted(folder.glob("*.csv"))) for row in rows]
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    table = pd.read_csv(out)
+    for name, some in [*table.groupby("table"), ("all", table)]:
+        told = []
+        for key in ("forecast", "law"):
+            held = some[f"{key}_holds"].sum() / some["runs"].sum()
+            half = some[f"{key}_half_width"].median()
+            told.append(f"the {key} holds {held:.3f} (half-width {half:.1f} %)")
+        print(f"{name:15} {some['runs'].sum():4} runs: {', '.join(told)}")
 
 
 if __name__ == "__main__":
