@@ -400,3 +400,39 @@ def test_the_coverage_of_seven_designs_is_that_of_its_file():
             assert told[place] == f"{least:.2f}" or told[place] == f"{least:.3f}", (line, method)
             width = float(found["a"]["width"])
             assert place == 7 or float(told[place + 1]) == pytest.approx(width, rel=0.02)
+
+
+# -- the main job ---------------------------------------------------------------------------------
+def test_the_main_job_in_small_is_what_its_seal_says(capsys):
+    folder = RESULTS / "quick" / "predictions"
+    (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
+    observed = record("quick/predictions/score.json")["observed"]
+    assert main(["verify", str(seal), f"--observed={observed}"]) == 0
+    judged = capsys.readouterr().out.splitlines()[-1]
+    says("README.md", judged)
+    made = json.loads(seal.read_text())
+    says(
+        "docs/results/README.md",
+        seal.name,
+        f"{made['forecast']['distance']:.3g} times the largest one's FLOPs",
+        f"{len(made['table']['columns']['run'])} runs of a ladder",
+    )
+
+
+def test_the_share_of_forecasts_that_hold_is_the_tables():
+    rows = table("laws/forecasts.csv")
+    runs = sum(int(row["runs"]) for row in rows)
+    shares, halves = {}, {}
+    for key in ("forecast", "law"):
+        held = sum(int(row[f"{key}_holds"]) for row in rows)
+        shares[key] = percent(held / runs, 1)
+        halves[key] = statistics.median(float(row[f"{key}_half_width"]) for row in rows)
+    says(
+        "docs/laws.md",
+        f"{shares['forecast']} of {runs} runs at a half-width of {halves['forecast']:.1f} %",
+        f"those of the law alone {shares['law']} at {halves['law']:.1f} %",
+    )
+    says(
+        "docs/results/laws/README.md",
+        f"| all | {len(rows)} | {runs} | {shares['forecast']} | {halves['forecast']:.1f} % |",
+    )
