@@ -40,7 +40,7 @@ CAMPAIGNS = {
     "kills": Campaign(
         "24 runs under fifty SIGKILLs, of workers and of the runner; fifty more of lengthened, "
         "branched and resumed runs, over micro-batches and ranks",
-        ("soak/test_kills.py",),
+        ("soak/test_kills.py", "soak/test_forecast_kills.py"),
         1,
     ),
     "sanitizer": Campaign(

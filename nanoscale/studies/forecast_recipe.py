@@ -211,7 +211,7 @@ class MainJob:
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse a run that is hardly bigger than those that are fitted."""
         bigger = [cell.flops for cell in cells if cell.stage == CONFIRM]
-        largest = max(whole_flops(cell) for cell in cells if cell.stage != CONFIRM)
+        largest = max(whole_flops(cell.spec.config) for cell in cells if cell.stage != CONFIRM)
         if bigger and bigger[0] < TIMES_LARGER * largest:
             raise UserError(
                 f"[forecast.held_out]: {bigger[0]:.3g} FLOPs are {bigger[0] / largest:.2g} times "
@@ -220,7 +220,9 @@ class MainJob:
 
     def width(self, cells: Sequence[Cell]) -> list[str]:
         """How wide the forecast's interval will about be."""
-        (bigger,) = (cell for cell in cells if cell.stage == CONFIRM)
+        bigger = next((cell for cell in cells if cell.stage == CONFIRM), None)
+        if bigger is None:  # the stages asked for end before
+            return []
         ladder = [cell for cell in cells if cell.stage == LADDER_STAGE]
         answer = width_at(of_cells(ladder, None, ladder=True), float(bigger.flops))
         half = 50 * answer.width / float(np.mean(answer.ends))
@@ -232,7 +234,7 @@ class MainJob:
 
 # -- the question ---------------------------------------------------------------------------------
 def rows(table: FileTable) -> Question:
-    """The stages; the first rows are the ladder's, as of any ladder."""
+    """The stages that the table asks for, each with its rows."""
     job, least = read_job(table)
     stages = [
         Stage(job.noise_rows, job.noise_rows, NOISE),
@@ -363,9 +365,8 @@ def saved_by_branches(study: Study) -> list[str]:
     spent = whole = 0
     for entry, folder in study.runs():
         if "warmup_iters" in entry.values and folder.exists():
-            cell = Cell(entry.values, None, folder.spec())  # type: ignore[arg-type]
-            spent += cell.flops
-            whole += whole_flops(cell)
+            spent += entry.flops
+            whole += whole_flops(folder.spec().config)
     if not whole or spent == whole:
         return []
     return [f"branches: {spent:.3g} FLOPs in place of {whole:.3g}, {100 * spent / whole:.0f} %"]

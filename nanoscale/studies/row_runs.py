@@ -6,6 +6,7 @@ from nanoscale.experiments.cells import Cell, make_cells
 from nanoscale.experiments.planning import folder_of
 from nanoscale.experiments.results import RUNS, Study
 from nanoscale.experiments.trials import loss_of
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.sources import Source
 from nanoscale.spec.values import Overrides
@@ -44,7 +45,6 @@ def scale_of_row(study: Study, row: Overrides) -> tuple[float, float]:
     return parameter_counts(config)["total"], config.max_iters * config.tokens_per_iter
 
 
-def whole_flops(cell: Cell) -> int:
+def whole_flops(config: ResolvedConfig) -> int:
     """Training FLOPs of a run and, of a branch, of its past."""
-    config = cell.spec.config
     return flops_per_iter(config) * config.max_iters

@@ -188,11 +188,15 @@ def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: s
 
     found: dict[str, Cell] = {}
     for stage in file.question.all_stages:
+        before = found
+        own: dict[str, Cell] = {}
         for _ in range(MOST_REFINEMENTS + 1):
             cells = cells_of(runner, file, stage, stage.rows(study))
             if all(found.get(id) == cell for id, cell in cells.items()):
                 break
-            found |= cells
+            # in the order of the last asking, whatever has run before, so that tables are equal
+            own = cells | {id: cell for id, cell in own.items() if id not in cells}
+            found = {id: cell for id, cell in before.items() if id not in own} | own
             study = bring(runner, file, asked, [*found.values()])
             if not study.ok:
                 return study

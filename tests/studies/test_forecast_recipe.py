@@ -90,9 +90,14 @@ def test_the_forecast_is_sealed_first_then_made_then_judged(study, capsys):
         "observed": loss,
         "error": pytest.approx(loss / record["forecast"]["loss"] - 1),
         "inside": low <= loss <= high,
-        "rivals": {"pure-power": pytest.approx(loss / record["rivals"][0]["loss"] - 1)},
+        "rivals": {
+            rival["settings"]["law"]: pytest.approx(loss / rival["loss"] - 1)
+            for rival in record["rivals"]
+            if rival["loss"] is not None
+        },
     }
-    assert "not identified" in record["rivals"][1]["reason"] or record["rivals"][1]["loss"]
+    assert [rival["settings"]["law"] for rival in record["rivals"]] == ["pure-power", "chinchilla"]
+    assert "N and D rise together" in record["rivals"][1]["reason"]
 
 
 @pytest.mark.slow

@@ -189,6 +189,10 @@ def test_a_dry_run_shows_every_stage_and_starts_nothing(tmp_path, monkeypatch, c
     for stage in ("tune: ", "branches: ", "ladder: ", "confirm: ", "[f-check]"):
         assert stage in said
     assert "the law's loss to" in said
+    assert main(["study", "f.toml", "--dry-run", "--until=tune"]) == DONE
+    said = capsys.readouterr().out
+    assert "tune: " in said
+    assert "ladder: n_embd=20" not in said
     assert not Path("experiments_out").exists()
 
 
