@@ -9,7 +9,7 @@ that run is trained, and the forecast judged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -275,9 +275,6 @@ def read_job(table: FileTable) -> tuple[MainJob, int]:
             f"{table.where()}: give the bigger run to forecast in [forecast.held_out], as in "
             "n_layer = 6, n_embd = 96"
         )
-    for name in (CHECK, NOISE, TUNE):
-        if not isinstance(table.values.get(name, {}), dict):
-            raise UserError(f"{table.path}: write [{table.name}.{name}] on a line of its own")
     branched = [read_ratios(table, size) for size in table.tables("sizes")]
     plain = [
         {key: value for key, value in size.items() if key != "branches"}
@@ -294,22 +291,29 @@ def read_job(table: FileTable) -> tuple[MainJob, int]:
         seeds = size.pop("seeds", usual)
         sizes.append(Size(size, seeds, others))
     shapes = [size.row for size in sizes]
-    noise = table.values.get(NOISE, {}).get("seeds", [])
+    noise = table.part(NOISE, ("seeds",))
     job = MainJob(
         sizes=sizes,
         ratio=ladder_ratio(table),
-        noise_seeds=grid_lists({}, noise, f"{table.path}, [forecast.noise]")["seed"]
-        if noise
-        else [],
+        noise_seeds=[] if noise is None else noise_seeds(table, noise),
         tuning=Tuning.of(table, shapes) if TUNE in table.values else None,
         held_out=row,
     )
     return job, ladder.min_sizes
 
 
+def noise_seeds(table: FileTable, values: Mapping[str, Any]) -> list[int]:
+    """Of [forecast.noise], three by default."""
+    where = f"{table.path}, [{table.name}.{NOISE}]"
+    seeds: list[int] = grid_lists({}, values.get("seeds", [1, 2, 3]), where)["seed"]
+    if len({*seeds}) < 2:
+        raise UserError(f"{where}: seeds={seeds}: one seed shows no noise; give three")
+    return seeds
+
+
 def read_check(table: FileTable, smallest: Overrides) -> Callable[[Overrides], CoordinatePlan]:
     """The coordinate check that [forecast.check] asks for, by the base."""
-    values = table.values[CHECK]
+    values = table.part(CHECK, ("widths", "depths", "steps", "seeds")) or {}
     where = f"{table.path}, [{table.name}.{CHECK}]"
     sweep: SweptSize = "width" if "widths" in values else "depth"
     sizes = values.get(f"{sweep}s", [])
@@ -317,6 +321,9 @@ def read_check(table: FileTable, smallest: Overrides) -> Callable[[Overrides], C
     if not whole or len({*sizes}) < LEAST_SIZES or min(sizes) < 1:
         raise UserError(f"{where}: give {LEAST_SIZES} or more widths or depths, as in [32, 64, 96]")
     steps, seeds = values.get("steps", 10), values.get("seeds", 3)
+    for name, count in (("steps", steps), ("seeds", seeds)):
+        if not isinstance(count, int) or count < 1:
+            raise UserError(f"{where}: {name}={count!r}: expected a whole number above 0")
 
     def plan(base: Overrides) -> CoordinatePlan:
         config = Source(where, {**base, **smallest})

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nanoscale.errors import UserError, guarded, one_of, registered_in
+from nanoscale.errors import UserError, did_you_mean, guarded, one_of, registered_in
 from nanoscale.spec.values import Overrides
 
 if TYPE_CHECKING:
@@ -47,6 +47,20 @@ class FileTable:
         if keys:
             return f"{self.path}, [[{'.'.join((self.name, *keys))}]]"
         return f"{self.path}, [{self.name}]"
+
+    def part(self, key: str, keys: Sequence[str]) -> dict[str, Any] | None:
+        """The table [name.key], of which `keys` are known; None where there is none."""
+        values = self.values.get(key)
+        if values is None:
+            return None
+        where = f"{self.path}, [{self.name}.{key}]"
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {key}={values!r}: write it as a table")
+        for each in values:
+            if each not in keys:
+                hint = did_you_mean(each, keys) or f"; there are {one_of(keys)}"
+                raise UserError(f"{where}: unknown key {each!r}{hint}")
+        return dict(values)
 
     def tables(self, key: str) -> list[dict[str, Any]]:
         """The list of tables `[[name.key]]`, with flat keys."""

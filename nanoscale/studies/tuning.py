@@ -8,7 +8,7 @@ power that its own noise could have made is taken for 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from nanoscale.checks.optimum import LrCurve, Parabolas, curve_of
 from nanoscale.errors import UserError
 from nanoscale.laws.record import Record
-from nanoscale.spec.sources import flatten_keys
+from nanoscale.spec.sources import FIELDS, flatten_keys
 from nanoscale.spec.values import Overrides
 from nanoscale.studies.branches import PER_PARAM, ladder_ratio
 from nanoscale.studies.recipe import FileTable
@@ -84,7 +84,7 @@ class Tuning:
     @classmethod
     def of(cls, table: FileTable, sizes: Sequence[Overrides]) -> Tuning:
         """Read and check; `sizes` are the ladder's."""
-        values: dict[str, Any] = dict(table.values["tune"])
+        values = table.part("tune", ("lr", "lrs", "shorter", "proxy", "middle")) or {}
         where = f"{table.path}, [{table.name}.tune]"
         usual = "muon_lr" if table.base.get("optimizer") == "muon" else "learning_rate"
         ladder = ladder_ratio(table)
@@ -101,11 +101,18 @@ class Tuning:
                 f"{where}: shorter={short!r}: expected tokens per parameter below the ladder's "
                 f"{ladder:g}"
             )
+        key = values.get("lr", usual)
+        if not isinstance(key, str) or key not in FIELDS:
+            raise UserError(f"{where}: lr={key!r}: expected a key, as in 'learning_rate'")
+        proxy = values.get("proxy", sizes[0])
         middle = values.get("middle", sizes[len(sizes) // 2])
+        for name, size in (("proxy", proxy), ("middle", middle)):
+            if not isinstance(size, Mapping) and not (name == "middle" and size is False):
+                raise UserError(f"{where}: {name}={size!r}: expected a size, as {{ n_embd = 64 }}")
         return cls(
-            key=values.get("lr", usual),
+            key=key,
             lrs=sorted(map(float, lrs)),
-            proxy=flatten_keys(values.get("proxy", sizes[0])),
+            proxy=flatten_keys(proxy),
             ratios=(float(short), ladder),
             middle=None if middle is False else flatten_keys(middle),
         )

@@ -205,7 +205,14 @@ def test_a_dry_run_shows_every_stage_and_starts_nothing(tmp_path, monkeypatch, c
         ("lrs = [8e-3, 1.6e-2, 3.2e-2, 6.4e-2]", "lrs = [1e-3]", "give at least 4 learning rates"),
         ("middle = {", "shorter = 9\nmiddle = {", "shorter=9: expected tokens per parameter below"),
         ("widths = [32, 64, 128]", "widths = [32]", "give 3 or more widths or depths"),
-        ("[forecast.check]\nwidths", "[forecast.check]\nwidth", "give 3 or more widths or depths"),
+        ("[forecast.check]\nwidths", "[forecast.check]\nwidhts", "did you mean 'widths'"),
+        ("[forecast.check]\n", "[forecast.check]\nsteps = 0\n", "steps=0: expected a whole number"),
+        ("lrs = [8e-3", "lr = 'rate'\nlrs = [8e-3", "lr='rate': expected a key"),
+        ("lrs = [8e-3", "lrss = [8e-3", "did you mean 'lrs'"),
+        ("middle = { n_embd = 10 }", "middle = 3", "middle=3: expected a size"),
+        ("middle = { n_embd = 10 }", "middle = { n_embed = 10 }", "did you mean 'n_embd'"),
+        ("[forecast.noise]\nseeds = [1, 2, 3]", "[forecast.noise]\nseeds = 1", "expected a list"),
+        ("[forecast.noise]\nseeds = [1, 2, 3]", "[forecast.noise]\nseeds = [1]", "shows no noise"),
     ],
 )
 def test_bad_stages_are_one_line_before_anything_starts(
