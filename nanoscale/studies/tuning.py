@@ -87,34 +87,16 @@ class Tuning:
         values = table.part("tune", ("lr", "lrs", "shorter", "proxy", "middle")) or {}
         where = f"{table.path}, [{table.name}.tune]"
         usual = "muon_lr" if table.base.get("optimizer") == "muon" else "learning_rate"
-        ladder = ladder_ratio(table)
-        lrs = values.get("lrs", [])
-        numbers = isinstance(lrs, list) and all(isinstance(x, (int, float)) for x in lrs)
-        if not numbers or len(lrs) < LEAST_LRS or min(lrs) <= 0:
-            raise UserError(
-                f"{where}: lrs={lrs!r}: give at least {LEAST_LRS} learning rates, as in "
-                "lrs = [1e-3, 2e-3, 4e-3, 8e-3]"
-            )
-        short = values.get("shorter", ladder / 4)
-        if not isinstance(short, (int, float)) or not 0 < short < ladder:
-            raise UserError(
-                f"{where}: shorter={short!r}: expected tokens per parameter below the ladder's "
-                f"{ladder:g}"
-            )
         key = values.get("lr", usual)
         if not isinstance(key, str) or key not in FIELDS:
             raise UserError(f"{where}: lr={key!r}: expected a key, as in 'learning_rate'")
-        proxy = values.get("proxy", sizes[0])
         middle = values.get("middle", sizes[len(sizes) // 2])
-        for name, size in (("proxy", proxy), ("middle", middle)):
-            if not isinstance(size, Mapping) and not (name == "middle" and size is False):
-                raise UserError(f"{where}: {name}={size!r}: expected a size, as {{ n_embd = 64 }}")
         return cls(
             key=key,
-            lrs=sorted(map(float, lrs)),
-            proxy=flatten_keys(proxy),
-            ratios=(float(short), ladder),
-            middle=None if middle is False else flatten_keys(middle),
+            lrs=read_lrs(where, values.get("lrs", [])),
+            proxy=read_size(where, "proxy", values.get("proxy", sizes[0])),
+            ratios=read_lengths(where, values, ladder_ratio(table)),
+            middle=None if middle is False else read_size(where, "middle", middle),
         )
 
     # -- rows -----------------------------------------------------------------------------------
@@ -224,6 +206,37 @@ class Tuning:
         return replace(found, rule=rule, optima=best, transfers=False, says=says)
 
 
+# -- reading --------------------------------------------------------------------------------------
+def read_lrs(where: str, lrs: Any) -> list[float]:
+    """The LRs to begin with, ascending."""
+    numbers = isinstance(lrs, list) and all(isinstance(x, (int, float)) for x in lrs)
+    if not numbers or len(lrs) < LEAST_LRS or min(lrs) <= 0:
+        raise UserError(
+            f"{where}: lrs={lrs!r}: give at least {LEAST_LRS} learning rates, as in "
+            "lrs = [1e-3, 2e-3, 4e-3, 8e-3]"
+        )
+    return sorted(map(float, lrs))
+
+
+def read_lengths(where: str, values: Mapping[str, Any], ladder: float) -> tuple[float, float]:
+    """Tokens per parameter: the shorter, and the ladder's."""
+    short = values.get("shorter", ladder / 4)
+    if not isinstance(short, (int, float)) or not 0 < short < ladder:
+        raise UserError(
+            f"{where}: shorter={short!r}: expected tokens per parameter below the ladder's "
+            f"{ladder:g}"
+        )
+    return float(short), ladder
+
+
+def read_size(where: str, name: str, size: Any) -> Overrides:
+    """The keys of a size."""
+    if not isinstance(size, Mapping):
+        raise UserError(f"{where}: {name}={size!r}: expected a size, as {{ n_embd = 64 }}")
+    return flatten_keys(size)
+
+
+# -- curves ---------------------------------------------------------------------------------------
 def bracketed(curve: LrCurve | None) -> bool:
     """Whether nothing more is wanted of it."""
     return curve is not None and not curve.wanted
