@@ -43,10 +43,7 @@ def ladder_ratio(table: FileTable) -> float:
     """Tokens per parameter that all sizes share; `UserError` for none."""
     ratio = table.base.get(PER_PARAM)
     if not isinstance(ratio, (int, float)) or ratio <= 0:
-        raise UserError(
-            f"{table.path}, [base]: the runs of a ladder share one ratio of tokens to "
-            "parameters; give it, as in tokens_per_param = 20"
-        )
+        raise table.no_ratio()
     return float(ratio)
 
 

@@ -275,11 +275,8 @@ def read_job(table: FileTable) -> tuple[MainJob, int]:
             f"{table.where()}: give the bigger run to forecast in [forecast.held_out], as in "
             "n_layer = 6, n_embd = 96"
         )
-    branched = [read_ratios(table, size) for size in table.tables("sizes")]
-    plain = [
-        {key: value for key, value in size.items() if key != "branches"}
-        for size in table.tables("sizes")
-    ]
+    plain = table.tables("sizes")
+    branched = [read_ratios(table, size) for size in plain]
     ladder = ladder_recipe.rows(replace(table, values={**table.values, "sizes": plain}))
     row = flatten_keys(held_out)
     if any(row.items() <= run.items() for run in ladder.rows):

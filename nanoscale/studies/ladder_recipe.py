@@ -29,10 +29,7 @@ def rows(table: FileTable) -> Question:
     where = table.where("sizes")
     least = table.values.get("min_sizes", MIN_SIZES)
     if table.base.get("tokens_per_param") is None:
-        raise UserError(
-            f"{table.path}, [base]: the runs of a ladder share one ratio of tokens to "
-            "parameters; give it, as in tokens_per_param = 20"
-        )
+        raise table.no_ratio()
     if not isinstance(least, int) or least < MIN_SIZES:
         raise UserError(
             f"{table.where()}: min_sizes={least!r}: expected a whole number, at least {MIN_SIZES}"

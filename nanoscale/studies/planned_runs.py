@@ -14,9 +14,8 @@ from nanoscale.experiments.cells import Cell, make_cells
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.points import with_compute
-from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.sources import Source
-from nanoscale.studies.row_runs import DEFAULTS
+from nanoscale.studies.row_runs import DEFAULTS, scale_of_run
 from nanoscale.studies.study_file import read_study
 from nanoscale.studies.table_faults import check_counts, check_units, odd_ratio, with_numbers
 from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of
@@ -104,8 +103,7 @@ def of_cells(cells: Sequence[Cell], seeds: int | None, ladder: bool) -> PlannedR
     points: dict[tuple[int, int, int], set[int | None]] = {}
     for cell in cells:
         config = cell.spec.config
-        N = parameter_counts(config)["total"]
-        D = config.max_iters * config.tokens_per_iter
+        N, D = scale_of_run(config)
         points.setdefault((N, D, cell.flops), set()).add(config.seed)
 
     rows: list[tuple[int, int, int]] = []

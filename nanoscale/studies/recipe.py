@@ -62,6 +62,13 @@ class FileTable:
                 raise UserError(f"{where}: unknown key {each!r}{hint}")
         return dict(values)
 
+    def no_ratio(self) -> UserError:
+        """For a ladder whose base says no length that its sizes share."""
+        return UserError(
+            f"{self.path}, [base]: the runs of a ladder share one ratio of tokens to "
+            "parameters; give it, as in tokens_per_param = 20"
+        )
+
     def tables(self, key: str) -> list[dict[str, Any]]:
         """The list of tables `[[name.key]]`, with flat keys."""
         from nanoscale.spec.sources import flatten_keys

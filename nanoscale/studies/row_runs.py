@@ -39,9 +39,13 @@ def loss_of_row(study: Study, row: Overrides) -> float | None:
     return loss_of(folder) if folder.exists() else None
 
 
-def scale_of_row(study: Study, row: Overrides) -> tuple[float, float]:
+def scale_of_row(study: Study, row: Overrides) -> tuple[int, int]:
     """Its N (total) and D."""
-    config = cell_of(study, row).spec.config
+    return scale_of_run(cell_of(study, row).spec.config)
+
+
+def scale_of_run(config: ResolvedConfig) -> tuple[int, int]:
+    """N (total) and D, in tokens."""
     return parameter_counts(config)["total"], config.max_iters * config.tokens_per_iter
 
 

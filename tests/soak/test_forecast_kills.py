@@ -12,39 +12,27 @@ import time
 from pathlib import Path
 
 import pytest
+from forecasts import forecast_study
 from tiny import ROOT
 
 from nanoscale.data.prepare import prepare
 
 KILLS = 20
 TIMES = (0.5, 8.0)  # seconds after the start: its stages, and in between
-STUDY = """
-[study]
-name = "f"
-recipe = "forecast"
-[base]
-dataset = "synthetic"
-n_layer = 1
-n_head = 1
-block_size = 16
-batch_size = 8
-gradient_accumulation_steps = 1
-tokens_per_param = 20
+STUDY = forecast_study(
+    """tokens_per_param = 20
 learning_rate = 1.6e-2
 lr_schedule = "wsd"
-eval_interval = 0
-final_eval_tokens = 2000
-checkpoint_seconds = 0.2
-[forecast]
-sizes = [{ n_embd = 6, seeds = [1, 2], branches = [10, 40] }, { n_embd = 8 }, { n_embd = 10 },
-         { n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }]
+checkpoint_seconds = 0.2""",
+    """sizes = [{ n_embd = 6, seeds = [1, 2], branches = [10, 40] }, { n_embd = 8 },
+         { n_embd = 10 }, { n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }]
 held_out = { n_embd = 32 }
 [forecast.noise]
 seeds = [1, 2, 3]
 [forecast.tune]
 lrs = [8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
-middle = false
-"""
+middle = false""",
+)
 
 
 def started(folder: Path) -> subprocess.Popen[bytes]:

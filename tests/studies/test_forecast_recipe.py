@@ -8,56 +8,30 @@ import shutil
 from pathlib import Path
 
 import pytest
+from forecasts import copy_of, forecast_study, run_in, seal_of
 
 from nanoscale.__main__ import main
-from nanoscale.data.prepare import prepare
 from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE
 
-STUDY = """
-[study]
-name = "f"
-recipe = "forecast"
-[base]
-dataset = "synthetic"
-n_layer = 1
-n_head = 1
-block_size = 16
-batch_size = 8
-gradient_accumulation_steps = 1
-tokens_per_param = 4
-learning_rate = 3e-3
-eval_interval = 0
-final_eval_tokens = 2000
-[forecast]
-sizes = [{ n_embd = 4 }, { n_embd = 6 }, { n_embd = 8 }, { n_embd = 10 }, { n_embd = 12 },
+STUDY = forecast_study(
+    """tokens_per_param = 4
+learning_rate = 3e-3""",
+    """sizes = [{ n_embd = 4 }, { n_embd = 6 }, { n_embd = 8 }, { n_embd = 10 }, { n_embd = 12 },
          { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }, { n_embd = 24 }]
-held_out = { n_embd = 48 }
-"""
+held_out = { n_embd = 48 }""",
+)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
     """A folder in which the study has run."""
-    folder = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        prepare("synthetic")
-        Path("f.toml").write_text(STUDY)
-        assert main(["study", "f.toml"]) == DONE
-    return folder
+    return run_in(tmp_path_factory.mktemp("study"), STUDY)
 
 
 @pytest.fixture
 def study(done, tmp_path, monkeypatch) -> Path:
     """A copy of it, to work in."""
-    shutil.copytree(done, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return Path("experiments_out/f")
-
-
-def seal_of(study: Path) -> Path:
-    (path,) = (path for path in (study / "predictions").iterdir() if path.name != "score.json")
-    return path
+    return copy_of(done, tmp_path, monkeypatch)
 
 
 def held_out(study: Path) -> Path:

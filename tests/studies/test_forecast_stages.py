@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from forecasts import copy_of, forecast_study, run_in
 
 from nanoscale.__main__ import main
 from nanoscale.data.prepare import prepare
@@ -16,27 +16,15 @@ from nanoscale.experiments import ExperimentRunner
 from nanoscale.store.folder import RunFolder
 from nanoscale.studies.row_runs import DEFAULTS
 
-STUDY = """
-[study]
-name = "f"
-recipe = "forecast"
-[base]
-dataset = "synthetic"
-n_layer = 1
-n_head = 1
-block_size = 16
-batch_size = 8
-gradient_accumulation_steps = 1
-tokens_per_param = 8
+STUDY = forecast_study(
+    """tokens_per_param = 8
 learning_rate = 1.6e-2
 lr_schedule = "wsd"
-eval_interval = 0
-final_eval_tokens = 2000
 parametrization.mode = "muP"
-parametrization.base_n_embd = 8
-[forecast]
-sizes = [{ n_embd = 6, seeds = [1, 2], branches = [4, 12, 16] }, { n_embd = 8, branches = [4, 16] },
-         { n_embd = 10 }, { n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }]
+parametrization.base_n_embd = 8""",
+    """sizes = [{ n_embd = 6, seeds = [1, 2], branches = [4, 12, 16] },
+         { n_embd = 8, branches = [4, 16] }, { n_embd = 10 },
+         { n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, { n_embd = 20 }]
 held_out = { n_embd = 32 }
 [forecast.check]
 widths = [32, 64, 128]
@@ -45,28 +33,20 @@ seeds = 2
 seeds = [1, 2, 3]
 [forecast.tune]
 lrs = [8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
-middle = { n_embd = 10 }
-"""
+middle = { n_embd = 10 }""",
+)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
     """A folder in which the study has run to its forecast's seal."""
-    folder = tmp_path_factory.mktemp("stages")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        prepare("synthetic")
-        Path("f.toml").write_text(STUDY)
-        assert main(["study", "f.toml", "--until=seal"]) == DONE
-    return folder
+    return run_in(tmp_path_factory.mktemp("stages"), STUDY, "--until=seal")
 
 
 @pytest.fixture
 def study(done, tmp_path, monkeypatch) -> Path:
     """A copy of it, to work in."""
-    shutil.copytree(done, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return Path("experiments_out/f")
+    return copy_of(done, tmp_path, monkeypatch)
 
 
 def table(study: Path) -> list[dict[str, str]]:
