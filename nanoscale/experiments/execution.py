@@ -12,7 +12,7 @@ from nanoscale.data.gauge import duration
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.machine import Slot, cores, on_gpu
-from nanoscale.experiments.planning import PlannedRun
+from nanoscale.experiments.planning import PlannedRun, most_threads
 from nanoscale.experiments.pool import Limits, MoreJobs, Pool
 from nanoscale.experiments.progress import Expected, open_progress
 from nanoscale.experiments.results import TABLE, Study, failure_lines
@@ -87,8 +87,8 @@ class Execution:
     def slots(self, study: Study, cells: Sequence[Cell]) -> list[Slot]:
         """The backend's slots, for the cells' device and their largest number of threads."""
         device = cells[0].spec.config.device
-        wanted = [cell.spec.config.threads or math.inf for cell in cells]
-        threads = None if math.inf in wanted else int(max(wanted))
+        wanted = most_threads(cells)
+        threads = None if wanted == math.inf else int(wanted)
         slots = self.backend.slots(device, threads, self.workers)
         if self.backend.local and not on_gpu(device):
             free = len(cores())

@@ -123,6 +123,23 @@ def within(runs: Sequence[PlannedRun], budget: float) -> list[PlannedRun]:
     return [run if run.cell.id in paid else replace(run, plan=LEFT_OUT) for run in runs]
 
 
+def in_turn(runs: Sequence[PlannedRun]) -> list[list[Cell]]:
+    """The cells to be done, in parts that follow each other: of stages with as many threads."""
+    of_stage: dict[str | None, list[Cell]] = {}
+    for run in runs:
+        if run.to_do:
+            of_stage.setdefault(run.cell.stage, []).append(run.cell)
+    parts: dict[float, list[Cell]] = {}
+    for cells in of_stage.values():
+        parts.setdefault(most_threads(cells), []).extend(cells)
+    return [*parts.values()]
+
+
+def most_threads(cells: Iterable[Cell]) -> float:
+    """Of them all; infinite for one that takes what there is."""
+    return max(cell.spec.config.threads or math.inf for cell in cells)
+
+
 def read_budget(budget: float | str | None) -> tuple[float | None, float | None]:
     """A budget as (FLOPs, seconds), of which at most one is given: `1e15`, or `"90 min"`.
 
@@ -154,14 +171,20 @@ def plan_line(runs: Sequence[PlannedRun]) -> str:
 
 
 def dry_lines(
-    runs: Iterable[PlannedRun], neighbours: Neighbours, times: RunTimes, workers: int
+    runs: Iterable[PlannedRun], neighbours: Neighbours, parts: Sequence[RunTimes]
 ) -> list[str]:
-    """A dry run's lines: each cell's plan, FLOPs, memory, time and why; then the time in all."""
+    """A dry run's lines: each cell's plan, FLOPs, memory, time and why; then the time in all.
+
+    `parts` are of those that are to be done, one part after another.
+    """
     lines = []
-    total = 0.0
+    known = {id: seconds for part in parts for id, seconds in part.seconds.items()}
+    left = dict.fromkeys(known, 0.0)
     for run in runs:
-        seconds = times.seconds[run.cell.id] if run.to_do else 0.0
-        total += seconds
+        seconds = 0.0
+        if run.to_do:
+            seconds = known[run.cell.id] * run.flops_to_do / max(run.cell.flops, 1)
+            left[run.cell.id] = seconds
         time = " " * 12
         if math.isnan(seconds):
             time = "      ?"
@@ -171,19 +194,26 @@ def dry_lines(
         need = f"{run.cell.flops:9.3g} FLOPs {gib:7.3f} GiB {time}"
         title = run.cell.entry.title
         lines.append(f"  {run.plan:9} {need}  {title}  ({why(run, neighbours)})")
-    return [*lines, *total_line(total, times, workers)]
+    return [*lines, *total_line([(sum(left[id] for id in part.seconds), part) for part in parts])]
 
 
-def total_line(seconds: float, times: RunTimes, workers: int) -> list[str]:
-    """`about 2 min 10 s on 2 workers, by a calibration of 4.2 s`; none for no time at all."""
-    how = f"a calibration of {duration(times.measured)}" if times.measured else ""
+def total_line(parts: Sequence[tuple[float, RunTimes]]) -> list[str]:
+    """`about 2 min 10 s on 2 workers, by a calibration of 4.2 s`; none for no time at all.
+
+    Of parts that follow each other, each with the seconds of its runs.
+    """
+    seconds = sum(of_runs / times.workers for of_runs, times in parts)
+    measured = sum(times.measured for _, times in parts)
+    how = f"a calibration of {duration(measured)}" if measured else ""
     if math.isnan(seconds):
         more = f", and {how} came to no update" if how else ""
         return [f"time unknown: no run has finished here yet whose speed could tell{more}"]
     if not seconds:
         return []
-    line = f"{duration(seconds / workers)} on {counted(workers, 'worker')}"
-    if times.at_most:
+    first, *later = dict.fromkeys(times.workers for of_runs, times in parts if of_runs)
+    on = ", then ".join([counted(first, "worker"), *map(str, later)])
+    line = f"{duration(seconds)} on {on}"
+    if all(times.at_most for _, times in parts):
         return [f"at most {line}, too little to measure"]
     return [f"about {line}, by {how}" if how else f"about {line}"]
 

@@ -36,6 +36,7 @@ from nanoscale.experiments.planning import (
     LEFT_OUT,
     PlannedRun,
     dry_lines,
+    in_turn,
     plan_line,
     planned,
     read_budget,
@@ -48,7 +49,7 @@ from nanoscale.experiments.results import RUNS, Study, check_name, matching_stud
 from nanoscale.experiments.samplers import need_optuna
 from nanoscale.experiments.search import SearchPlan, check_count
 from nanoscale.experiments.space import read_space
-from nanoscale.experiments.timing import estimate
+from nanoscale.experiments.timing import RunTimes, estimate
 from nanoscale.experiments.trials import Trials
 from nanoscale.experiments.worker import Backend
 from nanoscale.spec.config import ExperimentConfig, flatten
@@ -323,10 +324,8 @@ class ExperimentRunner:
         study.warn(warn)
         if dry_run:
             neighbours = Neighbours(self.store)
-            slots = self.execution.slots(study, cells)
-            to_do = [run.cell for run in runs if run.to_do]
-            times = estimate(to_do, neighbours, self.execution.backend, slots)
-            study.say(*dry_lines(runs, neighbours, times, len(slots)))
+            parts = [self._times(study, part, neighbours) for part in in_turn(runs)]
+            study.say(*dry_lines(runs, neighbours, parts))
         else:
             self.execution.bring(study, runs)
         return study
@@ -363,7 +362,7 @@ class ExperimentRunner:
             cells = trials.expected_cells()
             times = estimate(cells, Neighbours(self.store), self.execution.backend, slots)
             seconds = sum(times.seconds[cell.id] for cell in cells)
-            study.say(*total_line(seconds, times, len(slots)))
+            study.say(*total_line([(seconds, times)]))
             return study
 
         try:
@@ -392,6 +391,10 @@ class ExperimentRunner:
 
         self.execution.bring(study, self._announce(study, runs, "at the target: "))
         study.say(str(study.target))
+
+    def _times(self, study: Study, cells: Sequence[Cell], neighbours: Neighbours) -> RunTimes:
+        slots = self.execution.slots(study, cells)
+        return estimate(cells, neighbours, self.execution.backend, slots)
 
     def _planned(self, cells: Sequence[Cell]) -> list[PlannedRun]:
         return [planned(cell, self.store) for cell in cells]

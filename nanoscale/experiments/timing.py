@@ -43,6 +43,7 @@ class RunTimes:
     """Seconds of each cell's run, by its id (NaN: unknown), and where they are from."""
 
     seconds: Mapping[str, float]
+    workers: int  # that share them
     at_most: bool = False  # too little to be worth measuring
     measured: float = 0.0  # seconds that a calibration took
 
@@ -51,13 +52,14 @@ def estimate(
     cells: Sequence[Cell], neighbours: Neighbours, backend: Backend, slots: Sequence[Slot]
 ) -> RunTimes:
     """How long each cell's run will take, from its beginning; a cell may be several runs."""
+    workers = len(slots)
     known = {cell.id: neighbours.seconds(cell) for cell in cells}
     unknown = [cell for cell in cells if math.isnan(known[cell.id])]
     most = {cell.id: _at_most(cell) for cell in unknown}
     if not unknown:
-        return RunTimes(known)
+        return RunTimes(known, workers)
     if sum(most[cell.id] for cell in unknown) < BRIEF:
-        return RunTimes(known | most, at_most=True)
+        return RunTimes(known | most, workers, at_most=True)
 
     began = time.monotonic()
     speeds: dict[int, float] = {}
@@ -67,14 +69,14 @@ def estimate(
     took = time.monotonic() - began if backend.local else 0.0
     if not speeds:
         far = {cell.id: neighbours.seconds(cell, math.inf) for cell in unknown}
-        return RunTimes(known | far, measured=took)
+        return RunTimes(known | far, workers, measured=took)
     sizes = sorted(speeds)
     logs = [math.log(speeds[size]) for size in sizes]
     for cell in unknown:
         size = flops_per_iter(cell.spec.config)
         speed = math.exp(np.interp(math.log(size), np.log(sizes), logs))
         known[cell.id] = (cell.flops + _evaluation_flops(cell.spec.config)) / speed
-    return RunTimes(known, measured=took)
+    return RunTimes(known, workers, measured=took)
 
 
 def _at_most(cell: Cell) -> float:

@@ -32,6 +32,7 @@ from nanoscale.studies.table_fit import named
 
 USUAL_NOISE = 0.005
 FEW_WORLDS = 40  # for a word beforehand
+LEAST_FLOOR = 1e-3  # of the lowest loss, in a law that is held to be true
 TRUTH_FROM = 4e6  # a tenth of the smallest model that the default truth was fitted to
 
 
@@ -215,7 +216,12 @@ def _usual_truth(form: Law, x: Array, runs: PlannedRuns) -> list[float]:
     truth = np.array(CHINCHILLA_TRUTH)
     loss = LAWS["chinchilla"].loss(truth, runs.values["N"], runs.values["D"])
     columns = dict(zip(_read(form), x, strict=True))
-    return list(fit_law(columns, loss, law=form, resamples=0).params.values())
+    nearest = dict(fit_law(columns, loss, law=form, resamples=0).params)
+    for parameter in form.parameters:
+        if parameter.kind == "floor":  # which tiny models hardly feel
+            least = LEAST_FLOOR * float(loss.min())
+            nearest[parameter.name] = max(nearest[parameter.name], least)
+    return [*nearest.values()]
 
 
 @dataclass(frozen=True)

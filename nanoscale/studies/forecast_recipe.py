@@ -98,6 +98,13 @@ class MainJob:
         """The LRs of the small model and, once those are known, of the middle one."""
         return () if self.tuning is None else self.tuning.rows(study, self.noise(study))
 
+    def tune_foreseen(self, study: Study) -> Sequence[Overrides]:
+        return () if self.tuning is None else self.tuning.foreseen(study, self.noise(study))
+
+    def tune_done(self, study: Study) -> None:
+        self.tuned(study)
+        self.keep_found(study)
+
     def tuned(self, study: Study) -> TunedLr | None:
         """The LR as the stage before the ladder left it, of which later runs change nothing; None
         where none is looked for."""
@@ -129,13 +136,18 @@ class MainJob:
         return [row for several in rows for row in several]
 
     def branches_foreseen(self, study: Study) -> list[Overrides]:
-        rows = [b.foreseen(study) for b in self.branches(study, None)]
+        rows = [b.foreseen(study) for b in self.branches(study, self.known.get(TUNE))]
         return [row for several in rows for row in several]
 
     def ladder_rows(self, study: Study) -> list[Overrides]:
-        """Every size with each of its seeds; what the stages before found is kept."""
-        tuned = self.tuned(study)
-        keep_found(study, self.noise(study), tuned)
+        """Every size with each of its seeds."""
+        return self.ladder_at(study, self.tuned(study))
+
+    def ladder_foreseen(self, study: Study) -> list[Overrides]:
+        """The same, at the base's LR while no better one is known."""
+        return self.ladder_at(study, self.known.get(TUNE))
+
+    def ladder_at(self, study: Study, tuned: TunedLr | None) -> list[Overrides]:
         branched = iter(self.branches(study, tuned))
         rows = []
         for size in self.sizes:
@@ -149,12 +161,27 @@ class MainJob:
 
     @property
     def ladder_plan(self) -> list[Overrides]:
-        """Those at the base's LR."""
+        """Those as the file has them."""
         return [{**size.row, "seed": seed} for size in self.sizes for seed in size.seeds]
+
+    def keep_found(self, study: Study) -> None:
+        """Write down what the stages so far came to."""
+        record: dict[str, Any] = {}
+        noise, tuned = self.noise(study), self.known.get(TUNE)
+        if noise is not None:
+            record[NOISE] = {"sd": noise}
+        if tuned is not None:
+            record[TUNE] = tuned.to_json() | {"summary": tuned.lines()}
+        if record:
+            make_folder(study.folder)
+            write_json(study.folder / FOUND, record)
 
     # -- the forecast ---------------------------------------------------------------------------
     def held_out_row(self, study: Study) -> Overrides:
         return self.with_lr(study, self.held_out, self.tuned(study))
+
+    def held_out_foreseen(self, study: Study) -> list[Overrides]:
+        return [self.with_lr(study, self.held_out, self.known.get(TUNE))]
 
     def sealing(self, study: Study) -> Sealing | None:
         """The forecast by the ladder as it is; None, which is said, where there can be none."""
@@ -237,17 +264,16 @@ def rows(table: FileTable) -> Question:
     """The stages that the table asks for, each with its rows."""
     job, least = read_job(table)
     stages = [
-        Stage(job.noise_rows, job.noise_rows, NOISE),
+        Stage(job.noise_rows, job.noise_rows, NOISE, job.keep_found),
         Stage(job.branch_rows, job.branches_foreseen, BRANCHES),
-        Stage(job.ladder_rows, lambda study: job.ladder_plan, LADDER_STAGE),
+        Stage(job.ladder_rows, job.ladder_foreseen, LADDER_STAGE),
         Stage(nothing, name=FIT),
         Stage(job.say_forecast, name=FORECAST),
         Stage(job.seal, name=SEAL),
-        Stage(job.confirm_rows, lambda study: [job.held_out], CONFIRM),
+        Stage(job.confirm_rows, job.held_out_foreseen, CONFIRM),
     ]
     if job.tuning is not None:
-        tuning = job.tuning
-        stages.insert(1, Stage(job.tune_rows, lambda study: tuning.foreseen(), TUNE))
+        stages.insert(1, Stage(job.tune_rows, job.tune_foreseen, TUNE, job.tune_done))
     asked = table.values.get(CHECK)
     return Question(
         [],
@@ -333,18 +359,6 @@ def read_check(table: FileTable, smallest: Overrides) -> Callable[[Overrides], C
 
 
 # -- what the stages found ------------------------------------------------------------------------
-def keep_found(study: Study, noise: float | None, tuned: TunedLr | None) -> None:
-    """Write down what the stages before the ladder came to."""
-    record: dict[str, Any] = {}
-    if noise is not None:
-        record[NOISE] = {"sd": noise}
-    if tuned is not None:
-        record[TUNE] = tuned.to_json() | {"summary": tuned.lines()}
-    if record:
-        make_folder(study.folder)
-        write_json(study.folder / FOUND, record)
-
-
 def found_lines(study: Study) -> tuple[list[str], list[str]]:
     """What a user reads of it, and doubts."""
     lines, doubts = [], []

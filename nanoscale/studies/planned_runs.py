@@ -15,7 +15,7 @@ from nanoscale.experiments.tables import read_table
 from nanoscale.laws.arrays import Array, Index
 from nanoscale.laws.points import with_compute
 from nanoscale.spec.sources import Source
-from nanoscale.studies.row_runs import DEFAULTS, scale_of_run
+from nanoscale.studies.row_runs import DEFAULTS, scale_of_run, whole_flops
 from nanoscale.studies.study_file import read_study
 from nanoscale.studies.table_faults import check_counts, check_units, odd_ratio, with_numbers
 from nanoscale.studies.table_fit import OURS, SCALES, columns_in, numbers_of
@@ -104,7 +104,7 @@ def of_cells(cells: Sequence[Cell], seeds: int | None, ladder: bool) -> PlannedR
     for cell in cells:
         config = cell.spec.config
         N, D = scale_of_run(config)
-        points.setdefault((N, D, cell.flops), set()).add(config.seed)
+        points.setdefault((N, D, whole_flops(config)), set()).add(config.seed)
 
     rows: list[tuple[int, int, int]] = []
     for point, point_seeds in points.items():

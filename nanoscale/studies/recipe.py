@@ -85,18 +85,21 @@ class Stage:
     """A part of a study, which comes when those before it have run.
 
     rows: the runs that it wants, by what those so far came to; asked again until none is new.
-    foreseen: about those, before anything has run; all of them are checked first, and a dry run
-    shows them. name: of a study with several; it labels the runs.
+    foreseen: about those, by what has run so far; all of them are checked first, and a dry run
+    shows them. name: of a study with several; it labels the runs. done: what else is to be done
+    once they have run.
     """
 
     rows: Callable[[Study], Sequence[Overrides]]
     foreseen: Callable[[Study], Sequence[Overrides]] | None = None
     name: str | None = None
+    done: Callable[[Study], None] | None = None
 
     def guarded(self, said: str) -> Stage:
         """The same, whose errors begin with `said`."""
         foreseen = self.foreseen and guarded(self.foreseen, said)
-        return replace(self, rows=guarded(self.rows, said), foreseen=foreseen)
+        done = self.done and guarded(self.done, said)
+        return replace(self, rows=guarded(self.rows, said), foreseen=foreseen, done=done)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shlex
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
@@ -21,6 +21,7 @@ from nanoscale.checks.coordinates import FAIL
 from nanoscale.errors import UserError, make_folder, one_of
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import Cell, check_axes, questions
+from nanoscale.experiments.planning import planned
 from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import OUTPUT_ROOT, check_name
 from nanoscale.spec.config import ExperimentConfig, flatten
@@ -158,16 +159,25 @@ def foresee(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str 
 def foreseen_cells(
     runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str | None = None
 ) -> list[Cell]:
-    """The runs of all stages as they are foreseen, checked.
+    """The runs of all stages, as they are by what has run so far, or as they are foreseen; checked.
 
     Raises:
         UserError: one of them is bad, before any has begun.
     """
-    study = Study(file.name, runner.over(file.base_source, asked), runner.output_root)
+    asked = runner.over(file.base_source, asked)
+    study = Study(file.name, asked, runner.output_root)
+
+    def as_it_is(cells: Sequence[Cell]) -> Study:
+        return replace(study, entries=[planned(cell, runner.store).entry for cell in cells])
+
     found: dict[str, Cell] = {}
     for stage in file.question.all_stages:
         if stage.foreseen is not None:
-            found |= cells_of(runner, file, stage, stage.foreseen(study))
+            before = len(found)
+            if study.ok:
+                study, found = settled(runner, file, stage, study, found, as_it_is)
+            if not study.ok or len(found) == before:
+                found |= cells_of(runner, file, stage, stage.foreseen(study))
         if until is not None and stage.name == until:
             break
     cells = [*found.values()]
@@ -188,21 +198,39 @@ def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: s
 
     found: dict[str, Cell] = {}
     for stage in file.question.all_stages:
-        before = found
-        own: dict[str, Cell] = {}
-        for _ in range(MOST_REFINEMENTS + 1):
-            cells = cells_of(runner, file, stage, stage.rows(study))
-            if all(found.get(id) == cell for id, cell in cells.items()):
-                break
-            # in the order of the last asking, whatever has run before, so that tables are equal
-            own = cells | {id: cell for id, cell in own.items() if id not in cells}
-            found = {id: cell for id, cell in before.items() if id not in own} | own
-            study = bring(runner, file, asked, [*found.values()])
-            if not study.ok:
-                return study
+        study, found = settled(
+            runner, file, stage, study, found, lambda cells: bring(runner, file, asked, cells)
+        )
+        if not study.ok:
+            break
+        if stage.done is not None:
+            stage.done(study)
         if stage.name is not None and stage.name == until:
             break
     return study
+
+
+def settled(
+    runner: ExperimentRunner,
+    file: StudyFile,
+    stage: Stage,
+    study: Study,
+    before: dict[str, Cell],
+    bring: Callable[[Sequence[Cell]], Study],
+) -> tuple[Study, dict[str, Cell]]:
+    """The study and all its cells, once a stage wants none that is new or one has no result."""
+    found, own = before, dict[str, Cell]()
+    for _ in range(MOST_REFINEMENTS + 1):
+        cells = cells_of(runner, file, stage, stage.rows(study))
+        if all(found.get(id) == cell for id, cell in cells.items()):
+            break
+        # in the order of the last asking, whatever has run before, so that tables are equal
+        own = cells | {id: cell for id, cell in own.items() if id not in cells}
+        found = {id: cell for id, cell in before.items() if id not in own} | own
+        study = bring([*found.values()])
+        if not study.ok:
+            break
+    return study, found
 
 
 def cells_of(

@@ -109,28 +109,38 @@ class Tuning:
         of_length = {} if ratio == self.ratios[-1] else {PER_PARAM: ratio}
         return {**size, **of_length, self.key: float(f"{lr:.3g}")}
 
-    def foreseen(self) -> list[dict[str, Any]]:
-        """About the runs, had the small model the middle one of the LRs for its best."""
-        rows = self.first_rows()
-        if self.middle is not None:
-            lr = self.lrs[len(self.lrs) // 2]
-            rows += [self.row(self.middle, lr * 2**step, self.ratios[-1]) for step in TRIED]
-        return rows
+    def foreseen(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
+        """Those and, until the small model's best LR is known, the middle one of `lrs` for it."""
+        middle = self.middle_rows(study, noise)
+        if self.middle is not None and not middle:
+            middle = self.about(self.middle, self.lrs[len(self.lrs) // 2])
+        return self.small_rows(study) + middle
 
     def rows(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
         """Those wanted now: until each curve has its lowest loss between others."""
+        return self.small_rows(study) + self.middle_rows(study, noise)
+
+    def small_rows(self, study: Study) -> list[dict[str, Any]]:
+        """The small model at both lengths."""
         rows = self.first_rows()
+        for ratio in self.ratios:
+            rows += self.further(self.curve(study, self.proxy, ratio), self.proxy, ratio)
+        return rows
+
+    def middle_rows(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
+        """The middle size, once the small model's curves say about which LR."""
         curves = [self.curve(study, self.proxy, ratio) for ratio in self.ratios]
-        for curve, ratio in zip(curves, self.ratios, strict=True):
-            rows += self.further(curve, self.proxy, ratio)
         if self.middle is None or not all(bracketed(curve) for curve in curves):
-            return rows
+            return []
         long = self.ratios[-1]
         rule = self.of_small(study, noise or SEED_NOISE).rule
         expected = rule.at(*scale_of_row(study, self.middle))
-        rows += [self.row(self.middle, expected * 2**step, long) for step in TRIED]
-        rows += self.further(self.curve(study, self.middle, long), self.middle, long)
-        return rows
+        tried = self.curve(study, self.middle, long)
+        return self.about(self.middle, expected) + self.further(tried, self.middle, long)
+
+    def about(self, size: Overrides, lr: float) -> list[dict[str, Any]]:
+        """A size at the ladder's length, with LRs on both sides of that."""
+        return [self.row(size, lr * 2**step, self.ratios[-1]) for step in TRIED]
 
     def further(self, curve: LrCurve | None, size: Overrides, ratio: float) -> list[dict[str, Any]]:
         """What would bracket a curve's lowest loss."""

@@ -75,7 +75,16 @@ def test_a_time_that_nothing_tells_is_unknown(local, capsys):
 
 
 def test_a_plan_of_nothing_takes_no_time():
-    assert total_line(0.0, timing.RunTimes({}), 1) == []
+    assert total_line([(0.0, timing.RunTimes({}, 1))]) == []
+
+
+def test_parts_of_a_plan_follow_each_other_each_on_its_own_workers():
+    many, one = timing.RunTimes({}, 2), timing.RunTimes({}, 1, measured=3.0)
+    line = "about 1 min 10 s on 2 workers, then 1, by a calibration of 3.0 s"
+    assert total_line([(120.0, many), (10.0, one)]) == [line]
+    assert total_line([(120.0, many), (0.0, one)]) == [
+        line.replace("10 s", "00 s").replace(", then 1", "")
+    ]
 
 
 @pytest.mark.slow

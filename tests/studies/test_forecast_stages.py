@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,55 @@ def test_a_dry_run_shows_every_stage_and_starts_nothing(tmp_path, monkeypatch, c
     assert "tune: " in said
     assert "ladder: n_embd=20" not in said
     assert not Path("experiments_out").exists()
+
+
+def plans(said: str) -> list[tuple[str, str]]:
+    """(plan, stage) of each run that a dry run of the study shows."""
+    lines = [line.split() for line in said.splitlines() if line.startswith("[f]   ")]
+    stages = [next(word for word in words if word.endswith(":")) for words in lines]
+    return [(words[1], stage[:-1]) for words, stage in zip(lines, stages, strict=True)]
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_on_from_what_has_run(study, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        prepare("synthetic")
+        Path("f.toml").write_text(STUDY)
+        assert main(["study", "f.toml", "--dry-run"]) == DONE
+    foreseen = capsys.readouterr().out.splitlines()[-1]
+    assert "the law's loss to" in foreseen
+
+    before = {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+    assert main(["study", "f.toml", "--dry-run"]) == DONE
+    said = capsys.readouterr().out
+    assert [plan for plan in plans(said) if plan[0] != "cached"] == [("new", "confirm")]
+    assert "confirm: n_embd=32, learning_rate=" in said
+    assert said.splitlines()[-1] == foreseen
+    assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
+
+    (largest,) = (row for row in table(study) if row["n_embd"] == "20")
+    remove_run(study, stage="ladder", n_embd="20")
+    main(["study", "f.toml", "--dry-run"])
+    said = capsys.readouterr().out
+    assert f"ladder: n_embd=20, seed=1337, learning_rate={largest['learning_rate']}" in said
+    assert ("new", "ladder") in plans(said)
+
+    remove_run(study, stage="tune", tokens_per_param="", n_embd="6", learning_rate="0.016")
+    main(["study", "f.toml", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "ladder: n_embd=20, seed=1337  " in said  # at the base's, as the best is unknown
+
+
+def remove_run(study: Path, **values: str) -> None:
+    """The folder of the one run whose row of the table has these values."""
+    entries = json.loads((study / "study.json").read_text())["runs"]
+    (place,) = (
+        place
+        for place, row in enumerate(table(study))
+        if all(row[key] == value for key, value in values.items())
+    )
+    shutil.rmtree(study.parent / "runs" / entries[place]["folder"])
 
 
 @pytest.mark.parametrize(
