@@ -100,34 +100,34 @@ class Tuning:
         )
 
     # -- rows -----------------------------------------------------------------------------------
-    def first_rows(self) -> list[dict[str, Any]]:
+    def first_rows(self) -> list[Overrides]:
         """The small model at both lengths with every LR."""
         return [self.row(self.proxy, lr, ratio) for ratio in self.ratios for lr in self.lrs]
 
-    def row(self, size: Overrides, lr: float, ratio: float) -> dict[str, Any]:
+    def row(self, size: Overrides, lr: float, ratio: float) -> Overrides:
         """One run; the ladder's own length is the base's."""
         of_length = {} if ratio == self.ratios[-1] else {PER_PARAM: ratio}
         return {**size, **of_length, self.key: float(f"{lr:.3g}")}
 
-    def foreseen(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
+    def foreseen(self, study: Study, noise: float | None) -> list[Overrides]:
         """Those and, until the small model's best LR is known, the middle one of `lrs` for it."""
         middle = self.middle_rows(study, noise)
         if self.middle is not None and not middle:
             middle = self.about(self.middle, self.lrs[len(self.lrs) // 2])
         return self.small_rows(study) + middle
 
-    def rows(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
+    def rows(self, study: Study, noise: float | None) -> list[Overrides]:
         """Those wanted now: until each curve has its lowest loss between others."""
         return self.small_rows(study) + self.middle_rows(study, noise)
 
-    def small_rows(self, study: Study) -> list[dict[str, Any]]:
+    def small_rows(self, study: Study) -> list[Overrides]:
         """The small model at both lengths."""
         rows = self.first_rows()
         for ratio in self.ratios:
             rows += self.further(self.curve(study, self.proxy, ratio), self.proxy, ratio)
         return rows
 
-    def middle_rows(self, study: Study, noise: float | None) -> list[dict[str, Any]]:
+    def middle_rows(self, study: Study, noise: float | None) -> list[Overrides]:
         """The middle size, once the small model's curves say about which LR."""
         curves = [self.curve(study, self.proxy, ratio) for ratio in self.ratios]
         if self.middle is None or not all(bracketed(curve) for curve in curves):
@@ -138,11 +138,11 @@ class Tuning:
         tried = self.curve(study, self.middle, long)
         return self.about(self.middle, expected) + self.further(tried, self.middle, long)
 
-    def about(self, size: Overrides, lr: float) -> list[dict[str, Any]]:
+    def about(self, size: Overrides, lr: float) -> list[Overrides]:
         """A size at the ladder's length, with LRs on both sides of that."""
         return [self.row(size, lr * 2**step, self.ratios[-1]) for step in TRIED]
 
-    def further(self, curve: LrCurve | None, size: Overrides, ratio: float) -> list[dict[str, Any]]:
+    def further(self, curve: LrCurve | None, size: Overrides, ratio: float) -> list[Overrides]:
         """What would bracket a curve's lowest loss."""
         if curve is None:
             return []

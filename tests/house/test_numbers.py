@@ -419,6 +419,21 @@ def test_the_main_job_in_small_is_what_its_seal_says(capsys):
     )
 
 
+def test_the_floors_that_hold_the_entropy_are_those_of_their_file():
+    rows = table("floors/floors.csv")
+    for sizes in ("5", "6", "7"):
+        part = [row for row in rows if row["sizes"] == sizes]
+        above, holds, width = [], 0, []
+        for row in part:
+            entropy, low, high = (float(row[key]) for key in ("entropy", "low", "high"))
+            above.append(100 * (float(row["largest_run"]) / entropy - 1))
+            holds += low <= entropy <= high
+            width.append(100 * (high - low) / entropy)
+        far, wide = statistics.median(above), statistics.median(width)
+        line = f"| {sizes} | {far:.2g} % | {holds} of {len(part)} | {wide:.2g} % of H |"
+        says("docs/results/floors/README.md", line)
+
+
 def test_the_share_of_forecasts_that_hold_is_the_tables():
     rows = table("laws/forecasts.csv")
     runs = sum(int(row["runs"]) for row in rows)
