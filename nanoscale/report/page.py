@@ -61,8 +61,8 @@ def write_report(
         title=title,
         question=question,
         colours=COLOURS,
-        answer=[_formula(line) for line in summary_lines],
-        warnings=warnings,
+        answer=[_Line.of(line) for line in summary_lines],
+        warnings=[_Line.of(line) for line in warnings],
         figures=[_drawn(i, *figure) for i, figure in enumerate(figures, start=1)],
         tables=[_table(*table) for table in tables],
         settings=[(name, _words(value)) for name, value in _flat(settings)],
@@ -74,10 +74,19 @@ def write_report(
     return path
 
 
-def _formula(line: str) -> list[tuple[bool, list[Piece]]]:
-    """The line in parts, each with whether it is an interval, and its pieces."""
-    parts = INTERVAL.split(line)  # every second one is an interval
-    return [(i % 2 == 1, _pieces(part)) for i, part in enumerate(parts)]
+@dataclass(frozen=True)
+class _Line:
+    """A line in parts, each with whether it is an interval, and its pieces."""
+
+    text: str
+    parts: list[tuple[bool, list[Piece]]]
+    begins_with_a_word: bool  # and not with a key or a path, which stay as they are
+
+    @classmethod
+    def of(cls, text: str) -> _Line:
+        parts = INTERVAL.split(text)  # every second one is an interval
+        pieces = [(i % 2 == 1, _pieces(part)) for i, part in enumerate(parts)]
+        return cls(text, pieces, text.split(" ")[0].rstrip(",:").isalpha())
 
 
 def _pieces(text: str) -> list[Piece]:

@@ -20,7 +20,7 @@ from nanoscale.errors import UserError, counted, make_folder
 from nanoscale.experiments.cells import Cell, grid_lists
 from nanoscale.experiments.planning import folder_of
 from nanoscale.experiments.results import RUNS
-from nanoscale.spec.sources import FIELDS, Source, flatten_keys
+from nanoscale.spec.sources import Source, flatten_keys
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import read_json, write_json
 from nanoscale.store.folder import FINISHED
@@ -308,10 +308,9 @@ def read_job(table: FileTable) -> tuple[MainJob, int]:
     if any(row.items() <= run.items() for run in ladder.rows):
         raise UserError(f"{table.where()}: held_out is one of the sizes; forecast a bigger run")
 
-    usual = table.values.get("seeds", [FIELDS["seed"].default])
     sizes = []
     for size, others in zip(plain, branched, strict=True):
-        seeds = size.pop("seeds", usual)
+        seeds = table.take_seeds(size)
         sizes.append(Size(size, seeds, others))
     shapes = [size.row for size in sizes]
     noise = table.part(NOISE, ("seeds",))

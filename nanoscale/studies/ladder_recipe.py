@@ -43,7 +43,7 @@ def rows(table: FileTable) -> Question:
         lengths = [key for key in LENGTH_KEYS if key in size]
         if lengths:
             raise UserError(f"{where}: {lengths[0]}: all sizes share [base]'s tokens_per_param")
-        seeds = size.pop("seeds", table.values.get("seeds", [FIELDS["seed"].default]))
+        seeds = table.take_seeds(size)
         values = {key: [value] for key, value in size.items()}
         runs += combinations(values | grid_lists({}, seeds, where))
     return Question(runs, where, min_sizes=least)

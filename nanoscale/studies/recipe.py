@@ -62,6 +62,14 @@ class FileTable:
                 raise UserError(f"{where}: unknown key {each!r}{hint}")
         return dict(values)
 
+    def take_seeds(self, size: dict[str, Any]) -> Any:
+        """Take the seeds of a size out of its keys: its own, or the table's, or the base's one."""
+        from nanoscale.spec.sources import FIELDS
+
+        usual = self.values.get("seeds", [self.base.get("seed", FIELDS["seed"].default)])
+        one = size.pop("seed", None)
+        return size.pop("seeds", usual if one is None else [one])
+
     def no_ratio(self) -> UserError:
         """For a ladder whose base says no length that its sizes share."""
         return UserError(

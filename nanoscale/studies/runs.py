@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nanoscale.experiments import Study
     from nanoscale.spec.values import Json
 
+BRANCH = "branch_from"
+
 # The columns that a reader wants, under readable names.
 READABLE = {
     "state": "state",
@@ -42,7 +44,12 @@ def numeric(column: Series) -> bool:
 
 
 def runs_table(study: Study, frame: DataFrame) -> DataFrame:
-    return frame[[*study.varied, *READABLE]].rename(columns=READABLE)
+    """The runs as a page has them: their stage, the keys of which some has a value, results."""
+    keys = [key for key in ("stage", *study.varied) if key in frame and frame[key].notna().any()]
+    table = frame[[*keys, *READABLE]].rename(columns=READABLE)
+    if BRANCH in table:  # of a path RUNS/NAME-ID@STEP, what the column of runs has
+        table[BRANCH] = table[BRANCH].str.rpartition("-")[2]
+    return table
 
 
 def curves(study: Study, done: DataFrame) -> list[Picture]:

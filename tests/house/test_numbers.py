@@ -419,6 +419,30 @@ def test_the_main_job_in_small_is_what_its_seal_says(capsys):
     )
 
 
+def test_what_branches_cost_and_lose_is_their_files():
+    rows = table("branches/branches.csv")
+    share = sum(int(r["flops"]) for r in rows) / sum(int(r["separate_flops"]) for r in rows)
+    of_size, cosine = {}, {}
+    for row in rows:
+        place = (row["n_embd"], row["learning_rate"])
+        of_size.setdefault(place, {})[row["tokens_per_param"]] = float(row["loss"])
+        cell = (row["n_embd"], row["tokens_per_param"])
+        cosine[cell] = min(float(row["cosine_loss"]), cosine.get(cell, math.inf))
+    over = {}
+    for size in {size for size, _ in of_size}:
+        curves = [losses for (of, _), losses in of_size.items() if of == size]
+        best = min(curves, key=lambda losses: statistics.mean(losses.values()))
+        for ratio, loss in best.items():
+            over.setdefault(ratio, []).append(loss - cosine[size, ratio])
+    every = [value for values in over.values() for value in values]
+    error = statistics.stdev(every) / len(every) ** 0.5
+    page = "docs/results/branches/README.md"
+    says(page, f"**{percent(share, 1)} of the FLOPs**")
+    says(page, f"**{-statistics.mean(every):.3f} +- {error:.3f} nats below cosine's losses**")
+    for ratio, values in over.items():
+        says(page, f"| {ratio} | {statistics.mean(values):+.4f} |")
+
+
 def test_the_floors_that_hold_the_entropy_are_those_of_their_file():
     rows = table("floors/floors.csv")
     for sizes in ("5", "6", "7"):

@@ -165,6 +165,24 @@ def test_a_ladder_has_a_row_per_size_and_seed():
     assert (study.name, study.recipe_name, study.base["tokens_per_param"]) == ("toy", "ladder", 0.1)
 
 
+@pytest.mark.parametrize(
+    ("base", "table", "size", "seeds"),
+    [
+        ("", "", "", [1337]),
+        ("seed = 5", "", "", [5]),
+        ("seed = 5", "seeds = [1]", "", [1]),
+        ("seed = 5", "seeds = [1]", "seed = 7", [7]),
+        ("seed = 5", "", "seeds = [1, 2]", [1, 2]),
+    ],
+)
+def test_a_sizes_seeds_are_the_nearest_that_are_written(base, table, size, seeds):
+    text = LADDER.replace("seeds = [1]\n", f"{table}\n").replace(
+        "n_embd = 24", f"n_embd = 24\n{size}"
+    )
+    study = read_study(write(text.replace("[base]", f"[base]\n{base}")))
+    assert [row["seed"] for row in study.question.rows if row["n_embd"] == 24] == seeds
+
+
 def test_a_grid_has_every_combination_and_the_files_name():
     study = read_study(write(GRID + "parametrization.mode = ['SP', 'muP']\n", "lrs.toml"))
     assert study.name == "lrs"
