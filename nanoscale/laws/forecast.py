@@ -21,6 +21,7 @@ from nanoscale.errors import UserError, counted
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array, Mask
 from nanoscale.laws.fit import LawFit
+from nanoscale.laws.forms import Law
 from nanoscale.laws.holdout import RUNS_PER_PARAMETER, FitOptions, Past, thresholds
 from nanoscale.laws.points import RowLabels, TableColumns, compute
 from nanoscale.laws.predict import Basis, new_runs
@@ -31,6 +32,10 @@ DRIFTS = np.geomspace(1e-4, 0.3, 90)  # on which the posterior is kept
 PAST_RESAMPLES = 100  # of a law of the past
 FARTHEST = 1e4  # times the budgets of the runs
 STEPS_NEEDED = 2  # budgets below which a law was fitted
+TOO_FEW = (
+    "what this law foresaw is known at fewer than 2 budgets: add runs at other budgets, or seeds "
+    "at the smaller ones, so that 2 of them have {} runs below"
+)
 DRAWS_NEEDED = 20  # of a law's resamples that have a result
 
 
@@ -173,12 +178,19 @@ def refusals(fit: LawFit, laws: Array, past: Past, drift: LawDrift | None) -> li
     if past.points.budgets is None:
         reasons.append("the law reads no compute, by which its past could be asked")
     elif drift is None:
-        wanted = RUNS_PER_PARAMETER * len(past.form.names)
-        reasons.append(
-            f"what this law foresaw is known at fewer than {STEPS_NEEDED} budgets: add runs at "
-            f"other budgets, so that {STEPS_NEEDED} have {wanted} runs below them"
-        )
+        reasons.append(TOO_FEW.format(runs_needed(past.form)))
     return reasons
+
+
+def too_few_budgets(budgets: Array, form: Law) -> str | None:
+    """Why runs at these budgets (n,) will have no interval of their forecast, if so."""
+    enough = len(thresholds(budgets, runs_needed(form))) >= STEPS_NEEDED
+    return None if enough else TOO_FEW.format(runs_needed(form))
+
+
+def runs_needed(form: Law) -> int:
+    """Below a budget, for the law to foresee it."""
+    return RUNS_PER_PARAMETER * len(form.names)
 
 
 def drift_of(past: Past) -> LawDrift | None:
@@ -191,8 +203,7 @@ def drift_of(past: Past) -> LawDrift | None:
         return None
     log_weights = -np.log1p((DRIFTS / USUAL_DRIFT) ** 2) + np.log(DRIFTS)
     steps, farthest = 0, 1.0
-    least = RUNS_PER_PARAMETER * len(past.form.names)
-    for threshold in each(thresholds(budgets, least), "hold-outs"):
+    for threshold in each(thresholds(budgets, runs_needed(past.form)), "hold-outs"):
         try:
             error, known, fold = foreseen(past, budgets < threshold, budgets)
         except UserError:

@@ -80,13 +80,14 @@ class _Line:
 
     text: str
     parts: list[tuple[bool, list[Piece]]]
-    begins_with_a_word: bool  # and not with a key or a path, which stay as they are
+    begins_with_a_word: bool  # and not with a key, a path or a symbol, which stay as they are
 
     @classmethod
     def of(cls, text: str) -> _Line:
         parts = INTERVAL.split(text)  # every second one is an interval
         pieces = [(i % 2 == 1, _pieces(part)) for i, part in enumerate(parts)]
-        return cls(text, pieces, text.split(" ")[0].rstrip(",:").isalpha())
+        first = text.split(" ")[0].rstrip(",:")
+        return cls(text, pieces, first.isalpha() and len(first) > 1)
 
 
 def _pieces(text: str) -> list[Piece]:

@@ -115,9 +115,9 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
     )
 
 
-def width_at(runs: PlannedRuns, C: float) -> DesignAnswer:
+def width_at(runs: PlannedRuns, C: float, noise: float) -> DesignAnswer:
     """How wide the interval of the law's loss at C FLOPs will be, by a few worlds."""
-    settings = DesignSettings(worlds=FEW_WORLDS, resamples=100)
+    settings = DesignSettings(worlds=FEW_WORLDS, resamples=100, noise=noise)
     design, _ = design_of(runs, settings)
     return _simulated(design, [LawQuestion.parse(f"L@{C:g}", design.form)], settings)[0]
 

@@ -20,6 +20,7 @@ from nanoscale.errors import UserError, counted, make_folder
 from nanoscale.experiments.cells import Cell, grid_lists
 from nanoscale.experiments.planning import folder_of
 from nanoscale.experiments.results import RUNS
+from nanoscale.laws.forecast import too_few_budgets
 from nanoscale.spec.sources import Source, flatten_keys
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import read_json, write_json
@@ -32,35 +33,29 @@ from nanoscale.studies.planned_runs import of_cells
 from nanoscale.studies.recipe import CHECK, Answer, FileTable, Picture, Question, Recipe, Stage
 from nanoscale.studies.row_runs import cell_of, loss_of_row, scale_of_row, whole_flops
 from nanoscale.studies.seals import (
+    LADDER_LAW,
     PREDICTIONS,
     SCORE,
     SealedRun,
+    SealFound,
     Sealing,
     config_of,
     forecast_point,
+    is_of,
     seal_in,
     verify_study,
     write_seal,
 )
 from nanoscale.studies.table_fit import LADDER_STAGE
-from nanoscale.studies.tuning import TunedLr, Tuning
+from nanoscale.studies.tuning import FOUND, NOISE, TUNE, TunedLr, Tuning, found_in
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
 
-NOISE, TUNE, BRANCHES, FIT, FORECAST, SEAL, CONFIRM = (
-    "noise",
-    "tune",
-    "branches",
-    "fit",
-    "forecast",
-    "seal",
-    "confirm",
-)
+BRANCHES, FIT, FORECAST, SEAL, CONFIRM = "branches", "fit", "forecast", "seal", "confirm"
 TIMES_LARGER = 3.0  # the run held out, in FLOPs, than any other of the study
-FOUND = "stages.json"  # what the stages before the ladder found, beside study.json
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,7 @@ class MainJob:
     noise_seeds: Sequence[int]
     tuning: Tuning | None
     held_out: Overrides
+    where: str  # the table stands
     known: dict[str, TunedLr] = field(default_factory=dict, compare=False)  # by the tuning's stage
 
     # -- before the ladder ----------------------------------------------------------------------
@@ -227,7 +223,7 @@ class MainJob:
         row = self.held_out_row(study)
         now = cell_of(study, row).id
         if now == sealed.run_id:
-            return [row]
+            return [row] if self.may_be_judged(study, row, sealed) else []
         study.verdict = "fail"
         study.say(
             f"{sealed.path} forecasts run {sealed.run_id}, and the study's is now {now}: it was "
@@ -235,28 +231,47 @@ class MainJob:
         )
         return []
 
+    def may_be_judged(self, study: Study, row: Overrides, sealed: SealFound) -> bool:
+        """Whether the seal is of the study as it is; a run is trained under no other."""
+        if not study.entries or loss_of_row(study, row) is not None:
+            return True
+        if is_of(sealed, study):
+            return True
+        study.verdict = "fail"
+        study.say(
+            f"{sealed.path} is of other runs than the study's now: it was changed since, and the "
+            "run held out is not trained; give the study another name"
+        )
+        return False
+
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse a run that is hardly bigger than those that are fitted."""
         bigger = [cell.flops for cell in cells if cell.stage == CONFIRM]
         largest = max(whole_flops(cell.spec.config) for cell in cells if cell.stage != CONFIRM)
         if bigger and bigger[0] < TIMES_LARGER * largest:
+            times = bigger[0] / largest
             raise UserError(
-                f"[forecast.held_out]: {bigger[0]:.3g} FLOPs are {bigger[0] / largest:.2g} times "
-                f"the largest run's; a forecast is of a run of at least {TIMES_LARGER:g} times"
+                f"{self.where}: held_out: {bigger[0]:.3g} FLOPs are {times:.2g} times the largest "
+                "run's, branches and all; a forecast is of a run of at least "
+                f"{TIMES_LARGER:g} times"
             )
 
-    def width(self, cells: Sequence[Cell]) -> list[str]:
-        """How wide the forecast's interval will about be."""
+    def width(self, study: Study, cells: Sequence[Cell]) -> list[str]:
+        """How wide the forecast's interval will about be, or why there will be none."""
         bigger = next((cell for cell in cells if cell.stage == CONFIRM), None)
         if bigger is None:  # the stages asked for end before
             return []
-        ladder = [cell for cell in cells if cell.stage == LADDER_STAGE]
-        answer = width_at(of_cells(ladder, None, ladder=True), float(bigger.flops))
+        runs = of_cells([cell for cell in cells if cell.stage == LADDER_STAGE], None, ladder=True)
+        noise = self.noise(study) or USUAL_NOISE
+        answer = width_at(runs, float(bigger.flops), noise)
         half = 50 * answer.width / float(np.mean(answer.ends))
-        return [
+        lines = [
             f"foreseen at {bigger.flops:.3g} FLOPs: the law's loss to {half:.2g} % (95 %, by "
-            f"{answer.worlds} worlds, noise {100 * USUAL_NOISE:.2g} %); the drift comes on top"
+            f"{answer.worlds} worlds, noise {100 * noise:.2g} %), and wider by what the law does "
+            "without its smallest sizes and by its drift"
         ]
+        missing = too_few_budgets(runs.values["C"], LADDER_LAW.form)
+        return [*lines, f"foreseen: no interval: {missing}"] if missing else lines
 
 
 # -- the question ---------------------------------------------------------------------------------
@@ -320,6 +335,7 @@ def read_job(table: FileTable) -> tuple[MainJob, int]:
         noise_seeds=[] if noise is None else noise_seeds(table, noise),
         tuning=Tuning.of(table, shapes) if TUNE in table.values else None,
         held_out=row,
+        where=table.where(),
     )
     return job, ladder.min_sizes
 
@@ -361,13 +377,12 @@ def read_check(table: FileTable, smallest: Overrides) -> Callable[[Overrides], C
 def found_lines(study: Study) -> tuple[list[str], list[str]]:
     """What a user reads of it, and doubts."""
     lines, doubts = [], []
-    path = study.folder / FOUND
-    record: Any = read_json(path) if path.is_file() else {}
-    if TUNE in record:
-        lines += record[TUNE]["summary"]
-        doubts += record[TUNE]["doubts"]
-    if NOISE in record:
-        lines.append(f"noise of seeds: {100 * record[NOISE]['sd']:.2g} % of the loss")
+    noise, tuned = found_in(study.folder)
+    if tuned is not None:
+        lines += tuned.lines()
+        doubts += tuned.doubts
+    if noise is not None:
+        lines.append(f"noise of the smallest size's seeds: {100 * noise:.2g} % of the loss")
     check = study.folder / f"{CHECK}.json"
     if check.is_file():
         verdict: Any = read_json(check)

@@ -108,6 +108,7 @@ def figures(
         "distance from the law."
     )
     if forecast is not None:
+        caption = caption.replace("every run", "every run of the ladder")
         caption += " The bar is the sealed forecast's 95 % interval; the dot on it what came of it."
     drawn = law_figure(points, answer.result, forecast=forecast)
     return [Picture("law", caption, drawn), *curves(study, done)]

@@ -20,6 +20,7 @@ from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.values import Json
 from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.table_fit import FitSettings, fit_table
+from nanoscale.studies.tuning import found_in
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from nanoscale.spec.identity import RunSpec
 
 SHAPE = ("n_layer", "n_embd", "n_head")
+# What a run has of being a trunk, or a branch of one.
+OF_TRUNK = ("warmup_frac", "warmup_iters", "checkpoint_steps", "branch_from")
 VOCAB_SIZE, BLOCK_SIZE = 50304, 1024  # GPT-2's vocabulary, padded, as nanoGPT
 
 
@@ -42,7 +45,7 @@ class Grounds:
     vocab_size: int | None = None
     block_size: int | None = None
     warnings: tuple[str, ...] = ()
-    largest: RunSpec | None = None  # of the runs of a study
+    study: Study | None = None
     tokens_per_param: float | None = None  # where N and D rise together
 
 
@@ -117,8 +120,9 @@ def _extended(
     """The next run of a study's ladder."""
     from nanoscale.laws.plan import extend
 
-    spec, ratio, basis = grounds.largest, grounds.tokens_per_param, grounds.basis
-    if spec is None or ratio is None or basis is None or "C" not in basis.reach:
+    study, ratio, basis = grounds.study, grounds.tokens_per_param, grounds.basis
+    spec = None if study is None else _largest(study)
+    if study is None or spec is None or ratio is None or basis is None or "C" not in basis.reach:
         raise UserError(
             f"a law of {grounds.fit.x_names[0]} alone says no N* and D*: name the study of a "
             "ladder to extend it, or vary D at fixed N and fit both"
@@ -134,10 +138,15 @@ def _extended(
         speed=speed,
         unit=unit,
     )
-    shape = {key: made.run.config[key] for key in SHAPE}
-    typed = dict(DEFAULTS)
-    typed |= {key: value for key, value in spec.typed.items() if key not in LENGTH_KEYS}
-    typed |= shape | {"max_iters": made.run.iterations, "out_dir": "out-next"}
+    typed: dict[str, Json] = {**DEFAULTS, **study.asked.base_params}
+    typed |= {key: value for key, value in spec.typed.items() if key not in OF_TRUNK}
+    typed = {key: value for key, value in typed.items() if key not in LENGTH_KEYS}
+    typed |= {key: made.run.config[key] for key in SHAPE}
+    _, tuned = found_in(study.folder)
+    if tuned is not None:
+        D = made.run.iterations * (batch_tokens or config.tokens_per_iter)
+        typed[tuned.key] = tuned.rule.at(made.run.N, D)
+    typed |= {"max_iters": made.run.iterations, "out_dir": "out-next"}
     flags = [f"--{key}={value}" for key, value in typed.items()]
     return replace(made, command=shlex.join([*program().split(), "train", *flags]))
 
@@ -162,7 +171,7 @@ def grounds_of(
         study = _study_of(source, output_root)
         source = read_table(source, output_root=output_root)
         grounds = _of_table(source, settings)
-        return grounds if study is None else replace(grounds, largest=_largest(study))
+        return replace(grounds, study=study)
     return _of_table(source, settings)
 
 

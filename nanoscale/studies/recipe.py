@@ -131,7 +131,7 @@ class Question:
     fitted: Sequence[Overrides] = ()
     coordinates: Callable[[Overrides], CoordinatePlan] | None = None
     check: Callable[[Sequence[Cell]], None] | None = None
-    width: Callable[[Sequence[Cell]], Sequence[str]] | None = None
+    width: Callable[[Study, Sequence[Cell]], Sequence[str]] | None = None
 
     @property
     def all_stages(self) -> list[Stage]:

@@ -219,6 +219,12 @@ def seal_in(folder: Path) -> SealFound | None:
     return None
 
 
+def is_of(sealed: SealFound, study: Study) -> bool:
+    """Whether a seal is of the study's runs as they are."""
+    now = columns_of(fitted(without_run(study, sealed.run_id)))
+    return bool(digest(now) == read_seal(sealed.path)["table"]["digest"])
+
+
 def without_run(study: Study, run_id: str) -> Study:
     """The study without one of its runs."""
     return replace(study, entries=[entry for entry in study.entries if entry.id != run_id])
@@ -262,7 +268,8 @@ def verify_study(folder: Path) -> Verified:
     if sealed is None:
         raise UserError(f"{folder}: nothing is sealed in {folder / PREDICTIONS}")
     found = verify(sealed.path, observed_of(folder, sealed))
-    return replace(found, problems=[*found.problems, *of_order(folder, sealed)])
+    changed = [*of_order(folder, sealed), *of_score(folder, found.score)]
+    return replace(found, problems=[*found.problems, *changed])
 
 
 def forecast_point(folder: Path) -> ForecastPoint | None:
@@ -282,6 +289,16 @@ def of_order(folder: Path, sealed: SealFound) -> Iterable[str]:
         if began is not None and began < sealed.sealed.timestamp():
             at = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
             yield f"run {sealed.run_id}: it began at {at}, before its forecast was sealed"
+
+
+def of_score(folder: Path, score: Score | None) -> Iterable[str]:
+    """The run held out came to what it was judged by, and the score is still that."""
+    path = folder / PREDICTIONS / SCORE
+    if score is None or not path.is_file():
+        return
+    kept = read_json(path, "it is no score, or has been cut short; delete it")
+    if kept != json.loads(json_text(score.to_json())):
+        yield f"{path}: it is not by the loss of the run held out, {score.observed:.6g}"
 
 
 def columns_of(table: DataFrame) -> dict[str, list[Json]]:

@@ -152,7 +152,7 @@ def foresee(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str 
         check_coordinates(runner, file, asked, dry_run=True)
     study = bring(runner, file, asked, cells, dry_run=True)
     if question.width is not None:
-        study.say(*question.width(cells))
+        study.say(*question.width(study, cells))
     return study
 
 
@@ -189,7 +189,8 @@ def foreseen_cells(
 
 def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str | None) -> Study:
     """Bring one stage after another to a result, each until it wants no run that is new."""
-    foreseen_cells(runner, file, asked)
+    with redirect_stdout(io.StringIO()):  # what is said of them is said again on the way
+        foreseen_cells(runner, file, asked)
     study = Study(file.name, runner.over(file.base_source, asked), runner.output_root)
     if file.question.coordinates is not None:
         study.verdict = check_coordinates(runner, file, asked)
@@ -326,7 +327,8 @@ def conclude(study: Study) -> list[str]:
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     report = write_study_report(study, frame, answer, pictures)
-    return [*answer.lines, f"report: {report}", *next_command(study, frame)]
+    warnings = [f"warning: {warning}" for warning in answer.warnings]
+    return [*answer.lines, *warnings, f"report: {report}", *next_command(study, frame)]
 
 
 def asked_recipe(study: Study) -> Recipe:

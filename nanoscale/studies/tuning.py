@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from nanoscale.errors import UserError
 from nanoscale.laws.record import Record
 from nanoscale.spec.sources import FIELDS, flatten_keys
 from nanoscale.spec.values import Overrides
+from nanoscale.store.files import read_json
 from nanoscale.studies.branches import PER_PARAM, ladder_ratio
 from nanoscale.studies.recipe import FileTable
 from nanoscale.studies.row_runs import loss_of_row, scale_of_row
@@ -26,6 +28,8 @@ from nanoscale.studies.row_runs import loss_of_row, scale_of_row
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
 
+FOUND = "stages.json"  # what the stages before the ladder found, beside study.json
+NOISE, TUNE = "noise", "tune"  # of them
 LEAST_LRS = 4
 TRIED = (-1.0, 0.0, 1.0)  # octaves about the LR that a middle size is foreseen to have
 NOISE_DRAWS = 2000
@@ -84,8 +88,8 @@ class Tuning:
     @classmethod
     def of(cls, table: FileTable, sizes: Sequence[Overrides]) -> Tuning:
         """Read and check; `sizes` are the ladder's."""
-        values = table.part("tune", ("lr", "lrs", "shorter", "proxy", "middle")) or {}
-        where = f"{table.path}, [{table.name}.tune]"
+        values = table.part(TUNE, ("lr", "lrs", "shorter", "proxy", "middle")) or {}
+        where = f"{table.path}, [{table.name}.{TUNE}]"
         usual = "muon_lr" if table.base.get("optimizer") == "muon" else "learning_rate"
         key = values.get("lr", usual)
         if not isinstance(key, str) or key not in FIELDS:
@@ -214,6 +218,30 @@ class Tuning:
         )
         rule = replace(rule, of_params=moved)
         return replace(found, rule=rule, optima=best, transfers=False, says=says)
+
+
+# -- what the stages before a ladder found -----------------------------------------------------
+def found_in(folder: Path) -> tuple[float | None, TunedLr | None]:
+    """The noise of seeds and the tuned LR that a study's stages left in its folder.
+
+    Raises:
+        UserError: the file is not what they write.
+    """
+    path = folder / FOUND
+    if not path.is_file():
+        return None, None
+    record: Any = read_json(path)
+    try:
+        noise = record[NOISE]["sd"] if NOISE in record else None
+        if TUNE not in record:
+            return noise, None
+        tuned = {key: value for key, value in record[TUNE].items() if key != "summary"}
+        return noise, TunedLr(**tuned | {"rule": LrRule(**tuned["rule"])})
+    except (AttributeError, KeyError, TypeError) as e:
+        raise UserError(
+            f"{path}: not what the stages leave ({type(e).__name__}: {e}); the study's command "
+            "writes it anew"
+        ) from e
 
 
 # -- reading --------------------------------------------------------------------------------------

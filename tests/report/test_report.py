@@ -446,11 +446,12 @@ def test_the_page_says_everything_in_order(tmp_path):
 
 @pytest.mark.slow
 def test_a_line_begins_large_unless_with_a_key_or_a_path(tmp_path):
-    lines = ["0.9", "noise of seeds", "E: unknown", "n_embd=8: late", "out/f.json: sealed"]
+    words, others = ["noise of seeds", "best: 3"], ["g: 3", "n_embd=8: late", "out/f.json: sealed"]
+    lines = ["0.9", *words, *others]
     text = report(tmp_path / "r.html", summary_lines=lines, warnings=lines[1:]).read_text("utf-8")
-    for line in lines[1:3]:
+    for line in words:
         assert text.count(f'<li class="words">{line}</li>') == 2
-    for line in lines[3:]:
+    for line in others:
         assert text.count(f"<li>{line}</li>") == 2
 
 

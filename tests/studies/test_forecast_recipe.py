@@ -125,6 +125,18 @@ def test_what_is_changed_afterwards_is_named(study, capsys):
 
 
 @pytest.mark.slow
+def test_an_outcome_that_is_changed_afterwards_is_named_and_not_kept(study, capsys):
+    score = (study / "predictions" / "score.json").read_bytes()
+    metrics = held_out(study) / "metrics.json"
+    changed(metrics, val_loss=json.loads(metrics.read_text())["val_loss"] - 0.1)
+    assert main(["verify", "f"]) == FAILURE
+    assert "CHANGED: experiments_out/f/predictions/score.json: " in capsys.readouterr().out
+    assert main(["study", "f.toml"]) == FAILURE
+    main(["report", "f"])
+    assert (study / "predictions" / "score.json").read_bytes() == score
+
+
+@pytest.mark.slow
 def test_a_run_that_is_there_already_is_not_forecast(study, capsys):
     shutil.rmtree(study / "predictions")
     assert main(["study", "f.toml"]) == INCONCLUSIVE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from nanoscale.__main__ import main
 from nanoscale.data.prepare import prepare
 from nanoscale.errors import DONE, FAILURE
 from nanoscale.experiments import ExperimentRunner
+from nanoscale.spec.counting import parameter_counts
+from nanoscale.spec.resolve import resolve
+from nanoscale.spec.sources import load_config
 from nanoscale.store.folder import RunFolder
 from nanoscale.studies.row_runs import DEFAULTS
+from nanoscale.studies.tuning import LrRule
 
 STUDY = forecast_study(
     """tokens_per_param = 8
@@ -177,6 +182,42 @@ def test_a_dry_run_shows_every_stage_and_starts_nothing(tmp_path, monkeypatch, c
     assert not Path("experiments_out").exists()
 
 
+@pytest.mark.slow
+def test_a_plan_goes_on_with_the_tuned_rate_and_no_trunk(study, capsys):
+    main(["plan", "f", "--budget=3e10"])
+    (command,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("next: "))
+    flags = dict(word[2:].split("=", 1) for word in shlex.split(command) if word[:2] == "--")
+    assert {"warmup_iters", "checkpoint_steps", "branch_from"}.isdisjoint(flags)
+    assert flags["warmup_frac"] == "0.05"
+    rule = LrRule(**json.loads((study / "stages.json").read_text())["tune"]["rule"])
+    run = resolve(load_config(*(f"--{key}={value}" for key, value in flags.items())), 32)
+    lr = rule.at(parameter_counts(run)["total"], run.max_iters * run.tokens_per_iter)
+    assert run.learning_rate == pytest.approx(lr, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_ladder_that_was_changed_since_its_seal_trains_nothing_more(study, capsys):
+    changed = STUDY.replace("{ n_embd = 14 }, ", "")
+    assert changed != STUDY
+    Path("f.toml").write_text(changed)
+    runs = sorted((study.parent / "runs").iterdir())
+    assert main(["study", "f.toml"]) == FAILURE
+    said = capsys.readouterr().out
+    assert said.count("the run held out is not trained") == 1
+    assert sorted((study.parent / "runs").iterdir()) == runs
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_that_there_will_be_no_interval(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prepare("synthetic")
+    larger = "{ n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, "
+    assert larger in STUDY
+    Path("f.toml").write_text(STUDY.replace(larger, ""))
+    assert main(["study", "f.toml", "--dry-run"]) == DONE
+    assert "foreseen: no interval: what this law foresaw" in capsys.readouterr().out
+
+
 def plans(said: str) -> list[tuple[str, str]]:
     """(plan, stage) of each run that a dry run of the study shows."""
     lines = [line.split() for line in said.splitlines() if line.startswith("[f]   ")]
@@ -199,7 +240,9 @@ def test_a_dry_run_goes_on_from_what_has_run(study, tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     assert [plan for plan in plans(said) if plan[0] != "cached"] == [("new", "confirm")]
     assert "confirm: n_embd=32, learning_rate=" in said
-    assert said.splitlines()[-1] == foreseen
+    sd = json.loads((study / "stages.json").read_text())["noise"]["sd"]
+    assert f"noise {100 * sd:.2g} %" in said
+    assert said.splitlines()[-1].split(":")[0] == foreseen.split(":")[0]
     assert before == {path: path.read_bytes() for path in study.rglob("*") if path.is_file()}
 
     (largest,) = (row for row in table(study) if row["n_embd"] == "20")
