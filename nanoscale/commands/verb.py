@@ -294,8 +294,18 @@ def output_root() -> Decorator:
 def json_output(what: str) -> Decorator:
     there = f"Write {what} as JSON there (-: to standard output, and nothing else)."
     file = output_file(".json")
-    kind = Read(lambda value, typed: PRINTED if value == "-" else file.read(value, typed))
+    kind = Read(lambda value, typed: PRINTED if value == "-" else no_seal(file.read(value, typed)))
     return option("json", "OUT", there, kind, keyword="json_path")
+
+
+def no_seal(path: object) -> object:
+    """The file to write, which must not be a sealed forecast."""
+    if isinstance(path, Path) and path.is_file():
+        from nanoscale.studies.seals import is_seal
+
+        if is_seal(path):
+            raise UserError(f"--json={path}: that is a sealed forecast; name another file")
+    return path
 
 
 def figure_output(what: str) -> Decorator:

@@ -24,8 +24,6 @@ def command(name: str, observed: float | None, json_path: Path | None, output_ro
     from nanoscale.experiments.results import STUDY, study_folder
     from nanoscale.studies.seals import verify, verify_study
 
-    if json_path is not None and json_path.resolve() == Path(name).resolve():
-        raise UserError(f"--json={json_path}: that is the seal; name another file")
     folder = study_folder(name, output_root)
     if not Path(name).is_file() and (folder / STUDY).is_file():
         if observed is not None:

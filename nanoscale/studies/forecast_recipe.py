@@ -21,6 +21,7 @@ from nanoscale.experiments.cells import Cell, grid_lists
 from nanoscale.experiments.planning import folder_of
 from nanoscale.experiments.results import RUNS
 from nanoscale.laws.forecast import too_few_budgets
+from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.sources import Source, flatten_keys
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import read_json, write_json
@@ -43,8 +44,8 @@ from nanoscale.studies.seals import (
     forecast_point,
     is_of,
     seal_in,
+    seal_once,
     verify_study,
-    write_seal,
 )
 from nanoscale.studies.table_fit import LADDER_STAGE
 from nanoscale.studies.tuning import FOUND, NOISE, TUNE, TunedLr, Tuning, found_in
@@ -177,7 +178,10 @@ class MainJob:
         return self.with_lr(study, self.held_out, self.tuned(study))
 
     def held_out_foreseen(self, study: Study) -> list[Overrides]:
-        return [self.with_lr(study, self.held_out, self.known.get(TUNE))]
+        row = self.with_lr(study, self.held_out, self.known.get(TUNE))
+        if seal_in(study.folder) is None:
+            not_blind(study, cell_of(study, row))
+        return [row]
 
     def sealing(self, study: Study) -> Sealing | None:
         """The forecast by the ladder as it is; None, which is said, where there can be none."""
@@ -201,18 +205,17 @@ class MainJob:
         if seal_in(study.folder) is not None:
             return []
         cell = cell_of(study, self.held_out_row(study))
-        if folder_of(cell.spec, study.output_root / RUNS).exists():
+        if not_blind(study, cell):
             study.verdict = "inconclusive"
-            study.say(f"not blind: run {cell.id}, which was to be forecast, is there already")
             return []
         sealing = self.sealing(study)
         if sealing is None or sealing.made.ci95 is None:
             study.verdict = "inconclusive"
             return []
         run = SealedRun(cell.id, cell.spec.name, cell.flops, config_of(cell.spec))
-        make_folder(study.folder / PREDICTIONS)
-        path, sha256 = write_seal(study.folder / PREDICTIONS, sealing.text(run))
-        study.say(f"sealed before run {cell.id} is made: {path}, SHA-256 {sha256}")
+        made = seal_once(study.folder, sealing.text(run))
+        if made is not None:
+            study.say(f"sealed before run {cell.id} is made: {made[0]}, SHA-256 {made[1]}")
         return []
 
     def confirm_rows(self, study: Study) -> list[Overrides]:
@@ -247,7 +250,8 @@ class MainJob:
     def check(self, cells: Sequence[Cell]) -> None:
         """Refuse a run that is hardly bigger than those that are fitted."""
         bigger = [cell.flops for cell in cells if cell.stage == CONFIRM]
-        largest = max(whole_flops(cell.spec.config) for cell in cells if cell.stage != CONFIRM)
+        others = [whole_flops(cell.spec.config) for cell in cells if cell.stage != CONFIRM]
+        largest = max(others, default=1)
         if bigger and bigger[0] < TIMES_LARGER * largest:
             times = bigger[0] / largest
             raise UserError(
@@ -272,6 +276,14 @@ class MainJob:
         ]
         missing = too_few_budgets(runs.values["C"], LADDER_LAW.form)
         return [*lines, f"foreseen: no interval: {missing}"] if missing else lines
+
+
+def not_blind(study: Study, cell: Cell) -> bool:
+    """Whether the run that is to be forecast is there already, which is said."""
+    there = folder_of(cell.spec, study.output_root / RUNS).exists()
+    if there:
+        study.say(f"not blind: run {cell.id}, which was to be forecast, is there already")
+    return there
 
 
 # -- the question ---------------------------------------------------------------------------------
@@ -320,6 +332,12 @@ def read_job(table: FileTable) -> tuple[MainJob, int]:
     branched = [read_ratios(table, size) for size in plain]
     ladder = ladder_recipe.rows(replace(table, values={**table.values, "sizes": plain}))
     row = flatten_keys(held_out)
+    lengths = [key for key in LENGTH_KEYS if key in row]
+    if lengths:
+        raise UserError(
+            f"{table.where()}: held_out: {lengths[0]}: it has [base]'s tokens_per_param, as all "
+            "sizes do"
+        )
     if any(row.items() <= run.items() for run in ladder.rows):
         raise UserError(f"{table.where()}: held_out is one of the sizes; forecast a bigger run")
 
@@ -386,6 +404,8 @@ def found_lines(study: Study) -> tuple[list[str], list[str]]:
     check = study.folder / f"{CHECK}.json"
     if check.is_file():
         verdict: Any = read_json(check)
+        if not isinstance(verdict, dict) or not {"sweep", "verdict"} <= verdict.keys():
+            raise UserError(f"{check}: no verdict of a coordinate check; delete it")
         lines.append(f"coordinate check over {verdict['sweep']}s: {verdict['verdict']}")
         if verdict["verdict"] == "inconclusive":
             doubts.append("the coordinate check of the parametrization does not decide")

@@ -23,8 +23,9 @@ DEFAULTS: Overrides = {
 
 def cell_of(study: Study, row: Overrides) -> Cell:
     """The cell of a row over what the study's runs share."""
-    base = Source("study.json", study.asked.base_params)
-    (cell,) = make_cells(DEFAULTS, [base], [row], "study.json")
+    where = study.asked.command or "study.json"
+    base = Source(where, study.asked.base_params)
+    (cell,) = make_cells(DEFAULTS, [base], [row], where)
     return cell
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,16 +20,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, make_folder
 from nanoscale.experiments.results import STAGE_COLUMN, STUDY, Study
 from nanoscale.experiments.tables import read_table
 from nanoscale.laws.forecast import Forecast, ForecastPoint, forecast
 from nanoscale.laws.predict import predict
 from nanoscale.laws.record import Record
 from nanoscale.laws.registry import digest_of
+from nanoscale.spec.config import all_fields
+from nanoscale.spec.identity import idle_keys
+from nanoscale.spec.sources import flatten_keys
 from nanoscale.spec.values import Json
 from nanoscale.store.files import json_text, read_json, write_text
-from nanoscale.store.folder import COMPLETE
+from nanoscale.store.folder import COMPLETE, DIVERGED, FINISHED, RunFolder
+from nanoscale.store.lease import NAME as LEASE
+from nanoscale.store.lease import take
 from nanoscale.store.provenance import provenance
 from nanoscale.studies.table_fit import FitSettings, TableFit, fit_table, ratio_of
 
@@ -193,6 +199,24 @@ def write_seal(path: Path, text: str) -> tuple[Path, str]:
     return path, sha256
 
 
+def is_seal(path: Path) -> bool:
+    """Whether a file begins as a seal does."""
+    with path.open("rb") as file:
+        return KIND.encode() in file.read(200)
+
+
+def seal_once(folder: Path, text: str) -> tuple[Path, str] | None:
+    """Write a study's one seal; None if another process has just made it.
+
+    Raises:
+        Held: another process is about to.
+    """
+    place = folder / PREDICTIONS
+    make_folder(place)
+    with take(place):
+        return None if seal_in(folder) is not None else write_seal(place, text)
+
+
 # -- of a study -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SealFound:
@@ -206,10 +230,17 @@ class SealFound:
 def seal_in(folder: Path) -> SealFound | None:
     """A study's seal, if it has one; `UserError` for several, of which one was made afterwards."""
     seals = sorted((folder / PREDICTIONS).glob("*.json"))
-    seals = [path for path in seals if path.name != SCORE]
+    seals = [path for path in seals if path.name != SCORE and not LEASE.fullmatch(path.name)]
     if len(seals) > 1:
-        raise UserError(f"{folder / PREDICTIONS}: {len(seals)} seals; a study forecasts one run")
+        raise UserError(
+            f"{folder / PREDICTIONS}: {len(seals)} seals, and a study forecasts one run; give it "
+            "another name, or delete what is no seal of it"
+        )
     for path in seals:
+        if not re.fullmatch(r"[0-9a-f]{64}", path.stem):
+            raise UserError(
+                f"{path}: a study's seal has its SHA-256 for a name; give it that again"
+            )
         record = read_seal(path)
         try:
             at = datetime.fromisoformat(record["sealed"])
@@ -250,11 +281,20 @@ def config_of(spec: RunSpec) -> dict[str, Json]:
 
 def observed_of(folder: Path, sealed: SealFound) -> float | None:
     """The loss of the run held out; None until it has finished."""
+    run = judging_run(folder, sealed)
+    if run is None or run.state() != COMPLETE:
+        return None
+    loss = (run.metrics() or {}).get("val_loss")
+    if not isinstance(loss, int | float) or not 0 < loss < math.inf:
+        raise UserError(f"{run.path}: its val_loss is {loss!r}; delete the run to train it again")
+    return float(loss)
+
+
+def judging_run(folder: Path, sealed: SealFound) -> RunFolder | None:
+    """The folder of the run held out, once it is there."""
     for entry, run in Study.open(folder).runs():
-        if entry.id == sealed.run_id and run.exists() and run.state() == COMPLETE:
-            metrics = run.metrics() or {}
-            loss = metrics.get("val_loss")
-            return None if loss is None else float(loss)
+        if entry.id == sealed.run_id and run.exists():
+            return run
     return None
 
 
@@ -268,8 +308,12 @@ def verify_study(folder: Path) -> Verified:
     if sealed is None:
         raise UserError(f"{folder}: nothing is sealed in {folder / PREDICTIONS}")
     found = verify(sealed.path, observed_of(folder, sealed))
-    changed = [*of_order(folder, sealed), *of_score(folder, found.score)]
-    return replace(found, problems=[*found.problems, *changed])
+    run = judging_run(folder, sealed)
+    changed = [*of_score(folder, sealed, found.score)]
+    if run is not None:
+        changed += [*of_order(run, sealed), *of_run(run, read_seal(sealed.path)["run"])]
+    diverged = run is not None and run.state() == DIVERGED
+    return replace(found, problems=[*found.problems, *changed], diverged=diverged)
 
 
 def forecast_point(folder: Path) -> ForecastPoint | None:
@@ -282,19 +326,35 @@ def forecast_point(folder: Path) -> ForecastPoint | None:
     return ForecastPoint(made["at"]["C"], made["loss"], (low, high), observed_of(folder, sealed))
 
 
-def of_order(folder: Path, sealed: SealFound) -> Iterable[str]:
+def of_order(run: RunFolder, sealed: SealFound) -> Iterable[str]:
     """The run began after its forecast was sealed."""
-    for entry, run in Study.open(folder).runs():
-        began = run.status().began if entry.id == sealed.run_id and run.exists() else None
-        if began is not None and began < sealed.sealed.timestamp():
-            at = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
-            yield f"run {sealed.run_id}: it began at {at}, before its forecast was sealed"
+    began = run.status().began
+    if not isinstance(began, int | float) or not 0 <= began <= time.time():
+        if run.state() in FINISHED:
+            yield f"run {sealed.run_id}: it does not say when it began, so it may not be blind"
+    elif began < sealed.sealed.timestamp():
+        at = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
+        yield f"run {sealed.run_id}: it began at {at}, before its forecast was sealed"
 
 
-def of_score(folder: Path, score: Score | None) -> Iterable[str]:
+def of_run(run: RunFolder, sealed: Mapping[str, Any]) -> Iterable[str]:
+    """The run is the one that was forecast."""
+    config = run.spec().config
+    idle = idle_keys(config)
+    was = flatten_keys(sealed["config"])
+    for key, value in flatten_keys(config_of(run.spec())).items():
+        if all_fields()[key].hashed and key not in idle and was.get(key) != value:
+            yield f"run {sealed['id']}: {key} is {value}, and was {was.get(key)} in its forecast"
+
+
+def of_score(folder: Path, sealed: SealFound, score: Score | None) -> Iterable[str]:
     """The run held out came to what it was judged by, and the score is still that."""
     path = folder / PREDICTIONS / SCORE
-    if score is None or not path.is_file():
+    if not path.is_file():
+        return
+    if score is None:
+        if all(entry.id != sealed.run_id for entry in Study.open(folder).entries):
+            yield f"{path}: the run that it judges, {sealed.run_id}, is none of the study's now"
         return
     kept = read_json(path, "it is no score, or has been cut short; delete it")
     if kept != json.loads(json_text(score.to_json())):
@@ -367,6 +427,7 @@ class Verified:
     problems: list[str]
     notes: list[str]
     score: Score | None
+    diverged: bool = False  # the run that was to judge it
 
     def text(self) -> list[str]:
         """What a user reads."""
@@ -390,10 +451,10 @@ class Verified:
             return self.judged(self.score)
         low, high = self.made["ci95"]
         place = ", ".join(f"{name}={value:.3g}" for name, value in self.made["at"].items())
-        return (
-            f"forecast {self.made['loss']:.4g} [{low:.4g}, {high:.4g}] at {place}; the run that "
-            "will judge it has not finished"
-        )
+        line = f"forecast {self.made['loss']:.4g} [{low:.4g}, {high:.4g}] at {place}; the run that "
+        if self.diverged:
+            return f"{line}was to judge it DIVERGED: the forecast missed"
+        return f"{line}will judge it has not finished"
 
     def judged(self, score: Score) -> str:
         """The score in a line."""
@@ -446,6 +507,7 @@ def verify(path: Path, observed: float | None = None) -> Verified:
         made, table = record["forecast"], record["table"]
         datetime.fromisoformat(record["sealed"])
         problems = [*of_name(path, sha256), *of_rows(table), *of_forecast(record)]
+        problems += of_place(record)
         notes = of_table(path, record, problems)
         score = None if observed is None else Score.of(record, observed)
         columns = table["columns"]
@@ -459,6 +521,13 @@ def of_name(path: Path, sha256: str) -> Iterable[str]:
     """Where the name is a digest, it is the file's."""
     if re.fullmatch(r"[0-9a-f]{64}", path.stem) and path.stem != sha256:
         yield f"the file: its name says SHA-256 {path.stem}"
+
+
+def of_place(record: Mapping[str, Any]) -> Iterable[str]:
+    """The forecast of a study is at its run's FLOPs."""
+    run, at = record["run"], record["forecast"]["at"]
+    if run is not None and at["C"] != run["flops"]:
+        yield f"the forecast: it is at C={at['C']:.6g}, and its run has {run['flops']:.6g} FLOPs"
 
 
 def of_rows(table: Mapping[str, Any]) -> Iterable[str]:

@@ -205,6 +205,9 @@ def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: s
         if not study.ok:
             break
         if stage.done is not None:
+            if any(entry.left_out for entry in study.entries):
+                study.say(f"the budget ends in stage {stage.name}, for which the others wait")
+                break
             stage.done(study)
         if stage.name is not None and stage.name == until:
             break

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoscale.checks.optimum import LrCurve, Parabolas, curve_of
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, one_of
 from nanoscale.laws.record import Record
-from nanoscale.spec.sources import FIELDS, flatten_keys
+from nanoscale.spec.sources import flatten_keys
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import read_json
 from nanoscale.studies.branches import PER_PARAM, ladder_ratio
 from nanoscale.studies.recipe import FileTable
 from nanoscale.studies.row_runs import loss_of_row, scale_of_row
+from nanoscale.studies.transfer_table import LR_KEYS
 
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
@@ -92,8 +93,8 @@ class Tuning:
         where = f"{table.path}, [{table.name}.{TUNE}]"
         usual = "muon_lr" if table.base.get("optimizer") == "muon" else "learning_rate"
         key = values.get("lr", usual)
-        if not isinstance(key, str) or key not in FIELDS:
-            raise UserError(f"{where}: lr={key!r}: expected a key, as in 'learning_rate'")
+        if key not in LR_KEYS:
+            raise UserError(f"{where}: lr={key!r}: choose {one_of(LR_KEYS)}")
         middle = values.get("middle", sizes[len(sizes) // 2])
         return cls(
             key=key,
@@ -176,8 +177,8 @@ class Tuning:
     def of_small(self, study: Study, sd: float) -> TunedLr:
         """The rule by the small model alone."""
         short, long = (self.curve(study, self.proxy, ratio) for ratio in self.ratios)
-        assert short is not None
-        assert long is not None
+        if short is None or long is None:
+            raise UserError("no run of the tuning has a result, and the ladder waits for it")
         N, D = scale_of_row(study, self.proxy)
         doublings = math.log2(self.ratios[1] / self.ratios[0])
         rng = np.random.default_rng(0)
@@ -208,6 +209,9 @@ class Tuning:
         N, D = scale_of_row(study, self.middle)
         best = found.optima | {f"the middle size, {N:.3g} parameters": 2 ** best_of(tried)}
         expected = math.log2(rule.at(N, D))
+        if rule.params == N:
+            says = "the middle size is as large as the small one, and says nothing of sizes"
+            return replace(found, optima=best, says=says)
         if stays(tried, expected, noise):
             says = f"the same rule holds at {N:.3g} parameters"
             return replace(found, optima=best, transfers=True, says=says)
@@ -232,12 +236,12 @@ def found_in(folder: Path) -> tuple[float | None, TunedLr | None]:
         return None, None
     record: Any = read_json(path)
     try:
-        noise = record[NOISE]["sd"] if NOISE in record else None
+        noise = float(record[NOISE]["sd"]) if NOISE in record else None
         if TUNE not in record:
             return noise, None
         tuned = {key: value for key, value in record[TUNE].items() if key != "summary"}
         return noise, TunedLr(**tuned | {"rule": LrRule(**tuned["rule"])})
-    except (AttributeError, KeyError, TypeError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(
             f"{path}: not what the stages leave ({type(e).__name__}: {e}); the study's command "
             "writes it anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,7 +12,9 @@ import pytest
 from forecasts import copy_of, forecast_study, run_in, seal_of
 
 from nanoscale.__main__ import main
-from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE
+from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE, UserError
+from nanoscale.store.lease import Held, take
+from nanoscale.studies.seals import seal_in, seal_once
 
 STUDY = forecast_study(
     """tokens_per_param = 4
@@ -137,8 +140,97 @@ def test_an_outcome_that_is_changed_afterwards_is_named_and_not_kept(study, caps
 
 
 @pytest.mark.slow
+def test_no_json_is_written_over_a_seal(study, capsys):
+    sealed = seal_of(study)
+    before = sealed.read_bytes()
+    Path("link.json").symlink_to(sealed.resolve())
+    for verb in (["verify", "f"], ["fit", "f"], ["report", "f"]):
+        for target in (sealed, "link.json"):
+            assert main([*verb, f"--json={target}"]) == 2
+            assert "that is a sealed forecast" in capsys.readouterr().err
+    assert sealed.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda record: record["run"].update(flops=7), "its run has 7 FLOPs"),
+        (
+            lambda record: record["run"]["config"].update(n_embd=64),
+            "n_embd is 48, and was 64",
+        ),
+    ],
+)
+def test_a_seal_of_another_run_is_named(study, capsys, edit, said):
+    path = seal_of(study)
+    record = json.loads(path.read_text())
+    edit(record)
+    text = json.dumps(record)
+    path.unlink()
+    (path.parent / f"{hashlib.sha256(text.encode()).hexdigest()}.json").write_text(text)
+    assert main(["verify", "f"]) == FAILURE
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("began", [None, "x", 1e300, -1e30])
+def test_a_run_that_does_not_say_when_it_began_is_not_blind(study, capsys, began):
+    status = held_out(study) / "status.json"
+    changed(status, began=began)
+    assert main(["verify", "f"]) == FAILURE
+    assert "it does not say when it began" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["x", [1], 0, -1, None])
+def test_a_loss_that_is_none_is_one_line(study, capsys, loss):
+    changed(held_out(study) / "metrics.json", val_loss=loss)
+    assert main(["verify", "f"]) == 2
+    assert "its val_loss is" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_seal_is_made_once_whoever_is_first(study):
+    before = seal_of(study)
+    assert seal_once(study, before.read_text()) is None
+    assert seal_of(study) == before
+    with take(study / "predictions"), pytest.raises(Held):
+        seal_once(study, before.read_text())
+    moved = before.rename(before.with_name("mine.json"))
+    with pytest.raises(UserError, match="has its SHA-256 for a name"):
+        seal_in(study)
+    moved.rename(before)
+
+
+@pytest.mark.slow
+def test_a_run_held_out_that_diverged_is_a_miss(study, capsys):
+    changed(held_out(study) / "status.json", state="DIVERGED")
+    assert main(["report", "f"]) == DONE
+    assert "was to judge it DIVERGED: the forecast missed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["[]", "null", '{"verdict": 3}'])
+def test_a_broken_verdict_is_one_line(study, capsys, text):
+    (study / "check.json").write_text(text)
+    assert main(["report", "f"]) == 2
+    assert "no verdict of a coordinate check" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["null", '{"tune": 3}', '{"tune": {}}', '{"noise": {"sd": "x"}}'])
+def test_broken_findings_are_one_line(study, capsys, text):
+    (study / "stages.json").write_text(text)
+    assert main(["report", "f"]) == 2
+    assert "not what the stages leave" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_run_that_is_there_already_is_not_forecast(study, capsys):
     shutil.rmtree(study / "predictions")
+    assert main(["study", "f.toml", "--dry-run"]) == DONE
+    assert capsys.readouterr().out.count("not blind") == 1
     assert main(["study", "f.toml"]) == INCONCLUSIVE
     assert "not blind" in capsys.readouterr().out
     assert not (study / "predictions").exists()
@@ -152,6 +244,7 @@ def test_a_run_that_is_there_already_is_not_forecast(study, capsys):
         ("held_out = { n_embd = 48 }", "", "in [forecast.held_out]"),
         ("{ n_embd = 48 }", "{ n_embd = 24 }", "held_out is one of the sizes"),
         ("{ n_embd = 48 }", "3", "in [forecast.held_out]"),
+        ("{ n_embd = 48 }", "{ n_embd = 48, tokens_per_param = 8 }", "held_out: tokens_per_param"),
         ("tokens_per_param = 4", "max_iters = 10", "tokens_per_param = 20"),
     ],
 )

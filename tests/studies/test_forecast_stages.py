@@ -218,6 +218,20 @@ def test_a_dry_run_says_that_there_will_be_no_interval(tmp_path, monkeypatch, ca
     assert "foreseen: no interval: what this law foresaw" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_budget_that_ends_in_the_tuning_ends_the_study_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prepare("synthetic")
+    Path("f.toml").write_text(
+        STUDY.replace("[forecast.check]\nwidths = [32, 64, 128]\nseeds = 2\n", "")
+    )
+    main(["study", "f.toml", "--budget=4e7"])
+    said = capsys.readouterr().out
+    assert "the budget ends in stage" in said
+    assert main(["study", "f.toml", "--dry-run", "--until=noise"]) == DONE
+    assert main(["study", "f.toml", "--dry-run", "--until=noise", "--budget=4e7"]) == DONE
+
+
 def plans(said: str) -> list[tuple[str, str]]:
     """(plan, stage) of each run that a dry run of the study shows."""
     lines = [line.split() for line in said.splitlines() if line.startswith("[f]   ")]
@@ -280,7 +294,7 @@ def remove_run(study: Path, **values: str) -> None:
         ("widths = [32, 64, 128]", "widths = [32]", "give 3 or more widths or depths"),
         ("[forecast.check]\nwidths", "[forecast.check]\nwidhts", "did you mean 'widths'"),
         ("[forecast.check]\n", "[forecast.check]\nsteps = 0\n", "steps=0: expected a whole number"),
-        ("lrs = [8e-3", "lr = 'rate'\nlrs = [8e-3", "lr='rate': expected a key"),
+        ("lrs = [8e-3", "lr = 'rate'\nlrs = [8e-3", "lr='rate': choose 'muon_lr' or"),
         ("lrs = [8e-3", "lrss = [8e-3", "did you mean 'lrs'"),
         ("middle = { n_embd = 10 }", "middle = 3", "middle=3: expected a size"),
         ("middle = { n_embd = 10 }", "middle = { n_embed = 10 }", "did you mean 'n_embd'"),

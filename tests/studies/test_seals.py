@@ -116,7 +116,7 @@ def test_a_seal_is_never_replaced(table, capsys):
     assert run(SEAL) == 2
     assert "a seal is never replaced" in capsys.readouterr().err
     assert run("verify f.json --json=f.json") == 2
-    assert "that is the seal" in capsys.readouterr().err
+    assert "that is a sealed forecast" in capsys.readouterr().err
     Path("link.json").symlink_to("nowhere.json")
     assert run(SEAL.replace("f.json", "link.json")) == 2
     assert Path("f.json").read_bytes() == before
