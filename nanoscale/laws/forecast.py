@@ -26,6 +26,7 @@ from nanoscale.laws.holdout import RUNS_PER_PARAMETER, FitOptions, Past, thresho
 from nanoscale.laws.points import RowLabels, TableColumns, compute
 from nanoscale.laws.predict import Basis, new_runs
 from nanoscale.laws.record import Record
+from nanoscale.laws.runs import SIZES_NEEDED
 
 USUAL_DRIFT = 0.005  # half of all tables drift less: the scale of a half-Cauchy prior (see LOG)
 DRIFTS = np.geomspace(1e-4, 0.3, 90)  # on which the posterior is kept
@@ -34,7 +35,7 @@ FARTHEST = 1e4  # times the budgets of the runs
 STEPS_NEEDED = 2  # budgets below which a law was fitted
 TOO_FEW = (
     "what this law foresaw is known at fewer than 2 budgets: add runs at other budgets, or seeds "
-    "at the smaller ones, so that 2 of them have {} runs below"
+    "at the smaller ones, so that 2 of them have {} runs below, and a ladder 4 sizes"
 )
 DRAWS_NEEDED = 20  # of a law's resamples that have a result
 
@@ -183,9 +184,11 @@ def refusals(fit: LawFit, laws: Array, past: Past, drift: LawDrift | None) -> li
 
 
 def too_few_budgets(budgets: Array, form: Law) -> str | None:
-    """Why runs at these budgets (n,) will have no interval of their forecast, if so."""
-    enough = len(thresholds(budgets, runs_needed(form))) >= STEPS_NEEDED
-    return None if enough else TOO_FEW.format(runs_needed(form))
+    """Why a ladder at these budgets (n,) will have no interval of its forecast, if so."""
+    steps = 0
+    for threshold in thresholds(budgets, runs_needed(form)):
+        steps += len(np.unique(budgets[budgets < threshold])) >= SIZES_NEEDED
+    return None if steps >= STEPS_NEEDED else TOO_FEW.format(runs_needed(form))
 
 
 def runs_needed(form: Law) -> int:
