@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.results import RUNS
@@ -29,20 +29,24 @@ def read_ratios(table: FileTable, size: dict[str, Any]) -> list[float]:
     """Take the lengths of a size's branches, in tokens per parameter, out of its table."""
     ratios = size.pop("branches", [])
     where = table.where("sizes")
-    numbers = isinstance(ratios, list) and all(isinstance(r, (int, float)) for r in ratios)
-    if not numbers or any(ratio <= 0 for ratio in ratios):
+    if not isinstance(ratios, list) or not all(is_positive(ratio) for ratio in ratios):
         raise UserError(
             f"{where}: branches={ratios!r}: expected tokens per parameter, as in [5, 10, 40]"
         )
-    if ratios and table.base.get("lr_schedule") != "wsd":
+    if ratios and size.get("lr_schedule", table.base.get("lr_schedule")) != "wsd":
         raise UserError(f"{where}: branches share a trunk: give [base] lr_schedule = 'wsd'")
     return sorted({*map(float, ratios)} - {ladder_ratio(table)})
+
+
+def is_positive(value: object) -> TypeGuard[float]:
+    """Whether it is a number above 0, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def ladder_ratio(table: FileTable) -> float:
     """Tokens per parameter that all sizes share; `UserError` for none."""
     ratio = table.base.get(PER_PARAM)
-    if not isinstance(ratio, (int, float)) or ratio <= 0:
+    if not is_positive(ratio):
         raise table.no_ratio()
     return float(ratio)
 

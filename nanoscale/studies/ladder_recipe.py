@@ -39,11 +39,13 @@ def rows(table: FileTable) -> Question:
         raise UserError(f"{where}: {len(sizes)} sizes are too few for a law; give at least {least}")
 
     runs = []
-    for size in sizes:
+    for place, size in enumerate(sizes):
         lengths = [key for key in LENGTH_KEYS if key in size]
         if lengths:
             raise UserError(f"{where}: {lengths[0]}: all sizes share [base]'s tokens_per_param")
         seeds = table.take_seeds(size)
+        if size in sizes[:place]:
+            raise UserError(f"{where}: {describe(size)} is given twice; give it once, with seeds")
         values = {key: [value] for key, value in size.items()}
         runs += combinations(values | grid_lists({}, seeds, where))
     return Question(runs, where, min_sizes=least)

@@ -108,7 +108,8 @@ def run_study(
     finally:
         runner.execution.backend.close()
     if study.entries and study.verdict != FAIL:
-        for line in conclude(study):
+        goes_on = until is not None and until != file.stages[-1]
+        for line in conclude(study, goes_on):
             print(f"[{study.name}] {line}")
     return study
 
@@ -323,15 +324,19 @@ def standing_in(base: Overrides) -> Iterator[Overrides]:
 
 
 # -- the answer and the report --------------------------------------------------------------------
-def conclude(study: Study) -> list[str]:
-    """Answer and report from the run folders; the lines that a user reads at the end."""
+def conclude(study: Study, goes_on: bool = False) -> list[str]:
+    """Answer and report from the run folders; the lines that a user reads at the end.
+
+    goes_on: there are more stages, by the study's own command.
+    """
     recipe = asked_recipe(study)
     frame = study.frame()
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     report = write_study_report(study, frame, answer, pictures)
     warnings = [f"warning: {warning}" for warning in answer.warnings]
-    return [*answer.lines, *warnings, f"report: {report}", *next_command(study, frame)]
+    then = [f"next: {study.asked.command}"] if goes_on else next_command(study, frame)
+    return [*answer.lines, *warnings, f"report: {report}", *then]
 
 
 def asked_recipe(study: Study) -> Recipe:

@@ -21,7 +21,7 @@ from nanoscale.laws.record import Record
 from nanoscale.spec.sources import flatten_keys
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import read_json
-from nanoscale.studies.branches import PER_PARAM, ladder_ratio
+from nanoscale.studies.branches import PER_PARAM, is_positive, ladder_ratio
 from nanoscale.studies.recipe import FileTable
 from nanoscale.studies.row_runs import loss_of_row, scale_of_row
 from nanoscale.studies.transfer_table import LR_KEYS
@@ -251,19 +251,19 @@ def found_in(folder: Path) -> tuple[float | None, TunedLr | None]:
 # -- reading --------------------------------------------------------------------------------------
 def read_lrs(where: str, lrs: Any) -> list[float]:
     """The LRs to begin with, ascending."""
-    numbers = isinstance(lrs, list) and all(isinstance(x, (int, float)) for x in lrs)
-    if not numbers or len(lrs) < LEAST_LRS or min(lrs) <= 0:
+    numbers = isinstance(lrs, list) and all(map(is_positive, lrs))
+    if not numbers or len({*lrs}) < LEAST_LRS:
         raise UserError(
             f"{where}: lrs={lrs!r}: give at least {LEAST_LRS} learning rates, as in "
             "lrs = [1e-3, 2e-3, 4e-3, 8e-3]"
         )
-    return sorted(map(float, lrs))
+    return sorted({*map(float, lrs)})
 
 
 def read_lengths(where: str, values: Mapping[str, Any], ladder: float) -> tuple[float, float]:
     """Tokens per parameter: the shorter, and the ladder's."""
     short = values.get("shorter", ladder / 4)
-    if not isinstance(short, (int, float)) or not 0 < short < ladder:
+    if not is_positive(short) or short >= ladder:
         raise UserError(
             f"{where}: shorter={short!r}: expected tokens per parameter below the ladder's "
             f"{ladder:g}"

@@ -114,6 +114,7 @@ def test_it_goes_on_from_stage_to_stage_and_again_makes_nothing(study, capsys):
     seal.unlink()
     main(["study", "f.toml", "--until=forecast"])
     said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "[f] next: nanoscale study f.toml"
     assert "law pure-power says" in said
     assert "law chinchilla" in said
     assert not list((study / "predictions").iterdir())
@@ -290,6 +291,15 @@ def remove_run(study: Path, **values: str) -> None:
         ('lr_schedule = "wsd"\n', "", "branches share a trunk"),
         ("branches = [4, 16]", "branches = [-4]", "branches=[-4]: expected tokens per parameter"),
         ("lrs = [8e-3, 1.6e-2, 3.2e-2, 6.4e-2]", "lrs = [1e-3]", "give at least 4 learning rates"),
+        ("1.6e-2, 3.2e-2, 6.4e-2]", "8e-3, 8e-3, 8e-3]", "give at least 4 learning rates"),
+        ("1.6e-2, 3.2e-2, 6.4e-2]", "true, 2e-2, 3e-2]", "give at least 4 learning rates"),
+        (
+            "branches = [4, 16]",
+            "branches = [true]",
+            "branches=[True]: expected tokens",
+        ),
+        ("branches = [4, 16]", "branches = [4], lr_schedule = 'cosine'", "branches share a trunk"),
+        ("{ n_embd = 12 }", "{ n_embd = 10 }", "n_embd=10 is given twice"),
         ("middle = {", "shorter = 9\nmiddle = {", "shorter=9: expected tokens per parameter below"),
         ("widths = [32, 64, 128]", "widths = [32]", "give 3 or more widths or depths"),
         ("[forecast.check]\nwidths", "[forecast.check]\nwidhts", "did you mean 'widths'"),
