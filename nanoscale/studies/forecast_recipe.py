@@ -431,10 +431,22 @@ def ladder_of(study: Study) -> Study:
     return replace(study, entries=kept)
 
 
+def unsealed(ladder: Study) -> str:
+    """Why there is no forecast to tell of."""
+    if not ladder.entries:
+        return "nothing is forecast yet: the ladder has not begun"
+    waiting = sum(run.state() not in FINISHED for _, run in ladder.runs())
+    if waiting:
+        return f"nothing is forecast yet: the ladder waits for {counted(waiting, 'run')}"
+    budgets = ladder.frame()["flops"].to_numpy(float)
+    missing = too_few_budgets(budgets, LADDER_LAW.form)
+    return f"nothing is forecast: {missing}" if missing else "no forecast is sealed"
+
+
 def conclude(study: Study, frame: DataFrame) -> Answer:
     """The ladder's law, the forecast, and how it did, kept in predictions/score.json."""
     ladder = ladder_of(study)
-    lines, grounds = ["nothing is forecast yet"], []
+    lines, grounds = [unsealed(ladder)], []
     if seal_in(study.folder) is not None:
         found = verify_study(study.folder)
         if found.score is not None and not found.problems:

@@ -115,6 +115,7 @@ def test_it_goes_on_from_stage_to_stage_and_again_makes_nothing(study, capsys):
     main(["study", "f.toml", "--until=forecast"])
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == "[f] next: nanoscale study f.toml"
+    assert "[f] no forecast is sealed" in said
     assert "law pure-power says" in said
     assert "law chinchilla" in said
     assert not list((study / "predictions").iterdir())
@@ -217,6 +218,21 @@ def test_a_dry_run_says_that_there_will_be_no_interval(tmp_path, monkeypatch, ca
     Path("f.toml").write_text(STUDY.replace(larger, ""))
     assert main(["study", "f.toml", "--dry-run"]) == DONE
     assert "foreseen: no interval: what this law foresaw" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_study_without_a_forecast_says_what_it_lacks(study, capsys):
+    shutil.rmtree(study / "predictions")
+    (largest,) = (row["folder"] for row in table(study) if row["n_embd"] == "20")
+    status = study.parent / largest / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "WAITING"}))
+    assert main(["report", "f"]) == DONE
+    assert "nothing is forecast yet: the ladder waits for 1 run" in capsys.readouterr().out
+    record = json.loads((study / "study.json").read_text())
+    kept = [run for run in record["runs"] if run["stage"] != "ladder"]
+    (study / "study.json").write_text(json.dumps(record | {"runs": kept}))
+    assert main(["report", "f"]) == DONE
+    assert "nothing is forecast yet: the ladder has not begun" in capsys.readouterr().out
 
 
 @pytest.mark.slow
