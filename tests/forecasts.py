@@ -33,12 +33,17 @@ final_eval_tokens = 2000
 """
 
 
+def begin_in(folder: Path, patch: pytest.MonkeyPatch, text: str) -> None:
+    """Work in the folder, in which the study's file and its data are."""
+    patch.chdir(folder)
+    prepare("synthetic")
+    Path("f.toml").write_text(text)
+
+
 def run_in(folder: Path, text: str, *how: str) -> Path:
     """The folder, once the study has run in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        prepare("synthetic")
-        Path("f.toml").write_text(text)
+        begin_in(folder, patch, text)
         assert main(["study", "f.toml", *how]) == DONE
     return folder
 

@@ -33,10 +33,6 @@ DRIFTS = np.geomspace(1e-4, 0.3, 90)  # on which the posterior is kept
 PAST_RESAMPLES = 100  # of a law of the past
 FARTHEST = 1e4  # times the budgets of the runs
 STEPS_NEEDED = 2  # budgets below which a law was fitted
-TOO_FEW = (
-    "what this law foresaw is known at fewer than 2 budgets: add runs at other budgets, or seeds "
-    "at the smaller ones, so that 2 of them have {} runs below, and a ladder 4 sizes"
-)
 DRAWS_NEEDED = 20  # of a law's resamples that have a result
 
 
@@ -179,7 +175,7 @@ def refusals(fit: LawFit, laws: Array, past: Past, drift: LawDrift | None) -> li
     if past.points.budgets is None:
         reasons.append("the law reads no compute, by which its past could be asked")
     elif drift is None:
-        reasons.append(TOO_FEW.format(runs_needed(past.form)))
+        reasons.append(too_few(past.form))
     return reasons
 
 
@@ -188,7 +184,16 @@ def too_few_budgets(budgets: Array, form: Law) -> str | None:
     steps = 0
     for threshold in thresholds(budgets, runs_needed(form)):
         steps += len(np.unique(budgets[budgets < threshold])) >= SIZES_NEEDED
-    return None if steps >= STEPS_NEEDED else TOO_FEW.format(runs_needed(form))
+    return None if steps >= STEPS_NEEDED else too_few(form)
+
+
+def too_few(form: Law) -> str:
+    """That no past says how far the law drifts, and what would."""
+    return (
+        f"what this law foresaw is known at fewer than {STEPS_NEEDED} budgets: add runs at other "
+        f"budgets, or seeds at the smaller ones, so that {STEPS_NEEDED} of them have "
+        f"{runs_needed(form)} runs below, and a ladder {SIZES_NEEDED} sizes"
+    )
 
 
 def runs_needed(form: Law) -> int:

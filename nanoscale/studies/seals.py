@@ -279,9 +279,8 @@ def config_of(spec: RunSpec) -> dict[str, Json]:
     return dict(record)
 
 
-def observed_of(folder: Path, sealed: SealFound) -> float | None:
+def observed_of(run: RunFolder | None) -> float | None:
     """The loss of the run held out; None until it has finished."""
-    run = judging_run(folder, sealed)
     if run is None or run.state() != COMPLETE:
         return None
     loss = (run.metrics() or {}).get("val_loss")
@@ -307,8 +306,8 @@ def verify_study(folder: Path) -> Verified:
     sealed = seal_in(folder)
     if sealed is None:
         raise UserError(f"{folder}: nothing is sealed in {folder / PREDICTIONS}")
-    found = verify(sealed.path, observed_of(folder, sealed))
     run = judging_run(folder, sealed)
+    found = verify(sealed.path, observed_of(run))
     changed = [*of_score(folder, sealed, found.score)]
     if run is not None:
         changed += [*of_order(run, sealed), *of_run(run, read_seal(sealed.path)["run"])]
@@ -323,7 +322,8 @@ def forecast_point(folder: Path) -> ForecastPoint | None:
         return None
     made = read_seal(sealed.path)["forecast"]
     low, high = made["ci95"]
-    return ForecastPoint(made["at"]["C"], made["loss"], (low, high), observed_of(folder, sealed))
+    observed = observed_of(judging_run(folder, sealed))
+    return ForecastPoint(made["at"]["C"], made["loss"], (low, high), observed)
 
 
 def of_order(run: RunFolder, sealed: SealFound) -> Iterable[str]:
@@ -506,8 +506,8 @@ def verify(path: Path, observed: float | None = None) -> Verified:
     try:
         made, table = record["forecast"], record["table"]
         datetime.fromisoformat(record["sealed"])
-        problems = [*of_name(path, sha256), *of_rows(table), *of_forecast(record)]
-        problems += of_place(record)
+        problems = [*of_name(path, sha256), *of_rows(table)]
+        problems += [*of_forecast(record), *of_place(record)]
         notes = of_table(path, record, problems)
         score = None if observed is None else Score.of(record, observed)
         columns = table["columns"]

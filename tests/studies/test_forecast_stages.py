@@ -9,10 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forecasts import copy_of, forecast_study, run_in
+from forecasts import begin_in, copy_of, forecast_study, run_in
 
 from nanoscale.__main__ import main
-from nanoscale.data.prepare import prepare
 from nanoscale.errors import DONE, FAILURE
 from nanoscale.experiments import ExperimentRunner
 from nanoscale.spec.counting import parameter_counts
@@ -159,9 +158,7 @@ def test_a_study_that_is_changed_after_its_seal_trains_nothing_else(study, capsy
 
 @pytest.mark.slow
 def test_a_check_that_fails_ends_the_study(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    prepare("synthetic")
-    Path("f.toml").write_text(STUDY.replace('mode = "muP"', 'mode = "SP"'))
+    begin_in(tmp_path, monkeypatch, STUDY.replace('mode = "muP"', 'mode = "SP"'))
     assert main(["study", "f.toml"]) == FAILURE
     assert "[f-check] fail: " in capsys.readouterr().out
     assert not Path("experiments_out/f/table.csv").exists()
@@ -169,9 +166,7 @@ def test_a_check_that_fails_ends_the_study(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_dry_run_shows_every_stage_and_starts_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    prepare("synthetic")
-    Path("f.toml").write_text(STUDY)
+    begin_in(tmp_path, monkeypatch, STUDY)
     assert main(["study", "f.toml", "--dry-run"]) == DONE
     said = capsys.readouterr().out
     for stage in ("tune: ", "branches: ", "ladder: ", "confirm: ", "[f-check]"):
@@ -211,11 +206,9 @@ def test_a_ladder_that_was_changed_since_its_seal_trains_nothing_more(study, cap
 
 @pytest.mark.slow
 def test_a_dry_run_says_that_there_will_be_no_interval(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    prepare("synthetic")
     larger = "{ n_embd = 12 }, { n_embd = 14 }, { n_embd = 16 }, "
     assert larger in STUDY
-    Path("f.toml").write_text(STUDY.replace(larger, ""))
+    begin_in(tmp_path, monkeypatch, STUDY.replace(larger, ""))
     assert main(["study", "f.toml", "--dry-run"]) == DONE
     assert "foreseen: no interval: what this law foresaw" in capsys.readouterr().out
 
@@ -237,11 +230,8 @@ def test_a_study_without_a_forecast_says_what_it_lacks(study, capsys):
 
 @pytest.mark.slow
 def test_a_budget_that_ends_in_the_tuning_ends_the_study_there(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    prepare("synthetic")
-    Path("f.toml").write_text(
-        STUDY.replace("[forecast.check]\nwidths = [32, 64, 128]\nseeds = 2\n", "")
-    )
+    check = "[forecast.check]\nwidths = [32, 64, 128]\nseeds = 2\n"
+    begin_in(tmp_path, monkeypatch, STUDY.replace(check, ""))
     main(["study", "f.toml", "--budget=4e7"])
     said = capsys.readouterr().out
     assert "the budget ends in stage" in said
@@ -259,9 +249,7 @@ def plans(said: str) -> list[tuple[str, str]]:
 @pytest.mark.slow
 def test_a_dry_run_goes_on_from_what_has_run(study, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.chdir(tmp_path)
-        prepare("synthetic")
-        Path("f.toml").write_text(STUDY)
+        begin_in(tmp_path, patch, STUDY)
         assert main(["study", "f.toml", "--dry-run"]) == DONE
     foreseen = capsys.readouterr().out.splitlines()[-1]
     assert "the law's loss to" in foreseen
@@ -331,10 +319,8 @@ def remove_run(study: Path, **values: str) -> None:
 def test_bad_stages_are_one_line_before_anything_starts(
     tmp_path, monkeypatch, capsys, old, new, said
 ):
-    monkeypatch.chdir(tmp_path)
-    prepare("synthetic")
     assert old in STUDY
-    Path("f.toml").write_text(STUDY.replace(old, new))
+    begin_in(tmp_path, monkeypatch, STUDY.replace(old, new))
     capsys.readouterr()
     assert main(["study", "f.toml"]) == 2
     error = capsys.readouterr().err

@@ -8,7 +8,6 @@ cosine (to zero). A row per run; a trunk has one LR for all of its lengths, a co
 
 from __future__ import annotations
 
-import csv
 import sys
 import tomllib
 from pathlib import Path
@@ -65,10 +64,7 @@ def main() -> None:
                 "cosine_loss": f"{alone.loc[key, 'val_loss']:.4f}",
             }
         )
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(out, index=False, lineterminator="\n")
     say(pd.read_csv(out))
 
 

@@ -8,7 +8,6 @@ entropy of its own; a row per chain and per number of sizes, the smallest ones.
 
 from __future__ import annotations
 
-import csv
 import sys
 from pathlib import Path
 
@@ -54,10 +53,7 @@ def main() -> None:
     folder, out = map(Path, sys.argv[1:])
     folder.mkdir(parents=True, exist_ok=True)
     rows = [row for seed in SEEDS for row in rows_of(seed, folder.absolute())]
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(out, index=False, lineterminator="\n")
     say(pd.read_csv(out))
 
 
