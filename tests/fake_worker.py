@@ -2,7 +2,8 @@
 
 `main(["run", FOLDER])` follows the contract of `nanoscale run`. What a run does is coded in its
 beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs. VALLEY adds
-a parabola in log LR, whose minimum goes as 1 / width but under muP, where it stays.
+a parabola in log LR, whose minimum goes as 1 / width but under muP, where it stays. Of a SURFACE
+the loss is a law of N = C / 6 D and D.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ TINY = {
     "device": "cpu",
 }
 CRASH, DIE, SLOW, DIVERGE, REFUSE, VALLEY = 0.11, 0.22, 0.33, 0.44, 0.55, 0.66  # values of beta1
+SURFACE = 0.77
 ENDLESS = 2000  # updates of a slow run that is ended before it has made them
 HUNGRY, FLAKY, GREEDY, DEAF = 0.12, 0.13, 0.14, 0.15
 
@@ -133,6 +135,10 @@ def finish(folder: RunFolder) -> int:
         octaves = math.log2((config.muon_lr if muon else 10 * config.learning_rate) / 0.03)
         octaves += 0 if still else math.log2(config.n_embd / 16)
         loss += 0.05 * octaves**2 + 0.0005 * math.sin(config.seed + 100 * octaves)
+    if config.beta1 == SURFACE:
+        D = config.max_iters * config.tokens_per_iter
+        loss = 1.0 + 60.0 / (flops / (6 * D)) ** 0.5 + 40.0 / D**0.5
+        loss *= 1 + 0.002 * math.sin(config.n_embd + D)
     state = DIVERGED if diverged else COMPLETE
     write_json(
         folder / METRICS,

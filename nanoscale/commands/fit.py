@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +27,6 @@ from nanoscale.errors import DONE, INCONCLUSIVE, UserError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from nanoscale.laws import LawFit
-    from nanoscale.laws.envelope import Envelope
-    from nanoscale.laws.isoflop import Bias, IsoFlop
-    from nanoscale.laws.multiverse import Multiverse
-    from nanoscale.studies.approaches import Approaches, Valleys
     from nanoscale.studies.table_fit import TableFit
 
 
@@ -151,9 +144,9 @@ def _lines(result: TableFit) -> list[str]:
     if result.holdout is not None:
         lines.append(result.holdout.text())
     if result.isoflop is not None:
-        lines += _approach_lines(result.isoflop)
+        lines += result.isoflop.text()
     if result.multiverse is not None:
-        lines += _multiverse_lines(result.multiverse)
+        lines += result.multiverse.text()
     if result.profile is not None:
         lines += ["profile intervals, 95 %:", *result.profile.text()]
         lines += _indented(result.profile.warnings)
@@ -177,79 +170,3 @@ def _columns_line(columns: Mapping[str, str]) -> str:
     if {"c", "d"} <= columns.keys():
         line += "; N = C / 6D"
     return line
-
-
-def _approach_lines(approaches: Approaches) -> list[str]:
-    """The exponent a by each approach."""
-    envelope, surface = approaches.envelope, approaches.surface
-    first = f"Approach 1: {envelope}"
-    if not isinstance(envelope, str):
-        first = f"Approach 1: {_exponent(envelope)}, {len(envelope.runs)} runs on the envelope"
-    doubt = "" if surface.status == "converged" else f" (the surface is {surface.status})"
-    return [
-        first,
-        *_valley_lines("parabola", approaches.parabola),
-        *_valley_lines("cubic", approaches.cubic),
-        f"Approach 3: {_exponent(surface)}{doubt}",
-    ]
-
-
-def _valley_lines(name: str, valleys: Valleys | str) -> list[str]:
-    from nanoscale.laws.isoflop import MOST_LOST
-
-    if isinstance(valleys, str):
-        return [f"Approach 2, {name}: {valleys}"]
-    found = valleys.isoflop
-    used = sum(valley.used for valley in found.valleys)
-    line = f"Approach 2, {name}: {_exponent(found)}, {used} of {len(found.valleys)} budgets"
-    flags = Counter(flag for valley in found.valleys for flag in valley.flags)
-    if flags:
-        counts = ", ".join(f"{count} {flag}" for flag, count in flags.items())
-        line += f" ({counts})"
-    lines = [line]
-    if found.lost > MOST_LOST * found.resamples:
-        lines.append(
-            f"  {found.lost} of {found.resamples} resamples have a budget without a minimum"
-            ": flat valleys beside the noise"
-        )
-    return lines + _bias_lines(valleys.bias)
-
-
-def _bias_lines(bias: Bias | None) -> list[str]:
-    if bias is None:
-        return ["  its bias is not known: the law has no optimum"]
-    if not math.isfinite(bias.bias["N"]):
-        return [f"  its bias is not known: {'; '.join(bias.warnings)}"]
-    a, n = (round(bias.bias[key], 3) + 0.0 for key in ("a", "N"))  # no -0.000
-    line = (
-        f"  on the fitted surface this grid errs by {a:+.3f} in a and {100 * n:+.1f} % in N* "
-        f"at {bias.C:.2g} FLOPs; corrected: a {bias.corrected['a']:.3f}, N* "
-        f"{bias.corrected['N']:.3g}"
-    )
-    return [line, *_indented(bias.warnings)]
-
-
-def _exponent(fit: LawFit | Envelope | IsoFlop) -> str:
-    """a and its interval, if they are known."""
-    if "a" not in fit.exponents:
-        return "no exponent a"
-    text = f"a {fit.exponents['a']:.3f}"
-    if "a" in fit.ci95:
-        low, high = fit.ci95["a"]
-        text += f" [{low:.3f}, {high:.3f}]"
-    return text
-
-
-def _multiverse_lines(multiverse: Multiverse) -> list[str]:
-    """How far a moves in all, and with each choice."""
-    a = multiverse.a
-    without = sum(row.a is None for row in multiverse.rows)
-    lost = f", {without} without a fit" if without else ""
-    known = [(moved, choice) for choice, moved in multiverse.spread.items() if moved is not None]
-    known.sort(reverse=True)
-    moves = ", ".join(f"{moved:.3f} with {choice}" for moved, choice in known)
-    return [
-        f"multiverse: {len(multiverse.rows)} analyses{lost}: a from {a['lowest']:.3f} to "
-        f"{a['highest']:.3f}, median {a['median']:.3f}",
-        f"  all else equal a moves by {moves}",
-    ]

@@ -10,6 +10,14 @@ from nanoscale.laws.arrays import Array
 Ends: TypeAlias = list[float]  # of an interval: low and high
 
 
+def ends_text(ends: Ends | None, spec: str = ".3g") -> str:
+    """` [low, high]` behind a number; nothing where they are not known."""
+    if ends is None:
+        return ""
+    low, high = ends
+    return f" [{low:{spec}}, {high:{spec}}]"
+
+
 @dataclass(frozen=True)
 class Band:
     """y at x, from low to high, each (n,), in order of x."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nanoscale.errors import UserError
-from nanoscale.laws.band import Ends
+from nanoscale.laws.band import Ends, ends_text
 from nanoscale.laws.bootstrap import Noise, interval
 from nanoscale.laws.fit import LawFit
 from nanoscale.laws.predict import FAR, Basis, predict
@@ -33,6 +33,7 @@ FEW_UPDATES = 100
 MOST_DISTANCE = 1e4  # times beyond the budgets fitted, either way, where no law says anything
 SIZE_ROUNDS = 4  # in which a run's size meets its budget
 FEWEST_PARAMETERS = 1000  # of a model; N* below is N in other units, or a budget far too small
+SHAPE = ("n_layer", "n_embd", "n_head")  # keys of a model
 STEP_LAW_BATCH, STEP_LAW_POWER = 0.58, 0.571  # tokens of an update, 0.58 D^0.571: Li et al. 2025
 
 
@@ -94,9 +95,9 @@ class Plan(Record):
         """The lines a user sees."""
         return [
             self._of_budget("C = 6 N D"),
-            f"  N*    {self.N:.4g}{_ends(self.N_ci95)} parameters",
-            f"  D*    {self.D:.4g}{_ends(self.D_ci95)} tokens, {self.tokens_per_param:.3g}"
-            f"{_ends(self.tokens_per_param_ci95)} per parameter",
+            f"  N*    {self.N:.4g}{ends_text(self.N_ci95)} parameters",
+            f"  D*    {self.D:.4g}{ends_text(self.D_ci95)} tokens, {self.tokens_per_param:.3g}"
+            f"{ends_text(self.tokens_per_param_ci95)} per parameter",
             self._of_loss(),
             *self.run.lines(),
         ]
@@ -106,15 +107,8 @@ class Plan(Record):
         return f"{self.budget:.4g} FLOPs ({convention}){far}; the {self.law} law is {self.status}"
 
     def _of_loss(self) -> str:
-        loss = f"  loss  {self.loss:.4f}{_ends(self.loss_ci95, '.4f')}"
-        return f"{loss}; a new run{_ends(self.run_ci95, '.4f')}" if self.run_ci95 else loss
-
-
-def _ends(ends: Ends | None, spec: str = ".3g") -> str:
-    if ends is None:
-        return ""
-    low, high = ends
-    return f" [{low:{spec}}, {high:{spec}}]"
+        loss = f"  loss  {self.loss:.4f}{ends_text(self.loss_ci95, '.4f')}"
+        return f"{loss}; a new run{ends_text(self.run_ci95, '.4f')}" if self.run_ci95 else loss
 
 
 def plan(
@@ -309,6 +303,15 @@ def buildable(
                     cheapest = cost
                     best = replace(model, n_layer=n_layer)
     return best
+
+
+def equal_cost(N: float, like: ExperimentConfig) -> ExperimentConfig:
+    """The model in the shape of `like` whose exact training FLOPs per token are nearest to 6 N."""
+    size = N
+    for _ in range(SIZE_ROUNDS):  # they are not 6 times its parameters, nor as many at another N
+        model = buildable(size, like.vocab_size, like.block_size, like)
+        size = N * 6 * _size(model) / flops_per_token(model)["exact"]
+    return model
 
 
 def _depths(model: ExperimentConfig, N: float) -> list[tuple[int, int]]:

@@ -6,6 +6,8 @@ that the table does not allow stays in the record, with the reason.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,7 +19,7 @@ from nanoscale.laws import LawFit
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.band import Band
 from nanoscale.laws.envelope import Envelope, envelope
-from nanoscale.laws.isoflop import Bias, IsoFlop, bias, isoflop
+from nanoscale.laws.isoflop import MOST_LOST, Bias, IsoFlop, bias, isoflop
 from nanoscale.laws.multiverse import Multiverse, multiverse
 from nanoscale.laws.points import Points
 from nanoscale.laws.predict import FAR
@@ -77,6 +79,36 @@ class Valleys:
             record["bias"] = self.bias.to_json()
         return record
 
+    def text(self) -> list[str]:
+        """The exponent, the budgets it is of, and what this grid gets wrong."""
+        found = self.isoflop
+        used = sum(valley.used for valley in found.valleys)
+        line = f"{exponent_text(found)}, {used} of {len(found.valleys)} budgets"
+        flags = Counter(flag for valley in found.valleys for flag in valley.flags)
+        if flags:
+            line += f" ({', '.join(f'{count} {flag}' for flag, count in flags.items())})"
+        lines = [line]
+        if found.lost > MOST_LOST * found.resamples:
+            lines.append(
+                f"  {found.lost} of {found.resamples} resamples have a budget without a minimum"
+                ": flat valleys beside the noise"
+            )
+        return lines + self._bias_text()
+
+    def _bias_text(self) -> list[str]:
+        error = self.bias
+        if error is None:
+            return ["  its bias is not known: the law has no optimum"]
+        if not math.isfinite(error.bias["N"]):
+            return [f"  its bias is not known: {'; '.join(error.warnings)}"]
+        a, n = (round(error.bias[key], 3) + 0.0 for key in ("a", "N"))  # no -0.000
+        line = (
+            f"  on the fitted surface this grid errs by {a:+.3f} in a and {100 * n:+.1f} % in N* "
+            f"at {error.C:.2g} FLOPs; corrected: a {error.corrected['a']:.3f}, N* "
+            f"{error.corrected['N']:.3g}"
+        )
+        return [line, *(f"  {warning}" for warning in error.warnings)]
+
 
 @dataclass(frozen=True)
 class Approaches:
@@ -107,6 +139,30 @@ class Approaches:
         fit = self.surface
         surface = {"exponents": fit.exponents, "ci95": fit.ci95, "status": fit.status}
         return record | {"surface": plain(surface)}
+
+    def text(self) -> list[str]:
+        """The exponent a by each, with its interval."""
+        first, surface = self.envelope, self.surface
+        said = first
+        if not isinstance(first, str):
+            said = f"{exponent_text(first)}, {len(first.runs)} runs on the envelope"
+        lines = [f"Approach 1: {said}"]
+        for name, found in (("parabola", self.parabola), ("cubic", self.cubic)):
+            first_line, *others = [found] if isinstance(found, str) else found.text()
+            lines += [f"Approach 2, {name}: {first_line}", *others]
+        doubt = "" if surface.status == "converged" else f" (the surface is {surface.status})"
+        return [*lines, f"Approach 3: {exponent_text(surface)}{doubt}"]
+
+
+def exponent_text(fit: LawFit | Envelope | IsoFlop) -> str:
+    """a and its interval, if they are known."""
+    if "a" not in fit.exponents:
+        return "no exponent a"
+    text = f"a {fit.exponents['a']:.3f}"
+    if "a" in fit.ci95:
+        low, high = fit.ci95["a"]
+        text += f" [{low:.3f}, {high:.3f}]"
+    return text
 
 
 def _tried(approach: Callable[..., _T], *args: object) -> _T | str:
@@ -139,3 +195,16 @@ class TableMultiverse(Multiverse):
             dropped=[count for count in dropped if count < len(loss)],
         )
         return cls(**vars(found), conventions=list(conventions))
+
+    def text(self) -> list[str]:
+        """How far a moves in all, and with each choice."""
+        without = sum(row.a is None for row in self.rows)
+        lost = f", {without} without a fit" if without else ""
+        known = [(moved, choice) for choice, moved in self.spread.items() if moved is not None]
+        moves = ", ".join(f"{moved:.3f} with {choice}" for moved, choice in sorted(known)[::-1])
+        a = self.a
+        return [
+            f"multiverse: {len(self.rows)} analyses{lost}: a from {a['lowest']:.3f} to "
+            f"{a['highest']:.3f}, median {a['median']:.3f}",
+            f"  all else equal a moves by {moves}",
+        ]

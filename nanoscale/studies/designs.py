@@ -115,11 +115,11 @@ def design_study(name: str, settings: DesignSettings) -> DesignRecord:
     )
 
 
-def width_at(runs: PlannedRuns, C: float, noise: float) -> DesignAnswer:
-    """How wide the interval of the law's loss at C FLOPs will be, by a few worlds."""
+def width_at(runs: PlannedRuns, question: str, noise: float) -> DesignAnswer:
+    """How wide the interval of the answer to a `LawQuestion` will be, by a few worlds."""
     settings = DesignSettings(worlds=FEW_WORLDS, resamples=100, noise=noise)
     design, _ = design_of(runs, settings)
-    return _simulated(design, [LawQuestion.parse(f"L@{C:g}", design.form)], settings)[0]
+    return _simulated(design, [LawQuestion.parse(question, design.form)], settings)[0]
 
 
 def _simulated(

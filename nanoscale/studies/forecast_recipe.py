@@ -267,7 +267,7 @@ class MainJob:
             return []
         runs = of_cells([cell for cell in cells if cell.stage == LADDER_STAGE], None, ladder=True)
         noise = self.noise(study) or USUAL_NOISE
-        answer = width_at(runs, float(bigger.flops), noise)
+        answer = width_at(runs, f"L@{float(bigger.flops)}", noise)
         half = 50 * answer.width / float(np.mean(answer.ends))
         lines = [
             f"foreseen at {bigger.flops:.3g} FLOPs: the law's loss to {half:.2g} % (95 %, by "

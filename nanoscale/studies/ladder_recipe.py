@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments.cells import combinations, grid_lists
 from nanoscale.experiments.records import describe
-from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.sources import FIELDS
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
@@ -34,18 +33,12 @@ def rows(table: FileTable) -> Question:
         raise UserError(
             f"{table.where()}: min_sizes={least!r}: expected a whole number, at least {MIN_SIZES}"
         )
-    sizes = table.tables("sizes")
+    sizes = table.sizes("all sizes share [base]'s tokens_per_param")
     if len(sizes) < least:
         raise UserError(f"{where}: {len(sizes)} sizes are too few for a law; give at least {least}")
 
     runs = []
-    for place, size in enumerate(sizes):
-        lengths = [key for key in LENGTH_KEYS if key in size]
-        if lengths:
-            raise UserError(f"{where}: {lengths[0]}: all sizes share [base]'s tokens_per_param")
-        seeds = table.take_seeds(size)
-        if size in sizes[:place]:
-            raise UserError(f"{where}: {describe(size)} is given twice; give it once, with seeds")
+    for size, seeds in sizes:
         values = {key: [value] for key, value in size.items()}
         runs += combinations(values | grid_lists({}, seeds, where))
     return Question(runs, where, min_sizes=least)

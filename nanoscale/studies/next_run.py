@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from nanoscale.laws.predict import Basis
     from nanoscale.spec.identity import RunSpec
 
-SHAPE = ("n_layer", "n_embd", "n_head")
 # What a run has of being a trunk, or a branch of one.
 OF_TRUNK = ("warmup_frac", "warmup_iters", "checkpoint_steps", "branch_from")
 VOCAB_SIZE, BLOCK_SIZE = 50304, 1024  # GPT-2's vocabulary, padded, as nanoGPT
@@ -118,7 +117,7 @@ def _extended(
     unit: str,
 ) -> Extension:
     """The next run of a study's ladder."""
-    from nanoscale.laws.plan import extend
+    from nanoscale.laws.plan import SHAPE, extend
 
     study, ratio, basis = grounds.study, grounds.tokens_per_param, grounds.basis
     spec = None if study is None else _largest(study)

@@ -4,8 +4,8 @@ A recipe reads its own table of a study file into a `Question`: the rows of conf
 first, and the stages that come after them. Its runs are made by the runner; then `conclude` says
 the answer, and `figures` draws it.
 Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `transfer_recipe`,
-`search_recipe`, `forecast_recipe`); a user's come from `[study] recipes = FILE`, a Python file that
-registers them.
+`search_recipe`, `forecast_recipe`, `isoflop_recipe`); a user's come from `[study] recipes = FILE`,
+a Python file that registers them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanoscale.errors import UserError, did_you_mean, guarded, one_of, registered_in
+from nanoscale.experiments.records import describe
+from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.values import Overrides
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from nanoscale.experiments.search import SearchPlan
     from nanoscale.studies.coordinate_study import CoordinatePlan
 
-BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast")
+BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast", "isoflop")
 CHECK = "check"  # the stage of the parametrization's coordinate check
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 
@@ -69,6 +71,27 @@ class FileTable:
         usual = self.values.get("seeds", [self.base.get("seed", FIELDS["seed"].default)])
         one = size.pop("seed", None)
         return size.pop("seeds", usual if one is None else [one])
+
+    def sizes(self, no_length: str) -> list[tuple[Overrides, Any]]:
+        """`[[name.sizes]]`, each with its seeds.
+
+        Raises:
+            UserError: one has a length, for which there is none, as `no_length` says; or is there
+                twice.
+        """
+        where = self.where("sizes")
+        found: list[tuple[Overrides, Any]] = []
+        for size in self.tables("sizes"):
+            lengths = [key for key in LENGTH_KEYS if key in size]
+            if lengths:
+                raise UserError(f"{where}: {lengths[0]}: {no_length}")
+            seeds = self.take_seeds(size)
+            if any(size == other for other, _ in found):
+                raise UserError(
+                    f"{where}: {describe(size)} is given twice; give it once, with seeds"
+                )
+            found.append((size, seeds))
+        return found
 
     def no_ratio(self) -> UserError:
         """For a ladder whose base says no length that its sizes share."""
