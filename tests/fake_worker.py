@@ -3,7 +3,7 @@
 `main(["run", FOLDER])` follows the contract of `nanoscale run`. What a run does is coded in its
 beta1 (CRASH, DIE, ...); with any other it completes, its loss a power law of its FLOPs. VALLEY adds
 a parabola in log LR, whose minimum goes as 1 / width but under muP, where it stays. Of a SURFACE
-the loss is a law of N = C / 6 D and D.
+the loss is a law of N = C / 6 D and D, of which dropout wastes its share of the compute.
 """
 
 from __future__ import annotations
@@ -137,8 +137,10 @@ def finish(folder: RunFolder) -> int:
         loss += 0.05 * octaves**2 + 0.0005 * math.sin(config.seed + 100 * octaves)
     if config.beta1 == SURFACE:
         D = config.max_iters * config.tokens_per_iter
-        loss = 1.0 + 60.0 / (flops / (6 * D)) ** 0.5 + 40.0 / D**0.5
-        loss *= 1 + 0.002 * math.sin(config.n_embd + D)
+        octaves = math.log2(config.learning_rate / 6e-4)
+        of_N, of_D = (x * math.sqrt(1 - config.dropout) for x in (flops / (6 * D), D))
+        loss = 1.0 + 60.0 / of_N**0.5 + 40.0 / of_D**0.5 + 0.05 * octaves**2
+        loss *= 1 + 0.002 * math.sin(config.n_embd + D + 7 * config.seed)
     state = DIVERGED if diverged else COMPLETE
     write_json(
         folder / METRICS,
@@ -160,7 +162,7 @@ def finish(folder: RunFolder) -> int:
         },
     )
     (folder / BEST).touch()
-    folder.set_status(state=state)
+    folder.set_status(state=state, step=config.max_iters)
     return 1 if diverged else 0
 
 

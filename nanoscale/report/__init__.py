@@ -15,6 +15,7 @@ from nanoscale.report.paired_losses import compare_figure
 from nanoscale.report.run_figures import heatmap_figure, lines_figure, loss_curves_figure
 from nanoscale.report.search_figures import contour_figure, search_figure
 from nanoscale.report.valley_figures import valleys_figure
+from nanoscale.report.worth_figures import worth_figure
 
 __all__ = [
     "cloud_figure",
@@ -35,5 +36,6 @@ __all__ = [
     "svg",
     "transfer_figure",
     "valleys_figure",
+    "worth_figure",
     "write_report",
 ]

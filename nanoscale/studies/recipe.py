@@ -4,8 +4,8 @@ A recipe reads its own table of a study file into a `Question`: the rows of conf
 first, and the stages that come after them. Its runs are made by the runner; then `conclude` says
 the answer, and `figures` draws it.
 Each built-in stands in a file of its own (`grid_recipe`, `ladder_recipe`, `transfer_recipe`,
-`search_recipe`, `forecast_recipe`, `isoflop_recipe`); a user's come from `[study] recipes = FILE`,
-a Python file that registers them.
+`search_recipe`, `forecast_recipe`, `isoflop_recipe`, `ablation_recipe`); a user's come from
+`[study] recipes = FILE`, a Python file that registers them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nanoscale.experiments.search import SearchPlan
     from nanoscale.studies.coordinate_study import CoordinatePlan
 
-BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast", "isoflop")
+BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast", "isoflop", "ablation")
 CHECK = "check"  # the stage of the parametrization's coordinate check
 MIN_SIZES = 4  # a law of three parameters through fewer says nothing
 

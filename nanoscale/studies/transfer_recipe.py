@@ -14,7 +14,7 @@ from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.grid_recipe import best
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Stage
-from nanoscale.studies.transfer_table import joint_record, study_verdicts
+from nanoscale.studies.transfer_table import joint_record, study_verdicts, usual_lr
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -129,8 +129,7 @@ def read_arm(
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: every arm has a name, as in name = 'muP'")
 
-    muon = {**table.base, **keys}.get("optimizer") == "muon"
-    lr = keys.pop("lr", "muon_lr" if muon else "learning_rate")
+    lr = keys.pop("lr", usual_lr({**table.base, **keys}))
     enough = isinstance(lrs, list) and len(lrs) >= MIN_LRS
     if not enough or not all(isinstance(x, (int, float)) and x > 0 for x in lrs):
         raise UserError(

@@ -36,7 +36,7 @@ from nanoscale.experiments.tables import (
     study_table,
 )
 from nanoscale.spec.sources import FIELDS
-from nanoscale.spec.values import Json
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.table_faults import check_columns, check_sweeps
 from nanoscale.studies.table_faults import twins as twins_among
@@ -99,6 +99,12 @@ def transfer(
     if len(verdicts) > 1:
         raise UserError(f"the runs are of several settings: choose only={one_of(verdicts)}")
     return next(iter(verdicts.values()))
+
+
+def usual_lr(keys: Overrides) -> str:
+    """The LR that one searches, by a config's own keys: that of its matrices."""
+    muon, adamw = LR_KEYS
+    return muon if keys.get("optimizer") == "muon" else adamw
 
 
 def runs_of(table: DataFrame | Study | str | Path, output_root: str | Path) -> DataFrame:

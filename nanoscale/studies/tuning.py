@@ -24,7 +24,7 @@ from nanoscale.store.files import read_json
 from nanoscale.studies.branches import PER_PARAM, is_positive, ladder_ratio
 from nanoscale.studies.recipe import FileTable
 from nanoscale.studies.row_runs import loss_of_row, scale_of_row
-from nanoscale.studies.transfer_table import LR_KEYS
+from nanoscale.studies.transfer_table import LR_KEYS, usual_lr
 
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
@@ -91,8 +91,7 @@ class Tuning:
         """Read and check; `sizes` are the ladder's."""
         values = table.part(TUNE, ("lr", "lrs", "shorter", "proxy", "middle")) or {}
         where = f"{table.path}, [{table.name}.{TUNE}]"
-        usual = "muon_lr" if table.base.get("optimizer") == "muon" else "learning_rate"
-        key = values.get("lr", usual)
+        key = values.get("lr", usual_lr(table.base))
         if key not in LR_KEYS:
             raise UserError(f"{where}: lr={key!r}: choose {one_of(LR_KEYS)}")
         middle = values.get("middle", sizes[len(sizes) // 2])

@@ -1,0 +1,201 @@
+"""What a change is worth: FLOPs at equal loss, size by size, and whether that grows with size.
+
+The base's losses over its FLOPs make a curve, a parabola in logarithms. A change moves the loss at
+a size by what seeds in both arms differ by; the curve says with how many FLOPs the base would have
+that loss. A line over ln C through the logarithms of these ratios, weighted by how steep the curve
+is there, says what the change is worth and how that moves. Intervals: seeds' noise drawn anew on
+the curve and on the differences, and Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from nanoscale.checks.paired import Losses
+from nanoscale.checks.seed_shifts import Interval, Numbers
+from nanoscale.checks.t_distribution import t_quantile
+from nanoscale.errors import UserError
+from nanoscale.spec.values import Json
+from nanoscale.store.files import plain
+
+FEWEST_SIZES = 4  # a parabola leaves one
+HALF = 0.5 / math.log(10)  # of the logarithm of a worth, lost over ten times the compute
+GROWS, STAYS, FADES, UNDECIDED = "grows", "holds", "fades with scale", "not decided"
+DRAWS = 2000
+MOST_LOST = 0.025  # share of draws whose curve never has a loss
+
+
+@dataclass(frozen=True)
+class SizeLosses:
+    """Both arms at one size: FLOPs of a run, and losses by seed, of the same seeds."""
+
+    base_flops: float
+    base: Losses
+    flops: float
+    losses: Losses
+
+    @property
+    def difference(self) -> Numbers:
+        """(seeds,) of ln L."""
+        return np.log([self.losses[seed] / loss for seed, loss in self.base.items()])
+
+
+@dataclass(frozen=True)
+class WorthAt:
+    """At one size: FLOPs of the change's run over those with which the base has its loss."""
+
+    flops: float
+    value: float
+    ci95: Interval
+
+
+@dataclass(frozen=True)
+class Worth:
+    """How many times the base's FLOPs a change needs for the same loss; above 1, it is worse."""
+
+    value: float  # at the middle of the sizes
+    ci95: Interval
+    exponent: float  # of C, with which it rises
+    exponent_ci95: Interval
+    verdict: str  # grows, holds, fades with scale, not decided
+    noise: float  # sd of a difference in ln L
+    dof: float
+    at: Sequence[WorthAt]
+
+    def text(self) -> str:
+        """`1.35 [1.28, 1.42] times the FLOPs for the same loss, and ...: fades with scale`."""
+        moved = 10**self.exponent
+        low, high = (10**end for end in self.exponent_ci95)
+        return (
+            f"{self.value:.3g} {_text(self.ci95)} times the FLOPs for the same loss, and at ten "
+            f"times the compute {moved:.3g} {_text((low, high))} times that: {self.verdict}"
+        )
+
+    def to_json(self) -> dict[str, Json]:
+        record: dict[str, Json] = plain(asdict(self))
+        return record
+
+
+def _text(ends: Interval) -> str:
+    low, high = ends
+    return f"[{low:.3g}, {high:.3g}]"
+
+
+def _log(losses: Losses) -> Numbers:
+    return np.log([*losses.values()])
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """sd of one observation, and its degrees of freedom."""
+
+    sd: float
+    dof: float
+
+    @classmethod
+    def of(cls, groups: Sequence[Numbers], means: Numbers, u: Numbers, degree: int) -> _Noise:
+        """The larger of what replicates (n_i,) of every size scatter by, and what their means
+        (S,) are off a polynomial of u (S,)."""
+        counts = np.array([len(group) for group in groups])
+        powers = np.vander(u, degree + 1)
+        off = means - powers @ (np.linalg.pinv(powers) @ means)
+        left = len(u) - degree - 1
+        curve = cls(math.sqrt(float((counts * off**2).sum()) / left), left)
+        dof = int((counts - 1).sum())
+        if not dof:
+            return curve
+        squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+        seeds = cls(math.sqrt(squares / dof), dof)
+        return max(seeds, curve, key=lambda noise: noise.sd)
+
+
+def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
+    """What a change is worth, by four sizes or more in both arms.
+
+    Raises:
+        UserError: there are fewer, or losses do not fall with size.
+    """
+    if len(sizes) < FEWEST_SIZES:
+        raise UserError(f"{len(sizes)} sizes in both arms; {FEWEST_SIZES} are needed")
+    sizes = sorted(sizes, key=lambda size: size.base_flops)
+    x = np.log([size.base_flops for size in sizes])
+    own = np.log([size.flops for size in sizes])
+    of_base = [_log(size.base) for size in sizes]
+    differences = [size.difference for size in sizes]
+    level = np.array([losses.mean() for losses in of_base])
+    shift = np.array([pairs.mean() for pairs in differences])
+    seeds = np.array([len(losses) for losses in of_base])
+
+    u = x - x.mean()
+    curve = np.vander(u, 3)  # (S, 3)
+    base_noise = _Noise.of(of_base, level, u, 2)
+    noise = _Noise.of(differences, shift, u, 1)
+
+    rng = np.random.default_rng(rng_seed)
+    steps = rng.standard_normal((2, DRAWS, len(u)))
+    steps[:, 0] = 0  # the first is what was measured
+    levels = level + base_noise.sd / np.sqrt(seeds) * steps[0]  # (R, S)
+    shifts = shift + noise.sd / np.sqrt(seeds) * steps[1]
+    coefficients = levels @ np.linalg.pinv(curve).T  # (R, 3)
+    logs = own - x + _ratio(coefficients, shifts, u)  # (R, S)
+    known = np.isfinite(logs).all(axis=1)
+    if not known[0] or (~known).mean() > MOST_LOST:
+        raise UserError("the losses do not fall beyond their noise from size to size")
+
+    steep = (2 * coefficients[0, 0] * u + coefficients[0, 1]) ** 2 * seeds
+    root = np.sqrt(steep)
+    line = logs[known] @ (np.linalg.pinv(np.vander(u, 2) * root[:, None]) * root).T  # (R, 2)
+    t = t_quantile(0.95, noise.dof)
+    exponent, mean = line[0].tolist()
+    exponent_half, mean_half = (t * line.std(axis=0, ddof=1)).tolist()
+    halves = t * logs[known].std(axis=0, ddof=1)
+    at = []
+    for flops, log, half in zip(np.exp(x), logs[0], halves, strict=True):
+        at.append(WorthAt(float(flops), math.exp(log), _around(log, half)))
+    ends = (exponent - exponent_half, exponent + exponent_half)
+    return Worth(
+        value=math.exp(mean),
+        ci95=_around(mean, mean_half),
+        exponent=exponent,
+        exponent_ci95=ends,
+        verdict=_verdict(mean, ends),
+        noise=noise.sd,
+        dof=noise.dof,
+        at=at,
+    )
+
+
+def _around(log: float, half: float) -> Interval:
+    return math.exp(log - half), math.exp(log + half)
+
+
+def _ratio(coefficients: Numbers, shifts: Numbers, u: Numbers) -> Numbers:
+    """(R, S) ln of how many times the base's FLOPs give the same loss: by parabolas (R, 3) of the
+    base over u (S,), and what the change adds to them (R, S). NaN where a curve does not fall.
+
+    Read at fewer FLOPs than a size has, where runs are: what the better arm needs for the loss of
+    the worse one. Where a parabola bends down, as noise may have it, it is its tangent.
+    """
+    second, first, _ = (part[:, None] for part in coefficients.T)
+    tilt = (shifts @ np.linalg.pinv(np.vander(u, 2)).T)[:, :1]
+    slope = first + 2 * second * u + np.where(shifts < 0, tilt, 0)
+    slope = np.where(slope < 0, slope, np.nan)
+    bend = np.maximum(second, 0) * np.abs(shifts)
+    return np.asarray(2 * shifts / (np.sqrt(slope**2 + 4 * bend) - slope))
+
+
+def _verdict(mean: float, ends: Interval) -> str:
+    """How the worth moves with size, by the exponent's interval: it holds where at ten times the
+    compute at least half of it is left, and at most half as much again has come to it."""
+    low, high = ends
+    if max(-low, high) <= HALF * abs(mean):
+        return STAYS
+    if mean < 0:
+        low, high = -high, -low
+    if low > 0:
+        return GROWS
+    return FADES if high < 0 else UNDECIDED

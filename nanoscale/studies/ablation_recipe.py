@@ -1,0 +1,180 @@
+"""`recipe = "ablation"`: what is a change worth, in FLOPs at equal loss, and does that hold?
+
+A ladder of the base, and one of every arm, which is the base with some keys changed. Where an arm
+has several learning rates, each seed counts at the one that the others choose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanoscale.checks.paired import Losses, Setting, choose
+from nanoscale.checks.worth import FEWEST_SIZES, SizeLosses, Worth, worth
+from nanoscale.errors import UserError
+from nanoscale.spec.values import Json, Overrides
+from nanoscale.store.files import write_json
+from nanoscale.studies.branches import is_positive, ladder_ratio
+from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
+from nanoscale.studies.row_runs import cell_of, loss_of_row
+from nanoscale.studies.transfer_table import usual_lr
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from nanoscale.experiments import Study
+
+BASE = "base"
+ABLATION = "ablation.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """An arm: keys that differ from the base's, and the LRs that are tried, if there are several.
+
+    The base is the one that changes nothing.
+    """
+
+    name: str
+    values: Overrides
+    lr: str  # the key
+    lrs: Sequence[float]
+
+    def row(self, size: Overrides, lr: float | None, seed: int) -> Overrides:
+        row = {**size, **self.values, "seed": seed}
+        return row if lr is None else {**row, self.lr: lr}
+
+    def rows(self, sizes: Sequence[tuple[Overrides, Sequence[int]]]) -> list[Overrides]:
+        """Every size at every LR, with its seeds."""
+        rows = []
+        for size, seeds in sizes:
+            for lr in self.lrs or [None]:
+                rows += [self.row(size, lr, seed) for seed in seeds]
+        return rows
+
+    def at(self, study: Study, size: Overrides, seeds: Sequence[int]) -> tuple[float, Losses]:
+        """FLOPs of a run of a size, and its losses by seed; none where no LR has all of them."""
+        tried: dict[Setting, Losses] = {}
+        for lr in self.lrs or [None]:
+            losses = {}
+            for seed in seeds:
+                loss = loss_of_row(study, self.row(size, lr, seed))
+                if loss is not None and math.isfinite(loss):
+                    losses[str(seed)] = loss
+            if len(losses) == len(seeds):
+                tried[(lr,)] = losses
+        first = self.rows([(size, seeds)])[0]
+        flops = float(cell_of(study, first).flops)
+        return flops, choose(tried).held_out if tried else {}
+
+    def to_json(self) -> dict[str, Json]:
+        return {"name": self.name, "values": dict(self.values), "lr": self.lr, "lrs": [*self.lrs]}
+
+
+def rows(table: FileTable) -> Question:
+    """The ladder of the base, and that of every arm in [[ablation.arms]]."""
+    ladder_ratio(table)
+    sizes = table.sizes("all sizes share [base]'s tokens_per_param")
+    if len(sizes) < FEWEST_SIZES:
+        raise UserError(
+            f"{table.where('sizes')}: {len(sizes)} sizes say nothing of how a worth moves; give "
+            f"at least {FEWEST_SIZES}"
+        )
+    where = table.where("arms")
+    base = read_change({"name": BASE, "lrs": table.values.get("lrs", [])}, table, table.where())
+    arms = [read_change(keys, table, where) for keys in table.tables("arms")]
+    names = [arm.name for arm in arms]
+    if not arms or len({*names, BASE}) <= len(names):
+        raise UserError(f"{where}: give at least one, each with a name of its own, none {BASE!r}")
+
+    changes = [base, *arms]
+    runs = [row for change in changes for row in change.rows(sizes)]
+    kept = {
+        "changes": [change.to_json() for change in changes],
+        "sizes": [{"values": dict(size), "seeds": [*seeds]} for size, seeds in sizes],
+    }
+    return Question(runs, where, kept)
+
+
+def read_change(values: Overrides, table: FileTable, where: str) -> Change:
+    keys: dict[str, Any] = dict(values)
+    name = keys.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: every arm has a name, as in name = 'no RoPE'")
+    lrs = keys.pop("lrs", table.values.get("lrs", []))
+    if not isinstance(lrs, list) or not all(map(is_positive, lrs)):
+        said = "expected learning rates, as in [1e-3, 2e-3]"
+        raise UserError(f"{where}, {name}: lrs={lrs!r}: {said}")
+    same = [key for key, value in keys.items() if table.base.get(key) == value]
+    if name != BASE and (not keys or same):
+        said = f"{same[0]}={keys[same[0]]!r} is [base]'s" if same else "it changes nothing"
+        raise UserError(f"{where}, {name}: {said}; give what differs, as in use_rope = false")
+    return Change(name, keys, keys.pop("lr", usual_lr({**table.base, **keys})), lrs)
+
+
+# -- the answer -----------------------------------------------------------------------------------
+def conclude(study: Study, frame: DataFrame) -> Answer:
+    """What every arm is worth, the dearest to be without first; kept in ablation.json."""
+    from pandas import DataFrame
+
+    base, *arms = (Change(**change) for change in study.asked.extras["changes"])
+    sizes = [(size["values"], size["seeds"]) for size in study.asked.extras["sizes"]]
+    of_base = [base.at(study, *size) for size in sizes]
+    found: dict[str, Worth] = {}
+    without = []
+    for arm in arms:
+        pairs = []
+        for (flops, losses), size in zip(of_base, sizes, strict=True):
+            own_flops, own = arm.at(study, *size)
+            if losses and own:
+                pairs.append(SizeLosses(flops, losses, own_flops, own))
+        try:
+            found[arm.name] = worth(pairs)
+        except UserError as error:
+            without.append(f"{arm.name}: not decided: {error}")
+
+    found = dict(sorted(found.items(), key=lambda named: -named[1].value))
+    lines = [f"{name} needs {its.text()}" for name, its in found.items()]
+    write_json(study.folder / ABLATION, {name: its.to_json() for name, its in found.items()})
+    tables = []
+    if found:
+        caption = "FLOPs of every arm over the base's at equal loss."
+        tables.append((caption, DataFrame([table_row(*named) for named in found.items()])))
+    return Answer([*lines, *without], found, tables=tables)
+
+
+def table_row(name: str, found: Worth) -> dict[str, object]:
+    low, high = found.ci95
+    return {
+        "arm": name,
+        "times the FLOPs": found.value,
+        "95 % from": low,
+        "to": high,
+        "exponent of C": found.exponent,
+        "from": found.exponent_ci95[0],
+        "to ": found.exponent_ci95[1],
+        "with size it": found.verdict,
+    }
+
+
+def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
+    """What every arm is worth over the base's compute, and every run's curve."""
+    from nanoscale.report import worth_figure
+
+    if not answer.result:
+        return []
+    caption = (
+        "FLOPs of every arm over those with which the base has the same loss, at every size, with "
+        "95 % intervals."
+    )
+    return [Picture("worth", caption, worth_figure(answer.result))]
+
+
+RECIPE = Recipe(
+    tables=("seeds", "lrs", "sizes", "arms"),
+    rows=rows,
+    conclude=conclude,
+    figures=figures,
+)
