@@ -140,7 +140,7 @@ def finish(folder: RunFolder) -> int:
         octaves = math.log2(config.learning_rate / 6e-4)
         of_N, of_D = (x * math.sqrt(1 - config.dropout) for x in (flops / (6 * D), D))
         loss = 1.0 + 60.0 / of_N**0.5 + 40.0 / of_D**0.5 + 0.05 * octaves**2
-        loss *= 1 + 0.002 * math.sin(config.n_embd + D + 7 * config.seed)
+        loss *= 1 + 0.002 * math.sin(config.n_embd + D + config.seed * (7 + 10 * config.dropout))
     state = DIVERGED if diverged else COMPLETE
     write_json(
         folder / METRICS,

@@ -51,6 +51,7 @@ class WorthAt:
     flops: float
     value: float
     ci95: Interval
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,19 @@ class Worth:
     noise: float  # sd of a difference in ln L
     dof: float
     at: Sequence[WorthAt]
+
+    def more(self) -> Numbers:
+        """(S,) the share of the interval that one seed more at each size would about leave."""
+        u = np.log([at.flops for at in self.at])
+        powers = np.vander(u - u.mean(), 2)
+        weight = np.array([np.log(at.ci95[1] / at.ci95[0]) ** -2 for at in self.at])
+        seeds = np.array([at.seeds for at in self.at])
+
+        def se(weight: Numbers) -> float:
+            return math.sqrt(np.linalg.inv(powers.T @ (powers * weight[:, None]))[1, 1])
+
+        one_more = np.eye(len(u)) / seeds
+        return np.array([se(weight * (1 + more)) for more in one_more]) / se(weight)
 
     def text(self) -> str:
         """`1.35 [1.28, 1.42] times the FLOPs for the same loss, and ...: fades with scale`."""
@@ -154,8 +168,9 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
     exponent_half, mean_half = (t * line.std(axis=0, ddof=1)).tolist()
     halves = t * logs[known].std(axis=0, ddof=1)
     at = []
-    for flops, log, half in zip(np.exp(x), logs[0], halves, strict=True):
-        at.append(WorthAt(float(flops), math.exp(log), _around(log, half)))
+    for size, log, half in zip(sizes, logs[0], halves, strict=True):
+        ends = _around(log, half)
+        at.append(WorthAt(float(size.base_flops), math.exp(log), ends, len(size.base)))
     ends = (exponent - exponent_half, exponent + exponent_half)
     return Worth(
         value=math.exp(mean),

@@ -30,6 +30,7 @@ TASKS: dict[str, dict[str, str]] = {
         "status": "where the runs of a study stand",
         "watch": "its runs as they go on, wherever they run",
         "retry": "run again what failed or waits",
+        "next": "the run that would narrow its answer most",
         "table": "rebuild table.csv from the run folders",
         "report": "rebuild report.html",
         "sync": "finished runs to W&B, Trackio or TensorBoard",

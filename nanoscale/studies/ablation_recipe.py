@@ -17,6 +17,7 @@ from nanoscale.errors import UserError
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import write_json
 from nanoscale.studies.branches import is_positive, ladder_ratio
+from nanoscale.studies.narrowing import Narrowing
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 from nanoscale.studies.row_runs import cell_of, loss_of_row
 from nanoscale.studies.transfer_table import usual_lr
@@ -31,6 +32,15 @@ ABLATION = "ablation.json"
 
 
 @dataclass(frozen=True)
+class ArmOfSize:
+    """FLOPs of one run of an arm at a size, and its losses by seed, at the LR that was chosen."""
+
+    flops: float
+    losses: Losses
+    lr: float | None
+
+
+@dataclass(frozen=True)
 class Change:
     """An arm: keys that differ from the base's, and the LRs that are tried, if there are several.
 
@@ -42,6 +52,11 @@ class Change:
     lr: str  # the key
     lrs: Sequence[float]
 
+    @property
+    def each_lr(self) -> list[float | None]:
+        """None: the config's own."""
+        return [*self.lrs] or [None]
+
     def row(self, size: Overrides, lr: float | None, seed: int) -> Overrides:
         row = {**size, **self.values, "seed": seed}
         return row if lr is None else {**row, self.lr: lr}
@@ -50,24 +65,29 @@ class Change:
         """Every size at every LR, with its seeds."""
         rows = []
         for size, seeds in sizes:
-            for lr in self.lrs or [None]:
+            for lr in self.each_lr:
                 rows += [self.row(size, lr, seed) for seed in seeds]
         return rows
 
-    def at(self, study: Study, size: Overrides, seeds: Sequence[int]) -> tuple[float, Losses]:
-        """FLOPs of a run of a size, and its losses by seed; none where no LR has all of them."""
+    def at(self, study: Study, size: Overrides, seeds: Sequence[int]) -> ArmOfSize:
+        """Its runs of a size: those of `seeds`, and others that were added."""
+        known = {int(str(entry.values["seed"])) for entry in study.entries}
         tried: dict[Setting, Losses] = {}
-        for lr in self.lrs or [None]:
+        for lr in self.each_lr:
             losses = {}
-            for seed in seeds:
+            for seed in sorted(known):
                 loss = loss_of_row(study, self.row(size, lr, seed))
                 if loss is not None and math.isfinite(loss):
-                    losses[str(seed)] = loss
-            if len(losses) == len(seeds):
-                tried[(lr,)] = losses
+                    losses[seed] = loss
+            if losses.keys() >= {*seeds}:
+                tried[(lr,)] = {str(seed): loss for seed, loss in losses.items()}
         first = self.rows([(size, seeds)])[0]
         flops = float(cell_of(study, first).flops)
-        return flops, choose(tried).held_out if tried else {}
+        if not tried:
+            return ArmOfSize(flops, {}, None)
+        choice = choose(tried)
+        chosen = None if choice.setting == (None,) else float(str(choice.setting[0]))
+        return ArmOfSize(flops, choice.held_out, chosen)
 
     def to_json(self) -> dict[str, Json]:
         return {"name": self.name, "values": dict(self.values), "lr": self.lr, "lrs": [*self.lrs]}
@@ -91,7 +111,7 @@ def rows(table: FileTable) -> Question:
 
     changes = [base, *arms]
     runs = [row for change in changes for row in change.rows(sizes)]
-    kept = {
+    kept: dict[str, Json] = {
         "changes": [change.to_json() for change in changes],
         "sizes": [{"values": dict(size), "seeds": [*seeds]} for size, seeds in sizes],
     }
@@ -115,26 +135,67 @@ def read_change(values: Overrides, table: FileTable, where: str) -> Change:
 
 
 # -- the answer -----------------------------------------------------------------------------------
-def conclude(study: Study, frame: DataFrame) -> Answer:
-    """What every arm is worth, the dearest to be without first; kept in ablation.json."""
-    from pandas import DataFrame
+def asked_of(study: Study) -> tuple[list[Change], list[tuple[Overrides, list[int]]]]:
+    """The base and the arms; and the sizes with their seeds."""
+    extras = study.asked.extras
+    changes = [Change(**change) for change in extras["changes"]]
+    return changes, [(size["values"], size["seeds"]) for size in extras["sizes"]]
 
-    base, *arms = (Change(**change) for change in study.asked.extras["changes"])
-    sizes = [(size["values"], size["seeds"]) for size in study.asked.extras["sizes"]]
+
+def worths(study: Study) -> tuple[dict[str, Worth], list[str]]:
+    """What every arm is worth, and a line for each of which that is not known."""
+    (base, *arms), sizes = asked_of(study)
     of_base = [base.at(study, *size) for size in sizes]
-    found: dict[str, Worth] = {}
-    without = []
+    found, without = {}, []
     for arm in arms:
         pairs = []
-        for (flops, losses), size in zip(of_base, sizes, strict=True):
-            own_flops, own = arm.at(study, *size)
-            if losses and own:
-                pairs.append(SizeLosses(flops, losses, own_flops, own))
+        for one, size in zip(of_base, sizes, strict=True):
+            other = arm.at(study, *size)
+            both = one.losses.keys() & other.losses.keys()
+            if both:
+                of_one, of_other = (
+                    {seed: losses[seed] for seed in sorted(both)}
+                    for losses in (one.losses, other.losses)
+                )
+                pairs.append(SizeLosses(one.flops, of_one, other.flops, of_other))
         try:
             found[arm.name] = worth(pairs)
         except UserError as error:
             without.append(f"{arm.name}: not decided: {error}")
+    return found, without
 
+
+def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
+    """A further seed of the base and of the arm whose worth is known least, at one size."""
+    found, _ = worths(study)
+    if not found:
+        return None
+    (base, *arms), sizes = asked_of(study)
+    name = max(found, key=lambda name: found[name].ci95[1] / found[name].ci95[0])
+    arm = next(arm for arm in arms if arm.name == name)
+    low, high = found[name].ci95
+    best = None
+    at_flops = {
+        at.flops: share for at, share in zip(found[name].at, found[name].more(), strict=True)
+    }
+    for size, seeds in sizes:
+        both = [(change, change.at(study, size, seeds)) for change in (base, arm)]
+        if both[0][1].flops not in at_flops:
+            continue
+        left = float(at_flops[both[0][1].flops])
+        cost = sum(of_size.flops for _, of_size in both)
+        seed = 1 + max(int(seed) for _, of_size in both for seed in of_size.losses)
+        rows = [change.row(size, of_size.lr, seed) for change, of_size in both]
+        if best is None or math.log(left) / cost < math.log(best.left) / best.flops:
+            best = Narrowing(f"what {name} is worth", high / low, rows, cost, left)
+    return best
+
+
+def conclude(study: Study, frame: DataFrame) -> Answer:
+    """What every arm is worth, the dearest to be without first; kept in ablation.json."""
+    from pandas import DataFrame
+
+    found, without = worths(study)
     found = dict(sorted(found.items(), key=lambda named: -named[1].value))
     lines = [f"{name} needs {its.text()}" for name, its in found.items()]
     write_json(study.folder / ABLATION, {name: its.to_json() for name, its in found.items()})
@@ -177,4 +238,5 @@ RECIPE = Recipe(
     rows=rows,
     conclude=conclude,
     figures=figures,
+    narrow=narrow,
 )

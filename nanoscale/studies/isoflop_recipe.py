@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nanoscale.errors import UserError, make_folder
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.records import describe
-from nanoscale.experiments.trials import loss_of
 from nanoscale.laws.arrays import Array
 from nanoscale.laws.band import Ends, ends_text
 from nanoscale.laws.isoflop import BUDGETS_NEEDED, BUDGETS_WANTED
@@ -33,15 +34,18 @@ from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.branches import is_positive
 from nanoscale.studies.designs import USUAL_NOISE, width_at
+from nanoscale.studies.narrowing import Narrowing, next_run
 from nanoscale.studies.planned_runs import PlannedRuns, of_cells
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Stage
-from nanoscale.studies.row_runs import cell_of
+from nanoscale.studies.row_runs import cell_of, replicated
 from nanoscale.studies.runs import curves
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
+    from nanoscale.laws.fit import LawFit
+    from nanoscale.laws.isoflop import IsoFlop
     from nanoscale.studies.table_fit import TableFit
 
 BUDGET = "max_flops"  # the key that a budget is
@@ -58,11 +62,21 @@ class SizeAtBudget:
 
     row: Overrides  # without its seed
     config: ResolvedConfig
-    loss: float  # the mean; infinite where one diverged, NaN where one is missing
+    loss: float = math.nan  # the mean; infinite where one diverged, NaN where one is missing
+    last_seed: int = 0
 
     @property
     def N(self) -> int:
         return parameter_counts(self.config)["total"]
+
+    @property
+    def budget(self) -> float:
+        return float(str(self.row[BUDGET]))
+
+    @property
+    def compute_size(self) -> float:
+        """N = C / 6 D."""
+        return flops_per_iter(self.config) / (6 * self.config.tokens_per_iter)
 
     @property
     def text(self) -> str:
@@ -70,9 +84,9 @@ class SizeAtBudget:
 
     def scaled(self, ratio: float) -> SizeAtBudget:
         """The model of its shape that is nearest to `ratio` times its FLOPs per token."""
-        model = equal_cost(ratio * _compute_size(self.config), self.config)
+        model = equal_cost(ratio * self.compute_size, self.config)
         shape = {key: getattr(model, key) for key in SHAPE}
-        return SizeAtBudget({**self.row, **shape}, replace(self.config, **shape), math.nan)
+        return SizeAtBudget({**self.row, **shape}, replace(self.config, **shape))
 
 
 @dataclass(frozen=True)
@@ -163,19 +177,12 @@ def by_exact_compute(runs: PlannedRuns) -> PlannedRuns:
 # -- valleys as they are ---------------------------------------------------------------------------
 def sizes_by_budget(study: Study) -> dict[float, list[SizeAtBudget]]:
     """The sizes of every budget, from the smallest."""
-    seeds: dict[str, list[float]] = defaultdict(list)
-    rows = {}
-    for entry, folder in study.runs():
-        row = {key: value for key, value in entry.values.items() if key != "seed"}
-        rows[str(row)] = row
-        loss = loss_of(folder) if folder.exists() else None
-        seeds[str(row)].append(math.nan if loss is None else loss)
-
     table: dict[float, list[SizeAtBudget]] = defaultdict(list)
-    for name, row in rows.items():
+    for row, seeds in replicated(study):
         config = cell_of(study, row).spec.config
-        mean = sum(seeds[name]) / len(seeds[name])
-        table[float(str(row[BUDGET]))].append(SizeAtBudget(row, config, mean))
+        losses = [math.nan if loss is None else loss for loss in seeds.values()]
+        size = SizeAtBudget(row, config, sum(losses) / len(losses), max(seeds))
+        table[size.budget].append(size)
     for sizes in table.values():
         sizes.sort(key=lambda size: size.N)
     return dict(sorted(table.items()))
@@ -200,12 +207,7 @@ def missing(sizes: Sequence[SizeAtBudget], margin: int, given: float) -> list[Si
 
 
 def _updates(size: SizeAtBudget) -> float:
-    return float(str(size.row[BUDGET])) / flops_per_iter(size.config)
-
-
-def _compute_size(config: ResolvedConfig) -> float:
-    """N = C / 6 D."""
-    return flops_per_iter(config) / (6 * config.tokens_per_iter)
+    return size.budget / flops_per_iter(size.config)
 
 
 # -- the answer ------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ class BestSize:
     @classmethod
     def of(cls, result: TableFit, C: float) -> BestSize | None:
         """By the surface; by the valleys where that does not know; None where nothing does."""
-        found = [("Approach 3", result.fit)]
+        found: list[tuple[str, LawFit | IsoFlop]] = [("Approach 3", result.fit)]
         parabola = result.isoflop.parabola if result.isoflop is not None else ""
         if not isinstance(parabola, str):
             found.append(("Approach 2", parabola.isoflop))
@@ -248,23 +250,50 @@ class BestSize:
         ]
 
 
-def conclude(study: Study, frame: DataFrame) -> Answer:
-    """N* and D* at the budget asked, kept in fits/isoflop.json, and all that was found beside."""
+def surface_of(study: Study, frame: DataFrame) -> TableFit:
+    """The surface through the finished runs."""
     from nanoscale.studies.table_fit import OURS, FitSettings, fit_table
 
-    by_budget = sizes_by_budget(study)
-    done = frame[frame["state"] == COMPLETE]
-    labels = [f"{value:.3g} FLOPs" for value in frame[BUDGET].astype(float)]
     settings = FitSettings(d=OURS["d"], c=OURS["c"], resampling="parametric")
+    return fit_table(frame[frame["state"] == COMPLETE], settings, name=study.name)
+
+
+def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
+    """A further seed of a size at a budget, or a size that a valley lacks."""
+    result = surface_of(study, frame)
+    C = study.asked.extras["at"]
+    ends = result.fit.optimum(C).N_ci95
+    if ends is None:
+        return None
+    candidates = {}
+    for sizes in sizes_by_budget(study).values():
+        for size in [*sizes, *missing(sizes, 1, math.inf)]:
+            N = size.compute_size
+            candidates[N, size.budget / (6 * N)] = size
+    places = np.array([*candidates]).T
+    cost = np.array([size.budget for size in candidates.values()])
+    points, noise = result.points, result.basis.noise.used
+    best = next_run(result.fit, points.x, noise, f"N*@{C}", places, cost)
+    N, D = best.x
+    size = candidates[N, D]
+    row = {**size.row, "seed": size.last_seed + 1}
+    return Narrowing(f"N* at {C:.3g} FLOPs", ends[1] / ends[0], [row], best.cost, best.left)
+
+
+def conclude(study: Study, frame: DataFrame) -> Answer:
+    """N* and D* at the budget asked, kept in fits/isoflop.json, and all that was found beside."""
+    by_budget = sizes_by_budget(study)
+    labels = [f"{value:.3g} FLOPs" for value in frame[BUDGET].astype(float)]
     asked = study.asked.extras
     try:
-        result = fit_table(done, settings, name=study.name).ask(isoflop=True, multiverse=True)
+        result = surface_of(study, frame).ask(isoflop=True, multiverse=True)
     except UserError as error:
         return Answer([f"no answer: {error}", *bracketing(by_budget, asked["sizes"])], None, labels)
 
     best = BestSize.of(result, asked["at"])
     make_folder(study.folder / "fits")
-    record = result.to_json() | {"conventions": [C_AND_N], "runs": done["run"].tolist()}
+    finished = frame.loc[frame["state"] == COMPLETE, "run"].tolist()
+    record = result.to_json() | {"conventions": [C_AND_N], "runs": finished}
     if best is not None:
         record["best"] = {"C": best.C, "approach": best.approach, **vars(best.optimum)}
     write_json(study.folder / "fits" / "isoflop.json", record)
@@ -320,4 +349,5 @@ RECIPE = Recipe(
     rows=rows,
     conclude=conclude,
     figures=figures,
+    narrow=narrow,
 )

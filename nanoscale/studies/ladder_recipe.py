@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.experiments.cells import combinations, grid_lists
 from nanoscale.experiments.records import describe
+from nanoscale.laws.predict import FAR
 from nanoscale.spec.sources import FIELDS
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
+from nanoscale.studies.narrowing import Narrowing, next_run
 from nanoscale.studies.recipe import MIN_SIZES, Answer, FileTable, Picture, Question, Recipe
+from nanoscale.studies.row_runs import cell_of, replicated
 from nanoscale.studies.runs import curves
 
 if TYPE_CHECKING:
@@ -71,6 +76,28 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     return Answer([*fit.summary(), *conventions], fit, labels, fit.warnings)
 
 
+def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
+    """A further seed of one of the sizes, for the loss at ten times the largest budget."""
+    from nanoscale.laws import fit_power_law
+
+    done = frame[frame["state"] == COMPLETE].assign(size=size_labels(study, frame))
+    if done["size"].nunique() < study.asked.min_sizes:
+        return None
+    fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])
+    C = FAR * float(done["flops"].max())
+    ends = fit.predict(x=C).loss_ci95
+    if ends is None:
+        return None
+    candidates = {}
+    for row, seeds in replicated(study):
+        candidates[float(cell_of(study, row).flops)] = {**row, "seed": max(seeds) + 1}
+    places = np.array([[*candidates]])
+    x = done["flops"].to_numpy(float)[None]
+    best = next_run(fit, x, fit.noise.used, f"L@{C}", places, places[0])
+    of = f"the loss at {C:.3g} FLOPs"
+    return Narrowing(of, ends[1] / ends[0], [candidates[best.cost]], best.cost, best.left)
+
+
 def size_labels(study: Study, frame: DataFrame) -> list[str]:
     """How each run's size is called: its total N, or its shape where two shapes share that."""
     shapes = []
@@ -114,5 +141,6 @@ RECIPE = Recipe(
     rows=rows,
     conclude=conclude,
     figures=figures,
+    narrow=narrow,
     refits_without_smallest=True,
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nanoscale.experiments.cells import Cell
     from nanoscale.experiments.search import SearchPlan
     from nanoscale.studies.coordinate_study import CoordinatePlan
+    from nanoscale.studies.narrowing import Narrowing
 
 BUILT_IN_RECIPES = ("grid", "ladder", "transfer", "search", "forecast", "isoflop", "ablation")
 CHECK = "check"  # the stage of the parametrization's coordinate check
@@ -194,13 +195,15 @@ class Recipe:
 
     tables: the keys that its table of the study file, of the recipe's own name, may have; None for
     any. rows: from that table to the question. conclude: from the study and its runs, a row each,
-    to the answer. figures: the answer's pictures; none: those of a grid.
+    to the answer. figures: the answer's pictures; none: those of a grid. narrow: what would narrow
+    the answer's interval; None while there is none.
     """
 
     tables: Sequence[str] | None
     rows: Callable[[FileTable], Question]
     conclude: Callable[[Study, DataFrame], Answer]
     figures: Callable[[Study, DataFrame, Answer], Sequence[Picture]]
+    narrow: Callable[[Study, DataFrame], Narrowing | None] | None = None
     refits_without_smallest: bool = False  # so its own interval may be wider than a design's
 
 

@@ -9,7 +9,7 @@ from nanoscale.experiments.trials import loss_of
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.sources import Source
-from nanoscale.spec.values import Overrides
+from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.folder import RunFolder
 
 DEFAULTS: Overrides = {
@@ -38,6 +38,16 @@ def loss_of_row(study: Study, row: Overrides) -> float | None:
     """What its run came to: infinite if it diverged, None if it has no result."""
     folder = folder_of_row(study, row)
     return loss_of(folder) if folder.exists() else None
+
+
+def replicated(study: Study) -> list[tuple[dict[str, Json], dict[int, float | None]]]:
+    """The study's rows without their seeds, each with what its seeds came to (`loss_of_row`)."""
+    rows: dict[str, tuple[dict[str, Json], dict[int, float | None]]] = {}
+    for entry, folder in study.runs():
+        row = {key: value for key, value in entry.values.items() if key != "seed"}
+        _, seeds = rows.setdefault(str(row), (row, {}))
+        seeds[int(str(entry.values["seed"]))] = loss_of(folder) if folder.exists() else None
+    return [*rows.values()]
 
 
 def scale_of_row(study: Study, row: Overrides) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies import grid_recipe
+from nanoscale.studies.narrowing import added_rows
 from nanoscale.studies.recipe import CHECK, Answer, Picture, Recipe, Stage, load_recipes, recipe_of
 from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.runs import next_command, runs_table, write_figures
@@ -172,7 +173,7 @@ def foreseen_cells(
         return replace(study, entries=[planned(cell, runner.store).entry for cell in cells])
 
     found: dict[str, Cell] = {}
-    for stage in file.question.all_stages:
+    for stage in stages_of(file):
         if stage.foreseen is not None:
             before = len(found)
             if study.ok:
@@ -188,6 +189,15 @@ def foreseen_cells(
     return cells
 
 
+def stages_of(file: StudyFile) -> list[Stage]:
+    """Those of the question, and what was added to the study since."""
+
+    def added(study: Study) -> list[Overrides]:
+        return added_rows(study.folder)
+
+    return [*file.question.all_stages, Stage(added, added)]
+
+
 def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: str | None) -> Study:
     """Bring one stage after another to a result, each until it wants no run that is new."""
     with redirect_stdout(io.StringIO()):  # what is said of them is said again on the way
@@ -199,7 +209,7 @@ def run_stages(runner: ExperimentRunner, file: StudyFile, asked: Asked, until: s
             return study
 
     found: dict[str, Cell] = {}
-    for stage in file.question.all_stages:
+    for stage in stages_of(file):
         study, found = settled(
             runner, file, stage, study, found, lambda cells: bring(runner, file, asked, cells)
         )

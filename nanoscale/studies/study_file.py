@@ -69,7 +69,11 @@ def read_study(path: Path) -> StudyFile:
     Raises:
         UserError: naming the file, the table and the key, and the nearest one there is.
     """
-    text = _read_text(path)
+    return study_of(_read_text(path), path)
+
+
+def study_of(text: str, path: Path) -> StudyFile:
+    """The same of the text of such a file."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
