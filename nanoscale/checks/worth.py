@@ -80,13 +80,22 @@ class Worth:
         one_more = np.eye(len(u)) / seeds
         return np.array([se(weight * (1 + more)) for more in one_more]) / se(weight)
 
+    @property
+    def times(self) -> str:
+        """`1.35 [1.28, 1.42]`."""
+        return f"{self.value:.3g} {_text(self.ci95)}"
+
+    @property
+    def moves(self) -> str:
+        """The factor by which it goes at ten times the compute, as in `0.92 [0.85, 0.99]`."""
+        low, high = (10**end for end in self.exponent_ci95)
+        return f"{10**self.exponent:.3g} {_text((low, high))}"
+
     def text(self) -> str:
         """`1.35 [1.28, 1.42] times the FLOPs for the same loss, and ...: fades with scale`."""
-        moved = 10**self.exponent
-        low, high = (10**end for end in self.exponent_ci95)
         return (
-            f"{self.value:.3g} {_text(self.ci95)} times the FLOPs for the same loss, and at ten "
-            f"times the compute {moved:.3g} {_text((low, high))} times that: {self.verdict}"
+            f"{self.times} times the FLOPs for the same loss, and at ten times the compute "
+            f"{self.moves} times that: {self.verdict}"
         )
 
     def to_json(self) -> dict[str, Json]:

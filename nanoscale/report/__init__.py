@@ -6,6 +6,7 @@ laws.
 
 from nanoscale.report.doubt_figures import cloud_figure, rivals_figure, rollout_figure
 from nanoscale.report.figure_files import save, svg
+from nanoscale.report.index import StudyLine, write_index
 from nanoscale.report.ladder_figures import law_figure
 from nanoscale.report.law_figures import frontier_figure, residuals_figure, surface_figure
 from nanoscale.report.lr_curves import transfer_figure
@@ -18,6 +19,7 @@ from nanoscale.report.valley_figures import valleys_figure
 from nanoscale.report.worth_figures import worth_figure
 
 __all__ = [
+    "StudyLine",
     "cloud_figure",
     "compare_figure",
     "contour_figure",
@@ -37,5 +39,6 @@ __all__ = [
     "transfer_figure",
     "valleys_figure",
     "worth_figure",
+    "write_index",
     "write_report",
 ]

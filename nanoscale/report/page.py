@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,9 @@ from nanoscale.report.figure_files import svg
 from nanoscale.report.style import COLOURS, TIMES, WIDTH, is_number, printed
 from nanoscale.spec.values import Json
 from nanoscale.store.files import write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MISSING = "\u2013"
 INTERVAL = re.compile(r"(\[[^\][]*\])")
@@ -47,17 +51,7 @@ def write_report(
     The first of `summary_lines` is the answer and stands alone; figures and tables are numbered
     in order and come with their captions; nested settings are shown with dots.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # only who writes a page pays
-
-    environment = Environment(
-        loader=PackageLoader("nanoscale.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template("page.html.jinja").render(
+    page = template("page.html.jinja").render(
         title=title,
         question=question,
         colours=COLOURS,
@@ -72,6 +66,21 @@ def write_report(
     make_folder(path.parent)
     write_text(path, page)
     return path
+
+
+def template(name: str) -> Template:
+    """A page's template, which stands beside this file."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # only who writes a page pays
+
+    environment = Environment(
+        loader=PackageLoader("nanoscale.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ RC: dict[Any, object] = {  # the names that matplotlib knows are a type of its o
 MINUS, TIMES, THIN = "\u2212", "\u00d7", "\u202f"  # as numbers are set in print
 SUPERSCRIPTS = str.maketrans("0123456789-.g", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻·ᵍ")
 MARGIN = 34.0  # points left of every axes, for its tick labels
+LETTER = 6.0  # points of a letter of a tick's label
 WIDTH = 7.6  # inches of a figure as wide as a page's text
 ONE_HEAD, TWO_HEADS = 26.0, 40.0  # points above the axes, for a line of words or two
 _STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
@@ -256,7 +257,17 @@ def log_axis(axes: Axes, which: XY, low: float, high: float, *, most: int = 8) -
         high *= ONE_VALUE
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    ticks_on(axis, log_ticks(low, high, most))
+    ticks = log_ticks(low, high, most)
+    width, _ = points_of(axes)
+    while which == "x" and len(ticks) > 1 and _meet(ticks, width / math.log(high / low)):
+        ticks = log_ticks(low, high, len(ticks) - 1)
+    ticks_on(axis, ticks)
+
+
+def _meet(ticks: Sequence[float], scale: float) -> bool:
+    """Whether labels of numbers along x, `scale` points per factor e, touch."""
+    widths = np.array([LETTER * len(text) for text in quantities(ticks)])
+    return bool((scale * np.diff(np.log(ticks)) < (widths[1:] + widths[:-1]) / 2 + LETTER).any())
 
 
 def ticks_on(axis: Axis, ticks: Sequence[float], labels: Sequence[str] | None = None) -> None:

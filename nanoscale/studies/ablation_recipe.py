@@ -206,16 +206,11 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     return Answer([*lines, *without], found, tables=tables)
 
 
-def table_row(name: str, found: Worth) -> dict[str, object]:
-    low, high = found.ci95
+def table_row(name: str, found: Worth) -> dict[str, str]:
     return {
         "arm": name,
-        "times the FLOPs": found.value,
-        "95 % from": low,
-        "to": high,
-        "exponent of C": found.exponent,
-        "from": found.exponent_ci95[0],
-        "to ": found.exponent_ci95[1],
+        "times the FLOPs": found.times,
+        "at ten times the compute": f"{found.moves} times that",
         "with size it": found.verdict,
     }
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 MOST_REFINEMENTS = 8
 PYSOURCE = "pysource"
+REPORT, ANSWER = "report.html", "answer.json"  # beside study.json
 
 
 # -- stages -------------------------------------------------------------------------------------
@@ -344,6 +345,7 @@ def conclude(study: Study, goes_on: bool = False) -> list[str]:
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     report = write_study_report(study, frame, answer, pictures)
+    write_json(study.folder / ANSWER, {"lines": [*answer.lines], "warnings": [*answer.warnings]})
     warnings = [f"warning: {warning}" for warning in answer.warnings]
     then = [f"next: {study.asked.command}"] if goes_on else next_command(study, frame)
     return [*answer.lines, *warnings, f"report: {report}", *then]
@@ -378,7 +380,7 @@ def write_study_report(
         if state != COMPLETE:
             left_out.append(f"{entry} is {state} and in no figure")
     return write_report(
-        study.folder / "report.html",
+        study.folder / REPORT,
         title=study.name,
         question=study.asked.question,
         summary_lines=answer.lines,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
 from planted_fits import law_fit, rival
 
+from nanoscale.checks.worth import Worth, WorthAt
 from nanoscale.errors import UserError
 from nanoscale.laws.band import Band
 from nanoscale.laws.holdout import RolloutStep
@@ -28,9 +30,10 @@ from nanoscale.report import (
     surface_figure,
     svg,
     valleys_figure,
+    worth_figure,
 )
 from nanoscale.report.marks import BEYOND, dots
-from nanoscale.report.style import ACCENT, INK, LIGHT, PAPER, canvas, log_axis
+from nanoscale.report.style import ACCENT, INK, LIGHT, PAPER, canvas, log_axis, sheet
 
 G, A = 0.1, 0.5  # N* = G C^A of the planted law
 LABELS = {
@@ -227,6 +230,19 @@ def draw_valleys(given, surface=None, **how):
     )
 
 
+def worths():
+    found = {}
+    for name, value in (("learned positions in place of RoPE", 1.4), ("an untied head", 0.97)):
+        at = []
+        for flops in (2e11, 5e11, 1e12, 2e12):
+            moved = value * (flops / 1e12) ** 0.05
+            at.append(WorthAt(flops, moved, (moved / 1.1, moved * 1.1), 2))
+        found[name] = Worth(
+            value, (value / 1.1, value * 1.1), 0.05, (0, 0.1), "holds", 0.005, 4, at
+        )
+    return found
+
+
 FIGURES = {
     "frontier": lambda: frontier_figure(
         points(), frontier(), fit(), hull=[3, 10, 17, 24], labels=LABELS
@@ -241,6 +257,7 @@ FIGURES = {
     "multiverse": lambda: multiverse_figure(
         analyses(), fit(exponents={"a": 0.5}, ci95={"a": [0.45, 0.55]})
     ),
+    "worth": lambda: worth_figure(worths()),
 }
 
 
@@ -319,7 +336,9 @@ def test_every_label_is_in_the_file_and_every_colour_has_a_dark_twin(name, tmp_p
     assert save(figure, tmp_path / "a.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("name", [n for n in FIGURES if n not in ("cloud", "multiverse", "rivals")])
+@pytest.mark.parametrize(
+    "name", [n for n in FIGURES if n not in ("cloud", "multiverse", "rivals", "worth")]
+)
 def test_axes_say_their_convention(name):
     figure = FIGURES[name]()
     said = [*texts(figure), *(axes.get_xlabel() for axes in figure.axes)]
@@ -531,6 +550,19 @@ def test_one_value_or_five_runs_make_every_figure():
     surface_figure(few, fit(), best(), labels=LABELS)
     residuals_figure(few, fit(), labels=LABELS)
     frontier_figure({"C": [1e16], "N": [1e6], "loss": [3.0]}, None, labels=LABELS)
+
+
+@pytest.mark.parametrize("width", [1.6, 2.4, 3.8, 7.6])
+def test_labels_of_a_log_axis_never_touch(width):
+    for low in (1.0, 4.4e4, 6.1e9):
+        for ratio in (1.3, 3, 6, 12, 80, 1e4, 1e20):
+            figure, (axes,) = sheet(width, 3)
+            log_axis(axes, "x", low, low * ratio)
+            figure.canvas.draw()
+            boxes = [label.get_window_extent() for label in axes.xaxis.get_majorticklabels()]
+            assert len(boxes) >= 1
+            for first, second in itertools.pairwise(boxes):
+                assert first.x1 < second.x0, (low, ratio)
 
 
 def test_ticks_of_a_narrow_axis_are_few():

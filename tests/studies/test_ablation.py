@@ -143,6 +143,21 @@ def test_arms_are_worth_what_is_planted_the_dearest_first(place, capsys):
     assert "FLOPs of every arm over the base" in page
     assert (study / "figures" / "worth.png").is_file()
 
+    assert main(["report", "--json=index.json"]) == DONE
+    (line,) = json.loads(Path("index.json").read_text())["studies"]
+    assert line["name"] == "worth"
+    assert line["answer"].startswith("a half needs ")
+    index = Path("experiments_out/index.html").read_text()
+    for words in ('<a href="worth/report.html">worth</a>', line["answer"], "60 COMPLETE"):
+        assert words in index
+
+
+def test_an_index_of_no_studies_is_refused(place, capsys):
+    assert main(["report"]) == 2
+    assert (
+        "no studies in experiments_out; nanoscale study FILE makes one" in capsys.readouterr().err
+    )
+
 
 @pytest.mark.parametrize(
     ("arms", "table", "sizes", "words"),
