@@ -135,7 +135,7 @@ def test_arms_are_worth_what_is_planted_the_dearest_first(place, capsys):
     assert [*found] == ["a half", "a fifth"]
     for name, share in (("a half", 0.5), ("a fifth", 0.2)):
         low, high = found[name]["ci95"]
-        assert low < 1 / (1 - share) < high < 1.2 * low
+        assert low < 1 / (1 - share) < high < 1.25 * low
         assert f"[worth] {name} needs {found[name]['value']:.3g} [" in said
     assert "60 runs" in said
     page = (study / "report.html").read_text()
