@@ -1,17 +1,20 @@
 """The report: one self-contained HTML file, made from strings, tables and figures.
 
-The one idea: the page needs nothing but itself. No script, no request (its own policy forbids
-them), one style sheet for screen, dark screen and paper; and equal input gives equal bytes. How it
-reads is in `page.html.jinja`, how it looks in `page.css`; here are the words and numbers.
+The one idea: the page needs nothing but itself. No request (its own policy forbids them), no script
+but the one that it holds, which sorts tables and nothing is lost without; one style sheet for
+screen, dark screen and paper; and equal input gives equal bytes. How it reads is in
+`page.html.jinja`, how it looks in `page.css`; here are the words and numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MISSING = "\u2013"
+SCRIPTS = ("tablesort.min.js", "page.js")  # the first by Tristen Brown, MIT licence
 INTERVAL = re.compile(r"(\[[^\][]*\])")
 MARKED = re.compile(r"\^(?P<power>-?\d[\d.]*|\w)|(?P<unknown>not identified)")
 Piece = tuple[str, str]  # what a piece of text is (power, unknown, or nothing special), and it
@@ -51,7 +55,10 @@ def write_report(
     The first of `summary_lines` is the answer and stands alone; figures and tables are numbered
     in order and come with their captions; nested settings are shown with dots.
     """
+    script = "".join(map(_beside, SCRIPTS))
     page = template("page.html.jinja").render(
+        script=script,
+        script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=title,
         question=question,
         colours=COLOURS,
@@ -66,6 +73,10 @@ def write_report(
     make_folder(path.parent)
     write_text(path, page)
     return path
+
+
+def _beside(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def template(name: str) -> Template:
@@ -127,6 +138,7 @@ def _drawn(number: int, caption: str, figure: Figure) -> _Drawn:
 class _Cell:
     text: str
     power: str = ""  # of ten, after the text
+    rank: str = ""  # of a number in its column, of digits as many as any other's has
 
 
 @dataclass(frozen=True)
@@ -154,13 +166,19 @@ def _column(name: str, series: pd.Series) -> _Column:
     values = [v.item() if isinstance(v, np.generic) else v for v in series]
     present = [v for v in values if not _missing(v)]
     numeric = bool(present) and all(map(is_number, present))
-    form = _form(present) if numeric else ""
+    if not numeric:
+        texts = [MISSING if _missing(value) else _words(value) for value in values]
+        return _Column(name, numeric, [_Cell(text) for text in texts])
+
+    form = _form(present)
+    order = sorted({float(value) for value in present})
+    ranks = {value: f"{rank:0{len(str(len(order)))}d}" for rank, value in enumerate(order, start=1)}
     cells = []
     for value in values:
         if _missing(value):
-            cells.append(_Cell(MISSING))
+            cells.append(_Cell(MISSING, rank="0"))
         else:
-            cells.append(_number(value, form) if numeric else _Cell(_words(value)))
+            cells.append(replace(_number(value, form), rank=ranks[float(value)]))
     return _Column(name, numeric, cells)
 
 
