@@ -6,20 +6,45 @@ from pathlib import Path
 
 import click
 
-from nanoscale.commands.verb import json_output, open_study, output_root, say, verb
+from nanoscale.commands.verb import (
+    json_output,
+    number,
+    open_study,
+    option,
+    output_root,
+    say,
+    verb,
+)
+from nanoscale.errors import UserError
 
 
-@verb("nanoscale report quick", "nanoscale report", "nanoscale report quick --output_root=results")
+@verb("nanoscale report quick", "nanoscale report", "nanoscale report quick --serve")
 @click.argument("name", metavar="[STUDY]", required=False)
+@click.option("--serve", is_flag=True, help="Show it here as it runs, until Ctrl-C.")
+@option("port", "PORT", "Of --serve (any that is free).", number(whole=True, above=0))
 @json_output("the conclusions")
 @output_root()
-def command(name: str | None, json_path: Path | None, output_root: Path) -> None:
+def command(
+    name: str | None, serve: bool, port: int | None, json_path: Path | None, output_root: Path
+) -> None:
     """Draw the conclusions of STUDY again: its law or verdict, its figures, report.html. Without a
     name, write index.html: every study's question, answer and state, and a link to its page.
     """
+    from nanoscale.studies.live import HERE, server_of
     from nanoscale.studies.overview import write_overview
     from nanoscale.studies.stages import conclude
 
+    if serve and name is None:
+        raise UserError("--serve shows one study: name it, as in nanoscale report quick --serve")
+    if port is not None and not serve:
+        raise UserError(f"--port={port} is of --serve")
+    if serve and name is not None:
+        server = server_of(open_study(name, output_root).folder, port or 0)
+        address = f"http://{HERE}:{server.server_port}/"
+        click.echo(f"{address} shows {name} as it runs; Ctrl-C ends it")
+        with server:
+            server.serve_forever()
+        return
     if name is None:
         page, studies = write_overview(output_root)
         lines = [f"{study.name}: {study.answer or 'no answer yet'}" for study in studies]

@@ -11,7 +11,7 @@ from nanoscale.report.ladder_figures import law_figure
 from nanoscale.report.law_figures import frontier_figure, residuals_figure, surface_figure
 from nanoscale.report.lr_curves import transfer_figure
 from nanoscale.report.multiverse_figures import multiverse_figure
-from nanoscale.report.page import write_report
+from nanoscale.report.page import StudyPage, write_report
 from nanoscale.report.paired_losses import compare_figure
 from nanoscale.report.run_figures import heatmap_figure, lines_figure, loss_curves_figure
 from nanoscale.report.search_figures import contour_figure, search_figure
@@ -20,6 +20,7 @@ from nanoscale.report.worth_figures import worth_figure
 
 __all__ = [
     "StudyLine",
+    "StudyPage",
     "cloud_figure",
     "compare_figure",
     "contour_figure",

@@ -55,24 +55,45 @@ def write_report(
     The first of `summary_lines` is the answer and stands alone; figures and tables are numbered
     in order and come with their captions; nested settings are shown with dots.
     """
-    script = "".join(map(_beside, SCRIPTS))
-    page = template("page.html.jinja").render(
-        script=script,
-        script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=title,
-        question=question,
-        colours=COLOURS,
-        answer=[_Line.of(line) for line in summary_lines],
-        warnings=[_Line.of(line) for line in warnings],
-        figures=[_drawn(i, *figure) for i, figure in enumerate(figures, start=1)],
-        tables=[_table(*table) for table in tables],
-        settings=[(name, _words(value)) for name, value in _flat(settings)],
-        command=command,
-    )
+    page = StudyPage(title, question, summary_lines, figures, tables, settings, command, warnings)
     path = Path(path)
     make_folder(path.parent)
-    write_text(path, page)
+    write_text(path, page.html())
     return path
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """What a page says (see `write_report`), and after how many seconds it asks for itself again:
+    of a study that runs."""
+
+    title: str
+    question: str
+    summary_lines: Sequence[str]
+    figures: Sequence[tuple[str, Figure]]
+    tables: Sequence[tuple[str, pd.DataFrame]]
+    settings: Mapping[str, Json]
+    command: str
+    warnings: Sequence[str] = ()
+    refresh: int | None = None
+
+    def html(self) -> str:
+        """The page's text."""
+        script = "".join(map(_beside, SCRIPTS))
+        return template("page.html.jinja").render(
+            script=script,
+            script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            title=self.title,
+            question=self.question,
+            refresh=self.refresh,
+            colours=COLOURS,
+            answer=[_Line.of(line) for line in self.summary_lines],
+            warnings=[_Line.of(line) for line in self.warnings],
+            figures=[_drawn(i, *figure) for i, figure in enumerate(self.figures, start=1)],
+            tables=[_table(*table) for table in self.tables],
+            settings=[(name, _words(value)) for name, value in _flat(self.settings)],
+            command=self.command,
+        )
 
 
 def _beside(name: str) -> str:

@@ -18,6 +18,7 @@ from nanoscale.checks.paired import Estimate
 from nanoscale.report.marks import Dash, bar, headed, label, mark
 from nanoscale.report.style import (
     INK,
+    LOSS_NAMES,
     MARGIN,
     MINUS,
     MUTED,
@@ -34,12 +35,6 @@ from nanoscale.report.style import (
 COLOUR_A, COLOUR_B = SIZES[1], SIZES[6]
 _GAP = MARGIN + 26  # points between the panels: the right one's tick labels have a sign
 _STEP, HALF = 2.6, 0.5  # from size to size, and from its middle to an arm
-LOSS_NAMES = {
-    "val_loss": "validation loss",
-    "best_val_loss": "lowest validation loss",
-    "train_loss": "training loss",
-    "val_bits_per_byte": "validation loss",
-}
 _UNITS = {"nats": "nats per token", "bits": "bits per byte"}
 
 

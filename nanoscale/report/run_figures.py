@@ -21,6 +21,7 @@ from nanoscale.report.style import (
     HEAT,
     INK,
     LOSS,
+    LOSS_NAMES,
     MUTED,
     PAPER,
     WIDTH,
@@ -63,36 +64,36 @@ def positive(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 # -- curves -------------------------------------------------------------------------------------
 @styled()
-def loss_curves_figure(rows: Table) -> Figure:
+def loss_curves_figure(rows: Table, value: str = "val_loss") -> Figure:
     """Every run's loss against tokens on log axes, sizes in order.
 
-    rows: one per evaluation, with `run`, `tokens_seen`, `val_loss` and, if there are any, `size`;
-    runs of one size share a colour and one label, at the end of their lowest run. Rows without a
-    loss, or before the first token, are left out.
+    rows: one per evaluation, with `run`, `tokens_seen`, the `value` that is drawn and, if there are
+    any, `size`; runs of one size share a colour and one label, at the end of their lowest run. Rows
+    without a loss, or before the first token, are left out.
     """
-    table = table_of(rows, ("tokens_seen", "val_loss", "run"))
-    table = positive(table, "tokens_seen", "val_loss").sort_values("tokens_seen", kind="stable")
+    table = table_of(rows, ("tokens_seen", value, "run"))
+    table = positive(table, "tokens_seen", value).sort_values("tokens_seen", kind="stable")
     group = "size" if "size" in table.columns else "run"
-    tokens, loss = table["tokens_seen"], table["val_loss"]
+    tokens, loss = table["tokens_seen"], table[value]
     figure, (axes,) = sheet(WIDTH, 4.4, right=_room_for(table[group]))
-    ends = _curves(axes, table, group)
+    ends = _curves(axes, table, group, value)
     log_axis(axes, "x", tokens.min() / 1.1, tokens.max() * 1.05)
     log_axis(axes, "y", loss.min() / 1.03, float(loss.quantile(0.98)) * 1.05)
     end_labels(axes, ends)
-    headed(axes, LOSS, "tokens seen")
+    headed(axes, f"{LOSS_NAMES[value]} (nats per token)", "tokens seen")
     return figure
 
 
-def _curves(axes: Axes, table: pd.DataFrame, group: str) -> list[End]:
+def _curves(axes: Axes, table: pd.DataFrame, group: str, value: str) -> list[End]:
     """Draw every run; the end of each group's lowest run, of the lowest groups if they are many."""
     groups = sorted(table.groupby(group, sort=False), key=lambda of: of[1]["tokens_seen"].max())
     ends = []
     for (key, rows), colour in zip(groups, size_colours(len(groups)), strict=True):
         finals = []
         for _, run in rows.groupby("run", sort=False):
-            axes.plot(run["tokens_seen"], run["val_loss"], color=colour, linewidth=1.3)
+            axes.plot(run["tokens_seen"], run[value], color=colour, linewidth=1.3)
             last = run.iloc[-1]
-            end = End(_shortened(key), last["tokens_seen"], last["val_loss"])
+            end = End(_shortened(key), last["tokens_seen"], last[value])
             mark(axes, end.x, end.y, colour)
             finals.append(end)
         ends.append(min(finals, key=attrgetter("y")))

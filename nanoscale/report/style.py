@@ -96,6 +96,12 @@ _STEPS = (1, 2, 2.5, 5, 10)  # from tick to tick of a linear axis
 _DIGITS = ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of the ticks in a decade of a log axis
 ONE_VALUE = 1.02  # the ratio of an axis' ends below which it as good as holds one value
 LOSS = "validation loss (nats per token)"
+LOSS_NAMES = {
+    "val_loss": "validation loss",
+    "best_val_loss": "lowest validation loss",
+    "train_loss": "training loss",
+    "val_bits_per_byte": "validation loss",
+}
 OF_VERDICTS = {  # their colours
     "pass": INK,
     "better": INK,

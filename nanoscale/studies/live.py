@@ -1,0 +1,167 @@
+"""A study as it runs, as a page on this machine alone: states, curves as they grow, time left.
+
+The one idea: the page is made anew from the run folders when it is asked for, and asks for itself
+again; nothing is kept, and nothing but that page is served.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanoscale.data.gauge import duration
+from nanoscale.errors import UserError
+from nanoscale.experiments.failures import ENDED
+from nanoscale.experiments.progress import read
+from nanoscale.experiments.records import describe
+from nanoscale.experiments.results import Study, state_of
+from nanoscale.spec.values import Json
+from nanoscale.store.folder import RUNNING, RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HERE = "127.0.0.1"
+REFRESH_SECONDS = 5
+MOST_POINTS = 200  # of a run's curve
+
+
+def server_of(folder: Path, port: int = 0) -> ThreadingHTTPServer:
+    """A server of the study's page on 127.0.0.1, begun and not yet serving.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    page = LivePage(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            ours = {f"{name}:{server.server_port}" for name in (HERE, "localhost")}
+            if self.headers.get("Host") not in ours:  # a name elsewhere that leads here
+                self.send_error(403)
+            elif self.path != "/":
+                self.send_error(404)
+            else:
+                self.answer(page.now())
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """A line per request would bury everything else."""
+
+    try:
+        server = ThreadingHTTPServer((HERE, port), Handler)
+    except OSError as e:
+        raise UserError(f"--port={port}: {e.strerror}; leave it out for one that is free") from e
+    return server
+
+
+@dataclass
+class LivePage:
+    """The page of a study, made anew once it is older than `REFRESH_SECONDS`."""
+
+    folder: Path
+    made: float = -REFRESH_SECONDS
+    body: bytes = b""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def now(self) -> bytes:
+        with self.lock:
+            if time.monotonic() - self.made >= REFRESH_SECONDS:
+                self.body = page_text(self.folder).encode()
+                self.made = time.monotonic()
+            return self.body
+
+
+def page_text(folder: Path) -> str:
+    """The page as its run folders are now; what cannot be read just now is said in its place."""
+    from pandas import DataFrame
+
+    from nanoscale.report import StudyPage
+
+    command = f"nanoscale report {folder.name} --serve"
+    try:
+        study = Study.open(folder)
+        rows = [row_of(describe(entry.values), run) for entry, run in study.runs()]
+        rows.sort(key=lambda row: row["state"] != RUNNING)
+        drawn = curves(study)
+        lines = [how_far(study)]
+        question = study.asked.question
+    except (OSError, UserError) as e:  # a file is being replaced, or the study is gone
+        lines, rows, drawn, question = [str(e)], [], None, ""
+    return StudyPage(
+        title=folder.name,
+        question=question,
+        summary_lines=lines,
+        figures=[] if drawn is None else [("Training loss of every run so far.", drawn)],
+        tables=[("The runs.", DataFrame(rows))] if rows else [],
+        settings={},
+        command=command,
+        refresh=REFRESH_SECONDS,
+    ).html()
+
+
+def how_far(study: Study) -> str:
+    """`3 of 10 runs have ended, 2 are running; about 4 min 20 s left`."""
+    ended, left, rate, waiting, running = 0, 0.0, 0.0, 0.0, 0
+    for entry, folder in study.runs():
+        state = state_of(folder)
+        if state in ENDED:
+            ended += 1
+        elif state == RUNNING:
+            running += 1
+            now = read(folder)
+            if now.seconds_left:
+                left = max(left, now.seconds_left)
+                rate += entry.flops * (1 - now.done()) / now.seconds_left
+        elif not entry.left_out:
+            waiting += entry.flops
+    line = f"{ended} of {len(study)} runs have ended, {running or 'none'} "
+    line += "are running" if running > 1 else "is running"
+    if not rate:
+        return line
+    return f"{line}; about {duration(max(left, left / 2 + waiting / rate))} left"
+
+
+def row_of(name: str, folder: RunFolder) -> dict[str, Json]:
+    """A run's line."""
+    now, state = read(folder), state_of(folder)
+    left = now.seconds_left if state == RUNNING else None
+    return {
+        "state": state,
+        "step": now.step,
+        "of": now.max_iters or None,
+        "loss": now.loss,
+        "left": None if left is None else duration(left),
+        "run": name,
+    }
+
+
+def curves(study: Study) -> Figure | None:
+    """The training loss of every run so far."""
+    from nanoscale.report import loss_curves_figure
+
+    points: list[dict[str, Json]] = []
+    for entry, folder in study.runs():
+        rows = [row for row in folder.rows() if row.get("train_loss") and row.get("tokens_seen")]
+        size = describe(entry.values) if state_of(folder) == RUNNING else "not running"
+        for row in rows[:: 1 + len(rows) // MOST_POINTS]:
+            points.append(
+                {
+                    "run": entry.id,
+                    "size": size,
+                    "tokens_seen": row["tokens_seen"],
+                    "train_loss": row["train_loss"],
+                }
+            )
+    return loss_curves_figure(points, "train_loss") if points else None
