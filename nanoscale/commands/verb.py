@@ -196,9 +196,9 @@ def number_in(value: Any, typed: str, whole: bool = False) -> float | int:
     return int(number) if whole else number
 
 
-def scale_of(text: str, read: Sequence[str] = ()) -> dict[str, float]:
+def scale_of(text: str, read: Sequence[str] = (), *, flag: str = "--at") -> dict[str, float]:
     """`N=1e9,D=2e10`; or the numbers alone, of what is `read` in this order."""
-    typed = f"--at={text}"
+    typed = f"{flag}={text}"
     parts = text.split(",")
     if "=" not in text and len(parts) == len(read):
         parts = [f"{name}={part}" for name, part in zip(read, parts, strict=True)]
@@ -206,7 +206,7 @@ def scale_of(text: str, read: Sequence[str] = ()) -> dict[str, float]:
     for part in parts:
         name, equals, value = part.partition("=")
         if not equals:
-            raise UserError(f"{typed}: expected predictors and numbers, as in --at=N=1e9")
+            raise UserError(f"{typed}: expected names and numbers, as in {flag}=N=1e9,D=2e10")
         if name.strip() in scale:
             raise UserError(f"{typed}: {name.strip()} is given twice")
         scale[name.strip()] = number_in(value, typed)

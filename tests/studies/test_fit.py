@@ -100,6 +100,21 @@ def test_a_power_law_of_one_column(table):
 
 
 @pytest.mark.slow
+def test_a_parameter_may_be_given_and_is_not_fitted(table, tmp_path, capsys):
+    main(["fit", "runs.csv", "--hold=E=1.69", "--json=f.json", "--figures=figures"])
+    assert "1.690 + " in capsys.readouterr().out
+    record = json.loads((tmp_path / "f.json").read_text())
+    assert "E" not in record["params"]
+    assert record["params"]["alpha"] == pytest.approx(0.34, rel=0.1)
+    for text, words in (
+        ("F=1", "no F to hold"),
+        ("E", "expected names and numbers, as in --hold=N=1e9"),
+        ("E=x", "E=x"),
+    ):
+        assert main(["fit", "runs.csv", f"--hold={text}"]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_what_is_not_identified_exits_with_3(table, tmp_path, capsys):
     write(tmp_path / "noise.csv", rows(sd=0.3))
     code, record = fit("noise.csv", "--bootstrap=200", "--json=out.json")

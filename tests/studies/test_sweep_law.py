@@ -179,7 +179,7 @@ def test_the_function_takes_a_table_and_gives_the_record(desk):
         ("row 1: e=-1: expected a number above 0", ["odd.csv", "--n=e", "--lr=b", "--loss=a"]),
         ("--lr and --batch: give one", ["runs.csv", "--lr=learning_rate", "--batch=val_loss"]),
         ("--n=params: the table has no such column", ["runs.csv", "--n=params"]),
-        ("--at=N: expected predictors and numbers", ["runs.csv", "--at=N"]),
+        ("--at=N: expected names and numbers", ["runs.csv", "--at=N"]),
         (
             "--at=N=1e+09: the sweeps are at N, D, as in --at=N=1e9,D=1e9",
             ["runs.csv", "--at=N=1e9"],
