@@ -22,11 +22,11 @@ from nanoscale.errors import UserError
 from nanoscale.spec.values import Json
 from nanoscale.store.files import plain
 
-FEWEST_SIZES = 4  # a parabola leaves one
-HALF = 0.5 / math.log(10)  # of the logarithm of a worth, lost over ten times the compute
+WORTH_SIZES = 4  # a parabola leaves one
+HALF_LEFT = 0.5 / math.log(10)  # of the logarithm of a worth, lost over ten times the compute
 GROWS, STAYS, FADES, UNDECIDED = "grows", "holds", "fades with scale", "not decided"
-DRAWS = 2000
-MOST_LOST = 0.025  # share of draws whose curve never has a loss
+WORTH_DRAWS = 2000
+MOST_FLAT = 0.025  # share of draws whose curve does not fall
 
 
 @dataclass(frozen=True)
@@ -136,50 +136,79 @@ class _Noise:
         return max(seeds, curve, key=lambda noise: noise.sd)
 
 
+@dataclass(frozen=True)
+class _Arms:
+    """Both arms in logarithms over u (S,), ln C of the base about its mean; all are (S,)."""
+
+    u: Numbers
+    dearer: Numbers  # the change's FLOPs over the base's
+    level: Numbers  # of the base
+    shift: Numbers  # what the change adds
+    seeds: Numbers
+    base_noise: _Noise
+    noise: _Noise  # of a shift
+
+    @classmethod
+    def of(cls, sizes: Sequence[SizeLosses]) -> _Arms:
+        """Of sizes in order of the base's FLOPs."""
+        x = np.log([size.base_flops for size in sizes])
+        u = x - x.mean()
+        losses = [_log(size.base) for size in sizes]
+        shifts = [size.difference for size in sizes]
+        level = np.array([of_size.mean() for of_size in losses])
+        shift = np.array([of_size.mean() for of_size in shifts])
+        return cls(
+            u=u,
+            dearer=np.log([size.flops for size in sizes]) - x,
+            level=level,
+            shift=shift,
+            seeds=np.array([len(of_size) for of_size in losses]),
+            base_noise=_Noise.of(losses, level, u, 2),
+            noise=_Noise.of(shifts, shift, u, 1),
+        )
+
+    def ratios(self, steps: Numbers) -> tuple[Numbers, Numbers]:
+        """ln FLOPs at equal loss (R, S), and slopes of the base's curve (R, S): with noise drawn
+        anew by standard normal steps (2, R, S)."""
+        level = self.level + self.base_noise.sd / np.sqrt(self.seeds) * steps[0]
+        shift = self.shift + self.noise.sd / np.sqrt(self.seeds) * steps[1]
+        curve = level @ np.linalg.pinv(np.vander(self.u, 3)).T  # (R, 3)
+        slopes = curve[:, 1:2] + 2 * curve[:, :1] * self.u
+        return self.dearer + _moved(curve, slopes, shift, self.u), slopes
+
+    def line(self, ratios: Numbers, steep: Numbers) -> Numbers:
+        """(R, 2) exponent and mean of ratios (R, S), weighted by squared slopes and seeds."""
+        root = np.sqrt(steep**2 * self.seeds)
+        lines: Numbers = ratios @ (np.linalg.pinv(np.vander(self.u, 2) * root[:, None]) * root).T
+        return lines
+
+
 def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
     """What a change is worth, by four sizes or more in both arms.
 
     Raises:
         UserError: there are fewer, or losses do not fall with size.
     """
-    if len(sizes) < FEWEST_SIZES:
-        raise UserError(f"{len(sizes)} sizes in both arms; {FEWEST_SIZES} are needed")
+    if len(sizes) < WORTH_SIZES:
+        raise UserError(f"{len(sizes)} sizes in both arms; {WORTH_SIZES} are needed")
     sizes = sorted(sizes, key=lambda size: size.base_flops)
-    x = np.log([size.base_flops for size in sizes])
-    own = np.log([size.flops for size in sizes])
-    of_base = [_log(size.base) for size in sizes]
-    differences = [size.difference for size in sizes]
-    level = np.array([losses.mean() for losses in of_base])
-    shift = np.array([pairs.mean() for pairs in differences])
-    seeds = np.array([len(losses) for losses in of_base])
-
-    u = x - x.mean()
-    curve = np.vander(u, 3)  # (S, 3)
-    base_noise = _Noise.of(of_base, level, u, 2)
-    noise = _Noise.of(differences, shift, u, 1)
-
-    rng = np.random.default_rng(rng_seed)
-    steps = rng.standard_normal((2, DRAWS, len(u)))
+    arms = _Arms.of(sizes)
+    steps = np.random.default_rng(rng_seed).standard_normal((2, WORTH_DRAWS, len(sizes)))
     steps[:, 0] = 0  # the first is what was measured
-    levels = level + base_noise.sd / np.sqrt(seeds) * steps[0]  # (R, S)
-    shifts = shift + noise.sd / np.sqrt(seeds) * steps[1]
-    coefficients = levels @ np.linalg.pinv(curve).T  # (R, 3)
-    logs = own - x + _ratio(coefficients, shifts, u)  # (R, S)
-    known = np.isfinite(logs).all(axis=1)
-    if not known[0] or (~known).mean() > MOST_LOST:
+    ratios, slopes = arms.ratios(steps)
+    known = np.isfinite(ratios).all(axis=1)
+    if not known[0] or (~known).mean() > MOST_FLAT:
         raise UserError("the losses do not fall beyond their noise from size to size")
 
-    steep = (2 * coefficients[0, 0] * u + coefficients[0, 1]) ** 2 * seeds
-    root = np.sqrt(steep)
-    line = logs[known] @ (np.linalg.pinv(np.vander(u, 2) * root[:, None]) * root).T  # (R, 2)
-    t = t_quantile(0.95, noise.dof)
-    exponent, mean = line[0].tolist()
-    exponent_half, mean_half = (t * line.std(axis=0, ddof=1)).tolist()
-    halves = t * logs[known].std(axis=0, ddof=1)
+    lines = arms.line(ratios[known], slopes[0])
+    t = t_quantile(0.95, arms.noise.dof)
+    exponent, mean = lines[0].tolist()
+    exponent_half, mean_half = (t * lines.std(axis=0, ddof=1)).tolist()
+    halves = t * ratios[known].std(axis=0, ddof=1)
     at = []
-    for size, log, half in zip(sizes, logs[0], halves, strict=True):
-        ends = _around(log, half)
-        at.append(WorthAt(float(size.base_flops), math.exp(log), ends, len(size.base)))
+    for size, log, half in zip(sizes, ratios[0], halves, strict=True):
+        around = _around(log, half)
+        at.append(WorthAt(float(size.base_flops), math.exp(log), around, len(size.base)))
     ends = (exponent - exponent_half, exponent + exponent_half)
     return Worth(
         value=math.exp(mean),
@@ -187,8 +216,8 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
         exponent=exponent,
         exponent_ci95=ends,
         verdict=_verdict(mean, ends),
-        noise=noise.sd,
-        dof=noise.dof,
+        noise=arms.noise.sd,
+        dof=arms.noise.dof,
         at=at,
     )
 
@@ -197,26 +226,24 @@ def _around(log: float, half: float) -> Interval:
     return math.exp(log - half), math.exp(log + half)
 
 
-def _ratio(coefficients: Numbers, shifts: Numbers, u: Numbers) -> Numbers:
-    """(R, S) ln of how many times the base's FLOPs give the same loss: by parabolas (R, 3) of the
-    base over u (S,), and what the change adds to them (R, S). NaN where a curve does not fall.
+def _moved(curve: Numbers, slopes: Numbers, shifts: Numbers, u: Numbers) -> Numbers:
+    """(R, S) how far along u (S,) shifts (R, S) of a curve (R, 3) are; NaN where it does not fall.
 
     Read at fewer FLOPs than a size has, where runs are: what the better arm needs for the loss of
-    the worse one. Where a parabola bends down, as noise may have it, it is its tangent.
+    the worse one. Where the parabola bends down, as noise may have it, it is its tangent.
     """
-    second, first, _ = (part[:, None] for part in coefficients.T)
     tilt = (shifts @ np.linalg.pinv(np.vander(u, 2)).T)[:, :1]
-    slope = first + 2 * second * u + np.where(shifts < 0, tilt, 0)
-    slope = np.where(slope < 0, slope, np.nan)
-    bend = np.maximum(second, 0) * np.abs(shifts)
-    return np.asarray(2 * shifts / (np.sqrt(slope**2 + 4 * bend) - slope))
+    slopes = slopes + np.where(shifts < 0, tilt, 0)
+    slopes = np.where(slopes < 0, slopes, np.nan)
+    bend = np.maximum(curve[:, :1], 0) * np.abs(shifts)
+    return np.asarray(2 * shifts / (np.sqrt(slopes**2 + 4 * bend) - slopes))
 
 
 def _verdict(mean: float, ends: Interval) -> str:
     """How the worth moves with size, by the exponent's interval: it holds where at ten times the
     compute at least half of it is left, and at most half as much again has come to it."""
     low, high = ends
-    if max(-low, high) <= HALF * abs(mean):
+    if max(-low, high) <= HALF_LEFT * abs(mean):
         return STAYS
     if mean < 0:
         low, high = -high, -low

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nanoscale.checks.paired import Losses, Setting, choose
-from nanoscale.checks.worth import FEWEST_SIZES, SizeLosses, Worth, worth
+from nanoscale.checks.worth import WORTH_SIZES, SizeLosses, Worth, worth
 from nanoscale.errors import UserError
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import write_json
@@ -97,10 +97,10 @@ def rows(table: FileTable) -> Question:
     """The ladder of the base, and that of every arm in [[ablation.arms]]."""
     ladder_ratio(table)
     sizes = table.sizes("all sizes share [base]'s tokens_per_param")
-    if len(sizes) < FEWEST_SIZES:
+    if len(sizes) < WORTH_SIZES:
         raise UserError(
             f"{table.where('sizes')}: {len(sizes)} sizes say nothing of how a worth moves; give "
-            f"at least {FEWEST_SIZES}"
+            f"at least {WORTH_SIZES}"
         )
     where = table.where("arms")
     base = read_change({"name": BASE, "lrs": table.values.get("lrs", [])}, table, table.where())

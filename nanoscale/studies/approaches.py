@@ -86,7 +86,8 @@ class Valleys:
         line = f"{exponent_text(found)}, {used} of {len(found.valleys)} budgets"
         flags = Counter(flag for valley in found.valleys for flag in valley.flags)
         if flags:
-            line += f" ({', '.join(f'{count} {flag}' for flag, count in flags.items())})"
+            counts = ", ".join(f"{count} {flag}" for flag, count in flags.items())
+            line += f" ({counts})"
         lines = [line]
         if found.lost > MOST_LOST * found.resamples:
             lines.append(

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from nanoscale.studies.table_fit import TableFit
 
 BUDGET = "max_flops"  # the key that a budget is
-FEWEST_SIZES = 4  # of a budget: a parabola and what is left of it
+VALLEY_SIZES = 4  # of a budget: a parabola and what is left of it
 LEAST_STEP = 1.2  # from a budget to the next, so that runs are told apart by what they cost
-MARGIN = 2  # sizes on either side of a budget's lowest loss
+EITHER_SIDE = 2  # sizes on either side of a budget's lowest loss
 MOST_BEYOND = 4  # sizes beyond an end of those in the file
 C_AND_N = "C: training FLOPs, exact; N: those of a token over 6, so that C = 6 N D"
 
@@ -112,7 +112,7 @@ class BudgetGrid:
         seeds = self.sizes[0][1]
         rows = []
         for sizes in sizes_by_budget(study).values():
-            for size in missing(sizes, MARGIN, len(self.sizes)):
+            for size in missing(sizes, EITHER_SIDE, len(self.sizes)):
                 rows += self.rows_of(size.row, seeds)
         return rows
 
@@ -143,10 +143,10 @@ def rows(table: FileTable) -> Question:
             raise UserError(f"{table.path}, [base]: {key}: the budgets say how long runs are")
 
     sizes = table.sizes("the budgets say how long runs are")
-    if len(sizes) < FEWEST_SIZES:
+    if len(sizes) < VALLEY_SIZES:
         raise UserError(
             f"{table.where('sizes')}: {len(sizes)} sizes show no valley; give at least "
-            f"{FEWEST_SIZES}"
+            f"{VALLEY_SIZES}"
         )
     grid = BudgetGrid(budgets, sizes)
     return Question(
@@ -192,7 +192,7 @@ def missing(sizes: Sequence[SizeAtBudget], margin: int, given: float) -> list[Si
     """What a budget lacks for `margin` sizes on either side of its lowest loss; none where a model
     would make hardly an update, and none far beyond those that were `given`."""
     known = [size for size in sizes if math.isfinite(size.loss)]
-    if len(known) < FEWEST_SIZES or len(sizes) >= given + MOST_BEYOND:
+    if len(known) < VALLEY_SIZES or len(sizes) >= given + MOST_BEYOND:
         return []
     lowest = known.index(min(known, key=lambda size: size.loss))
     ratio = (known[-1].N / known[0].N) ** (1 / (len(known) - 1))

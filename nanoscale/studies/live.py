@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HERE = "127.0.0.1"
 REFRESH_SECONDS = 5
-MOST_POINTS = 200  # of a run's curve
+CURVE_POINTS = 200  # of a run's curve
 
 
 def server_of(folder: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -155,7 +155,7 @@ def curves(study: Study) -> Figure | None:
     for entry, folder in study.runs():
         rows = [row for row in folder.rows() if row.get("train_loss") and row.get("tokens_seen")]
         size = describe(entry.values) if state_of(folder) == RUNNING else "not running"
-        for row in rows[:: 1 + len(rows) // MOST_POINTS]:
+        for row in rows[:: 1 + len(rows) // CURVE_POINTS]:
             points.append(
                 {
                     "run": entry.id,

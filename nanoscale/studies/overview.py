@@ -10,12 +10,12 @@ from nanoscale.data.gauge import duration
 from nanoscale.errors import UserError, counted
 from nanoscale.experiments.results import STUDY, Study, study_names
 from nanoscale.store.files import read_json
-from nanoscale.studies.stages import ANSWER, REPORT
+from nanoscale.studies.stages import ANSWER_FILE, REPORT
 
 if TYPE_CHECKING:
     from nanoscale.report import StudyLine
 
-INDEX = "index.html"
+INDEX_PAGE = "index.html"
 
 
 def write_overview(output_root: Path) -> tuple[Path, list[StudyLine]]:
@@ -31,7 +31,7 @@ def write_overview(output_root: Path) -> tuple[Path, list[StudyLine]]:
         raise UserError(f"no studies in {output_root}; nanoscale study FILE makes one")
     names.sort(key=lambda name: -(output_root / name / STUDY).stat().st_mtime)
     studies = [line_of(Study.open(output_root / name)) for name in names]
-    return write_index(output_root / INDEX, studies), studies
+    return write_index(output_root / INDEX_PAGE, studies), studies
 
 
 def line_of(study: Study) -> StudyLine:
@@ -53,7 +53,7 @@ def line_of(study: Study) -> StudyLine:
 
 def answer_of(study: Study) -> str:
     """The first line of its answer; empty where it has none yet."""
-    path = study.folder / ANSWER
+    path = study.folder / ANSWER_FILE
     record: Any = read_json(path) if path.is_file() else None
     lines = record.get("lines") if isinstance(record, dict) else None
     return str(lines[0]) if lines else ""

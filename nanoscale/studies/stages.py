@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 MOST_REFINEMENTS = 8
 PYSOURCE = "pysource"
-REPORT, ANSWER = "report.html", "answer.json"  # beside study.json
+REPORT, ANSWER_FILE = "report.html", "answer.json"  # beside study.json
 
 
 # -- stages -------------------------------------------------------------------------------------
@@ -345,7 +345,9 @@ def conclude(study: Study, goes_on: bool = False) -> list[str]:
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     report = write_study_report(study, frame, answer, pictures)
-    write_json(study.folder / ANSWER, {"lines": [*answer.lines], "warnings": [*answer.warnings]})
+    write_json(
+        study.folder / ANSWER_FILE, {"lines": [*answer.lines], "warnings": [*answer.warnings]}
+    )
     warnings = [f"warning: {warning}" for warning in answer.warnings]
     then = [f"next: {study.asked.command}"] if goes_on else next_command(study, frame)
     return [*answer.lines, *warnings, f"report: {report}", *then]
