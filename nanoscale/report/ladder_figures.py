@@ -85,7 +85,8 @@ def law_figure(
 
     room = (max(losses) / min(losses)) ** 0.09
     log_axis(top, "x", *ends)
-    log_axis(top, "y", min(losses) / room**1.4, max(losses) * room)
+    below = 1.4 if forecast is None else 2.2  # for the words below its interval
+    log_axis(top, "y", min(losses) / room**below, max(losses) * room)
     headed(top, LOSS, title=title)
     bottom.set_xlabel(X_LABEL)
     return figure

@@ -15,6 +15,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -417,6 +418,28 @@ def test_the_main_job_in_small_is_what_its_seal_says(capsys):
         f"{made['forecast']['distance']:.3g} times the largest one's FLOPs",
         f"{len(made['table']['columns']['run'])} runs of a ladder",
     )
+
+
+def test_the_main_job_on_a_laptop_is_what_its_seal_says(capsys):
+    folder = RESULTS / "laptop" / "predictions"
+    (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
+    score = record("laptop/predictions/score.json")
+    (run,) = (row for row in table("laptop/table.csv") if row["stage"] == "confirm")
+    assert float(run["val_loss"]) == score["observed"]
+    assert main(["verify", str(seal), f"--observed={score['observed']}"]) == 0
+    judged = capsys.readouterr().out.splitlines()[-1]
+    says("README.md", judged)
+    says("docs/results/laptop/README.md", judged, seal.name[:12])
+    made = json.loads(seal.read_text())
+    says(
+        "docs/results/README.md",
+        f"{made['forecast']['distance']:.3g} times the largest one's FLOPs",
+        f"{len(made['table']['columns']['run'])} runs of a ladder",
+    )
+    began = record(f"laptop/{run['folder']}/status.json")["began"]
+    assert made["sealed"] < datetime.fromtimestamp(began, UTC).isoformat()
+    before = sum(float(r["flops"]) for r in table("laptop/table.csv") if r["stage"] != "confirm")
+    says("docs/results/laptop/README.md", f"{before:.2g}".replace("+", ""))
 
 
 def test_what_branches_cost_and_lose_is_their_files():
