@@ -18,7 +18,7 @@ from nanoscale.commands.verb import (
 from nanoscale.errors import UserError
 
 
-@verb("nanoscale report quick", "nanoscale report", "nanoscale report quick --serve")
+@verb("nanoscale report quick --serve", "nanoscale report --output_root=results")
 @click.argument("name", metavar="[STUDY]", required=False)
 @click.option("--serve", is_flag=True, help="Show it here as it runs, until Ctrl-C.")
 @option("port", "PORT", "Of --serve (any that is free).", number(whole=True, above=0))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nanoscale.laws.band import Band
     from nanoscale.laws.forecast import ForecastPoint
 
+_BELOW = 2.0  # rooms below the lowest, for the words that stand below it
 X_LABEL = "training compute C (FLOPs, exact, forward + backward)"
 
 
@@ -85,8 +86,7 @@ def law_figure(
 
     room = (max(losses) / min(losses)) ** 0.09
     log_axis(top, "x", *ends)
-    below = 1.4 if forecast is None else 2.2  # for the words below its interval
-    log_axis(top, "y", min(losses) / room**below, max(losses) * room)
+    log_axis(top, "y", min(losses) / room**_BELOW, max(losses) * room)
     headed(top, LOSS, title=title)
     bottom.set_xlabel(X_LABEL)
     return figure
