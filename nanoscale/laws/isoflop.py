@@ -277,6 +277,7 @@ def exponents(axis: str, slope: _Slope) -> dict[str, _Slope]:
     return {"a": slope, "b": other} if axis == "N" else {"a": other, "b": slope}
 
 
+@np.errstate(over="ignore", divide="ignore")  # of a resample whose line is wild
 def split(axis: str, lines: Array, C: float) -> tuple[Array, Array]:
     """N and D at C = 6 N D FLOPs, (...): by lines (..., 2) of log10 of the axis on log10 C."""
     value = 10 ** (lines[..., 0] * np.log10(C) + lines[..., 1])

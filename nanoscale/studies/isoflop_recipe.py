@@ -152,7 +152,7 @@ def rows(table: FileTable) -> Question:
     return Question(
         grid.first_rows(),
         table.where("sizes"),
-        {"at": float(at), "sizes": len(sizes)},
+        {"at": float(at)},
         [Stage(grid.beyond)] if refine else [],
         width=lambda study, cells: foreseen_width(cells, float(at)),
     )
@@ -284,13 +284,13 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     """N* and D* at the budget asked, kept in fits/isoflop.json, and all that was found beside."""
     by_budget = sizes_by_budget(study)
     labels = [f"{value:.3g} FLOPs" for value in frame[BUDGET].astype(float)]
-    asked = study.asked.extras
+    at = study.asked.extras["at"]
     try:
         result = surface_of(study, frame).ask(isoflop=True, multiverse=True)
     except UserError as error:
-        return Answer([f"no answer: {error}", *bracketing(by_budget, asked["sizes"])], None, labels)
+        return Answer([f"no answer: {error}", *bracketing(by_budget)], None, labels)
 
-    best = BestSize.of(result, asked["at"])
+    best = BestSize.of(result, at)
     make_folder(study.folder / "fits")
     finished = frame.loc[frame["state"] == COMPLETE, "run"].tolist()
     record = result.to_json() | {"conventions": [C_AND_N], "runs": finished}
@@ -299,17 +299,17 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     write_json(study.folder / "fits" / "isoflop.json", record)
 
     largest = min([*by_budget.values()][-1], key=lambda size: size.loss)
-    lines = [f"no best size at {asked['at']:.3g} FLOPs: these runs leave it open"]
+    lines = [f"no best size at {at:.3g} FLOPs: these runs leave it open"]
     if best is not None:
         lines = best.lines(largest.config)
-    lines += bracketing(by_budget, asked["sizes"])
+    lines += bracketing(by_budget)
     assert result.isoflop is not None
     assert result.multiverse is not None
     lines += [*result.isoflop.text(), *result.multiverse.text(), C_AND_N]
     return Answer(lines, result, labels, result.warnings)
 
 
-def bracketing(by_budget: Mapping[float, Sequence[SizeAtBudget]], given: int) -> list[str]:
+def bracketing(by_budget: Mapping[float, Sequence[SizeAtBudget]]) -> list[str]:
     """The budgets whose lowest loss has no size on one side of it, and the run that it lacks."""
     lines = []
     for budget, sizes in by_budget.items():

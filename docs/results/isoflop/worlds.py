@@ -56,7 +56,7 @@ def main() -> None:
         losses = law_of("chinchilla").loss(TRUTH, N, D)
         asked = (BUDGETS[-1], 10 * BUDGETS[-1])
         held, widths, unknown = [0, 0], [], 0
-        for world in each(range(WORLDS), kind, "worlds"):
+        for world in each(range(WORLDS), f"{kind} worlds"):
             noise = np.random.default_rng(world).standard_normal(len(N))
             table = pd.DataFrame({"D": D, "C": C, "loss": losses * np.exp(NOISE * noise)})
             try:
