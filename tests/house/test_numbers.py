@@ -442,6 +442,32 @@ def test_the_main_job_on_a_laptop_is_what_its_seal_says(capsys):
     says("docs/results/laptop/README.md", f"{before:.2g}".replace("+", ""))
 
 
+def test_the_best_size_and_its_planted_grids_are_their_files():
+    page = "docs/results/isoflop/README.md"
+    fit = record("isoflop/isoflop.json")
+    best = fit["best"]
+    low, high = best["N_ci95"]
+    answer = f"N* = {best['N']:.3g} [{low:.3g}, {high:.3g}]"
+    low, high = fit["ci95"]["a"]
+    exponent = f"a = {fit['exponents']['a']:.3f} [{low:.3f}, {high:.3f}]"
+    says(page, answer, f"D* = {best['D']:.3g} tokens", exponent)
+    says("docs/results/README.md", answer, exponent)
+    says(page, f"by {percent(fit['noise']['used'], 1)} of the loss", "which is identified")
+    assert fit["status"] == "converged"
+    updates = sorted(int(row["iter_num"]) for row in table("isoflop/table.csv"))
+    says(page, f"runs of {updates[0]} to {updates[-1]:,} updates")
+    a = fit["multiverse"]["a"]
+    says(page, f"a from {a['lowest']:.3f} to {a['highest']:.3f}")
+
+    for row in table("isoflop/worlds.csv"):
+        held = f"| {row['holds_at_largest']} | {row['holds_at_ten_times']} |"
+        says(page, f"{held} {row['factor_at_ten_times']} |")
+        assert int(row["holds_at_ten_times"]) >= 0.93 * int(row["worlds"])
+    ratios = sorted(float(row["ratio"]) for row in table("isoflop/next.csv"))
+    middle = statistics.median(ratios)
+    says(page, f"takes {ratios[0]:.2f} to {ratios[-1]:.2f} of the FLOPs", f"kinds {middle:.2f} (")
+
+
 def test_what_branches_cost_and_lose_is_their_files():
     rows = table("branches/branches.csv")
     share = sum(int(r["flops"]) for r in rows) / sum(int(r["separate_flops"]) for r in rows)
