@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from nanoscale.checks.paired import Losses, Setting, choose
 from nanoscale.checks.worth import WORTH_SIZES, SizeLosses, Worth, worth
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, counted, one_of
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.store.files import write_json
 from nanoscale.studies.branches import is_positive, ladder_ratio
 from nanoscale.studies.narrowing import Narrowing
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 from nanoscale.studies.row_runs import cell_of, loss_of_row
-from nanoscale.studies.transfer_table import usual_lr
+from nanoscale.studies.transfer_table import LR_KEYS, usual_lr
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -127,11 +127,14 @@ def read_change(values: Overrides, table: FileTable, where: str) -> Change:
     if not isinstance(lrs, list) or not all(map(is_positive, lrs)):
         said = "expected learning rates, as in [1e-3, 2e-3]"
         raise UserError(f"{where}, {name}: lrs={lrs!r}: {said}")
+    lr = keys.pop("lr", usual_lr({**table.base, **keys}))
+    if lr not in LR_KEYS:
+        raise UserError(f"{where}, {name}: lr={lr!r}: choose {one_of(LR_KEYS)}")
     same = [key for key, value in keys.items() if table.base.get(key) == value]
     if name != BASE and (not keys or same):
         said = f"{same[0]}={keys[same[0]]!r} is [base]'s" if same else "it changes nothing"
         raise UserError(f"{where}, {name}: {said}; give what differs, as in use_rope = false")
-    return Change(name, keys, keys.pop("lr", usual_lr({**table.base, **keys})), lrs)
+    return Change(name, keys, lr, sorted(map(float, lrs)))
 
 
 # -- the answer -----------------------------------------------------------------------------------
@@ -174,15 +177,14 @@ def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
     name = max(found, key=lambda name: found[name].ci95[1] / found[name].ci95[0])
     arm = next(arm for arm in arms if arm.name == name)
     low, high = found[name].ci95
-    best = None
-    at_flops = {
-        at.flops: share for at, share in zip(found[name].at, found[name].more(), strict=True)
-    }
+    best: Narrowing | None = None
+    places = [at.flops for at in found[name].at]
+    shares = dict(zip(places, found[name].more().tolist(), strict=True))
     for size, seeds in sizes:
         both = [(change, change.at(study, size, seeds)) for change in (base, arm)]
-        if both[0][1].flops not in at_flops:
+        left = shares.get(both[0][1].flops)
+        if left is None:
             continue
-        left = float(at_flops[both[0][1].flops])
         cost = sum(of_size.flops for _, of_size in both)
         seed = 1 + max(int(seed) for _, of_size in both for seed in of_size.losses)
         rows = [change.row(size, of_size.lr, seed) for change, of_size in both]
@@ -203,7 +205,22 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     if found:
         caption = "FLOPs of every arm over the base's at equal loss."
         tables.append((caption, DataFrame([table_row(*named) for named in found.items()])))
-    return Answer([*lines, *without], found, tables=tables)
+    return Answer([*lines, *without], found, warnings=at_an_end(study), tables=tables)
+
+
+def at_an_end(study: Study) -> list[str]:
+    """The arms whose best LR is the first or the last of those that were tried."""
+    changes, sizes = asked_of(study)
+    warnings = []
+    for change in changes:
+        chosen = [change.at(study, *size).lr for size in sizes]
+        count = sum(lr in (change.lrs[0], change.lrs[-1]) for lr in chosen if lr is not None)
+        if count and len(change.lrs) > 1:
+            warnings.append(
+                f"{change.name}: the best {change.lr} is at an end of those tried at "
+                f"{counted(count, 'size')}: give more, or its worth is that of a bad one"
+            )
+    return warnings
 
 
 def table_row(name: str, found: Worth) -> dict[str, str]:

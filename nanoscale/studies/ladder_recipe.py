@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,9 +109,9 @@ def size_labels(study: Study, frame: DataFrame) -> list[str]:
     return counts if len({*counts}) == len({*shapes}) else shapes
 
 
-def short(n: float) -> str:
-    """`0.213M`: a parameter count for a label; `?` where a run has none yet."""
-    return "?" if n != n else f"{n / 1e6:.3g}M"
+def short(n: float | None) -> str:
+    """`0.213M`: a parameter count for a label; `?` where a run, or every run, has none yet."""
+    return "?" if n is None or math.isnan(n) else f"{n / 1e6:.3g}M"
 
 
 def figures(

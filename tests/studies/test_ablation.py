@@ -138,6 +138,7 @@ def test_arms_are_worth_what_is_planted_the_dearest_first(place, capsys):
         assert low < 1 / (1 - share) < high < 1.25 * low
         assert f"[worth] {name} needs {found[name]['value']:.3g} [" in said
     assert "60 runs" in said
+    assert "warning: a half: the best learning_rate is at an end of those tried at 5 sizes" in said
     page = (study / "report.html").read_text()
     assert "times the FLOPs for the same loss" in page
     assert "FLOPs of every arm over the base" in page
@@ -169,6 +170,7 @@ def test_an_index_of_no_studies_is_refused(place, capsys):
         ('\n[[ablation.arms]]\nname = "x"\nn_layer = 2', "", SIZES, "n_layer=2 is [base]'s"),
         ("\n[[ablation.arms]]\ndropout = 0.1", "", SIZES, "every arm has a name"),
         (ARMS + "\nlrs = [0]", "", SIZES, "a fifth: lrs=[0]: expected learning rates"),
+        (ARMS + "\nlr = 'lr'", "", SIZES, "a fifth: lr='lr': choose 'muon_lr' or 'learning_rate'"),
         (ARMS, "lrs = 1e-3", SIZES, "lrs=0.001: expected learning rates"),
         (ARMS, "", "", "0 sizes say nothing of how a worth moves; give at least 4"),
         (ARMS, "", SIZES.replace("48", "32"), "n_embd=32 is given twice"),

@@ -116,3 +116,11 @@ def test_a_recipe_without_an_interval_and_a_file_of_another_are_refused(capsys):
     Path("experiments_out/ladder/added.json").write_text("[]")
     assert main(["study", "s.toml"]) == 2
     assert "not what `nanoscale next` leaves" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", STUDIES)
+def test_a_study_of_which_nothing_has_finished_says_so(recipe, capsys):
+    assert main(["study", study_of(recipe, beta1=CRASH)]) == 1
+    said = capsys.readouterr()
+    assert "report: " in said.out
+    assert "Traceback" not in said.err
