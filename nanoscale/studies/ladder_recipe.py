@@ -81,7 +81,7 @@ def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
     """A further seed of one of the sizes, for the loss at ten times the largest budget."""
     from nanoscale.laws import fit_power_law
 
-    done = frame[frame["state"] == COMPLETE].assign(size=size_labels(study, frame))
+    done = frame.assign(size=size_labels(study, frame))[frame["state"] == COMPLETE]
     if done["size"].nunique() < study.asked.min_sizes:
         return None
     fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])

@@ -31,11 +31,14 @@ def narrowing_of(study: Study) -> Narrowing:
             f"{study.name}: recipe {study.asked.recipe!r} has no interval that one run more would "
             f"narrow; there are {one_of(able)}"
         )
-    found = recipe.narrow(study, study.frame())
+    why = ""
+    try:
+        found = recipe.narrow(study, study.frame())
+    except UserError as e:
+        found, why = None, f" ({e})"
     if found is None or not math.isfinite(found.width):
-        raise UserError(
-            f"{study.name}: its answer has no interval yet; {study.asked.command} goes on with it"
-        )
+        goes_on = f"{study.asked.command} goes on with it"
+        raise UserError(f"{study.name}: its answer has no interval yet{why}; {goes_on}")
     return found
 
 
