@@ -468,6 +468,23 @@ def test_the_best_size_and_its_planted_grids_are_their_files():
     says(page, f"takes {ratios[0]:.2f} to {ratios[-1]:.2f} of the FLOPs", f"kinds {middle:.2f} (")
 
 
+def test_what_parts_are_worth_is_their_file():
+    page = "docs/results/ablation/README.md"
+
+    def text(value: float, ends: list[float]) -> str:
+        return f"{value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
+
+    found = record("ablation/ablation.json")
+    for name, one in found.items():
+        moves = text(10 ** one["exponent"], [10**end for end in one["exponent_ci95"]])
+        says(page, f"| {name} | {text(one['value'], one['ci95'])} | {moves} | {one['verdict']} |")
+    dearest = found["AdamW in place of Muon"]
+    says("docs/results/README.md", f"needs {text(dearest['value'], dearest['ci95'])} times")
+    rows = table("ablation/table.csv")
+    updates = sorted(int(row["iter_num"]) for row in rows)
+    says(page, f"make {updates[0]} to {updates[-1]:,} updates")
+
+
 def test_what_branches_cost_and_lose_is_their_files():
     rows = table("branches/branches.csv")
     share = sum(int(r["flops"]) for r in rows) / sum(int(r["separate_flops"]) for r in rows)
