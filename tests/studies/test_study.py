@@ -244,7 +244,7 @@ def test_an_arm_refines_until_the_octave_around_the_best_is_there(optimum):
         (LADDER.replace("[study]", "[studdy]"), ["no table [studdy]", "'study'"]),
         (LADDER.replace("question", "qestion"), ["[study]: unknown key 'qestion'", "'question'"]),
         (LADDER.replace("[ladder]", "[ladder]\nseed = 1"), ["[ladder]: unknown key", "'seeds'"]),
-        (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'search' or 'forecast'"]),
+        (LADDER.replace('"ladder"', '"lader"'), ["recipe='lader'", "'isoflop' or 'ablation'"]),
         (LADDER.replace('"ladder"', '"grid"'), ["[ladder] belongs to recipe"]),
         (LADDER.replace("tokens_per_param", "max_iters"), ["[base]", "tokens_per_param = 20"]),
         (
