@@ -21,7 +21,7 @@ from nanoscale.experiments.worker import Worker
 
 KEYS = {"n_layer": 2, "batch_size": 4, "beta1": SURFACE, "eval_interval": 0, "tokens_per_param": 1}
 BASE = {key: value for key, value in (TINY | KEYS).items() if key != "max_iters"}
-SIZES = "".join(f"\n[[ablation.sizes]]\nn_embd = {width}" for width in (32, 48, 64, 96, 128))
+SIZES = "".join(f"\n[[ablation.sizes]]\nn_embd = {width}" for width in (32, 40, 48, 56, 64))
 ARMS = '\n[[ablation.arms]]\nname = "a fifth"\ndropout = 0.2'
 MORE = '\n[[ablation.arms]]\nname = "a half"\ndropout = 0.5'
 
@@ -173,7 +173,7 @@ def test_an_index_of_no_studies_is_refused(place, capsys):
         (ARMS + "\nlr = 'lr'", "", SIZES, "a fifth: lr='lr': choose 'muon_lr' or 'learning_rate'"),
         (ARMS, "lrs = 1e-3", SIZES, "lrs=0.001: expected learning rates"),
         (ARMS, "", "", "0 sizes say nothing of how a worth moves; give at least 4"),
-        (ARMS, "", SIZES.replace("48", "32"), "n_embd=32 is given twice"),
+        (ARMS, "", SIZES.replace("40", "32"), "n_embd=32 is given twice"),
         (ARMS, "seed = [1]", SIZES, "did you mean 'seeds'"),
     ],
 )

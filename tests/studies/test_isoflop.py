@@ -20,6 +20,7 @@ from nanoscale.experiments import Study
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
 from nanoscale.spec.counting import parameter_counts
+from nanoscale.studies import approaches
 
 KEYS = {"n_layer": 2, "batch_size": 4, "beta1": SURFACE, "eval_interval": 0}
 BASE = {key: value for key, value in (TINY | KEYS).items() if key != "max_iters"}
@@ -48,6 +49,8 @@ def place(tmp_path, monkeypatch):
     fake_worker.make_dataset(tmp_path)
     fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
     monkeypatch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
+    monkeypatch.setattr(approaches, "DELTAS", (1e-3,))  # a smaller multiverse
+    monkeypatch.setattr(approaches, "DROPPED", (0,))
 
 
 def sizes_at(budget: float) -> list[int]:

@@ -22,7 +22,7 @@ ISOFLOP = "[isoflop]\nbudgets = [2e10, 5e10, 1e11]\nrefine = false" + "".join(
     f"\n[[isoflop.sizes]]\nn_embd = {width}" for width in (48, 64, 80, 96)
 )
 LADDER = "tokens_per_param = 1\n[ladder]\nseeds = [1, 2]" + "".join(
-    f"\n[[ladder.sizes]]\nn_embd = {width}" for width in (32, 40, 48, 64, 80)
+    f"\n[[ladder.sizes]]\nn_embd = {width}" for width in (32, 40, 48, 56, 64)
 )
 ABLATION = LADDER.replace("ladder", "ablation") + '\n[[ablation.arms]]\nname = "a"\ndropout = 0.3'
 SOAK = pytest.mark.soak
