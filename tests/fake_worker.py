@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.store.files import row_line, write_json
@@ -69,6 +70,18 @@ def make_dataset(root: Path, name: str = "toy", tokens: int = 4000) -> Path:
         )
     )
     return folder
+
+
+def stand_in(folder: Path, patch: Any) -> None:
+    """Work in the folder, on a toy dataset, with this worker in place of the real one."""
+    from nanoscale.experiments.local import ForkServer
+    from nanoscale.experiments.worker import Worker
+
+    patch.chdir(folder)
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    make_dataset(folder)
+    fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
+    patch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
 
 
 def main(arguments: list[str]) -> int:

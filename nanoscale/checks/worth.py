@@ -112,6 +112,12 @@ def _log(losses: Losses) -> Numbers:
     return np.log([*losses.values()])
 
 
+def _least_squares(u: Numbers, degree: int) -> Numbers:
+    """(degree + 1, S) that makes a polynomial's coefficients, highest first, of levels (S,)."""
+    inverse: Numbers = np.linalg.pinv(np.vander(u, degree + 1))
+    return inverse
+
+
 @dataclass(frozen=True)
 class _Noise:
     """sd of one observation, and its degrees of freedom."""
@@ -124,8 +130,7 @@ class _Noise:
         """The larger of what replicates (n_i,) of every size scatter by, and what their means
         (S,) are off a polynomial of u (S,)."""
         counts = np.array([len(group) for group in groups])
-        powers = np.vander(u, degree + 1)
-        off = means - powers @ (np.linalg.pinv(powers) @ means)
+        off = means - np.vander(u, degree + 1) @ (_least_squares(u, degree) @ means)
         left = len(u) - degree - 1
         curve = cls(math.sqrt(float((counts * off**2).sum()) / left), left)
         dof = int((counts - 1).sum())
@@ -172,7 +177,7 @@ class _Arms:
         anew by standard normal steps (2, R, S)."""
         level = self.level + self.base_noise.sd / np.sqrt(self.seeds) * steps[0]
         shift = self.shift + self.noise.sd / np.sqrt(self.seeds) * steps[1]
-        curve = level @ np.linalg.pinv(np.vander(self.u, 3)).T  # (R, 3)
+        curve = level @ _least_squares(self.u, 2).T  # (R, 3)
         slopes = curve[:, 1:2] + 2 * curve[:, :1] * self.u
         return self.dearer + _moved(curve, slopes, shift, self.u), slopes
 
@@ -232,7 +237,7 @@ def _moved(curve: Numbers, slopes: Numbers, shifts: Numbers, u: Numbers) -> Numb
     Read at fewer FLOPs than a size has, where runs are: what the better arm needs for the loss of
     the worse one. Where the parabola bends down, as noise may have it, it is its tangent.
     """
-    tilt = (shifts @ np.linalg.pinv(np.vander(u, 2)).T)[:, :1]
+    tilt = (shifts @ _least_squares(u, 1).T)[:, :1]
     slopes = slopes + np.where(shifts < 0, tilt, 0)
     slopes = np.where(slopes < 0, slopes, np.nan)
     bend = np.maximum(curve[:, :1], 0) * np.abs(shifts)

@@ -145,21 +145,24 @@ def asked_of(study: Study) -> tuple[list[Change], list[tuple[Overrides, list[int
     return changes, [(size["values"], size["seeds"]) for size in extras["sizes"]]
 
 
-def worths(study: Study) -> tuple[dict[str, Worth], list[str]]:
+def measured(study: Study) -> list[tuple[Change, list[ArmOfSize]]]:
+    """The base and every arm, each with its runs of every size."""
+    changes, sizes = asked_of(study)
+    return [(change, [change.at(study, *size) for size in sizes]) for change in changes]
+
+
+def worths(
+    base: Sequence[ArmOfSize], arms: Sequence[tuple[Change, Sequence[ArmOfSize]]]
+) -> tuple[dict[str, Worth], list[str]]:
     """What every arm is worth, and a line for each of which that is not known."""
-    (base, *arms), sizes = asked_of(study)
-    of_base = [base.at(study, *size) for size in sizes]
     found, without = {}, []
-    for arm in arms:
+    for arm, of_sizes in arms:
         pairs = []
-        for one, size in zip(of_base, sizes, strict=True):
-            other = arm.at(study, *size)
-            both = one.losses.keys() & other.losses.keys()
+        for one, other in zip(base, of_sizes, strict=True):
+            both = sorted(one.losses.keys() & other.losses.keys())
             if both:
-                of_one, of_other = (
-                    {seed: losses[seed] for seed in sorted(both)}
-                    for losses in (one.losses, other.losses)
-                )
+                of_one = {seed: one.losses[seed] for seed in both}
+                of_other = {seed: other.losses[seed] for seed in both}
                 pairs.append(SizeLosses(one.flops, of_one, other.flops, of_other))
         try:
             found[arm.name] = worth(pairs)
@@ -170,24 +173,24 @@ def worths(study: Study) -> tuple[dict[str, Worth], list[str]]:
 
 def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
     """A further seed of the base and of the arm whose worth is known least, at one size."""
-    found, _ = worths(study)
+    (base, of_base), *arms = measured(study)
+    found, _ = worths(of_base, arms)
     if not found:
         return None
-    (base, *arms), sizes = asked_of(study)
+    _, sizes = asked_of(study)
     name = max(found, key=lambda name: found[name].ci95[1] / found[name].ci95[0])
-    arm = next(arm for arm in arms if arm.name == name)
+    arm, of_arm = next(one for one in arms if one[0].name == name)
     low, high = found[name].ci95
     best: Narrowing | None = None
     places = [at.flops for at in found[name].at]
     shares = dict(zip(places, found[name].more().tolist(), strict=True))
-    for size, seeds in sizes:
-        both = [(change, change.at(study, size, seeds)) for change in (base, arm)]
-        left = shares.get(both[0][1].flops)
+    for (size, _), one, other in zip(sizes, of_base, of_arm, strict=True):
+        left = shares.get(one.flops)
         if left is None:
             continue
-        cost = sum(of_size.flops for _, of_size in both)
-        seed = 1 + max(int(seed) for _, of_size in both for seed in of_size.losses)
-        rows = [change.row(size, of_size.lr, seed) for change, of_size in both]
+        cost = one.flops + other.flops
+        seed = 1 + max(map(int, (*one.losses, *other.losses)))
+        rows = [base.row(size, one.lr, seed), arm.row(size, other.lr, seed)]
         if best is None or math.log(left) / cost < math.log(best.left) / best.flops:
             best = Narrowing(f"what {name} is worth", high / low, rows, cost, left)
     return best
@@ -197,7 +200,8 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     """What every arm is worth, the dearest to be without first; kept in ablation.json."""
     from pandas import DataFrame
 
-    found, without = worths(study)
+    (base, of_base), *arms = measured(study)
+    found, without = worths(of_base, arms)
     found = dict(sorted(found.items(), key=lambda named: -named[1].value))
     lines = [f"{name} needs {its.text()}" for name, its in found.items()]
     write_json(study.folder / ABLATION, {name: its.to_json() for name, its in found.items()})
@@ -205,15 +209,16 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     if found:
         caption = "FLOPs of every arm over the base's at equal loss."
         tables.append((caption, DataFrame([table_row(*named) for named in found.items()])))
-    return Answer([*lines, *without], found, warnings=at_an_end(study), tables=tables)
+    return Answer(
+        [*lines, *without], found, warnings=at_an_end([(base, of_base), *arms]), tables=tables
+    )
 
 
-def at_an_end(study: Study) -> list[str]:
+def at_an_end(arms: Sequence[tuple[Change, Sequence[ArmOfSize]]]) -> list[str]:
     """The arms whose best LR is the first or the last of those that were tried."""
-    changes, sizes = asked_of(study)
     warnings = []
-    for change in changes:
-        chosen = [change.at(study, *size).lr for size in sizes]
+    for change, of_sizes in arms:
+        chosen = [of_size.lr for of_size in of_sizes]
         count = sum(lr in (change.lrs[0], change.lrs[-1]) for lr in chosen if lr is not None)
         if count and len(change.lrs) > 1:
             warnings.append(

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from nanoscale.data.gauge import duration
 from nanoscale.errors import UserError
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.progress import read
-from nanoscale.experiments.records import describe
+from nanoscale.experiments.records import RunEntry, describe
 from nanoscale.experiments.results import Study, state_of
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import RUNNING, RunFolder
@@ -25,6 +26,7 @@ from nanoscale.store.folder import RUNNING, RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+RunNow: TypeAlias = tuple[RunEntry, RunFolder, str]  # and its state
 HERE = "127.0.0.1"
 REFRESH_SECONDS = 5
 CURVE_POINTS = 200  # of a run's curve
@@ -92,10 +94,11 @@ def page_text(folder: Path) -> str:
     command = f"nanoscale report {folder.name} --serve"
     try:
         study = Study.open(folder)
-        rows = [row_of(describe(entry.values), run) for entry, run in study.runs()]
-        rows.sort(key=lambda row: row["state"] != RUNNING)
-        drawn = curves(study)
-        lines = [how_far(study)]
+        runs = [(entry, run, state_of(run)) for entry, run in study.runs()]
+        runs.sort(key=lambda run: run[-1] != RUNNING)
+        rows = [row_of(*run) for run in runs]
+        drawn = curves(runs)
+        lines = [how_far(runs)]
         question = study.asked.question
     except (OSError, UserError) as e:  # a file is being replaced, or the study is gone
         lines, rows, drawn, question = [str(e)], [], None, ""
@@ -111,11 +114,10 @@ def page_text(folder: Path) -> str:
     ).html()
 
 
-def how_far(study: Study) -> str:
+def how_far(runs: Sequence[RunNow]) -> str:
     """`3 of 10 runs have ended, 2 are running; about 4 min 20 s left`."""
     ended, left, rate, waiting, running = 0, 0.0, 0.0, 0.0, 0
-    for entry, folder in study.runs():
-        state = state_of(folder)
+    for entry, folder, state in runs:
         if state in ENDED:
             ended += 1
         elif state == RUNNING:
@@ -126,16 +128,16 @@ def how_far(study: Study) -> str:
                 rate += entry.flops * (1 - now.done()) / now.seconds_left
         elif not entry.left_out:
             waiting += entry.flops
-    line = f"{ended} of {len(study)} runs have ended, {running or 'none'} "
+    line = f"{ended} of {len(runs)} runs have ended, {running or 'none'} "
     line += "are running" if running > 1 else "is running"
     if not rate:
         return line
     return f"{line}; about {duration(max(left, left / 2 + waiting / rate))} left"
 
 
-def row_of(name: str, folder: RunFolder) -> dict[str, Json]:
+def row_of(entry: RunEntry, folder: RunFolder, state: str) -> dict[str, Json]:
     """A run's line."""
-    now, state = read(folder), state_of(folder)
+    now = read(folder)
     left = now.seconds_left if state == RUNNING else None
     return {
         "state": state,
@@ -143,18 +145,18 @@ def row_of(name: str, folder: RunFolder) -> dict[str, Json]:
         "of": now.max_iters or None,
         "loss": now.loss,
         "left": None if left is None else duration(left),
-        "run": name,
+        "run": describe(entry.values),
     }
 
 
-def curves(study: Study) -> Figure | None:
+def curves(runs: Sequence[RunNow]) -> Figure | None:
     """The training loss of every run so far."""
     from nanoscale.report import loss_curves_figure
 
     points: list[dict[str, Json]] = []
-    for entry, folder in study.runs():
+    for entry, folder, state in runs:
         rows = [row for row in folder.rows() if row.get("train_loss") and row.get("tokens_seen")]
-        size = describe(entry.values) if state_of(folder) == RUNNING else "not running"
+        size = describe(entry.values) if state == RUNNING else "not running"
         for row in rows[:: 1 + len(rows) // CURVE_POINTS]:
             points.append(
                 {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from nanoscale.errors import UserError, one_of
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.studies.narrowing import Narrowing, add_rows
 from nanoscale.studies.recipe import BUILT_IN_RECIPES, recipe_of
-from nanoscale.studies.stages import asked_recipe, conclude, run_stages
+from nanoscale.studies.stages import asked_recipe, conclude, one_backend, run_stages
 from nanoscale.studies.study_file import study_of
 
 MOST_IDLE = 3  # additions after which no narrower interval is the last
@@ -81,10 +80,7 @@ def gone_on(study: Study, **how: Any) -> Study:
     path = Path(shlex.split(study.asked.command)[2])
     file = study_of(study.asked.file, path)
     runner = ExperimentRunner(output_root=study.output_root, **{**file.how, **how})
-    runner.execution = replace(runner.execution, keep=True)
-    try:
+    with one_backend(runner):
         study = run_stages(runner, file, study.asked, None)
-    finally:
-        runner.execution.backend.close()
     study.say(*conclude(study))
     return study

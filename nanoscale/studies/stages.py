@@ -101,19 +101,26 @@ def run_study(
     prepare_missing(file.base)
     # a second, spent while the workers load torch
     threading.Thread(target=import_module, args=("nanoscale.report",), daemon=True).start()
-    runner.execution = replace(runner.execution, keep=True)
-    try:
+    with one_backend(runner):
         if file.question.search is not None:
             study = run_search(runner, file, asked)
         else:
             study = run_stages(runner, file, asked, until)
-    finally:
-        runner.execution.backend.close()
     if study.entries and study.verdict != FAIL:
         goes_on = until is not None and until != file.stages[-1]
         for line in conclude(study, goes_on):
             print(f"[{study.name}] {line}")
     return study
+
+
+@contextmanager
+def one_backend(runner: ExperimentRunner) -> Iterator[None]:
+    """Keep the runner's backend from stage to stage; closed at the end."""
+    runner.execution = replace(runner.execution, keep=True)
+    try:
+        yield
+    finally:
+        runner.execution.backend.close()
 
 
 def asked_by(file: StudyFile, output_root: Path | str) -> Asked:

@@ -11,13 +11,10 @@ import fake_worker
 import numpy as np
 import pytest
 from fake_worker import SURFACE, TINY
-from tiny import ROOT
 
 from nanoscale.__main__ import main
 from nanoscale.checks.worth import FADES, GROWS, STAYS, UNDECIDED, SizeLosses, worth
 from nanoscale.errors import DONE, UserError
-from nanoscale.experiments.local import ForkServer
-from nanoscale.experiments.worker import Worker
 
 KEYS = {"n_layer": 2, "batch_size": 4, "beta1": SURFACE, "eval_interval": 0, "tokens_per_param": 1}
 BASE = {key: value for key, value in (TINY | KEYS).items() if key != "max_iters"}
@@ -110,11 +107,7 @@ def test_too_few_sizes_and_losses_that_do_not_fall_are_refused():
 # -- the recipe -----------------------------------------------------------------------------------
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    fake_worker.make_dataset(tmp_path)
-    fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
-    monkeypatch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
+    fake_worker.stand_in(tmp_path, monkeypatch)
 
 
 def study_of(arms: str = ARMS, table: str = "seeds = [1, 2]", sizes: str = SIZES) -> str:

@@ -12,13 +12,10 @@ from pathlib import Path
 import fake_worker
 import pytest
 from fake_worker import SURFACE, TINY
-from tiny import ROOT
 
 from nanoscale.__main__ import main
 from nanoscale.errors import DONE
 from nanoscale.experiments import Study
-from nanoscale.experiments.local import ForkServer
-from nanoscale.experiments.worker import Worker
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.studies import approaches
 
@@ -44,11 +41,7 @@ def best_size(C: float) -> float:
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    fake_worker.make_dataset(tmp_path)
-    fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
-    monkeypatch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
+    fake_worker.stand_in(tmp_path, monkeypatch)
     monkeypatch.setattr(approaches, "DELTAS", (1e-3,))  # a smaller multiverse
     monkeypatch.setattr(approaches, "DROPPED", (0,))
 

@@ -8,13 +8,10 @@ from pathlib import Path
 import fake_worker
 import pytest
 from fake_worker import CRASH, SURFACE, TINY
-from tiny import ROOT
 
 from nanoscale.__main__ import main
 from nanoscale.errors import DONE, INCONCLUSIVE
 from nanoscale.experiments import Study
-from nanoscale.experiments.local import ForkServer
-from nanoscale.experiments.worker import Worker
 
 KEYS = {"n_layer": 2, "batch_size": 4, "beta1": SURFACE, "eval_interval": 0}
 BASE = {key: value for key, value in (TINY | KEYS).items() if key != "max_iters"}
@@ -31,11 +28,7 @@ STUDIES = {"isoflop": ISOFLOP, "ladder": LADDER, "ablation": ABLATION}
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
-    fake_worker.make_dataset(tmp_path)
-    fake = ForkServer(Worker(entry="fake_worker:main", preload=()))
-    monkeypatch.setattr("nanoscale.experiments.backends.local_backend", lambda: fake)
+    fake_worker.stand_in(tmp_path, monkeypatch)
 
 
 def study_of(recipe: str, **base: object) -> str:
