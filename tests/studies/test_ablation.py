@@ -54,6 +54,12 @@ def test_without_noise_the_worth_is_the_planted_one():
     assert worth(world(0, 0.4, 0.0, sd=0.01)).verdict == UNDECIDED
 
 
+def test_a_better_arms_own_curve_says_what_it_saves():
+    found = worth(world(0, -0.6, 0.0, sd=1e-7))
+    assert math.log(found.value) == pytest.approx(-0.6, abs=0.01)
+    assert found.exponent == pytest.approx(0, abs=0.01)
+
+
 def test_flops_of_the_changes_own_runs_count():
     sizes = world(0, 0.4, 0.0, sd=1e-7)
     dearer = [SizeLosses(s.base_flops, s.base, 2 * s.flops, s.losses) for s in sizes]
