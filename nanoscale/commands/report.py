@@ -30,9 +30,9 @@ def command(
     """Draw the conclusions of STUDY again: its law or verdict, its figures, report.html. Without a
     name, write index.html: every study's question, answer and state, and a link to its page.
     """
+    from nanoscale.studies.conclusion import conclude
     from nanoscale.studies.live import HERE, server_of
     from nanoscale.studies.overview import write_overview
-    from nanoscale.studies.stages import conclude
 
     if serve and name is None:
         raise UserError("--serve shows one study: name it, as in nanoscale report quick --serve")

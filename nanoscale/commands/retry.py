@@ -21,7 +21,7 @@ def command(name: str, json_path: Path | None, output_root: Path, **how: Any) ->
     """Run what is left of STUDY: its failed runs anew, and those that wait."""
     from nanoscale.experiments import ExperimentRunner, Study
     from nanoscale.experiments.results import study_folder
-    from nanoscale.studies.stages import asked_recipe
+    from nanoscale.studies.conclusion import asked_recipe
 
     study = Study.open(study_folder(name, output_root))
     if how.get("backend"):  # which the file of the study's recipe may register

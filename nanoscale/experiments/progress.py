@@ -20,7 +20,7 @@ from nanoscale.data.gauge import LIVE_SECONDS, PLAIN_SECONDS, duration
 from nanoscale.errors import UserError
 from nanoscale.experiments.failures import Failure, end_of, log_tail
 from nanoscale.experiments.worker import Job
-from nanoscale.store.folder import COMPLETE, FAILED, ROWS, RUNNING, RunFolder
+from nanoscale.store.folder import COMPLETE, FAILED, ROWS, WAITING, RunFolder
 from nanoscale.store.lease import Owner
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 TAIL_BYTES = 1 << 16
 TRY_LINES = 5  # of a failed try's log
+LOADING = "loading torch"  # what a run does that has been started and has not begun
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class LiveProgress(Progress):
             run = read(job.folder)
             table.add_row(
                 job.title,
-                run.state or RUNNING,
+                LOADING if run.state in ("", WAITING) else run.state,
                 f"{run.step:,}/{run.max_iters:,}",
                 text(run.loss, "{:.4f}"),
                 text(run.tokens_per_second, "{:,.0f}"),

@@ -152,8 +152,13 @@ class Study:
     @property
     def retry_command(self) -> str:
         """What runs again what of it failed, and mends what is damaged."""
-        root = "" if str(self.output_root) == OUTPUT_ROOT else f" --output_root={self.output_root}"
-        return f"{program()} retry {shlex.quote(self.name)}{root}"
+        return f"{program()} retry {shlex.quote(self.name)}{self.root_option}"
+
+    @property
+    def root_option(self) -> str:
+        """Where a command finds it: nothing, if where it looks of itself."""
+        root = self.output_root
+        return "" if str(root) == OUTPUT_ROOT else f" --output_root={shlex.quote(str(root))}"
 
     @property
     def damage_of_best(self) -> str:

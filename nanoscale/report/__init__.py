@@ -9,9 +9,10 @@ from nanoscale.report.figure_files import save, svg
 from nanoscale.report.index import StudyLine, write_index
 from nanoscale.report.ladder_figures import law_figure
 from nanoscale.report.law_figures import frontier_figure, residuals_figure, surface_figure
+from nanoscale.report.links import link_runs
 from nanoscale.report.lr_curves import transfer_figure
 from nanoscale.report.multiverse_figures import multiverse_figure
-from nanoscale.report.page import StudyPage, write_report
+from nanoscale.report.page import StudyPage
 from nanoscale.report.paired_losses import compare_figure
 from nanoscale.report.run_figures import heatmap_figure, lines_figure, loss_curves_figure
 from nanoscale.report.search_figures import contour_figure, search_figure
@@ -28,6 +29,7 @@ __all__ = [
     "heatmap_figure",
     "law_figure",
     "lines_figure",
+    "link_runs",
     "loss_curves_figure",
     "multiverse_figure",
     "residuals_figure",
@@ -41,5 +43,4 @@ __all__ = [
     "valleys_figure",
     "worth_figure",
     "write_index",
-    "write_report",
 ]

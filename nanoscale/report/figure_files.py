@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from nanoscale.errors import UserError
+from nanoscale.report.links import ROW, SERIES
 from nanoscale.report.style import LIGHT, MINUS, SUPERSCRIPTS, styled
 from nanoscale.store.files import atomic_write
 
@@ -36,9 +37,10 @@ def svg(figure: Figure, prefix: str = "") -> str:
     text = re.sub(r"; font-family: [^\";]*", "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = RAISED.sub(_small, text)
+    text = text.replace(f' id="{SERIES}', ' data-series="').replace(' target="_blank"', "")
     for name, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{name}, {colour})")
-    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}", text)
+    return re.sub(rf'( id="|href="#(?!{ROW})|url\(#)', rf"\g<1>{prefix}", text)
 
 
 def _small(match: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nanoscale.report.law_figures import floor
+from nanoscale.report.links import series
 from nanoscale.report.marks import ROUNDING, bar, headed, label, law_line, mark, notes, shade
 from nanoscale.report.run_figures import Table, positive, table_of
 from nanoscale.report.style import (
@@ -112,10 +113,11 @@ def _sizes(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, str]]:
 def _runs(axes: Axes, table: pd.DataFrame) -> None:
     for name, rows, colour in _sizes(table):
         x, losses = rows["x"], rows["loss"]
-        mark(axes, x, losses, colour)
         seeds = f"\n{len(rows)} seeds" if len(rows) > 1 else ""
         lowest = (x.iloc[0], losses.min())
-        label(axes, name + seeds, lowest, (0, -9), on="data", ha="center", va="top")
+        with series(axes, name):
+            mark(axes, x, losses, colour)
+            label(axes, name + seeds, lowest, (0, -9), on="data", ha="center", va="top")
 
 
 def _law(axes: Axes, fit: LadderFit, law: Band, table: pd.DataFrame) -> list[float]:
@@ -151,10 +153,11 @@ def _residuals(axes: Axes, law: Band, table: pd.DataFrame) -> None:
     shade(axes, replace(near, low=low, high=high), INK, 0.16)
 
     worst = 0.0
-    for _, rows, colour in _sizes(table):
+    for name, rows, colour in _sizes(table):
         expected = np.exp(np.interp(np.log(rows["x"]), np.log(law.x), np.log(law.y)))
         off = 100 * (rows["loss"] / expected - 1)
-        mark(axes, rows["x"], off, colour)
+        with series(axes, name):
+            mark(axes, rows["x"], off, colour)
         worst = max(worst, off.abs().max())
 
     limit = 1.35 * max(worst, 1e-6)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from nanoscale.checks.lr_verdict import SizeOptimum, TransferVerdict
 from nanoscale.errors import UserError
+from nanoscale.report.links import series
 from nanoscale.report.marks import DOTTED, HALO, End, apart, bar, headed, label, mark
 from nanoscale.report.style import (
     ACCENT,
@@ -122,7 +123,8 @@ def _panel(axes: Axes, verdict: TransferVerdict, low: float, high: float) -> Non
 
     colours = size_colours(len(verdict.sizes))
     for size, colour in zip(verdict.sizes, colours, strict=True):
-        _curve(axes, verdict, size, colour, high)
+        with series(axes, f"{size.size:g}"):
+            _curve(axes, verdict, size, colour, high)
     if diverged:
         label(axes, "diverged", (max(diverged), high), (4, 6), on="data", ha="right")
     known = [size for size in verdict.sizes if size.bracketed]
@@ -214,18 +216,19 @@ def _labels(axes: Axes, sizes: Sequence[SizeOptimum], colours: Sequence[str]) ->
         if seen:
             ends.append(End(f"{size.size:g}", seen[0].lr, seen[0].loss, colour))
     for end, (x, y) in zip(ends, apart(axes, ends, gap=10.5), strict=True):
-        label(
-            axes,
-            end.text,
-            (x - 0.025, y),
-            colour=end.colour,
-            size=8.5,
-            ha="right",
-            va="center",
-            weight="bold",
-            path_effects=HALO,
-            zorder=8,
-        )
+        with series(axes, end.text):
+            label(
+                axes,
+                end.text,
+                (x - 0.025, y),
+                colour=end.colour,
+                size=8.5,
+                ha="right",
+                va="center",
+                weight="bold",
+                path_effects=HALO,
+                zorder=8,
+            )
 
 
 def _head(axes: Axes, title: str, verdict: TransferVerdict) -> None:

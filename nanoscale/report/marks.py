@@ -20,6 +20,7 @@ from matplotlib.transforms import Transform
 from numpy.typing import ArrayLike
 
 from nanoscale.errors import UserError
+from nanoscale.report.links import SERIES
 from nanoscale.report.style import (
     INK,
     MARGIN,
@@ -131,12 +132,13 @@ def end_labels(
     clear: float = 5,
     size: float = 8,
 ) -> None:
-    """One label per line right of the axes, at least `gap` points apart, each with a thin leader.
+    """One label per line right of the axes, at least `gap` points apart, each with a thin leader;
+    each is of the `series` of its text.
 
     at: of the axes' width; clear: points between a leader and the line's end.
     """
     for end, (_, y) in zip(ends, apart(axes, ends, gap), strict=True):
-        axes.annotate(
+        named = axes.annotate(
             end.text,
             (end.x, end.y),
             (at, y),
@@ -146,7 +148,10 @@ def end_labels(
             va="center",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.6, "shrinkB": clear},
+            gid=SERIES + end.text,
         )
+        assert named.arrow_patch is not None
+        named.arrow_patch.set_gid(SERIES + end.text)
 
 
 # -- points -------------------------------------------------------------------------------------
@@ -234,15 +239,15 @@ def mark(
     zorder: float = 4,
     **look: Any,
 ) -> None:
-    """Dots (`o`), or diamonds (`D`): estimates. look: the rest, in the words of `Axes.plot`."""
-    axes.plot(
+    """Dots (`o`), or diamonds (`D`): estimates. look: the rest, in the words of `Axes.scatter`."""
+    axes.scatter(
         x,
         y,
-        shape,
-        color=colour,
-        markersize=size,
-        markeredgecolor=edge,
-        markeredgewidth=rim,
+        s=size**2,
+        c=colour,
+        marker=shape,
+        edgecolors=edge,
+        linewidths=rim,
         zorder=zorder,
         **look,
     )

@@ -14,7 +14,7 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,9 @@ from matplotlib.figure import Figure
 
 from nanoscale.errors import make_folder
 from nanoscale.report.figure_files import svg
+from nanoscale.report.links import ROW
 from nanoscale.report.style import COLOURS, TIMES, WIDTH, is_number, printed
+from nanoscale.report.symbols import symbols_in
 from nanoscale.spec.values import Json
 from nanoscale.store.files import write_text
 
@@ -34,48 +36,42 @@ if TYPE_CHECKING:
 MISSING = "\u2013"
 SCRIPTS = ("tablesort.min.js", "page.js")  # the first by Tristen Brown, MIT licence
 INTERVAL = re.compile(r"(\[[^\][]*\])")
-MARKED = re.compile(r"\^(?P<power>-?\d[\d.]*|\w)|(?P<unknown>not identified)")
+MARKED = re.compile(
+    r"\^(?P<power>-?\d[\d.]*|\w)|(?P<unknown>not identified)|(?<=\d)e(?P<exponent>[+-]\d\d)\b"
+)
 Piece = tuple[str, str]  # what a piece of text is (power, unknown, or nothing special), and it
-
-
-def write_report(
-    path: str | Path,
-    *,
-    title: str,
-    question: str,
-    summary_lines: Sequence[str],
-    figures: Sequence[tuple[str, Figure]],
-    tables: Sequence[tuple[str, pd.DataFrame]],
-    settings: Mapping[str, Json],
-    command: str,
-    warnings: Sequence[str] = (),
-) -> Path:
-    """Write the page, atomically: question, answer, figures, tables, settings, command.
-
-    The first of `summary_lines` is the answer and stands alone; figures and tables are numbered
-    in order and come with their captions; nested settings are shown with dots.
-    """
-    page = StudyPage(title, question, summary_lines, figures, tables, settings, command, warnings)
-    path = Path(path)
-    make_folder(path.parent)
-    write_text(path, page.html())
-    return path
 
 
 @dataclass(frozen=True)
 class StudyPage:
-    """What a page says (see `write_report`), and after how many seconds it asks for itself again:
-    of a study that runs."""
+    """What a page says, in its order.
+
+    facts: of the study, in a few words each. summary_lines: the first is the answer and stands
+    alone. figures, tables: with their captions; a table
+    whose index is called `run` has the rows that figures lead to (`link_runs`). text: what a model
+    writes, and which. settings, provenance: what is nested is shown with dots. commands: what each
+    makes, and itself. refresh: after how many seconds the page of a study that runs asks for itself
+    again.
+    """
 
     title: str
     question: str
     summary_lines: Sequence[str]
     figures: Sequence[tuple[str, Figure]]
     tables: Sequence[tuple[str, pd.DataFrame]]
-    settings: Mapping[str, Json]
-    command: str
+    commands: Sequence[tuple[str, str]]
+    facts: Sequence[str] = ()
     warnings: Sequence[str] = ()
+    text: tuple[str, str] | None = None
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    provenance: Mapping[str, Json] = field(default_factory=dict)
     refresh: int | None = None
+
+    def write(self, path: Path) -> Path:
+        """Write the page, atomically."""
+        make_folder(path.parent)
+        write_text(path, self.html())
+        return path
 
     def html(self) -> str:
         """The page's text."""
@@ -91,8 +87,17 @@ class StudyPage:
             warnings=[_Line.of(line) for line in self.warnings],
             figures=[_drawn(i, *figure) for i, figure in enumerate(self.figures, start=1)],
             tables=[_table(*table) for table in self.tables],
-            settings=[(name, _words(value)) for name, value in _flat(self.settings)],
-            command=self.command,
+            facts=self.facts,
+            symbols=symbols_in(self.summary_lines),
+            text=self.text,
+            lists=[
+                (heading, [(name, _words(value)) for name, value in _flat(values)])
+                for heading, values in (
+                    ("Settings", self.settings),
+                    ("Provenance", self.provenance),
+                )
+            ],
+            commands=self.commands,
         )
 
 
@@ -136,7 +141,10 @@ def _pieces(text: str) -> list[Piece]:
     pieces, end = [], 0
     for match in MARKED.finditer(text):
         kind = match.lastgroup or ""
-        pieces += [("", text[end : match.start()]), (kind, match[kind])]
+        before, marked = text[end : match.start()], match[kind]
+        if kind == "exponent":
+            before, kind, marked = f"{before}{TIMES}10", "power", printed(str(int(marked)))
+        pieces += [("", before), (kind, marked)]
         end = match.end()
     return [*pieces, ("", text[end:])]
 
@@ -173,12 +181,16 @@ class _Column:
 class _Table:
     caption: str
     columns: list[_Column]
-    rows: list[tuple[_Cell, ...]]
+    rows: list[tuple[str, tuple[_Cell, ...]]]  # the id of each, or nothing
 
 
 def _table(caption: str, table: pd.DataFrame) -> _Table:
     columns = [_column(str(name), series) for name, series in table.items()]
-    rows = zip(*(column.cells for column in columns), strict=True)
+    ids = [""] * len(table)
+    if table.index.name == "run":
+        again = table.index.duplicated()
+        ids = ["" if a else f"{ROW}{run}" for run, a in zip(table.index, again, strict=True)]
+    rows = zip(ids, zip(*(column.cells for column in columns), strict=True), strict=True)
     return _Table(caption, columns, list(rows))
 
 

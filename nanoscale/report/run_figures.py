@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from nanoscale.checks.best_setting import may_be_best
 from nanoscale.errors import UserError, did_you_mean
 from nanoscale.experiments.replicates import candidates, replicates_of
+from nanoscale.report.links import series
 from nanoscale.report.marks import End, end_labels, headed, label, mark
 from nanoscale.report.style import (
     ACCENT,
@@ -90,11 +91,12 @@ def _curves(axes: Axes, table: pd.DataFrame, group: str, value: str) -> list[End
     ends = []
     for (key, rows), colour in zip(groups, size_colours(len(groups)), strict=True):
         finals = []
-        for _, run in rows.groupby("run", sort=False):
-            axes.plot(run["tokens_seen"], run[value], color=colour, linewidth=1.3)
+        for name, run in rows.groupby("run", sort=False):
             last = run.iloc[-1]
             end = End(_shortened(key), last["tokens_seen"], last[value])
-            mark(axes, end.x, end.y, colour)
+            with series(axes, end.text):
+                axes.plot(run["tokens_seen"], run[value], color=colour, linewidth=1.3, label=name)
+                mark(axes, end.x, end.y, colour, label=name)
             finals.append(end)
         ends.append(min(finals, key=attrgetter("y")))
 
@@ -160,12 +162,14 @@ def _lines(
     for (key, rows), colour in zip(groups, size_colours(len(groups)), strict=True):
         mean = rows.groupby(x)[y].mean()
         at, values = mean.index.to_numpy(), mean.to_numpy()
-        axes.plot(at, values, color=colour, linewidth=1.3)
-        mark(axes, rows[x], rows[y], colour)
+        end = End(quantities([key])[0], at[-1], values[-1])
+        with series(axes, end.text):
+            axes.plot(at, values, color=colour, linewidth=1.3)
+            mark(axes, rows[x], rows[y], colour)
         if ring:
             best = values.argmin()
             axes.plot(at[best], values[best], "o", markersize=11, color=ACCENT, fillstyle="none")
-        ends.append(End(quantities([key])[0], at[-1], values[-1]))
+        ends.append(end)
     return ends
 
 

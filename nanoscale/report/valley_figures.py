@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nanoscale.errors import UserError
+from nanoscale.report.links import series
 from nanoscale.report.marks import (
     BEYOND,
     DOTTED,
@@ -65,6 +66,7 @@ class _Drawn:
     loss: Array  # (k,)
     coefficients: Array  # of the curve, highest power first, in log10 N about its mean
     colour: str
+    name: str  # its C
 
     @property
     def faint(self) -> bool:
@@ -144,10 +146,12 @@ def _drawn(found: IsoFlop, loss: Array) -> list[_Drawn]:
     known = np.flatnonzero(np.isfinite(curves).all(axis=1))
     if not len(known):
         raise UserError("no budget has enough points for a curve: there is no valley to draw")
+    names = quantities([float(f"{found.valleys[i].C:.1e}") for i in known])
     drawn = []
-    for i, colour in zip(known, size_colours(len(known)), strict=True):
+    for i, colour, name in zip(known, size_colours(len(known)), names, strict=True):
         rows = found.grid.rows[i]
-        drawn.append(_Drawn(found.valleys[i], found.grid.N[rows], loss[rows], curves[i], colour))
+        n = found.grid.N[rows]
+        drawn.append(_Drawn(found.valleys[i], n, loss[rows], curves[i], colour, name))
     return drawn
 
 
@@ -161,7 +165,8 @@ def _curves(axes: Axes, drawn: Sequence[_Drawn]) -> None:
     ratio = high / low
     log_axis(axes, "y", low / ratio**0.1, high * ratio**0.05)
     for one in drawn:
-        _valley(axes, one, len(n))
+        with series(axes, one.name):
+            _valley(axes, one, len(n))
 
 
 def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
@@ -213,12 +218,10 @@ def _valley(axes: Axes, one: _Drawn, shown: int) -> None:
 def _names(axes: Axes, drawn: Sequence[_Drawn]) -> None:
     """C of some budgets at the right, with a line to the end of each one's curve."""
     clear = [one for one in drawn if not one.faint] or drawn
-    named = evenly(clear, min(MOST_NAMED, len(clear)))
-    names = quantities([float(f"{one.valley.C:.1e}") for one in named])
     ends = []
-    for name, one in zip(names, named, strict=True):
+    for one in evenly(clear, min(MOST_NAMED, len(clear))):
         last = one.n.max()
-        ends.append(End(name, last, float(one.at(last)), one.colour))
+        ends.append(End(one.name, last, float(one.at(last)), one.colour))
     end_labels(axes, ends, at=1.03, clear=4)
     label(axes, "C, FLOPs", (1.03, 1), (0, 9))
 
@@ -249,19 +252,8 @@ def _vertices(axes: Axes, drawn: Sequence[_Drawn], best: Band, surface: Band | N
         vertices.append(valley.vertex)
         if valley.used and valley.ci95:
             reached += valley.ci95
-            axes.plot([valley.C] * 2, valley.ci95, color=one.colour, linewidth=1.1, zorder=4)
-        face, edge = one.face_and_edge
-        mark(
-            axes,
-            valley.C,
-            valley.vertex,
-            face,
-            shape="D",
-            size=5.5,
-            edge=edge,
-            alpha=one.alpha,
-            zorder=5,
-        )
+        with series(axes, one.name):
+            _vertex(axes, one, valley.vertex)
 
     shade(axes, best, ACCENT, 0.16)
     line(axes, best, ROUNDING * max(budgets), ACCENT, width=1.4)
@@ -279,3 +271,22 @@ def _vertices(axes: Axes, drawn: Sequence[_Drawn], best: Band, surface: Band | N
     high = min(max(reached), max(vertices) * 4)
     log_axis(axes, "x", min(budgets) / 1.6, best.x[-1], most=5)
     log_axis(axes, "y", min(low, best.y[0]) / 1.3, max(high, best.y[-1]) * 1.6, most=7)
+
+
+def _vertex(axes: Axes, one: _Drawn, n: float) -> None:
+    """N* of one budget, with its interval."""
+    valley = one.valley
+    if valley.used and valley.ci95:
+        axes.plot([valley.C] * 2, valley.ci95, color=one.colour, linewidth=1.1, zorder=4)
+    face, edge = one.face_and_edge
+    mark(
+        axes,
+        valley.C,
+        n,
+        face,
+        shape="D",
+        size=5.5,
+        edge=edge,
+        alpha=one.alpha,
+        zorder=5,
+    )

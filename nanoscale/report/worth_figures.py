@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from nanoscale.checks.worth import Worth
 from nanoscale.errors import UserError
+from nanoscale.report.links import series
 from nanoscale.report.marks import End, bar, end_labels, headed, mark
 from nanoscale.report.style import INK, WIDTH, log_axis, sheet, size_colours, styled
 
@@ -46,8 +47,9 @@ def _arm(axes: Axes, name: str, found: Worth, beside: float, colour: str) -> End
     """One line, its points a factor beside their place; where it ends."""
     x = [beside * at.flops for at in found.at]
     y = [at.value for at in found.at]
-    for place, at in zip(x, found.at, strict=True):
-        bar(axes, (place, place), at.ci95, colour, 1.2)
-    axes.plot(x, y, color=colour, linewidth=1.4)
-    mark(axes, x, y, colour)
+    with series(axes, name):
+        for place, at in zip(x, found.at, strict=True):
+            bar(axes, (place, place), at.ci95, colour, 1.2)
+        axes.plot(x, y, color=colour, linewidth=1.4)
+        mark(axes, x, y, colour)
     return End(name, x[-1], y[-1], colour)

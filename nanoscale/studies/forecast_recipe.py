@@ -463,6 +463,7 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         answer,
         lines=[*lines, *answer.lines, *told, *grounds],
         warnings=[*answer.warnings, *doubts],
+        commands={"The forecast, from its seal": "verify"},
     )
 
 

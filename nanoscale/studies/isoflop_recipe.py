@@ -306,7 +306,8 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     assert result.isoflop is not None
     assert result.multiverse is not None
     lines += [*result.isoflop.text(), *result.multiverse.text(), C_AND_N]
-    return Answer(lines, result, labels, result.warnings)
+    commands = {"The surface, the valleys and all that is said of them": "fit"}
+    return Answer(lines, result, labels, result.warnings, commands=commands)
 
 
 def bracketing(by_budget: Mapping[float, Sequence[SizeAtBudget]]) -> list[str]:

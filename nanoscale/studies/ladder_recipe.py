@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
+    from nanoscale.laws import LadderFit
     from nanoscale.laws.forecast import ForecastPoint
 
 OF_SIZE = ("model", "data")  # groups of keys in which sizes differ
@@ -74,7 +75,19 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         folder.mkdir(exist_ok=True)
     record = fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()}
     write_json(folder / "power.json", record)
-    return Answer([*fit.summary(), *conventions], fit, labels, fit.warnings)
+    lines = [lowered_by_compute(fit), *fit.summary(), *conventions]
+    return Answer(lines, fit, labels, fit.warnings, commands={"The law": "fit"})
+
+
+def lowered_by_compute(fit: LadderFit) -> str:
+    """What the law says in one sentence."""
+    curve = fit.curve
+    low, high = curve.lo[-1], curve.hi[-1]
+    now = float(fit(np.array([curve.x[-1] / FAR]))[0])
+    return (
+        f"ten times the compute lowers the loss from {now:.3g} to {curve.loss[-1]:.3g} "
+        f"[{low:.3g}, {high:.3g}]"
+    )
 
 
 def narrow(study: Study, frame: DataFrame) -> Narrowing | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from nanoscale.data.gauge import duration
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, program
 from nanoscale.experiments.failures import ENDED
 from nanoscale.experiments.progress import read
 from nanoscale.experiments.records import RunEntry, describe
@@ -91,7 +91,7 @@ def page_text(folder: Path) -> str:
 
     from nanoscale.report import StudyPage
 
-    command = f"nanoscale report {folder.name} --serve"
+    command = ("This page", f"{program()} report {folder.name} --serve")
     try:
         study = Study.open(folder)
         runs = [(entry, run, state_of(run)) for entry, run in study.runs()]
@@ -108,8 +108,7 @@ def page_text(folder: Path) -> str:
         summary_lines=lines,
         figures=[] if drawn is None else [("Training loss of every run so far.", drawn)],
         tables=[("The runs.", DataFrame(rows))] if rows else [],
-        settings={},
-        command=command,
+        commands=[command],
         refresh=REFRESH_SECONDS,
     ).html()
 

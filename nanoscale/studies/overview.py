@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nanoscale.data.gauge import duration
-from nanoscale.errors import UserError, counted
+from nanoscale.errors import UserError
 from nanoscale.experiments.results import STUDY, Study, study_names
-from nanoscale.store.files import read_json
-from nanoscale.studies.stages import ANSWER_FILE, REPORT
+from nanoscale.studies.conclusion import REPORT
+from nanoscale.studies.study_facts import answer_in, facts_of
 
 if TYPE_CHECKING:
     from nanoscale.report import StudyLine
@@ -38,22 +36,7 @@ def line_of(study: Study) -> StudyLine:
     """What the index says of one study."""
     from nanoscale.report import StudyLine
 
-    states = ", ".join(f"{count} {state}" for state, count in sorted(study.states().items()))
-    worked = datetime.fromtimestamp((study.folder / STUDY).stat().st_mtime, UTC)
-    flops = sum(metrics.get("flops") or 0 for metrics in study.metrics())
-    seconds = sum(metrics.get("wall_seconds") or 0 for metrics in study.metrics())
-    facts = [
-        f"{counted(len(study), 'run')}: {states}",
-        f"{flops:.3g} FLOPs, {duration(seconds)} of runs",
-        f"{worked:%Y-%m-%d}",
-    ]
     page = f"{study.name}/{REPORT}" if (study.folder / REPORT).is_file() else ""
-    return StudyLine(study.name, study.asked.question, answer_of(study), facts, page)
-
-
-def answer_of(study: Study) -> str:
-    """The first line of its answer; empty where it has none yet."""
-    path = study.folder / ANSWER_FILE
-    record: Any = read_json(path) if path.is_file() else None
-    lines = record.get("lines") if isinstance(record, dict) else None
-    return str(lines[0]) if lines else ""
+    lines = answer_in(study.folder).get("lines")
+    answer = str(lines[0]) if lines else ""
+    return StudyLine(study.name, study.asked.question, answer, facts_of(study), page)

@@ -179,7 +179,7 @@ class Answer:
 
     lines: what a user reads at the end. result: what its figures are drawn from. labels: how each
     run's size is called, where runs have sizes. warnings, and tables with their captions: for the
-    report.
+    report. commands: what a verb makes again of the study -> that verb, with its options.
     """
 
     lines: Sequence[str]
@@ -187,6 +187,7 @@ class Answer:
     labels: Sequence[str] | None = None
     warnings: Sequence[str] = ()
     tables: Sequence[tuple[str, DataFrame]] = ()
+    commands: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

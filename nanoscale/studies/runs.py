@@ -44,12 +44,13 @@ def numeric(column: Series) -> bool:
 
 
 def runs_table(study: Study, frame: DataFrame) -> DataFrame:
-    """The runs as a page has them: their stage, the keys of which some has a value, results."""
+    """The runs as a page has them: their stage, the keys of which some has a value, results; the
+    index is their ids."""
     keys = [key for key in ("stage", *study.varied) if key in frame and frame[key].notna().any()]
     table = frame[[*keys, *READABLE]].rename(columns=READABLE)
     if BRANCH in table:  # of a path RUNS/NAME-ID@STEP, what the column of runs has
         table[BRANCH] = table[BRANCH].str.rpartition("-")[2]
-    return table
+    return table.set_index("run", drop=False)
 
 
 def curves(study: Study, done: DataFrame) -> list[Picture]:
@@ -87,22 +88,21 @@ def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def next_command(study: Study, frame: DataFrame) -> list[str]:
-    """Sampling from the best run, where a run kept its weights.
-
-    Where the best run is damaged, what mends it.
-    """
-    if study.damage_of_best:
-        return [f"next: {study.retry_command}"]
+def best_with_weights(study: Study, frame: DataFrame) -> Path | None:
+    """The folder of the best run that kept its weights; None where none did."""
     done = frame[frame["val_loss"].notna()]
     kept = done["folder"].map(lambda folder: RunFolder(folder).weights() is not None)
     done = done[kept.astype(bool)]
     if done.empty:
-        return []
+        return None
     done = done.sort_values("val_loss", kind="stable")
     best = study.best
     if best is not None:  # the lowest of all may be the luckiest run of another setting
         of_best = done["folder"].map(lambda folder: Path(folder).name == best.folder)
         done = done[of_best] if of_best.any() else done
-    folder = os.path.relpath(done["folder"].iloc[0])
-    return [f"next: {program()} sample --out_dir={shlex.quote(folder)}"]
+    return Path(done["folder"].iloc[0])
+
+
+def sample_command(best: Path) -> str:
+    """What samples from a run."""
+    return f"{program()} sample --out_dir={shlex.quote(os.path.relpath(best))}"

@@ -9,9 +9,10 @@ from typing import Any
 
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments import ExperimentRunner, Study
+from nanoscale.studies.conclusion import asked_recipe, conclude
 from nanoscale.studies.narrowing import Narrowing, add_rows
 from nanoscale.studies.recipe import BUILT_IN_RECIPES, recipe_of
-from nanoscale.studies.stages import asked_recipe, conclude, one_backend, run_stages
+from nanoscale.studies.stages import one_backend, run_stages
 from nanoscale.studies.study_file import study_of
 
 MOST_IDLE = 3  # additions after which no narrower interval is the last

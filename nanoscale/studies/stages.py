@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nanoscale.checks.coordinates import FAIL
 from nanoscale.errors import UserError, make_folder, one_of
@@ -24,24 +24,17 @@ from nanoscale.experiments.cells import Cell, check_axes, questions
 from nanoscale.experiments.planning import planned
 from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import OUTPUT_ROOT, check_name
-from nanoscale.spec.config import ExperimentConfig, flatten
-from nanoscale.spec.sources import FIELDS, Source, apply
-from nanoscale.spec.values import Json, Overrides
+from nanoscale.spec.sources import FIELDS
+from nanoscale.spec.values import Overrides
 from nanoscale.store.files import write_json
-from nanoscale.store.folder import COMPLETE
-from nanoscale.studies import grid_recipe
+from nanoscale.studies.conclusion import conclude
 from nanoscale.studies.narrowing import added_rows
-from nanoscale.studies.recipe import CHECK, Answer, Picture, Recipe, Stage, load_recipes, recipe_of
+from nanoscale.studies.recipe import CHECK, Stage
 from nanoscale.studies.row_runs import DEFAULTS
-from nanoscale.studies.runs import next_command, runs_table, write_figures
 from nanoscale.studies.study_file import StudyFile, read_study
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MOST_REFINEMENTS = 8
 PYSOURCE = "pysource"
-REPORT, ANSWER_FILE = "report.html", "answer.json"  # beside study.json
 
 
 # -- stages -------------------------------------------------------------------------------------
@@ -339,86 +332,3 @@ def standing_in(base: Overrides) -> Iterator[Overrides]:
         with redirect_stdout(io.StringIO()):
             prepare("text", input=str(some), tokenizer="byte", out=Path(folder) / PYSOURCE)
         yield {**base, "data_root": folder}
-
-
-# -- the answer and the report --------------------------------------------------------------------
-def conclude(study: Study, goes_on: bool = False) -> list[str]:
-    """Answer and report from the run folders; the lines that a user reads at the end.
-
-    goes_on: there are more stages, by the study's own command.
-    """
-    recipe = asked_recipe(study)
-    frame = study.frame()
-    answer = recipe.conclude(study, frame)
-    pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
-    report = write_study_report(study, frame, answer, pictures)
-    write_json(
-        study.folder / ANSWER_FILE, {"lines": [*answer.lines], "warnings": [*answer.warnings]}
-    )
-    warnings = [f"warning: {warning}" for warning in answer.warnings]
-    then = [f"next: {study.asked.command}"] if goes_on else next_command(study, frame)
-    return [*answer.lines, *warnings, f"report: {report}", *then]
-
-
-def asked_recipe(study: Study) -> Recipe:
-    """The recipe of the study's file; of a study made in Python, the one like what was asked."""
-    if not study.asked.recipe:
-        like = "grid" if study.asked.search is None else "search"
-        return recipe_of(like, study.name)
-    recipes = study.asked.extras.get("recipes")
-    where = f"study {study.name}"
-    if recipes is not None:
-        load_recipes(Path(recipes), where)
-    return recipe_of(study.asked.recipe, where)
-
-
-def write_study_report(
-    study: Study, frame: DataFrame, answer: Answer, pictures: Sequence[Picture]
-) -> Path:
-    """report.html and figures/*.png from the run folders."""
-    from nanoscale.report import write_report
-
-    figures = {}
-    for picture in pictures:
-        if Path(picture.name).name != picture.name:
-            raise UserError(f"picture {picture.name!r}: expected the name of a file, no path")
-        figures[picture.name] = picture.figure
-    write_figures(figures, study.folder / "figures")
-    left_out = []
-    for (entry, _), state in zip(study.runs(), frame["state"], strict=True):
-        if state != COMPLETE:
-            left_out.append(f"{entry} is {state} and in no figure")
-    return write_report(
-        study.folder / REPORT,
-        title=study.name,
-        question=study.asked.question,
-        summary_lines=answer.lines,
-        figures=[(picture.caption, picture.figure) for picture in pictures],
-        tables=[*answer.tables, ("The runs.", runs_table(study, frame))],
-        settings=settings_of(study),
-        command=study.asked.command or f"nanoscale report {study.name}",
-        warnings=[*study.warnings, *left_out, *answer.warnings],
-    )
-
-
-def settings_of(study: Study) -> Mapping[str, Json]:
-    """What the runs share and nanoGPT's defaults do not say, their data and their numerics."""
-    asked = study.asked
-    defaults = flatten(ExperimentConfig())
-    values = defaults
-    ours = DEFAULTS if asked.recipe else {}
-    for source in (ours, asked.base_params):
-        values = apply(values, Source("study.json", source))
-    settings: dict[str, Json] = {}
-    for key, value in values.items():
-        if value not in (None, defaults[key]):
-            settings[key] = value
-    if asked.base_config:
-        settings["base config"] = ", ".join(asked.base_config)
-
-    for _, folder in study.runs():
-        metrics = folder.metrics()
-        if metrics:
-            data = (metrics.get("provenance") or {}).get("data") or {}
-            return settings | {"data": data, "numerics": metrics.get("numerics") or {}}
-    return settings

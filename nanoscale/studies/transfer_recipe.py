@@ -170,7 +170,7 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     lines = []
     for name, verdict in verdicts.items():
         lines.append(f"{name}: {verdict.verdict}: {verdict.reason}")
-    return Answer(lines, verdicts)
+    return Answer(lines, verdicts, commands={"The verdict": "transfer"})
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:

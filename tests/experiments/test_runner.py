@@ -717,6 +717,16 @@ def test_a_terminal_gets_a_live_table(monkeypatch):
         assert word in text
 
 
+@pytest.mark.parametrize("state", [WAITING, RUNNING])
+def test_a_run_that_has_been_started_and_has_not_begun_loads_torch(state, monkeypatch):
+    job = a_job()
+    job.folder.set_status(state=state)
+    shown = progress.LiveProgress("p", [job], progress.Expected)
+    shown.running[job.path] = job
+    (cells,) = [[*column.cells] for column in shown.table().renderables[1].columns[1:2]]
+    assert cells == ["loading torch" if state == WAITING else state]
+
+
 def test_durations_are_readable():
     assert [progress.duration(s) for s in (8.25, 260, 7500)] == [
         "8.2 s",

@@ -14,19 +14,20 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from tiny import ROOT
 
 from nanoscale.errors import UserError
 from nanoscale.report import (
+    StudyPage,
     heatmap_figure,
     law_figure,
     lines_figure,
     loss_curves_figure,
     save,
     svg,
-    write_report,
 )
 from nanoscale.report.style import (
     COLOURS,
@@ -86,8 +87,8 @@ def texts(figure):
 
 def dots(axes):
     """(x, y) of everything drawn as a run."""
-    lines = [line for line in axes.lines if line.get_marker() == "o" and line.get_markersize() < 8]
-    return sorted(xy for line in lines for xy in zip(*line.get_data(), strict=True))
+    drawn = [a for a in axes.collections if isinstance(a, PathCollection)]
+    return sorted(tuple(xy) for a in drawn for xy in a.get_offsets().tolist())
 
 
 def dashed(axes):
@@ -109,7 +110,8 @@ def test_the_law_figure_shows_every_run_the_law_and_where_it_is_extrapolated():
     beyond = next(line for line in dashed(top) if len(line.get_xdata()) > 2)
     assert solid.get_xdata()[-1] == beyond.get_xdata()[0] <= X[-1] * 1.001
     assert beyond.get_xdata()[-1] == pytest.approx(10 * X[-1])
-    assert len(top.collections) == 2  # the band, inside and beyond
+    bands = [a for a in top.collections if isinstance(a, PolyCollection)]
+    assert len(bands) == 2  # inside and beyond
 
 
 def test_the_law_figure_shows_how_far_each_run_is_from_the_law():
@@ -420,10 +422,13 @@ def report(path, figures=None, **changes):
         "tables": [("The runs.", table)],
         "settings": {"dataset": "pysource", "parametrization": {"mode": "muP", "base": 64},
                      "betas": [0.9, 0.95]},
-        "command": "nanoscale study quick.toml",
+        "commands": [("The law", "nanoscale fit quick"), ("The page", "nanoscale report quick")],
+        "facts": ["3 runs: 3 COMPLETE", "commit 1a2b3c4"],
+        "text": ("run c", "To be, or"),
+        "provenance": {"python": "3.11"},
         "warnings": ["seed noise is not measured"],
     }  # fmt: skip
-    return write_report(path, **{**arguments, **changes})
+    return StudyPage(**{**arguments, **changes}).write(path)
 
 
 @pytest.mark.slow
@@ -432,10 +437,12 @@ def test_the_page_says_everything_in_order(tmp_path):
     assert page.open == []
     text = " ".join(" ".join(page.words).split())
     order = [
-        "How does loss fall?", "Which law?", "L(C) = 1.5 [1.4, 1.6] + 100 / C 0.12",
-        "not identified", "seed noise is not measured", "Figure 1. The law.", "Figure 2. Curves.",
-        "Table 1. The runs.", "Settings", "parametrization.mode muP", "Make this page again",
-        "nanoscale study quick.toml",
+        "How does loss fall?", "Which law?", "3 runs: 3 COMPLETE · commit 1a2b3c4",
+        "L(C) = 1.5 [1.4, 1.6] + 100 / C 0.12", "not identified", "E the floor",
+        "seed noise is not measured", "Figure 1. The law.", "Figure 2. Curves.",
+        "Table 1. The runs.", "What run c writes To be, or", "Settings",
+        "parametrization.mode muP", "Provenance python 3.11", "The law nanoscale fit quick",
+        "The page nanoscale report quick",
     ]  # fmt: skip
     places = [text.find(words, text.find("Which law?") if i > 1 else 0)
               for i, words in enumerate(order)]  # fmt: skip
@@ -484,7 +491,7 @@ def test_everything_is_escaped(tmp_path):
     path = report(
         tmp_path / "report.html", title=NASTY, question=NASTY, summary_lines=[NASTY, NASTY],
         figures=figures, tables=[(NASTY, pd.DataFrame({NASTY: [NASTY, 1]}))],
-        settings={NASTY: NASTY}, command=NASTY, warnings=[NASTY],
+        settings={NASTY: NASTY}, commands=[(NASTY, NASTY)], warnings=[NASTY],
     )  # fmt: skip
     text = path.read_text(encoding="utf-8")
     page = Page(text)

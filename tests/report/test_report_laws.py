@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
 from planted_fits import law_fit, rival
@@ -275,6 +276,11 @@ def lines(axes, colour, style=None):
     ]
 
 
+def diamonds(axes):
+    dots = [a for a in axes.collections if isinstance(a, PathCollection)]
+    return [a for a in dots if len(a.get_paths()[0].vertices) == 5]  # a circle has more
+
+
 def scattered(axes):
     """(x, y) of every dot inside the axes' data."""
     return np.concatenate(
@@ -435,16 +441,16 @@ def test_the_ellipse_holds_95_per_cent_of_a_normal_and_bars_are_the_intervals():
         assert inside.mean() == pytest.approx(0.95, abs=0.01)
         bar = next(line for line in lines(axes, INK) if list(line.get_ydata()) == [0, 0])
         assert list(bar.get_xdata()) == list(np.quantile(draws()[x], [0.025, 0.975]))
-        diamond = next(line for line in axes.lines if line.get_marker() == "D")
-        assert (diamond.get_xdata()[0], diamond.get_ydata()[0]) == (FOUND[x], FOUND[y])
+        (diamond,) = diamonds(axes)
+        assert diamond.get_offsets().tolist() == [[FOUND[x], FOUND[y]]]
     assert "4\u202f000 resamples" in texts(figure)
 
 
 def test_the_rollout_has_every_error_its_interval_and_what_it_rests_on():
     figure = FIGURES["rollout"]()
     axes = figure.axes[0]
-    diamonds = [line for line in axes.lines if line.get_marker() == "D"]
-    assert [d.get_ydata()[0] for d in diamonds] == pytest.approx([-0.8, 0.6, 0.4])
+    errors = [d.get_offsets()[0, 1] for d in diamonds(axes)]
+    assert errors == pytest.approx([-0.8, 0.6, 0.4])
     bars = [list(line.get_ydata()) for line in lines(axes, INK, "-") if line.get_linewidth() == 1.6]
     assert np.array(bars) == pytest.approx(np.array([[-1.8, 0.2], [-0.4, 1.6], [-0.6, 1.4]]))
     assert {"fitted", "held out", "reach", "7", "23", "10×"} <= set(texts(figure))
@@ -473,13 +479,10 @@ def test_valleys_show_fitted_curves_hollow_ones_and_count_those_left_out():
         log_n = np.log10(given["N"][rows])
         parabola = np.polyfit(log_n - log_n.mean(), given["loss"][rows], 2)
         assert y == pytest.approx(np.polyval(parabola, np.log10(x) - log_n.mean()))
-    faces = [to_hex(c.get_facecolor()[0]) for c in left.collections]
+    runs = [a for a in left.collections if a not in diamonds(left)]
+    faces = [to_hex(a.get_facecolor()[0]) for a in runs]
     assert [face == PAPER for face in faces] == [False, True, False, False]
-    marks = {
-        line.get_xdata()[0]: to_hex(line.get_markerfacecolor())
-        for line in right.lines
-        if line.get_marker() == "D"
-    }
+    marks = {d.get_offsets()[0, 0]: to_hex(d.get_facecolor()[0]) for d in diamonds(right)}
     assert [marks[v.C] == PAPER for v in found.valleys[:4]] == [False, True, False, False]
     bars = [
         list(line.get_ydata())

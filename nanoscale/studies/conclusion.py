@@ -1,0 +1,153 @@
+"""A study's answer and its page, from the run folders.
+
+The one idea: a recipe says the answer; where each number comes from, what it cost and what makes it
+again is said of every recipe alike.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanoscale.errors import UserError, program
+from nanoscale.experiments import Study
+from nanoscale.experiments.results import state_of
+from nanoscale.spec.config import ExperimentConfig, flatten
+from nanoscale.spec.sources import Source, apply
+from nanoscale.spec.values import Json
+from nanoscale.store.files import write_json
+from nanoscale.store.folder import COMPLETE
+from nanoscale.studies import grid_recipe
+from nanoscale.studies.recipe import Answer, Picture, Recipe, load_recipes, recipe_of
+from nanoscale.studies.row_runs import DEFAULTS
+from nanoscale.studies.runs import best_with_weights, runs_table, sample_command, write_figures
+from nanoscale.studies.study_facts import (
+    ANSWER_FILE,
+    answer_in,
+    facts_of,
+    provenance_of,
+    text_by,
+)
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+REPORT = "report.html"  # beside study.json
+
+
+def conclude(study: Study, goes_on: bool = False) -> list[str]:
+    """Answer and report from the run folders; the lines that a user reads at the end.
+
+    goes_on: there are more stages, by the study's own command.
+    """
+    recipe = asked_recipe(study)
+    frame = study.frame()
+    answer = recipe.conclude(study, frame)
+    pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
+    best = best_with_weights(study, frame)
+    text = None if best is None else text_by(best, answer_in(study.folder).get("text"))
+    record = {"lines": [*answer.lines], "warnings": [*answer.warnings], "text": text}
+    write_json(study.folder / ANSWER_FILE, record)
+    report = write_study_report(study, frame, answer, pictures, text)
+    lines = [*answer.lines, *(f"warning: {warning}" for warning in answer.warnings)]
+    lines.append(f"report: {report}")
+    if goes_on:
+        lines.append(f"next: {study.asked.command}")
+    elif study.damage_of_best:
+        lines.append(f"next: {study.retry_command}")
+    elif best is not None:
+        lines.append(f"next: {sample_command(best)}")
+    return lines
+
+
+def asked_recipe(study: Study) -> Recipe:
+    """The recipe of the study's file; of a study made in Python, the one like what was asked."""
+    if not study.asked.recipe:
+        like = "grid" if study.asked.search is None else "search"
+        return recipe_of(like, study.name)
+    recipes = study.asked.extras.get("recipes")
+    where = f"study {study.name}"
+    if recipes is not None:
+        load_recipes(Path(recipes), where)
+    return recipe_of(study.asked.recipe, where)
+
+
+def write_study_report(
+    study: Study,
+    frame: DataFrame,
+    answer: Answer,
+    pictures: Sequence[Picture],
+    text: Mapping[str, str] | None,
+) -> Path:
+    """report.html and figures/*.png from the run folders; `text`: what a run writes."""
+    from nanoscale.report import StudyPage, link_runs
+
+    done = frame[frame["state"] == COMPLETE]
+    runs = dict(zip(done["val_loss"], done["run"], strict=True))
+    figures = {}
+    for picture in pictures:
+        if Path(picture.name).name != picture.name:
+            raise UserError(f"picture {picture.name!r}: expected the name of a file, no path")
+        figures[picture.name] = picture.figure
+        link_runs(picture.figure, runs)
+    write_figures(figures, study.folder / "figures")
+    page = StudyPage(
+        title=study.name,
+        question=study.asked.question,
+        facts=facts_of(study),
+        summary_lines=answer.lines,
+        warnings=[*study.warnings, *answer.warnings],
+        figures=[(picture.caption, picture.figure) for picture in pictures],
+        tables=[*answer.tables, ("The runs.", runs_table(study, frame)), *without_result(study)],
+        text=None if text is None else (f"run {text['run'].rpartition('-')[2]}", text["text"]),
+        settings=settings_of(study),
+        provenance=provenance_of(study),
+        commands=commands_of(study, answer),
+    )
+    return page.write(study.folder / REPORT)
+
+
+def without_result(study: Study) -> list[tuple[str, DataFrame]]:
+    """A table of the runs that are in no figure, and why; none where every run is complete."""
+    from pandas import DataFrame
+
+    rows = []
+    for entry, folder in study.runs():
+        state = state_of(folder)
+        if state != COMPLETE:
+            reason = folder.status().reason if folder.exists() else ""
+            if entry.left_out:
+                reason = "beyond the budget"
+            rows.append({"run": str(entry), "state": state, "why": reason or ""})
+    return [("Runs without a result, which are in no figure.", DataFrame(rows))] if rows else []
+
+
+def commands_of(study: Study, answer: Answer) -> list[tuple[str, str]]:
+    """What each part of the page is made again by."""
+    name = shlex.quote(study.name)
+    root = study.root_option
+    return [
+        ("The study, as far as it has not run", study.asked.command or "its script, again"),
+        *((what, f"{program()} {verb} {name}{root}") for what, verb in answer.commands.items()),
+        ("The table of the runs", f"{program()} table {name}{root}"),
+        ("This page", f"{program()} report {name}{root}"),
+    ]
+
+
+def settings_of(study: Study) -> Mapping[str, Json]:
+    """What the runs share and nanoGPT's defaults do not say."""
+    asked = study.asked
+    defaults = flatten(ExperimentConfig())
+    values = defaults
+    ours = DEFAULTS if asked.recipe else {}
+    for source in (ours, asked.base_params):
+        values = apply(values, Source("study.json", source))
+    settings: dict[str, Json] = {}
+    for key, value in values.items():
+        if value not in (None, defaults[key]):
+            settings[key] = value
+    if asked.base_config:
+        settings["base config"] = ", ".join(asked.base_config)
+    return settings

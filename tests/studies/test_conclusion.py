@@ -1,0 +1,100 @@
+"""A study's page beside its answer: cost, origin, what has no result, what makes it again."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+from pathlib import Path
+
+import fake_worker
+import pytest
+from fake_worker import CRASH, DIVERGE, TINY
+
+from nanoscale.__main__ import main
+from nanoscale.experiments import ExperimentRunner, Study
+from nanoscale.experiments.local import ForkServer
+from nanoscale.experiments.worker import Worker
+from nanoscale.studies import conclusion
+from nanoscale.studies.study_facts import facts_of, provenance_of
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Study:
+    """Three runs: one complete, one diverged, one failed."""
+    fake_worker.stand_in(tmp_path, monkeypatch)
+    backend = ForkServer(Worker(entry="fake_worker:main", preload=()))
+    runner = ExperimentRunner(backend=backend, retries=0)
+    return runner.run_grid("toy", TINY, {"beta1": [0.9, DIVERGE, CRASH]})
+
+
+def texts(monkeypatch, text: str = "To be") -> list[Path]:
+    """The folders from which something is sampled; every one writes `text`."""
+    asked = []
+
+    def sample(options):
+        asked.append(Path(options.out_dir))
+        return [text]
+
+    monkeypatch.setattr("nanoscale.training.sample.sample", sample)
+    return asked
+
+
+def page_of(study: Study) -> str:
+    return html.unescape((study.folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_says_cost_origin_and_what_has_no_result(study, monkeypatch):
+    texts(monkeypatch)
+    for _, folder in study.runs():
+        metrics = folder.metrics()
+        if metrics:
+            metrics["provenance"] = {"git_commit": "1a2b3c4d5e", "python": "3.11", "host": "mine"}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    conclusion.conclude(study)
+    page = page_of(study)
+    assert facts_of(study)[0] == "3 runs: 1 COMPLETE, 1 DIVERGED, 1 FAILED"
+    assert facts_of(study)[3:] == ["commit 1a2b3c4"]
+    assert " · ".join(facts_of(study)) in page
+    assert "<dt>python</dt><dd>3.11</dd>" in page
+    assert "mine" not in page  # the name of a machine is nobody's business
+    table = page[page.index("Runs without a result") :]
+    rows = re.findall(r"<td>(.*?)</td>" * 3, table.replace("\n", ""))
+    assert [row[:2] for row in rows] == [(f"beta1={DIVERGE}", "DIVERGED"),
+                                         (f"beta1={CRASH}", "FAILED")]  # fmt: skip
+    assert "this run crashes" in rows[1][2]
+
+
+def test_what_runs_differ_in_is_all_said(study):
+    folders = [folder for _, folder in study.runs() if folder.metrics()]
+    for folder, version in zip(folders, ("3.11", "3.12"), strict=True):
+        metrics = folder.metrics() | {"provenance": {"python": version, "git_dirty": False}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    told = provenance_of(study)
+    assert (told["python"], told["git_dirty"]) == ("3.11, 3.12", False)
+
+
+def test_every_command_of_a_page_runs(study, monkeypatch, capsys):
+    texts(monkeypatch)
+    conclusion.conclude(study)
+    commands = re.findall(r"<code>(.*?)</code>", page_of(study))
+    assert len(commands) == 3
+    for command in commands[1:]:
+        words = shlex.split(command)
+        assert main(words[words.index("nanoscale") + 1 :]) == 0, command
+
+
+def test_a_text_is_by_the_best_run_and_drawn_once(study, monkeypatch):
+    drawn = texts(monkeypatch, "  To be\n")
+    best, *_ = (folder for _, folder in study.runs())
+    for _ in range(2):
+        conclusion.conclude(study)
+        assert f"What run {best.path.name.rpartition('-')[2]} writes" in page_of(study)
+        assert "<pre>To be</pre>" in page_of(study)
+    assert drawn == [best.path]
+
+
+def test_a_run_that_cannot_write_has_no_text(study):
+    conclusion.conclude(study)  # the stand-in's weights are none
+    assert "writes</h2>" not in page_of(study)
