@@ -2,9 +2,10 @@
 
 The base's losses over its FLOPs make a curve, a parabola in logarithms. A change moves the loss at
 a size by what seeds in both arms differ by; the curve says with how many FLOPs the base would have
-that loss. A line over ln C through the logarithms of these ratios, weighted by how steep the curve
-is there, says what the change is worth and how that moves. Intervals: seeds' noise drawn anew on
-the curve and on the differences, and Student's t.
+that loss. A line through the logarithms of these ratios over ln C, each at the middle of the two
+FLOPs that it compares, so that it does not matter which arm is called the base, weighted by how
+steep the curve is there, says what the change is worth and how that moves. Intervals: seeds' noise
+drawn anew on the curve and on the differences, and Student's t.
 """
 
 from __future__ import annotations
@@ -46,8 +47,12 @@ class SizeLosses:
 
 @dataclass(frozen=True)
 class WorthAt:
-    """At one size: FLOPs of the change's run over those with which the base has its loss."""
+    """At one size: the change's FLOPs over those with which the base has the same loss.
 
+    base_flops: of the base's run of that size. flops: the geometric mean of the two compared.
+    """
+
+    base_flops: float
     flops: float
     value: float
     ci95: Interval
@@ -58,7 +63,7 @@ class WorthAt:
 class Worth:
     """How many times the base's FLOPs a change needs for the same loss; above 1, it is worse."""
 
-    value: float  # at the middle of the sizes
+    value: float  # at the middle of `at`
     ci95: Interval
     exponent: float  # of C, with which it rises
     exponent_ci95: Interval
@@ -142,6 +147,33 @@ class _Noise:
 
 
 @dataclass(frozen=True)
+class _Curve:
+    """Parabolas through ln L over u (S,): their bends (R, 1), and their slopes at u (R, S)."""
+
+    bends: Numbers
+    slopes: Numbers
+
+    @classmethod
+    def of(cls, u: Numbers, levels: Numbers) -> _Curve:
+        """Through levels (R, S)."""
+        bends, middle, _ = np.split(levels @ _least_squares(u, 2).T, 3, axis=1)
+        return cls(bends, middle + 2 * bends * u)
+
+    def tilted(self, u: Numbers, shifts: Numbers) -> _Curve:
+        """That of a change, by a line through what it adds (R, S): a parabola of its own would
+        bend with its noise."""
+        tilt = (shifts @ _least_squares(u, 1).T)[:, :1]
+        return _Curve(self.bends, self.slopes + tilt)
+
+    def back(self, higher: Numbers) -> Numbers:
+        """(R, S) how far before u, where runs are, the loss is `higher` (R, S); NaN where it does
+        not fall. Where the parabola bends down, as noise may have it, it is its tangent."""
+        falling = np.where(self.slopes < 0, self.slopes, np.nan)
+        bend = np.maximum(self.bends, 0) * np.abs(higher)
+        return np.asarray(2 * higher / (np.sqrt(falling**2 + 4 * bend) - falling))
+
+
+@dataclass(frozen=True)
 class _Arms:
     """Both arms in logarithms over u (S,), ln C of the base about its mean; all are (S,)."""
 
@@ -177,14 +209,23 @@ class _Arms:
         anew by standard normal steps (2, R, S)."""
         level = self.level + self.base_noise.sd / np.sqrt(self.seeds) * steps[0]
         shift = self.shift + self.noise.sd / np.sqrt(self.seeds) * steps[1]
-        curve = level @ _least_squares(self.u, 2).T  # (R, 3)
-        slopes = curve[:, 1:2] + 2 * curve[:, :1] * self.u
-        return self.dearer + _moved(curve, slopes, shift, self.u), slopes
+        base = _Curve.of(self.u, level)
+        change = base.tilted(self.u, shift)
+        moved = np.where(shift < 0, -change.back(-shift), base.back(shift))
+        return self.dearer + moved, base.slopes
+
+    def middles(self, ratios: Numbers) -> Numbers:
+        """(S,) where ratios (S,) are read, as u: between the FLOPs that each compares."""
+        places: Numbers = self.u + (self.dearer - np.abs(ratios - self.dearer)) / 2
+        return places
 
     def line(self, ratios: Numbers, steep: Numbers) -> Numbers:
-        """(R, 2) exponent and mean of ratios (R, S), weighted by squared slopes and seeds."""
+        """(R, 2) exponent and mean of ratios (R, S), the first of which were measured, weighted by
+        squared slopes and seeds."""
+        places = self.middles(ratios[0])
         root = np.sqrt(steep**2 * self.seeds)
-        lines: Numbers = ratios @ (np.linalg.pinv(np.vander(self.u, 2) * root[:, None]) * root).T
+        powers = np.vander(places - places.mean(), 2)
+        lines: Numbers = ratios @ (np.linalg.pinv(powers * root[:, None]) * root).T
         return lines
 
 
@@ -210,10 +251,12 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
     exponent, mean = lines[0].tolist()
     exponent_half, mean_half = (t * lines.std(axis=0, ddof=1)).tolist()
     halves = t * ratios[known].std(axis=0, ddof=1)
+    shares = np.exp(arms.middles(ratios[0]) - arms.u)
     at = []
-    for size, log, half in zip(sizes, ratios[0], halves, strict=True):
+    for size, log, half, share in zip(sizes, ratios[0], halves, shares, strict=True):
+        own = float(size.base_flops)
         around = _around(log, half)
-        at.append(WorthAt(float(size.base_flops), math.exp(log), around, len(size.base)))
+        at.append(WorthAt(own, own * float(share), math.exp(log), around, len(size.base)))
     ends = (exponent - exponent_half, exponent + exponent_half)
     return Worth(
         value=math.exp(mean),
@@ -229,19 +272,6 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
 
 def _around(log: float, half: float) -> Interval:
     return math.exp(log - half), math.exp(log + half)
-
-
-def _moved(curve: Numbers, slopes: Numbers, shifts: Numbers, u: Numbers) -> Numbers:
-    """(R, S) how far along u (S,) shifts (R, S) of a curve (R, 3) are; NaN where it does not fall.
-
-    Read at fewer FLOPs than a size has, where runs are: what the better arm needs for the loss of
-    the worse one. Where the parabola bends down, as noise may have it, it is its tangent.
-    """
-    tilt = (shifts @ _least_squares(u, 1).T)[:, :1]
-    slopes = slopes + np.where(shifts < 0, tilt, 0)
-    slopes = np.where(slopes < 0, slopes, np.nan)
-    bend = np.maximum(curve[:, :1], 0) * np.abs(shifts)
-    return np.asarray(2 * shifts / (np.sqrt(slopes**2 + 4 * bend) - slopes))
 
 
 def _verdict(mean: float, ends: Interval) -> str:

@@ -20,7 +20,7 @@ _LETTER = 4.6  # points of a letter of a name
 
 @styled()
 def worth_figure(found: Mapping[str, Worth]) -> Figure:
-    """A line per arm over the base's FLOPs, its bars 95 % intervals; at 1 nothing is changed."""
+    """A line per arm over the FLOPs compared, its bars 95 % intervals; at 1 nothing is changed."""
     if not found:
         raise UserError("no arm has a worth: there is nothing to draw")
     right = 12 + _LETTER * max(map(len, found))
@@ -39,7 +39,11 @@ def worth_figure(found: Mapping[str, Worth]) -> Figure:
     low, high = min(ends.min(), 0.95), max(ends.max(), 1.05)
     log_axis(axes, "y", float(low) / 1.03, float(high) * 1.03)
     end_labels(axes, names)
-    headed(axes, "times the base's FLOPs for the same loss", "C: training FLOPs of the base")
+    headed(
+        axes,
+        "times the base's FLOPs for the same loss",
+        "C: training FLOPs, geometric mean of the arm's and the base's",
+    )
     return figure
 
 

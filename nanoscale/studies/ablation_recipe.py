@@ -182,7 +182,7 @@ def narrow(study: Study, frame: DataFrame) -> Narrowing | None:
     arm, of_arm = next(one for one in arms if one[0].name == name)
     low, high = found[name].ci95
     best: Narrowing | None = None
-    places = [at.flops for at in found[name].at]
+    places = [at.base_flops for at in found[name].at]
     shares = dict(zip(places, found[name].more().tolist(), strict=True))
     for (size, _), one, other in zip(sizes, of_base, of_arm, strict=True):
         left = shares.get(one.flops)
@@ -244,8 +244,8 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
     if not answer.result:
         return []
     caption = (
-        "FLOPs of every arm over those with which the base has the same loss, at every size, with "
-        "95 % intervals."
+        "FLOPs of every arm over those with which the base has the same loss, at the middle of the "
+        "two, with 95 % intervals."
     )
     return [Picture("worth", caption, worth_figure(answer.result))]
 

@@ -39,6 +39,7 @@ from nanoscale.studies.planned_runs import PlannedRuns, of_cells
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Stage
 from nanoscale.studies.row_runs import cell_of, replicated
 from nanoscale.studies.runs import curves
+from nanoscale.studies.table_fit import OURS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -252,7 +253,7 @@ class BestSize:
 
 def surface_of(study: Study, frame: DataFrame) -> TableFit:
     """The surface through the finished runs."""
-    from nanoscale.studies.table_fit import OURS, FitSettings, fit_table
+    from nanoscale.studies.table_fit import FitSettings, fit_table
 
     settings = FitSettings(d=OURS["d"], c=OURS["c"], resampling="parametric")
     return fit_table(frame[frame["state"] == COMPLETE], settings, name=study.name)
@@ -306,7 +307,7 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     assert result.isoflop is not None
     assert result.multiverse is not None
     lines += [*result.isoflop.text(), *result.multiverse.text(), C_AND_N]
-    commands = {"The surface, the valleys and all that is said of them": "fit"}
+    commands = {"The surface, the valleys and all that is said of them": FIT_AGAIN}
     return Answer(lines, result, labels, result.warnings, commands=commands)
 
 
@@ -337,6 +338,7 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
     return [*pictures, *curves(study, done)]
 
 
+FIT_AGAIN = f"fit --d={OURS['d']} --c={OURS['c']} --resample=parametric --isoflop --multiverse"
 CAPTIONS = {
     "isoflop_parabola": "The valleys: loss against size at every budget, and the sizes at their "
     "lowest points against the budget (Approach 2).",

@@ -237,7 +237,7 @@ def worths():
         at = []
         for flops in (2e11, 5e11, 1e12, 2e12):
             moved = value * (flops / 1e12) ** 0.05
-            at.append(WorthAt(flops, moved, (moved / 1.1, moved * 1.1), 2))
+            at.append(WorthAt(flops, flops, moved, (moved / 1.1, moved * 1.1), 2))
         found[name] = Worth(
             value, (value / 1.1, value * 1.1), 0.05, (0, 0.1), "holds", 0.005, 4, at
         )

@@ -13,12 +13,13 @@ import pytest
 from fake_worker import SURFACE, TINY
 
 from nanoscale.__main__ import main
-from nanoscale.checks.worth import FADES, GROWS, STAYS, UNDECIDED, SizeLosses, worth
+from nanoscale.checks.worth import FADES, GROWS, STAYS, UNDECIDED, SizeLosses, Worth, worth
 from nanoscale.errors import DONE, UserError
 
 KEYS = {"n_layer": 2, "batch_size": 4, "beta1": SURFACE, "eval_interval": 0, "tokens_per_param": 1}
 BASE = {key: value for key, value in (TINY | KEYS).items() if key != "max_iters"}
 SIZES = "".join(f"\n[[ablation.sizes]]\nn_embd = {width}" for width in (32, 40, 48, 56, 64))
+MIDDLE = 4e12  # FLOPs, of a planted world
 ARMS = '\n[[ablation.arms]]\nname = "a fifth"\ndropout = 0.2'
 MORE = '\n[[ablation.arms]]\nname = "a half"\ndropout = 0.5'
 
@@ -27,10 +28,13 @@ MORE = '\n[[ablation.arms]]\nname = "a half"\ndropout = 0.5'
 def world(
     seed: int, log_worth: float, exponent: float, sizes: int = 6, seeds: int = 2, sd: float = 0.005
 ) -> list[SizeLosses]:
-    """Losses of a base with a floor, and of a change that needs so many times its FLOPs."""
+    """Losses of a base with a floor, and of a change that needs so many times its FLOPs.
+
+    exponent: of the worth, over the geometric mean of both FLOPs; log_worth: where that is MIDDLE.
+    """
     rng = np.random.default_rng(seed)
-    flops = np.geomspace(1e12, 16e12, sizes)
-    logs = log_worth + exponent * (np.log(flops) - np.log(flops).mean())
+    flops = np.geomspace(MIDDLE / 4, MIDDLE * 4, sizes)
+    logs = (log_worth + exponent * np.log(flops / MIDDLE)) / (1 + exponent / 2)
 
     def losses(C: float) -> dict[str, float]:
         noise = np.exp(sd * rng.standard_normal(seeds))
@@ -43,9 +47,15 @@ def world(
     return found
 
 
+def planted(found: Worth, log_worth: float, exponent: float) -> float:
+    """The logarithm of the worth where it was found."""
+    places = np.log([at.flops / MIDDLE for at in found.at])
+    return log_worth + exponent * float(places.mean())
+
+
 def test_without_noise_the_worth_is_the_planted_one():
     found = worth(world(0, 0.4, -0.1, sd=1e-7))
-    assert math.log(found.value) == pytest.approx(0.4, abs=0.01)
+    assert math.log(found.value) == pytest.approx(planted(found, 0.4, -0.1), abs=0.01)
     assert found.exponent == pytest.approx(-0.1, abs=0.01)
     assert found.verdict == FADES
     assert worth(world(0, 0.4, 0.1, sd=1e-7)).verdict == GROWS
@@ -55,9 +65,24 @@ def test_without_noise_the_worth_is_the_planted_one():
 
 
 def test_a_better_arms_own_curve_says_what_it_saves():
-    found = worth(world(0, -0.6, 0.0, sd=1e-7))
-    assert math.log(found.value) == pytest.approx(-0.6, abs=0.01)
-    assert found.exponent == pytest.approx(0, abs=0.01)
+    for exponent in (0.0, 0.15):
+        found = worth(world(0, -0.6, exponent, sd=1e-7))
+        assert math.log(found.value) == pytest.approx(planted(found, -0.6, exponent), abs=0.01)
+        assert found.exponent == pytest.approx(exponent, abs=0.02)  # by a line through shifts
+
+
+def test_which_arm_is_the_base_does_not_matter():
+    for log_worth, exponent in ((0.6, -0.15), (-0.6, 0.15)):
+        sizes = world(0, log_worth, exponent, sd=1e-7)
+        there = worth(sizes)
+        back = worth([SizeLosses(s.flops, s.losses, s.base_flops, s.base) for s in sizes])
+        assert back.exponent == pytest.approx(-there.exponent, abs=0.025)
+        apart = math.log(
+            np.mean([at.flops for at in back.at]) / np.mean([at.flops for at in there.at])
+        )
+        assert math.log(back.value) == pytest.approx(
+            -math.log(there.value) - exponent * apart, abs=0.02
+        )
 
 
 def test_flops_of_the_changes_own_runs_count():
@@ -81,13 +106,17 @@ def test_seeds_that_are_shared_are_paired():
     assert worth(apart).noise > 1e-2
 
 
-@pytest.mark.parametrize("log_worth", [0.0, 0.5])
-def test_intervals_hold_what_is_planted(log_worth):
+@pytest.mark.parametrize(("log_worth", "exponent"), [(0.0, -0.1), (0.5, -0.1), (-0.6, 0.15)])
+def test_intervals_hold_what_is_planted(log_worth, exponent):
     held = np.zeros(2)
     for seed in range(200):
-        found = worth(world(seed, log_worth, -0.1))
+        found = worth(world(seed, log_worth, exponent))
         low, high = np.log(found.ci95)
-        held += [low <= log_worth <= high, abs(found.exponent + 0.1) <= _half(found.exponent_ci95)]
+        off = abs(found.exponent - exponent)
+        held += [
+            low <= planted(found, log_worth, exponent) <= high,
+            off <= _half(found.exponent_ci95),
+        ]
     assert held.min() >= 0.93 * 200
 
 
