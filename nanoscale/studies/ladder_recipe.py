@@ -84,10 +84,10 @@ def lowered_by_compute(fit: LadderFit) -> str:
     curve = fit.curve
     low, high = curve.lo[-1], curve.hi[-1]
     now = float(fit(np.array([curve.x[-1] / FAR]))[0])
-    return (
-        f"ten times the compute lowers the loss from {now:.3g} to {curve.loss[-1]:.3g} "
-        f"[{low:.3g}, {high:.3g}]"
-    )
+    ends = f"from {now:.3g} to {curve.loss[-1]:.3g} [{low:.3g}, {high:.3g}]"
+    if high < now:
+        return f"ten times the compute lowers the loss {ends}"
+    return f"these runs do not show that ten times the compute lowers the loss, {ends}"
 
 
 def narrow(study: Study, frame: DataFrame) -> Narrowing | None:

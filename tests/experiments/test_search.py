@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from drawn import dots
 from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from grids import a_runner, starts
 from tiny import tiny_spec
@@ -673,7 +674,7 @@ def test_a_surface_and_slices_are_drawn_from_the_trials():
         "weight_decay",
         "optimizer",
     ]
-    assert sum(len(line.get_xdata()) for line in panels[0].lines) == 29 + 1  # and the best again
+    assert len(dots(panels[0])) == 29 + 1  # and the best again
     figure = contour_figure(outcome, plain)
     assert figure.axes[0].get_xlabel() == "learning_rate"
     assert contour_figure(outcome, {k: plain[k] for k in ("learning_rate", "optimizer")}) is None

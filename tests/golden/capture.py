@@ -467,25 +467,33 @@ def numbers_in(values: Any) -> Iterator[Any]:
             yield value if real else None
 
 
+UNSEEN = ("svg", "style", "script")
+PLACES = ("facts", "text", "provenance")
+
+
 class Page(HTMLParser):
-    """A page's text outside of drawings and styles: a line per element, a table's row in one."""
+    """A page's text outside of drawings, scripts and styles, and without what is of the machine: a
+    line per element, a table's row in one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
         self.hidden = 0
+        self.places: list[bool] = []  # of each paragraph and section that is open
         self.row: list[str] | None = None
         self.head: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.hidden += tag in ("svg", "style")
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        where = dict(attrs).get("class")  # what is of this machine and this day
+        self.hidden += tag in UNSEEN or (tag in ("p", "section") and where in PLACES)
+        self.places += [where in PLACES] if tag in ("p", "section") else []
         if tag == "tr":
             self.row = []
         elif tag in ("td", "th") and self.row is not None:
             self.row.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        self.hidden -= tag in ("svg", "style")
+        self.hidden -= tag in UNSEEN or (tag in ("p", "section") and self.places.pop())
         if tag == "tr" and self.row is not None:
             self.head = self.head if self.head and len(self.head) == len(self.row) else self.row
             cells = [
@@ -506,12 +514,10 @@ class Page(HTMLParser):
 
 
 def page_text(html: str) -> list[str]:
-    """The text of a report, without the numerics of the machine it was made on."""
+    """The text of a report."""
     page = Page()
     page.feed(html)
-    lines = page.found
-    told = [f"numerics.{key}" for key in ("device_name", "torch", "instructions", "compiler")]
-    return ["<place>" if i and lines[i - 1] in told else line for i, line in enumerate(lines)]
+    return page.found
 
 
 # -- the command line ---------------------------------------------------------------------------

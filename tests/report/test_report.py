@@ -14,7 +14,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection, PolyCollection
+from drawn import dots
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from tiny import ROOT
@@ -83,12 +84,6 @@ def grid(best=(1e-3, 0.1)):
 
 def texts(figure):
     return [t.get_text() for axes in figure.axes for t in axes.texts]
-
-
-def dots(axes):
-    """(x, y) of everything drawn as a run."""
-    drawn = [a for a in axes.collections if isinstance(a, PathCollection)]
-    return sorted(tuple(xy) for a in drawn for xy in a.get_offsets().tolist())
 
 
 def dashed(axes):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.collections import PathCollection
+from drawn import diamonds
 from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
 from planted_fits import law_fit, rival
@@ -274,11 +274,6 @@ def lines(axes, colour, style=None):
         and (style is None or line.get_linestyle() == style)
         and len(line.get_xdata()) > 1
     ]
-
-
-def diamonds(axes):
-    dots = [a for a in axes.collections if isinstance(a, PathCollection)]
-    return [a for a in dots if len(a.get_paths()[0].vertices) == 5]  # a circle has more
 
 
 def scattered(axes):

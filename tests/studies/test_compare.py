@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from drawn import diamonds, marks
 from tiny import run_nanoscale, run_python, tiny_spec
 
 from nanoscale.commands.compare import lines
@@ -480,11 +481,11 @@ def test_the_figure_joins_the_runs_of_a_seed_and_marks_every_difference(tmp_path
     losses, differences = compare_figure(compare(SP, MUP, output_root=tmp_path)).axes
     joined = {tuple(line.get_ydata()) for line in losses.lines if line.get_linewidth() < 1}
     assert joined == {(row["a"], row["b"]) for cell in record["cells"] for row in cell["seeds"]}
-    marks = {line.get_marker(): [] for line in differences.lines}
-    for line in differences.lines:
-        marks[line.get_marker()] += list(line.get_ydata())
-    assert marks["o"] == [cell["difference"]["value"] for cell in record["cells"]]
-    assert marks["D"] == [record["difference"]["value"]]
+    (mean,) = diamonds(differences)
+    assert mean.get_offsets()[:, 1].tolist() == [record["difference"]["value"]]
+    single = [mark for mark in marks(differences) if len(mark.get_offsets()) == 1]
+    heights = [mark.get_offsets()[0, 1] for mark in single if mark is not mean]
+    assert heights == [cell["difference"]["value"] for cell in record["cells"]]
     bars = [list(line.get_ydata()) for line in differences.lines if line.get_linewidth() == 1.8]
     assert bars[-1] == record["difference"]["ci95"]
     texts = {t.get_text() for axes in (losses, differences) for t in axes.texts}

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import diamonds
 from lr_grids import diverging, grid, noisy, valley, verdict_of
 from tiny import run_nanoscale, run_python, tiny_spec
 
@@ -242,8 +243,7 @@ def test_the_figure_marks_every_optimum_and_the_bases_lr():
     figure = transfer_figure({"one": verdict, "two": verdict})
     one, two = figure.axes
     assert one.get_ylim() == two.get_ylim()
-    at = {(x, y) for line in one.lines if line.get_marker() == "D"
-          for x, y in zip(*line.get_data(), strict=True)}  # fmt: skip
+    at = {(x, y) for mark in diamonds(one) for x, y in mark.get_offsets().tolist()}
     assert at == {(s["optimum_lr"], s["min_loss"]) for s in record["sizes"]}
     assert any(list(line.get_xdata()) == [record["base_lr"]] * 2 for line in one.lines)
     crosses = [x for line in one.lines if line.get_marker() == "x" for x in line.get_xdata()]
@@ -260,4 +260,4 @@ def test_the_figure_bears_what_is_not_known():
     table = grid([0, 0, 0, -9], lrs=[-1, 0, 1], seeds=1)
     table[table[:, 0] == 128, 2] = math.inf
     axes = transfer_figure({"": verdict_of(table)}).axes[0]
-    assert len([line for line in axes.lines if line.get_marker() == "D"]) == 2
+    assert len(diamonds(axes)) == 2
