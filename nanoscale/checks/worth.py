@@ -219,6 +219,15 @@ class _Arms:
         places: Numbers = self.u + (self.dearer - np.abs(ratios - self.dearer)) / 2
         return places
 
+    def each(self, sizes: Sequence[SizeLosses], logs: Numbers, halves: Numbers) -> list[WorthAt]:
+        """The worth at every size, by ln ratios (S,) and the halves of their intervals."""
+        shares = np.exp(self.middles(logs) - self.u)
+        at = []
+        for size, log, half, share in zip(sizes, logs, halves, shares.tolist(), strict=True):
+            own = float(size.base_flops)
+            at.append(WorthAt(own, own * share, math.exp(log), _around(log, half), len(size.base)))
+        return at
+
     def line(self, ratios: Numbers, steep: Numbers) -> Numbers:
         """(R, 2) exponent and mean of ratios (R, S), the first of which were measured, weighted by
         squared slopes and seeds."""
@@ -250,13 +259,7 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
     t = t_quantile(0.95, arms.noise.dof)
     exponent, mean = lines[0].tolist()
     exponent_half, mean_half = (t * lines.std(axis=0, ddof=1)).tolist()
-    halves = t * ratios[known].std(axis=0, ddof=1)
-    shares = np.exp(arms.middles(ratios[0]) - arms.u)
-    at = []
-    for size, log, half, share in zip(sizes, ratios[0], halves, shares, strict=True):
-        own = float(size.base_flops)
-        around = _around(log, half)
-        at.append(WorthAt(own, own * float(share), math.exp(log), around, len(size.base)))
+    at = arms.each(sizes, ratios[0], t * ratios[known].std(axis=0, ddof=1))
     ends = (exponent - exponent_half, exponent + exponent_half)
     return Worth(
         value=math.exp(mean),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nanoscale.commands.sample import text_by
 from nanoscale.commands.verb import (
     json_output,
     number,
@@ -52,6 +53,6 @@ def command(
         say([*lines, f"index: {page}"], json_path, record)
         return
     study = open_study(name, output_root)
-    lines = conclude(study)
+    lines = conclude(study, writer=text_by)
     record = {"name": study.name, "folder": str(study.folder), "lines": lines}
     say(lines, json_path, record)

@@ -16,6 +16,8 @@ from nanoscale.spec.values import Overrides
 from nanoscale.store.folder import RunFolder
 from nanoscale.training.sample_options import SAMPLE_KEYS, SampleOptions
 
+LETTERS = 400  # of the text on a study's page, about
+
 
 def keys_help() -> str:
     """Every key with its default and one line of meaning."""
@@ -97,3 +99,17 @@ def unquoted(text: str) -> str:
     except (ValueError, SyntaxError):
         return text
     return value if isinstance(value, str) else text
+
+
+def text_by(folder: Path) -> str | None:
+    """What the run in a folder writes; None where it cannot."""
+    from nanoscale.training.sample import sample
+
+    options = SampleOptions(
+        out_dir=str(folder), num_samples=1, max_new_tokens=LETTERS, device="cpu"
+    )
+    try:
+        (text,) = sample(options)
+    except UserError:
+        return None
+    return text.strip()[:LETTERS]

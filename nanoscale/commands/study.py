@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from nanoscale.commands.run_options import HOW_TO_RUN, runner_options
+from nanoscale.commands.sample import text_by
 from nanoscale.commands.verb import (
     EXIT_CODES,
     json_output,
@@ -44,7 +45,8 @@ def command(
     """
     from nanoscale.studies.stages import run_study
 
-    study = run_study(file, output_root, dry_run=dry_run, until=until, **runner_options(how))
+    options = runner_options(how)
+    study = run_study(file, output_root, dry_run=dry_run, until=until, writer=text_by, **options)
     write_study(json_path, study)
     if not dry_run and not study.ok:
         return FAILURE

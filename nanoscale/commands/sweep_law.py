@@ -27,7 +27,7 @@ from nanoscale.errors import DONE, INCONCLUSIVE
 if TYPE_CHECKING:
     from nanoscale.laws.sweep_optima import Sweep
     from nanoscale.laws.sweeps import SweepLaw, SweepOptimum
-    from nanoscale.studies.sweep_laws import SweepStudy
+    from nanoscale.studies.sweep_laws import JointSweepStudy, SweepStudy
 
 
 @verb(
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @column("d", "The column of training tokens, D.")
 @column("c", "The column of training FLOPs, C; one or two of N, D and C say the scale.")
 @column("lr", "The column of the learning rate, if that was swept.")
-@column("batch", "The column of the batch, if that was swept.")
+@column("batch", "The column of the batch, if that was swept; with --lr, both at once.")
 @column("loss", "The column of the loss (val_loss).")
 @column("seed", "The column of the seed: runs of one scale, value and seed are one.")
 @WHERE
@@ -65,28 +65,36 @@ def command(
     output_root: Path,
     **columns: str | None,
 ) -> int:
-    """Fit LR* = c N^p D^q (or a batch's law) to the optima of the sweeps in a table.
+    """Fit LR* = c N^p D^q (or a batch's law, or both) to the optima of the sweeps in a table.
 
     Exits with 3 where no law is identified, and says what to add.
     """
     from nanoscale.experiments.tables import read_table
-    from nanoscale.studies.sweep_laws import optima_figure, sweep_study
+    from nanoscale.studies.sweep_laws import joint_sweep_study, optima_figure, sweep_study
     from nanoscale.studies.table_faults import where as rows_where
 
     scale = None if at is None else scale_of(at)
     table = read_table(name, output_root=output_root)
     if where is not None:
         table = rows_where(table, where)
-    study = sweep_study(table, columns=given(columns), at=scale, resamples=resamples)
-    say(lines_of(study), json_path, study.to_json() | {"table": name})
-    if figure is not None:
-        if study.law is None:
-            click.echo(f"no figure in {figure}: there is no law")
-        else:
-            from nanoscale.report import save
+    named = given(columns)
+    law: SweepLaw | None
+    if {"lr", "batch"} <= named.keys():
+        joint = joint_sweep_study(table, columns=named, at=scale, resamples=resamples)
+        lines, reason, law = lines_of_joint(joint), joint.reason, joint.joint.laws["lr"]
+        record = joint.to_json()
+    else:
+        study = sweep_study(table, columns=named, at=scale, resamples=resamples)
+        lines, reason, law = lines_of(study), study.reason, study.law
+        record = study.to_json()
+    say(lines, json_path, record | {"table": name})
+    if figure is not None and law is None:
+        click.echo(f"no figure in {figure}: there is no law")
+    elif figure is not None and law is not None:
+        from nanoscale.report import save
 
-            save(optima_figure(study.law), figure)
-    return INCONCLUSIVE if study.reason else DONE
+        save(optima_figure(law), figure)
+    return INCONCLUSIVE if reason else DONE
 
 
 def lines_of(study: SweepStudy) -> list[str]:
@@ -105,6 +113,33 @@ def lines_of(study: SweepStudy) -> list[str]:
     if study.reason:
         lines.append(f"not identified: {study.reason}")
     return lines
+
+
+def lines_of_joint(study: JointSweepStudy) -> list[str]:
+    """What a user sees of both laws."""
+    lines = []
+    laws, lowest = study.joint.laws, study.joint.lowest
+    for name, law in laws.items():
+        lines += _law_lines(law, len(law.sweeps))
+        lines.append(f"  by the lowest run of each alone: {lowest[name].equation()}")
+    columns = [f"{key} = {name}" for key, name in study.columns.items()]
+    lines.append(", ".join(columns))
+    if study.at is not None and study.predictions is not None:
+        where = ", ".join(f"{name}={value:g}" for name, value in study.at.items())
+        for name, optimum in study.predictions.items():
+            lines.append(f"at {where}: {name} {_optimum(optimum)}")
+    for lr, batch in zip(laws["lr"].sweeps, laws["batch"].sweeps, strict=True):
+        lines.append(f"  {lr.place()}: {_both(lr, batch)}")
+    lines += warned(study.warnings)
+    if study.reason:
+        lines.append(f"not identified: {study.reason}")
+    return lines
+
+
+def _both(lr: Sweep, batch: Sweep) -> str:
+    if lr.optimum is None:
+        return _sweep(lr)
+    return f"lr {lr.optimum:.3g}, batch {batch.optimum:.4g}"
 
 
 def _law_lines(law: SweepLaw, n_sweeps: int) -> list[str]:

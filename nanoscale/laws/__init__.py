@@ -6,12 +6,13 @@ resamples (bootstrap), reported as one value (result): `fit_law` for any law and
 their bias (isoflop), the loss of a new run and hold-outs (predict), the next run (plan), how far a
 parameter can be pushed (profile), which run it hangs on (influence), how other forms do on the same
 runs (rivals), and how much of all that is choice (multiverse). A law of another thing than a loss:
-the best learning rate or batch (sweeps).
+the best learning rate or batch (sweeps), or both (joint_sweeps).
 """
 
 from nanoscale.laws.fit import LawFit, fit_law
 from nanoscale.laws.forms import Law, Parameter, Term
 from nanoscale.laws.influence import Influence, influence_of
+from nanoscale.laws.joint_sweeps import JointSweeps, joint_sweep_laws
 from nanoscale.laws.ladder import LadderFit, fit_power_law
 from nanoscale.laws.profile import Profiles, profile_law
 from nanoscale.laws.profile_search import Profile
@@ -24,6 +25,7 @@ __all__ = [
     "LAWS",
     "Fit",
     "Influence",
+    "JointSweeps",
     "LadderFit",
     "Law",
     "LawFit",
@@ -36,6 +38,7 @@ __all__ = [
     "fit_law",
     "fit_power_law",
     "influence_of",
+    "joint_sweep_laws",
     "law_of",
     "load_laws",
     "profile_law",

@@ -162,7 +162,7 @@ class Sweeps:
 
         places = []
         parabolas = []
-        for rows in _cells(x):
+        for rows in cells_of(x):
             places.append(x[:, rows].mean(1))
             parabolas.append(Parabola.through(v[rows], y[rows]))
         noise, dof = pooled_noise(parabolas)
@@ -279,7 +279,7 @@ class Sweeps:
         return moved
 
 
-def _cells(x: Array) -> list[Index]:
+def cells_of(x: Array) -> list[Index]:
     """Rows of every distinct point of predictors x (P, n), equal to a part in a million."""
     index = np.unique(x.round(6), axis=1, return_inverse=True)[1].ravel()
     return [np.flatnonzero(index == k) for k in range(index.max() + 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-SYMBOLS = {
+MEANINGS = {
     "L": "the loss: validation cross-entropy, nats per token",
     "C": "training compute, FLOPs",
     "N": "the model's parameters",
@@ -29,7 +29,7 @@ def symbols_in(lines: Iterable[str]) -> dict[str, str]:
     """Those that the lines use, without one to which a line of its own is given."""
     text = "\n".join(lines)
     found = {}
-    for symbol, meaning in SYMBOLS.items():
+    for symbol, meaning in MEANINGS.items():
         follows = r" (?=[-=\d])" if symbol in ("a", "g") else r"s?(?![\w*])"
         used = re.search(rf"(?<![\w.*]){re.escape(symbol)}{follows}", text)
         is_said = len(symbol) == 1 and re.search(rf"^{symbol}: (?!not )", text, re.MULTILINE)

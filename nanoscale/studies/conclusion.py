@@ -25,10 +25,11 @@ from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.runs import best_with_weights, runs_table, sample_command, write_figures
 from nanoscale.studies.study_facts import (
     ANSWER_FILE,
+    Writer,
     answer_in,
     facts_of,
     provenance_of,
-    text_by,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -37,17 +38,18 @@ if TYPE_CHECKING:
 REPORT = "report.html"  # beside study.json
 
 
-def conclude(study: Study, goes_on: bool = False) -> list[str]:
+def conclude(study: Study, goes_on: bool = False, writer: Writer | None = None) -> list[str]:
     """Answer and report from the run folders; the lines that a user reads at the end.
 
-    goes_on: there are more stages, by the study's own command.
+    goes_on: there are more stages, by the study's own command. writer: of a text by the best run,
+    for the page, by its folder; what was written before stays.
     """
     recipe = asked_recipe(study)
     frame = study.frame()
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     best = best_with_weights(study, frame)
-    text = None if best is None else text_by(best, answer_in(study.folder).get("text"))
+    text = None if best is None else text_of(best, answer_in(study.folder).get("text"), writer)
     record = {"lines": [*answer.lines], "warnings": [*answer.warnings], "text": text}
     write_json(study.folder / ANSWER_FILE, record)
     report = write_study_report(study, frame, answer, pictures, text)

@@ -91,7 +91,6 @@ def page_text(folder: Path) -> str:
 
     from nanoscale.report import StudyPage
 
-    command = ("This page", f"{program()} report {folder.name} --serve")
     try:
         study = Study.open(folder)
         runs = [(entry, run, state_of(run)) for entry, run in study.runs()]
@@ -108,7 +107,7 @@ def page_text(folder: Path) -> str:
         summary_lines=lines,
         figures=[] if drawn is None else [("Training loss of every run so far.", drawn)],
         tables=[("The runs.", DataFrame(rows))] if rows else [],
-        commands=[command],
+        commands=[("This page", f"{program()} report {folder.name} --serve")],
         refresh=REFRESH_SECONDS,
     ).html()
 

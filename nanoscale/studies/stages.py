@@ -31,6 +31,7 @@ from nanoscale.studies.conclusion import conclude
 from nanoscale.studies.narrowing import added_rows
 from nanoscale.studies.recipe import CHECK, Stage
 from nanoscale.studies.row_runs import DEFAULTS
+from nanoscale.studies.study_facts import Writer
 from nanoscale.studies.study_file import StudyFile, read_study
 
 MOST_REFINEMENTS = 8
@@ -44,13 +45,14 @@ def run_study(
     *,
     dry_run: bool = False,
     until: str | None = None,
+    writer: Writer | None = None,
     **how: Any,
 ) -> Study:
     """Every stage of a study file: data, runs, table, answer, report.
 
-    `until` is the last stage of its runs to go to, by default the last of all. `how` it runs: the
-    arguments of `ExperimentRunner` (workers, budget, backend, ...), before those of the file's
-    [run].
+    `until` is the last stage of its runs to go to, by default the last of all. `writer`: of a text
+    by the best run, for the page (`conclude`). `how` it runs: the arguments of `ExperimentRunner`
+    (workers, budget, backend, ...), before those of the file's [run].
 
     >>> from pathlib import Path
     >>> import nanoscale as ns
@@ -101,7 +103,7 @@ def run_study(
             study = run_stages(runner, file, asked, until)
     if study.entries and study.verdict != FAIL:
         goes_on = until is not None and until != file.stages[-1]
-        for line in conclude(study, goes_on):
+        for line in conclude(study, goes_on, writer):
             print(f"[{study.name}] {line}")
     return study
 

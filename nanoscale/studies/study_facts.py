@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from nanoscale.data.gauge import duration
-from nanoscale.errors import UserError, counted
+from nanoscale.errors import counted
 from nanoscale.experiments.results import STUDY, Study
 from nanoscale.spec.sources import flatten_keys
 from nanoscale.spec.values import Json
 from nanoscale.store.files import read_json
 
 ANSWER_FILE = "answer.json"
-LETTERS = 400  # of a text, about
+Writer: TypeAlias = Callable[[Path], str | None]
 ORIGIN = ("git_commit", "git_dirty", "python", "packages", "platform", "device", "data")
 
 
 def facts_of(study: Study) -> list[str]:
     """How many runs in which states, what they cost, when, by which commit."""
-    states = ", ".join(f"{count} {state}" for state, count in sorted(study.states().items()))
     worked = datetime.fromtimestamp((study.folder / STUDY).stat().st_mtime, UTC)
-    metrics = study.metrics()
-    flops = sum(one.get("flops") or 0 for one in metrics)
-    seconds = sum(one.get("wall_seconds") or 0 for one in metrics)
+    flops = seconds = 0.0
+    commits: dict[str, None] = {}
+    for metrics in study.metrics():
+        flops += metrics.get("flops") or 0
+        seconds += metrics.get("wall_seconds") or 0
+        provenance = metrics.get("provenance") or {}
+        commits[provenance.get("git_commit") or ""] = None
     facts = [
-        f"{counted(len(study), 'run')}: {states}",
+        f"{counted(len(study), 'run')}: {study.counts()}",
         f"{flops:.3g} FLOPs, {duration(seconds)} of runs",
         f"{worked:%Y-%m-%d}",
     ]
-    commits = {(one.get("provenance") or {}).get("git_commit"): None for one in metrics}
     known = [commit[:7] for commit in commits if commit]
     if known:
-        facts.append(f"commit{'s' * (len(known) > 1)} {', '.join(known)}")
+        word = "commit" if len(known) == 1 else "commits"
+        facts.append(f"{word} {', '.join(known)}")
     return facts
 
 
@@ -61,19 +64,13 @@ def answer_in(folder: Path) -> Mapping[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def text_by(best: Path, kept: object) -> dict[str, str] | None:
+def text_of(best: Path, kept: object, writer: Writer | None) -> dict[str, str] | None:
     """What a run writes, and its folder's name; None where it cannot, its data set gone, say.
 
-    kept: what was said before, which stands as long as it is of that run.
+    kept: what was said before, which stands as long as it is of that run. writer: of a text, by a
+    run's folder.
     """
     if isinstance(kept, dict) and kept.get("run") == best.name:
         return kept
-    from nanoscale.training.sample import sample
-    from nanoscale.training.sample_options import SampleOptions
-
-    options = SampleOptions(out_dir=str(best), num_samples=1, max_new_tokens=LETTERS, device="cpu")
-    try:
-        (text,) = sample(options)
-    except UserError:
-        return None
-    return {"run": best.name, "text": text.strip()[:LETTERS]}
+    text = writer(best) if writer is not None else None
+    return None if text is None else {"run": best.name, "text": text}

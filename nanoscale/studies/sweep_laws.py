@@ -16,6 +16,7 @@ import numpy as np
 
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.tables import number_at
+from nanoscale.laws.joint_sweeps import JointSweeps, joint_sweep_laws
 from nanoscale.laws.predict import FAR
 from nanoscale.laws.record import Record
 from nanoscale.laws.result import RATIO
@@ -50,6 +51,20 @@ class SweepStudy(Record):
     warnings: list[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointSweepStudy(Record):
+    """The laws of both that a table swept at once; its fields are those of `SweepStudy`."""
+
+    schema: int = 1
+    status: str
+    reason: str
+    columns: dict[str, str]
+    joint: JointSweeps
+    at: dict[str, float] | None
+    predictions: dict[str, SweepOptimum] | None  # of each that was swept, there
+    warnings: list[str]
+
+
 def sweep_study(
     table: DataFrame,
     *,
@@ -63,7 +78,8 @@ def sweep_study(
     Args:
         table: a row per run, as of `read_table`. Runs that diverged are left out.
         columns: which one is n, d, c (one or two of them, which the sweeps are at), lr or batch
-            (which was swept), loss and seed; where it does not say, those of our own tables.
+            (which was swept; both: `joint_sweep_study`), loss and seed; where it does not say,
+            those of our own tables.
         at: the scale of a run to come, as in {"N": 1e9, "D": 2e10}.
         resamples: of the runs' noise, for intervals; 0 for none.
 
@@ -71,11 +87,9 @@ def sweep_study(
         UserError: the table has no such columns, or what stands in them is no number.
     """
     read = columns_of(table, columns or {})
-    check_columns(read)
-    rows, warnings = _with_result(table, read["loss"])
-    values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
-    loss = np.array(values["loss"])
-    check_sweeps(rows, read, loss, [v for key, v in values.items() if key != "loss"])
+    if read.keys() >= {*SWEPT}:
+        raise UserError("lr and batch are both named: a law of one alone takes one of them")
+    rows, values, warnings = _numbers(table, read)
     sweeps = Sweeps.of(
         values,
         values.pop("loss"),
@@ -111,6 +125,43 @@ def sweep_study(
     )
 
 
+def joint_sweep_study(
+    table: DataFrame,
+    *,
+    columns: Mapping[str, str],
+    at: Mapping[str, float] | None = None,
+    resamples: int = 1000,
+    rng_seed: int = 0,
+) -> JointSweepStudy:
+    """The best learning rate and batch of every scale, swept at once, as power laws of scale.
+
+    Args and errors: as of `sweep_study`; `columns` has both `lr` and `batch`.
+
+    Raises:
+        UserError: too few scales have both optima inside what was swept, too.
+    """
+    read = columns_of(table, columns)
+    _, values, warnings = _numbers(table, read)
+    loss = values.pop("loss")
+    joint = joint_sweep_laws(values, loss, SWEPT, resamples=resamples, rng_seed=rng_seed)
+    laws = joint.laws
+    predictions = None
+    if at is not None:
+        _check_scale(at, laws["lr"].predictors)
+        predictions = {name: law.predict(**at) for name, law in laws.items()}
+        warnings += _far(at, laws["lr"])
+    reason = "; ".join(filter(None, map(_why_not_identified, laws.values())))
+    return JointSweepStudy(
+        status="not_identified" if reason else "identified",
+        reason=reason,
+        columns=read,
+        joint=joint,
+        at=None if at is None else dict(at),
+        predictions=predictions,
+        warnings=[*warnings, *laws["lr"].warnings],
+    )
+
+
 def optima_figure(law: SweepLaw) -> Figure:
     """The best of what was swept over the first predictor, a line for each value of the second."""
     import pandas as pd
@@ -143,8 +194,6 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
             "at which scales are the sweeps? give one or two of --n, --d and --c, as in "
             f"--n=total_params; the table has {there}"
         )
-    if named.keys() >= {*SWEPT}:
-        raise UserError("--lr and --batch: give one; the other has a law of its own")
     if named.keys().isdisjoint(SWEPT):
         varying = [name for name in OUR_LR if _varies(table, name)]
         if not varying:
@@ -160,6 +209,18 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
         raise UserError("which column is the loss? say it, as in --loss=final_loss")
     read = {key.upper(): named[key] for key in SCALES if key in named}
     return read | {key: named[key] for key in _OTHERS if key in named}
+
+
+def _numbers(
+    table: DataFrame, read: Mapping[str, str]
+) -> tuple[DataFrame, dict[str, list[float]], list[str]]:
+    """The rows with a result, their numbers by what they are of, and warnings; checked."""
+    check_columns(read)
+    rows, warnings = _with_result(table, read["loss"])
+    values = {key: numbers_of(rows, name) for key, name in read.items() if key != "seed"}
+    places = [v for key, v in values.items() if key != "loss"]
+    check_sweeps(rows, read, np.array(values["loss"]), places)
+    return rows, values, warnings
 
 
 def _with_result(table: DataFrame, loss: str) -> tuple[DataFrame, list[str]]:

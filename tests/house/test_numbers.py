@@ -485,6 +485,26 @@ def test_what_parts_are_worth_is_their_file():
     says(page, f"make {updates[0]} to {updates[-1]:,} updates")
 
 
+def test_step_laws_exponents_are_their_file():
+    page = "docs/results/laws/README.md"
+    joint = record("laws/steplaw.json")["joint"]
+    ways = {"laws": "by the quadratics", "lowest": "by the lowest run of each"}
+    for which, way in ways.items():
+        for name, swept in (("lr", "LR*"), ("batch", "batch*")):
+            law = joint[which][name]
+            cells = []
+            for key in ("N", "D"):
+                low, high = law["ci95"][key]
+                cells.append(f"{law['exponents'][key]:.3f} [{low:.3f}, {high:.3f}]")
+            says(page, f"| {swept}, {way} | {' | '.join(cells)} |")
+    scatters = [percent(joint[which]["lr"]["scatter"], 1) for which in ways]
+    says(page, f"by {scatters[0]} (of the lowest runs by {scatters[1]})", "of 17 scales")
+    exponents = joint["laws"]
+    lr, batch = exponents["lr"]["exponents"], exponents["batch"]["exponents"]
+    says("docs/laws.md", f"LR* ~ N^{lr['N']:.3f} D^{lr['D']:.3f}")
+    says("docs/laws.md", f"B* ~ N^{batch['N']:.3f} D^{batch['D']:.3f}")
+
+
 def test_what_branches_cost_and_lose_is_their_files():
     rows = table("branches/branches.csv")
     share = sum(int(r["flops"]) for r in rows) / sum(int(r["separate_flops"]) for r in rows)

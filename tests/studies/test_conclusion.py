@@ -13,6 +13,7 @@ import pytest
 from fake_worker import CRASH, DIVERGE, TINY
 
 from nanoscale.__main__ import main
+from nanoscale.commands.sample import text_by
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
@@ -29,24 +30,11 @@ def study(tmp_path, monkeypatch) -> Study:
     return runner.run_grid("toy", TINY, {"beta1": [0.9, DIVERGE, CRASH]})
 
 
-def texts(monkeypatch, text: str = "To be") -> list[Path]:
-    """The folders from which something is sampled; every one writes `text`."""
-    asked = []
-
-    def sample(options):
-        asked.append(Path(options.out_dir))
-        return [text]
-
-    monkeypatch.setattr("nanoscale.training.sample.sample", sample)
-    return asked
-
-
 def page_of(study: Study) -> str:
     return html.unescape((study.folder / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_says_cost_origin_and_what_has_no_result(study, monkeypatch):
-    texts(monkeypatch)
+def test_the_page_says_cost_origin_and_what_has_no_result(study):
     for _, folder in study.runs():
         metrics = folder.metrics()
         if metrics:
@@ -75,8 +63,7 @@ def test_what_runs_differ_in_is_all_said(study):
     assert (told["python"], told["git_dirty"]) == ("3.11, 3.12", False)
 
 
-def test_every_command_of_a_page_runs(study, monkeypatch, capsys):
-    texts(monkeypatch)
+def test_every_command_of_a_page_runs(study, capsys):
     conclusion.conclude(study)
     commands = re.findall(r"<code>(.*?)</code>", page_of(study))
     assert len(commands) == 3
@@ -85,16 +72,22 @@ def test_every_command_of_a_page_runs(study, monkeypatch, capsys):
         assert main(words[words.index("nanoscale") + 1 :]) == 0, command
 
 
-def test_a_text_is_by_the_best_run_and_drawn_once(study, monkeypatch):
-    drawn = texts(monkeypatch, "  To be\n")
+def test_a_text_is_by_the_best_run_and_written_once(study):
     best, *_ = (folder for _, folder in study.runs())
-    for _ in range(2):
-        conclusion.conclude(study)
+    asked: list[Path] = []
+
+    def writer(folder: Path) -> str:
+        asked.append(folder)
+        return "To be"
+
+    for again in (writer, writer, None):
+        conclusion.conclude(study, writer=again)
         assert f"What run {best.path.name.rpartition('-')[2]} writes" in page_of(study)
         assert "<pre>To be</pre>" in page_of(study)
-    assert drawn == [best.path]
+    assert asked == [best.path]
 
 
 def test_a_run_that_cannot_write_has_no_text(study):
-    conclusion.conclude(study)  # the stand-in's weights are none
+    assert text_by(next(study.runs())[1].path) is None  # the stand-in's weights are none
+    conclusion.conclude(study, writer=text_by)
     assert "writes</h2>" not in page_of(study)

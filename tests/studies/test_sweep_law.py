@@ -177,7 +177,6 @@ def test_the_function_takes_a_table_and_gives_the_record(desk):
         ("no row has a c", ["odd.csv", "--n=a", "--lr=b", "--loss=c"]),
         ("row 1: d='x' is not a number", ["odd.csv", "--n=a", "--lr=b", "--loss=d"]),
         ("row 1: e=-1: expected a number above 0", ["odd.csv", "--n=e", "--lr=b", "--loss=a"]),
-        ("--lr and --batch: give one", ["runs.csv", "--lr=learning_rate", "--batch=val_loss"]),
         ("--n=params: the table has no such column", ["runs.csv", "--n=params"]),
         ("--at=N: expected names and numbers", ["runs.csv", "--at=N"]),
         (
