@@ -342,8 +342,7 @@ def _warnings(best: Certified, points: Points, plan: Resampling, lost: int) -> l
     form = best.problem.law
     n = len(points.loss)
     p = len(form.names)
-    remedy = "give them at full precision"
-    warnings = warnings_of(points.loss, best, lost, plan.count, remedy)
+    warnings = warnings_of(points.loss, best, lost, plan.count, "give them at full precision")
     if plan.count and plan.method == "pairs" and n < POINTS_PER_PARAMETER * p:
         warnings.append(
             f"pairs resamples of {n} points repeat so many that {p} parameters are hardly "

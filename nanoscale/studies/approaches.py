@@ -59,8 +59,9 @@ class Valleys:
             optima.append((best.N, low, high))
         line = Band(C, *np.array(optima).T)
         largest = float((6 * found.grid.N * found.grid.D).max())
-        error = bias(found, fit, FAR * largest) if fit.exponents else None
-        return cls(found, points.loss, line, error)
+        return cls(
+            found, points.loss, line, bias(found, fit, FAR * largest) if fit.exponents else None
+        )
 
     def to_json(self) -> dict[str, Json]:
         """The record, with the rows and the curve of every valley."""

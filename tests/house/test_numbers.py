@@ -485,6 +485,31 @@ def test_what_parts_are_worth_is_their_file():
     says(page, f"make {updates[0]} to {updates[-1]:,} updates")
 
 
+def test_what_the_horizon_moves_is_its_file():
+    page = "docs/results/horizon/README.md"
+    verdicts = record("horizon/transfer.json")["verdicts"]
+    rows: dict[float, list[str]] = {}
+    for name, verdict in verdicts.items():
+        drift = verdict["drift"]
+        low, high = drift["ci95"]
+        says(page, f"{drift['value']:+.2f} [{low:.2f}, {high:.2f}]")
+        says("docs/results/README.md", f"{drift['value']:+.2f} [{low:.2f}, {high:.2f}]")
+        says(page, f"{verdict['seed_sd']:.3f}")
+        assert verdict["verdict"] == "inconclusive"
+        assert f"{name}: best LR" in (ROOT / page).read_text(encoding="utf-8")
+        for size in verdict["sizes"]:
+            best = ", ".join(f"{end:.4f}" for end in size["ci95"])
+            ends = ", ".join(f"{end:.3f}" for end in size["regret_ci95"])
+            lost = f"{size['regret']:.3f} [{ends}]" if size["regret"] else ""
+            cells = rows.setdefault(size["size"], [])
+            cells += [f"{size['optimum_lr']:.4f} [{best}]", lost]
+    for updates, cells in rows.items():
+        says(page, f"| {updates:g} | {' | '.join(cells)} |".replace("|  |", "| |"))
+    runs = table("horizon/table.csv")
+    minutes = sum(float(run["wall_seconds"]) for run in runs) / 60 / 2
+    says(page, f"{minutes:.0f} minutes", f"{len(runs)} runs")
+
+
 def test_step_laws_exponents_are_their_file():
     page = "docs/results/laws/README.md"
     joint = record("laws/steplaw.json")["joint"]
