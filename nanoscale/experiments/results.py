@@ -10,6 +10,7 @@ import csv
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,6 +98,7 @@ class Study:
     best_trial: BestRun | None = None  # of a search, once it has one
     outcome: SearchOutcome | None = None
     verdict: str = ""  # fail, or inconclusive: its question was refused an answer
+    seen: list[dict[str, Json]] | None = None  # its rows, while it is `still`
 
     @classmethod
     def open(cls, folder: Path | str) -> Study:
@@ -263,7 +265,18 @@ class Study:
 
     def rows(self) -> list[dict[str, Json]]:
         """The rows of `frame`, without the plan: what `table.csv` holds."""
+        if self.seen is not None:
+            return [dict(row) for row in self.seen]
         return [row_of(entry, folder) for entry, folder in self.runs()]
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Its rows are read once: nothing of it runs meanwhile."""
+        self.seen = self.rows()
+        try:
+            yield
+        finally:
+            self.seen = None
 
     def metrics(self) -> list[dict[str, Any]]:
         """`metrics.json` of every finished run, with the original's `experiment_name`."""
@@ -346,7 +359,7 @@ def state_of(folder: RunFolder) -> str:
 
 def metrics_of(folder: RunFolder) -> dict[str, Any]:
     """The run's results; {} unless it has finished, as those of an earlier life are none."""
-    metrics = folder.metrics() if state_of(folder) in FINISHED else None
+    metrics = folder.metrics() if folder.exists() else None
     return metrics or {}
 
 

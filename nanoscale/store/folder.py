@@ -181,8 +181,8 @@ class RunFolder:
         return RunStatus.from_json(self._status_record())
 
     def _status_record(self) -> dict[str, Json]:
-        damage = self.damage()
         status = self.record(STATUS)
+        damage = self._damage(status, MADE_BY)
         if status is None:
             config = (self.record(CONFIG) if damage else read_json(self / CONFIG)) or {}
             status = {
@@ -201,9 +201,12 @@ class RunFolder:
 
     def damage(self, remedy: str = MADE_BY) -> str:
         """Which record of the run cannot be read, and the `remedy` that mends it; "" if all can."""
+        return self._damage(self.record(STATUS), remedy)
+
+    def _damage(self, status: Mapping[str, Json] | None, remedy: str) -> str:
+        """That, by its status."""
         if self.exists() and self.record(CONFIG) is None:
             return self._damaged(CONFIG, "cannot be read", self._mends_config())
-        status = self.record(STATUS)
         mends = f"{remedy} mends it"
         if status is not None:
             lost = status["state"] in FINISHED and self.record(METRICS) is None

@@ -44,6 +44,11 @@ def conclude(study: Study, goes_on: bool = False, writer: Writer | None = None) 
     goes_on: there are more stages, by the study's own command. writer: of a text by the best run,
     for the page, by its folder; what was written before stays.
     """
+    with study.still():
+        return _concluded(study, goes_on, writer)
+
+
+def _concluded(study: Study, goes_on: bool, writer: Writer | None) -> list[str]:
     recipe = asked_recipe(study)
     frame = study.frame()
     answer = recipe.conclude(study, frame)
