@@ -24,10 +24,13 @@ from nanoscale.store.folder import COMPLETE, FAILED, ROWS, WAITING, RunFolder
 from nanoscale.store.lease import Owner
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from rich.console import Group
 
 TAIL_BYTES = 1 << 16
 TRY_LINES = 5  # of a failed try's log
+LINES_KEPT = 8  # of what is said in a notebook
+RUN_COLUMNS = ("run", "state", "step", "loss", "tokens/s", "left")
 LOADING = "loading torch"  # what a run does that has been started and has not begun
 
 
@@ -166,6 +169,32 @@ class Progress:
             runs = "; ".join(run_line(job) for job in self.running.values())
             self.say(f"{self.ended_runs}/{self.total} done, {self.spent()}: {runs}")
 
+    # -- what a table of them shows ----------------------------------------------------------
+    def standing(self) -> str:
+        """Counts, FLOPs and the time left."""
+        waiting = self.total - self.ended_runs - len(self.running)
+        failed = f", {self.failed_runs} failed" if self.failed_runs else ""
+        return (
+            f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
+            f"{self.spent()}"
+        )
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row per running run, of `RUN_COLUMNS`."""
+        rows: list[tuple[str, ...]] = []
+        for job in self.running.values():
+            run = read(job.folder)
+            row = (
+                job.title,
+                LOADING if run.state in ("", WAITING) else run.state,
+                f"{run.step:,}/{run.max_iters:,}",
+                text(run.loss, "{:.4f}"),
+                text(run.tokens_per_second, "{:,.0f}"),
+                "" if run.seconds_left is None else duration(run.seconds_left),
+            )
+            rows.append(row)
+        return rows
+
     # -- words ------------------------------------------------------------------------------
     def say(self, line: str) -> None:
         print(f"[{self.name}] {line}", flush=True)
@@ -218,35 +247,69 @@ class LiveProgress(Progress):
         from rich.console import Group
         from rich.table import Table
 
-        waiting = self.total - self.ended_runs - len(self.running)
-        failed = f", {self.failed_runs} failed" if self.failed_runs else ""
-        line = (
-            f"{self.name}: {self.ended_runs}/{self.total} done{failed}, {waiting} waiting, "
-            f"{self.spent()}"
-        )
-        table = Table("run", "state")
-        for column in ("step", "loss", "tokens/s", "left"):
+        table = Table(*RUN_COLUMNS[:2])
+        for column in RUN_COLUMNS[2:]:
             table.add_column(column, justify="right")
-        for job in self.running.values():
-            run = read(job.folder)
-            table.add_row(
-                job.title,
-                LOADING if run.state in ("", WAITING) else run.state,
-                f"{run.step:,}/{run.max_iters:,}",
-                text(run.loss, "{:.4f}"),
-                text(run.tokens_per_second, "{:,.0f}"),
-                "" if run.seconds_left is None else duration(run.seconds_left),
-            )
-        return Group(line, table)
+        for cells in self.cells():
+            table.add_row(*cells)
+        return Group(self.standing(), table)
+
+
+class NotebookProgress(Progress):
+    """The same in a notebook: one output that is replaced, with what was said last below it."""
+
+    def __enter__(self) -> NotebookProgress:
+        from IPython.display import display
+
+        self.said: list[str] = []
+        self.handle = display(self.html(), display_id=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show()
+
+    def say(self, line: str) -> None:
+        self.said = [*self.said, line][-LINES_KEPT:]
+        self.show()
+
+    def tick(self) -> None:
+        if time.monotonic() - self.shown > LIVE_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        self.shown = time.monotonic()
+        self.handle.update(self.html())
+
+    def html(self) -> HTML:
+        """The table, and the last lines."""
+        from html import escape
+
+        from IPython.display import HTML
+
+        rows = [RUN_COLUMNS, *self.cells()] if self.running else []
+        cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+        table = "".join(f"<tr>{row}</tr>" for row in cells)
+        said = escape("\n".join(self.said))
+        return HTML(f"<p>{escape(self.standing())}</p><table>{table}</table><pre>{said}</pre>")
 
 
 def open_progress(
     name: str, jobs: Sequence[Job], later: Callable[[], Expected] = Expected
 ) -> Progress:
-    """A live table where standard output is a terminal that can show one."""
-    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    kind = LiveProgress if live else Progress
+    """A live table where standard output is a terminal or a notebook that can show one."""
+    kind = Progress
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        kind = LiveProgress
+    elif in_notebook():
+        kind = NotebookProgress
     return kind(name, jobs, later)
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
 
 
 def done_flops(job: Job) -> float:

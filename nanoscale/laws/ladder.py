@@ -156,6 +156,17 @@ class LadderFit(LawFit):
             return of_law
         return np.concatenate([of_law, TWO_POWERS.loss(self.rival.draws, *x)])
 
+    def in_words(self) -> str:
+        """What ten times the compute does, in a sentence."""
+        curve = self.curve
+        low, high = curve.lo[-1], curve.hi[-1]
+        now = float(self(np.array([curve.x[-1] / CURVE_REACH[1]]))[0])
+        ends = f"from {now:.3g} to {curve.loss[-1]:.3g} [{low:.3g}, {high:.3g}]"
+        more = f"ten times the {'compute' if self.x_name == 'C' else self.x_name}"
+        if high < now:
+            return f"{more} lowers the loss {ends}"
+        return f"these runs do not show that {more} lowers the loss, {ends}"
+
     def summary(self) -> list[str]:
         """The lines a user sees: the law, what is not identified, what both rest on."""
         curve = self.curve

@@ -14,6 +14,7 @@ from nanoscale.report.lr_curves import transfer_figure
 from nanoscale.report.multiverse_figures import multiverse_figure
 from nanoscale.report.page import StudyPage
 from nanoscale.report.paired_losses import compare_figure
+from nanoscale.report.parallel_figures import parallel_figure
 from nanoscale.report.run_figures import heatmap_figure, lines_figure, loss_curves_figure
 from nanoscale.report.search_figures import contour_figure, search_figure
 from nanoscale.report.valley_figures import valleys_figure
@@ -32,6 +33,7 @@ __all__ = [
     "link_runs",
     "loss_curves_figure",
     "multiverse_figure",
+    "parallel_figure",
     "residuals_figure",
     "rivals_figure",
     "rollout_figure",

@@ -1,7 +1,7 @@
 """What a search found: loss against each key, and over the two that matter most.
 
 The one idea: a search's answer is a valley per key, so each has a panel of its own over one loss
-axis, the most important first. Trials that went further (rungs) are drawn stronger; the best is the
+axis, the most important first. DrawnTrials that went further (rungs) are drawn stronger; the best is the
 diamond.
 """
 
@@ -45,18 +45,18 @@ _SHOWN = 0.75  # share of the losses, from the best, that the loss axis holds
 LEVELS = len(HEAT)
 _MESH = 80  # points of a side of the smooth surface
 _FEWEST = 10  # trials for one
-_Domain = Sequence[Json] | Mapping[str, float]  # choices, or low, high and whether by its log
-_Domains = Mapping[str, _Domain]  # of the keys that were searched
+Domain = Sequence[Json] | Mapping[str, float]  # choices, or low, high and whether by its log
+Domains = Mapping[str, Domain]  # of the keys that were searched
 
 
 @dataclass(frozen=True)
-class _Range:
+class Axis:
     low: float
     high: float
     log: bool
 
     @classmethod
-    def of(cls, domain: Mapping[str, float]) -> _Range:
+    def of(cls, domain: Mapping[str, float]) -> Axis:
         return cls(domain["low"], domain["high"], bool(domain.get("log")))
 
     def unit(self, values: Array) -> Array:
@@ -81,7 +81,7 @@ class _Range:
 
 
 @dataclass(frozen=True)
-class _Trials:
+class DrawnTrials:
     """Those with a finite loss, (n,) each."""
 
     values: Sequence[Mapping[str, Json]]
@@ -90,7 +90,7 @@ class _Trials:
     rungs: Array
 
     @classmethod
-    def of(cls, found: SearchOutcome) -> _Trials:
+    def of(cls, found: SearchOutcome) -> DrawnTrials:
         done = []
         for trial in found.trials:
             losses = np.array(trial.losses, float)  # NaN: none
@@ -111,11 +111,11 @@ class _Trials:
 
 
 @styled()
-def search_figure(found: SearchOutcome, space: _Domains) -> Figure:
+def search_figure(found: SearchOutcome, space: Domains) -> Figure:
     """A panel per key: loss of every trial against its value."""
-    trials = _Trials.of(found)
+    trials = DrawnTrials.of(found)
     importance = found.importance or {}
-    domains = _ranked(space, found)[:MOST]
+    domains = ranked(space, found)[:MOST]
     low, high = trials.losses.min(), np.quantile(trials.losses, _SHOWN)
     room = max(high - low, 1e-3 * abs(low))
     across = min(len(domains), _ACROSS)
@@ -151,16 +151,16 @@ def search_figure(found: SearchOutcome, space: _Domains) -> Figure:
 
 
 @styled()
-def contour_figure(found: SearchOutcome, space: _Domains) -> Figure | None:
+def contour_figure(found: SearchOutcome, space: Domains) -> Figure | None:
     """The loss over the two most important ranges, smoothed, at the first rung; points are trials.
 
     None where there are fewer than two ranges or ten trials.
     """
-    trials = _Trials.of(found)
+    trials = DrawnTrials.of(found)
     ranges = []
-    for key, domain in _ranked(space, found):
+    for key, domain in ranked(space, found):
         if isinstance(domain, Mapping):
-            ranges.append((key, _Range.of(domain)))
+            ranges.append((key, Axis.of(domain)))
     if len(ranges) < 2 or len(trials.values) < _FEWEST:
         return None
     (x_key, x_range), (y_key, y_range) = ranges[:2]
@@ -209,11 +209,11 @@ def smooth(u: Array, v: Array, losses: Array, mesh: Array) -> Array:
     return smooth
 
 
-def _slice(axes: Axes, key: str, domain: _Domain, trials: _Trials) -> None:
+def _slice(axes: Axes, key: str, domain: Domain, trials: DrawnTrials) -> None:
     """One key's panel."""
     if isinstance(domain, Mapping):
         where = trials.numbers(key)
-        _Range.of(domain).on(axes, "x")
+        Axis.of(domain).on(axes, "x")
     else:
         where = np.array([domain.index(values[key]) for values in trials.values])
         axes.set_xticks(range(len(domain)), list(map(str, domain)))
@@ -246,7 +246,7 @@ def _slice(axes: Axes, key: str, domain: _Domain, trials: _Trials) -> None:
     )
 
 
-def _ranked(space: _Domains, found: SearchOutcome) -> list[tuple[str, _Domain]]:
+def ranked(space: Domains, found: SearchOutcome) -> list[tuple[str, Domain]]:
     """The keys and their domains, the most important first."""
     importance = found.importance or {}
     return sorted(space.items(), key=lambda item: -importance.get(item[0], 0.0))

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from nanoscale.experiments import Study
-    from nanoscale.laws import LadderFit
     from nanoscale.laws.forecast import ForecastPoint
 
 OF_SIZE = ("model", "data")  # groups of keys in which sizes differ
@@ -75,19 +74,8 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         folder.mkdir(exist_ok=True)
     record = fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()}
     write_json(folder / "power.json", record)
-    lines = [lowered_by_compute(fit), *fit.summary(), *conventions]
+    lines = [fit.in_words(), *fit.summary(), *conventions]
     return Answer(lines, fit, labels, fit.warnings, commands={"The law": "fit"})
-
-
-def lowered_by_compute(fit: LadderFit) -> str:
-    """What the law says in one sentence."""
-    curve = fit.curve
-    low, high = curve.lo[-1], curve.hi[-1]
-    now = float(fit(np.array([curve.x[-1] / FAR]))[0])
-    ends = f"from {now:.3g} to {curve.loss[-1]:.3g} [{low:.3g}, {high:.3g}]"
-    if high < now:
-        return f"ten times the compute lowers the loss {ends}"
-    return f"these runs do not show that ten times the compute lowers the loss, {ends}"
 
 
 def narrow(study: Study, frame: DataFrame) -> Narrowing | None:

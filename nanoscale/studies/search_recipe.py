@@ -82,8 +82,8 @@ def _target(study: Study) -> Iterator[str]:
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
-    """Loss against each key, and over the two that matter most."""
-    from nanoscale.report import contour_figure, search_figure
+    """Loss against each key, over the two that matter most, and the trials over all of them."""
+    from nanoscale.report import contour_figure, parallel_figure, search_figure
 
     outcome = study.outcome
     if outcome is None or not any(trial.losses[-1] is not None for trial in outcome.trials):
@@ -104,6 +104,14 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
             "points are trials."
         )
         pictures.append(Picture("contour", caption, contour))
+
+    parallel = parallel_figure(outcome, space)
+    if parallel is not None:
+        caption = (
+            "Every trial over all that was searched, the most important first, and its loss, the "
+            "lowest at the top; the best tenth in colour, the best in orange."
+        )
+        pictures.append(Picture("parallel", caption, parallel))
     return pictures
 
 

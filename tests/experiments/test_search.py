@@ -685,6 +685,33 @@ def test_a_surface_and_slices_are_drawn_from_the_trials():
     assert (np.abs(surface.argmin(1) - 6) <= 2).all()
 
 
+def test_trials_are_lines_over_all_keys_on_axes_of_their_own():
+    from nanoscale.report import parallel_figure
+
+    space = {
+        "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+        "beta2": {"low": 0.9, "high": 1.0},
+        "optimizer": ["adamw", "muon"],
+    }
+    trials = []
+    for k in range(20):
+        values = {"learning_rate": 1e-3, "beta2": 0.95, "optimizer": "muon" if k else "adamw"}
+        trials.append(TrialResult(values, [2.0 + 0.01 * k]))
+    trials.append(TrialResult(values, [math.inf]))
+    figure = parallel_figure(SearchOutcome(trials, {"beta2": 0.9, "optimizer": 0.1}), space)
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    assert len(lines) == 20  # the diverged one has no loss
+    best, second = lines[-1].get_ydata(), lines[-2].get_ydata()
+    assert list(best) == pytest.approx([0.5, 0, 0.5, 1])  # beta2, optimizer, log of the LR, loss
+    assert list(second[:3]) == pytest.approx([0.5, 1, 0.5])
+    assert 0.8 < second[3] < 1
+    assert min(line.get_ydata()[3] for line in lines) == 0
+    said = {text.get_text() for text in axes.texts}
+    assert {"beta2", "optimizer", "learning_rate", "validation loss", "muon", "2.000"} <= said
+    assert parallel_figure(SearchOutcome(trials, None), {"beta2": space["beta2"]}) is None
+
+
 # -- the best values anew, at the size they are for -----------------------------------------------
 PROXY_BASE = BASE | {"n_embd": 64, "n_head": 4, "parametrization.mode": "muP"}
 SMALL = {"n_embd": 16, "n_head": 2}

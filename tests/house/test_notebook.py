@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -29,4 +31,8 @@ def test_scaling_studies_notebook(tmp_path, monkeypatch):
     text = "".join(output.get("text", "") for output in outputs)
     figures = [o for o in outputs if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
     assert "L(C) = " in text
+    assert text.count("lowest mean val_loss") == 4  # two batches, depth, and the grid of both
+    assert re.search(r"ten times the compute lowers the loss|these runs do not show", text)
+    shown = [o["data"]["text/html"] for o in outputs if "text/html" in o.get("data", {})]
+    assert sum("/4 done" in html or "/8 done" in html for html in shown) >= 2  # replaced as it ran
     assert len(figures) == 4
