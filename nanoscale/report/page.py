@@ -87,7 +87,7 @@ class StudyPage:
             warnings=[_Line.of(line) for line in self.warnings],
             figures=[_drawn(i, *figure) for i, figure in enumerate(self.figures, start=1)],
             tables=[_table(*table) for table in self.tables],
-            facts=self.facts,
+            facts=[_Line.of(fact) for fact in self.facts],
             symbols=symbols_in(self.summary_lines),
             text=self.text,
             lists=[

@@ -1,7 +1,7 @@
 """What a search found: loss against each key, and over the two that matter most.
 
 The one idea: a search's answer is a valley per key, so each has a panel of its own over one loss
-axis, the most important first. DrawnTrials that went further (rungs) are drawn stronger; the best is the
+axis, the most important first. Trials that went further (rungs) are drawn stronger; the best is the
 diamond.
 """
 
