@@ -48,6 +48,7 @@ Words: TypeAlias = NDArray[np.uint64]  # of Philox
 
 # second word of the Philox key: one number per use, so that no two uses share words
 ORDER_RANDOM, ORDER_EPOCH, EPOCH_PHASE = 1, 2, 3
+LEAST_ORDERED = 1 << 16  # windows of an epoch that are put in order at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -445,17 +446,31 @@ class TrainingSamples:
     def _starts_in_epoch(self, epoch: int, begin: int, end: int) -> Integers:
         """Windows [begin, end) of an epoch in its order: (end - begin,)."""
         n, T = self.windows_per_epoch, self.block_size
-        order = _order_of_epoch(self.data_seed, epoch, n)[begin:end]
+        order = _order_of_epoch(self.data_seed, epoch, n, _rounded_up(end, n))[begin:end]
         word = philox_words(self.data_seed, EPOCH_PHASE, 0, epoch, 1)
         phases = min(T, len(self.tokens) - n * T)
         return order * T + uniform_integers(word, phases)
 
 
+def _rounded_up(count: int, n: int) -> int:
+    """`count` of n, as a power of four or all: an order is made anew only a few times."""
+    power = LEAST_ORDERED
+    while power < count:
+        power *= 4
+    return min(power, n)
+
+
 @functools.lru_cache(maxsize=2)
-def _order_of_epoch(seed: int, epoch: int, n: int) -> Integers:
+def _order_of_epoch(seed: int, epoch: int, n: int, first: int) -> Integers:
+    """The `first` windows of n in an epoch's order: a short run does not sort a long text."""
     words = philox_words(seed, ORDER_EPOCH, epoch, 0, n)
+    if first < n:
+        last = np.partition(words, first - 1)[first - 1]
+        places = np.flatnonzero(words <= last)
+    else:
+        places = np.arange(n)
     # a stable sort, so that equal words cannot make the order depend on the machine
-    return np.argsort(words, kind="stable")
+    return places[np.argsort(words[places], kind="stable")][:first]
 
 
 def evaluation_windows(n_tokens: int, block_size: int, limit: int) -> Integers:

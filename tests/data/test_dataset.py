@@ -568,3 +568,18 @@ def test_both_modules_are_torch_free_and_light():
     loaded = done.stdout.split()
     assert "numpy" in loaded
     assert not {"torch", "pandas", "scipy", "matplotlib", "urllib.request"}.intersection(loaded)
+
+
+@pytest.mark.parametrize("coarse", [1, 1 << 60])
+def test_the_first_windows_of_an_epoch_are_those_of_the_whole_order(monkeypatch, coarse):
+    """Also where words are equal, as coarse ones are."""
+    seed, n = 4_000 + coarse % 7, 3000
+    exact = data.philox_words
+    monkeypatch.setattr(data, "philox_words", lambda *key: exact(*key) // np.uint64(coarse))
+    whole = np.argsort(data.philox_words(seed, data.ORDER_EPOCH, 2, 0, n), kind="stable")
+    monkeypatch.setattr(data, "LEAST_ORDERED", 16)
+    samples = TrainingSamples(counting_tokens(n * 4 + 4), 4, seed, "epoch")
+    assert samples.windows_per_epoch == n
+    for end in (1, 15, 17, 64, 65, 1025, n):
+        starts = starts_of(samples, 2 * n, end)
+        assert (np.diff(starts) == 4 * np.diff(whole[:end])).all()
