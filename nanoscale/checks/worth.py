@@ -25,8 +25,11 @@ from nanoscale.store.files import plain
 
 WORTH_SIZES = 4  # a parabola leaves one
 HALF_LEFT = 0.5 / math.log(10)  # of the logarithm of a worth, lost over ten times the compute
+DOUBLED = math.log10(2)  # exponent of a worth that ten times the compute doubles
 GROWS, STAYS, FADES, UNDECIDED = "grows", "holds", "fades with scale", "not decided"
 WORTH_DRAWS = 2000
+MOST_LOG = math.log(1e6)  # of a worth
+READ_BELOW = 1.2  # times below an arm's smallest run: its curve is read where it has none
 MOST_FLAT = 0.025  # share of draws whose curve does not fall
 
 
@@ -88,19 +91,33 @@ class Worth:
     @property
     def times(self) -> str:
         """`1.35 [1.28, 1.42]`."""
-        return f"{self.value:.3g} {_text(self.ci95)}"
+        return f"{_three(self.value)} {_text(self.ci95)}"
 
     @property
     def moves(self) -> str:
         """The factor by which it goes at ten times the compute, as in `0.92 [0.85, 0.99]`."""
         low, high = (10**end for end in self.exponent_ci95)
-        return f"{10**self.exponent:.3g} {_text((low, high))}"
+        return f"{_three(10**self.exponent)} {_text((low, high))}"
+
+    @property
+    def middle(self) -> float:
+        """The FLOPs at which `value` is."""
+        return float(np.exp(np.mean([math.log(at.flops) for at in self.at])))
+
+    @property
+    def beyond(self) -> tuple[int, float]:
+        """At how many sizes one arm has a loss that the other has at no size, as it is above that
+        of its smallest run; and how many times below that run's FLOPs its curve is read at most."""
+        smallest = min(at.base_flops for at in self.at)
+        reads = [at.flops / math.sqrt(max(at.value, 1 / at.value)) for at in self.at]
+        below = [smallest / read for read in reads if read < smallest / READ_BELOW]
+        return len(below), max(below, default=1.0)
 
     def text(self) -> str:
-        """`1.35 [1.28, 1.42] times the FLOPs for the same loss, and ...: fades with scale`."""
+        """`1.35 [1.28, 1.42] times the FLOPs for the same loss at 1e+12, and ...: fades...`."""
         return (
-            f"{self.times} times the FLOPs for the same loss, and at ten times the compute "
-            f"{self.moves} times that: {self.verdict}"
+            f"{self.times} times the FLOPs for the same loss (at {self.middle:.2g} FLOPs), and at "
+            f"ten times the compute {self.moves} times that: {self.verdict}"
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -109,8 +126,13 @@ class Worth:
 
 
 def _text(ends: Interval) -> str:
-    low, high = ends
-    return f"[{low:.3g}, {high:.3g}]"
+    low, high = map(_three, ends)
+    return f"[{low}, {high}]"
+
+
+def _three(value: float) -> str:
+    """Three digits, also of a round number: `0.900`."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _log(losses: Losses) -> Numbers:
@@ -246,11 +268,18 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
     """
     if len(sizes) < WORTH_SIZES:
         raise UserError(f"{len(sizes)} sizes in both arms; {WORTH_SIZES} are needed")
+    if any(loss <= 0 for size in sizes for loss in (*size.base.values(), *size.losses.values())):
+        raise UserError("a loss of 0 or below has no logarithm")
     sizes = sorted(sizes, key=lambda size: size.base_flops)
     arms = _Arms.of(sizes)
     steps = np.random.default_rng(rng_seed).standard_normal((2, WORTH_DRAWS, len(sizes)))
     steps[:, 0] = 0  # the first is what was measured
     ratios, slopes = arms.ratios(steps)
+    if np.abs(ratios[0]).max(initial=0) > MOST_LOG:
+        raise UserError(
+            "its losses and the base's are too far apart: one would need more than a million times "
+            "the other's FLOPs for them"
+        )
     known = np.isfinite(ratios).all(axis=1)
     if not known[0] or (~known).mean() > MOST_FLAT:
         raise UserError("the losses do not fall beyond their noise from size to size")
@@ -274,14 +303,17 @@ def worth(sizes: Sequence[SizeLosses], *, rng_seed: int = 0) -> Worth:
 
 
 def _around(log: float, half: float) -> Interval:
+    """Ends a million times a million away are as good as any beyond."""
+    half = min(half, 2 * MOST_LOG)
     return math.exp(log - half), math.exp(log + half)
 
 
 def _verdict(mean: float, ends: Interval) -> str:
     """How the worth moves with size, by the exponent's interval: it holds where at ten times the
-    compute at least half of it is left, and at most half as much again has come to it."""
+    compute at least half of it is left, at most half as much again has come to it, and it has at
+    most doubled or halved."""
     low, high = ends
-    if max(-low, high) <= HALF_LEFT * abs(mean):
+    if max(-low, high) <= min(HALF_LEFT * abs(mean), DOUBLED):
         return STAYS
     if mean < 0:
         low, high = -high, -low

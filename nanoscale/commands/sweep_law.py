@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from nanoscale.commands.verb import (
 from nanoscale.errors import DONE, INCONCLUSIVE
 
 if TYPE_CHECKING:
+    from nanoscale.laws.joint_sweeps import JointSweeps
     from nanoscale.laws.sweep_optima import Sweep
     from nanoscale.laws.sweeps import SweepLaw, SweepOptimum
     from nanoscale.studies.sweep_laws import JointSweepStudy, SweepStudy
@@ -70,7 +71,7 @@ def command(
     Exits with 3 where no law is identified, and says what to add.
     """
     from nanoscale.experiments.tables import read_table
-    from nanoscale.studies.sweep_laws import joint_sweep_study, optima_figure, sweep_study
+    from nanoscale.studies.sweep_laws import joint_sweep_study, sweep_study
     from nanoscale.studies.table_faults import where as rows_where
 
     scale = None if at is None else scale_of(at)
@@ -78,23 +79,32 @@ def command(
     if where is not None:
         table = rows_where(table, where)
     named = given(columns)
-    law: SweepLaw | None
+    laws: dict[str, SweepLaw] = {}
     if {"lr", "batch"} <= named.keys():
         joint = joint_sweep_study(table, columns=named, at=scale, resamples=resamples)
-        lines, reason, law = lines_of_joint(joint), joint.reason, joint.joint.laws["lr"]
+        lines, reason = lines_of_joint(joint), joint.reason
+        laws = {} if joint.joint is None else joint.joint.laws
         record = joint.to_json()
     else:
         study = sweep_study(table, columns=named, at=scale, resamples=resamples)
-        lines, reason, law = lines_of(study), study.reason, study.law
+        lines, reason = lines_of(study), study.reason
+        laws = {} if study.law is None else {study.law.swept: study.law}
         record = study.to_json()
     say(lines, json_path, record | {"table": name})
-    if figure is not None and law is None:
-        click.echo(f"no figure in {figure}: there is no law")
-    elif figure is not None and law is not None:
-        from nanoscale.report import save
-
-        save(optima_figure(law), figure)
+    if figure is not None:
+        draw(laws, figure)
     return INCONCLUSIVE if reason else DONE
+
+
+def draw(laws: Mapping[str, SweepLaw], figure: Path) -> None:
+    """The optima of every law, where there is one."""
+    from nanoscale.report import save
+    from nanoscale.studies.sweep_laws import optima_figure
+
+    if laws:
+        save(optima_figure(laws), figure)
+    else:
+        click.echo(f"no figure in {figure}: there is no law")
 
 
 def lines_of(study: SweepStudy) -> list[str]:
@@ -118,21 +128,28 @@ def lines_of(study: SweepStudy) -> list[str]:
 def lines_of_joint(study: JointSweepStudy) -> list[str]:
     """What a user sees of both laws."""
     lines = []
-    laws, lowest = study.joint.laws, study.joint.lowest
-    for name, law in laws.items():
-        lines += _law_lines(law, len(law.sweeps))
-        lines.append(f"  by the lowest run of each alone: {lowest[name].equation()}")
+    if study.joint is not None:
+        lines += _joint_lines(study.joint)
     columns = [f"{key} = {name}" for key, name in study.columns.items()]
     lines.append(", ".join(columns))
     if study.at is not None and study.predictions is not None:
         where = ", ".join(f"{name}={value:g}" for name, value in study.at.items())
         for name, optimum in study.predictions.items():
             lines.append(f"at {where}: {name} {_optimum(optimum)}")
-    for lr, batch in zip(laws["lr"].sweeps, laws["batch"].sweeps, strict=True):
-        lines.append(f"  {lr.place()}: {_both(lr, batch)}")
+    if study.joint is not None:
+        pairs = zip(*(law.sweeps for law in study.joint.laws.values()), strict=True)
+        lines += [f"  {lr.place()}: {_both(lr, batch)}" for lr, batch in pairs]
     lines += warned(study.warnings)
     if study.reason:
         lines.append(f"not identified: {study.reason}")
+    return lines
+
+
+def _joint_lines(joint: JointSweeps) -> list[str]:
+    lines = []
+    for name, law in joint.laws.items():
+        lines += _law_lines(law, len(law.sweeps))
+        lines.append(f"  by the lowest run of each alone: {joint.lowest[name].equation()}")
     return lines
 
 
@@ -150,7 +167,7 @@ def _law_lines(law: SweepLaw, n_sweeps: int) -> list[str]:
     lines.append(
         f"{law.n_used} of {n_sweeps} sweeps have an optimum, which scatter about the law by "
         f"{100 * law.scatter:.2g} %; runs about their sweep's curve by {100 * law.noise:.2g} %; "
-        f"95 % intervals from {law.resamples:,} resamples"
+        + (f"95 % intervals from {law.resamples:,} resamples" if law.resamples else "no intervals")
     )
     return lines
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nanoscale.errors import UserError, counted, did_you_mean, make_folder, program
 from nanoscale.experiments.failures import log_tail
@@ -22,7 +22,7 @@ from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcom
 from nanoscale.experiments.replicates import SEED_KEYS, best_of, replicates_of
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, read_json, write_json
-from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, WAITING, RunFolder
+from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, METRICS, WAITING, RunFolder
 from nanoscale.store.run_records import further_key
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ RESULTS = (
 )
 CONVENTIONS = ("non_embedding", "non_position", "matrices_and_head")  # of N, beside total_params
 LOGS_SHOWN, LOG_LINES = 3, 10  # of failed runs
+Standing: TypeAlias = tuple[str, dict[str, Any]]  # a run's state, and its results
 FORBIDDEN = '/\\:*?"<>|'
 
 
@@ -98,7 +99,7 @@ class Study:
     best_trial: BestRun | None = None  # of a search, once it has one
     outcome: SearchOutcome | None = None
     verdict: str = ""  # fail, or inconclusive: its question was refused an answer
-    seen: list[dict[str, Json]] | None = None  # its rows, while it is `still`
+    seen: dict[Path, Standing] | None = None  # state and results by folder, while it is `still`
 
     @classmethod
     def open(cls, folder: Path | str) -> Study:
@@ -123,7 +124,11 @@ class Study:
                 raise TypeError("the name is no text")
             entries = [RunEntry(**entry) for entry in record["runs"]]
             asked = Asked.from_json(record.get("asked", {}))
-            study = cls(record["name"], asked, folder.parent, entries, record.get("warnings", []))
+            warnings = list(map(str, record.get("warnings", [])))
+            study = cls(check_name(record["name"]), asked, folder.parent, entries, warnings)
+            sound = isinstance(record.get("warnings", []), list)
+            if not sound or not all(isinstance(entry.values, dict) for entry in entries):
+                raise TypeError("a value of another kind")
             if "best" in record:
                 study.best_trial = BestRun(**record["best"])
             if "found" in record:
@@ -188,7 +193,7 @@ class Study:
 
     def states(self) -> Counter[str]:
         """State -> number of runs, now."""
-        return Counter(state_of(folder) for _, folder in self.runs())
+        return Counter(self.standing(folder)[0] for _, folder in self.runs())
 
     def counts(self) -> str:
         """`3 COMPLETE, 1 FAILED`."""
@@ -265,14 +270,19 @@ class Study:
 
     def rows(self) -> list[dict[str, Json]]:
         """The rows of `frame`, without the plan: what `table.csv` holds."""
-        if self.seen is not None:
-            return [dict(row) for row in self.seen]
-        return [row_of(entry, folder) for entry, folder in self.runs()]
+        return [row_of(entry, folder, self.standing(folder)) for entry, folder in self.runs()]
+
+    def standing(self, folder: RunFolder) -> Standing:
+        """A run's state and results."""
+        seen = {} if self.seen is None else self.seen
+        if folder.path not in seen:
+            seen[folder.path] = (state_of(folder), metrics_of(folder))
+        return seen[folder.path]
 
     @contextmanager
     def still(self) -> Iterator[None]:
-        """Its rows are read once: nothing of it runs meanwhile."""
-        self.seen = self.rows()
+        """Every run is read once: nothing of it runs meanwhile."""
+        self.seen = {}
         try:
             yield
         finally:
@@ -282,7 +292,7 @@ class Study:
         """`metrics.json` of every finished run, with the original's `experiment_name`."""
         results = []
         for entry, folder in self.runs():
-            if metrics := metrics_of(folder):
+            if metrics := self.standing(folder)[1]:
                 cell = "_".join(f"{key}{value}" for key, value in entry.values.items())
                 name = f"{self.name}_{cell}" if cell else self.name
                 known = {"id": metrics.get("id", entry.id), "experiment_name": name}
@@ -315,6 +325,9 @@ class Study:
         warnings = []
         for _, folder in self.runs():
             damage = folder.damage(self.retry_command) or folder.lost_rows()
+            state, metrics = self.standing(folder)
+            if state == COMPLETE and metrics.get("val_loss") is None and not damage:
+                damage = f"{METRICS} says no val_loss; move the folder away and train the run anew"
             if damage:
                 warnings.append(f"{folder.path}: {damage}")
         return warnings
@@ -381,13 +394,13 @@ def mixed_sets(folders: Iterable[RunFolder]) -> list[str]:
     ]
 
 
-def row_of(entry: RunEntry, folder: RunFolder) -> dict[str, Json]:
-    """A run's row: null where it has no result, never zero."""
-    metrics = metrics_of(folder)
+def row_of(entry: RunEntry, folder: RunFolder, standing: Standing | None = None) -> dict[str, Json]:
+    """A run's row: null where it has no result, never zero. standing: if it has been read."""
+    state, metrics = standing or (state_of(folder), metrics_of(folder))
     counts = (metrics.get("params") or {}).get("by_convention", {})
 
     row: dict[str, Json] = {} if entry.stage is None else {STAGE_COLUMN: entry.stage}
-    row |= {**entry.values, "state": state_of(folder)}
+    row |= {**entry.values, "state": state}
     for key in RESULTS:
         row[key] = metrics.get(key)
     for name, found in list((metrics.get("val_sets") or {}).items())[1:]:

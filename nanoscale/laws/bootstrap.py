@@ -20,6 +20,7 @@ from nanoscale.spec.values import Json
 DOF_NEEDED = 4  # of seeds, as three at two sizes have, for their noise to count as measured
 LEVEL = (0.025, 0.975)
 FEWEST = 100  # resamples that an interval needs
+PLENTY = 1_000_000
 
 Labels = Index | Sequence[object]  # of n points
 
@@ -84,7 +85,9 @@ def resampled(fitted: Array, noise: Noise, resamples: int, rng_seed: int) -> Arr
 
 
 def check_resamples(resamples: int) -> None:
-    """`UserError` for too few of them."""
+    """`UserError` for too few of them, or more than a machine holds."""
+    if resamples > PLENTY:
+        raise UserError(f"{resamples:,} resamples: at most {PLENTY:,}; 4,000 do")
     if resamples < FEWEST:
         raise UserError(
             f"{resamples} resamples are too few for a 95 % interval; use at least {FEWEST}"

@@ -16,14 +16,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, counted
 from nanoscale.laws import bootstrap
 from nanoscale.laws.arrays import Array
-from nanoscale.laws.points import TableColumns, number_columns, numbers
+from nanoscale.laws.points import (
+    LEVELS_NEEDED,
+    RowLabels,
+    TableColumns,
+    levels,
+    number_columns,
+    numbers,
+    plain_labels,
+    rise_together,
+)
 from nanoscale.laws.record import Record
 from nanoscale.laws.sweep_optima import NOT_BENT, OUTSIDE, TOO_FEW_VALUES, Sweep
-from nanoscale.laws.sweeps import SweepLaw, cells_of
+from nanoscale.laws.sweeps import SweepLaw, cells_of, check_twins
 
+MORE_CELLS, CELLS_WANTED = 4, 12  # than predictors, at least; and of all
 HARDLY_WORSE = 1.02  # times a cell's lowest loss: the runs that its quadratic goes through
 
 
@@ -106,63 +116,101 @@ def joint_sweep_laws(
     loss: Iterable[float],
     swept: Sequence[str] = ("lr", "batch"),
     *,
+    seed: RowLabels | None = None,
     resamples: int = 1000,
     rng_seed: int = 0,
 ) -> JointSweeps:
     """The optima of two columns swept at once as power laws of the others.
 
     columns: name -> values (n,): both that were swept, and one or two of N, D and C. loss (n,): of
-    runs that did not diverge. Intervals are over cells.
+    runs that did not diverge. seed (n,): runs of one scale, values and seed are one. Intervals are
+    over cells.
 
     Raises:
-        UserError: there are too few cells with an optimum.
+        UserError: there are too few cells with an optimum, or they say no exponent.
     """
-    y = np.log(numbers(loss, "loss"))
-    given = number_columns(columns, y)
-    v = np.log([given.pop(name) for name in swept]).T  # (n, 2)
-    names = [*given]
-    x = np.log([*given.values()])  # (P, n)
-    places, optima = [], []
-    for rows in cells_of(x):
-        places.append(x[:, rows].mean(axis=1))
-        optima.append(JointOptimum.of(v[rows], y[rows]))
-    cells = _Cells(names, np.array(places), optima, resamples, rng_seed)
-    cells.check()
-    laws, lowest = {}, {}
-    for k, name in enumerate(swept):
-        laws[name] = cells.law(name, np.array([optimum.vertex[k] for optimum in optima]))
-        lowest[name] = cells.law(name, np.array([optimum.lowest[k] for optimum in optima]))
-    return JointSweeps(laws, lowest)
+    cells = JointCells.of(columns, loss, swept, seed=seed)
+    reason = cells.why_no_law()
+    if reason:
+        raise UserError(reason)
+    return cells.laws(resamples, rng_seed)
 
 
 @dataclass(frozen=True)
-class _Cells:
-    names: list[str]
+class JointCells:
+    """The scales of a table, S of them, and the optima at each."""
+
+    swept: tuple[str, ...]
+    names: list[str]  # of the P predictors
     x: Array  # (S, P) ln predictors
     optima: list[JointOptimum]
-    resamples: int
-    rng_seed: int
 
-    def check(self) -> None:
-        """`UserError` where too few have an optimum for a law."""
+    @classmethod
+    def of(
+        cls,
+        columns: TableColumns,
+        loss: Iterable[float],
+        swept: Sequence[str],
+        *,
+        seed: RowLabels | None = None,
+    ) -> JointCells:
+        """Of a table; the arguments and refusals are those of `joint_sweep_laws`."""
+        y = np.log(numbers(loss, "loss"))
+        given = number_columns(columns, y)
+        v = np.log([given.pop(name) for name in swept]).T  # (n, 2)
+        x = np.log([*given.values()])  # (P, n)
+        if seed is not None:
+            check_twins([*given], x, v.T, plain_labels(seed))
+        places, optima = [], []
+        for rows in cells_of(x):
+            places.append(x[:, rows].mean(axis=1))
+            optima.append(JointOptimum.of(v[rows], y[rows]))
+        return cls(tuple(swept), [*given], np.array(places), optima)
+
+    def why_no_law(self) -> str:
+        """Why no law goes through the optima, and the remedy; nothing where one does."""
         flags = [optimum.flag for optimum in self.optima]
-        used = flags.count("")
-        needed = len(self.names) + 2
-        if used >= needed:
-            return
-        reasons = "; ".join(sorted({*flags} - {""}))
-        raise UserError(
-            f"{used} of {len(flags)} sweeps have both optima inside them ({reasons}); "
-            f"a law of {', '.join(self.names)} needs at least {needed}"
-        )
+        used = np.flatnonzero([not flag for flag in flags])
+        needed = len(self.names) + MORE_CELLS
+        if len(used) < needed:
+            reasons = "; ".join(sorted({*flags} - {""})) or "there are no more"
+            return (
+                f"{len(used)} of {len(flags)} sweeps have both optima inside them ({reasons}); "
+                f"a law of {', '.join(self.names)} needs at least {needed}"
+            )
+        for name, values in zip(self.names, np.exp(self.x[used]).T, strict=True):
+            if levels(values) < LEVELS_NEEDED:
+                return (
+                    f"{name} has {counted(levels(values), 'value')} among the sweeps with both "
+                    f"optima; an exponent needs {LEVELS_NEEDED}: add some, or leave {name} out"
+                )
+        if rise_together(self.x[used].T):
+            first, second = self.names
+            return (
+                f"{first} and {second} rise together, so nothing tells their exponents apart: "
+                f"vary {second} at fixed {first}, or leave one out"
+            )
+        return ""
 
-    def law(self, swept: str, best: Array) -> SweepLaw:
+    def laws(self, resamples: int, rng_seed: int) -> JointSweeps:
+        """Those of both, which there must be (`why_no_law`)."""
+        if resamples:
+            bootstrap.check_resamples(resamples)
+        laws, lowest = {}, {}
+        for k, name in enumerate(self.swept):
+            vertices = np.array([optimum.vertex[k] for optimum in self.optima])
+            lows = np.array([optimum.lowest[k] for optimum in self.optima])
+            laws[name] = self.law(name, vertices, resamples, rng_seed)
+            lowest[name] = self.law(name, lows, resamples, rng_seed)
+        return JointSweeps(laws, lowest)
+
+    def law(self, swept: str, best: Array, resamples: int, rng_seed: int) -> SweepLaw:
         """Through ln optima `best` (S,) of those that have one."""
         rows = np.flatnonzero(np.isfinite(best))
         basis = np.column_stack([np.ones(len(rows)), self.x[rows]])
         y = best[rows]
         coef = np.linalg.pinv(basis) @ y
-        lines = self._redrawn(basis, y)
+        lines = _redrawn(basis, y, resamples, rng_seed)
         ci95 = {}
         if len(lines):
             ends = bootstrap.interval(lines)
@@ -180,17 +228,20 @@ class _Cells:
             noise=math.sqrt(float(np.mean([self.optima[i].residual for i in rows]))),
             n_used=len(rows),
             resamples=len(lines),
-            warnings=[f"left out, {s.flag}: {s.place()}" for s in sweeps if s.flag],
+            warnings=self._warnings(sweeps),
             sweeps=sweeps,
             draws=lines,
         )
 
-    def _redrawn(self, basis: Array, y: Array) -> Array:
-        """(R, 1 + P): the law of cells drawn anew, from a basis (k, 1 + P) and optima y (k,)."""
-        rng = np.random.default_rng(self.rng_seed)
-        draws = rng.integers(0, len(y), (self.resamples, len(y)))
-        lines: Array = np.einsum("rpk,rk->rp", np.linalg.pinv(basis[draws]), y[draws])
-        return lines
+    def _warnings(self, sweeps: Sequence[Sweep]) -> list[str]:
+        warnings = [f"left out, {sweep.flag}: {sweep.place()}" for sweep in sweeps if sweep.flag]
+        used = len(sweeps) - len(warnings)
+        if used < CELLS_WANTED:
+            warnings.append(
+                f"only {used} sweeps have both optima: intervals by scales drawn anew are too "
+                f"narrow below {CELLS_WANTED}"
+            )
+        return warnings
 
     def _sweep(self, i: int, best: float) -> Sweep:
         optimum = self.optima[i]
@@ -198,3 +249,10 @@ class _Cells:
         if not math.isfinite(best):
             return Sweep(at, optimum.n_runs, flag=optimum.flag)
         return Sweep(at, optimum.n_runs, math.exp(best), None, optimum.loss)
+
+
+def _redrawn(basis: Array, y: Array, resamples: int, rng_seed: int) -> Array:
+    """(R, 1 + P): the law of cells drawn anew, from a basis (k, 1 + P) and optima y (k,)."""
+    draws = np.random.default_rng(rng_seed).integers(0, len(y), (resamples, len(y)))
+    lines: Array = np.einsum("rpk,rk->rp", np.linalg.pinv(basis[draws]), y[draws])
+    return lines

@@ -163,9 +163,9 @@ class LadderFit(LawFit):
         now = float(self(np.array([curve.x[-1] / CURVE_REACH[1]]))[0])
         ends = f"from {now:.3g} to {curve.loss[-1]:.3g} [{low:.3g}, {high:.3g}]"
         more = f"ten times the {'compute' if self.x_name == 'C' else self.x_name}"
-        if high < now:
-            return f"{more} lowers the loss {ends}"
-        return f"these runs do not show that {more} lowers the loss, {ends}"
+        if high < now and f"{high:.3g}" != f"{now:.3g}":
+            return f"by the law, {more} lowers the loss {ends}"
+        return f"these runs do not show that {more} lowers the loss; by their law {ends}"
 
     def summary(self) -> list[str]:
         """The lines a user sees: the law, what is not identified, what both rest on."""

@@ -189,7 +189,8 @@ def _ratio_ci95(fit: LawFit, C: float) -> Ends | None:
     if not len(fit.draws):
         return None
     N, D = fit.form.optimum(fit.draws, C)
-    ends: Ends = interval(D / N).tolist()
+    ratios = D / N
+    ends: Ends = interval(ratios).tolist()
     return ends
 
 

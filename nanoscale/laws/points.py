@@ -215,13 +215,13 @@ def levels(values: Array) -> int:
     return count
 
 
-def by_budget(C: Array) -> list[Index]:
+def by_budget(C: Array, within: float = SAME_BUDGET) -> list[Index]:
     """Indices of the runs of every budget, in order of C (n,)."""
     order = np.argsort(C, kind="stable")
     first = 0
     starts = []
     for at, row in enumerate(order):
-        if not at or C[row] > (1 + SAME_BUDGET) * C[order[first]]:
+        if not at or C[row] > (1 + within) * C[order[first]]:
             first = at
             starts.append(at)
     return np.split(order, starts[1:])

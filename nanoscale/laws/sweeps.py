@@ -158,7 +158,7 @@ class Sweeps:
         names = [*given]
         x = np.log([*given.values()])  # (P, n)
         if seed is not None:
-            _check_twins(names, x, v, plain_labels(seed))
+            check_twins(names, x, v[None], plain_labels(seed))
 
         places = []
         parabolas = []
@@ -285,15 +285,15 @@ def cells_of(x: Array) -> list[Index]:
     return [np.flatnonzero(index == k) for k in range(index.max() + 1)]
 
 
-def _check_twins(names: Sequence[str], x: Array, v: Array, seeds: Sequence[object]) -> None:
-    """A run listed twice would pass for two."""
+def check_twins(names: Sequence[str], x: Array, v: Array, seeds: Sequence[object]) -> None:
+    """A run listed twice would pass for two: predictors x (P, n), what was swept v (k, n)."""
     runs = set()
-    rows = zip(*x.round(9).tolist(), v.round(9).tolist(), seeds, strict=True)
+    rows = zip(*x.round(9).tolist(), *v.round(9).tolist(), seeds, strict=True)
     for row, run in enumerate(rows):
         if run in runs:
             raise UserError(
                 f"row {row} repeats an earlier one of equal {', '.join(names)}, value "
-                "and seed; keep one of them"
+                "and seed; keep one of them, or name what else was swept (--lr and --batch)"
             )
         runs.add(run)
 

@@ -39,6 +39,7 @@ INTERVAL = re.compile(r"(\[[^\][]*\])")
 MARKED = re.compile(
     r"\^(?P<power>-?\d[\d.]*|\w)|(?P<unknown>not identified)|(?<=\d)e(?P<exponent>[+-]\d\d)\b"
 )
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # but tabs and line ends
 Piece = tuple[str, str]  # what a piece of text is (power, unknown, or nothing special), and it
 
 
@@ -76,7 +77,7 @@ class StudyPage:
     def html(self) -> str:
         """The page's text."""
         script = "".join(map(_beside, SCRIPTS))
-        return template("page.html.jinja").render(
+        text = template("page.html.jinja").render(
             script=script,
             script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             title=self.title,
@@ -99,6 +100,7 @@ class StudyPage:
             ],
             commands=self.commands,
         )
+        return UNPRINTABLE.sub("\ufffd", text)
 
 
 def _beside(name: str) -> str:

@@ -79,7 +79,8 @@ def loss_curves_figure(rows: Table, value: str = "val_loss") -> Figure:
     figure, (axes,) = sheet(WIDTH, 4.4, right=_room_for(table[group]))
     ends = _curves(axes, table, group, value)
     log_axis(axes, "x", tokens.min() / 1.1, tokens.max() * 1.05)
-    log_axis(axes, "y", loss.min() / 1.03, float(loss.quantile(0.98)) * 1.05)
+    high = max(loss.quantile(0.98), table.groupby("run")[value].last().max())
+    log_axis(axes, "y", loss.min() / 1.03, high * 1.05)
     end_labels(axes, ends)
     headed(axes, f"{LOSS_NAMES[value]} (nats per token)", "tokens seen")
     return figure

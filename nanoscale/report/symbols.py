@@ -18,7 +18,7 @@ MEANINGS = {
     "SP": "the standard parametrization",
     "muP": "the maximal update parametrization (Yang et al. 2022)",
     "CompleteP": "muP that holds over depth too (Dey et al. 2025)",
-    "Approach 1": "the lower envelope of all curves (Hoffmann et al. 2022, as the next two)",
+    "Approach 1": "the lower envelope of all runs (Hoffmann et al. 2022, as the next two)",
     "Approach 2": "the lowest points of valleys of equal compute",
     "Approach 3": "a surface of loss over N and D, fitted to all runs",
     "octave": "a factor of two in learning rate",
@@ -32,7 +32,7 @@ def symbols_in(lines: Iterable[str]) -> dict[str, str]:
     for symbol, meaning in MEANINGS.items():
         follows = r" (?=[-=\d])" if symbol in ("a", "g") else r"s?(?![\w*])"
         used = re.search(rf"(?<![\w.*]){re.escape(symbol)}{follows}", text)
-        is_said = len(symbol) == 1 and re.search(rf"^{symbol}: (?!not )", text, re.MULTILINE)
+        is_said = len(symbol) == 1 and re.search(rf"(^|; ){symbol}: (?!not )", text, re.MULTILINE)
         if used and not is_said:
             found[symbol] = meaning
     return found

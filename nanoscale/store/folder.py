@@ -17,7 +17,7 @@ from nanoscale.spec.values import Json, Overrides
 from nanoscale.spec.weights import Weights
 from nanoscale.store import lease
 from nanoscale.store.files import read_json, read_rows, write_json
-from nanoscale.store.run_records import RunStatus
+from nanoscale.store.run_records import RunStatus, is_sound
 
 if TYPE_CHECKING:
     from nanoscale.data.dataset import Dataset
@@ -253,6 +253,8 @@ class RunFolder:
         for key, kind in _KEYS[name].items():
             if type(record.get(key)) is not kind:
                 return None
+        if name == METRICS and not is_sound(record):
+            return None
         known = name != STATUS or record["state"] in _STATES
         return record if known else None
 

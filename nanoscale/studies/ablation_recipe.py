@@ -7,7 +7,7 @@ has several learning rates, each seed counts at the one that the others choose.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -207,11 +207,33 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     write_json(study.folder / ABLATION, {name: its.to_json() for name, its in found.items()})
     tables = []
     if found:
-        caption = "FLOPs of every arm over the base's at equal loss."
-        tables.append((caption, DataFrame([table_row(*named) for named in found.items()])))
-    return Answer(
-        [*lines, *without], found, warnings=at_an_end([(base, of_base), *arms]), tables=tables
-    )
+        lrs = {change.name: lrs_of(change, of_sizes) for change, of_sizes in arms}
+        rows = [table_row(name, its, lrs[name]) for name, its in found.items()]
+        tables.append(("FLOPs of every arm over the base's at equal loss.", DataFrame(rows)))
+    warnings = [*at_an_end([(base, of_base), *arms]), *read_beyond(found)]
+    return Answer([*lines, *without], found, warnings=warnings, tables=tables)
+
+
+def read_beyond(found: Mapping[str, Worth]) -> list[str]:
+    """The arms of which a loss is compared with a base, or of a base with an arm, smaller than any
+    that ran."""
+    warnings = []
+    for name, its in found.items():
+        sizes, times = its.beyond
+        if sizes:
+            warnings.append(
+                f"{name}: at {counted(sizes, 'size')} one side has a loss above all of the "
+                f"other's, whose curve is read there up to {times:.2g} times below its smallest "
+                "run: add smaller sizes, or believe the larger ones"
+            )
+    return warnings
+
+
+def lrs_of(change: Change, of_sizes: Sequence[ArmOfSize]) -> str | None:
+    """The LRs that were chosen, from the smallest size on; None where there was no choice."""
+    if len(change.lrs) < 2:
+        return None
+    return ", ".join("-" if of.lr is None else f"{of.lr:g}" for of in of_sizes)
 
 
 def at_an_end(arms: Sequence[tuple[Change, Sequence[ArmOfSize]]]) -> list[str]:
@@ -228,12 +250,13 @@ def at_an_end(arms: Sequence[tuple[Change, Sequence[ArmOfSize]]]) -> list[str]:
     return warnings
 
 
-def table_row(name: str, found: Worth) -> dict[str, str]:
+def table_row(name: str, found: Worth, lrs: str | None) -> dict[str, str | None]:
     return {
         "arm": name,
         "times the FLOPs": found.times,
         "at ten times the compute": f"{found.moves} times that",
         "with size it": found.verdict,
+        "LR, size by size": lrs,
     }
 
 

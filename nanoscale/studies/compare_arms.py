@@ -348,7 +348,7 @@ def _window_noise(differences: Sequence[Texts], value: float) -> WindowNoise:
         if isinstance(texts, str):
             return WindowNoise(reason=texts)
         known.append(texts)
-    lengths = set(map(len, known))
+    lengths = {len(texts) for texts in known}
     if len(lengths) > 1:
         return WindowNoise(reason="the sizes were evaluated on different windows")
     se, block = windows_noise(np.mean(known, axis=0))

@@ -6,6 +6,7 @@ again is said of every recipe alike.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ def conclude(study: Study, goes_on: bool = False, writer: Writer | None = None) 
 
 def _concluded(study: Study, goes_on: bool, writer: Writer | None) -> list[str]:
     recipe = asked_recipe(study)
+    if not study.entries:
+        raise UserError(f"{study.folder}: a study without runs; run it again")
     frame = study.frame()
     answer = recipe.conclude(study, frame)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
@@ -92,7 +95,8 @@ def write_study_report(
     from nanoscale.report import StudyPage, link_runs
 
     done = frame[frame["state"] == COMPLETE]
-    runs = dict(zip(done["val_loss"], done["run"], strict=True))
+    alone = done[~done["val_loss"].duplicated(keep=False)]  # a loss of two runs is nobody's
+    runs = dict(zip(alone["val_loss"], alone["run"], strict=True))
     figures = {}
     for picture in pictures:
         if Path(picture.name).name != picture.name:
@@ -134,9 +138,10 @@ def without_result(study: Study) -> list[tuple[str, DataFrame]]:
 def commands_of(study: Study, answer: Answer) -> list[tuple[str, str]]:
     """What each part of the page is made again by."""
     name = shlex.quote(study.name)
+    asked = re.sub("^nanoscale ", f"{program()} ", study.asked.command)
     root = study.root_option
     return [
-        ("The study, as far as it has not run", study.asked.command or "its script, again"),
+        ("The study, as far as it has not run", asked or "its script, again"),
         *((what, f"{program()} {verb} {name}{root}") for what, verb in answer.commands.items()),
         ("The table of the runs", f"{program()} table {name}{root}"),
         ("This page", f"{program()} report {name}{root}"),

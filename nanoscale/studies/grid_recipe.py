@@ -44,7 +44,7 @@ def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:
     """The loss over the one or two numbers that vary, and every run's curve."""
     from nanoscale.report import heatmap_figure, lines_figure
 
-    done = frame[frame["state"] == COMPLETE]
+    done = frame[(frame["state"] == COMPLETE) & frame["val_loss"].notna()]
     if done.empty:
         return []
 

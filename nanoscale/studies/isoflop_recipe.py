@@ -54,7 +54,10 @@ VALLEY_SIZES = 4  # of a budget: a parabola and what is left of it
 LEAST_STEP = 1.2  # from a budget to the next, so that runs are told apart by what they cost
 EITHER_SIDE = 2  # sizes on either side of a budget's lowest loss
 MOST_BEYOND = 4  # sizes beyond an end of those in the file
-C_AND_N = "C: training FLOPs, exact; N: those of a token over 6, so that C = 6 N D"
+C_AND_N = (
+    "C: training FLOPs, exact; N: C / 6 D, a run's FLOPs per token over 6, which for a small model "
+    "is more than its parameters (the table's N, total)"
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class BudgetGrid:
         seeds = self.sizes[0][1]
         rows = []
         for sizes in sizes_by_budget(study).values():
-            for size in missing(sizes, EITHER_SIDE, len(self.sizes)):
+            most = len(self.sizes)
+            for size in missing(sizes, EITHER_SIDE, most):
                 rows += self.rows_of(size.row, seeds)
         return rows
 

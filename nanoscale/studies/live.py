@@ -22,6 +22,8 @@ from nanoscale.experiments.records import RunEntry, describe
 from nanoscale.experiments.results import Study, state_of
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import RUNNING, RunFolder
+from nanoscale.studies.conclusion import REPORT
+from nanoscale.studies.study_facts import answer_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +45,7 @@ def server_of(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             ours = {f"{name}:{server.server_port}" for name in (HERE, "localhost")}
-            if self.headers.get("Host") not in ours:  # a name elsewhere that leads here
+            if self.headers.get("Host", "").lower() not in ours:  # a name elsewhere that leads here
                 self.send_error(403)
             elif self.path != "/":
                 self.send_error(404)
@@ -63,8 +65,9 @@ def server_of(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
     try:
         server = ThreadingHTTPServer((HERE, port), Handler)
-    except OSError as e:
-        raise UserError(f"--port={port}: {e.strerror}; leave it out for one that is free") from e
+    except (OSError, OverflowError) as e:
+        why = e.strerror if isinstance(e, OSError) else "expected 65535 or less"
+        raise UserError(f"--port={port}: {why}; leave it out for one that is free") from e
     return server
 
 
@@ -97,7 +100,7 @@ def page_text(folder: Path) -> str:
         runs.sort(key=lambda run: run[-1] != RUNNING)
         rows = [row_of(*run) for run in runs]
         drawn = curves(runs)
-        lines = [how_far(runs)]
+        lines = [*answer_at_the_end(study, runs), how_far(runs)]
         question = study.asked.question
     except (OSError, UserError) as e:  # a file is being replaced, or the study is gone
         lines, rows, drawn, question = [str(e)], [], None, ""
@@ -110,6 +113,14 @@ def page_text(folder: Path) -> str:
         commands=[("This page", f"{program()} report {folder.name} --serve")],
         refresh=REFRESH_SECONDS,
     ).html()
+
+
+def answer_at_the_end(study: Study, runs: Sequence[RunNow]) -> list[str]:
+    """What the study's page says, once nothing of it runs or waits."""
+    if any(state not in ENDED and not entry.left_out for entry, _, state in runs):
+        return []
+    lines: list[str] = answer_in(study.folder).get("lines") or []
+    return [*map(str, lines), f"its page: {study.folder / REPORT}"] if lines else []
 
 
 def how_far(runs: Sequence[RunNow]) -> str:

@@ -281,7 +281,12 @@ def config_of(spec: RunSpec) -> dict[str, Json]:
 
 def observed_of(run: RunFolder | None) -> float | None:
     """The loss of the run held out; None until it has finished."""
-    if run is None or run.state() != COMPLETE:
+    if run is None:
+        return None
+    damage = run.damage()
+    if damage:
+        raise UserError(f"{run.path}: {damage}")
+    if run.state() != COMPLETE:
         return None
     loss = (run.metrics() or {}).get("val_loss")
     if not isinstance(loss, int | float) or not 0 < loss < math.inf:

@@ -47,9 +47,17 @@ def narrow_until(study: Study, width: float, budget: float | None = None, **how:
     the other; `inconclusive` where `budget` FLOPs, by default what the study has taken, do not do,
     or further runs do not narrow it.
 
-    how: the arguments of `ExperimentRunner`.
+    how: the arguments of `ExperimentRunner`. Answer and page are made once, at the end.
     """
-    left = sum(entry.flops for entry in study.entries) if budget is None else budget
+    runs = len(study)
+    own = sum(entry.flops for entry in study.entries)
+    study = _narrowed(study, width, own if budget is None else budget, **how)
+    if len(study) > runs:
+        study.say(*conclude(study))
+    return study
+
+
+def _narrowed(study: Study, width: float, left: float, **how: Any) -> Study:
     widths: list[float] = []
     while True:
         found = narrowing_of(study)
@@ -82,6 +90,4 @@ def gone_on(study: Study, **how: Any) -> Study:
     file = study_of(study.asked.file, path)
     runner = ExperimentRunner(output_root=study.output_root, **{**file.how, **how})
     with one_backend(runner):
-        study = run_stages(runner, file, study.asked, None)
-    study.say(*conclude(study))
-    return study
+        return run_stages(runner, file, study.asked, None)

@@ -70,7 +70,11 @@ def text_of(best: Path, kept: object, writer: Writer | None) -> dict[str, str] |
     kept: what was said before, which stands as long as it is of that run. writer: of a text, by a
     run's folder.
     """
-    if isinstance(kept, dict) and kept.get("run") == best.name:
+    if (
+        isinstance(kept, dict)
+        and kept.get("run") == best.name
+        and isinstance(kept.get("text"), str)
+    ):
         return kept
     text = writer(best) if writer is not None else None
     return None if text is None else {"run": best.name, "text": text}

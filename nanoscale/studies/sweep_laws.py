@@ -16,7 +16,7 @@ import numpy as np
 
 from nanoscale.errors import UserError, one_of
 from nanoscale.experiments.tables import number_at
-from nanoscale.laws.joint_sweeps import JointSweeps, joint_sweep_laws
+from nanoscale.laws.joint_sweeps import JointCells, JointSweeps
 from nanoscale.laws.predict import FAR
 from nanoscale.laws.record import Record
 from nanoscale.laws.result import RATIO
@@ -59,7 +59,7 @@ class JointSweepStudy(Record):
     status: str
     reason: str
     columns: dict[str, str]
-    joint: JointSweeps
+    joint: JointSweeps | None
     at: dict[str, float] | None
     predictions: dict[str, SweepOptimum] | None  # of each that was swept, there
     warnings: list[str]
@@ -136,21 +136,29 @@ def joint_sweep_study(
     """The best learning rate and batch of every scale, swept at once, as power laws of scale.
 
     Args and errors: as of `sweep_study`; `columns` has both `lr` and `batch`.
-
-    Raises:
-        UserError: too few scales have both optima inside what was swept, too.
     """
     read = columns_of(table, columns)
-    _, values, warnings = _numbers(table, read)
+    rows, values, warnings = _numbers(table, read)
     loss = values.pop("loss")
-    joint = joint_sweep_laws(values, loss, SWEPT, resamples=resamples, rng_seed=rng_seed)
-    laws = joint.laws
-    predictions = None
+    if min(values["batch"]) < 1:
+        raise UserError(
+            f"--batch={read['batch']}: {min(values['batch']):g} is no batch, of sequences or "
+            f"tokens; are --lr={read['lr']} and it the wrong way round?"
+        )
+    seed = list(rows[read["seed"]]) if "seed" in read else None
+    cells = JointCells.of(values, loss, SWEPT, seed=seed)
     if at is not None:
-        _check_scale(at, laws["lr"].predictors)
-        predictions = {name: law.predict(**at) for name, law in laws.items()}
-        warnings += _far(at, laws["lr"])
-    reason = "; ".join(filter(None, map(_why_not_identified, laws.values())))
+        _check_scale(at, cells.names)
+    reason = cells.why_no_law()
+    joint = predictions = None
+    if not reason:
+        joint = cells.laws(resamples, rng_seed)
+        laws = joint.laws
+        reason = "; ".join(filter(None, map(_why_not_identified, laws.values())))
+        warnings += laws["lr"].warnings
+        if at is not None:
+            predictions = {name: law.predict(**at) for name, law in laws.items()}
+            warnings += _far(at, laws["lr"])
     return JointSweepStudy(
         status="not_identified" if reason else "identified",
         reason=reason,
@@ -158,28 +166,30 @@ def joint_sweep_study(
         joint=joint,
         at=None if at is None else dict(at),
         predictions=predictions,
-        warnings=[*warnings, *laws["lr"].warnings],
+        warnings=warnings,
     )
 
 
-def optima_figure(law: SweepLaw) -> Figure:
-    """The best of what was swept over the first predictor, a line for each value of the second."""
+def optima_figure(laws: Mapping[str, SweepLaw]) -> Figure:
+    """The best of all that was swept, a panel each, over the first predictor; a line for each
+    value of the second."""
     import pandas as pd
 
     from nanoscale.report import lines_figure
 
-    x, *groups = law.predictors
-    best = f"log10 of the best {law.swept}"
-    group = None
-    if groups:
-        group = groups[0]
-        best += f", a line for each {group}"
+    first = next(iter(laws.values()))
+    x, *groups = first.predictors
+    group = groups[0] if groups else None
+    lines = f", a line for each {group}" if group else ""
+    panels = {name: f"log10 of the best {name}{lines}" for name in laws}
     rows = []
-    for sweep in law.sweeps:
-        if sweep.optimum is not None:
-            scale = {name: float(f"{value:.4g}") for name, value in sweep.at.items()}
-            rows.append(scale | {best: math.log10(sweep.optimum)})
-    return lines_figure(pd.DataFrame(rows), x=x, y={best: best}, group=group)
+    for sweeps in zip(*(law.sweeps for law in laws.values()), strict=True):
+        row = {name: float(f"{value:.4g}") for name, value in sweeps[0].at.items()}
+        for name, sweep in zip(laws, sweeps, strict=True):
+            row[panels[name]] = math.nan if sweep.optimum is None else math.log10(sweep.optimum)
+        rows.append(row)
+    y = {best: best for best in panels.values()}
+    return lines_figure(pd.DataFrame(rows), x=x, y=y, group=group)
 
 
 # -- columns and rows ---------------------------------------------------------------------------
@@ -197,9 +207,10 @@ def columns_of(table: DataFrame, columns: Mapping[str, str]) -> dict[str, str]:
     if named.keys().isdisjoint(SWEPT):
         varying = [name for name in OUR_LR if _varies(table, name)]
         if not varying:
+            there = ", ".join(map(str, table.columns))
             raise UserError(
                 f"which column was swept? no {one_of(OUR_LR)} varies; say it, as in "
-                "--lr=learning_rate or --batch=batch_size"
+                f"--lr=learning_rate or --batch=batch_size; the table has {there}"
             )
         named["lr"] = varying[0]
     for key, usual in (("loss", OURS["loss"]), ("seed", "seed")):
@@ -247,6 +258,8 @@ def _check_scale(at: Mapping[str, float], names: Sequence[str]) -> None:
 
 
 def _why_not_identified(law: SweepLaw) -> str:
+    if not law.ci95:
+        return "without resamples nothing says how well the exponents are known"
     for name in law.predictors:
         low, high = law.ci95.get(name, (0.0, 0.0))
         ratio = DECADE ** (high - low)

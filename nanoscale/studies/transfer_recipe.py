@@ -19,6 +19,7 @@ from nanoscale.studies.transfer_table import joint_record, study_verdicts, usual
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from nanoscale.checks.lr_verdict import TransferVerdict
     from nanoscale.experiments import Study
 
 MIN_ARM_SIZES, MIN_LRS = 3, 5
@@ -167,10 +168,48 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         return Answer([f"no verdict: {error}"])
 
     write_json(study.folder / "transfer.json", joint_record(verdicts))
-    lines = []
+    lines, warnings = [], []
     for name, verdict in verdicts.items():
-        lines.append(f"{name}: {verdict.verdict}: {verdict.reason}")
-    return Answer(lines, verdicts, commands={"The verdict": "transfer"})
+        drift = verdict.drift.says("drift")
+        regret = verdict.max_regret.says("max_regret")
+        lines += [f"{name}: {verdict.verdict}: {drift}; {regret}", f"  {verdict.reason}"]
+        warnings += [f"{name}: {warning}" for warning in verdict.warnings]
+    return Answer(
+        lines,
+        verdicts,
+        warnings=warnings,
+        tables=[("The best learning rate of every size.", optima_table(verdicts))],
+        commands={"The verdict": f"transfer --size={study.asked.extras['size']}"},
+    )
+
+
+def optima_table(verdicts: Mapping[str, TransferVerdict]) -> DataFrame:
+    """Every arm's optima, and what the base's best LR loses at each size."""
+    from pandas import DataFrame
+
+    rows = []
+    for name, verdict in verdicts.items():
+        for size in verdict.sizes:
+            row = {
+                "arm": name,
+                verdict.size: size.size,
+                f"best {verdict.lr}": spelled(size.optimum_lr, size.ci95, ".3g"),
+                "loss there": spelled(size.min_loss, (), ".4f"),
+                f"lost by the LR of {verdict.base:g}": spelled(
+                    size.regret, size.regret_ci95, ".4f"
+                ),
+            }
+            rows.append(row)
+    return DataFrame(rows)
+
+
+def spelled(value: float, ends: Sequence[float], form: str) -> str | None:
+    """`0.0201 [0.008, 0.032]`; None where it is not known."""
+    if not math.isfinite(value):
+        return None
+    if len(ends) < 2 or not all(map(math.isfinite, ends)):
+        return format(value, form)
+    return f"{value:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]"
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:

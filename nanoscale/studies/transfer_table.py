@@ -144,9 +144,10 @@ def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
     asked = study.asked.extras
     frame = study_table(study)
     lrs = {arm["name"]: arm["lr"] for arm in asked["arms"]}
+    size = asked["size"]
     verdicts = {}
     for name, rows in settings_of(frame, ARM, None):
-        columns = {"size": asked["size"], "lr": lrs[name]}
+        columns = {"size": size, "lr": lrs[name]}
         verdicts[name] = verdict_of(rows, columns, LIMITS)
     return verdicts
 

@@ -267,7 +267,8 @@ def read_lengths(where: str, values: Mapping[str, Any], ladder: float) -> tuple[
             f"{where}: shorter={short!r}: expected tokens per parameter below the ladder's "
             f"{ladder:g}"
         )
-    return float(short), ladder
+    shorter = float(short)
+    return shorter, ladder
 
 
 def read_size(where: str, name: str, size: Any) -> Overrides:

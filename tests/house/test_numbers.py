@@ -472,7 +472,8 @@ def test_what_parts_are_worth_is_their_file():
     page = "docs/results/ablation/README.md"
 
     def text(value: float, ends: list[float]) -> str:
-        return f"{value:.3g} [{ends[0]:.3g}, {ends[1]:.3g}]"
+        three = [f"{number:#.3g}".rstrip(".") for number in (value, *ends)]
+        return f"{three[0]} [{three[1]}, {three[2]}]"
 
     found = record("ablation/ablation.json")
     for name, one in found.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from refusals import assert_refused
 
 from nanoscale.__main__ import main
-from nanoscale.errors import UserError
+from nanoscale.errors import INCONCLUSIVE, UserError
 from nanoscale.laws.joint_sweeps import joint_sweep_laws
 from nanoscale.laws.sweep_optima import NOT_BENT, OUTSIDE, TOO_FEW_VALUES
 from nanoscale.studies.sweep_laws import sweep_study
@@ -125,3 +126,66 @@ def test_both_are_no_law_of_one_alone_and_a_scale_must_be_that_of_the_sweeps(
     names = ["--n=N", "--d=D", "--lr=lr", "--batch=batch", "--loss=loss"]
     asked = ["sweep-law", "runs.csv", *names, "--at=N=1e9"]
     assert_refused(tmp_path, capsys, lambda: main(asked), "--at=N=1e+09: the sweeps are at N, D")
+
+
+def rising(sizes=6):
+    """N and D that rise together."""
+    frame = table(sizes=sizes, lengths=sizes)
+    ratio = frame["D"] / frame["N"]
+    return frame[(ratio > 0) & (frame["N"].rank(method="dense") == frame["D"].rank(method="dense"))]
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (rising(), "N and D rise together"),
+        (table(sizes=1, lengths=8), "N has 1 value among the sweeps"),
+        (table(sizes=2, lengths=4), "N has 2 values among the sweeps"),
+        (table(sizes=2, lengths=2), "4 of 4 sweeps have both optima inside them (there are no"),
+    ],
+)
+def test_what_the_scales_do_not_say_is_no_law(frame, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame.to_csv("runs.csv", index=False)
+    names = ["--n=N", "--d=D", "--lr=lr", "--batch=batch", "--loss=loss"]
+    assert main(["sweep-law", "runs.csv", *names, "--figure=x.png"]) == INCONCLUSIVE
+    said = capsys.readouterr().out
+    assert f"not identified: {reason}" in said
+    assert "no figure in x.png" in said
+    with pytest.raises(UserError, match=re.escape(reason)):
+        laws(frame)
+
+
+def test_few_scales_are_warned_about_and_copies_refused():
+    assert any("only 9 sweeps" in warning for warning in laws(table()).laws["lr"].warnings)
+    assert not laws(table(sizes=4, lengths=4)).laws["lr"].warnings
+    twice = pd.concat([table(), table()])
+    columns = {name: twice[name].tolist() for name in ("N", "D", "lr", "batch")}
+    with pytest.raises(UserError, match="repeats an earlier one"):
+        joint_sweep_laws(columns, twice["loss"], seed=[1] * len(twice))
+
+
+@pytest.mark.parametrize(("resamples", "code"), [("0", INCONCLUSIVE), ("5", 2), ("9" * 11, 2)])
+def test_without_enough_resamples_nothing_is_identified(
+    resamples, code, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("runs.csv", index=False)
+    for swept in (["--lr=lr", "--batch=batch"], ["--lr=lr", "--where=batch=1"]):
+        if "--where=batch=1" in swept:
+            table().assign(batch=1).drop_duplicates(["N", "D", "lr"]).to_csv("one.csv", index=False)
+            name, swept = "one.csv", ["--lr=lr"]
+        else:
+            name = "runs.csv"
+        asked = ["sweep-law", name, "--n=N", "--d=D", *swept, "--loss=loss"]
+        assert main([*asked, f"--bootstrap={resamples}"]) == code
+        said = capsys.readouterr()
+        assert "95 % intervals from 0" not in said.out
+        assert len(said.err.splitlines()) == (code == 2)
+
+
+def test_the_wrong_way_round_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table().to_csv("runs.csv", index=False)
+    asked = ["sweep-law", "runs.csv", "--n=N", "--d=D", "--lr=batch", "--batch=lr", "--loss=loss"]
+    assert_refused(tmp_path, capsys, lambda: main(asked), "are --lr=batch and it the wrong way")

@@ -139,6 +139,32 @@ def test_too_few_sizes_and_losses_that_do_not_fall_are_refused():
         worth(flat)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: replace(s, losses={"0": 200.0, "1": 201.0}), "more than a million times"),
+        (lambda s: replace(s, losses={"0": 0.0, "1": 1.0}), "has no logarithm"),
+        (lambda s: replace(s, base={k: 3 - 1e-4 * math.log(s.flops) for k in "01"},
+                           losses={k: 6 - 1e-4 * math.log(s.flops) for k in "01"}), "times"),
+    ],
+)  # fmt: skip
+def test_losses_that_no_flops_bring_together_are_refused(change, said):
+    with pytest.raises(UserError, match=said):
+        worth([change(size) for size in world(0, 0.4, 0.0)])
+
+
+def test_a_worth_that_more_than_doubles_does_not_hold():
+    assert worth(world(0, 4.0, 0.35, sd=1e-7)).verdict == GROWS
+    assert worth(world(0, 4.0, 0.2, sd=1e-7)).verdict == STAYS
+
+
+def test_what_is_read_below_the_smallest_run_is_counted():
+    sizes, times = worth(world(0, 1.5, 0.0, sd=1e-7)).beyond
+    assert sizes == 3
+    assert times == pytest.approx(math.exp(1.5), rel=0.02)
+    assert worth(world(0, 0.1, 0.0, sd=1e-7)).beyond == (0, 1.0)
+
+
 # -- the recipe -----------------------------------------------------------------------------------
 @pytest.fixture
 def place(tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import fake_worker
@@ -92,3 +94,67 @@ def test_a_run_that_cannot_write_has_no_text(study):
     assert text_by(next(study.runs())[1].path) is None  # the stand-in's weights are none
     conclusion.conclude(study, writer=text_by)
     assert "writes</h2>" not in page_of(study)
+
+
+@pytest.mark.parametrize("kept", [{}, {"text": 5}, {"text": None}, ["a"], 7])
+def test_a_kept_text_that_is_none_is_written_anew(study, kept):
+    best = next(study.runs())[1].path
+    if isinstance(kept, dict):
+        kept = {"run": best.name, **kept}
+    (study.folder / "answer.json").write_text(json.dumps({"text": kept}))
+    conclusion.conclude(study, writer=lambda _: "\x1b[31mTo\ud800 be")
+    assert "<pre>\ufffd[31mTo\ufffd be</pre>" in page_of(study)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flops": "many"}, {"flops": [1]}, {"wall_seconds": -5}, {"wall_seconds": math.nan},
+        {"val_loss": "low"}, {"val_loss": -1}, {"val_loss": True}, {"provenance": [1]},
+        {"provenance": {"data": "x"}}, {"provenance": {"data": {"name": "x"}}},
+        {"provenance": {"data": {"fingerprint": "f", "parts": [1]}}},
+        {"provenance": {"git_commit": 1}}, {"numerics": "x"}, {"params": [1]},
+        {"params": {"by_convention": None}}, {"val_sets": ["a"]}, {"val_sets": {"a": 1}},
+        {"val_sets": {"a": {"loss": "x"}}},
+    ],
+)  # fmt: skip
+def test_results_of_another_kind_are_damage_that_is_said_once(study, changes):
+    first = next(study.runs())[1]
+    metrics = json.loads((first / "metrics.json").read_text()) | changes
+    (first / "metrics.json").write_text(json.dumps(metrics))
+    conclusion.conclude(study)
+    assert "metrics.json is gone or cannot be read; nanoscale retry toy mends it" in page_of(
+        study
+    ).replace("python -m nanoscale", "nanoscale")
+
+
+def test_results_without_a_loss_are_warned_about(study):
+    first = next(study.runs())[1]
+    (first / "metrics.json").write_text("{}")
+    conclusion.conclude(study)
+    assert "metrics.json says no val_loss; move the folder away" in page_of(study)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"runs": []}, {"warnings": None}, {"name": "../other"}, {"name": 3}, {"runs": [{"id": "a"}]}],
+)
+def test_a_damaged_study_is_one_line(study, changes, capsys):
+    record = json.loads((study.folder / "study.json").read_text()) | changes
+    (study.folder / "study.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert main(["report", "toy"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_dots_of_equal_losses_lead_nowhere(study):
+    first, *others = (folder for _, folder in study.runs())
+    conclusion.conclude(study)
+    assert "#run-" in page_of(study)
+    for folder in others:
+        shutil.copy(first / "metrics.json", folder / "metrics.json")
+        folder.set_status(state="COMPLETE")
+    conclusion.conclude(study)
+    dots = page_of(study).partition("Figure 1")[0]  # its curves have their run's name
+    assert "#run-" not in dots
