@@ -428,6 +428,8 @@ class Normal:
             return "<place>"
         if key == "agreement_of_starts" and value < FEW:
             return "<few>"
+        if isinstance(value, dict) and value.keys() == {"run", "text"}:  # what a model writes
+            return value | {"text": "<place>"}
         if isinstance(value, dict):
             return {k: self.value(v, k) for k, v in value.items()}
         if isinstance(value, list):
@@ -468,7 +470,7 @@ def numbers_in(values: Any) -> Iterator[Any]:
 
 
 UNSEEN = ("svg", "style", "script")
-PLACES = ("facts", "text", "provenance")
+OF_THE_DAY = ("facts", "text", "provenance")
 
 
 class Page(HTMLParser):
@@ -485,8 +487,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         where = dict(attrs).get("class")  # what is of this machine and this day
-        self.hidden += tag in UNSEEN or (tag in ("p", "section") and where in PLACES)
-        self.places += [where in PLACES] if tag in ("p", "section") else []
+        self.hidden += tag in UNSEEN or (tag in ("p", "section") and where in OF_THE_DAY)
+        self.places += [where in OF_THE_DAY] if tag in ("p", "section") else []
         if tag == "tr":
             self.row = []
         elif tag in ("td", "th") and self.row is not None:
