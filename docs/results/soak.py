@@ -87,7 +87,20 @@ CAMPAIGNS = {
     ),
     "studies": Campaign(
         "the quick study, from a file to its page",
-        ("soak/test_studies.py", "studies/test_study.py"),
+        (
+            "soak/test_studies.py",
+            "studies/test_study.py",
+            "studies/test_forecast_stages.py",
+            "studies/test_next.py",
+            "studies/test_seals.py",
+            "studies/test_isoflop.py",
+        ),
+    ),
+    "page": Campaign(
+        "a study's page and its live view clicked through in chromium, light and dark, at three "
+        "widths, without scripts and on paper (pip install playwright)",
+        ("soak/test_browser.py",),
+        1,
     ),
 }
 KEPT = ROOT / "experiments_out" / "soak"

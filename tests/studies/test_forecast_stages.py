@@ -105,7 +105,7 @@ def test_branches_cost_their_cooldowns_alone(study, capsys):
     assert planned["spent"] < 0.65 * planned["whole"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_it_goes_on_from_stage_to_stage_and_again_makes_nothing(study, capsys):
     before = (study / "stages.json").read_bytes()
     (seal,) = (study / "predictions").iterdir()
@@ -246,7 +246,7 @@ def plans(said: str) -> list[tuple[str, str]]:
     return [(words[1], stage[:-1]) for words, stage in zip(lines, stages, strict=True)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_dry_run_goes_on_from_what_has_run(study, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         begin_in(tmp_path, patch, STUDY)

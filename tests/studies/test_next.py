@@ -68,7 +68,7 @@ def test_a_study_goes_on_until_its_answer_is_narrow(recipe, capsys):
     assert " start " not in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@SOAK
 def test_additions_that_narrow_nothing_end_it(capsys):
     """The planted noise is of the sizes, so further seeds of them help little."""
     assert main(["study", study_of("ladder")]) == DONE

@@ -57,6 +57,9 @@ def test_a_seal_is_made_again_from_its_file_alone_and_judged(table, capsys):
     assert "runs.csv is not here" in said
 
 
+SOAK = pytest.mark.soak
+
+
 def changed(**parts: object) -> None:
     """f.json with other values at places as `forecast.loss`."""
     record = json.loads(Path("f.json").read_text())
@@ -73,10 +76,12 @@ def changed(**parts: object) -> None:
     ("parts", "said"),
     [
         ({"forecast__loss": lambda x: x * 1.001}, "forecast.loss"),
-        ({"forecast__ci95": lambda x: [x[0], x[1] * 1.01]}, r"forecast.ci95\[1\]"),
-        ({"forecast__drift__median": 0.0}, "forecast.drift.median"),
-        ({"forecast__at": {"N": 1e9, "D": 2e11}}, "forecast.distance"),
-        ({"law__params__E": 1.0}, "law.params.E"),
+        pytest.param(
+            {"forecast__ci95": lambda x: [x[0], x[1] * 1.01]}, r"forecast.ci95\[1\]", marks=SOAK
+        ),
+        pytest.param({"forecast__drift__median": 0.0}, "forecast.drift.median", marks=SOAK),
+        pytest.param({"forecast__at": {"N": 1e9, "D": 2e11}}, "forecast.distance", marks=SOAK),
+        pytest.param({"law__params__E": 1.0}, "law.params.E", marks=SOAK),
         ({"settings__resamples": 100}, "forecast.ci95"),
         ({"table__columns__loss": lambda x: ["2.0", *x[1:]]}, "the table's rows"),
     ],
