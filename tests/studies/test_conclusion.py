@@ -65,6 +65,7 @@ def test_what_runs_differ_in_is_all_said(study):
         (folder / "metrics.json").write_text(json.dumps(metrics))
     told = provenance_of(study)
     assert (told["python"], told["git_dirty"]) == ("3.11, 3.12", False)
+    assert len(facts_of(study)) == 3  # no commit is known
 
 
 def test_every_command_of_a_page_runs(study, capsys):

@@ -16,7 +16,7 @@ from nanoscale.__main__ import main
 from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.local import ForkServer
 from nanoscale.experiments.worker import Worker
-from nanoscale.store.folder import RUNNING, WAITING, RunFolder
+from nanoscale.store.folder import COMPLETE, RUNNING, WAITING, RunFolder
 from nanoscale.studies import live
 from nanoscale.studies.live import page_text, server_of
 
@@ -93,6 +93,19 @@ def test_the_page_shows_what_runs_and_how_far_it_is(study, monkeypatch):
     with open(second / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "train_lo')  # torn
     assert "Training loss" in page_text(study)
+
+
+@pytest.mark.slow
+def test_at_its_end_the_page_says_the_answer(study):
+    for folder in folders(study):
+        folder.set_status(state=COMPLETE)
+    assert "its page:" not in page_text(study)  # it has not been concluded
+    (study / "answer.json").write_text(json.dumps({"lines": ["the best is 3", "and more"]}))
+    page = page_text(study)
+    assert '<p class="law words">the best is 3</p>' in page
+    assert f"its page: {study / 'report.html'}" in page
+    folders(study)[0].set_status(state=WAITING)
+    assert "the best is 3" not in page_text(study)
 
 
 @pytest.mark.slow
