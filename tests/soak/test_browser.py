@@ -184,9 +184,10 @@ def test_the_live_view_grows_by_itself(study, page, requests):
         assert "1 is running" in page.locator(".law").inner_text()
         folder.set_status(state="COMPLETE")
         page.wait_for_function(
-            "() => document.querySelector('.law').textContent.includes('none is running')",
+            "() => document.querySelector('main').textContent.includes('none is running')",
             timeout=4e3 * REFRESH_SECONDS,
         )
+        assert "ten times the compute lowers" in page.locator(".law").inner_text()
         server.shutdown()
     thread.join()
     assert {*requests} == {here}
