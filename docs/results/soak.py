@@ -90,6 +90,7 @@ CAMPAIGNS = {
         (
             "soak/test_studies.py",
             "studies/test_study.py",
+            "studies/test_forecast_recipe.py",
             "studies/test_forecast_stages.py",
             "studies/test_next.py",
             "studies/test_seals.py",

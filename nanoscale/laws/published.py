@@ -133,6 +133,39 @@ def broken_starts(loss: Array, x: Array) -> Array:
     return np.array([(1.0, 1.0, *values) for values in others])
 
 
+# -- Videau et al. 2026 ---------------------------------------------------------------------------
+def _skaling(
+    E: Array, A: Array, B: Array, alpha: Array, beta: Array, k: Array, N: Array, D: Array
+) -> Array:
+    inside = A * N**-alpha + B * D**-beta
+    return E + inside**k
+
+
+def skaling_starts(loss: Array, x: Array) -> Array:
+    """At each floor, k and pair of outer slopes the least squares of (L - E)^(1/k), which is linear
+    in A and B."""
+    N, D = x
+    starts = []
+    for share, k in itertools.product((0.0, 0.4, 0.7, 0.9), (0.25, 0.4, 0.7, 1.0)):
+        floor = share * loss.min()
+        target = (loss - floor) ** (1 / k)
+        for of_N, of_D in itertools.product((0.1, 0.2, 0.35, 0.6), repeat=2):
+            alpha, beta = of_N / k, of_D / k
+            starts.append((floor, *_summed(target, N, D, alpha, beta), alpha, beta, k))
+    return np.array(starts)
+
+
+def _summed(target: Array, N: Array, D: Array, alpha: float, beta: float) -> tuple[float, float]:
+    """A and B with which A / N^alpha + B / D^beta is nearest to a target, relatively."""
+    of_N = (N.min() / N) ** alpha
+    of_D = (D.min() / D) ** beta
+    basis = np.stack([of_N, of_D]) / target
+    gram = basis @ basis.T
+    solution = solve_nonnegative(gram[..., None], basis.sum(1)[:, None])
+    first, second = np.maximum(solution[:, 0], 1e-9).tolist()
+    return first * float(N.min()) ** alpha, second * float(D.min()) ** beta
+
+
 # -- the laws -------------------------------------------------------------------------------------
 POWER = Law(
     name="power",  # L(N), L(D) or L(C): Hestness et al. 2017; with E = 0 Kaplan et al. 2020
@@ -220,6 +253,23 @@ KAPLAN_FLOOR = Law(
     balance=lambda E, **others: _kaplan_balance(**others),
 )
 
+SKALING = Law(
+    name="skaling",  # Videau et al. 2026 (arXiv 2608.07222): Chinchilla's sum, coupled by k
+    predictors=("N", "D"),
+    parameters=(
+        Parameter("E", "floor"),
+        Parameter("A", "scale"),
+        Parameter("B", "scale"),
+        Parameter("alpha", "exponent"),
+        Parameter("beta", "exponent"),
+        Parameter("k", "positive", range=(0.05, 5.0)),
+    ),
+    formula="{E} + ({A} / N^{alpha} + {B} / D^{beta})^{k}",
+    function=_skaling,
+    starts=skaling_starts,
+    balance=lambda E, A, B, alpha, beta, k: (A, alpha, B, beta),
+)
+
 REPETITION = Law(
     name="repetition",  # Muennighoff et al. 2023, equation 6 without the decay of N
     predictors=("N", "D", "U"),  # U: unique tokens of the D that were seen
@@ -250,6 +300,7 @@ PUBLISHED = (
     CHINCHILLA,
     KAPLAN,
     KAPLAN_FLOOR,
+    SKALING,
     POWER,
     PURE_POWER,
     TWO_POWERS,

@@ -511,6 +511,17 @@ def test_what_the_horizon_moves_is_its_file():
     says(page, f"{minutes:.0f} minutes", f"{len(runs)} runs")
 
 
+def test_how_the_chinchilla_points_are_coupled_is_its_file():
+    found = record("laws/skaling.json")
+    said = []
+    for name in ("alpha", "beta", "k", "E", "a"):
+        value = (found["params"] | found["exponents"])[name]
+        low, high = found["ci95"][name]
+        said.append(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]")
+    says("docs/results/laws/README.md", *said, f"objective {found['objective']:.6g}")
+    assert found["ci95"]["k"][1] < 1
+
+
 def test_step_laws_exponents_are_their_file():
     page = "docs/results/laws/README.md"
     joint = record("laws/steplaw.json")["joint"]

@@ -167,3 +167,43 @@ def test_a_law_without_terms_is_resampled_by_its_residuals_too():
     found = fit_law(x, losses * noise, law="kaplan", resamples=100, resampling="parametric")
     low, high = found.ci95["aN"]
     assert low < 0.076 < high
+
+
+# -- Videau et al. 2026 ----------------------------------------------------------------------------
+def test_skaling_is_found_where_it_is_planted_and_is_chinchilla_where_k_is_1():
+    N, D = (np.ravel(side) for side in np.meshgrid(np.geomspace(1e7, 1e10, 6),
+                                                   np.geomspace(1e9, 3e11, 6)))  # fmt: skip
+    planted = {"E": 1.6, "A": 9e7, "B": 4e8, "alpha": 1.0, "beta": 0.9, "k": 0.36}
+    form = LAWS["skaling"]
+    loss = 1.6 + (9e7 / N**1.0 + 4e8 / D**0.9) ** 0.36
+    assert form.function(**planted, N=N, D=D) == pytest.approx(loss, rel=1e-12)
+    fit = fit_law({"N": N, "D": D}, loss, law="skaling", resamples=0)
+    assert fit.status == "converged"
+    assert fit.params == pytest.approx(planted, rel=1e-6)
+    assert fit.exponents["a"] == pytest.approx(0.9 / 1.9, rel=1e-6)
+
+    # the best size at a budget, by its closed form, is where the loss is least
+    best = fit.optimum(1e21).N
+    sizes = best * np.geomspace(0.5, 2, 2001)
+    assert sizes[fit(sizes, 1e21 / 6 / sizes).argmin()] == pytest.approx(best, rel=1e-3)
+
+    separate = 1.69 + 406 / N**0.34 + 410 / D**0.28
+    of_one = fit_law({"N": N, "D": D}, separate, law="skaling", resamples=0)
+    assert of_one.params["k"] == pytest.approx(1, abs=1e-6)
+    plain = fit_law({"N": N, "D": D}, separate, law="chinchilla", resamples=0)
+    assert of_one.params["alpha"] == pytest.approx(plain.params["alpha"], abs=1e-6)
+
+
+@pytest.mark.soak
+def test_skalings_intervals_hold_what_is_planted():
+    rng = np.random.default_rng(0)
+    N, D = (np.ravel(side) for side in np.meshgrid(np.geomspace(1e7, 1e10, 6),
+                                                   np.geomspace(1e9, 3e11, 6)))  # fmt: skip
+    loss = 1.6 + (9e7 / N**1.0 + 4e8 / D**0.9) ** 0.36
+    held = 0
+    for _ in range(10):
+        seen = loss * np.exp(1e-3 * rng.standard_normal(len(N)))
+        fit = fit_law({"N": N, "D": D}, seen, law="skaling", resamples=200)
+        held += sum(fit.ci95[name][0] <= value <= fit.ci95[name][1]
+                    for name, value in (("k", 0.36), ("E", 1.6), ("alpha", 1.0)))  # fmt: skip
+    assert held >= 26

@@ -88,7 +88,7 @@ def test_the_same_command_again_makes_nothing_anew(study, capsys):
     assert seal_of(study).read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stopped_after_the_seal_it_goes_on_to_the_same_run(study, capsys):
     before = seal_of(study).read_bytes()
     shutil.rmtree(held_out(study))

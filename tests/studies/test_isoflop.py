@@ -84,7 +84,7 @@ def test_valleys_are_bracketed_and_the_best_size_is_the_planted_one(capsys):
     assert " start " not in again
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_valley_without_an_end_names_the_run_that_it_lacks(capsys):
     table = f"budgets = {[*BUDGETS]}\nrefine = false"
     large = "".join(f"\n[[isoflop.sizes]]\nn_embd = {width}" for width in WIDTHS[2:])

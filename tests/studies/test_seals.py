@@ -95,6 +95,7 @@ def test_whatever_is_changed_after_sealing_is_named(table, capsys, parts, said):
     assert re.search(f"CHANGED: {said}", capsys.readouterr().out)
 
 
+@SOAK
 def test_a_table_that_was_changed_is_named(table, capsys):
     assert run(SEAL) == DONE
     table.write_text(table.read_text().replace("run-6-3", "run-6-4"))
@@ -181,6 +182,7 @@ def test_bad_input_is_one_line(table, capsys, line, said):
     assert error.count("\n") == 1
 
 
+@SOAK
 def test_rows_that_were_added_are_no_change(table, capsys):
     assert run(SEAL) == DONE
     table.write_text(table.read_text() + "1e10,2e11,2.4,the-run\n")
