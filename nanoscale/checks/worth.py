@@ -96,8 +96,10 @@ class Worth:
     @property
     def moves(self) -> str:
         """The factor by which it goes at ten times the compute, as in `0.92 [0.85, 0.99]`."""
-        low, high = (10**end for end in self.exponent_ci95)
-        return f"{_three(10**self.exponent)} {_text((low, high))}"
+        low, high = self.exponent_ci95
+        ends = (10**low, 10**high)
+        moved = 10**self.exponent
+        return f"{_three(moved)} {_text(ends)}"
 
     @property
     def middle(self) -> float:
@@ -109,8 +111,12 @@ class Worth:
         """At how many sizes one arm has a loss that the other has at no size, as it is above that
         of its smallest run; and how many times below that run's FLOPs its curve is read at most."""
         smallest = min(at.base_flops for at in self.at)
-        reads = [at.flops / math.sqrt(max(at.value, 1 / at.value)) for at in self.at]
-        below = [smallest / read for read in reads if read < smallest / READ_BELOW]
+        below = []
+        for at in self.at:
+            apart = max(at.value, 1 / at.value)
+            read = at.flops / math.sqrt(apart)  # the fewer of the FLOPs compared
+            if read < smallest / READ_BELOW:
+                below.append(smallest / read)
         return len(below), max(below, default=1.0)
 
     def text(self) -> str:

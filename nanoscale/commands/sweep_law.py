@@ -108,37 +108,45 @@ def draw(laws: Mapping[str, SweepLaw], figure: Path) -> None:
 
 
 def lines_of(study: SweepStudy) -> list[str]:
-    """What a user sees."""
-    lines = []
+    """What a user sees of one law."""
+    law = []
+    there = []
+    sweeps = []
     if study.law is not None:
-        lines += _law_lines(study.law, len(study.sweeps))
-    columns = [f"{key} = {name}" for key, name in study.columns.items()]
-    lines.append(", ".join(columns))
-    if study.at is not None and study.prediction is not None:
-        where = ", ".join(f"{name}={value:g}" for name, value in study.at.items())
-        lines.append(f"at {where}: {_optimum(study.prediction)}")
+        law = _law_lines(study.law, len(study.sweeps))
+    if study.prediction is not None:
+        there.append(_optimum(study.prediction))
     for sweep in study.sweeps:
-        lines.append(f"  {sweep.place()}: {_sweep(sweep)}")
-    lines += warned(study.warnings)
-    if study.reason:
-        lines.append(f"not identified: {study.reason}")
-    return lines
+        said = _sweep(sweep)
+        sweeps.append(f"  {sweep.place()}: {said}")
+    return _told(study, law, there, sweeps)
 
 
 def lines_of_joint(study: JointSweepStudy) -> list[str]:
     """What a user sees of both laws."""
-    lines = []
-    if study.joint is not None:
-        lines += _joint_lines(study.joint)
+    if study.joint is None:
+        return _told(study, [], [], [])
+    predictions = study.predictions or {}
+    there = [f"{name} {_optimum(optimum)}" for name, optimum in predictions.items()]
+    pairs = zip(*(law.sweeps for law in study.joint.laws.values()), strict=True)
+    sweeps = [f"  {lr.place()}: {_both(lr, batch)}" for lr, batch in pairs]
+    return _told(study, _joint_lines(study.joint), there, sweeps)
+
+
+def _told(
+    study: SweepStudy | JointSweepStudy,
+    law: Sequence[str],
+    there: Sequence[str],
+    sweeps: Sequence[str],
+) -> list[str]:
+    """The law, the columns, what it says at the scale asked about, every sweep, doubts."""
     columns = [f"{key} = {name}" for key, name in study.columns.items()]
-    lines.append(", ".join(columns))
-    if study.at is not None and study.predictions is not None:
-        where = ", ".join(f"{name}={value:g}" for name, value in study.at.items())
-        for name, optimum in study.predictions.items():
-            lines.append(f"at {where}: {name} {_optimum(optimum)}")
-    if study.joint is not None:
-        pairs = zip(*(law.sweeps for law in study.joint.laws.values()), strict=True)
-        lines += [f"  {lr.place()}: {_both(lr, batch)}" for lr, batch in pairs]
+    scale = study.at or {}
+    where = ", ".join(f"{name}={value:g}" for name, value in scale.items())
+    lines = [*law, ", ".join(columns)]
+    for said in there:
+        lines.append(f"at {where}: {said}")
+    lines += sweeps
     lines += warned(study.warnings)
     if study.reason:
         lines.append(f"not identified: {study.reason}")

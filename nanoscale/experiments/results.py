@@ -340,8 +340,9 @@ class Study:
         """A warning per part of the numerics (device, dtype, ...) that the runs do not share."""
         seen: dict[str, set[str]] = {}
         for _, folder in self.runs():
-            if state_of(folder) == COMPLETE:
-                numerics = metrics_of(folder).get("numerics") or {}
+            state, metrics = self.standing(folder)
+            if state == COMPLETE:
+                numerics = metrics.get("numerics") or {}
                 for key, value in numerics.items():
                     seen.setdefault(key, set()).add(str(value))
         seen.pop("matmul_precision", None)  # follows the width, at equal accuracy

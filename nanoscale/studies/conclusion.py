@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError, program
 from nanoscale.experiments import Study
-from nanoscale.experiments.results import state_of
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import Source, apply
 from nanoscale.spec.values import Json
@@ -126,7 +125,7 @@ def without_result(study: Study) -> list[tuple[str, DataFrame]]:
 
     rows = []
     for entry, folder in study.runs():
-        state = state_of(folder)
+        state, _ = study.standing(folder)
         if state != COMPLETE:
             reason = folder.status().reason if folder.exists() else ""
             if entry.left_out:
