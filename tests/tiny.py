@@ -101,7 +101,7 @@ OTHER = {
     "parametrization.input_mult": 2.0,
     "parametrization.output_mult": 2.0,
     "parametrization.wd_rule": "sqrt",
-    "parametrization.rules": str(ROOT / "docs" / "my_rules.py"),
+    "parametrization.rules": str(ROOT / "docs" / "howto" / "my_rules.py"),
     "parametrization.rules_digest": "0" * 16,
     "parametrization.wd_timescale": "fraction_of_run",
     "parametrization.base_batch_tokens": 20,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @verb(
     "nanoscale sync quick --to=wandb",
-    "nanoscale sync quick --to=losses --trackers=docs/my_tracker.py",
+    "nanoscale sync quick --to=losses --trackers=docs/howto/my_tracker.py",
 )
 @click.argument("name", metavar="STUDY|RUN")
 @click.option(

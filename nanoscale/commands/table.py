@@ -30,7 +30,7 @@ def command(name: str, out: Path | None, json_path: Path | None, output_root: Pa
     optuna.journal too, for optuna-dashboard.
 
     val_loss is of the final evaluation, best_val_loss the least of those on the way (fewer
-    windows), train_loss the last of those on training windows; docs/trackers.md has them all.
+    windows), train_loss the last of those on training windows; docs/howto/trackers.md has them all.
     """
     from nanoscale.experiments import rebuild_table
     from nanoscale.experiments.journal import write_journal

@@ -373,7 +373,7 @@ def gpt2_encoding() -> Any:
     except Exception as e:  # it downloads its table, through whatever HTTP client it has
         raise UserError(
             f"tiktoken could not load its GPT-2 table ({e}); try again with a network, or name a "
-            "folder that has it in TIKTOKEN_CACHE_DIR (docs/data.md)"
+            "folder that has it in TIKTOKEN_CACHE_DIR (docs/howto/data.md)"
         ) from e
 
 
@@ -383,7 +383,9 @@ def _check_cache() -> None:
     for name, sha256 in GPT2_FILES.items():
         path = Path(folder or "", name)
         if folder and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-            raise UserError(f"{path} is damaged, not GPT-2's table; get it again (docs/data.md)")
+            raise UserError(
+                f"{path} is damaged, not GPT-2's table; get it again (docs/howto/data.md)"
+            )
 
 
 @functools.cache

@@ -47,8 +47,8 @@ BUILT_IN_TRACKERS = tuple(TRACKERS)
 def register_tracker(name: str, make: MakeTracker) -> None:
     """Have every run of this process tell a tracker of your own too.
 
-    A file that calls this is named by the config key `trackers` (`docs/my_tracker.py` is one), and
-    by `nanoscale sync --trackers`. `make` is called with a `TrackedRun`.
+    A file that calls this is named by the config key `trackers` (`docs/howto/my_tracker.py` is
+    one), and by `nanoscale sync --trackers`. `make` is called with a `TrackedRun`.
 
     Raises:
         UserError: the name is a built-in's or no name, or `make` is no function.

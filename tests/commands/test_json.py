@@ -75,7 +75,11 @@ CASES = {  # the arguments, and a key of the record with what it must be
     "watch": (["watch", PATH], "states", {"COMPLETE": 2}),
     "retry": (["retry", PATH], "ok", True),
     "table": (["table", PATH + "/"], "rows", 2),
-    "sync": (["sync", "seeds", "--to=losses", f"--trackers={ROOT}/docs/my_tracker.py"], "sent", 2),
+    "sync": (
+        ["sync", "seeds", "--to=losses", f"--trackers={ROOT}/docs/howto/my_tracker.py"],
+        "sent",
+        2,
+    ),
     "completion": (["completion", "bash"], "shell", "bash"),
     "compare": (["compare", PATH, "out"], "loss", "val_loss"),
 }

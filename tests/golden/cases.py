@@ -400,7 +400,7 @@ def params_cases() -> Iterable[Case]:
                 ONE_THREAD,
             )
         ],
-        files={"rules.py": "repo:docs/my_rules.py"},
+        files={"rules.py": "repo:docs/howto/my_rules.py"},
     )
 
 

@@ -89,9 +89,11 @@ def test_the_law_of_the_points_is_what_the_pages_say():
     shown = [next(line for line in lines if line.split()[0] == key) for key in ("E", "alpha")]
     shown += [next(line for line in lines if line.split()[0] == key) for key in ("beta", "a")]
     block = "\n".join([fit["equation"], *shown])
-    assert f"```\n{block}\n```" in (ROOT / "docs" / "laws.md").read_text(encoding="utf-8")
+    assert f"```\n{block}\n```" in (ROOT / "docs" / "reference" / "laws.md").read_text(
+        encoding="utf-8"
+    )
     says(
-        "docs/laws.md",
+        "docs/reference/laws.md",
         f"objective {fit['objective']:.14f}, all {fit['n_starts']} starts",
         f"the usual loop takes {speed['times']['autograd']:.0f} times as long",
     )
@@ -538,8 +540,8 @@ def test_step_laws_exponents_are_their_file():
     says(page, f"by {scatters[0]} (of the lowest runs by {scatters[1]})", "of 17 scales")
     exponents = joint["laws"]
     lr, batch = exponents["lr"]["exponents"], exponents["batch"]["exponents"]
-    says("docs/laws.md", f"LR* ~ N^{lr['N']:.3f} D^{lr['D']:.3f}")
-    says("docs/laws.md", f"B* ~ N^{batch['N']:.3f} D^{batch['D']:.3f}")
+    says("docs/reference/laws.md", f"LR* ~ N^{lr['N']:.3f} D^{lr['D']:.3f}")
+    says("docs/reference/laws.md", f"B* ~ N^{batch['N']:.3f} D^{batch['D']:.3f}")
 
 
 def test_what_branches_cost_and_lose_is_their_files():
@@ -590,7 +592,7 @@ def test_the_share_of_forecasts_that_hold_is_the_tables():
         shares[key] = percent(held / runs, 1)
         halves[key] = statistics.median(float(row[f"{key}_half_width"]) for row in rows)
     says(
-        "docs/laws.md",
+        "docs/reference/laws.md",
         f"{shares['forecast']} of {runs} runs at a half-width of {halves['forecast']:.1f} %",
         f"those of the law alone {shares['law']} at {halves['law']:.1f} %",
     )

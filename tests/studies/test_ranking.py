@@ -51,7 +51,7 @@ def test_the_best_is_a_setting_with_an_interval_and_what_is_tied_with_it():
         "(3.1327)",
         "diverges, so never the best: learning_rate=0.032 (in 1 of 3 seeds)",
     ]
-    said = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    said = (ROOT / "docs" / "reference" / "experiments.md").read_text(encoding="utf-8")
     assert "```\n" + "\n".join(ranking.summary()) + "\n```" in said
     assert not ranking.warnings
     record = json.loads(json.dumps(ranking.to_json(), allow_nan=False))

@@ -99,7 +99,7 @@ def test_recipes_may_lie_at_home(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_recipe_of_the_documentation(capsys):
-    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "experiments.md").read_text(encoding="utf-8")
     section = page.split("## A recipe of your own", 1)[1]
     Path("mine.py").write_text(section.split("```python\n", 1)[1].split("```", 1)[0])
     text = STUDY.replace('"agreement"', '"pair"').split("[agreement]")[0]

@@ -170,7 +170,7 @@ def test_no_fold_is_idle(tmp_path, monkeypatch, piece):
 
 
 def test_the_multipliers_of_a_users_scheme_fold_too(tmp_path):
-    rules = str(ROOT / "docs" / "my_rules.py")
+    rules = str(ROOT / "docs" / "howto" / "my_rules.py")
     config = tiny_config(rules=rules, mode="muP-embed", init_std=0.3, **BASES, **TUNED)
     model = lively(config)
     assert model.multipliers.logits != 1

@@ -341,15 +341,15 @@ def test_the_masters_process_alone_has_trackers(tmp_path, registered):
 
 
 def test_the_documented_tracker(trained):
-    folder = trained(trackers=str(ROOT / "docs" / "my_tracker.py"), log_interval=2)
+    folder = trained(trackers=str(ROOT / "docs" / "howto" / "my_tracker.py"), log_interval=2)
     last, final = (folder / "losses.csv").read_text().splitlines()
     (loss,) = losses(folder, "val_loss").values()
     assert last == f"tiny-L2-d16-adamw-SP,3,{loss}"
     assert final == f"tiny-L2-d16-adamw-SP,final,{folder.metrics()['val_loss']}"
     assert "losses" not in TRACKERS  # it is that run's alone
-    docstring, code = (ROOT / "docs" / "my_tracker.py").read_text().rsplit('"""', 1)
+    docstring, code = (ROOT / "docs" / "howto" / "my_tracker.py").read_text().rsplit('"""', 1)
     assert docstring.startswith('"""')
-    assert code.strip() in (ROOT / "docs" / "trackers.md").read_text()
+    assert code.strip() in (ROOT / "docs" / "howto" / "trackers.md").read_text()
 
 
 FILES = {

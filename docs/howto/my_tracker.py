@@ -1,6 +1,6 @@
 """A tracker of one's own: every run's losses as lines of one CSV file.
 
-python train.py config/train_shakespeare_char.py --trackers=docs/my_tracker.py
+python train.py config/train_shakespeare_char.py --trackers=docs/howto/my_tracker.py
 """
 
 from nanoscale import register_tracker

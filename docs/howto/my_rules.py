@@ -1,10 +1,10 @@
 r"""A parametrization of one's own: muP whose embeddings learn faster the wider the model.
 
-    python train.py --parametrization.rules=docs/my_rules.py --parametrization.mode=muP-embed
+    python train.py --parametrization.rules=docs/howto/my_rules.py --parametrization.mode=muP-embed
 
 Works everywhere that muP does: training, studies, `nanoscale params`. What it does is measured by
 
-    nanoscale coord-check --parametrization.rules=docs/my_rules.py \
+    nanoscale coord-check --parametrization.rules=docs/howto/my_rules.py \
         --parametrization.mode=muP-embed --widths 64,128,256
 
 which fails it: "update of embedding grows as width^+0.50: the LR rule of embedding".
