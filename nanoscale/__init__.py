@@ -1,10 +1,11 @@
 """Scaling studies and hyperparameter optimisation of small GPTs: `import nanoscale as ns`.
 
 One run: `load_config`, `train`, and its parts `GPT` and `Muon`. Many runs: `ExperimentRunner`,
-`run_study`, and the `Study` that they give. What they say: `read_table`, `rank`, `fit_law`,
-`plan`, `compare`, `transfer`, `coord_check`. Your own: `register_scheme`, `register_law`,
-`register_recipe`, `register_backend`, `register_tracker`. A value that is refused is a `UserError`
-of one line; one of another type than is written there, what Python says of it.
+`run_study`, and the `Study` that they give and `open_study` opens again. What they say: `answer`,
+`read_table`, `rank`, `fit_law`, `plan`, `compare`, `transfer`, `coord_check`. Your own:
+`register_scheme`, `register_law`, `register_recipe`, `register_backend`, `register_tracker`. A
+value that is refused is a `UserError` of one line; one of another type than is written there, what
+Python says of it.
 
 The names are loaded when they are first used: the import itself loads neither torch nor numpy.
 """
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from nanoscale.data.prepare import prepare
     from nanoscale.errors import UserError
     from nanoscale.experiments.backends import register_backend
-    from nanoscale.experiments.results import Study
+    from nanoscale.experiments.results import Study, open_study
     from nanoscale.experiments.runner import ExperimentRunner
     from nanoscale.experiments.tables import read_table
     from nanoscale.laws.fit import fit_law
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nanoscale.spec.parametrization import register as register_scheme
     from nanoscale.spec.sources import load_config
     from nanoscale.studies.compare_arms import compare
+    from nanoscale.studies.conclusion import answer
     from nanoscale.studies.coordinate_study import coord_check
     from nanoscale.studies.next_run import plan
     from nanoscale.studies.ranking import rank
@@ -50,6 +52,7 @@ _PLACES = {
     "Muon": ("model.muon", "Muon"),
     "Study": ("experiments.results", "Study"),
     "UserError": ("errors", "UserError"),
+    "answer": ("studies.conclusion", "answer"),
     "compare": ("studies.compare_arms", "compare"),
     "coord_check": ("studies.coordinate_study", "coord_check"),
     "fit_law": ("laws.fit", "fit_law"),
@@ -59,6 +62,7 @@ _PLACES = {
     "lines_figure": ("report.run_figures", "lines_figure"),
     "load_config": ("spec.sources", "load_config"),
     "open_dataset": ("data.dataset", "open_dataset"),
+    "open_study": ("experiments.results", "open_study"),
     "plan": ("studies.next_run", "plan"),
     "prepare": ("data.prepare", "prepare"),
     "rank": ("studies.ranking", "rank"),
@@ -81,6 +85,7 @@ __all__ = [
     "Study",
     "UserError",
     "__version__",
+    "answer",
     "compare",
     "coord_check",
     "fit_law",
@@ -90,6 +95,7 @@ __all__ = [
     "lines_figure",
     "load_config",
     "open_dataset",
+    "open_study",
     "plan",
     "prepare",
     "rank",

@@ -69,7 +69,7 @@ def command(
     """
     from nanoscale.checks.lr_transfer import TransferLimits
     from nanoscale.experiments.tables import read_table
-    from nanoscale.studies.transfer_table import joint_record, transfer_verdicts
+    from nanoscale.studies.transfer_table import joint_record, joint_verdict, transfer_verdicts
 
     limits = TransferLimits(**given({key: typed.pop(key) for key in LIMIT_OPTIONS}))
     table = read_table(*names, output_root=output_root)
@@ -84,8 +84,7 @@ def command(
         from nanoscale.report import save, transfer_figure
 
         save(transfer_figure(verdicts), figure)
-    words = [verdict.verdict for verdict in verdicts.values()]
-    return EXIT_CODES[max(words, key=list(EXIT_CODES).index)]
+    return EXIT_CODES[joint_verdict(verdicts)]
 
 
 # -- what is printed ------------------------------------------------------------------------------

@@ -379,11 +379,12 @@ def write_study(json_path: Path | None, study: Study) -> None:
 
 def open_study(name: str, output_root: Path) -> Study:
     """The study of that name or path, once it is said which runs are damaged or do not compare."""
-    from nanoscale.experiments import Study
-    from nanoscale.experiments.results import mixed_sets, study_folder
+    from nanoscale.experiments import results
 
-    study = Study.open(study_folder(name, output_root))
-    for line in warned([*study.damaged(), *mixed_sets(folder for _, folder in study.runs())]):
+    study = results.open_study(name, output_root)
+    for line in warned(
+        [*study.damaged(), *results.mixed_sets(folder for _, folder in study.runs())]
+    ):
         click.echo(line, err=True)
     return study
 

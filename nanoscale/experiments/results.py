@@ -479,6 +479,33 @@ def study_folder(name: str | Path, output_root: Path | str) -> Path:
     return path if is_path else below
 
 
+def open_study(name: str | Path, output_root: Path | str = OUTPUT_ROOT) -> Study:
+    """The study of that name below an output root, or in that folder, as it is now.
+
+    It may have ended or be running; nothing is trained. Its runs are `frame()`, its states
+    `states()`, its folder, with `report.html`, is `folder`; what it says is `nanoscale.answer`.
+
+    Raises:
+        UserError: there is none, naming the nearest, or its record is broken.
+
+    Example:
+        >>> import nanoscale as ns
+        >>> data = ns.prepare("synthetic")
+        vocab size: 32...
+        >>> base = {"dataset": "synthetic", "n_layer": 1, "n_head": 2, "n_embd": 16}
+        >>> base |= {"block_size": 16, "batch_size": 4, "gradient_accumulation_steps": 1}
+        >>> base |= {"max_iters": 2, "eval_interval": 0, "final_eval_tokens": 64, "device": "cpu"}
+        >>> study = ns.ExperimentRunner().run_grid("depths", base, {"n_layer": [1, 2]})
+        [depths] ...
+        >>> ns.open_study("depths").frame()["n_layer"].tolist()
+        [1, 2]
+        >>> ns.open_study("dpths")
+        Traceback (most recent call last):
+        nanoscale.errors.UserError: no study 'dpths' in experiments_out; did you mean 'depths'?
+    """
+    return Study.open(study_folder(name, output_root))
+
+
 def matching_studies(output_root: Path, name: str) -> list[Study]:
     """The study called `name`; without one, every study whose name contains it.
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nanoscale.checks.coordinates import UNSURE
 from nanoscale.checks.paired import Losses, Setting, choose
 from nanoscale.checks.worth import WORTH_SIZES, SizeLosses, Worth, worth
 from nanoscale.errors import UserError, counted, one_of
 from nanoscale.spec.values import Json, Overrides
-from nanoscale.store.files import write_json
 from nanoscale.studies.branches import is_positive, ladder_ratio
 from nanoscale.studies.narrowing import Narrowing
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
@@ -204,14 +204,22 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     found, without = worths(of_base, arms)
     found = dict(sorted(found.items(), key=lambda named: -named[1].value))
     lines = [f"{name} needs {its.text()}" for name, its in found.items()]
-    write_json(study.folder / ABLATION, {name: its.to_json() for name, its in found.items()})
+    record = {name: its.to_json() for name, its in found.items()}
     tables = []
     if found:
         lrs = {change.name: lrs_of(change, of_sizes) for change, of_sizes in arms}
         rows = [table_row(name, its, lrs[name]) for name, its in found.items()]
         tables.append(("FLOPs of every arm over the base's at equal loss.", DataFrame(rows)))
     warnings = [*at_an_end([(base, of_base), *arms]), *read_beyond(found)]
-    return Answer([*lines, *without], found, warnings=warnings, tables=tables)
+    return Answer(
+        [*lines, *without],
+        found,
+        warnings=warnings,
+        tables=tables,
+        verdict="" if found else UNSURE,
+        numbers=record,
+        files={ABLATION: record},
+    )
 
 
 def read_beyond(found: Mapping[str, Worth]) -> list[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoscale.errors import UserError, program
+from nanoscale.errors import UserError, make_folder, program
 from nanoscale.experiments import Study
+from nanoscale.experiments.results import OUTPUT_ROOT, open_study
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import Source, apply
 from nanoscale.spec.values import Json
@@ -38,6 +40,74 @@ if TYPE_CHECKING:
 REPORT = "report.html"  # beside study.json
 
 
+@dataclass(frozen=True)
+class StudyAnswer:
+    """What the runs of a study say of its question.
+
+    verdict: `pass` or `fail` of what is judged (of a transfer study the worst of its arms, of a
+    forecast whether the loss came inside its interval), `inconclusive` where the runs do not decide
+    or say nothing yet, "" where nothing is judged. lines: the answer as its page and its command
+    tell it. numbers: the record behind them, in JSON's types, which each recipe has of its own.
+    """
+
+    name: str
+    question: str
+    verdict: str
+    lines: Sequence[str]
+    warnings: Sequence[str]
+    numbers: Mapping[str, Json]
+
+    @property
+    def text(self) -> str:
+        """The lines, and the warnings under them."""
+        return "\n".join([*self.lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+
+def answer(study: Study | str | Path, *, output_root: str | Path = OUTPUT_ROOT) -> StudyAnswer:
+    """What a study says, made from its run folders as they are; nothing is trained or written.
+
+    Args:
+        study: one that is open, or its name below `output_root`, or its folder.
+        output_root: where a study is looked for by its name.
+
+    Raises:
+        UserError: there is no such study, naming the nearest, or it has no runs.
+
+    Example:
+        >>> import nanoscale as ns
+        >>> data = ns.prepare("synthetic")
+        vocab size: 32...
+        >>> base = {"dataset": "synthetic", "n_layer": 1, "n_head": 2, "n_embd": 16}
+        >>> base |= {"block_size": 16, "batch_size": 4, "gradient_accumulation_steps": 1}
+        >>> base |= {"max_iters": 2, "eval_interval": 0, "final_eval_tokens": 64, "device": "cpu"}
+        >>> study = ns.ExperimentRunner().run_grid("lrs", base, {"learning_rate": [1e-3, 2e-3]})
+        [lrs] ...
+        >>> answer = ns.answer("lrs")
+        >>> answer.lines[0]
+        'lowest val_loss ... at learning_rate=...: one seed, so no interval, ...'
+        >>> answer.numbers["settings"][0]["standing"]
+        'best'
+    """
+    if not isinstance(study, Study):
+        study = open_study(study, output_root)
+    with study.still():
+        _, said = _answered(study, asked_recipe(study))
+    asked = study.asked.question
+    warnings = [*study.warnings, *said.warnings]
+    return StudyAnswer(study.name, asked, said.verdict, said.lines, warnings, said.numbers)
+
+
+def _answered(study: Study, recipe: Recipe) -> tuple[DataFrame, Answer]:
+    """The table of its runs, and what its recipe says of them."""
+    if not study.entries:
+        raise UserError(f"{study.folder}: a study without runs; run it again")
+    frame = study.frame()
+    return frame, recipe.conclude(study, frame)
+
+
 def conclude(study: Study, goes_on: bool = False, writer: Writer | None = None) -> list[str]:
     """Answer and report from the run folders; the lines that a user reads at the end.
 
@@ -50,10 +120,10 @@ def conclude(study: Study, goes_on: bool = False, writer: Writer | None = None) 
 
 def _concluded(study: Study, goes_on: bool, writer: Writer | None) -> list[str]:
     recipe = asked_recipe(study)
-    if not study.entries:
-        raise UserError(f"{study.folder}: a study without runs; run it again")
-    frame = study.frame()
-    answer = recipe.conclude(study, frame)
+    frame, answer = _answered(study, recipe)
+    for name, numbers in answer.files.items():
+        make_folder((study.folder / name).parent)
+        write_json(study.folder / name, numbers)
     pictures = recipe.figures(study, frame, answer) or grid_recipe.figures(study, frame, answer)
     best = best_with_weights(study, frame)
     text = None if best is None else text_of(best, answer_in(study.folder).get("text"), writer)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanoscale.checks.coordinate_bands import SweptSize
+from nanoscale.checks.coordinates import FAIL, UNSURE
 from nanoscale.errors import UserError, counted, make_folder
 from nanoscale.experiments.cells import Cell, grid_lists
 from nanoscale.experiments.planning import folder_of
@@ -446,24 +447,31 @@ def unsealed(ladder: Study) -> str:
 def conclude(study: Study, frame: DataFrame) -> Answer:
     """The ladder's law, the forecast, and how it did, kept in predictions/score.json."""
     ladder = ladder_of(study)
-    lines, grounds = [unsealed(ladder)], []
-    if seal_in(study.folder) is not None:
-        found = verify_study(study.folder)
-        if found.score is not None and not found.problems:
-            write_json(study.folder / PREDICTIONS / SCORE, found.score.to_json())
-        if found.problems:
-            study.verdict = "fail"
-        lines, grounds = [found.headline()], found.grounds()
     told, doubts = found_lines(study)
     told += saved_by_branches(study)
-    if not ladder.entries:
-        return Answer([*lines, *told])
-    answer = ladder_recipe.conclude(ladder, ladder.frame())
+    answer = Answer([])
+    if ladder.entries:
+        answer = ladder_recipe.conclude(ladder, ladder.frame())
+    lines = [*answer.lines, *told]
+    warnings = [*answer.warnings, *doubts]
+    if seal_in(study.folder) is None:
+        lines = [unsealed(ladder), *lines]
+        return replace(answer, lines=lines, warnings=warnings, verdict=UNSURE)
+
+    found = verify_study(study.folder)
+    score = {}
+    if found.score is not None and not found.problems:
+        score = {f"{PREDICTIONS}/{SCORE}": found.score.to_json()}
+    if found.problems:
+        study.verdict = FAIL
     return replace(
         answer,
-        lines=[*lines, *answer.lines, *told, *grounds],
-        warnings=[*answer.warnings, *doubts],
+        lines=[found.headline(), *lines, *found.grounds()],
+        warnings=warnings,
         commands={"The forecast, from its seal": "verify"},
+        verdict=found.verdict,
+        numbers=found.to_json() | {"law": answer.numbers},
+        files={**answer.files, **score},
     )
 
 

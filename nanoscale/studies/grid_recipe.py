@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from nanoscale.checks.coordinates import UNSURE
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import combinations, grid_lists
 from nanoscale.store.folder import COMPLETE
@@ -37,7 +38,13 @@ def best(study: Study, frame: DataFrame) -> Answer:
         for column in ("mean val_loss", "95 % from", "to"):
             table[column] = [f"{x:.4f}" if math.isfinite(x) else None for x in table[column]]
         tables.append((caption, table))
-    return Answer([*ranking.summary(), *ranking.warnings], ranking, tables=tables)
+    return Answer(
+        [*ranking.summary(), *ranking.warnings],
+        ranking,
+        tables=tables,
+        verdict=UNSURE if ranking.best is None else "",
+        numbers=ranking.to_json(),
+    )
 
 
 def figures(study: Study, frame: DataFrame, answer: Answer) -> list[Picture]:

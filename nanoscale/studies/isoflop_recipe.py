@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanoscale.errors import UserError, make_folder
+from nanoscale.checks.coordinates import UNSURE
+from nanoscale.errors import UserError
 from nanoscale.experiments.cells import Cell
 from nanoscale.experiments.records import describe
 from nanoscale.laws.arrays import Array
@@ -30,7 +31,6 @@ from nanoscale.laws.record import Optimum
 from nanoscale.spec.config import LENGTH_KEYS, ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.values import Overrides
-from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.branches import is_positive
 from nanoscale.studies.designs import USUAL_NOISE, width_at
@@ -293,15 +293,14 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     try:
         result = surface_of(study, frame).ask(isoflop=True, multiverse=True)
     except UserError as error:
-        return Answer([f"no answer: {error}", *bracketing(by_budget)], None, labels)
+        lines = [f"no answer: {error}", *bracketing(by_budget)]
+        return Answer(lines, None, labels, verdict=UNSURE)
 
     best = BestSize.of(result, at)
-    make_folder(study.folder / "fits")
     finished = frame.loc[frame["state"] == COMPLETE, "run"].tolist()
     record = result.to_json() | {"conventions": [C_AND_N], "runs": finished}
     if best is not None:
         record["best"] = {"C": best.C, "approach": best.approach, **vars(best.optimum)}
-    write_json(study.folder / "fits" / "isoflop.json", record)
 
     largest = min([*by_budget.values()][-1], key=lambda size: size.loss)
     lines = [f"no best size at {at:.3g} FLOPs: these runs leave it open"]
@@ -311,8 +310,16 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     assert result.isoflop is not None
     assert result.multiverse is not None
     lines += [*result.isoflop.text(), *result.multiverse.text(), C_AND_N]
-    commands = {"The surface, the valleys and all that is said of them": FIT_AGAIN}
-    return Answer(lines, result, labels, result.warnings, commands=commands)
+    return Answer(
+        lines,
+        result,
+        labels,
+        result.warnings,
+        commands={"The surface, the valleys and all that is said of them": FIT_AGAIN},
+        verdict=UNSURE if best is None else "",
+        numbers=record,
+        files={"fits/isoflop.json": record},
+    )
 
 
 def bracketing(by_budget: Mapping[float, Sequence[SizeAtBudget]]) -> list[str]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nanoscale.errors import UserError, disk_errors
+from nanoscale.checks.coordinates import UNSURE
+from nanoscale.errors import UserError
 from nanoscale.experiments.cells import combinations, grid_lists
 from nanoscale.experiments.records import describe
 from nanoscale.laws.predict import FAR
 from nanoscale.spec.sources import FIELDS
-from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.narrowing import Narrowing, next_run
 from nanoscale.studies.recipe import MIN_SIZES, Answer, FileTable, Picture, Question, Recipe
@@ -60,7 +60,7 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     finished = done["size"].nunique()
     if finished < least:
         line = f"no law: {finished} sizes have finished, {least} are needed"
-        return Answer([line], labels=labels)
+        return Answer([line], labels=labels, verdict=UNSURE)
 
     fit = fit_power_law(done["flops"], done["val_loss"], size=done["size"], seed=done["seed"])
     ratio = study.asked.base_params["tokens_per_param"]
@@ -68,14 +68,16 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         f"one ladder at {ratio:g} training tokens per parameter, N: all parameters (total)"
     )
     conventions = [C_CONVENTION, convention_of_n]
-
-    folder = study.folder / "fits"
-    with disk_errors(folder):
-        folder.mkdir(exist_ok=True)
     record = fit.to_json() | {"conventions": conventions, "runs": done["run"].tolist()}
-    write_json(folder / "power.json", record)
-    lines = [fit.in_words(), *fit.summary(), *conventions]
-    return Answer(lines, fit, labels, fit.warnings, commands={"The law": "fit"})
+    return Answer(
+        [fit.in_words(), *fit.summary(), *conventions],
+        fit,
+        labels,
+        fit.warnings,
+        commands={"The law": "fit"},
+        numbers=record,
+        files={"fits/power.json": record},
+    )
 
 
 def narrow(study: Study, frame: DataFrame) -> Narrowing | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nanoscale.errors import UserError, did_you_mean, guarded, one_of, registered_in
 from nanoscale.experiments.records import describe
 from nanoscale.spec.config import LENGTH_KEYS
-from nanoscale.spec.values import Overrides
+from nanoscale.spec.values import Json, Overrides
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,9 @@ class Answer:
 
     lines: what a user reads at the end. result: what its figures are drawn from. labels: how each
     run's size is called, where runs have sizes. warnings, and tables with their captions: for the
-    report. commands: what a verb makes again of the study -> that verb, with its options.
+    report. commands: what a verb makes again of the study -> that verb, with its options. verdict
+    and numbers: as a `StudyAnswer` has them. files: records that the study keeps, by their names
+    below its folder.
     """
 
     lines: Sequence[str]
@@ -188,6 +190,9 @@ class Answer:
     warnings: Sequence[str] = ()
     tables: Sequence[tuple[str, DataFrame]] = ()
     commands: Mapping[str, str] = field(default_factory=dict)
+    verdict: str = ""
+    numbers: Mapping[str, Json] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

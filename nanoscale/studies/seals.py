@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanoscale.checks.coordinates import FAIL, PASS, UNSURE
 from nanoscale.errors import UserError, make_folder
 from nanoscale.experiments.results import STAGE_COLUMN, STUDY, Study
 from nanoscale.experiments.tables import read_table
@@ -433,6 +434,15 @@ class Verified:
     notes: list[str]
     score: Score | None
     diverged: bool = False  # the run that was to judge it
+
+    @property
+    def verdict(self) -> str:
+        """Whether the loss came inside the interval; it is no forecast any more if it changed."""
+        if self.problems or self.diverged:
+            return FAIL
+        if self.score is None:
+            return UNSURE
+        return PASS if self.score.inside else FAIL
 
     def text(self) -> list[str]:
         """What a user reads."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nanoscale.checks.best_setting import mean_interval
+from nanoscale.checks.coordinates import UNSURE
 from nanoscale.errors import UserError
 from nanoscale.experiments.records import BestRun, describe
 from nanoscale.experiments.search import SearchPlan
 from nanoscale.experiments.space import read_space
 from nanoscale.spec.sources import flatten_keys
+from nanoscale.spec.values import Json
 from nanoscale.studies.ranking import is_bound
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe
 
@@ -45,11 +48,14 @@ def best(study: Study, frame: DataFrame) -> Answer:
     """The best trial and how far to believe it; what became of its values at the target."""
     run = study.best
     if run is None:
-        return Answer(["no run has finished with a loss"])
+        return Answer(["no run has finished with a loss"], verdict=UNSURE)
     line = f"lowest val_loss {run.val_loss:.4f} at {describe(run.values) or run.folder}"
     if study.damage_of_best:
         line += f" (its run is damaged: {study.damage_of_best})"
-    return Answer([line, *_doubts(study, run), *_target(study)])
+    numbers: dict[str, Json] = {"best": run.to_json()}
+    if study.target is not None:
+        numbers["target"] = asdict(study.target)
+    return Answer([line, *_doubts(study, run), *_target(study)], numbers=numbers)
 
 
 def _doubts(study: Study, run: BestRun) -> Iterator[str]:

@@ -23,7 +23,7 @@ from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import Cell, check_axes, questions
 from nanoscale.experiments.planning import planned
 from nanoscale.experiments.records import Asked
-from nanoscale.experiments.results import OUTPUT_ROOT, check_name
+from nanoscale.experiments.results import OUTPUT_ROOT, STUDY, check_name, study_folder
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import write_json
@@ -49,6 +49,9 @@ def run_study(
     **how: Any,
 ) -> Study:
     """Every stage of a study file: data, runs, table, answer, report.
+
+    Of a study that has finished nothing is trained again: its answer and its page are made anew. To
+    read one without its file there are `open_study` and `answer`, by its name.
 
     `until` is the last stage of its runs to go to, by default the last of all. `writer`: of a text
     by the best run, for the page (`conclude`). `how` it runs: the arguments of `ExperimentRunner`
@@ -82,6 +85,8 @@ def run_study(
         UserError: the file, a key, a value or the data; nothing was started or written.
     """
     path = Path(path)
+    if not path.is_file():
+        refuse_a_name(path, output_root)
     file = read_study(path)
     if until is not None and until not in file.stages:
         there = f"choose {one_of(file.stages)}" if file.stages else "it has one stage alone"
@@ -106,6 +111,18 @@ def run_study(
         for line in conclude(study, goes_on, writer):
             print(f"[{study.name}] {line}")
     return study
+
+
+def refuse_a_name(path: Path, output_root: Path | str) -> None:
+    """`UserError` for the name of a study that is there, where its file is expected."""
+    folder = study_folder(path, output_root)
+    if (folder / STUDY).is_file():
+        study = Study.open(folder)
+        again = study.asked.command or "its script"
+        raise UserError(
+            f"{path}: that is a study, and not its file; nanoscale report {study.name} tells its "
+            f"answer, ns.answer({study.name!r}) in Python, and {again} goes on with it"
+        )
 
 
 @contextmanager

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nanoscale.checks.coordinates import UNSURE
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import grid_lists
 from nanoscale.spec.values import Json, Overrides
-from nanoscale.store.files import write_json
 from nanoscale.store.folder import COMPLETE
 from nanoscale.studies.grid_recipe import best
 from nanoscale.studies.recipe import Answer, FileTable, Picture, Question, Recipe, Stage
-from nanoscale.studies.transfer_table import joint_record, study_verdicts, usual_lr
+from nanoscale.studies.transfer_table import joint_record, joint_verdict, study_verdicts, usual_lr
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -165,9 +165,9 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
     try:
         verdicts = study_verdicts(study)
     except UserError as error:
-        return Answer([f"no verdict: {error}"])
+        return Answer([f"no verdict: {error}"], verdict=UNSURE)
 
-    write_json(study.folder / "transfer.json", joint_record(verdicts))
+    record = joint_record(verdicts)
     lines, warnings = [], []
     for name, verdict in verdicts.items():
         drift = verdict.drift.says("drift")
@@ -180,6 +180,9 @@ def conclude(study: Study, frame: DataFrame) -> Answer:
         warnings=warnings,
         tables=[("The best learning rate of every size.", optima_table(verdicts))],
         commands={"The verdict": f"transfer --size={study.asked.extras['size']}"},
+        verdict=joint_verdict(verdicts),
+        numbers=record,
+        files={"transfer.json": record},
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nanoscale.checks.coordinates import FAIL, PASS, UNSURE
 from nanoscale.checks.lr_transfer import (
     LIMITS,
     LrColumns,
@@ -150,6 +151,11 @@ def study_verdicts(study: Study) -> dict[str, TransferVerdict]:
         columns = {"size": size, "lr": lrs[name]}
         verdicts[name] = verdict_of(rows, columns, LIMITS)
     return verdicts
+
+
+def joint_verdict(verdicts: Verdicts) -> str:
+    """The worst of them."""
+    return max((verdict.verdict for verdict in verdicts.values()), key=[PASS, UNSURE, FAIL].index)
 
 
 def joint_record(verdicts: Verdicts) -> dict[str, Json]:

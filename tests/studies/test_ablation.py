@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fake_worker import SURFACE, TINY
 
+import nanoscale as ns
 from nanoscale.__main__ import main
 from nanoscale.checks.worth import FADES, GROWS, STAYS, UNDECIDED, SizeLosses, Worth, worth
 from nanoscale.errors import DONE, UserError
@@ -187,6 +188,7 @@ def test_arms_are_worth_what_is_planted_the_dearest_first(place, capsys):
     study = Path("experiments_out/worth")
     found = json.loads((study / "ablation.json").read_text())
     assert [*found] == ["a half", "a fifth"]
+    assert ns.answer("worth").numbers == found
     for name, share in (("a half", 0.5), ("a fifth", 0.2)):
         low, high = found[name]["ci95"]
         assert low < 1 / (1 - share) < high < 1.25 * low

@@ -14,6 +14,7 @@ import fake_worker
 import pytest
 from fake_worker import CRASH, DIVERGE, TINY
 
+import nanoscale as ns
 from nanoscale.__main__ import main
 from nanoscale.commands.sample import text_by
 from nanoscale.experiments import ExperimentRunner, Study
@@ -56,6 +57,47 @@ def test_the_page_says_cost_origin_and_what_has_no_result(study):
     assert [row[:2] for row in rows] == [(f"beta1={DIVERGE}", "DIVERGED"),
                                          (f"beta1={CRASH}", "FAILED")]  # fmt: skip
     assert "this run crashes" in rows[1][2]
+
+
+def test_a_studys_answer_is_read_by_its_name_and_nothing_is_written(study):
+    before = sorted(study.folder.iterdir())
+    said = ns.answer("toy")
+    assert sorted(study.folder.iterdir()) == before
+    assert said.verdict == ""
+    assert said.lines[0].startswith("lowest val_loss ")
+    first = said.numbers["settings"][0]
+    assert (first["values"], first["standing"]) == ({"beta1": 0.9}, "best")
+    assert said.text.startswith(said.lines[0])
+    assert ns.answer(study) == ns.answer(study.folder) == said
+    assert json.loads(json.dumps(said.to_json()))["name"] == "toy"
+    conclusion.conclude(study)
+    kept = json.loads((study.folder / "answer.json").read_text(encoding="utf-8"))
+    assert kept["lines"] == said.lines
+
+
+def test_an_answer_says_what_a_careful_reader_would_ask(study):
+    first = next(study.runs())[1]
+    (first / "metrics.json").write_text("{}")
+    said = ns.answer("toy")
+    assert said.verdict == "inconclusive"
+    assert any("says no val_loss" in warning for warning in said.warnings)
+    assert said.text.splitlines()[-1] == f"warning: {said.warnings[-1]}"
+
+
+@pytest.mark.parametrize("ask", [ns.answer, ns.open_study])
+def test_a_study_that_is_not_there_is_named_with_the_nearest(study, ask):
+    with pytest.raises(ns.UserError) as error:
+        ask("tay")
+    assert str(error.value) == "no study 'tay' in experiments_out; did you mean 'toy'?"
+
+
+def test_a_studys_name_in_place_of_its_file_is_told_what_to_do(study, tmp_path):
+    begins = "toy: that is a study, and not its file; nanoscale report toy tells its answer, "
+    with pytest.raises(ns.UserError, match=re.escape(f"{begins}ns.answer('toy') in Python")):
+        ns.run_study("toy")
+    (tmp_path / "toy").write_text("[study]\n")  # a file of that name is a study file all the same
+    with pytest.raises(ns.UserError, match=r"toy, \[study\]: recipe=None: choose"):
+        ns.run_study("toy")
 
 
 def test_what_runs_differ_in_is_all_said(study):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from forecasts import copy_of, forecast_study, run_in, seal_of
 
+import nanoscale as ns
 from nanoscale.__main__ import main
 from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE, UserError
 from nanoscale.store.lease import Held, take
@@ -75,6 +76,15 @@ def test_the_forecast_is_sealed_first_then_made_then_judged(study, capsys):
     }
     assert [rival["settings"]["law"] for rival in record["rivals"]] == ["pure-power", "chinchilla"]
     assert "N and D rise together" in record["rivals"][1]["reason"]
+
+    said = ns.answer("f")
+    assert said.verdict == ("pass" if score["inside"] else "fail")
+    assert said.numbers["score"] == score
+    assert said.numbers["law"] == json.loads((study / "fits" / "power.json").read_text())
+    shutil.rmtree(run)
+    assert ns.answer("f").verdict == "inconclusive"  # the seal waits for its run
+    changed(seal_of(study), sealed="2020-01-01T00:00:00+00:00")
+    assert ns.answer("f").verdict == "fail"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import fake_worker
 import pytest
 from fake_worker import SURFACE, TINY
 
+import nanoscale as ns
 from nanoscale.__main__ import main
 from nanoscale.errors import DONE
 from nanoscale.experiments import Study
@@ -58,6 +59,7 @@ def test_valleys_are_bracketed_and_the_best_size_is_the_planted_one(capsys):
     assert main(["study", str(study_of())]) == DONE
     said = capsys.readouterr().out
     record = json.loads(Path("experiments_out/valleys/fits/isoflop.json").read_text())
+    assert ns.answer("valleys").numbers == record
     best = record["best"]
     assert best["C"] == 10 * BUDGETS[-1]
     low, high = best["N_ci95"]

@@ -19,6 +19,7 @@ import pytest
 from fake_worker import CRASH, DIVERGE, TINY, VALLEY
 from tiny import PATIENCE, ROOT
 
+import nanoscale as ns
 from nanoscale.__main__ import main as cli_main
 from nanoscale.commands.main import dispatch
 from nanoscale.errors import UserError, program
@@ -317,6 +318,9 @@ def test_a_ladder_runs_fits_and_reports(capsys):
     assert law["ci95"]["E"][0] < 1.502 < law["ci95"]["E"][1]
     assert (law["n_points"], law["n_sizes"], len(law["runs"])) == (9, 5, 9)
     assert "all parameters (total)" in law["conventions"][1]
+    answer = ns.answer("toy")
+    assert (answer.question, answer.verdict) == ("How does it fall?", "")
+    assert answer.numbers == law
     page = (folder / "report.html").read_text()
     for text in ("How does it fall?", "nanoscale study s.toml", "Figure 1", "exact", "epoch"):
         assert text in page
@@ -345,6 +349,9 @@ def test_a_transfer_study_refines_judges_each_arm_and_again_runs_nothing(capsys)
     folder = Path("experiments_out/shift")
     found = json.loads((folder / "transfer.json").read_text())["verdicts"]
     assert [record["verdict"] for record in found.values()] == ["fail", "pass"]
+    answer = ns.answer("shift")
+    assert answer.verdict == "fail"
+    assert answer.numbers["verdicts"] == found
     assert found["SP"]["drift"]["value"] == pytest.approx(-1, abs=0.05)
     assert found["muP, Muon"]["drift"]["value"] == pytest.approx(0, abs=0.05)
     for record in found.values():
@@ -403,6 +410,7 @@ def test_a_failed_run_is_left_out_of_the_law_and_said(capsys):
     worse = text.replace("n_embd = 24", f"n_embd = 24\nbeta1 = {CRASH}")
     assert main([str(write(worse))]) == 1
     assert "no law: 3 sizes have finished, 4 are needed" in capsys.readouterr().out
+    assert ns.answer("toy").verdict == "inconclusive"
 
 
 @pytest.mark.slow
