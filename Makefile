@@ -1,5 +1,5 @@
-# make study: set everything up, train a small ladder, fit its law, write a report.
-# make test:  set everything up and run the tests.
+# make study: install what a study needs, train a small ladder, fit its law, seal and judge a forecast.
+# make test:  install the rest too, and run the tests.
 # make check: lint, types and the quick tests, while you work.
 # make soak:  the campaigns at full size, hours; docs/results/soak.md has what they found.
 # make wheel: a wheel with kernels for who has no compiler.
@@ -14,35 +14,42 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 .PHONY: study test check lint types soak bench wheel gpu-check
 
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+# What a study needs, and no more.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanoscale needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
+	touch $@
+
+# What the tests need: every extra but the largest.
+$(VENV)/.dev: $(VENV)/.ready
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 study: $(VENV)/.ready
 	$(RUN) -m nanoscale study studies/quick.toml
 
-test: $(VENV)/.ready
+test: $(VENV)/.dev
 	$(PYTEST)
 
 check: lint types
 	$(PYTEST) -m "not slow and not soak"
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-types: $(VENV)/.ready
+types: $(VENV)/.dev
 	$(RUN) -m mypy
 
-soak: $(VENV)/.ready
+soak: $(VENV)/.dev
 	$(RUN) docs/results/soak.py
 
 wheel: $(VENV)/.ready
-	rm -rf build
 	$(RUN) -c 'from nanoscale.model import kernels; kernels.ship()'
-	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist . ; done=$$?; rm -rf build nanoscale/model/*.so; exit $$done
+	$(RUN) -m pip wheel --quiet --no-deps --wheel-dir dist . ; done=$$?; rm -f nanoscale/model/*.so; exit $$done
 
 bench: $(VENV)/.ready
 	$(RUN) docs/results/speed/measure.py $(if $(PEER),--peer=$(PEER))

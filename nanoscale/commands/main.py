@@ -48,6 +48,7 @@ TASKS: dict[str, dict[str, str]] = {
         "design": "before training: what will the intervals be?",
         "sweep-law": "the best learning rate or batch, as a law of scale",
     },
+    "The folder": {"init": "a working folder with a study and a config to edit"},
     "The shell": {"completion": "completion of verbs and options for bash, zsh or fish"},
 }
 VERBS = {verb: line for verbs in TASKS.values() for verb, line in verbs.items()}

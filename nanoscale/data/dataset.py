@@ -24,6 +24,7 @@ from nanoscale.data.formats import check_format
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, other_tokens, read_errors, read_meta
 from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.spec.shipped import clone
 
 # what `nanoscale data prepare` makes
 KNOWN = (
@@ -144,11 +145,11 @@ class Dataset:
 
 
 def dataset_folder(name: str, data_root: str = "data") -> Path:
-    """Folder of a prepared dataset: below `data_root` here, then in the clone, then `name` itself.
+    """Folder of a prepared dataset: below `data_root` here, then in a clone, then `name` itself.
 
     Raises `UserError` naming the dataset and how to prepare it.
     """
-    roots = [Path(data_root), Path(__file__).resolve().parents[2] / data_root]
+    roots = _roots(data_root)
     for folder in (*(root / name for root in roots), Path(name)):
         if any(os.path.isfile(folder / f"{split}.bin") for split in SPLITS):
             return folder
@@ -167,11 +168,16 @@ def dataset_folder(name: str, data_root: str = "data") -> Path:
 
 def tokenizer_named(name: str, data_root: str = "data") -> Tokenizer | None:
     """What the tokens of a dataset mean, by its meta alone; None where there is none here."""
-    roots = [Path(data_root), Path(__file__).resolve().parents[2] / data_root]
-    for folder in (*(root / name for root in roots), Path(name)):
+    for folder in (*(root / name for root in _roots(data_root)), Path(name)):
         if (folder / "meta.json").is_file() or (folder / "meta.pkl").is_file():
             return tokenizer_of(folder, read_meta(folder), f"dataset {name!r}")
     return None
+
+
+def _roots(data_root: str) -> list[Path]:
+    """Where prepared datasets lie: here, and in the clone that the package lies in."""
+    root = clone()
+    return [Path(data_root), *([root / data_root] if root else [])]
 
 
 def _remedy(name: str, data_root: str) -> str:

@@ -64,7 +64,7 @@ class ExperimentRunner:
     """Runs studies on this machine, or on a cluster.
 
     Args:
-        base_config_path: a config file under every run (from here, else from the clone), or None.
+        base_config_path: a config file under every run (from here, or the name of one that comes with the package), or None.
         output_root: where runs and studies are kept.
         workers: runs at once; by default one per GPU, or the physical cores over `threads`.
         threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
@@ -437,7 +437,5 @@ def _check_limit(name: str, limit: object) -> None:
 
 
 def _read_base(path: str | Path) -> Source:
-    """The base config file, from here or from the clone that the package lies in."""
-    clone = Path(__file__).resolve().parents[2]
-    files = [file for file in (Path(path), clone / path) if file.is_file()]
-    return read_file(str(files[0] if files else path), flatten(ExperimentConfig()))
+    """The base config file, from here or of those that come with the package."""
+    return read_file(str(path), flatten(ExperimentConfig()))

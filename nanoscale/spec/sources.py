@@ -30,6 +30,7 @@ from nanoscale.spec.config import (
 )
 from nanoscale.spec.config_file import run_config_file
 from nanoscale.spec.options import Kind
+from nanoscale.spec.shipped import named, names
 from nanoscale.spec.values import Json, Overrides, Typed, Value, once_each
 
 COMMAND_LINE = "the command line"
@@ -147,23 +148,22 @@ def _number(literal: object, kind: Kind) -> float | None:
     return int(literal) if literal == int(literal) else None
 
 
-SMALL_CONFIG = "config/shakespeare_char_cpu_fast.py"
-SMALL_FLAGS = (
-    "--n_layer=4 --n_head=4 --n_embd=128 --block_size=64 --batch_size=12 "
-    "--gradient_accumulation_steps=1 --learning_rate=1e-3 --max_iters=1000 --lr_decay_iters=1000 "
-    "--warmup_frac=0.05"
-)
+SMALL_CONFIG = "shakespeare_char_cpu_fast"
+CONFIGS = "config"  # the folder of those that have a name
 
 
 def small_run() -> str:
-    """A command whose run is seconds on a CPU: by the config of a clone, if we stand in one."""
-    config = SMALL_CONFIG if Path(SMALL_CONFIG).is_file() else SMALL_FLAGS
-    return f"{program()} train {config}"
+    """A command whose run is seconds on a CPU."""
+    return f"{program()} train {SMALL_CONFIG}"
 
 
 # -- files ----------------------------------------------------------------------------------
 def read_file(path: str, known: Overrides) -> Source:
-    """A config file as a source; `known` are the values in scope of a `.py` file."""
+    """A config file as a source, by its path or by the name of one that comes with the package.
+
+    `known` are the values in scope of a `.py` file.
+    """
+    path = str(named(Path(path), CONFIGS))
     text = _text_of(Path(path), path)
     try:
         values = run_config_file(path, text, known) if path.endswith(".py") else _parse(path, text)
@@ -179,11 +179,14 @@ def read_file(path: str, known: Overrides) -> Source:
 def _text_of(file: Path, path: str) -> str:
     endings = (".py", *LANGUAGES)
     if file.suffix not in endings:
-        folder = f"; a run folder is --out_dir={path}" if file.is_dir() else ""
-        raise UserError(f"{path}: config files end in {one_of(endings)}{folder}")
+        hint = did_you_mean(path, names(CONFIGS))
+        if file.is_dir():
+            hint = f"; a run folder is --out_dir={path}"
+        raise UserError(f"{path}: config files end in {one_of(endings)}{hint}")
     if not file.is_file():
         here = [str(p) for p in file.parent.glob("*") if p.suffix in endings]
-        raise UserError(f"{path}: no such config file{did_you_mean(path, here)}")
+        hint = did_you_mean(path, [*here, *names(CONFIGS)])
+        raise UserError(f"{path}: no such config file{hint}")
     try:
         return file.read_text(encoding="utf-8-sig")  # an editor may begin it with a mark
     except (OSError, UnicodeDecodeError) as e:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoscale.errors import UserError, did_you_mean, one_of
+from nanoscale.spec.shipped import named, names
 from nanoscale.spec.sources import Source, flatten_keys
 from nanoscale.spec.values import Json, Overrides
 from nanoscale.studies.recipe import (
@@ -21,8 +22,8 @@ from nanoscale.studies.recipe import (
     recipe_of,
 )
 
-EXAMPLE = "studies/quick.toml"  # in a clone
-EXAMPLE_TEXT = "one has [study] recipe = 'grid', [base] n_layer = 2, [grid] seed = [1, 2]"
+EXAMPLE = "quick"
+STUDIES = "studies"  # the folder of those that have a name
 STUDY_KEYS = ("name", "question", "recipe", "recipes")
 RUN_KEYS = (
     "backend",
@@ -64,11 +65,12 @@ class StudyFile:
 
 
 def read_study(path: Path) -> StudyFile:
-    """Read and check a study file.
+    """Read and check a study file, by its path or by the name of one that comes with the package.
 
     Raises:
         UserError: naming the file, the table and the key, and the nearest one there is.
     """
+    path = named(path, STUDIES)
     return study_of(_read_text(path), path)
 
 
@@ -111,9 +113,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        neighbours = [str(p) for p in sorted(path.parent.glob("*.toml"))]
-        one = f"{EXAMPLE} is one" if Path(EXAMPLE).is_file() else EXAMPLE_TEXT
-        hint = did_you_mean(str(path), neighbours) or f"; {one}"
+        neighbours = [str(file) for file in sorted(path.parent.glob("*.toml"))]
+        hint = did_you_mean(str(path), [*neighbours, *names(STUDIES)])
+        hint = hint or f"; {EXAMPLE!r} is one"
         raise UserError(f"{path}: no such study file{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error

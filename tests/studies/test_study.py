@@ -517,9 +517,7 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
         (Path.cwd() / "x/data/toy").rename(out)
 
     monkeypatch.setattr("nanoscale.data.prepare.prepare", prepare)
-    monkeypatch.setattr(
-        "nanoscale.data.dataset.__file__", str(Path("nanoscale/data/dataset.py").absolute())
-    )
+    monkeypatch.setattr("nanoscale.data.dataset.clone", lambda: None)
     text = GRID.replace('dataset = "toy"', 'dataset = "pysource"')
     run_study(write(text), dry_run=True)  # times a little text in its place
     assert not Path("data/pysource").exists()
@@ -543,7 +541,7 @@ def test_neither_torch_nor_drawing_is_imported_to_refuse():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.splitlines() == [
-        "no.toml: no such study file; studies/quick.toml is one",
+        "no.toml: no such study file; 'quick' is one",
         "set()",
     ]
 
