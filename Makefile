@@ -9,12 +9,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PEER ?=
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Tests make tiny models: a process of one thread per core is fastest.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 .PHONY: study test check lint types soak bench wheel gpu-check
-
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # What a study needs, and no more.
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -366,7 +366,7 @@ def gpt2_encoding() -> Any:
     try:
         import tiktoken  # type: ignore[import-not-found, unused-ignore]  # an extra
     except ImportError as e:
-        raise _not_installed("GPT-2 tokens", "tiktoken") from e
+        raise _not_installed("GPT-2's tokenizer", "tiktoken") from e
     _check_cache()
     try:
         return tiktoken.get_encoding("gpt2")

@@ -370,7 +370,7 @@ BAD = {
     "binary.json is not a tokenizer.json": ({"tokenizer": "binary.json"}, None),
     "mute.json has no symbol for 'E'": ({"tokenizer": "mute.json"}, None),
     "pip install 'nanoscale[hf]'": ({"tokenizer": "train:300"}, without("tokenizers")),
-    "GPT-2 tokens needs tiktoken": ({"tokenizer": "gpt2"}, without("tiktoken")),
+    "GPT-2's tokenizer needs tiktoken": ({"tokenizer": "gpt2"}, without("tiktoken")),
     "binary.json is not UTF-8 text": ({"tokenizer": "gpt2", "input": "binary.json"}, None),
     "holds 1 characters": ({"tokenizer": "train:300", "input": "one.txt"}, None),
 }

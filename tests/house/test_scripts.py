@@ -1,10 +1,9 @@
-"""What no other test would notice: scripts that name what is gone, files that no wheel holds."""
+"""What no other test would notice: scripts that name what is gone."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,3 @@ def test_what_a_script_imports_of_ours_is_there(script: Path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanoscale"):
             missing = [a.name for a in node.names if not is_there(node.module, a.name)]
             assert not missing, f"line {node.lineno}: {node.module} has no {missing}"
-
-
-def test_what_lies_beside_the_code_is_installed_with_it():
-    """The kernels without their headers do not build, and only a wheel's user would see it."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    installed = set(ROOT.glob("nanoscale/**/*.py"))
-    for package, patterns in project["tool"]["setuptools"]["package-data"].items():
-        folder = ROOT / package.replace(".", "/")
-        installed.update(path for pattern in patterns for path in folder.glob(pattern))
-    files = {path for path in ROOT.glob("nanoscale/**/*.*") if path.suffix != ".pyc"}
-    assert not files - installed
