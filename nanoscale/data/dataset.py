@@ -24,7 +24,8 @@ from nanoscale.data.formats import check_format
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, other_tokens, read_errors, read_meta
 from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
-from nanoscale.spec.shipped import clone
+
+CLONE = Path(__file__).resolve().parents[2]  # where the package lies in one
 
 # what `nanoscale data prepare` makes
 KNOWN = (
@@ -175,9 +176,8 @@ def tokenizer_named(name: str, data_root: str = "data") -> Tokenizer | None:
 
 
 def _roots(data_root: str) -> list[Path]:
-    """Where prepared datasets lie: here, and in the clone that the package lies in."""
-    root = clone()
-    return [Path(data_root), *([root / data_root] if root else [])]
+    """Where prepared datasets lie: here, and in the clone that the package may lie in."""
+    return [Path(data_root), CLONE / data_root]
 
 
 def _remedy(name: str, data_root: str) -> str:

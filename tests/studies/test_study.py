@@ -517,7 +517,7 @@ def test_missing_pysource_is_prepared_and_nothing_else(monkeypatch):
         (Path.cwd() / "x/data/toy").rename(out)
 
     monkeypatch.setattr("nanoscale.data.prepare.prepare", prepare)
-    monkeypatch.setattr("nanoscale.data.dataset.clone", lambda: None)
+    monkeypatch.setattr("nanoscale.data.dataset.CLONE", Path.cwd())
     text = GRID.replace('dataset = "toy"', 'dataset = "pysource"')
     run_study(write(text), dry_run=True)  # times a little text in its place
     assert not Path("data/pysource").exists()
