@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from tiny import ROOT
 from nanoscale.__main__ import main
 from nanoscale.checks.comparison import TOKENS
 from nanoscale.commands.compare import lines
+from nanoscale.spec.sources import FIELDS
 from nanoscale.store.folder import RunFolder
 from nanoscale.studies.arms import KEYS, Arm, ArmRun
 from nanoscale.studies.compare_arms import compare
@@ -599,4 +601,241 @@ def test_the_share_of_forecasts_that_hold_is_the_tables():
     says(
         "docs/results/laws/README.md",
         f"| all | {len(rows)} | {runs} | {shares['forecast']} | {halves['forecast']:.1f} % |",
+    )
+
+
+# -- the pages that explain -----------------------------------------------------------------------
+EXPLANATION = "docs/explanation"
+COORDINATES = {
+    "size of attention's output, step 1": ("size: attn", "step 1"),
+    "change of the last block by an update": ("change: last_block", "first updates"),
+    "size of the logits, step 1": ("size: logits", "step 1"),
+}
+
+
+def shown(name: str) -> list[tuple[str, str]]:
+    """Every command of a page that is followed by what it prints, or by a part of that."""
+    text = (ROOT / EXPLANATION / name).read_text(encoding="utf-8")
+    return re.findall(r"```sh\n(nanoscale .*)\n```\n\n```\n((?:.+\n)+)```", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "block"), [case for name in ("fits.md", "intervals.md") for case in shown(name)]
+)
+def test_a_page_shows_what_its_command_prints(command, block, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    _, *arguments = shlex.split(command)
+    undecided = 3 if "shakespeare" in command else 0
+    assert main(arguments) == undecided
+    assert f"\n{block}" in f"\n{capsys.readouterr().out}"
+
+
+def test_the_pages_that_explain_show_what_their_commands_print():
+    assert [len(shown(name)) for name in ("fits.md", "intervals.md")] == [7, 2]
+
+
+def test_the_page_on_fits_is_of_its_results():
+    fit, runs = record("laws/chinchilla.json"), table("isoflop/table.csv")
+    approaches, choice = fit["isoflop"], fit["multiverse"]["a"]
+    order = ("envelope", "parabola", "cubic", "surface")
+    answers = [f"{approaches[name]['exponents']['a']:.3f}" for name in order]
+    low, high = fit["ci95"]["a"]
+    a = record("isoflop/isoflop.json")["exponents"]["a"]
+    says(
+        f"{EXPLANATION}/fits.md",
+        f"{len(runs)} small GPTs",
+        f"four answers are {', '.join(answers[:3])} and {answers[3]}",
+        f"{len(fit['multiverse']['rows'])} analyses of the Chinchilla points reach from "
+        f"{choice['lowest']:.3f} to {choice['highest']:.3f}",
+        f"where the fit's interval is {low:.3f} to {high:.3f}",
+        f"a model about {10**a:.0f} times as large",
+        f"here {len(record('isoflop/isoflop.json')['isoflop']['envelope']['runs'])}, hence",
+    )
+    outside = [held["mean_abs_error"] / held["in_sample_error"] for held in fit["rollout"]]
+    assert min(outside) > 2
+    says(f"{EXPLANATION}/fits.md", "held out are off by at least twice as much as those")
+
+
+def test_the_page_on_transfer_is_of_its_results():
+    rows = []
+    for over, study, optimizer in (
+        ("width", "width_adamw", "AdamW"),
+        ("width", "width_muon_small_batch", "Muon"),
+        ("width", "width_muon", "Muon, 2,048 tokens per update"),
+        ("depth", "depth_adamw", "AdamW"),
+    ):
+        modes = {"Muon": MODES[:2], "AdamW": MODES}.get(optimizer, ("muP",))
+        rows += [
+            verdict_row(verdict(study, mode), f"{over}: {mode}, {optimizer}") for mode in modes
+        ]
+    muon = [verdict("width_muon_small_batch", mode) for mode in MODES]
+    falls = [-found["drift"]["value"] for found in (*muon, verdict("width_muon", "muP"))]
+    sp, mup = (verdict("width_adamw", mode) for mode in MODES[:2])
+    proxy = verdict_of_horizon("proxy")["drift"]
+    tuned = record("quick/stages.json")["tune"]
+    direct = record("hpo/hpo.json")["rows"][-1]["minus_direct"]
+    cost = [f"{end:+.3f}" for end in (direct["mean"], *direct["ci95"])]
+    says(
+        f"{EXPLANATION}/transfer.md",
+        *rows,
+        f"We measured {-sp['drift']['value']:.2f}",
+        f"At width 256 it ends at {mup['sizes'][-1]['transferred_loss']:.3f} with the rate of "
+        f"width 32, and SP tuned at 256 at {sp['sizes'][-1]['min_loss']:.3f}",
+        f"falls by {min(falls):.2f} to {max(falls):.2f} octaves per doubling of width",
+        f"moved by {proxy['value']:+.2f} {ends(proxy['ci95'], '.2f')} octaves",
+        f"Muon's fell as D^{tuned['exponent']:.2f} {ends(tuned['exponent_ci95'], '.2f')}",
+        f"cost {cost[0]} [{cost[1]}, {cost[2]}] nats against tuning there, for "
+        f"{record('hpo/hpo.json')['rows'][2]['of_direct']:.3f} of",
+    )
+
+
+def verdict_of_horizon(arm: str) -> dict[str, Any]:
+    return record("horizon/transfer.json")["verdicts"][arm]
+
+
+def verdict_row(found: dict[str, Any], name: str) -> str:
+    drift = found["drift"]
+    return (
+        f"| {name} | {drift['value']:+.2f} {ends(drift['ci95'], '+.2f')} | "
+        f"{found['max_regret']['value']:.3f} | {found['verdict']} |"
+    )
+
+
+def test_the_slopes_of_the_page_on_transfer_are_those_of_the_check():
+    check = record("laptop/check.json")
+    assert check["verdict"] == "pass"
+    assert check["sizes"] == [56, 112, 224]
+    found = {(each["quantity"], each["window"]): each for each in check["findings"]}
+    for name, key in COORDINATES.items():
+        slope = found[key]
+        low, high = slope["allowed"]
+        says(
+            f"{EXPLANATION}/transfer.md",
+            f"| {name} | {slope['slope']:+.2f} {ends(slope['ci95'], '+.2f')} | "
+            f"{low:+.2f} to {high:+.2f} |",
+        )
+
+
+def test_the_page_on_intervals_is_of_its_results():
+    score = record("laptop/predictions/score.json")
+    (seal,) = (RESULTS / "laptop" / "predictions").glob("7deb*.json")
+    forecast = json.loads(seal.read_text())["forecast"]
+    low, high = forecast["ci95"]
+    half = (high - low) / 2 / forecast["loss"]
+    laptop = record("laptop/fits/power.json")
+    without = [f"{dropped['params']['g']:.2f}" for dropped in laptop["dropped"]]
+    rates = [row for row in table("design/transfer.csv") if row["method"] != "one window"]
+    held = sorted(float(row["coverage"]) for row in rates)
+    best = sorted(int(row["holds_at_ten_times"]) for row in table("isoflop/worlds.csv"))
+    runs = [float(row["coverage"]) for row in table("design/checkpoints.csv")]
+    design = table("design/table.csv")
+    wild = [float(row["coverage"]) for row in design if row["resampling"] == "wild"]
+    default = [row for row in design if row["resampling"] == "pairs" and row["delta"] == "0.001"]
+    pairs = [float(row["coverage"]) for row in default]
+    says(
+        f"{EXPLANATION}/intervals.md",
+        f"a run of {forecast['distance']:.3g} times the compute of any before it would end between "
+        f"{low:.4f} and {high:.4f}",
+        f"It ended at {score['observed']:.4f}",
+        f"The forecast was good to {percent(abs(score['observed'] / forecast['loss'] - 1), 2)}",
+        f"The bar reaches {percent(half)} to either side",
+        f"the exponent is {laptop['params']['g']:.2f} with all six sizes, {' and '.join(without)}",
+        f"`pairs` | at least {percent(min(pairs), 1)} |",
+        f"| {100 * min(wild):.0f} to {percent(max(wild))} |",
+        f"{len(rates)} worlds | {100 * held[0]:.1f} to {percent(held[-1])} |",
+        f"{best[0]} to {best[-1]} of 200 |",
+        f"{100 * min(runs):.1f} to {percent(max(runs), 1)} |",
+        f"was {percent(abs(score['rivals']['pure-power']), 2)} too low",
+    )
+
+
+def test_the_coverage_of_the_page_on_intervals_is_that_of_the_designs():
+    """Ladders since two powers are drawn too, floors of known entropy, forecasts of public runs."""
+    written = (RESULTS / "design" / "design.md").read_text(encoding="utf-8")
+    later = written.split("**Since then**")[1].split("## ")[0]
+    worlds = {
+        "independent noise": "a ladder's E, and its loss at ten times: the law is right",
+        "sizes not tuned alike, 1 %": "sizes not tuned alike",
+        "the two smallest sizes off by 3 % and 1.5 %": "the two smallest sizes off the law",
+        "the exponent steepens by .06 past 1e12": "the exponent steepens",
+        "a second power": "a second power",
+    }
+    for world, name in worlds.items():
+        (line,) = (line for line in later.splitlines() if line.startswith(f"| {world} |"))
+        floor, loss = line.split("|")[2:4]
+        says(f"{EXPLANATION}/intervals.md", f"| {name} | {floor.strip()}, {loss.strip()} |")
+
+    held = {}
+    for row in table("floors/floors.csv"):
+        inside = float(row["low"]) <= float(row["entropy"]) <= float(row["high"])
+        held[row["sizes"]] = held.get(row["sizes"], 0) + inside
+    says(
+        f"{EXPLANATION}/intervals.md",
+        f"for {held['6']} of 10 chains with six sizes",
+        f"for {held['5']} and {held['7']} of 10 with five and seven",
+    )
+    rows = [line for line in page_lines("laws/README.md") if line.startswith("| marin-comma")]
+    rows += [line for line in page_lines("laws/README.md") if line.startswith("| all")]
+    worst, every = ([cell.strip() for cell in line.strip("| ").split("|")] for line in rows)
+    says(
+        f"{EXPLANATION}/intervals.md",
+        f"{every[2]} in all",
+        f"| {every[5]} | {every[6]} |",
+        f"| with drift | {every[3]} | {every[4]} |",
+        f"| with drift, the worst table | {worst[3]} | {worst[4]} |",
+    )
+
+
+def test_the_example_of_the_conventions_is_its_record():
+    (row,) = (
+        row
+        for row in table("laptop/table.csv")
+        if (row["stage"], row["n_embd"], row["n_layer"], row["seed"]) == ("ladder", "56", "2", "1")
+    )
+    found = record(f"laptop/{row['folder']}/metrics.json")
+    counts, n = found["params"]["by_convention"], found["total_params"]
+    usual = 6 * n * found["tokens_seen"]
+    per_byte = found["val_bits_per_byte"]
+    assert per_byte == pytest.approx(found["val_loss"] / math.log(2))  # its tokens are bytes
+    assert counts["total"] == n
+    each = [f"{counts[name]:,}" for name in counts]
+    moves = record("isoflop/isoflop.json")["multiverse"]["spread"]["convention"]
+    said = [
+        f"| `val_loss` | {found['val_loss']:.4f} nats per token |",
+        f"| `val_bits_per_byte` | {per_byte:.4f} bits |",
+        f"`total_params` | {n:,} |",
+        f"`non_embedding` | {counts['non_embedding']:,} |",
+        f"`tokens_seen` | {found['tokens_seen']:,} |",
+        f"`flops` | {found['flops']:.4g} |",
+        f"| {usual:.4g} |",
+        f"`mfu` | {found['mfu']:.3f} |",
+        f"its {found['val_loss']:.4f} nats are {per_byte:.4f} bits",
+        f"The example has {', '.join(each[:3])} and {each[3]}",
+        f"exact is {found['flops'] / usual:.2f} times 6 N D",
+        f"A nat is {1 / math.log(2):.3f} bits",
+        f"moves by {moves:.3f} with it",
+        f"2^-1.04 = {2**-1.04:.3f}",
+        f"10^-0.54 = {10**-0.54:.3f}",
+    ]
+    says(f"{EXPLANATION}/conventions.md", *said)
+
+
+def test_what_the_conventions_say_is_hashed_is_hashed():
+    text = (ROOT / EXPLANATION / "conventions.md").read_text(encoding="utf-8")
+    lines = text.split("| hashed | not hashed |", 1)[1].split("\n\n")[0].splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    for column, hashed in enumerate((True, False)):
+        keys = {key for cell in cells for key in re.findall(r"`(\w+)`", cell[column])}
+        assert len(keys) >= 5 - hashed
+        assert all(FIELDS[key].hashed is hashed for key in keys), keys
+
+
+def test_the_recipe_on_the_page_for_nanogpt_is_that_of_the_results():
+    rows = [line for line in page_lines("README.md") if line.startswith("| nano")]
+    theirs, ours = (line.strip("| ").split("|")[2].strip() for line in rows[:2])
+    says(
+        "docs/migration/nanogpt.md",
+        f"ends at a validation loss of {ours} nats",
+        f"measured the same way, at {theirs}",
     )
