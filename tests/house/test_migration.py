@@ -17,6 +17,7 @@ import torch
 from nanogpt import nanogpt_state, save_nanogpt
 from tiny import ROOT, RUN, TEXT, run_nanoscale, run_python
 
+from nanoscale.spec.architecture import ffn_width
 from nanoscale.spec.sources import FIELDS, build, parse_arguments
 
 FORK = (ROOT / "docs" / "migration" / "fork.md").read_text(encoding="utf-8")
@@ -163,6 +164,17 @@ def test_the_defaults_that_differ_from_the_forks_are_those_of_the_page():
     assert set(table) == other_defaults(OF_FORK)
     for key, said in table.items():
         assert said == (str(OF_FORK[key]), str(FIELDS[key].default)), key
+
+
+def test_the_widths_beside_the_default_of_multiple_of_are_the_models():
+    wide = build(parse_arguments(["--use_swiglu=True", "--multiple_of=256"]))
+    exact = build(parse_arguments(["--use_swiglu=True", "--multiple_of=1"]))
+    sizes = [ffn_width(exact, 64), ffn_width(wide, 64), ffn_width(wide, 768)]
+    said = (
+        f"8/3 of width 64 is {sizes[0]}, rounded up to {sizes[1]} half as much again; of width 768 "
+    )
+    assert f"{said}it is {sizes[2]:,} as it is" in FORK
+    assert sizes[2] == ffn_width(exact, 768)
 
 
 def test_mup_is_understood_as_the_fork_writes_it():

@@ -14,6 +14,7 @@ import math
 import re
 import shlex
 import statistics
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -25,7 +26,9 @@ from tiny import ROOT
 
 from nanoscale.__main__ import main
 from nanoscale.checks.comparison import TOKENS
+from nanoscale.checks.lr_transfer import TransferLimits
 from nanoscale.commands.compare import lines
+from nanoscale.laws.forecast import USUAL_DRIFT
 from nanoscale.spec.sources import FIELDS
 from nanoscale.store.folder import RunFolder
 from nanoscale.studies.arms import KEYS, Arm, ArmRun
@@ -652,6 +655,16 @@ def test_the_page_on_fits_is_of_its_results():
         f"a model about {10**a:.0f} times as large",
         f"here {len(record('isoflop/isoflop.json')['isoflop']['envelope']['runs'])}, hence",
     )
+    ladder = record("shakespeare/power.json")["ci95"]["E"]
+    shows = (ROOT / EXPLANATION / "fits.md").read_text(encoding="utf-8")
+    far = [
+        re.search(rf"^  {law} .* (\S+)$", shows, re.M).group(1) for law in ("chinchilla", "kaplan")
+    ]
+    says(
+        f"{EXPLANATION}/fits.md",
+        f"or of {ladder[1]:.2f} with a fast one",
+        f"ten times further out: {far[0]} or {far[1]}.",
+    )
     outside = [held["mean_abs_error"] / held["in_sample_error"] for held in fit["rollout"]]
     assert min(outside) > 2
     says(f"{EXPLANATION}/fits.md", "held out are off by at least twice as much as those")
@@ -676,8 +689,12 @@ def test_the_page_on_transfer_is_of_its_results():
     tuned = record("quick/stages.json")["tune"]
     direct = record("hpo/hpo.json")["rows"][-1]["minus_direct"]
     cost = [f"{end:+.3f}" for end in (direct["mean"], *direct["ci95"])]
+    allowed = TransferLimits()
     says(
         f"{EXPLANATION}/transfer.md",
+        f"the optima of all sizes. Allowed is {allowed.tolerance}.",
+        f"the base's. Allowed is {allowed.max_shift:g}.",
+        f"own. Allowed is {allowed.max_regret}.",
         *rows,
         f"We measured {-sp['drift']['value']:.2f}",
         f"At width 256 it ends at {mup['sizes'][-1]['transferred_loss']:.3f} with the rate of "
@@ -687,6 +704,25 @@ def test_the_page_on_transfer_is_of_its_results():
         f"Muon's fell as D^{tuned['exponent']:.2f} {ends(tuned['exponent_ci95'], '.2f')}",
         f"cost {cost[0]} [{cost[1]}, {cost[2]}] nats against tuning there, for "
         f"{record('hpo/hpo.json')['rows'][2]['of_direct']:.3f} of",
+    )
+
+
+def test_the_runs_of_the_page_on_transfer_are_those_of_its_studies():
+    width, depth, horizon = (
+        tomllib.loads((ROOT / "studies" / f"{name}.toml").read_text(encoding="utf-8"))
+        for name in ("transfer_width_adamw", "transfer_depth_adamw", "horizon")
+    )
+    base = width["base"]
+    widths = [size["n_embd"] for size in width["transfer"]["sizes"]]
+    depths = [size["n_layer"] for size in depth["transfer"]["sizes"]]
+    lengths = [size["max_iters"] for size in horizon["transfer"]["sizes"]]
+    says(
+        f"{EXPLANATION}/transfer.md",
+        f"models of {base['n_layer']} layers, {base['max_iters']:,} updates of "
+        f"{base['batch_size'] * base['block_size']} tokens of Shakespeare",
+        f"widths {widths[0]} to {widths[-1]}; depths {depths[0]} to {depths[-1]} at width "
+        f"{depth['base']['n_embd']}",
+        f"Over {lengths[0]} to {lengths[-1]:,} updates",
     )
 
 
@@ -766,14 +802,18 @@ def test_the_coverage_of_the_page_on_intervals_is_that_of_the_designs():
         floor, loss = line.split("|")[2:4]
         says(f"{EXPLANATION}/intervals.md", f"| {name} | {floor.strip()}, {loss.strip()} |")
 
-    held = {}
+    held, widths = {}, []
     for row in table("floors/floors.csv"):
-        inside = float(row["low"]) <= float(row["entropy"]) <= float(row["high"])
-        held[row["sizes"]] = held.get(row["sizes"], 0) + inside
+        entropy, low, high = (float(row[key]) for key in ("entropy", "low", "high"))
+        held[row["sizes"]] = held.get(row["sizes"], 0) + (low <= entropy <= high)
+        if row["sizes"] == "6":
+            widths.append((high - low) / entropy)
     says(
         f"{EXPLANATION}/intervals.md",
-        f"for {held['6']} of 10 chains with six sizes",
+        f"for {held['6']} of 10 chains with six sizes, at a width of "
+        f"{percent(statistics.median(widths), 1)} of it",
         f"for {held['5']} and {held['7']} of 10 with five and seven",
+        f"half of all tables drift less than {percent(USUAL_DRIFT, 1)} per e-fold",
     )
     rows = [line for line in page_lines("laws/README.md") if line.startswith("| marin-comma")]
     rows += [line for line in page_lines("laws/README.md") if line.startswith("| all")]
@@ -785,6 +825,13 @@ def test_the_coverage_of_the_page_on_intervals_is_that_of_the_designs():
         f"| with drift | {every[3]} | {every[4]} |",
         f"| with drift, the worst table | {worst[3]} | {worst[4]} |",
     )
+
+
+def test_the_noise_of_seeds_is_on_every_page_what_the_study_measured():
+    says("docs/results/laptop/README.md", "0.66 to 0.83 % of the loss")
+    says("docs/results/laptop/README.md", "0.42 % by the initial values, 0.65 % by the order")
+    says(f"{EXPLANATION}/intervals.md", "here by 0.66 to 0.83 %")
+    says(f"{EXPLANATION}/conventions.md", "0.42 % of the loss by the initial values and 0.65 % by")
 
 
 def test_the_example_of_the_conventions_is_its_record():
