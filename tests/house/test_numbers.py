@@ -830,7 +830,7 @@ def test_the_coverage_of_the_page_on_intervals_is_that_of_the_designs():
 def test_the_noise_of_seeds_is_on_every_page_what_the_study_measured():
     says("docs/results/laptop/README.md", "0.66 to 0.83 % of the loss")
     says("docs/results/laptop/README.md", "0.42 % by the initial values, 0.65 % by the order")
-    says(f"{EXPLANATION}/intervals.md", "here by 0.66 to 0.83 %")
+    says(f"{EXPLANATION}/intervals.md", "here by 0.66 to 0.83 % of the loss")
     says(f"{EXPLANATION}/conventions.md", "0.42 % of the loss by the initial values and 0.65 % by")
 
 
