@@ -24,6 +24,7 @@ from nanoscale.experiments.cells import Cell, check_axes, questions
 from nanoscale.experiments.planning import planned
 from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import OUTPUT_ROOT, STUDY, check_name, study_folder
+from nanoscale.spec.shipped import named
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Overrides
 from nanoscale.store.files import write_json
@@ -32,7 +33,7 @@ from nanoscale.studies.narrowing import added_rows
 from nanoscale.studies.recipe import CHECK, Stage
 from nanoscale.studies.row_runs import DEFAULTS
 from nanoscale.studies.study_facts import Writer
-from nanoscale.studies.study_file import StudyFile, read_study
+from nanoscale.studies.study_file import STUDIES, StudyFile, read_study
 
 MOST_REFINEMENTS = 8
 PYSOURCE = "pysource"
@@ -84,7 +85,7 @@ def run_study(
     Raises:
         UserError: the file, a key, a value or the data; nothing was started or written.
     """
-    path = Path(path)
+    path = named(Path(path), STUDIES)
     if not path.is_file():
         refuse_a_name(path, output_root)
     file = read_study(path)

@@ -95,8 +95,9 @@ def test_a_studys_name_in_place_of_its_file_is_told_what_to_do(study, tmp_path):
     begins = "toy: that is a study, and not its file; nanoscale report toy tells its answer, "
     with pytest.raises(ns.UserError, match=re.escape(f"{begins}ns.answer('toy') in Python")):
         ns.run_study("toy")
-    (tmp_path / "toy").write_text("[study]\n")  # a file of that name is a study file all the same
-    with pytest.raises(ns.UserError, match=r"toy, \[study\]: recipe=None: choose"):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "toy.toml").write_text("[study]\n")  # a file of that name goes before
+    with pytest.raises(ns.UserError, match=r"toy\.toml, \[study\]: recipe=None: choose"):
         ns.run_study("toy")
 
 
