@@ -3,6 +3,7 @@
 # make check: lint, types and the quick tests, while you work.
 # make soak:  the campaigns at full size, hours; docs/results/soak.md has what they found.
 # make wheel: a wheel with kernels for who has no compiler.
+# make docs:  the site, docs/_build/html; it needs no network.
 # make gpu-check: what waits for a GPU, in 8 minutes.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 # Tests make tiny models: a process of one thread per core is fastest.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
-.PHONY: study test check lint types soak bench wheel gpu-check
+.PHONY: study test check lint types soak bench wheel gpu-check docs
 
 # What a study needs, and no more.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -55,3 +56,6 @@ bench: $(VENV)/.ready
 
 gpu-check: $(VENV)/.ready
 	$(RUN) docs/results/speed/gpu_check.py
+
+docs: $(VENV)/.ready
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
