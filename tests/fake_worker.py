@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.store.files import row_line, write_json
 from nanoscale.store.folder import (
@@ -137,12 +138,9 @@ def run(folder: RunFolder, stopped: list[int]) -> int:
     return finish(folder)
 
 
-def finish(folder: RunFolder) -> int:
-    """Write what a finished run leaves."""
-    config = folder.spec().config
-    diverged = config.beta1 == DIVERGE
-    counts, flops = parameter_counts(config), config.max_iters * flops_per_iter(config)
-    loss = None if diverged else 1.5 + 90.0 / flops**0.3 + 0.001 * (config.seed % 7)
+def loss_of(config: ResolvedConfig, flops: float) -> float:
+    """The loss that its beta1 says."""
+    loss = 1.5 + 90.0 / flops**0.3 + 0.001 * (config.seed % 7)
     if config.beta1 == VALLEY:
         muon, still = config.optimizer == "muon", config.parametrization.mode == "muP"
         octaves = math.log2((config.muon_lr if muon else 10 * config.learning_rate) / 0.03)
@@ -154,6 +152,15 @@ def finish(folder: RunFolder) -> int:
         of_N, of_D = (x * math.sqrt(1 - config.dropout) for x in (flops / (6 * D), D))
         loss = 1.0 + 60.0 / of_N**0.5 + 40.0 / of_D**0.5 + 0.05 * octaves**2
         loss *= 1 + 0.002 * math.sin(config.n_embd + D + config.seed * (7 + 10 * config.dropout))
+    return loss
+
+
+def finish(folder: RunFolder) -> int:
+    """Write what a finished run leaves."""
+    config = folder.spec().config
+    diverged = config.beta1 == DIVERGE
+    counts, flops = parameter_counts(config), config.max_iters * flops_per_iter(config)
+    loss = None if diverged else loss_of(config, flops)
     state = DIVERGED if diverged else COMPLETE
     write_json(
         folder / METRICS,
