@@ -3,7 +3,7 @@
 - ```sh: every command runs, shortened by flags alone. Of `train.py` and `sample.py` runs are tiny;
   of a study they are `page_worker`'s, in milliseconds. `SKIPPED` says what does not run, and why.
 - ```python: runs, in one namespace.
-- ```toml: parses; with a `recipe` it is a whole study file, and `nanoscale study --dry-run` takes it.
+- ```toml: parses; with a `recipe` it is a whole study file, which `study --dry-run` takes.
 - A python or toml block whose first line is a comment of a file's name (`# mine.py`) is that file.
 - A block without a language below an ```sh block is its output: where the commands read nothing but
   committed files (docs/results), each line of it is printed.
@@ -22,8 +22,9 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanoscale.data.prepare import prepare
 from tiny import PATIENCE, ROOT, flags, warm_process
+
+from nanoscale.data.prepare import prepare
 
 SMALL = {
     "max_iters": 2,
@@ -40,13 +41,14 @@ SMALL = {
     "threads": 1,
 }
 LENGTHS = ("--max_tokens=", "--max_flops=", "--tokens_per_param=")  # which the small one replaces
+SHAPE = ("--n_layer=", "--n_head=", "--n_embd=")
 SHORTER = {
     "train": flags(SMALL),
     "sample": ["--num_samples=1", "--max_new_tokens=5"],
     "coord-check": ["--steps=2", "--seeds=1"],
 }
 DOORS = {"train.py": "train", "sample.py": "sample", "bench.py": "bench"}  # python X is nanoscale Y
-GIVEN = ("shakespeare_char", "pysource")  # data sets that every page has, tiny
+GIVEN = ("shakespeare_char", "shakespeare", "pysource", "openwebtext")  # data of every desk, tiny
 TRAINED = ("out-shakespeare-char", ["train", "config/train_shakespeare_char.py", *SHORTER["train"]])
 VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 DECIDED, OPEN = 0, 3  # a verdict on tiny runs may be left open
@@ -54,8 +56,8 @@ SKIPPED = {  # a pattern of commands -> why they do not run here
     r"^make\b": "it makes an environment",
     r"^pip install|^git clone|^apt": "it downloads",
     r"data prepare (shakespeare|openwebtext|fineweb-edu|tinystories|hub:)": "it downloads",
-    r"--init_from=gpt2|--init_from=\w+/": "it downloads",
-    r"--wandb|--trackio|=wandb|=trackio|^wandb |^trackio ": "an account, or a package that is no test dependency",
+    r"[= ]gpt2\b|eval_gpt2|finetune_shakespeare|--init_from=\w+/": "it downloads",
+    r"--wandb|--trackio|=wandb|=trackio|^wandb |^trackio ": "an account, or a network",
     r"^optuna-dashboard|^tensorboard |--serve|nanoscale watch": "it goes on until it is stopped",
     r"^(sbatch|srun|squeue|scancel|ssh|rsync|ray) ": "a cluster",
     r"--backend=(slurm|ray)": "a cluster",
@@ -68,7 +70,7 @@ SKIPPED = {  # a pattern of commands -> why they do not run here
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language ("" for output), its text, and the lines where it begins and ends."""
+    """A fenced block: its language ("" for output), its text, its first line and its last."""
 
     language: str
     text: str
@@ -146,7 +148,7 @@ class Reader:
                 self.do(block, before)
                 before = block
         except AssertionError as e:
-            raise AssertionError(f"{page.relative_to(ROOT)}:{block.line}: {e}") from None
+            raise AssertionError(f"{page}:{block.line}: {e}") from None
         finally:
             self.end()
 
@@ -173,10 +175,16 @@ class Reader:
         if words[0] != "nanoscale" or re.search(r"[|<>;&$]", re.sub(r"'.*?'|\".*?\"", "", command)):
             return self.shell(command)
         verb, *rest = words[1:]
+        self.need(verb, rest)
         if verb == "train":
             rest = [word for word in rest if not word.startswith(LENGTHS)]
-        self.need(verb, rest)
-        return self.nanoscale([verb, *rest, *SHORTER.get(verb, [])])
+        shorter = SHORTER.get(verb, [])
+        if verb == "train" and "--init_from=" in command:
+            shorter = [word for word in shorter if not word.startswith(SHAPE)]  # the weights say it
+        printed = self.nanoscale([verb, *rest, *shorter])
+        if "--dry-run" in rest:
+            assert re.search(r" on \d+ workers?|nothing to do", printed), f"no time: {printed}"
+        return printed
 
     def nanoscale(self, arguments: list[str]) -> str:
         """What `nanoscale ARGUMENTS` prints; studies are by our worker, but for real checks."""
@@ -208,9 +216,9 @@ class Reader:
     def need(self, verb: str, arguments: list[str]) -> None:
         """Make what a command reads and the page has not made: a run, a study of ours."""
         folder, train = TRAINED
-        if any(folder in word for word in arguments) and not (self.desk / folder).exists():
-            if verb != "train":
-                self.nanoscale(train)
+        named = verb != "train" and any(folder in word for word in arguments)
+        if named and not (self.desk / folder).exists():
+            self.nanoscale(train)
         for name in {word.partition(":")[0] for word in arguments}:
             file = self.desk / "studies" / f"{name}.toml"
             if file.is_file() and not (self.desk / "experiments_out" / name).exists():
