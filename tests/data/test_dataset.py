@@ -327,7 +327,7 @@ def test_folders_are_looked_up_here_then_in_the_clone_then_as_paths(tmp_path, mo
     clone, here = tmp_path / "clone", tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(data, "__file__", str(clone / "nanoscale" / "data" / "dataset.py"))
+    monkeypatch.setattr(data, "CLONE", clone)
     nanogpt_folder(Path("cats"))
     assert data.dataset_folder("cats") == Path("cats")
     nanogpt_folder(clone / "data" / "cats")
@@ -342,7 +342,7 @@ def test_folders_are_looked_up_here_then_in_the_clone_then_as_paths(tmp_path, mo
 def test_unprepared_and_misspelt_names_get_the_remedy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clone = tmp_path / "clone"
-    monkeypatch.setattr(data, "__file__", str(clone / "nanoscale" / "data" / "dataset.py"))
+    monkeypatch.setattr(data, "CLONE", clone)
     Path("data/pysource").mkdir(parents=True)  # a door alone is not a prepared dataset
     assert "run `nanoscale data prepare pysource`" in refusal(open_dataset, "pysource")
     assert "prepare text --input FILE`" in refusal(open_dataset, "text")
