@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import re
-import shlex
 import statistics
 import tomllib
 from collections import defaultdict
@@ -622,19 +621,8 @@ def shown(name: str) -> list[tuple[str, str]]:
     return re.findall(r"```sh\n(nanoscale .*)\n```\n\n```\n((?:.+\n)+)```", text)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "block"), [case for name in ("fits.md", "intervals.md") for case in shown(name)]
-)
-def test_a_page_shows_what_its_command_prints(command, block, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    _, *arguments = shlex.split(command)
-    undecided = 3 if "shakespeare" in command else 0
-    assert main(arguments) == undecided
-    assert f"\n{block}" in f"\n{capsys.readouterr().out}"
-
-
 def test_the_pages_that_explain_show_what_their_commands_print():
+    """`test_docs` runs each, and finds there what the page shows."""
     assert [len(shown(name)) for name in ("fits.md", "intervals.md")] == [7, 2]
 
 
