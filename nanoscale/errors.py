@@ -23,6 +23,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar, cast
 
+from nanoscale.paths import from_here
+
 DONE, FAILURE, BAD_INPUT, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 130
 RANK_0_SECONDS = 15.0  # longer than torchrun takes to see that a process has ended
 
@@ -87,8 +89,9 @@ def program() -> str:
     found = shutil.which("nanoscale")
     if found and Path(found).parent == Path(sys.executable).parent:
         return "nanoscale"
-    python = os.path.relpath(sys.executable)
-    return f"{'python' if python.startswith('..') else python} -m nanoscale"
+    python = from_here(sys.executable)
+    away = python.startswith("..") or os.path.isabs(python)
+    return f"{'python' if away else python} -m nanoscale"
 
 
 def counted(n: int, noun: str) -> str:

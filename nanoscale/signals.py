@@ -1,4 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP as requests: a handler for a while, and what was before put back."""
+"""Ctrl-C, SIGTERM and SIGHUP as requests: a handler for a while, and what was before put back.
+
+Under Windows SIGBREAK, which closes a console as SIGHUP does a terminal, stands for SIGHUP; it is
+also how one process there asks another, as a SIGTERM from outside ends it on the spot.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # not on Windows
+_BREAK: int = getattr(signal, "SIGBREAK", signal.SIGTERM)
+_HANGUP: int = getattr(signal, "SIGHUP", _BREAK)
 _STOPS = {signal.SIGINT, signal.SIGTERM, _HANGUP}
 ANSWER = "stopping: this update is finished and saved first"
 AGAIN = "; Ctrl-C again stops at once"
@@ -43,7 +48,8 @@ def answered() -> Iterator[None]:
         yield
         return
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    if hasattr(os, "set_blocking"):  # what Windows writes to need not be so
+        os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def listen() -> None:

@@ -24,6 +24,7 @@ from nanoscale.data.formats import check_format
 from nanoscale.data.meta import DTYPES, SPLITS, Meta, other_tokens, read_errors, read_meta
 from nanoscale.data.tokenizer import GPT2, Integers, Tokenizer, Tokens, tokenizer_of
 from nanoscale.errors import UserError, did_you_mean
+from nanoscale.paths import last_part
 
 CLONE = Path(__file__).resolve().parents[2]  # where the package lies in one
 
@@ -239,7 +240,7 @@ def _with_sets(dataset: Dataset, named: Sequence[str], data_root: str) -> Datase
     known: dict[str, float | None] = {}
     parts: dict[str, str] = {}
     digest = hashlib.sha256(dataset.fingerprint.encode())
-    labels = [name.rstrip("/").rpartition("/")[2] for name in named]
+    labels = list(map(last_part, named))
     for name, label in zip(named, labels, strict=True):
         fingerprint = VAL
         if labels.count(label) > 1 or label == "train":

@@ -42,7 +42,8 @@ def write_meta(
         "splits": splits,
         **facts,
     }
-    (folder / "meta.json").write_text(json.dumps(ours, indent=1) + "\n")
+    text = json.dumps(ours, indent=1) + "\n"
+    (folder / "meta.json").write_text(text, encoding="utf-8", newline="\n")
     print(f"vocab size: {ours['vocab_size']:,}")
     for split in SPLITS:
         print(f"{split} has {splits[split]['tokens']:,} tokens")

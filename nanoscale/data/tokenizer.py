@@ -117,7 +117,7 @@ class Tokenizer(abc.ABC):
             config |= {"eos_token": self.end_name, "pad_token": self.end_name}
         (folder / TOKENIZER_FILE).write_text(content, encoding="utf-8", newline="\n")
         text = json.dumps(config, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8", newline="\n")
 
 
 def tokenizer_of(folder: Path, meta: Meta, named: str = "") -> Tokenizer | None:

@@ -28,6 +28,7 @@ from nanoscale.data.gauge import duration, open_gauge
 from nanoscale.data.meta import SPLITS
 from nanoscale.data.tokenizer import TOKENIZER_FILE, Integers, Tokenizer, Tokens, plain_text
 from nanoscale.errors import UserError, counted, disk_errors, made_folder
+from nanoscale.processes import file_lock, removes_open_files
 
 STAGE = ".preparing"
 RECORD = "progress.json"
@@ -246,15 +247,26 @@ def unfinished(out: Path, request: Mapping[str, object]) -> Iterator[tuple[Path,
 def _clear(stage: Path) -> None:
     """Remove a stage, its lock last: until then no other process begins in it."""
     _empty(stage)
-    (stage / LOCK).unlink(missing_ok=True)
-    with suppress(OSError):  # one has begun by now
-        stage.rmdir()
+    if removes_open_files():
+        _remove_lock(stage)
+
+
+def _remove_lock(stage: Path) -> None:
+    """Remove an empty stage and its lock; on systems that keep open files, once it is closed."""
+    with suppress(OSError):  # another process has begun by now
+        if not _left(stage):
+            (stage / LOCK).unlink(missing_ok=True)
+            stage.rmdir()
 
 
 def _empty(stage: Path) -> None:
-    for left in stage.iterdir():
-        if left.name != LOCK:
-            left.unlink()
+    for left in _left(stage):
+        left.unlink()
+
+
+def _left(stage: Path) -> list[Path]:
+    """What is in a stage beside its lock."""
+    return [path for path in stage.iterdir() if path.name != LOCK]
 
 
 def _begun(stage: Path, request: Mapping[str, object]) -> Preparation:
@@ -302,24 +314,16 @@ def _kept(stage: Path, request: Mapping[str, object]) -> str:
 def _locked(stage: Path) -> Iterator[None]:
     """The stage for this process alone; the lock ends with the process, however that ends."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    path = stage / LOCK
-    with ExitStack() as opened:
-        try:
-            file = opened.enter_context(open(path, "w", encoding="utf-8"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):
-            ours = False  # or gone, where another process is done this moment
-        if not ours:
-            raise UserError(
-                f"another process is preparing {stage.parent}; wait for it, or choose another "
-                "folder with --out"
-            )
-        yield
+        with file_lock(stage / LOCK) as ours:
+            if not ours:
+                raise UserError(
+                    f"another process is preparing {stage.parent}; wait for it, or choose another "
+                    "folder with --out"
+                )
+            yield
+    finally:
+        if not removes_open_files():
+            _remove_lock(stage)
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from nanoscale.errors import INTERRUPTED, UserError, make_folder
-from nanoscale.experiments.machine import Slot, cores, thread_environment
+from nanoscale.experiments.machine import Slot, thread_environment
 from nanoscale.experiments.sbatch_options import quoted, read_sbatch_options, sbatch_lines
 from nanoscale.experiments.worker import (
     GRACE_SECONDS,
@@ -33,6 +33,7 @@ from nanoscale.experiments.worker import (
     whole_environment,
 )
 from nanoscale.model.launch import ELASTIC, LAUNCHER_VARIABLES
+from nanoscale.processes import physical_cores
 from nanoscale.spec.values import Json
 from nanoscale.store.files import write_text
 from nanoscale.store.folder import LOG
@@ -225,7 +226,7 @@ class Ray(Cluster):
             return ray
 
         address = self._address or os.environ.get("RAY_ADDRESS")
-        size = {} if address else {"num_cpus": len(cores()), "include_dashboard": False}
+        size = {} if address else {"num_cpus": len(physical_cores()), "include_dashboard": False}
         try:
             ray.init(
                 address=address,
@@ -270,7 +271,7 @@ def run_in_task(command: list[str], folder: str, env: dict[str, str]) -> int:
         try:
             time.sleep(0.1)
             if asked.exists():
-                kill = asked.read_text() == "kill"
+                kill = asked.read_text(encoding="utf-8") == "kill"
                 asked.unlink(missing_ok=True)
                 process.kill() if kill else process.terminate()
         except KeyboardInterrupt:  # cancelled
@@ -461,7 +462,7 @@ class Slurm(Cluster):
 def exit_code_in(file: Path) -> int | None:
     """The exit code that a job wrote down; None if it could not any more."""
     try:
-        code = int(file.read_text())
+        code = int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
     return 128 - code if code > INTERRUPTED else code  # 128 + n: killed by signal n

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from nanoscale.data.gauge import duration
 from nanoscale.errors import UserError
 from nanoscale.experiments.cells import Cell
-from nanoscale.experiments.machine import Slot, cores, on_gpu
+from nanoscale.experiments.machine import Slot, on_gpu
 from nanoscale.experiments.planning import PlannedRun, most_threads
 from nanoscale.experiments.pool import Limits, MoreJobs, Pool
 from nanoscale.experiments.progress import Expected, open_progress
 from nanoscale.experiments.results import TABLE, Study, failure_lines
 from nanoscale.experiments.worker import Backend, Job
+from nanoscale.processes import physical_cores
 from nanoscale.store.files import write_json
 from nanoscale.store.folder import CELL
 
@@ -91,7 +92,7 @@ class Execution:
         threads = None if wanted == math.inf else int(wanted)
         slots = self.backend.slots(device, threads, self.workers)
         if self.backend.local and not on_gpu(device):
-            free = len(cores())
+            free = len(physical_cores())
             each = threads or free
             if len(slots) > max(1, free // each):
                 text = (

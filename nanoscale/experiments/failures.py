@@ -21,6 +21,7 @@ from nanoscale.store.lease import Held
 REFUSED, MEMORY, TIME, CRASH = "refused", "memory", "time", "crash"
 ENDED = (*FINISHED, FAILED)  # states of a run that is over, until it is asked for again
 ALIKE = 3  # runs in a row that fail alike before a study stops
+KILLED = 9  # the number of SIGKILL, a name that Windows lacks
 LOG_TAIL_BYTES = 1 << 14
 OUT_OF_MEMORY = re.compile("OutOfMemory|MemoryError|[Oo]ut of memory|allocate")
 
@@ -66,7 +67,7 @@ def failure_of(folder: RunFolder, code: int | None, starved: bool) -> Failure:
     if code is None:
         return Failure(CRASH, "its process was lost with what had started it")
     if code < 0:
-        if code == -signal.SIGKILL and starved:
+        if code == -KILLED and starved:
             return Failure(MEMORY, "its process was killed as the machine was out of memory")
         return Failure(CRASH, f"its process was killed by {signal_name(-code)}")
 

@@ -11,7 +11,6 @@ again; so the child of such a run stays, and takes the next run of its shape.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -30,8 +29,8 @@ from typing import NoReturn
 
 from nanoscale.errors import DONE, FAILURE, exit_code_of
 from nanoscale.experiments.worker import GRACE_SECONDS, RunRequest
+from nanoscale.processes import die_with_parent, may_fork, pin
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 STDIN, STDOUT, STDERR = 0, 1, 2
 MOST_RUNS = 32  # of one child: what compiled code holds on to is given back then
 HANDLED = (SIGINT, SIGTERM, SIGCHLD)
@@ -239,7 +238,7 @@ class Server:
         Then each run that has its result is told of, and the next one read.
         """
         module, function = self.entry.split(":")
-        following = None if requests is None else os.fdopen(requests)
+        following = None if requests is None else os.fdopen(requests, encoding="utf-8")
         while True:
             become_worker(request, server)
             main = getattr(importlib.import_module(module), function)
@@ -268,18 +267,17 @@ def become_worker(request: RunRequest, server: int) -> None:
     signal.signal(SIGTERM, SIG_DFL)
     signal.signal(SIGCHLD, SIG_DFL)
     os.setpgid(0, 0)  # what it starts can be killed with it
-    with open(os.devnull) as nothing, open(request.log, "ab") as log:
+    with open(os.devnull, "rb") as nothing, open(request.log, "ab") as log:
         os.dup2(nothing.fileno(), STDIN)
         os.dup2(log.fileno(), STDOUT)
         os.dup2(log.fileno(), STDERR)
     # line by line, so that a killed run loses none
-    sys.stdout = open(STDOUT, "w", buffering=1, closefd=False)
-    sys.stderr = open(STDERR, "w", buffering=1, closefd=False)
+    sys.stdout = open(STDOUT, "w", buffering=1, encoding="utf-8", closefd=False)
+    sys.stderr = open(STDERR, "w", buffering=1, encoding="utf-8", closefd=False)
     os.environ.update(request.env)
-    if request.cpus:
-        os.sched_setaffinity(0, request.cpus)
+    pin(0, request.cpus)
     sys.argv = ["nanoscale", "run", request.folder]
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM)  # saves even if the server is killed
+    die_with_parent(SIGTERM)  # saves even if the server is killed
     if os.getppid() != server:
         os._exit(FAILURE)
     signal.pthread_sigmask(SIG_UNBLOCK, HANDLED)
@@ -300,18 +298,11 @@ def spawned(request: RunRequest) -> Child:
             (os.POSIX_SPAWN_DUP2, STDOUT, STDERR),
         ],
     )
-    if request.cpus:
-        with suppress(OSError):  # it may be gone already
-            os.sched_setaffinity(pid, request.cpus)
+    pin(pid, request.cpus)
     return Child(pid, request.folder)
 
 
 # -- the process --------------------------------------------------------------------------------
-def may_fork() -> bool:
-    """Only on Linux and with one thread: a fork copies other threads' locks, never the threads."""
-    return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
-
-
 def main() -> None:
     """`forkserver HOW ENTRY [MODULE ...]`.
 

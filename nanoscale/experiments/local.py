@@ -28,6 +28,7 @@ from nanoscale.experiments.worker import (
     open_process,
     whole_environment,
 )
+from nanoscale.processes import ask_to_end, end_group, forks, pin
 from nanoscale.spec.config import flatten
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Json
@@ -37,8 +38,8 @@ _BATCH = ("batch_size", "block_size", "micro_batch_size")
 
 
 def local_backend() -> Backend:
-    """The fork server where pipes can be waited on (not Windows), else a process per run."""
-    return Subprocess() if os.name == "nt" else ForkServer()
+    """The fork server where a process with torch can be forked (Linux), else a process per run."""
+    return ForkServer() if forks() else Subprocess()
 
 
 class Local:
@@ -176,9 +177,7 @@ class Subprocess(Local):
         env = whole_environment(environment_of(slot))
         process = open_process(self._worker.command, folder, env, own_session=True)
         self._running[folder] = process
-        if slot.cpus:
-            with suppress(OSError):  # it may be gone already
-                os.sched_setaffinity(process.pid, slot.cpus)
+        pin(process.pid, slot.cpus)
 
     def poll(self, timeout: float) -> list[Exit]:
         until = time.monotonic() + timeout
@@ -196,7 +195,7 @@ class Subprocess(Local):
     def stop(self, kill: bool = False, folders: Sequence[Path] | None = None) -> None:
         for folder, process in self._running.items():
             if folders is None or folder in folders:
-                process.kill() if kill else process.terminate()
+                end_group(process.pid) if kill else ask_to_end(process)
 
     def close(self) -> None:
         self.stop()
@@ -204,6 +203,6 @@ class Subprocess(Local):
             try:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                end_group(process.pid)
                 process.wait()
         self._running.clear()

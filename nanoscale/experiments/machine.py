@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import cycle, islice
-from pathlib import Path
+
+from nanoscale.cpu import is_apples_own
+from nanoscale.processes import busy_cpus, can_pin, physical_cores
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads sleep at a barrier
@@ -34,20 +34,19 @@ class Slot:
 def slots(device: str, threads: int | None, workers: int | None) -> list[Slot]:
     """The slots of this machine for runs on `device` with `threads` CPU threads each."""
     on_cuda = on_gpu(device)
-    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
-    if on_cuda or device == "mps" or (device == "auto" and apple):
+    if on_cuda or device == "mps" or (device == "auto" and is_apples_own()):
         places = [Slot({})]
         if on_cuda and ":" not in device:  # cuda:1 counts among all GPUs, so none may be hidden
             places = [Slot({"CUDA_VISIBLE_DEVICES": name}) for name in gpus()] or places
         return list(islice(cycle(places), workers or len(places)))
 
-    free = cores()
+    free = physical_cores()
     each = threads or len(free)
     count = workers or max(1, len(free) // each)
     env = thread_environment(each)
     # A worker is pinned only when together they take every core; else the kernel spreads them
     # better than we could, as other runners may have the first cores too.
-    if count * each != len(free) or not hasattr(os, "sched_setaffinity"):
+    if count * each != len(free) or not can_pin():
         return [Slot(env)] * count
     return [Slot(env, tuple(free[i : i + each])) for i in range(0, len(free), each)]
 
@@ -63,10 +62,10 @@ def waiting(threads: int | None) -> dict[str, str]:
     That is fastest while each has a core; where others are at work too, a step waits for whoever
     has lost its core, and takes ten times as long. OpenMP looks once, when torch is loaded.
     """
-    if not hasattr(os, "getloadavg") or any(map(os.environ.get, WAITING_VARIABLES)):
+    busy = busy_cpus()  # with others' threads
+    if busy is None or any(map(os.environ.get, WAITING_VARIABLES)):
         return {}
-    wanted = threads or len(cores())
-    busy = os.getloadavg()[0]  # others' threads, of the last minute
+    wanted = threads or len(physical_cores())
     return PASSIVE if busy + wanted > (os.cpu_count() or 1) + 0.5 else {}
 
 
@@ -97,54 +96,3 @@ def _nvidia_smi() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(listed.split())
-
-
-def cores() -> list[int]:
-    """One logical CPU of every physical core this process may use, within the container's quota."""
-    if not hasattr(os, "sched_getaffinity"):
-        import psutil
-
-        return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
-    first = {_siblings(cpu): cpu for cpu in sorted(os.sched_getaffinity(0), reverse=True)}
-    free = sorted(first.values())
-    return free[: max(1, int(min(_quota(), len(free))))]
-
-
-def memory_kills() -> int:
-    """How many processes the kernel has killed for memory since it started; 0: it does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            name, count = line.split()
-            if name == "oom_kill":
-                return int(count)
-    return 0
-
-
-def memory_of(pid: int) -> int:
-    """Bytes in memory of a process and all that it started; 0 if it is gone."""
-    import psutil
-
-    total = 0
-    with suppress(psutil.Error):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            with suppress(psutil.Error):
-                total += process.memory_info().rss
-    return total
-
-
-def _siblings(cpu: int) -> str:
-    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return str(cpu)
-
-
-def _quota() -> float:
-    """CPUs that the control group (v2) of a container grants; infinite without one."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return float(quota) / float(period)
-    except (OSError, ValueError):  # no such file, or `max`
-        return float("inf")

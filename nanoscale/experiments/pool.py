@@ -15,11 +15,11 @@ from pathlib import Path
 
 from nanoscale.errors import UserError
 from nanoscale.experiments.failures import ALIKE, ENDED, MEMORY, TIME, Failure, settle, try_again
-from nanoscale.experiments.machine import Slot, memory_kills, memory_of
+from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.progress import Progress
 from nanoscale.experiments.worker import GRACE_SECONDS, Backend, Exit, Job
+from nanoscale.processes import boot, memory_kills, memory_of
 from nanoscale.signals import on_stop_signal
-from nanoscale.store import lease
 from nanoscale.store.folder import FINISHED, RUNNING, RunFolder
 
 POLL_SECONDS = 0.25
@@ -241,7 +241,7 @@ class Pool:
         if size == math.inf:
             return None
         owner = run.job.folder.holder()
-        if owner is None or owner.pid is None or owner.machine != lease.machine():
+        if owner is None or owner.pid is None or owner.machine != boot():
             return None
         used = memory_of(owner.pid)
         if used <= size:

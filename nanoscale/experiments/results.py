@@ -20,6 +20,7 @@ from nanoscale.errors import UserError, counted, did_you_mean, make_folder, prog
 from nanoscale.experiments.failures import log_tail
 from nanoscale.experiments.records import Asked, BestRun, RunEntry, SearchOutcome, TargetRuns
 from nanoscale.experiments.replicates import SEED_KEYS, best_of, replicates_of
+from nanoscale.paths import FORBIDDEN, in_a_shell, is_device
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write, read_json, write_json
 from nanoscale.store.folder import COMPLETE, FAILED, FINISHED, LOG, METRICS, WAITING, RunFolder
@@ -48,7 +49,6 @@ RESULTS = (
 CONVENTIONS = ("non_embedding", "non_position", "matrices_and_head")  # of N, beside total_params
 LOGS_SHOWN, LOG_LINES = 3, 10  # of failed runs
 Standing: TypeAlias = tuple[str, dict[str, Any]]  # a run's state, and its results
-FORBIDDEN = '/\\:*?"<>|'
 
 
 def check_name(name: object) -> str:
@@ -62,6 +62,10 @@ def check_name(name: object) -> str:
         remedy = f"without {' '.join(map(repr, bad))}"
     elif name != name.strip() or name[0] in ".-" or len(name) > 100:
         remedy = "of at most 100 characters, not beginning with '.', '-' or a space"
+    elif name.endswith("."):
+        remedy = "that does not end in '.'"
+    elif is_device(name):
+        remedy = "that Windows does not take for a device"
     if remedy:
         raise UserError(f"study name {name!r}: it names a folder; choose one {remedy}")
 
@@ -165,7 +169,7 @@ class Study:
     def root_option(self) -> str:
         """Where a command finds it: nothing, if where it looks of itself."""
         root = self.output_root
-        return "" if str(root) == OUTPUT_ROOT else f" --output_root={shlex.quote(str(root))}"
+        return "" if str(root) == OUTPUT_ROOT else f" --output_root={in_a_shell(root)}"
 
     @property
     def damage_of_best(self) -> str:

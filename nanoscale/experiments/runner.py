@@ -52,6 +52,7 @@ from nanoscale.experiments.space import read_space
 from nanoscale.experiments.timing import RunTimes, estimate
 from nanoscale.experiments.trials import Trials
 from nanoscale.experiments.worker import Backend
+from nanoscale.paths import in_a_shell
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.sources import Source, read_file
 from nanoscale.spec.values import Json, Overrides
@@ -426,7 +427,7 @@ def _ended(study: Study, dry_run: bool) -> Study:
     """The study, once it is said what shows its runs, or mends them."""
     if not dry_run:
         verb = "report" if study.ok else "retry"
-        root = shlex.quote(str(study.output_root))
+        root = in_a_shell(study.output_root)
         study.say(f"next: {program()} {verb} {shlex.quote(study.name)} --output_root={root}")
     return study
 

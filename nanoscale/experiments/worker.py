@@ -17,9 +17,11 @@ from typing import Protocol
 from nanoscale.errors import disk_errors
 from nanoscale.experiments.machine import Slot
 from nanoscale.model.launch import without_launcher
+from nanoscale.processes import apart
 from nanoscale.store.folder import LOG, RunFolder
 
 GRACE_SECONDS = 60.0  # between asking a run to save and killing it
+UTF8 = {"PYTHONIOENCODING": "utf-8"}  # of a worker's log, whatever the console's is
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
@@ -109,7 +111,7 @@ def whole_environment(over: Mapping[str, str]) -> dict[str, str]:
 
     A study that torchrun or a scheduler has started would else wait for ranks that never come.
     """
-    return without_launcher(os.environ) | dict(over)
+    return without_launcher(os.environ) | UTF8 | dict(over)
 
 
 def open_process(
@@ -123,5 +125,6 @@ def open_process(
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            start_new_session=own_session,
+            start_new_session=own_session,  # which Windows leaves to the flags
+            creationflags=apart() if own_session else 0,
         )

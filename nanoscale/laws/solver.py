@@ -13,7 +13,6 @@ Shapes: R data sets, S starts of each, B rows at work, n points, p coordinates t
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +24,7 @@ from nanoscale.laws.arrays import Array, Chosen, Index, Mask, batches, put
 from nanoscale.laws.linear import root, solve_positive
 from nanoscale.laws.objectives import Objective
 from nanoscale.laws.problem import Problem, State, Sums
+from nanoscale.processes import allowed_cpus
 
 MAX_ITER = 200
 TOLERANCE = 1e-12  # of the Newton decrement, relative to the objective
@@ -244,20 +244,13 @@ def _batched(
             at(0, len(theta))
             work(every[0])
             return ends, f, converged
-        threads = ThreadPoolExecutor(_cores())  # numpy lets go of the interpreter's lock
+        threads = ThreadPoolExecutor(len(allowed_cpus()))  # numpy lets go of the interpreter's lock
         try:
             for rows, _ in zip(every, threads.map(work, every), strict=True):
                 at(rows.stop)
         finally:
             threads.shutdown(cancel_futures=True)
     return ends, f, converged
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def refine(task: Task, theta: Array) -> tuple[Array, Array, Mask]:

@@ -1,7 +1,7 @@
 """The library made of `kernels.cpp`: compiled on first use, kept in the user's cache, called here.
 
-Without a compiler a wheel's is taken. Without one of both, Linux and torch's OpenMP there is none:
-torch's own operations do the work.
+Without a compiler a wheel's is taken. Where there is neither, or torch's OpenMP is not one that the
+kernels' threads can be of (Windows), there is none: torch's own operations do the work.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import c_bool, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from nanoscale import __version__
+from nanoscale.cpu import cpu_flags, is_x86
+from nanoscale.processes import LINUX, MACOS, WINDOWS, system
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon", "update"))
-NATIVE = "-march=native" if platform.machine() == "x86_64" else "-mcpu=native"
+NATIVE = "-march=native" if is_x86() else "-mcpu=native"
 FLAGS = (
     "-O3",
     NATIVE,
@@ -38,6 +40,15 @@ FLAGS = (
     "-shared",
     "-w",
 )
+
+# By system: torch's own OpenMP, so that there is one pool of threads, and how a library ends.
+OPENMP = {LINUX: "libgomp*", MACOS: "libomp*.dylib"}  # Windows' has no such calls
+ENDINGS = {LINUX: ".so", MACOS: ".dylib"}
+COMPILERS = {  # by system: how to get one
+    LINUX: "apt install g++ (or your distribution's)",
+    MACOS: "xcode-select --install",
+    WINDOWS: "none that serves: under Windows torch's own operations do the work",
+}
 
 # What wheels bring for who has no compiler, the best first, and what a CPU must say that it has.
 SHIPPED = {
@@ -122,25 +133,43 @@ def built() -> Path | None:
     """The compiled library, from the cache or made now (seconds, once per machine)."""
     compiler = compiler_command()
     version = version_of(compiler)
-    openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    if platform.system() != "Linux" or version is None or not openmp:
+    openmp = torchs_openmp()
+    if version is None or openmp is None:
         return None
-    # torch's own OpenMP, so that there is one pool of threads
-    command = [*compiler, *FLAGS, str(SOURCE), str(openmp[0])]
+    command = [*compiler, *FLAGS, str(SOURCE), *linked(openmp)]
     # of names, not paths: every clone and environment with this source and torch shares it
-    facts = "\n".join([*compiler, version, *FLAGS, openmp[0].name, cpu_flags()])
+    named = [*linked(openmp)[1:], openmp.name]
+    facts = "\n".join([*compiler, version, *FLAGS, *named, cpu_flags()])
     text = b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
     key = hashlib.sha256(facts.encode() + text)
     for folder in cache_folders():
-        path = folder / f"kernels-{key.hexdigest()[:16]}.so"
+        path = folder / f"kernels-{key.hexdigest()[:16]}{ENDINGS[system()]}"
         if ours(path) or compile_to(path, command):
             return path
     return None
 
 
+def torchs_openmp() -> Path | None:
+    """The library of threads that torch has loaded, if it is one that the kernels can call."""
+    if system() not in OPENMP:
+        return None
+    folder = Path(torch.__file__).parent / "lib"
+    for path in sorted(folder.glob(OPENMP[system()])):
+        with suppress(OSError):
+            if hasattr(ctypes.CDLL(str(path)), "GOMP_parallel"):
+                return path
+    return None
+
+
+def linked(openmp: Path) -> list[str]:
+    """What joins the kernels to it; macOS looks for a library where it is told to."""
+    where = [f"-Wl,-rpath,{openmp.parent}"] if system() == MACOS else []
+    return [str(openmp), *where]
+
+
 def shipped() -> Path | None:
     """A wheel's library for a CPU like this one, where there is no compiler."""
-    if platform.system() != "Linux" or version_of(compiler_command()):
+    if system() != LINUX or version_of(compiler_command()):
         return None
     names = set(cpu_flags().split())
     for instructions, needed in SHIPPED.items():
@@ -165,6 +194,8 @@ def ship() -> None:
 def compiler_command() -> list[str]:
     """CXX, a path or a command with arguments, or else g++ or clang++; empty without any."""
     given = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or ""
+    if system() == MACOS and not runs(["xcode-select", "-p"]):
+        return []  # there are names for all compilers, which ask to be installed
     if shutil.which(given):
         return [given]
     try:
@@ -184,6 +215,14 @@ def version_of(compiler: list[str]) -> str | None:
         return None
 
 
+def runs(command: list[str]) -> bool:
+    """Whether a command does, and says that all is well."""
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def compiler_name() -> str | None:
     """The first line of what the compiler says that it is, or which library a wheel brought."""
     version = version_of(compiler_command())
@@ -191,12 +230,6 @@ def compiler_name() -> str | None:
         return version.splitlines()[0]
     path = shipped()
     return f"nanoscale {__version__}: {path.stem}" if path else None
-
-
-def cpu_flags() -> str:
-    """What code for this very CPU depends on."""
-    with open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith(("flags", "Features"))), "")
 
 
 def cache_folders() -> list[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError
+from nanoscale.paths import last_part
 from nanoscale.spec.config import (
     ExperimentConfig,
     ParametrizationConfig,
@@ -134,7 +135,7 @@ def _hashed(values: Mapping[str, Value]) -> dict[str, Value]:
 
 def data_label(config: ExperimentConfig) -> str:
     """The name of the data as part of a folder's."""
-    dataset = config.dataset.rstrip("/").rpartition("/")[2]
+    dataset = last_part(config.dataset)
     safe = re.sub(r"[^\w.-]", "_", dataset)
     return safe.lstrip(".")[:40] or "data"
 

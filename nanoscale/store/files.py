@@ -1,7 +1,10 @@
 """Files written whole or not at all, JSON in and out, and rows whose torn last line is ignored.
 
 A file is written beside its target and takes its place by a rename; numbers keep full precision and
-non-finite ones are null.
+non-finite ones are null. Lines end in \\n on every system, as seals are known by their bytes.
+
+Under Windows a file cannot be replaced in the moment in which another process reads it, nor be read
+while it is replaced; both are tried again for a moment.
 """
 
 from __future__ import annotations
@@ -10,13 +13,31 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nanoscale.errors import UserError, disk_errors
 from nanoscale.spec.values import Json
+
+BUSY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # pauses, while another process has a file open
+Done = TypeVar("Done")
+
+
+def patiently(act: Callable[[], Done]) -> Done:
+    """What `act` returns, which is tried again where a file is not to be had at once.
+
+    Raises:
+        PermissionError: of the last try.
+    """
+    for pause in BUSY_SECONDS:
+        try:
+            return act()
+        except PermissionError:
+            time.sleep(pause)
+    return act()
 
 
 @contextmanager
@@ -28,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "r+b") as file:  # Windows syncs what one may write alone
                 os.fsync(file.fileno())  # a rename must never outlive its contents
-            os.replace(temporary, path)
+            patiently(lambda: os.replace(temporary, path))
         finally:
             with suppress(OSError):
                 temporary.unlink()
@@ -59,7 +80,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def plain(value: Any) -> Any:
@@ -87,7 +108,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, remedy: str = "restore it, or make it anew") -> Any:
     """The JSON in `path`; a UserError, with the remedy for a broken one, if it is not to be had."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(patiently(lambda: path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is this a run folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
@@ -104,7 +125,7 @@ def row_line(row: Mapping[str, Json]) -> str:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; none if it is missing; a torn last line is ignored."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = patiently(path.read_bytes).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as e:

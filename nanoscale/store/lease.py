@@ -5,8 +5,9 @@ saw claim n-1 dead, and removed when its owner is done. Who has made a file look
 for other living claims, and yields to them: someone slow may have claimed a number whose time was
 over.
 
-Death is a gone process on the same machine, or a heartbeat missed `MISSED` times over. Heartbeats
-are times of the file system, compared with its own clock, so hosts' clocks may differ.
+Death is a gone process on the same machine, where that can be seen, or a heartbeat missed `MISSED`
+times over. Heartbeats are times of the file system, compared with its own clock, so hosts' clocks
+may differ.
 """
 
 from __future__ import annotations
@@ -22,16 +23,11 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nanoscale.errors import UserError, disk_errors
-
-if TYPE_CHECKING:
-    import psutil
+from nanoscale.processes import began, boot, lives
 
 BEAT_SECONDS, MISSED = 10.0, 12
-EPOCHAL = 1e9  # seconds: no machine has run for so long
-SAME_SECONDS = 2.0  # within which a process of the same number is the same one
 NAME = re.compile(r"lease-(\d+)\.json")
 
 
@@ -41,8 +37,8 @@ class Owner:
 
     pid: int | None = None
     host: str | None = None
-    machine: str | None = None  # as `machine` says it
-    process_started: float = 0.0  # seconds, as `started` says them
+    machine: str | None = None  # as `processes.boot` says it
+    process_started: float = 0.0  # seconds, as `processes.began` says them; 0: it does not
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -144,57 +140,21 @@ def claims(folder: Path) -> list[int]:
 # -- owners -------------------------------------------------------------------------------------
 def this_process() -> Owner:
     """Who we are: enough to tell later, from the same machine, whether this process still lives."""
-    import psutil
-
-    return Owner(os.getpid(), socket.gethostname(), machine(), started(psutil.Process()))
-
-
-def machine() -> str:
-    """This boot of this machine and its table of processes, which containers do not share."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()  # no Linux
+    pid = os.getpid()
+    return Owner(pid, socket.gethostname(), boot(), began(pid) or 0.0)
 
 
 def _lives(path: Path, owner: Owner) -> bool:
     """Whether the owner of a claim lives, as far as can be told from here."""
-    if owner.machine == machine():
-        return process_lives(owner)
+    if owner.machine == boot() and owner.pid is not None:
+        known = lives(owner.pid, owner.process_started)
+        if known is not None:
+            return known
     try:
         beat = path.stat().st_mtime
     except OSError:
         return False
     return _clock(path.parent) - beat < BEAT_SECONDS * MISSED
-
-
-def process_lives(owner: Owner) -> bool:
-    """Whether the process of an owner on this machine runs; its id may be another's by now."""
-    import psutil
-
-    try:
-        process = psutil.Process(owner.pid)
-        now = started(process)
-        if owner.process_started > EPOCHAL > now:  # a claim that counted from the epoch
-            now = process.create_time()
-        same = abs(now - owner.process_started) < SAME_SECONDS
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def started(process: psutil.Process) -> float:
-    """When a process began: after the boot, where the system says so, else since the epoch.
-
-    Seconds since the epoch move with the clock, and by one with the rounding of the time of boot:
-    a living owner would pass for dead.
-    """
-    try:
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return process.create_time()
 
 
 def _clock(folder: Path) -> float:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanoscale.errors import UserError, disk_errors
+from nanoscale.paths import in_a_shell
 from nanoscale.spec.config import ResolvedConfig, all_fields, flatten
 from nanoscale.spec.identity import RunSpec, heeded
 from nanoscale.spec.schedule import Due, lr_multiplier
@@ -250,7 +250,7 @@ def _make_room(folder: RunFolder, old: RunSpec, spec: RunSpec) -> None:
     aside = move_aside(folder.path)
     print(f"{folder.path} holds another run ({old.id}; {why}): moved to {aside}")
     if goes_on and old.parent == spec.parent:
-        flags = f"{sets} --init_from=resume --out_dir={shlex.quote(str(aside))}".lstrip()
+        flags = f"{sets} --init_from=resume --out_dir={in_a_shell(aside)}".lstrip()
         print(f"this run starts anew; to go on with that one instead, add {flags}")
 
 

@@ -9,6 +9,7 @@ in the other arm.
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
     Raises:
         UserError: there is no such folder, study or value, or no run has the loss.
     """
-    tail = text.partition(":")[2]
+    tail = _parts(text)[1]
     filters: Filters = {}
     if "=" in tail:
         filters = _filters(text, tail)
@@ -111,11 +112,18 @@ def read_arm(text: str, output_root: str | Path, loss: str) -> Arm:
     return Arm(text, done, lost)
 
 
+def _parts(text: str) -> tuple[str, str]:
+    """A study and what is asked of its runs; the `:` of a drive divides nothing."""
+    drive, rest = os.path.splitdrive(text)
+    name, _, tail = rest.partition(":")
+    return drive + name, tail
+
+
 def _folders(text: str, filtered: bool, output_root: Path) -> Iterable[tuple[Overrides, RunFolder]]:
     """Each run's folder, and what its study varies (nothing of a run named by itself)."""
     names = [part for part in text.split(",") if part]
     if filtered or (len(names) < 2 and not (Path(text) / CONFIG).is_file()):
-        study = Study.open(study_folder(text.partition(":")[0], output_root))
+        study = Study.open(study_folder(_parts(text)[0], output_root))
         return [(entry.values, folder) for entry, folder in study.runs()]
     folders: list[tuple[Overrides, RunFolder]] = []
     for name in names:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoscale.errors import disk_errors, program
 from nanoscale.experiments.records import describe
+from nanoscale.paths import from_here, in_a_shell
 from nanoscale.spec.values import Json
 from nanoscale.store.folder import RunFolder
 from nanoscale.studies.recipe import Picture
@@ -105,4 +104,4 @@ def best_with_weights(study: Study, frame: DataFrame) -> Path | None:
 
 def sample_command(best: Path) -> str:
     """What samples from a run."""
-    return f"{program()} sample --out_dir={shlex.quote(os.path.relpath(best))}"
+    return f"{program()} sample --out_dir={in_a_shell(from_here(best))}"

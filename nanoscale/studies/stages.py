@@ -7,7 +7,6 @@ its report. This module ties experiments, recipes and report together.
 from __future__ import annotations
 
 import io
-import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -24,6 +23,7 @@ from nanoscale.experiments.cells import Cell, check_axes, questions
 from nanoscale.experiments.planning import planned
 from nanoscale.experiments.records import Asked
 from nanoscale.experiments.results import OUTPUT_ROOT, STUDY, check_name, study_folder
+from nanoscale.paths import in_a_shell
 from nanoscale.spec.shipped import named
 from nanoscale.spec.sources import FIELDS
 from nanoscale.spec.values import Overrides
@@ -146,7 +146,7 @@ def asked_by(file: StudyFile, output_root: Path | str) -> Asked:
         recipe=file.recipe_name,
         question=file.words,
         min_sizes=file.question.min_sizes,
-        command=f"nanoscale study {shlex.quote(str(file.path))}{root}",
+        command=f"nanoscale study {in_a_shell(file.path)}{root}",
         file=file.text,
         extras=extras,
     )

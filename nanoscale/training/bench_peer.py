@@ -95,7 +95,7 @@ def stepper(job: SimpleNamespace) -> Callable[[], None]:
 
 def main() -> None:
     """Serve steps until standard input closes."""
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the clone prints is no answer
     job = SimpleNamespace(**json.loads(sys.stdin.readline()))
     sys.path.insert(0, job.path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import numpy as np
 import torch
 
+from nanoscale.cpu import cpu_flags, cpu_name
 from nanoscale.errors import UserError
-from nanoscale.model.kernels import cpu_flags
 from nanoscale.spec.config import ExperimentConfig
 
 # Dense bf16 (fp16 where there is no bf16) peak in FLOP/s, from data sheets, without sparsity.
@@ -91,12 +90,7 @@ def device_name(device: torch.device) -> str:
     """The hardware's own name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    return device.type
+    return (device.type == "cpu" and cpu_name()) or device.type
 
 
 def instructions() -> str | None:
@@ -104,8 +98,6 @@ def instructions() -> str | None:
 
     Two machines of one name in a cloud may have others.
     """
-    if not os.path.exists("/proc/cpuinfo"):
-        return None
     names = cpu_flags().partition(":")[2].split()
     return " ".join(sorted(name for name in names if name.startswith(COMPUTING))) or None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanoscale.errors import UserError
+from nanoscale.paths import from_here
 from nanoscale.spec.config import flatten
 from nanoscale.spec.values import Json
 from nanoscale.store.run_records import FURTHER
@@ -72,7 +73,7 @@ class WandbTracker:
             raise UserError(
                 f"W&B refuses ({e}); run `wandb login`, set WANDB_MODE=offline, or leave it out"
             ) from e
-        kept = os.path.relpath(Path(self.run.dir).parent)
+        kept = from_here(Path(self.run.dir).parent)
         self.url = f"kept offline, `wandb sync {kept}` sends it"
         if not self.run.offline:
             self.url = self.run.url

@@ -35,7 +35,10 @@ def introduction(run: Run) -> Iterator[str]:
             f"base_head_dim={p.base_head_dim}"
         )
     if run.device.type == "cpu" and config.kernels == "auto" and kernels.library() is None:
-        yield "our kernels need Linux and g++ or clang++: on torch's operations, about half as fast"
+        yield (
+            "our kernels need Linux or macOS and a C++ compiler (`nanoscale doctor` says which): "
+            "on torch's operations, about half as fast"
+        )
     if run.device.type == "cpu" and run.meter.peak:
         yield from too_long(config, run.step, run.meter.peak)
     weights = run.spec.weights

@@ -6,11 +6,9 @@ on. Nothing here depends on what is free at the moment.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from inspect import isfunction
 from typing import Any
@@ -22,6 +20,7 @@ from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks
 from nanoscale.model.ops import Ops
 from nanoscale.model.step_ops import StepOps
+from nanoscale.processes import keep_freed_memory
 from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
 from nanoscale.spec.values import Json
@@ -34,8 +33,8 @@ EAGER_SHARE = 0.3  # of the peak that an eager step of a large model reaches
 EAGER_BLOCK_SECONDS = 1e-3  # what launching one block's operations costs, forward and backward
 # Recorded where they are known and matter: that one of two is not is no difference.
 MACHINE = ("instructions", "compiler")
+CPP_COMPILERS = ("g++", "clang++", "cl")  # of which torch.compile needs one
 CHOSEN = ("device", "kernels", "compile")  # by keys of these names: others only if asked for
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 DType = torch.dtype  # `torch` is a field of the record below
 
 
@@ -188,7 +187,7 @@ def change(history: Sequence[NumericsFrom], step: int) -> str | None:
 def apply(numerics: Numerics) -> None:
     """Put the numerics into effect for this process."""
     if numerics.threads is not None:
-        keep_memory()
+        keep_freed_memory()
         torch.set_num_threads(numerics.threads)
     torch.set_float32_matmul_precision(numerics.matmul_precision)
     if not numerics.compile:
@@ -233,8 +232,8 @@ def decide_kernels(
         return config.kernels if ours else best_kernels(config)
     if ours:
         raise UserError(
-            f"kernels={config.kernels}: they need a CPU under Linux, g++ or clang++, and float32 "
-            "or bfloat16; use kernels=auto"
+            f"kernels={config.kernels}: they need a CPU under Linux or macOS, g++ or clang++, "
+            "and float32 or bfloat16; use kernels=auto"
         )
     return "torch"
 
@@ -286,7 +285,7 @@ def decide_compile(
     wanted = began.compile if began else config.compile
     if not wanted or kernel != "torch":
         return False
-    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    if device.type == "cpu" and not any(map(shutil.which, CPP_COMPILERS)):
         return False
     return began is not None or "compile" in asked or pays(config, device)
 
@@ -312,13 +311,3 @@ def leave_out_dynamo() -> None:
     for method in vars(torch.optim.Optimizer).values():
         if isfunction(method) and hasattr(method, "__wrapped__"):
             vars(method.__wrapped__).setdefault("__dynamo_disable", method.__wrapped__)
-
-
-def keep_memory() -> None:
-    """Ask glibc to reuse freed blocks: fresh pages for every activation cost a tenth of a step."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest it takes
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

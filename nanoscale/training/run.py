@@ -5,7 +5,6 @@ torch is imported once all that was asked for is checked, so a refusal comes at 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from nanoscale.data.dataset import open_dataset
 from nanoscale.errors import UserError, program
 from nanoscale.model.launch import launched
+from nanoscale.paths import in_a_shell
 from nanoscale.signals import answered, stop_requests
 from nanoscale.spec.config import ExperimentConfig, flatten
 from nanoscale.spec.identity import MASKS_VERSION, RunSpec
@@ -228,7 +228,7 @@ def tell_end(folder: RunFolder, result: RunResult) -> None:
     if result.status == COMPLETE:
         following = f"keep={result.config['keep']} left no weights to sample from"
         if folder.weights():
-            following = f"next: {program()} sample --out_dir={shlex.quote(str(folder.path))}"
+            following = f"next: {program()} sample --out_dir={in_a_shell(folder.path)}"
         print(f"COMPLETE: results in {folder / METRICS}; {following}")
     elif result.status == DIVERGED:
         print(f"DIVERGED: see {folder / ROWS}; try a lower learning_rate")

@@ -24,7 +24,7 @@ class Log:
 
     def __init__(self, folder: RunFolder) -> None:
         with disk_errors(folder / LOG):
-            self.file = (folder / LOG).open("a", encoding="utf-8")
+            self.file = (folder / LOG).open("a", encoding="utf-8", newline="\n")
         try:  # a worker's standard output may be that very file
             same = os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(self.file.fileno()))
         except (OSError, ValueError):
@@ -55,7 +55,7 @@ class RowWriter:
         self.path = folder / ROWS
         self.trackers = Trackers(TrackedRun.of(folder, spec), wanted(spec.config), warn)
         with disk_errors(self.path):
-            self.file = self.path.open("a", encoding="utf-8")
+            self.file = self.path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, step: int, row: Mapping[str, Json]) -> None:
         with disk_errors(self.path):

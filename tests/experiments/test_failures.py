@@ -15,8 +15,9 @@ from fake_worker import CRASH, DEAF, DIE, ENDLESS, FLAKY, GREEDY, HUNGRY, REFUSE
 from grids import FAKE, a_runner, begun, jump, running, script, starts
 from tiny import PATIENCE
 
+from nanoscale import processes
 from nanoscale.errors import UserError
-from nanoscale.experiments import ExperimentRunner, failures, machine, pool
+from nanoscale.experiments import ExperimentRunner, failures, pool
 from nanoscale.experiments.failures import CRASH as CRASHED
 from nanoscale.experiments.failures import MEMORY, Failure
 from nanoscale.experiments.local import ForkServer, Subprocess
@@ -118,7 +119,7 @@ def test_memory_failures_are_known_by_their_words(tmp_path, text, kind):
 def test_a_kill_is_for_memory_if_the_kernel_counted_one(starved, kind, tmp_path):
     assert failures.failure_of(RunFolder(tmp_path), -9, starved).kind == kind
     assert failures.failure_of(RunFolder(tmp_path), -15, starved).kind == CRASHED
-    assert machine.memory_kills() >= 0
+    assert processes.memory_kills() >= 0
 
 
 # -- a study that makes no sense any more ---------------------------------------------------------

@@ -148,7 +148,7 @@ def test_messages_come_in_pieces_and_what_a_dead_server_ran_is_lost(tmp_path):
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_those_that_are_named_are_stopped_and_no_others(tmp_path, kill):
+def test_those_that_are_named_are_stopped_and_no_others(tmp_path, monkeypatch, kill):
     names = [str(tmp_path / name) for name in "ab"]
     backend = ForkServer(FAKE)
     told = io.BytesIO()
@@ -162,11 +162,12 @@ def test_those_that_are_named_are_stopped_and_no_others(tmp_path, kill):
     plain = Subprocess(FAKE)
     for name in names:
         process = SimpleNamespace(
-            kill=lambda name=name: asked.append((name, True)),
+            pid=name,
             terminate=lambda name=name: asked.append((name, False)),
             wait=lambda seconds: 0,
         )
         plain._running[Path(name)] = process
+    monkeypatch.setattr(local, "end_group", lambda pid: asked.append((pid, True)))
     plain.stop(kill, [tmp_path / "b"])
     assert asked == [(names[1], kill)]
     plain.close()

@@ -569,7 +569,7 @@ def test_a_run_has_its_slots_cpus_and_environment(tmp_path, monkeypatch):
 
 # -- machine ------------------------------------------------------------------------------------
 def test_slots_fit_the_cores_and_are_pinned_only_when_they_take_them_all(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: [0, 2, 4, 6])
+    monkeypatch.setattr(machine, "physical_cores", lambda: [0, 2, 4, 6])
     four = machine.slots("cpu", 1, None)
     assert [slot.cpus for slot in four] == [(0,), (2,), (4,), (6,)]
     assert four[0].env["OMP_NUM_THREADS"] == "1"
@@ -581,7 +581,7 @@ def test_slots_fit_the_cores_and_are_pinned_only_when_they_take_them_all(monkeyp
 
 
 def test_threads_sleep_at_barriers_where_others_are_at_work(monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: [0, 1])
+    monkeypatch.setattr(machine, "physical_cores", lambda: [0, 1])
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     for name in machine.WAITING_VARIABLES:
         monkeypatch.delenv(name, raising=False)
