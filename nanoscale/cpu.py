@@ -8,7 +8,7 @@ import subprocess
 from importlib import import_module
 from typing import Any
 
-from nanoscale.processes import LINUX, MACOS, WINDOWS, system
+from nanoscale.processes import LINUX, MACOS, MS_WINDOWS, system
 
 X86 = ("x86_64", "amd64")
 REGISTRY = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"  # where Windows keeps the name
@@ -29,7 +29,7 @@ def cpu_name() -> str | None:
     """What the CPU calls itself; None where the system does not tell."""
     if system() == MACOS:
         return _sysctl("machdep.cpu.brand_string")
-    if system() == WINDOWS:
+    if system() == MS_WINDOWS:
         winreg: Any = import_module("winreg")
         try:
             with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, REGISTRY) as key:
@@ -63,7 +63,9 @@ def _line(*beginnings: str) -> str:
 def _sysctl(name: str) -> str | None:
     """One of macOS' facts."""
     try:
-        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["sysctl", "-n", name], capture_output=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -8,7 +8,6 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-SEPARATORS = "/\\"
 FORBIDDEN = '/\\:*?"<>|'  # in a name, by one system or another
 DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"COM{n}" for n in range(10)}
 DEVICES |= {f"LPT{n}" for n in range(10)}
@@ -16,7 +15,7 @@ DEVICES |= {f"LPT{n}" for n in range(10)}
 
 def last_part(name: str) -> str:
     """A name without the folders before it, however a system divides them."""
-    return re.split(r"[/\\]", name.rstrip(SEPARATORS))[-1]
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def is_device(name: str) -> bool:

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-LINUX, MACOS, WINDOWS = "Linux", "Darwin", "Windows"
+LINUX, MACOS, MS_WINDOWS = "Linux", "Darwin", "Windows"
 EPOCHAL = 1e9  # seconds: no machine has run for so long
 SAME_SECONDS = 2.0  # within which a process of the same number is the same one
 NEW_GROUP = 0x200  # Windows' CREATE_NEW_PROCESS_GROUP
@@ -27,7 +27,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def system() -> str:
-    """`LINUX`, `MACOS`, `WINDOWS`, or whatever else calls itself."""
+    """`LINUX`, `MACOS`, `MS_WINDOWS`, or whatever else calls itself."""
     return platform.system()
 
 
@@ -84,7 +84,7 @@ def lives(pid: int, since: float) -> bool | None:
 
 def _exists(pid: int) -> bool:
     """Whether a process of that number is there, seen or not."""
-    if system() == WINDOWS:  # which hides none, and takes signal 0 for Ctrl-C
+    if system() == MS_WINDOWS:  # which hides none, and takes signal 0 for Ctrl-C
         return False
     try:
         os.kill(pid, 0)
@@ -201,12 +201,12 @@ def may_fork() -> bool:
 def apart() -> int:
     """`Popen`'s creationflags, beside start_new_session, of a process that a Ctrl-C here does not
     reach and that can be killed with all it starts."""
-    return NEW_GROUP if system() == WINDOWS else 0
+    return NEW_GROUP if system() == MS_WINDOWS else 0
 
 
 def ask_to_end(process: subprocess.Popen[bytes]) -> None:
     """Ask a process that was started `apart` to save and leave; if it cannot be asked, end it."""
-    if system() != WINDOWS:
+    if system() != MS_WINDOWS:
         process.terminate()
         return
     try:  # SIGTERM would end it on the spot there
@@ -271,4 +271,4 @@ def _locked(file: IO[bytes]) -> bool:
 
 def removes_open_files() -> bool:
     """Whether a file goes while a process has it open: not under Windows."""
-    return system() != WINDOWS
+    return system() != MS_WINDOWS

@@ -20,7 +20,7 @@ class Losses:
         self.lines.append(f"{self.name},final,{results.get('final/val_loss')}\n")
 
     def close(self):
-        self.path.write_text("".join(self.lines))
+        self.path.write_text("".join(self.lines), encoding="utf-8")
 
 
 register_tracker("losses", Losses)

@@ -119,7 +119,7 @@ def run(name: str, commit: str) -> dict[str, object]:
     processes = f"-n{CAMPAIGNS[name].at_once}"
     command = [sys.executable, "-m", "pytest", "-m", "soak", "-rf", processes, *tests]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, encoding="utf-8")
     last = done.stdout.strip().splitlines()[-1]
     record = {
         "campaign": name,

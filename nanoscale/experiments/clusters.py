@@ -476,7 +476,7 @@ def command(*words: str) -> str:
         UserError: it is not here.
     """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=120)
     except FileNotFoundError:
         raise UserError(
             f"backend='slurm': there is no {words[0]} here; run this where Slurm's commands are"

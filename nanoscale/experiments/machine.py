@@ -92,7 +92,9 @@ def _nvidia_smi() -> tuple[str, ...]:
     # by UUID: nvidia-smi and CUDA may number the same GPUs differently
     query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
-        listed = subprocess.check_output(query, stderr=subprocess.PIPE, text=True, timeout=20)
+        listed = subprocess.check_output(
+            query, stderr=subprocess.PIPE, encoding="utf-8", timeout=20
+        )
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(listed.split())

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nanoscale import __version__
 from nanoscale.cpu import cpu_flags, is_x86
-from nanoscale.processes import LINUX, MACOS, WINDOWS, system
+from nanoscale.processes import LINUX, MACOS, MS_WINDOWS, system
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 HEADERS = tuple(SOURCE.with_name(f"{name}.h") for name in ("products", "step", "muon", "update"))
@@ -47,7 +47,7 @@ ENDINGS = {LINUX: ".so", MACOS: ".dylib"}
 COMPILERS = {  # by system: how to get one
     LINUX: "apt install g++ (or your distribution's)",
     MACOS: "xcode-select --install",
-    WINDOWS: "none that serves: under Windows torch's own operations do the work",
+    MS_WINDOWS: "none that serves: under Windows torch's own operations do the work",
 }
 
 # What wheels bring for who has no compiler, the best first, and what a CPU must say that it has.

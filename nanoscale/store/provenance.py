@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -30,7 +31,7 @@ def provenance() -> dict[str, Json]:
         "python": sys.version.split()[0],
         "packages": versions,
         "platform": platform.platform(),
-        "host": platform.node(),
+        "host": socket.gethostname(),
     }
 
 
@@ -40,7 +41,9 @@ def commit_of(folder: Path) -> tuple[str | None, bool | None]:
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

@@ -174,6 +174,13 @@ def test_those_that_are_named_are_stopped_and_no_others(tmp_path, monkeypatch, k
     assert asked[1:] == [(name, False) for name in names]
 
 
+@pytest.mark.parametrize(("forks", "kind"), [(True, ForkServer), (False, Subprocess)])
+def test_a_run_has_a_process_of_its_own_where_none_is_forked(monkeypatch, forks, kind):
+    """On macOS and Windows, and on a Linux without fork."""
+    monkeypatch.setattr(local, "forks", lambda: forks)
+    assert type(local.local_backend()) is kind
+
+
 def test_compiled_code_is_shared_where_the_model_the_batch_and_the_machine_are_alike(tmp_path):
     shapes = []
     for number, changes in enumerate(({}, {"learning_rate": 0.5}, {"n_layer": 3}, {"threads": 2})):

@@ -182,7 +182,8 @@ def test_a_number_of_seeds_is_no_list_of_seeds():
 
 
 @pytest.mark.parametrize(
-    "name", ["a/b", "..", ".hidden", "runs", "", " x", "a\nb", "a:b", 3, "x" * 101]
+    "name",
+    ["a/b", "..", ".hidden", "runs", "", " x", "a\nb", "a:b", 3, "x" * 101, "a.", "con", "Aux.x"],
 )
 def test_a_study_name_that_is_no_folder_name_is_refused(name):
     with pytest.raises(UserError, match="study name"):

@@ -14,9 +14,9 @@ import pytest
 from tiny import PATIENCE, ROOT
 
 from nanoscale import processes
-from nanoscale.processes import LINUX, MACOS, WINDOWS, began, end_group, file_lock, lives
+from nanoscale.processes import LINUX, MACOS, MS_WINDOWS, began, end_group, file_lock, lives
 
-SYSTEMS = (LINUX, MACOS, WINDOWS)
+SYSTEMS = (LINUX, MACOS, MS_WINDOWS)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -97,7 +97,7 @@ def test_who_may_not_be_asked_is_there(monkeypatch):
 def test_under_windows_no_signal_is_sent_to_see_who_lives(monkeypatch):
     """There signal 0 is Ctrl-C."""
     without_proc(monkeypatch)
-    on(monkeypatch, WINDOWS)
+    on(monkeypatch, MS_WINDOWS)
     monkeypatch.setattr(os, "kill", lambda pid, number: pytest.fail("a signal was sent"))
     assert lives(12345, 1.0) is False
 
@@ -159,8 +159,8 @@ def test_a_process_is_asked_as_its_system_asks(monkeypatch, name):
     on(monkeypatch, name)
     monkeypatch.setattr(processes.signal, "CTRL_BREAK_EVENT", "break", raising=False)
     processes.ask_to_end(process)
-    assert said == ["break" if name == WINDOWS else "terminate"]
-    assert processes.apart() == (0x200 if name == WINDOWS else 0)
+    assert said == ["break" if name == MS_WINDOWS else "terminate"]
+    assert processes.apart() == (0x200 if name == MS_WINDOWS else 0)
 
 
 def test_without_a_console_a_process_is_ended(monkeypatch):
@@ -168,7 +168,7 @@ def test_without_a_console_a_process_is_ended(monkeypatch):
         raise OSError
 
     said: list[str] = []
-    on(monkeypatch, WINDOWS)
+    on(monkeypatch, MS_WINDOWS)
     processes.ask_to_end(
         SimpleNamespace(terminate=lambda: said.append("terminate"), send_signal=refuse)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -87,6 +88,30 @@ def test_the_first_signal_is_answered_while_an_operation_of_c_goes_on(monkeypatc
     assert said == [signals.ANSWER + again]
     assert signal.set_wakeup_fd(-1) == -1
     assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
+
+
+def test_a_system_that_knows_no_blocking_is_answered_too(monkeypatch):
+    """Windows before Python 3.12: what is written to need not be so there."""
+    monkeypatch.delattr(os, "set_blocking")
+    monkeypatch.setattr(signal, "set_wakeup_fd", lambda handle, **how: -1)
+    with answered():
+        pass
+
+
+@pytest.mark.parametrize(("names", "stands"), [(("SIGBREAK",), "SIGBREAK"), ((), "SIGTERM")])
+def test_what_closes_a_console_stands_for_what_closes_a_terminal(monkeypatch, names, stands):
+    monkeypatch.delattr(signal, "SIGHUP")
+    for name in names:
+        monkeypatch.setattr(signal, name, signal.SIGUSR1, raising=False)
+    caught: list[int] = []
+    module = importlib.reload(signals)
+    try:
+        with module.on_stop_signal(caught.append):
+            os.kill(os.getpid(), getattr(signal, stands))
+        assert caught == [getattr(signal, stands)]
+    finally:
+        monkeypatch.undo()
+        importlib.reload(signals)
 
 
 def test_another_thread_leaves_the_handlers_alone():

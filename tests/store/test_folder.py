@@ -119,6 +119,51 @@ def test_a_process_killed_while_writing_leaves_the_old_file_whole(tmp_path, poin
     assert read_json(tmp_path / "a.json") == {"old": 1}
 
 
+@pytest.mark.parametrize("refusals", [3, 100])
+def test_a_file_that_another_process_has_open_is_waited_for_a_moment(
+    tmp_path, monkeypatch, refusals
+):
+    """As Windows refuses to replace one, and to read one that is being replaced."""
+    tries: list[str] = []
+    real = {"replace": os.replace, "read": Path.read_text}
+
+    def busy(which):
+        def call(*args, **named):
+            tries.append(which)
+            if tries.count(which) <= refusals:
+                raise PermissionError(errno.EACCES, "it is open")
+            return real[which](*args, **named)
+
+        return call
+
+    monkeypatch.setattr("nanoscale.store.files.BUSY_SECONDS", (0.0,) * 5)
+    monkeypatch.setattr(os, "replace", busy("replace"))
+    monkeypatch.setattr(Path, "read_text", busy("read"))
+    if refusals == 3:
+        write_json(tmp_path / "a.json", {"a": 1})
+        assert read_json(tmp_path / "a.json") == {"a": 1}
+        assert (tries.count("replace"), tries.count("read")) == (4, 4)
+        return
+    with pytest.raises(UserError, match="permission denied; choose a folder you may write to"):
+        write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path / "a.json")
+    assert names(tmp_path) == []
+
+
+def test_lines_end_alike_on_every_system(tmp_path, monkeypatch):
+    """Seals are known by their bytes."""
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    write_text(tmp_path / "a", "one\ntwo\n")
+    assert (tmp_path / "a").read_bytes() == b"one\ntwo\n"
+    seen = []
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **how: seen.append(how))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    with pytest.raises(FileNotFoundError):
+        write_text(tmp_path / "b", "text")
+    assert seen == [{"encoding": "utf-8", "newline": "\n"}]
+
+
 def test_the_new_file_is_on_disk_before_it_takes_the_olds_place(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace

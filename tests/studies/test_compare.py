@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import ntpath
 import statistics
 from dataclasses import replace
 
@@ -124,6 +125,17 @@ def test_exit_codes_are_the_verdicts_and_what_is_printed_is_the_record(
     needed = record["seeds_needed"]
     assert (needed == 0) == (code == DONE)
     assert verdict != "inconclusive" or f"about {needed} more seed" in printed[-1]
+
+
+def test_the_colon_of_a_drive_divides_no_arm(tmp_path, monkeypatch):
+    """On Windows `C:/s:key=value` is a study on a drive; here C: is a folder."""
+    (tmp_path / "C:").mkdir()
+    modes(tmp_path / "C:", 0.05)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        read_arm(f"C:/{SP}", tmp_path, "val_loss")
+    monkeypatch.setattr("os.path.splitdrive", ntpath.splitdrive)
+    assert len(read_arm(f"C:/{SP}", tmp_path, "val_loss").runs) == 3
 
 
 def test_a_difference_at_the_rope_is_left_open(tmp_path):

@@ -24,16 +24,18 @@ OF_BRANCHES = ("lr_schedule", "cooldown_frac", "learning_rate")
 def branches(lr: float, folder: Path) -> pd.DataFrame:
     """The runs of the grid at an LR."""
     name = f"branches-{lr:g}"
-    text = STUDY.read_text().replace("learning_rate = 2e-3", f"learning_rate = {lr:g}")
+    text = STUDY.read_text(encoding="utf-8").replace(
+        "learning_rate = 2e-3", f"learning_rate = {lr:g}"
+    )
     file = folder / f"{name}.toml"
-    file.write_text(text.replace('"branches"', f'"{name}"'))
+    file.write_text(text.replace('"branches"', f'"{name}"'), encoding="utf-8")
     frame = ns.run_study(file, folder / "out", until="ladder").frame()
     return frame.assign(learning_rate=lr, tokens_per_param=frame["tokens_per_param"].fillna(20))
 
 
 def cosines(folder: Path) -> pd.DataFrame:
     """Every run by itself, at all LRs."""
-    asked = tomllib.loads(STUDY.read_text())
+    asked = tomllib.loads(STUDY.read_text(encoding="utf-8"))
     base = {key: value for key, value in asked["base"].items() if key not in OF_BRANCHES}
     base |= {"lr_schedule": "cosine", "lr_decay_iters": None, "data_order": "epoch"}
     sizes = asked["forecast"]["sizes"]

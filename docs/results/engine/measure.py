@@ -29,6 +29,7 @@ from nanoscale.experiments import ExperimentRunner
 from nanoscale.experiments.local import Local
 from nanoscale.experiments.machine import Slot
 from nanoscale.experiments.worker import Exit
+from nanoscale.processes import allowed_cpus
 from nanoscale.store.files import write_json, write_text
 from nanoscale.store.folder import COMPLETE, METRICS, RunFolder
 
@@ -173,7 +174,7 @@ def study(
 
 def run_by_hand(root: str, lr: float, seed: int) -> float:
     """Seconds of one run from the shell, on every core."""
-    threads = len(os.sched_getaffinity(0))
+    threads = len(allowed_cpus())
     values = CELL | {
         "learning_rate": lr,
         "seed": seed,
@@ -189,7 +190,7 @@ def seconds(command: list[str]) -> float:
         command,
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     if done.returncode:

@@ -27,8 +27,12 @@ def rows_of(seed: int, folder: Path) -> list[dict[str, object]]:
     chain = ns.open_dataset("synthetic", str(data)).meta.facts
     base = f'[base]\nseed = {seed}\ndata_root = "{data}"'
     file = folder / f"floors-{seed}.toml"
-    text = STUDY.read_text().replace("[base]", base).replace('"floors"', f'"floors-{seed}"')
-    file.write_text(text)
+    text = (
+        STUDY.read_text(encoding="utf-8")
+        .replace("[base]", base)
+        .replace('"floors"', f'"floors-{seed}"')
+    )
+    file.write_text(text, encoding="utf-8")
     frame = ns.run_study(file, folder / "out").frame().sort_values("flops")
     rows = []
     for sizes in range(LEAST_SIZES, len(frame) + 1):

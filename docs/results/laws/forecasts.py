@@ -73,7 +73,7 @@ def main() -> None:
     folder, out = map(Path, sys.argv[1:])
     with ProcessPoolExecutor(2) as pool:
         rows = [row for rows in pool.map(rows_of, sorted(folder.glob("*.csv"))) for row in rows]
-    with out.open("w", newline="") as file:
+    with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -55,7 +55,7 @@ def open_lm(dataset: str) -> Callable[[Path], Frame]:
     def read(clones: Path) -> Frame:
         rows = []
         for path in sorted((clones / "scaling/exp_data/models").glob("*.json")):
-            run = json.loads(path.read_text())
+            run = json.loads(path.read_text(encoding="utf-8"))
             if run["dataset_name"] == dataset:
                 how = run["hyperparameters"]
                 loss = next(

@@ -31,7 +31,7 @@ Loss = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
 
 def points(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """N, D and loss of the 240 points that are left without the five highest losses."""
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     N, C, loss = (
         np.array([float(row[name]) for row in rows])

@@ -98,7 +98,7 @@ def ask(
             command,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
             env=environment,
             process_group=0,  # to be ended as one; in our session, which may end with us
         ) as process,

@@ -526,7 +526,7 @@ def together(at: Place, command: list[str]) -> str | None:
     processes = []
     for rank, log in enumerate(logs):
         mine = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             process = subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=mine, stdout=file, stderr=file
             )
@@ -540,7 +540,7 @@ def together(at: Place, command: list[str]) -> str | None:
                 return None
             for code, log in zip(codes, logs, strict=True):
                 if code:
-                    return last_line(log.read_text(errors="replace"))
+                    return last_line(log.read_text(encoding="utf-8", errors="replace"))
             time.sleep(0.1)
         return f"no end after {RANK_SECONDS:.0f} s"
     finally:
@@ -560,11 +560,15 @@ def last_line(text: str) -> str:
 def tests(at: Place) -> Rows:
     """The tests marked gpu."""
     files = [
-        path for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()
+        path
+        for path in sorted(ROOT.glob("tests/**/test_*.py"))
+        if "mark.gpu" in path.read_text(encoding="utf-8")
     ]
     report = at.folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={report}"]
-    done = subprocess.run([*command, *map(str, files)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [*command, *map(str, files)], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     print(done.stdout, file=sys.stderr)
     if not report.is_file():
         yield row("pytest", f"failed: exit code {done.returncode}", passed=False)
@@ -604,7 +608,11 @@ def engine(at: Place) -> Rows:
     command = ["-m", "nanoscale", "sample", f"--out_dir={folder}", f"--device={at.device}"]
     command += ["--num_samples=1", "--max_new_tokens=20"]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     said = "drawn" if not done.returncode else last_line(done.stderr)
     yield row("a sample", said, not done.returncode)

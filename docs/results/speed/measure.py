@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from nanoscale.errors import exit_code_of
+from nanoscale.processes import allowed_cpus
 from nanoscale.spec.counting import flops_per_iter
 from nanoscale.spec.sources import parse_arguments
 from nanoscale.store.files import atomic_write, write_json
@@ -38,7 +39,7 @@ RECIPE = (
     "n_layer=4 n_head=4 n_embd=128 block_size=64 batch_size=12 dropout=0.0 beta2=0.99 "
     "learning_rate=1e-3 min_lr=1e-4 warmup_iters=100"
 ).split()
-CORES = f"threads={len(os.sched_getaffinity(0))}"
+CORES = f"threads={len(allowed_cpus())}"
 # Of instructions, the widest that a step is written for; a record is named after it.
 WIDEST = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
 LONG_BLOCK = ["block_size=256", "batch_size=8", "dropout=0.0", CORES]
@@ -142,7 +143,7 @@ def steps(peer: Path | None) -> list[dict[str, Any]]:
                 f"--dtype={dtype}",
                 *([f"--peer={peer}"] if compared else []),
             ]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]) | {"automatic": automatic})
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -153,7 +154,11 @@ def seconds(command: list[str], cwd: Path) -> float:
     """The wall-clock of a command, start-up included."""
     started = time.perf_counter()
     done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command,
+        cwd=cwd,
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
@@ -199,7 +204,7 @@ def peer_run(peer: Path, more: list[str]) -> dict[str, float]:
             [sys.executable, "-c", PEER_LOSS],
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
     return {"seconds": took, "val_loss": float(done.stdout.rpartition("loss=")[2])}
@@ -212,7 +217,7 @@ def our_run(seed: int, *more: str) -> dict[str, float]:
             [sys.executable, "train.py", PRESET, f"--out_dir={name}/o", f"--seed={seed}", *more],
             ROOT,
         )
-        metrics = json.loads((Path(name) / "o" / "metrics.json").read_text())
+        metrics = json.loads((Path(name) / "o" / "metrics.json").read_text(encoding="utf-8"))
     return {
         "seconds": took,
         "val_loss": metrics["val_loss"],
@@ -426,7 +431,7 @@ def record_of(where: dict[str, Any]) -> Path:
 
 def records() -> list[dict[str, Any]]:
     """Every machine's; `gpu.json` beside them is another script's."""
-    return [json.loads(path.read_text()) for path in HERE.glob("*-*.json")]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in HERE.glob("*-*.json")]
 
 
 SECTIONS = {f.__name__: f for f in (time_to_loss, time_to_retuned_loss, sweep, steps)}
@@ -448,7 +453,7 @@ def main() -> None:
     file = record_of(where)
     found: dict[str, Any] = {"peer": bool(peer)}
     if asked.only and file.exists():
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     found["machine"] = where
     for name in [asked.only] if asked.only else SECTIONS:
         found[name] = SECTIONS[name](peer)
