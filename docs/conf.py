@@ -21,8 +21,8 @@ from nanoscale import __version__  # noqa: E402
 from nanoscale.spec.sources import FIELDS  # noqa: E402
 
 with (ROOT / "pyproject.toml").open("rb") as file:
-    URLS = tomllib.load(file)["project"].get("urls", {})
-REPOSITORY = URLS.get("Repository", "")  # while there is none, nothing of the site refers to it
+    HOOK = tomllib.load(file)["tool"]["hatch"]["metadata"]["hooks"]["custom"]
+REPOSITORY = HOOK["address"]  # while there is none, nothing of the site refers to it
 
 project = "nanoscale"
 copyright = "the nanoscale authors, under the MIT license"

@@ -187,10 +187,10 @@ class Reader:
         return printed
 
     def nanoscale(self, arguments: list[str]) -> str:
-        """What `nanoscale ARGUMENTS` prints; studies are by our worker, checks and laws real."""
-        ours = any(word.startswith("docs/results/") for word in arguments)
-        real = ours or arguments[0] == "coord-check"
-        variables = os.environ | VARIABLES | ({} if real else {"STAND_IN": "page_worker"})
+        """What `nanoscale ARGUMENTS` prints; our worker trains what studies ask for."""
+        variables = os.environ | VARIABLES
+        if arguments[0] in ("study", "next", "retry"):
+            variables["STAND_IN"] = "page_worker"
         code, out, err = warm_process()(arguments, self.desk, variables)
         assert code in (DECIDED, OPEN), f"nanoscale {shlex.join(arguments)}: exit {code}: {err}"
         return out
