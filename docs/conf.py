@@ -38,7 +38,6 @@ default_role = "code"
 autoclass_content = "class"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {name: name for name in ("Array", "Json", "Overrides", "RowLabels", "Table")}
 python_maximum_signature_line_length = 72
 toc_object_entries_show_parents = "hide"
 
@@ -50,7 +49,6 @@ myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 
 html_theme = "furo"
-pygments_dark_style = "github-dark"
 html_title = "nanoscale"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -100,6 +98,19 @@ def mend(app: Sphinx, tree: nodes.document) -> None:
             app.env.domains.standard_domain.note_object("confval", name, node["ids"][0], node)
 
 
+def shortened(signature: str | None) -> str | None:
+    """A signature with our own name for an array; a default that is made anew is an ellipsis."""
+    array = r"~numpy\.ndarray\[tuple\[~typing\.Any, \.\.\.\], ~numpy\.dtype\[~\w+\.\w+\]\]"
+    return signature and re.sub(array, "Array", signature).replace("<factory>", "...")
+
+
+def shorten(*event: object) -> tuple[str | None, str | None]:
+    """Autodoc's signatures, as they are to be read."""
+    arguments, returned = event[-2:]
+    return shortened(arguments), shortened(returned)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", read)
     app.connect("doctree-read", mend)
+    app.connect("autodoc-process-signature", shorten)

@@ -109,19 +109,25 @@ def prepare(
 ) -> Path:
     """Make the dataset `name` in `out` (default `data/<name>` here) and return that folder.
 
-    `input` is for the two Shakespeares (the file itself), prose (a file) and text (a file or
-    folder), `tokenizer` (char, byte, gpt2, a tokenizer.json or train:VOCAB; default char, or byte
-    where that makes the smaller vocabulary) for the last two, `column` of Parquet and JSON lines
-    and `kind` (`tokenizer`'s older name, which knows char and byte) for text, `seed` for synthetic.
-
     openwebtext, fineweb-edu, tinystories and `hub:OWNER/NAME` are streamed from the Hugging Face
-    hub: `config`, `split`, `column` (of the text) and `revision` choose there, `input` names a copy
-    here, `tokens` is how many to make for training. Stopped, they go on where they were.
+    hub. Stopped, they go on where they were.
 
-    A set that is there and would become another one is refused, but to `overwrite`.
+    Args:
+        input: for the two Shakespeares the file itself, for prose a file, for text a file or
+            folder; of a set of the hub a copy here.
+        tokenizer: for prose, text and the hub: char, byte, gpt2, a tokenizer.json or train:VOCAB;
+            by default char, or byte where that makes the smaller vocabulary, and gpt2 for the hub.
+        kind: an older name for `tokenizer`, which knows char and byte.
+        column: of the text, in Parquet, JSON lines and sets of the hub.
+        out: the folder.
+        seed: for synthetic.
+        config, split, revision: which part of a set of the hub.
+        tokens: how many of the hub to make for training; by default all.
+        overwrite: whether another set that is there gives way; else that is refused.
 
-    Raises `UserError` if anything is in the way, and leaves nothing behind but what a preparation
-    from the hub goes on from.
+    Raises:
+        UserError: anything is in the way. Nothing is left behind but what a preparation from the
+            hub goes on from.
 
     >>> import nanoscale as ns
     >>> folder = ns.prepare("synthetic", seed=3)

@@ -199,16 +199,27 @@ def fit_law(
     ln L, with percentile intervals of resampled points. (A ladder's own, for few runs with seeds,
     is `fit_power_law`.)
 
-    columns: predictor -> values; of N, D and C any two give the third (C = 6 N D). A law of one
-    predictor takes the only column there is. objective: log-huber, lad, mse or envelope (see
-    `objectives`). drop_worst: the highest losses to leave out. resampling: pairs, cluster,
-    wild-cluster, stratified, residual, wild or parametric (see `bootstrap`), by `groups` where it
-    needs them; None for what the points ask for: whole `groups` where they are given, or whole runs
-    where some points are checkpoints of one (`find_runs`), which `labels`, columns of the table, or
-    N may name, and pairs where not. Fewer than 5 runs give no intervals. None with 0 resamples
-    either. weights: (R, n) counts of your own
-    in place of drawn ones, for the points that are kept, in their order. Raises `UserError` for
-    input that no law can be fitted to.
+    Args:
+        columns: predictor -> values; of N, D and C any two give the third (C = 6 N D). A law of one
+            predictor takes the only column there is.
+        loss: one per point.
+        law: its name, or one of your own.
+        objective: log-huber, lad, mse or envelope (see `objectives`).
+        delta: of the Huber loss of ln L.
+        drop_worst: the highest losses to leave out.
+        resamples: for the intervals; 0 gives none.
+        resampling: pairs, cluster, wild-cluster, stratified, residual, wild or parametric (see
+            `bootstrap`), by `groups` where it needs them; None for what the points ask for: whole
+            `groups` where they are given, or whole runs where some points are checkpoints of one
+            (`find_runs`), and pairs where not. Fewer than 5 runs give no intervals.
+        groups: of each point, what is resampled together.
+        labels: columns of the table that may name the run of a checkpoint, as N may.
+        weights: (R, n) counts of your own in place of drawn ones, for the points that are kept, in
+            their order.
+        rng_seed: of the resamples.
+
+    Raises:
+        UserError: no law can be fitted to that.
 
     >>> import numpy as np
     >>> from nanoscale.laws import fit_law

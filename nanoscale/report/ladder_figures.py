@@ -49,9 +49,13 @@ def law_figure(
 ) -> Figure:
     """A ladder and the law through it on log axes; below, how far each run lies from the law.
 
-    points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`; runs without
-    a finite loss are left out. fit: of the ladder, or None for the runs alone, as they stand for a
-    fit that did not converge. forecast: of a bigger run, with its interval and what came of it.
+    Args:
+        points: one row per run with `x`, `loss` and, if there are any, `size` and `seed`; runs
+            without a finite loss are left out.
+        fit: of the ladder, or None for the runs alone, as they stand for a fit that did not
+            converge.
+        title: above the figure.
+        forecast: of a bigger run, with its interval and what came of it.
 
     >>> import nanoscale as ns
     >>> C = [1e15, 3e15, 1e16, 3e16, 1e17]

@@ -128,9 +128,14 @@ def lines_figure(
 ) -> Figure:
     """Measured quantities against one knob (batch size, depth, ...), a panel per quantity.
 
-    rows: one per run. y: column -> label of its panel. group: one line per value of that column;
-    runs at one x and group are drawn as dots and joined at their mean. `mark_lowest` rings each
-    line's minimum: where a learning rate is best, say.
+    Runs at one x and group are drawn as dots and joined at their mean.
+
+    Args:
+        rows: one per run.
+        x: the column of the knob, and `x_label` what the axis says.
+        y: column -> label of its panel.
+        group: one line per value of that column.
+        mark_lowest: ring each line's minimum: where a learning rate is best, say.
 
     >>> import nanoscale as ns
     >>> runs = [{"batch_size": b, "val_loss": 2 + 0.1 / b} for b in (8, 16, 32)]
@@ -190,10 +195,14 @@ def _knob(axes: Axes, values: pd.Series) -> None:
 def heatmap_figure(rows: Table, x: str, y: str, value: str) -> Figure:
     """The loss over a grid of two knobs, learning rate by weight decay say; lower is better.
 
-    rows: one per run; runs of one cell, over seeds, are averaged. The best cell is framed, with a
-    dotted line every one that is tied with it (`ns.rank`); a cell without a finite value (a run
-    diverged, or has not run) is hatched. Shades run from the best to twice the median's
-    distance from it, so that one bad corner does not hide the valley.
+    The best cell is framed, with a dotted line every one that is tied with it (`ns.rank`); a cell
+    without a finite value (a run diverged, or has not run) is hatched. Shades run from the best to
+    twice the median's distance from it, so that one bad corner does not hide the valley.
+
+    Args:
+        rows: one per run; runs of one cell, over seeds, are averaged.
+        x, y: the columns of the two knobs.
+        value: the column of the loss.
 
     >>> import nanoscale as ns
     >>> runs = [{"lr": lr, "wd": wd, "loss": 2 + lr + wd} for lr in (0.1, 0.2) for wd in (0, 1)]
