@@ -43,7 +43,7 @@ FLAGS = (
 
 # By system: torch's own OpenMP, so that there is one pool of threads, and how a library ends.
 OPENMP = {LINUX: "libgomp*", MACOS: "libomp*.dylib"}  # Windows' has no such calls
-ENDINGS = {LINUX: ".so", MACOS: ".dylib"}
+LIBRARY_ENDINGS = {LINUX: ".so", MACOS: ".dylib"}
 COMPILERS = {  # by system: how to get one
     LINUX: "apt install g++ (or your distribution's)",
     MACOS: "xcode-select --install",
@@ -143,7 +143,7 @@ def built() -> Path | None:
     text = b"".join(path.read_bytes() for path in (SOURCE, *HEADERS))
     key = hashlib.sha256(facts.encode() + text)
     for folder in cache_folders():
-        path = folder / f"kernels-{key.hexdigest()[:16]}{ENDINGS[system()]}"
+        path = folder / f"kernels-{key.hexdigest()[:16]}{LIBRARY_ENDINGS[system()]}"
         if ours(path) or compile_to(path, command):
             return path
     return None
