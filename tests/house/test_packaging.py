@@ -77,7 +77,9 @@ def test_what_the_wheel_says_of_itself(installed):
 
 
 def test_with_an_address_every_link_and_image_leads_there():
-    specification = importlib.util.spec_from_file_location("hatch_build", ROOT / "docs" / "hatch_build.py")
+    specification = importlib.util.spec_from_file_location(
+        "hatch_build", ROOT / "docs" / "hatch_build.py"
+    )
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 import weakref
 
 import pytest
@@ -419,6 +420,34 @@ def test_every_clone_shares_one_library(tmp_path, monkeypatch):
     here = kernels.built()
     monkeypatch.setattr(kernels, "SOURCE", copy)
     assert kernels.built() == here
+
+
+def test_on_a_mac_they_join_torchs_own_threads(tmp_path, monkeypatch):
+    """Whose library is LLVM's; this one stands in for it."""
+    commands: list[list[str]] = []
+    openmp = kernels.torchs_openmp()
+    theirs = tmp_path / "lib" / "libomp.dylib"
+    theirs.parent.mkdir()
+    shutil.copy(openmp, theirs)
+    monkeypatch.setattr(kernels, "system", lambda: kernels.MACOS)
+    monkeypatch.setattr(kernels, "runs", lambda command: command == ["xcode-select", "-p"])
+    monkeypatch.setattr(kernels.torch, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(kernels, "cache_folders", lambda: [tmp_path])
+    monkeypatch.setattr(kernels, "compile_to", lambda path, command: commands.append(command) or 1)
+    assert kernels.built().suffix == ".dylib"
+    assert commands[0][-2:] == [str(theirs), f"-Wl,-rpath,{theirs.parent}"]
+
+    theirs.write_bytes(b"another's")  # or one without the calls
+    assert kernels.built() is None
+    shutil.copy(openmp, theirs)
+    monkeypatch.setattr(kernels, "runs", lambda command: False)  # names of compilers alone
+    assert kernels.compiler_command() == []
+    assert kernels.built() is None
+
+
+def test_under_windows_there_are_none(monkeypatch):
+    monkeypatch.setattr(kernels, "system", lambda: kernels.MS_WINDOWS)
+    assert kernels.built() is kernels.shipped() is kernels.library.__wrapped__() is None
 
 
 @pytest.mark.parametrize("environment", [{"CXX": "false"}, {"CXX": "", "PATH": ""}], ids=str)

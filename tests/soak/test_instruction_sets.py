@@ -41,7 +41,7 @@ SETS = {  # name -> what the CPU must have, the compiler, its flags
     "AVX-512, clang": ("avx512vl", "clang++", ("-march=x86-64-v4",)),
     "SSE4, clang": ("sse4_2", "clang++", ("-march=x86-64-v2",)),
 }
-ARM = "aarch64-linux-gnu-g++"
+ARM = {"g++": ["aarch64-linux-gnu-g++"], "clang++": ["clang++", "--target=aarch64-linux-gnu"]}
 ARM_CASES = 100  # a simulated CPU is slow
 
 pytestmark = [
@@ -110,13 +110,15 @@ def read(case: Case, step: Step, path: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_random_architectures_on_arm(narrow, tmp_path):
-    if not shutil.which(ARM) or not shutil.which("qemu-aarch64"):
-        pytest.skip(f"needs {ARM} and qemu-aarch64")
+@pytest.mark.parametrize("compiler", ARM)
+def test_random_architectures_on_arm(compiler, narrow, tmp_path):
+    command = ARM[compiler]
+    if not shutil.which(command[0]) or not shutil.which("qemu-aarch64"):
+        pytest.skip(f"needs {command[0]} and qemu-aarch64")
     flags = [f for f in kernels.FLAGS if f not in ("-shared", "-fPIC", kernels.NATIVE)]
     flags += ["-march=armv8-a", "-static", f'-DKERNELS="{kernels.SOURCE}"']
     program = tmp_path / "step"
-    subprocess.run([ARM, *flags, HERE / "step.cpp", "-o", program], check=True)
+    subprocess.run([*command, *flags, HERE / "step.cpp", "-o", program], check=True)
     cases = [Case(seed) for seed in random.Random(0).sample(range(CASES), ARM_CASES)]
     with torch.autocast("cpu", torch.bfloat16, enabled=narrow):  # not of odd sizes
         cases = [case for case in cases if StepOps().step_of(case.model)]
