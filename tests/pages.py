@@ -5,8 +5,9 @@
 - ```python: runs, in one namespace.
 - ```toml: parses; with a `recipe` it is a whole study file, which `study --dry-run` takes.
 - A python or toml block whose first line is a comment of a file's name (`# mine.py`) is that file.
-- A block without a language below an ```sh block is its output: where the commands read nothing but
-  committed files (docs/results), each line of it is printed.
+- A block without a language right below an ```sh block is its output. Its lines are printed where
+  the commands read nothing but committed files (docs/results); so are lines that begin with
+  `error: `, where a command is refused. One that begins with `fail: ` lets a verdict fail.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from tiny import PATIENCE, ROOT, flags, warm_process
 
 from nanoscale.data.prepare import prepare
+from nanoscale.errors import BAD_INPUT, DONE, FAILURE, INCONCLUSIVE
 
 SMALL = {
     "max_iters": 2,
@@ -48,10 +50,10 @@ SHORTER = {
     "coord-check": ["--steps=2", "--seeds=1"],
 }
 DOORS = {"train.py": "train", "sample.py": "sample", "bench.py": "bench"}  # python X is nanoscale Y
-GIVEN = ("shakespeare_char", "shakespeare", "pysource", "openwebtext")  # data of every desk, tiny
+GIVEN = ("shakespeare_char", "shakespeare", "pysource", "openwebtext")
 TRAINED = ("out-shakespeare-char", ["train", "config/train_shakespeare_char.py", *SHORTER["train"]])
 VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-DECIDED, OPEN = 0, 3  # a verdict on tiny runs may be left open
+REFUSED, FAILED = "error: ", "fail: "  # beginnings of lines that are shown
 SKIPPED = {  # a pattern of commands -> why they do not run here
     r"^make\b": "it makes an environment",
     r"^pip install|^git clone|^apt": "it downloads",
@@ -70,12 +72,12 @@ SKIPPED = {  # a pattern of commands -> why they do not run here
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language ("" for output), its text, its first line and its last."""
+    """A fenced block: its language, its text, its line, and the output that is shown below it."""
 
     language: str
     text: str
     line: int
-    end: int
+    output: str = ""
 
     @property
     def file(self) -> str | None:
@@ -91,13 +93,11 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The blocks of a page, in order."""
+    """The blocks of a page that have a language, in order."""
     text = page.read_text(encoding="utf-8")
-    fences = re.finditer(r"^```([\w{}-]*)[^\n]*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [
-        Block(f[1], f[2], text.count("\n", 0, f.start()) + 1, text.count("\n", 0, f.end()) + 1)
-        for f in fences
-    ]
+    fence = r"^```([\w{}-]+)[^\n]*\n(.*?)^```\n(?:\n?^```\n(.*?)^```$)?"
+    fences = re.finditer(fence, text + "\n", re.DOTALL | re.MULTILINE)
+    return [Block(f[1], f[2], text.count("\n", 0, f.start()) + 1, f[3] or "") for f in fences]
 
 
 def reason_to_skip(command: str) -> str | None:
@@ -106,11 +106,23 @@ def reason_to_skip(command: str) -> str | None:
     return next(reasons, None)
 
 
+def endings(shown: str) -> set[int]:
+    """The exit codes of commands of which that is shown; a verdict on tiny runs may be open."""
+    codes = {DONE, INCONCLUSIVE}
+    for beginning, code in ((REFUSED, BAD_INPUT), (FAILED, FAILURE)):
+        if any(line.startswith(beginning) for line in shown.splitlines()):
+            codes.add(code)
+    return codes
+
+
 def small_data(folder: Path) -> Path:
-    """A data set of the README's text by characters, some of its blocks long."""
+    """Data sets that every desk has: a small one under the names of others, and synthetic."""
     text = folder / "text.txt"
     text.write_text((ROOT / "README.md").read_text(encoding="utf-8") * 20, encoding="utf-8")
-    return prepare("text", input=str(text), tokenizer="char", out=folder / "small")
+    for name in GIVEN:
+        prepare("text", input=str(text), tokenizer="char", out=folder / "data" / name)
+    prepare("synthetic", out=folder / "data" / "synthetic")
+    return folder / "data"
 
 
 def desk_in(folder: Path, data: Path) -> Path:
@@ -118,8 +130,7 @@ def desk_in(folder: Path, data: Path) -> Path:
     for path in ROOT.iterdir():
         if path.suffix in (".py", ".md", ".toml") or path.name in ("config", "docs"):
             (folder / path.name).symlink_to(path)
-    for name in GIVEN:
-        shutil.copytree(data, folder / "data" / name)
+    shutil.copytree(data, folder / "data")
     (folder / "studies").mkdir()
     check = re.compile(r"^\[forecast\.check\][^\n]*\n(?:(?!\[).*\n)*", re.MULTILINE)
     for path in (ROOT / "studies").glob("*.toml"):
@@ -142,38 +153,35 @@ class Reader:
         Raises:
             AssertionError: a block does not do what the page says; with the page and the line.
         """
-        before: Block | None = None
         try:
             for block in blocks_of(page):
-                self.do(block, before)
-                before = block
+                self.do(block)
         except AssertionError as e:
             raise AssertionError(f"{page}:{block.line}: {e}") from None
         finally:
             self.end()
 
-    def do(self, block: Block, before: Block | None) -> None:
+    def do(self, block: Block) -> None:
         """Do what one block says."""
         if block.language in ("python", "toml") and block.file:
             (self.desk / block.file).write_text(block.text, encoding="utf-8")
         if block.language == "sh":
             for command in block.commands:
                 if reason_to_skip(command) is None:
-                    self.said[command] = self.run(command)
+                    self.said[command] = self.run(command, block.output)
+            self.compare(block)
         elif block.language == "python" and not block.file:
             self.execute(block.text)
         elif block.language == "toml":
             self.plan(block)
-        elif not block.language and before is not None and block.line <= before.end + 2:
-            self.compare(block, before)
 
-    def run(self, command: str) -> str:
-        """What a command prints, once it has ended well."""
+    def run(self, command: str, shown: str) -> str:
+        """What a command prints, once it has ended as what is `shown` of it says."""
         words = shlex.split(command, comments=True)
         if words[0] == "python" and words[1] in DOORS:
             words = ["nanoscale", DOORS[words[1]], *words[2:]]
         if words[0] != "nanoscale" or re.search(r"[|<>;&$]", re.sub(r"'.*?'|\".*?\"", "", command)):
-            return self.shell(command)
+            return self.shell(command, shown)
         verb, *rest = words[1:]
         self.need(verb, rest)
         if verb == "train":
@@ -181,21 +189,21 @@ class Reader:
         shorter = SHORTER.get(verb, [])
         if verb == "train" and "--init_from=" in command:
             shorter = [word for word in shorter if not word.startswith(SHAPE)]  # the weights say it
-        printed = self.nanoscale([verb, *rest, *shorter])
+        printed = self.nanoscale([verb, *rest, *shorter], shown)
         if "--dry-run" in rest:
             assert re.search(r" on \d+ workers?|nothing to do", printed), f"no time: {printed}"
         return printed
 
-    def nanoscale(self, arguments: list[str]) -> str:
+    def nanoscale(self, arguments: list[str], shown: str = "") -> str:
         """What `nanoscale ARGUMENTS` prints; our worker trains what studies ask for."""
         variables = os.environ | VARIABLES
         if arguments[0] in ("study", "next", "retry"):
             variables["STAND_IN"] = "page_worker"
         code, out, err = warm_process()(arguments, self.desk, variables)
-        assert code in (DECIDED, OPEN), f"nanoscale {shlex.join(arguments)}: exit {code}: {err}"
-        return out
+        assert code in endings(shown), f"nanoscale {shlex.join(arguments)}: exit {code}: {err}"
+        return out + (err if code == BAD_INPUT else "")
 
-    def shell(self, command: str) -> str:
+    def shell(self, command: str, shown: str) -> str:
         """What a line of the shell prints, with our program on its path."""
         programs = self.desk / ".programs"
         programs.mkdir(exist_ok=True)
@@ -211,8 +219,8 @@ class Reader:
             text=True,
             timeout=PATIENCE,
         )
-        assert done.returncode in (DECIDED, OPEN), f"{command}: {done.stderr}"
-        return done.stdout
+        assert done.returncode in endings(shown), f"{command}: {done.stderr}"
+        return done.stdout + (done.stderr if done.returncode == BAD_INPUT else "")
 
     def need(self, verb: str, arguments: list[str]) -> None:
         """Make what a command reads and the page has not made: a run, a study of ours."""
@@ -258,11 +266,10 @@ class Reader:
             file.write_text(block.text, encoding="utf-8")
             self.nanoscale(["study", str(file), "--dry-run"])
 
-    def compare(self, block: Block, before: Block) -> None:
-        """What a page shows below commands that read committed files is what they print."""
-        ours = [command for command in before.commands if "docs/results/" in command]
-        if before.language != "sh" or len(ours) < len(before.commands):
-            return
-        printed = "".join(self.said.get(command, "") for command in ours)
-        for line in block.text.splitlines():
-            assert line.strip("… ").rstrip(".") in printed, f"not printed: {line}"
+    def compare(self, block: Block) -> None:
+        """What a page shows below its commands is what they print, where that can be the same."""
+        printed = "".join(self.said.get(command, "") for command in block.commands)
+        same = all("docs/results/" in command for command in block.commands)
+        for line in block.output.splitlines():
+            if same or line.startswith(REFUSED):
+                assert line.strip("… ").rstrip(".") in printed, f"not printed: {line}"

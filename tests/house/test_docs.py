@@ -52,11 +52,15 @@ def test_a_page_does_what_it_says(page, tmp_path, data):
             "```sh\nnanoscale fit docs/results/shakespeare/table.csv\n```\n\n```\na = 0.5\n```\n",
             "not printed: a = 0.5",
         ),
+        (
+            "```sh\nnanoscale fit none.csv\n```\n```\nerror: none.tsv: no such table\n```\n",
+            "not printed: error: none.tsv",
+        ),
         ("```python\nx = 1\n```\n\n```python\nassert x == 2\n```\n", "AssertionError"),
         ("```toml\n[study]\nrecipe = 'grid'\n[grid]\nn_layers = [1]\n```\n", "n_layers"),
         ("```python\n# mine.py\n```\n```sh\npython mine.py\ntest -e yours.py\n```\n", "yours"),
     ],
-    ids=["command", "shell", "output", "python", "toml", "file"],
+    ids=["command", "shell", "output", "refusal", "python", "toml", "file"],
 )
 @pytest.mark.slow
 def test_a_page_that_does_not_is_seen(text, wrong, tmp_path, data):
