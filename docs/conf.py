@@ -57,9 +57,8 @@ html_show_sourcelink = False
 html_theme_options = {"top_of_page_buttons": []}
 if REPOSITORY:
     html_theme_options = {
-        "source_repository": REPOSITORY,
-        "source_branch": "main",
-        "source_directory": "docs/",
+        "top_of_page_buttons": ["view"],
+        "source_view_link": f"{REPOSITORY}/blob/main/docs/{{filename}}",
     }
 
 # Pages that show a file beside this folder, and where links to those files lead.
