@@ -51,6 +51,7 @@ PACKAGES = (  # that we need; nanoGPT's own list has few of them
     "jinja2",
     "matplotlib",
     "numpy",
+    "packaging",
     "pandas",
     "psutil",
     "rich",

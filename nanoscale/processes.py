@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 LINUX, MACOS, MS_WINDOWS = "Linux", "Darwin", "Windows"
+THREADS = "/proc/self/task"  # of this process, a folder for each
 EPOCHAL = 1e9  # seconds: no machine has run for so long
 SAME_SECONDS = 2.0  # within which a process of the same number is the same one
 NEW_GROUP = 0x200  # Windows' CREATE_NEW_PROCESS_GROUP
@@ -172,6 +173,30 @@ def memory_of(pid: int) -> int:
     return total
 
 
+def memory() -> tuple[int, int]:
+    """Bytes that this machine, or a container's share of it, has, and those that are free."""
+    import psutil
+
+    try:
+        found = psutil.virtual_memory()
+        total, free = found.total, found.available
+    except OSError:  # /proc is hidden
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        total, free = pages, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = (_of_group(name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None and limit < total:
+        total, free = limit, min(free, limit - used)
+    return total, free
+
+
+def _of_group(name: str) -> int | None:
+    """A number of the control group (v2) of a container; None where there is none, or no limit."""
+    try:
+        return int(Path(f"/sys/fs/cgroup/{name}").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks: fresh pages for every activation cost a tenth of a step."""
     import ctypes
@@ -186,16 +211,14 @@ def keep_freed_memory() -> None:
 
 # -- how they start and end -----------------------------------------------------------------------
 def forks() -> bool:
-    """Whether a process with torch loaded can be forked here: only Linux's libraries bear it."""
-    return system() == LINUX and hasattr(os, "fork")
+    """Whether a process with torch loaded can be forked: only Linux's libraries bear that, and
+    only where its threads can be counted."""
+    return system() == LINUX and hasattr(os, "fork") and os.path.isdir(THREADS)
 
 
 def may_fork() -> bool:
     """Whether this process can: a fork copies other threads' locks, never the threads."""
-    try:
-        return forks() and len(os.listdir("/proc/self/task")) == 1
-    except OSError:  # it cannot be known
-        return False
+    return forks() and len(os.listdir(THREADS)) == 1
 
 
 def apart() -> int:

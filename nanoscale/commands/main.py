@@ -49,6 +49,7 @@ TASKS: dict[str, dict[str, str]] = {
         "sweep-law": "the best learning rate or batch, as a law of scale",
     },
     "The folder": {"init": "a working folder with a study and a config to edit"},
+    "The machine": {"doctor": "what it can do, what is missing, how to get it"},
     "The shell": {"completion": "completion of verbs and options for bash, zsh or fish"},
 }
 VERBS = {verb: line for verbs in TASKS.values() for verb, line in verbs.items()}

@@ -158,14 +158,18 @@ def dataset_folder(name: str, data_root: str = "data") -> Path:
     if name in KNOWN:
         raise UserError(f"dataset {name!r} is not prepared; run `{_remedy(name, data_root)}`")
 
-    prepared = set()
-    for root in roots:
-        prepared |= {path.parent.name for path in root.glob("*/train.bin")}
-    known = [*KNOWN, *sorted(prepared.difference(KNOWN))]
+    others = [name for name in prepared_names(data_root) if name not in KNOWN]
+    known = [*KNOWN, *others]
     raise UserError(
         f"no dataset {name!r} in {data_root!r}{did_you_mean(name, known)}; "
         f"known: {', '.join(known)} (`nanoscale data prepare NAME`)"
     )
+
+
+def prepared_names(data_root: str = "data") -> list[str]:
+    """The datasets that `open_dataset` finds by their names alone."""
+    found = {path.parent.name for root in _roots(data_root) for path in root.glob("*/train.bin")}
+    return sorted(found)
 
 
 def tokenizer_named(name: str, data_root: str = "data") -> Tokenizer | None:

@@ -84,11 +84,12 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
-    return list(_nvidia_smi())
+    return list(nvidia_gpus())
 
 
 @functools.cache
-def _nvidia_smi() -> tuple[str, ...]:
+def nvidia_gpus() -> tuple[str, ...]:
+    """NVIDIA's GPUs by their UUIDs, whatever torch was built for."""
     # by UUID: nvidia-smi and CUDA may number the same GPUs differently
     query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:

@@ -47,7 +47,7 @@ LIBRARY_ENDINGS = {LINUX: ".so", MACOS: ".dylib"}
 COMPILERS = {  # by system: how to get one
     LINUX: "apt install g++ (or your distribution's)",
     MACOS: "xcode-select --install",
-    MS_WINDOWS: "none that serves: under Windows torch's own operations do the work",
+    MS_WINDOWS: "none is of use: torch's OpenMP for Windows is not one that they could share",
 }
 
 # What wheels bring for who has no compiler, the best first, and what a CPU must say that it has.
@@ -213,6 +213,30 @@ def version_of(compiler: list[str]) -> str | None:
         return subprocess.run(command, check=True, capture_output=True).stdout.decode("latin-1")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def how_to_get_a_compiler() -> str:
+    """On this system."""
+    return COMPILERS.get(system(), COMPILERS[LINUX])
+
+
+def why_not() -> str:
+    """Why there are no kernels here."""
+    compiler = compiler_command()
+    openmp = torchs_openmp()
+    if openmp is None:
+        return "torch brings no OpenMP here that they could share"
+    if version_of(compiler) is None:
+        return "there is no compiler"
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "kernels.so"
+        command = [*compiler, *FLAGS, str(SOURCE), *linked(openmp), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True)
+        if not done.returncode:
+            return "they build, and do not load or cannot be kept in the cache"
+    said = done.stderr.decode(errors="replace").splitlines()
+    wrong = [line for line in said if "error" in line] or said or ["no word of it"]
+    return f"{compiler[0]} fails: {wrong[0]}"
 
 
 def runs(command: list[str]) -> bool:

@@ -50,6 +50,13 @@ CPU_CHOICES = {
     "avx512_f": ("step", "float32"),
     "avx2": ("step", "float32"),
 }
+ABILITIES = {  # as people call them, by torch's names on x86 and on ARM
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512_f",),
+    "SVE": ("sve",),
+    "bfloat16": ("avx512_bf16", "arm_bf16", "bf16"),
+    "AMX": ("amx_bf16",),
+}
 SAFE_CHOICE = ("fused", "float32")  # products by torch's library, which knows every CPU
 PEAK_SECONDS = 0.1  # for measuring a CPU's
 # Words that make it another, slower or faster, device than the one named.
@@ -76,6 +83,39 @@ def pick_device(config: ExperimentConfig, local: int = 0) -> torch.device:
             f"device={config.device}: not available here; use device=auto or device=cpu"
         ) from e
     return device
+
+
+def torch_build() -> tuple[str, str]:
+    """torch's version, and for what it was built."""
+    hip = getattr(torch.version, "hip", None)
+    if hip:
+        return str(torch.__version__), f"ROCm {hip}"
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    if torch.backends.mps.is_built():
+        built += " and Apple's MPS"
+    return str(torch.__version__), built
+
+
+def gpus() -> list[tuple[str, int]]:
+    """What beside the CPU computes here, with its bytes of memory; 0: it shares the CPU's."""
+    found = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(number)
+        found.append((properties.name, properties.total_memory))
+    if torch.backends.mps.is_available():
+        found.append(("Apple's MPS", 0))
+    return found
+
+
+def cpu_abilities() -> dict[str, bool]:
+    """The instruction sets by which products are fast, of this kind of CPU, and if it has them."""
+    capabilities = torch.cpu.get_capabilities()
+    abilities = {}
+    for name, keys in ABILITIES.items():
+        known = [capabilities[key] for key in keys if key in capabilities]
+        if known:
+            abilities[name] = any(known)
+    return abilities
 
 
 def best_device() -> str:
@@ -120,16 +160,28 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
         return peak_flops(device_name(device))
     if device.type != "cpu":
         return None
+    return product_speed(device, dtype)
 
-    n = 512
-    a = torch.ones(n, n, dtype=dtype)
+
+def product_speed(device: torch.device, dtype: torch.dtype, n: int = 512) -> float:
+    """FLOP/s of products of n x n matrices, measured."""
+    a = torch.ones(n, n, dtype=dtype, device=device)
     until = time.perf_counter() + PEAK_SECONDS
     seconds: list[float] = []
     while len(seconds) < 3 or time.perf_counter() < until:
         start = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - start)
     return 2 * n**3 / min(seconds)  # the best of many: a busy machine shows its peak rarely
+
+
+def product_speeds(device: torch.device) -> dict[str, float]:
+    """The same by the name of the type, of those that a run could choose."""
+    n = 512 if device.type == "cpu" else 4096
+    types = [torch.float32]
+    if multiplies_bfloat16(device):
+        types.append(torch.bfloat16)
+    return {str(t).removeprefix("torch."): product_speed(device, t, n) for t in types}
 
 
 # -- what it computes well ------------------------------------------------------------------------

@@ -81,6 +81,7 @@ CASES = {  # the arguments, and a key of the record with what it must be
         2,
     ),
     "completion": (["completion", "bash"], "shell", "bash"),
+    "doctor": (["doctor"], "ok", True),
     "compare": (["compare", PATH, "out"], "loss", "val_loss"),
 }
 

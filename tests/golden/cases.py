@@ -34,6 +34,7 @@ VERBS = (
     "fit",
     "plan",
     "report",
+    "doctor",
 )
 
 ONE_THREAD = "--threads=1"  # whose memory is the same on every machine

@@ -121,6 +121,22 @@ def test_without_affinity_cores_are_counted_and_nobody_is_pinned(monkeypatch):
     processes.pin(0, (0,))  # of no effect, and no error
 
 
+def test_memory_is_a_containers_share(monkeypatch):
+    total, free = processes.memory()
+    assert 0 < free <= total
+    limits = {"/sys/fs/cgroup/memory.max": "4000", "/sys/fs/cgroup/memory.current": "1000"}
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: limits[str(self)])
+    assert processes.memory() == (4000, 3000)
+    limits["/sys/fs/cgroup/memory.max"] = "max"
+    assert processes.memory()[0] == total
+
+    def hidden() -> None:
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", hidden)
+    assert processes.memory()[0] == pytest.approx(total, rel=0.01)
+
+
 def test_a_load_that_is_not_counted_is_not_known(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 0.0, 0.0), raising=False)
     assert processes.busy_cpus() == 2.5
@@ -144,11 +160,8 @@ def test_where_threads_cannot_be_counted_nobody_forks(monkeypatch):
     assert processes.may_fork()
     monkeypatch.setattr(os, "listdir", lambda path: ["1", "2"])
     assert not processes.may_fork()
-
-    def refuse(path: str) -> list[str]:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os.path, "isdir", lambda path: False)  # /proc is hidden
+    assert not processes.forks()
     assert not processes.may_fork()
 
 
