@@ -21,7 +21,7 @@ from tiny import ROOT
 from nanoscale import __version__
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-BASE = "torch numpy scipy pandas matplotlib rich click jinja2 pyyaml psutil".split()
+BASE = "torch numpy scipy pandas matplotlib rich click jinja2 pyyaml psutil packaging".split()
 
 
 @pytest.fixture(scope="module")
