@@ -153,6 +153,7 @@ OTHER = {
     "wandb_run_name": "x",
     "trackio_log": True,
     "trackers": "x",
+    "profile": True,
     "device": "cuda",
     "dtype": "bfloat16",
     "compile": True,

@@ -21,13 +21,6 @@ from nanoscale.spec.sources import help_text, parse_arguments
     default=True,
 )
 @option(
-    "profile",
-    "BOOL",
-    "True: write a torch profiler trace to ./bench_log instead.",
-    value_of(bool),
-    default=False,
-)
-@option(
     "peer",
     "DIR",
     "A nanoGPT clone, timed in alternation at the same shapes.",
@@ -37,13 +30,12 @@ from nanoscale.spec.sources import help_text, parse_arguments
 def command(
     arguments: tuple[str, ...],
     real_data: bool,
-    profile: bool,
     peer: str | None,
     json_path: Path | None,
 ) -> None:
-    """Time the training step of a config; nanoGPT's line comes last."""
+    """Time the training step of a config, or with --profile=True say where it goes."""
     sources = parse_arguments(arguments)
     from nanoscale.training.bench import BenchOptions, bench, benchmark_of
 
-    record = bench(benchmark_of(sources, BenchOptions(real_data, profile, peer)))
+    record = bench(benchmark_of(sources, BenchOptions(real_data, peer)))
     write_record(json_path, record)

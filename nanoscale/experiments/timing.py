@@ -160,6 +160,7 @@ def short_run(spec: RunSpec) -> RunSpec:
         wandb_log=False,
         trackio_log=False,
         trackers=None,
+        profile=False,
     )
     return replace(spec, config=config, parent=None, weights=None)
 

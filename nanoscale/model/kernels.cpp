@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <utility>
 #include <vector>
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -184,6 +185,48 @@ template <class F> void take_turns(i64 n, std::atomic<i64>& next, F f) {
   for (i64 i; (i = next++) < n;) f(i);
 }
 
+// -- where the time goes: spans, while somebody looks (spans.py) ---------------------------------
+struct Span {  // as `spans.SPAN`
+  const char* name;
+  i64 begin, end;  // nanoseconds since 1970
+  i64 thread;  // as the system numbers it
+};
+struct Look {
+  Span* spans;  // null: nobody looks, and a scope is a test
+  i64 room;
+  i64* made;  // more than the room: the rest were not kept
+};
+Look looked{};
+void look(Span* spans, i64 room, i64* made) { looked = {spans, room, made}; }
+
+inline i64 now() {
+  timespec t;
+  clock_gettime(CLOCK_REALTIME, &t);
+  return t.tv_sec * (i64)1000000000 + t.tv_nsec;
+}
+inline i64 thread_number() {
+#ifdef __linux__
+  return syscall(SYS_gettid);  // never kept: a fork's thread is another
+#else
+  return 0;
+#endif
+}
+struct Scope {  // a span from here to the end of the block; none of null
+  const char* name;
+  i64 begin = 0;
+  explicit Scope(const char* of) : name(looked.spans ? of : nullptr) { if (name) begin = now(); }
+  ~Scope() { if (name) keep(); }
+  void becomes(const char* next) {  // the one ends and another begins
+    if (!name) return;
+    keep();
+    name = next; begin = now();
+  }
+  void keep() const {
+    i64 at = __atomic_fetch_add(looked.made, 1, __ATOMIC_RELAXED);
+    if (at < looked.room) looked.spans[at] = {name, begin, now(), thread_number()};
+  }
+};
+
 // -- dropout: the masks of masks.py ------------------------------------------------------------
 struct Masks {  // of a site: each sample's key; null drops nothing
   const i64* keys;
@@ -203,6 +246,7 @@ inline vf dropped(vf v, const Masks& m, i64 sample, i64 number) {  // elements `
 template <class T>
 void dropout(i64 rows, i64 length, i64 d, const i64* keys, i64 threshold, float scale, const T* x,
              T* y) {
+  Scope op("dropout");
   Masks masks{keys, (uint32_t)threshold, scale};
   parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < d; j += W) {
@@ -216,6 +260,7 @@ void dropout(i64 rows, i64 length, i64 d, const i64* keys, i64 threshold, float 
 template <class T>
 void add_norm(i64 rows, i64 d, const float* x, const T* branch, float m, const float* weight,
               const float* bias, float eps, bool rms, float* sum_out, T* y, float* stats) {
+  Scope op("add_norm");
   parallel_for(rows, [=](i64 r) {
     const float* in = x + r * d;
     vf total = {}, squares = {};
@@ -252,6 +297,7 @@ template <class T>
 void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const float* x, float m,
                        const float* weight, bool rms, const float* stats, float* gx, T* gbranch,
                        float* gw, float* gb) {
+  Scope op("add_norm_backward");
   i64 team = most_threads(), dp = padded(d);
   std::vector<float> memory(2 * team * dp, 0.f);
   float* parts = memory.data();
@@ -294,6 +340,7 @@ void add_norm_backward(i64 rows, i64 d, const T* gy, const float* gs, const floa
 template <class T>
 void norm_rope(i64 rows, i64 heads, i64 h, i64 stride, i64 length, const T* x, const float* weight,
                float eps, const float* cos, const float* sin, T* y) {
+  Scope op("norm_rope");
   parallel([=] {
     std::vector<float> memory(2 * padded(h));
     float* v = memory.data();
@@ -332,6 +379,7 @@ template <class T>
 void norm_rope_backward(i64 rows, i64 heads, i64 h, i64 stride, i64 gstride, i64 length, const T* x,
                         const float* weight, float eps, const float* cos, const float* sin,
                         const T* g, T* gx, float* gw) {
+  Scope op("norm_rope_backward");
   i64 team = most_threads(), hp = padded(h);
   std::vector<float> memory(team * hp, 0.f);
   float* parts = memory.data();
@@ -476,6 +524,7 @@ template <class T>
 void attend(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64 sv, float scale,
             const i64* keys, i64 threshold, float rest, const T* q, const T* k, const T* v, T* y,
             float* lse) {
+  Scope op("attend");
   Heads a{B, length, H, K, h, sq, sk, sv, scale};
   Masks masks{keys, (uint32_t)threshold, rest};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
@@ -512,6 +561,7 @@ void attend_backward(i64 B, i64 length, i64 H, i64 K, i64 h, i64 sq, i64 sk, i64
                      const i64* keys, i64 threshold, float rest, const T* q, const T* k,
                      const T* v, const T* y, const float* lse, const T* gy, T* gq, T* gk, T* gv,
                      i64 gs) {
+  Scope op("attend_backward");
   Heads a{B, length, H, K, h, sq, sk, sv, scale};
   Masks masks{keys, (uint32_t)threshold, rest};
   i64 Tp = padded(a.T), hp = padded(a.h), group = a.H / a.K;
@@ -588,12 +638,14 @@ void each(i64 n, F f) {
 }
 
 template <class T> void gelu(i64 n, const T* x, T* y) {
+  Scope op("gelu");
   each(n, [=](i64 j, i64 m) {
     vf e, v = load(x + j, m);
     store(y + j, v * normal(v, e), m);
   });
 }
 template <class T> void gelu_backward(i64 n, const T* x, const T* gy, T* gx) {
+  Scope op("gelu_backward");
   each(n, [=](i64 j, i64 m) {
     vf e, v = load(x + j, m), c = normal(v, e);
     store(gx + j, load(gy + j, m) * (c + v * e * 0.3989422804f), m);
@@ -601,6 +653,7 @@ template <class T> void gelu_backward(i64 n, const T* x, const T* gy, T* gx) {
 }
 template <class T>
 void swiglu(i64 rows, i64 n, i64 stride, const T* gate, const T* up, T* y) {
+  Scope op("swiglu");
   parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < n; j += W) {
       vf g = load(gate + r * stride + j, n - j);
@@ -611,6 +664,7 @@ void swiglu(i64 rows, i64 n, i64 stride, const T* gate, const T* up, T* y) {
 template <class T>
 void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, const T* up,
                      const T* gy, T* ggate, T* gup) {
+  Scope op("swiglu_backward");
   parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < n; j += W) {
       i64 at = r * stride + j;
@@ -628,6 +682,7 @@ void swiglu_backward(i64 rows, i64 n, i64 stride, i64 gstride, const T* gate, co
 template <class T>
 double losses(i64 rows, i64 V, i64 stride, const T* logits, const i64* targets, float z_loss,
               i64 tokens, float* by_row, T* g) {
+  Scope op("cross_entropy");
   std::vector<double> memory(rows);
   double* parts = memory.data();
   parallel_for(rows, [=](i64 r) {
@@ -665,6 +720,7 @@ void cross_entropy(i64 rows, i64 V, const T* logits, const i64* targets, float z
 // -- look-ups -----------------------------------------------------------------------------------------
 void embed(i64 rows, i64 d, i64 length, const i64* idx, const float* tokens, const float* positions,
            float m, float* x) {
+  Scope op("embed");
   parallel_for(rows, [=](i64 r) {
     for (i64 j = 0; j < d; j += W) {
       vf v = load(tokens + idx[r] * d + j, d - j);
@@ -675,6 +731,7 @@ void embed(i64 rows, i64 d, i64 length, const i64* idx, const float* tokens, con
 }
 void embed_backward(i64 rows, i64 d, i64 length, const i64* idx, const float* g, float m,
                     float* tokens, float* positions) {
+  Scope op("embed_backward");
   parallel_for((d + W - 1) / W, [=](i64 column) {  // each thread its own columns
     i64 j = column * W;
     for (i64 r = 0; r < rows; r++) {
@@ -709,6 +766,7 @@ void blocks(i64 count, const Update* u, F f) {  // f(tensor, from, to, number of
 
 // The norm of all gradients together; they are scaled down to `most` if it is larger.
 void clip(i64 count, const Update* u, float most, float* norm) {
+  Scope op("clip");
   i64 total = 0;
   for (i64 i = 0; i < count; i++) total += (u[i].n + BLOCK - 1) / BLOCK;
   std::vector<double> squares(total);
@@ -729,6 +787,7 @@ void clip(i64 count, const Update* u, float most, float* norm) {
 
 // Loshchilov & Hutter 2019, algorithm 2, as torch.optim.AdamW.
 void adamw(i64 count, const Update* u, double beta1, double beta2) {
+  Scope op("adamw");
   for (i64 i = 0; i < count; i++) *u[i].step += 1.f;
   blocks(count, u, [&](const Update& t, i64 j, i64 end, i64) {
     float rate = t.lr / (1. - std::pow(beta1, *t.step)), shrink = 1.f - t.lr * t.decay;
@@ -763,4 +822,4 @@ extern "C" void* const nanoscale_kernels[][2] = {
     BOTH(add_norm), BOTH(add_norm_backward), BOTH(norm_rope), BOTH(norm_rope_backward),
     BOTH(attend), BOTH(attend_backward), BOTH(gelu), BOTH(gelu_backward), BOTH(swiglu),
     BOTH(swiglu_backward), BOTH(cross_entropy), ONCE(embed), ONCE(embed_backward), ONCE(clip),
-    ONCE(adamw), BOTH(dropout), BOTH(step), BOTH(step_room), ONCE(muon), BOTH(update)};
+    ONCE(adamw), BOTH(dropout), BOTH(step), BOTH(step_room), ONCE(muon), BOTH(update), ONCE(look)};

@@ -86,6 +86,7 @@ SIGNATURES = {
     "step_room": "PPP",
     "muon": "qP",
     "update": "P",
+    "look": "PqP",
 }
 Kernels = dict[tuple[str, torch.dtype], Callable[..., None]]  # by name and type of activations
 
@@ -126,6 +127,11 @@ def call(name: str, dtype: torch.dtype, *arguments: object) -> None:
     assert kernels is not None, "whoever chooses the kernels has looked whether they are there"
     plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     kernels[name, dtype](*plain)
+
+
+def text_at(address: int) -> str:
+    """A text that the kernels hold, which they do until the process ends."""
+    return ctypes.string_at(address).decode()
 
 
 # -- where it comes from --------------------------------------------------------------------------

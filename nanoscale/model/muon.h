@@ -91,7 +91,10 @@ inline void muon_update(const Matrix& t) {
   if (tall) columns_of(u, t.fan_in, t.fan_out, t.fan_in, t.fan_out, x);
   else memcpy(x, u, n * 4);
   for (i64 j = 0; j < n; j += W) store(x + j, scale * load(x + j));
-  newton_schulz(rows, columns, t.steps, x, room);
+  {
+    Scope op("newton_schulz");
+    newton_schulz(rows, columns, t.steps, x, room);
+  }
   if (tall) columns_of(x, columns, rows, columns, rows, u);
   else memcpy(u, x, n * 4);
 
@@ -101,6 +104,7 @@ inline void muon_update(const Matrix& t) {
 }
 
 void muon(i64 count, const Matrix* all) {
+  Scope op("muon");
   std::atomic<i64> next{0};
   parallel([&] { take_turns(count, next, [=](i64 i) { muon_update(all[i]); }); });
 }

@@ -134,12 +134,14 @@ template <class T> struct Step {
   }
 
   void apply(const Linear<T>& l, i64 rows, const T* x, T* y) const {
+    Scope op("multiply");
     multiply<T>(rows, l.n, words<T>(l.k), rows_as_they_lie(x, l.k), (const Word<T>*)l.forward, 0,
                 l.bias ? ROW : ZERO, l.bias, y, l.ld());
   }
   // gx (null: not wanted) and the gradients of the weights, which are added to
   void differentiate(const Linear<T>& l, i64 rows, const T* g, const T* x, T* gx, i64 shift,
                      float* room) const {
+    Scope op("weight_gradient");
     for (int i = 0; i < l.count; i++) {
       const auto& part = l.parts[i];
       weight_gradient(rows, part.n, l.k, g + part.at, l.ld(), x, l.k, part.gw + shift, room);
@@ -151,6 +153,7 @@ template <class T> struct Step {
         store(to, load(to, part.n - j) + total, part.n - j);
       }
     }
+    op.becomes("multiply_backward");
     multiply<T>(rows, l.k, words<T>(l.n), rows_as_they_lie(g, l.n), (const Word<T>*)l.backward, 0, ZERO,
                 nullptr, gx, l.k);
   }
@@ -164,6 +167,7 @@ template <class T> struct Step {
   // The sum of the losses of `count` sequences; their gradients are added to those of m, `shift`
   // floats further on.
   double run(Space& s, i64 first, i64 count, i64 shift) const {
+    Scope part(m.gradients ? "forward" : nullptr);
     i64 L = b.length, rows = count * L;
     const i64 *idx = b.idx + first * L, *targets = b.targets + first * L;
     float* x = s.kept[0].x;
@@ -201,6 +205,7 @@ template <class T> struct Step {
     double loss = losses<T>(rows, m.vocab, head.ld(), s.logits, targets, m.z_loss, b.sequences * L, nullptr, s.logits);
 
     // and back
+    part.becomes("backward");
     differentiate(head, rows, s.logits, s.normed, s.g_narrow, shift, s.rows);
     scale(rows * m.d, m.logits, s.g_narrow);
     norm_back(s, rows, s.g_narrow, nullptr, s.last, m.tensors[LN_F], s.stats, s.gx,
@@ -307,17 +312,24 @@ template <class T> struct Step {
     float* gradients = m.gradients ? m.gradients[WTE] : nullptr;
     std::vector<double> loss(p.threads);
     std::atomic<i64> next{0};
+    Scope part(gradients ? "backward" : nullptr), op("wait_for_threads");  // where none is in another
     parallel([&] {
       i64 me = thread();
       Tiles tiles;
       float* own = me ? p.gradients + (me - 1) * m.parameters : gradients;
-      if (gradients) memset(own, 0, m.parameters * sizeof(float));
-      take_turns(packed.size(), next, [&](i64 i) { pack(*packed[i]); });
-      meet();
+      {
+        Scope part(gradients ? "forward" : nullptr), op("pack_weights");
+        if (gradients) memset(own, 0, m.parameters * sizeof(float));
+        take_turns(packed.size(), next, [&](i64 i) { pack(*packed[i]); });
+        op.becomes("wait_for_threads");
+        meet();
+      }
       i64 at = b.sequences * me / p.threads, end = b.sequences * (me + 1) / p.threads;
       for (; at < end; at += p.at_once)
         loss[me] += run(p.spaces[me], at, std::min(p.at_once, end - at), own - gradients);
+      Scope part(gradients ? "backward" : nullptr), op("wait_for_threads");
       meet();
+      op.becomes("add_gradients");
       if (!gradients || p.threads == 1) return;
       share(m.parameters / W, [&](i64 i) {
         vf total = load(gradients + i * W);

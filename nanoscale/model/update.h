@@ -17,6 +17,7 @@ struct Whole {  // as `whole_update.WholeRecord`
 template <class T> void update(Whole* of) {
   step<T>(of->model, of->batch);
   if (of->batch->foreign) return;
+  Scope part("optimizer");
   clip(of->tensors, of->clipped, of->most, &of->norm);
   adamw(of->stepped, of->adamw, of->beta1, of->beta2);
   if (of->matrices) muon(of->matrices, of->muon);

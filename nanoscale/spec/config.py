@@ -217,6 +217,9 @@ class ExperimentConfig:
     trackers: str | None = _record(
         None, "a Python file that registers trackers of your own", elided=True
     )
+    profile: bool = _record(
+        False, "where a step goes: a table, and a trace.json.gz of a few updates", elided=True
+    )
     # machine: recorded as numerics, not hashed (an explicit dtype is)
     device: str = _machine("auto", "auto: cuda, mps or cpu")
     dtype: str = _machine(
@@ -377,6 +380,10 @@ def check(config: ExperimentConfig) -> None:
         given = [key for key in group if getattr(config, key) is not None]
         if len(given) != 1:
             raise UserError(f"give exactly one of {one_of(group)}")
+    if config.eval_only and config.profile:
+        raise UserError(
+            "profile=True looks at updates, of which eval_only=True makes none; leave one out"
+        )
     if not config.init_from:
         raise UserError(f"init_from is empty; give {one_of(BEGINNINGS)}, or name weights")
     if any(step < 1 for step in config.checkpoint_steps):

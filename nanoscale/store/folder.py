@@ -32,6 +32,7 @@ DAMAGED = "damaged"  # the kind of failure of a run whose records cannot be read
 CONFIG, STATUS, ROWS, METRICS = "config.json", "status.json", "metrics.jsonl", "metrics.json"
 CELL, SENT = "cell.json", "sent.json"  # whose it is, and which trackers have all of it
 CHECKPOINT, BEST, WINDOWS, LOG = "ckpt.pt", "best.pt", "windows.npy", "log.txt"
+TRACE = "trace.json.gz"  # of a profile
 BEST_BEFORE = "best-before.pt"  # the best but for the end, which a longer run has not
 TIMING_COLUMNS = ("time_ms", "tokens_per_second", "mfu", "wall_seconds")  # may differ between twins
 

@@ -30,7 +30,7 @@ from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.sources import Source, build, typed
 from nanoscale.spec.values import Json
 from nanoscale.spec.weights import begins_with_weights
-from nanoscale.store.folder import run_spec
+from nanoscale.store.folder import TRACE, run_spec
 
 if TYPE_CHECKING:
     from nanoscale.training.state import Run
@@ -39,7 +39,6 @@ BURN_IN = 10  # steps before the clock counts
 TURN = 4  # timed steps in a row
 MOST_TURNS = 25
 PATIENCE = 20.0  # seconds: slow steps are timed for about this long, one turn at least
-PROFILE_STEPS = 5  # each of: waiting, warming up, recording
 TRACE_FOLDER = Path("bench_log")
 
 BENCH_DEFAULTS = Source("bench's defaults", {"gradient_accumulation_steps": 1})
@@ -64,7 +63,6 @@ class BenchOptions:
     """What to do with a config's training step."""
 
     real_data: bool = True  # False: random tokens, no dataset needed
-    profile: bool = False  # write a trace to TRACE_FOLDER instead
     peer: str | None = None  # a nanoGPT clone, timed in alternation at the same shapes
 
 
@@ -83,12 +81,12 @@ def benchmark_of(sources: Sequence[Source], options: BenchOptions) -> Benchmark:
     Raises:
         UserError: options that exclude each other, or a bad config, dataset or clone.
     """
-    if options.profile and options.peer:
+    sources = [BENCH_DEFAULTS, *sources]
+    config = build(sources)
+    if config.profile and options.peer:
         raise UserError("--profile=True and --peer exclude each other; leave one out")
     if options.peer:
         options = replace(options, peer=checked_clone(options.peer))
-    sources = [BENCH_DEFAULTS, *sources]
-    config = build(sources)
     weights = None
     if begins_with_weights(config):
         from nanoscale.model.init_from import weights_of
@@ -229,21 +227,20 @@ def measure(steps: Mapping[str, TimedStep]) -> dict[str, float]:
     return {name: median(seconds) for name, seconds in times.items()}
 
 
-def write_trace(step: TimedStep) -> None:
-    """A trace of a few steps in TRACE_FOLDER, for TensorBoard, Perfetto or chrome://tracing."""
-    from torch.profiler import profile, schedule, tensorboard_trace_handler
+def profiled(run: Run) -> dict[str, Json]:
+    """Where the run's step goes, told; its trace is in TRACE_FOLDER."""
+    from nanoscale.training.profiling import MOST_UPDATES, WARM_UP, profiling
 
+    step, updates = our_step(run), WARM_UP + MOST_UPDATES
     with disk_errors(TRACE_FOLDER):
         TRACE_FOLDER.mkdir(exist_ok=True)
-        when = schedule(wait=PROFILE_STEPS, warmup=PROFILE_STEPS, active=PROFILE_STEPS, repeat=1)
-        with profile(
-            schedule=when,
-            with_flops=True,
-            on_trace_ready=tensorboard_trace_handler(str(TRACE_FOLDER)),
-        ) as profiler:
-            for _ in range(3 * PROFILE_STEPS):
+    path = TRACE_FOLDER / TRACE
+    with profiling(run, path, print, updates) as profiler:
+        for _ in range(updates):
+            with profiler.step():
                 step()
-                profiler.step()
+    assert profiler.found is not None
+    return {"trace": str(path), "profile": profiler.found.to_json()}
 
 
 # -- as people call it ----------------------------------------------------------------------------
@@ -251,10 +248,8 @@ def bench(what: Benchmark) -> dict[str, Json]:
     """Time a run's step, or trace it; nanoGPT's line comes last. The medians, in seconds."""
     run = live_run(what)
     print(introduction(run), flush=True)
-    if what.options.profile:
-        write_trace(our_step(run))
-        print(f"wrote a trace to {TRACE_FOLDER}")
-        return {"trace": str(TRACE_FOLDER)}
+    if run.config.profile:
+        return profiled(run)
 
     with ExitStack() as stack:
         steps = {"nanoscale": our_step(run)}

@@ -11,8 +11,8 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor
 from nanoscale.model.distributed import no_sync
 from nanoscale.model.masks import sample_keys
 from nanoscale.spec.schedule import Due, lr_multiplier
-from nanoscale.store.folder import COMPLETE, DIVERGED, WAITING
+from nanoscale.store.folder import COMPLETE, DIVERGED, TRACE, WAITING
 from nanoscale.training import lines
+from nanoscale.training.profiling import profiling
 from nanoscale.training.recorder import Recorder
 from nanoscale.training.records import StatisticsRecord, UpdateRecord
 from nanoscale.training.state import Run
@@ -73,7 +74,8 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
     """One update: forward and backward over the batch, then the optimizer step."""
     multiplier = lr_multiplier(run.config, run.step)
     run.optimizers.set_lr(multiplier)
-    batch = list(micro_batches(run))
+    with run.part("data"):
+        batch = list(micro_batches(run))
     statistics = Statistics(run, batch[0].X) if with_statistics else None
     if len(batch) == 1 and not statistics and run.whole:
         (micro,) = batch
@@ -98,13 +100,15 @@ def in_parts(
     for micro in batch:
         stay = run.ranks.world > 1 and not micro.last  # these gradients, on their rank
         with no_sync(run.trained) if stay else nullcontext():
-            with run.numerics.autocast():
+            with run.part("forward"), run.numerics.autocast():
                 loss = run.trained(micro.X, micro.Y, masks=micro.masks)[1] * micro.weight
-            run.scaler.scale(loss).backward()
+            with run.part("backward"):
+                run.scaler.scale(loss).backward()
         losses.append(loss.detach())
 
     before_clipping = statistics.before if statistics else None
-    norm = run.optimizers.step(run.scaler, run.config.grad_clip, before_clipping)
+    with run.part("optimizer"):
+        norm = run.optimizers.step(run.scaler, run.config.grad_clip, before_clipping)
     return functools.reduce(torch.add, losses), norm
 
 
@@ -115,41 +119,62 @@ def loop(run: Run, recorder: Recorder, asked: threading.Event) -> str:
     if run.step == 0 and config.eval_interval and config.max_iters:
         recorder.row(None, recorder.evaluate())
 
-    while run.step < config.max_iters:
-        due = Due(config, run.step + 1)
-        started = time.perf_counter()
-        done = update(run, due.statistics)
-        known = record(run, done) if due.row or looks_are_free(run) else None
-        run.meter.add(time.perf_counter() - started)
-
-        if known and not math.isfinite(known.batch_loss):
-            recorder.say(f"iter {run.step}: the loss is not finite: the run has diverged")
-            recorder.row(known, None)
-            return DIVERGED
-
-        save_due = due.last
-        evaluation = None
-        if due.evaluation:
-            before = run.best_val_loss
-            evaluation = recorder.evaluate()
-            save_due |= config.always_save_checkpoint or run.best_val_loss < before
-        if due.row:
-            row = recorder.row(known, evaluation)
-            if evaluation and not math.isfinite(evaluation.val_loss):
-                recorder.say(f"step {run.step}: val loss is not finite: the run has diverged")
-                return DIVERGED
-            if due.line:
-                recorder.say(lines.progress(run, row))
-
-        stopping = late = False
-        if due.row or run.ranks.world == 1:  # ranks agree at rows alone: they wait for each other
-            stopping, late = run.agree(asked.is_set() and not due.last, recorder.late())
-        recorder.save(save_due or stopping or late)
-        if stopping:
-            return WAITING
+    with profiled(run, recorder) as step:
+        while run.step < config.max_iters:
+            with step():
+                end = go_on(run, recorder, asked)
+            if end is not None:
+                return end
     if config.max_iters == 0:
         recorder.save(True)  # the weights as they came
     return COMPLETE
+
+
+@contextmanager
+def profiled(run: Run, recorder: Recorder) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """What each update is made in: the master profiles some where that is asked for."""
+    left = run.config.max_iters - run.step
+    if not run.config.profile or not run.ranks.is_master or not left:
+        yield nullcontext
+        return
+    with profiling(run, recorder.folder / TRACE, recorder.say, left) as profiler:
+        yield profiler.step
+
+
+def go_on(run: Run, recorder: Recorder, asked: threading.Event) -> str | None:
+    """One update, and what is due after it; how the run ends, if it does here."""
+    config = run.config
+    due = Due(config, run.step + 1)
+    started = time.perf_counter()
+    done = update(run, due.statistics)
+    known = record(run, done) if due.row or looks_are_free(run) else None
+    run.meter.add(time.perf_counter() - started)
+
+    if known and not math.isfinite(known.batch_loss):
+        recorder.say(f"iter {run.step}: the loss is not finite: the run has diverged")
+        recorder.row(known, None)
+        return DIVERGED
+
+    save_due = due.last
+    evaluation = None
+    if due.evaluation:
+        before = run.best_val_loss
+        with run.part("evaluation"):
+            evaluation = recorder.evaluate()
+        save_due |= config.always_save_checkpoint or run.best_val_loss < before
+    if due.row:
+        row = recorder.row(known, evaluation)
+        if evaluation and not math.isfinite(evaluation.val_loss):
+            recorder.say(f"step {run.step}: val loss is not finite: the run has diverged")
+            return DIVERGED
+        if due.line:
+            recorder.say(lines.progress(run, row))
+
+    stopping = late = False
+    if due.row or run.ranks.world == 1:  # ranks agree at rows alone: they wait for each other
+        stopping, late = run.agree(asked.is_set() and not due.last, recorder.late())
+    recorder.save(save_due or stopping or late)
+    return WAITING if stopping else None
 
 
 def looks_are_free(run: Run) -> bool:

@@ -134,13 +134,15 @@ class Recorder:
     def save(self, due: bool) -> None:
         """Checkpoint when due and at kept steps; every rank takes part."""
         kept = self.run.step in self.run.config.checkpoint_steps
-        if due or kept:
+        if not due and not kept:
+            return
+        with self.run.part("checkpoint"):
             self.writes()
             self.sync()
-        if due:
-            save(self.run, self.folder)
-        if kept:
-            save(self.run, self.folder, checkpoint_file(self.run.step))
+            if due:
+                save(self.run, self.folder)
+            if kept:
+                save(self.run, self.folder, checkpoint_file(self.run.step))
 
     def sync(self) -> None:
         """Have the rows on the disk: no checkpoint and no result may outlive those before it."""

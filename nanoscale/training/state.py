@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,10 @@ from nanoscale.store.resume import check_past, is_early_end, own_best, start_of
 from nanoscale.training import checkpoint, numerics
 from nanoscale.training.hardware import peak, pick_device
 from nanoscale.training.numerics import Numerics, NumericsFrom
+from nanoscale.training.profiling import Profiler
 from nanoscale.training.telemetry import Meter
+
+NOT_PROFILED = nullcontext()
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Run:
     step: int = 0  # completed updates
     best_val_loss: float = math.inf
     saved_at: float = field(default_factory=time.perf_counter)
+    profiler: Profiler | None = None  # while updates are profiled
 
     @property
     def config(self) -> ResolvedConfig:
@@ -70,6 +75,12 @@ class Run:
         if self.device.type == "cuda":
             return [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
         return [t.to(self.device) for t in tensors]
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Where a part of a step happens (`step_profile.PARTS`), for who profiles it."""
+        if self.profiler is None:
+            return NOT_PROFILED
+        return self.profiler.part(name)
 
     def agree(self, *flags: bool) -> list[bool]:
         """Which flags any rank raises, known to all of them."""

@@ -29,6 +29,10 @@ class Statistics:
 
     def before(self) -> None:
         """Measure gradients and activations, and keep what the update will change."""
+        with self.run.part("statistics"):
+            self.measure()
+
+    def measure(self) -> None:
         gradients = {}
         self.weights = {}
         for name, p in self.model.named_parameters():
@@ -41,6 +45,10 @@ class Statistics:
 
     def after(self) -> dict[str, Sizes | float]:
         """Everything, once the update is made."""
+        with self.run.part("statistics"):
+            return self.compared()
+
+    def compared(self) -> dict[str, Sizes | float]:
         now = {name: p.detach() for name, p in self.model.named_parameters()}
         changes = {name: now[name] - self.weights[name] for name in now}
         with self.run.numerics.autocast():

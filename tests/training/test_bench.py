@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import re
@@ -90,7 +91,7 @@ class GPT(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Few steps, one thread, and an empty working folder."""
-    for name, value in (("BURN_IN", 2), ("MOST_TURNS", 2), ("PROFILE_STEPS", 1)):
+    for name, value in (("BURN_IN", 2), ("MOST_TURNS", 2)):
         monkeypatch.setattr(benchmark, name, value)
     monkeypatch.chdir(tmp_path)
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -216,10 +217,17 @@ def test_mfu_is_flops_over_peak(monkeypatch, capsys):
 
 
 def test_a_profile_is_a_trace_of_the_update(capfd):
-    assert bench(*RANDOM, "--profile=True", "--kernels=torch") == 0
-    [trace] = Path("bench_log").glob("*.pt.trace.json")
-    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
-    assert {"aten::mm", "Optimizer.step#AdamW.step"} <= names
+    assert bench(*RANDOM, "--profile=True", "--kernels=torch", "--json=found.json") == 0
+    [trace] = Path("bench_log").iterdir()
+    content = json.loads(gzip.decompress(trace.read_bytes()))
+    names = {event["name"] for event in content["traceEvents"]}
+    assert {"aten::mm", "forward", "Optimizer.step#AdamW.step"} <= names
+    out = capfd.readouterr().out
+    assert "profile of updates 6 to 15: " in out
+    assert f"trace: {trace}; open it at ui.perfetto.dev\n" in out
+    record = json.loads(Path("found.json").read_text())
+    assert record["trace"] == str(trace)
+    assert (record["profile"]["first"], record["profile"]["steps"]) == (6, 10)
 
 
 # -- taking turns -------------------------------------------------------------------------------
@@ -362,7 +370,7 @@ def test_a_worker_that_no_longer_listens_is_reported(monkeypatch):
 BAD = [
     (["--rel_data=False"], "--rel_data: unknown key; did you mean 'real_data'?"),
     (["--n_layers=2"], "--n_layers: unknown key; did you mean 'n_layer'?"),
-    (["--profile"], "--profile: a value is missing"),
+    (["--profile"], "--profile: a flag needs a value, as in --key=value; write --profile=True"),
     (["--profile=3"], "--profile=3: expected True or False"),
     (["--batch_size=0"], "--batch_size=0: must be at least 1"),
     (["--n_head=5"], "n_embd=768 is not divisible by n_head=5"),
@@ -404,8 +412,8 @@ def test_refusals_never_load_torch():
 def test_help_lists_its_own_keys_and_the_configs(capsys):
     assert bench("--help") == 0
     out = capsys.readouterr().out
-    assert all(f"--{key} " in out for key in ("real_data", "profile", "peer"))
-    assert "--n_layer=" in out
+    assert all(f"--{key} " in out for key in ("real_data", "peer"))
+    assert all(f"--{key}=" in out for key in ("n_layer", "profile"))
 
 
 def test_the_door_answers():
