@@ -186,7 +186,7 @@ template <class F> void take_turns(i64 n, std::atomic<i64>& next, F f) {
 }
 
 // -- where the time goes: spans, while somebody looks (spans.py) ---------------------------------
-struct Span {  // as `spans.SPAN`
+struct Span {  // as `spans.SPAN_RECORD`
   const char* name;
   i64 begin, end;  // nanoseconds since 1970
   i64 thread;  // as the system numbers it

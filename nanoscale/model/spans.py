@@ -14,7 +14,7 @@ import torch
 
 from nanoscale.model.kernels import call, text_at
 
-SPAN = np.dtype([("name", "u8"), ("begin", "i8"), ("end", "i8"), ("thread", "i8")])
+SPAN_RECORD = np.dtype([("name", "u8"), ("begin", "i8"), ("end", "i8"), ("thread", "i8")])
 ROOM = 2**22  # spans in 128 MiB, of which the system hands out what is written to
 
 
@@ -32,7 +32,7 @@ class Look:
     """A look at all threads of the kernels, from `begin` to `end`."""
 
     def __init__(self, room: int = ROOM) -> None:
-        self.room = np.empty(room, SPAN)
+        self.room = np.empty(room, SPAN_RECORD)
         self.made = np.zeros(1, np.int64)
 
     def begin(self) -> None:
@@ -50,6 +50,13 @@ class Look:
     def spans(self) -> Iterator[Span]:
         """Those that have ended, in the order of their ends."""
         kept = self.room[: int(self.made[0])]
-        names = {address: text_at(address) for address in np.unique(kept["name"]).tolist()}
-        for name, begin, end, thread in kept.tolist():
-            yield Span(names[name], begin, end, thread)
+        names: dict[int, str] = {}
+        for address, begin, end, thread in kept.tolist():
+            if address not in names:
+                names[address] = text_at(address)
+            yield Span(
+                name=names[address],
+                begin=begin,
+                end=end,
+                thread=thread,
+            )

@@ -18,32 +18,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from nanoscale.errors import disk_errors
+from nanoscale.model.distributed import Ranks
 from nanoscale.model.spans import Look, Span
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write
+from nanoscale.training.state import Run
 from nanoscale.training.step_profile import (
     OF_KERNELS,
-    PARTS,
     STEP,
+    STEP_PARTS,
     StepProfile,
     events_of,
     step_profile,
     table,
 )
 
-if TYPE_CHECKING:
-    from nanoscale.training.state import Run
-
 WARM_UP = 5  # updates before those that are recorded: caches fill, models are compiled
 MOST_UPDATES = 10
 MOST_BATCHES = 64  # of all recorded updates: a viewer has to hold the trace
 VIEWER = "ui.perfetto.dev"
+STEPS_OF_TORCH = "ProfilerStep#"  # counted from its own beginning
 Say = Callable[[str], None]
 
 
@@ -60,6 +60,10 @@ class Window:
         skipped = max(0, min(WARM_UP, left - 1))
         most = max(1, min(MOST_UPDATES, MOST_BATCHES // batches))
         return cls(skipped, min(most, left - skipped))
+
+    @property
+    def end(self) -> int:
+        return self.skipped + self.recorded
 
 
 @contextmanager
@@ -111,8 +115,7 @@ class Profiler:
     # -- what is recorded -------------------------------------------------------------------------
     @property
     def recording(self) -> bool:
-        at = self.made - self.window.skipped
-        return 0 <= at < self.window.recorded
+        return self.window.skipped <= self.made < self.window.end
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -128,7 +131,7 @@ class Profiler:
     @contextmanager
     def step(self) -> Iterator[None]:
         """One update, and all that comes with it."""
-        if self.made >= self.window.skipped + self.window.recorded:
+        if self.made >= self.window.end:
             yield
             return
         started = time.perf_counter()
@@ -139,8 +142,9 @@ class Profiler:
         self.made += 1
         if self.made == self.window.skipped:
             self.look_on()
-        if self.made == self.window.skipped + self.window.recorded:
+        if self.made == self.window.end:
             self.look_away()
+            self.run.profiler = None
         self.torch.step()
 
     def look_on(self) -> None:
@@ -155,7 +159,9 @@ class Profiler:
     def unprofiled_ms(self) -> float | None:
         """A step without a profile: not the first, nor the last before, which warms torch's up."""
         seconds = self.seconds[1 : self.window.skipped - 1]
-        return median(seconds) * 1000 if seconds else None
+        if not seconds:
+            return None
+        return median(seconds) * 1000
 
     # -- what comes of it -------------------------------------------------------------------------
     def write(self, torchs: profile) -> None:
@@ -165,15 +171,21 @@ class Profiler:
         with disk_errors(self.path):
             trace = exported(torchs)
         trace["traceName"] = self.path.name
+        lost = 0
         if self.look is not None:
             trace["traceEvents"] += records_of(self.look.spans(), trace)
-        self.found = step_profile(events_of(trace["traceEvents"]), self.unprofiled_ms)
+            lost = self.look.lost
+            self.look = None  # and its memory
+
+        events = events_of(trace["traceEvents"])
+        self.found = step_profile(events, self.unprofiled_ms)
+        text = json.dumps(trace)
         with atomic_write(self.path) as temporary:
-            temporary.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=6))
-        for line in told(self.found, self.path, self.run):
+            temporary.write_bytes(gzip.compress(text.encode(), compresslevel=6))
+        for line in told(self.found, self.path, self.run.ranks):
             self.say(line)
-        if self.look is not None and self.look.lost:
-            self.say(f"warning: the trace lacks {self.look.lost:,} spans of the kernels")
+        if lost:
+            self.say(f"warning: the trace lacks {lost:,} spans of the kernels")
 
 
 def torch_profiler(
@@ -211,10 +223,13 @@ def exported(torchs: profile) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nanoscale-") as folder:
         path = Path(folder) / "trace.json"
         torchs.export_chrome_trace(str(path))
-        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    events = trace["traceEvents"]
-    # steps as torch counts them, which are no run's
-    trace["traceEvents"] = [e for e in events if not e["name"].startswith("ProfilerStep#")]
+        text = path.read_text(encoding="utf-8")
+    trace: dict[str, Any] = json.loads(text)
+    kept = []
+    for record in trace["traceEvents"]:
+        if not record["name"].startswith(STEPS_OF_TORCH):
+            kept.append(record)
+    trace["traceEvents"] = kept
     return trace
 
 
@@ -224,38 +239,48 @@ def records_of(spans: Iterable[Span], trace: dict[str, Any]) -> list[dict[str, J
     This thread has there the number that torch knows, which in a forked process is its parent's.
     """
     origin = int(trace.get("baseTimeNanoseconds", 0))
-    ours = next(e for e in trace["traceEvents"] if STEP.fullmatch(e["name"]))
+    step = next(record for record in trace["traceEvents"] if STEP.fullmatch(record["name"]))
     here = threading.get_native_id()
-    others = set()
+    threads = {here: step["tid"]}
     records: list[dict[str, Json]] = []
     for span in spans:
-        thread = ours["tid"] if span.thread == here else span.thread
-        if span.thread != here:
-            others.add(thread)
+        name = span.name
+        if name not in STEP_PARTS:
+            name = f"{OF_KERNELS}::{name}"
         record: dict[str, Json] = {
             "ph": "X",
             "cat": OF_KERNELS,
-            "name": span.name if span.name in PARTS else f"{OF_KERNELS}::{span.name}",
-            "pid": ours["pid"],
-            "tid": thread,
+            "name": name,
+            "pid": step["pid"],
+            "tid": threads.setdefault(span.thread, span.thread),
             "ts": (span.begin - origin) / 1000,
             "dur": max(0, span.end - span.begin) / 1000,
         }
         records.append(record)
-    for number, thread in enumerate(sorted(others), start=2):
-        shown: dict[str, Json] = {"name": f"kernels, thread {number}"}
-        records.append(
-            {"ph": "M", "name": "thread_name", "pid": ours["pid"], "tid": thread, "args": shown}
-        )
+
+    for number, thread in enumerate(threads.values()):
+        if number > 0:
+            records.append(name_of_thread(step["pid"], thread, f"kernels, thread {number + 1}"))
     return records
 
 
-def told(found: StepProfile, path: Path, run: Run) -> Iterator[str]:
+def name_of_thread(process: int, thread: int, name: str) -> dict[str, Json]:
+    """The event that gives a thread its name in a viewer."""
+    return {
+        "ph": "M",
+        "name": "thread_name",
+        "pid": process,
+        "tid": thread,
+        "args": {"name": name},
+    }
+
+
+def told(found: StepProfile, path: Path, ranks: Ranks) -> Iterator[str]:
     """The table, and where the trace is."""
     last = found.first + found.steps - 1
     line = f"profile of updates {found.first} to {last}"
-    if run.ranks.world > 1:
-        line += f" on rank {run.ranks.rank} of {run.ranks.world}"
+    if ranks.world > 1:
+        line += f" on rank {ranks.rank} of {ranks.world}"
     line += f": {found.step_ms:.3f} ms a step"
     if found.unprofiled_ms is not None:
         line += f", {found.unprofiled_ms:.3f} ms before, unprofiled"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -29,10 +29,16 @@ from nanoscale.store.resume import check_past, is_early_end, own_best, start_of
 from nanoscale.training import checkpoint, numerics
 from nanoscale.training.hardware import peak, pick_device
 from nanoscale.training.numerics import Numerics, NumericsFrom
-from nanoscale.training.profiling import Profiler
 from nanoscale.training.telemetry import Meter
 
 NOT_PROFILED = nullcontext()
+
+
+class Listener(Protocol):
+    """Who is told where a part of a step happens."""
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """What happens in it is that part of the step (`step_profile.STEP_PARTS`)."""
 
 
 @dataclass
@@ -54,7 +60,7 @@ class Run:
     step: int = 0  # completed updates
     best_val_loss: float = math.inf
     saved_at: float = field(default_factory=time.perf_counter)
-    profiler: Profiler | None = None  # while updates are profiled
+    profiler: Listener | None = None  # while updates are profiled
 
     @property
     def config(self) -> ResolvedConfig:
@@ -77,7 +83,7 @@ class Run:
         return [t.to(self.device) for t in tensors]
 
     def part(self, name: str) -> AbstractContextManager[None]:
-        """Where a part of a step happens (`step_profile.PARTS`), for who profiles it."""
+        """What a part of a step happens in; nothing unless somebody listens."""
         if self.profiler is None:
             return NOT_PROFILED
         return self.profiler.part(name)

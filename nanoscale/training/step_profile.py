@@ -16,7 +16,7 @@ from nanoscale.spec.values import Json
 
 ALWAYS = ("data", "forward", "backward", "optimizer")
 SOMETIMES = ("evaluation", "statistics", "checkpoint")
-PARTS = (*ALWAYS, *SOMETIMES)
+STEP_PARTS = (*ALWAYS, *SOMETIMES)
 REST = "the rest"
 BETWEEN = "(between operations)"
 STEP = re.compile(r"step (\d+)")
@@ -24,7 +24,7 @@ OF_KERNELS = "nanoscale"  # the kind of spans that our kernels leave
 ANNOTATION = "user_annotation"  # the kind of ranges that a program names
 ON_A_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # kinds
 MOST_OPERATIONS = 10
-LONGEST_NAME = 60
+MOST_CHARACTERS = 60
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TraceEvent:
 
     @property
     def is_part(self) -> bool:
-        return self.name in PARTS and self.kind in (ANNOTATION, OF_KERNELS)
+        return self.name in STEP_PARTS and self.kind in (ANNOTATION, OF_KERNELS)
 
     @property
     def is_step(self) -> bool:
@@ -163,12 +163,16 @@ class StepSums:
         named = {event.operation: event.name for event in events if event.kind == "cpu_op"}
         self.operations.clear()
         self.calls.clear()
+        busy = 0.0
         for event in events:
-            if event.kind in ON_A_GPU:
-                name = named.get(event.operation, event.name)
-                self.operations[name] += event.end - event.begin
-                self.calls[name] += 1
-        self.operations[BETWEEN] = max(0.0, total - sum(self.operations.values()))
+            if event.kind not in ON_A_GPU:
+                continue
+            name = named.get(event.operation, event.name)
+            spent = event.end - event.begin
+            self.operations[name] += spent
+            self.calls[name] += 1
+            busy += spent
+        self.operations[BETWEEN] = max(0.0, total - busy)
 
 
 def step_profile(events: Sequence[TraceEvent], unprofiled_ms: float | None = None) -> StepProfile:
@@ -180,7 +184,7 @@ def step_profile(events: Sequence[TraceEvent], unprofiled_ms: float | None = Non
     for found in nested(event for event in events if event.thread == thread):
         if found.in_step:
             sums.add(found)
-    for name in PARTS:
+    for name in STEP_PARTS:
         sums.steps[name] = steps_with(name, steps, events)
     on_gpu = any(event.kind in ON_A_GPU for event in events)
     if on_gpu:
@@ -189,7 +193,7 @@ def step_profile(events: Sequence[TraceEvent], unprofiled_ms: float | None = Non
     return StepProfile(
         first=number_of(steps[0]),
         steps=len(steps),
-        step_ms=total / len(steps) * 1e-3,
+        step_ms=total / len(steps) / 1000,
         parts=tuple(part_times(sums, len(steps), total)),
         operations=tuple(operation_times(sums, len(steps), total)),
         on_gpu=on_gpu,
@@ -203,45 +207,67 @@ def number_of(step: TraceEvent) -> int:
 
 def steps_with(name: str, steps: Sequence[TraceEvent], events: Iterable[TraceEvent]) -> int:
     """In how many of the steps the part was."""
-    begins = [event.begin for event in events if event.is_part and event.name == name]
-    return sum(any(step.begin <= begin < step.end for begin in begins) for step in steps)
+    found = set()
+    for event in events:
+        if not event.is_part or event.name != name:
+            continue
+        for step in steps:
+            if step.begin <= event.begin < step.end:
+                found.add(step)
+    return len(found)
 
 
 def part_times(sums: StepSums, steps: int, total: float) -> Iterator[PartTime]:
     """The parts in the order in which a step meets them, the rest last."""
-    for name in (*PARTS, REST):
-        was = steps if name == REST else sums.steps[name]
-        if was or name in ALWAYS:
-            spent = sums.parts[name]
-            yield PartTime(name, spent / steps * 1e-3, spent / total, was)
+    sums.steps[REST] = steps
+    for name in (*STEP_PARTS, REST):
+        if not sums.steps[name] and name in SOMETIMES:
+            continue
+        spent = sums.parts[name]
+        yield PartTime(
+            name=name,
+            ms=spent / steps / 1000,
+            share=spent / total,
+            steps=sums.steps[name],
+        )
 
 
 def operation_times(sums: StepSums, steps: int, total: float) -> Iterator[OperationTime]:
     """The costliest operations."""
-    dearest = sorted(sums.operations.items(), key=lambda item: (-item[1], item[0]))
-    for name, spent in dearest[:MOST_OPERATIONS]:
-        calls = sums.calls[name] / steps
-        yield OperationTime(name, calls, spent / steps * 1e-3, spent / total)
+    spent = sums.operations
+    dearest = sorted(spent, key=lambda name: (-spent[name], name))
+    for name in dearest[:MOST_OPERATIONS]:
+        yield OperationTime(
+            name=name,
+            calls=sums.calls[name] / steps,
+            ms=spent[name] / steps / 1000,
+            share=spent[name] / total,
+        )
 
 
 # -- for people -----------------------------------------------------------------------------------
 def table(profile: StepProfile) -> Iterator[str]:
     """The parts, then the operations, a line each."""
-    names = [part.name for part in profile.parts] + [row.name for row in profile.operations]
-    width = min(max(map(len, names)), LONGEST_NAME)
-    yield row_of(width, "", "", "ms", "share")
+    names = [part.name for part in profile.parts]
+    names += [operation.name for operation in profile.operations]
+    width = min(max(map(len, names)), MOST_CHARACTERS)
+
+    def line(name: str, calls: str, ms: str, share: str) -> str:
+        name = name[:width].ljust(width)
+        return f"{name}  {calls:>8}  {ms:>10}  {share:>6}"
+
+    yield line("", "", "ms", "share")
     for part in profile.parts:
-        line = row_of(width, part.name, "", f"{part.ms:.3f}", f"{part.share:.1%}")
-        if part.steps not in (0, profile.steps):
-            line += f"  in {part.steps} of {profile.steps} steps"
-        yield line
-    yield row_of(width, "a step", "", f"{profile.step_ms:.3f}", f"{1:.1%}")
+        told = line(part.name, "", f"{part.ms:.3f}", f"{part.share:.1%}")
+        if 0 < part.steps < profile.steps:
+            told += f"  in {part.steps} of {profile.steps} steps"
+        yield told
+    yield line("a step", "", f"{profile.step_ms:.3f}", "100.0%")
 
-    yield row_of(width, "", "calls", "GPU ms" if profile.on_gpu else "own ms", "share")
-    for row in profile.operations:
-        calls = "" if row.name == BETWEEN else f"{row.calls:.1f}"
-        yield row_of(width, row.name, calls, f"{row.ms:.3f}", f"{row.share:.1%}")
-
-
-def row_of(width: int, name: str, calls: str, ms: str, share: str) -> str:
-    return f"{name[:width]:{width}}  {calls:>8}  {ms:>10}  {share:>6}"
+    measure = "GPU ms" if profile.on_gpu else "own ms"
+    yield line("", "calls", measure, "share")
+    for operation in profile.operations:
+        calls = f"{operation.calls:.1f}"
+        if operation.name == BETWEEN:
+            calls = ""
+        yield line(operation.name, calls, f"{operation.ms:.3f}", f"{operation.share:.1%}")
