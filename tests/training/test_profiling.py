@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -23,7 +26,7 @@ from nanoscale.data.dataset import TrainingSamples
 from nanoscale.errors import UserError
 from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks
-from nanoscale.model.spans import Look
+from nanoscale.model.spans import Look, Span
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.sources import build as config_of
 from nanoscale.spec.sources import parse_arguments
@@ -33,8 +36,10 @@ from nanoscale.training import loop as training
 from nanoscale.training import profiling
 from nanoscale.training.run import train, train_folder
 from nanoscale.training.state import Run, build, dataset_of
+from nanoscale.training.statistics import Statistics
 from nanoscale.training.step_profile import (
     BETWEEN,
+    MOST_CHARACTERS,
     REST,
     StepProfile,
     TraceEvent,
@@ -114,7 +119,8 @@ def test_a_run_says_where_its_steps_go(spec_of, tmp_path, kernels):
     at = told.index(f"trace: {folder / 'trace.json.gz'}; open it at ui.perfetto.dev")
     table = told[at - 18 : at]
     assert [line.split("  ")[0] for line in table[1:7]] == [*names, "a step"]
-    assert [line.split("  ")[0] for line in table[8:]] == [row.name for row in profile.operations]
+    shown = [row.name[:MOST_CHARACTERS] for row in profile.operations]
+    assert [line.split("  ")[0] for line in table[8:]] == shown
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -156,13 +162,21 @@ def assert_nested(found: list[TraceEvent]) -> None:
             stack.append(event)
 
 
-def test_what_happens_now_and_then_is_a_part_of_its_own(spec_of, tmp_path):
+def test_what_happens_now_and_then_is_a_part_of_its_own(spec_of, tmp_path, monkeypatch):
+    real = Statistics.measure
+
+    def slow(statistics: Statistics) -> None:
+        time.sleep(0.02)
+        real(statistics)
+
+    monkeypatch.setattr(Statistics, "measure", slow)
     folder = trained(
         spec_of(max_iters=12, eval_interval=6, stats_interval=4, profile=True), tmp_path / "run"
     )
-    found = {part.name: part.steps for part in profile_of(folder).parts}
+    parts = {part.name: part for part in profile_of(folder).parts}
     assert window(folder) == (6, 12)
-    assert found == {
+    assert 7 * parts["statistics"].ms > 2 * 20
+    assert {part.name: part.steps for part in parts.values()} == {
         **dict.fromkeys(["data", "forward", "backward", "optimizer", REST], 7),
         "evaluation": 2,  # 6 and 12
         "statistics": 2,  # 8 and 12
@@ -355,6 +369,19 @@ def test_a_trace_that_cannot_be_written_is_refused_in_a_line(spec_of, tmp_path):
     assert not list(folder.path.glob(".trace*"))
 
 
+def test_a_full_disk_elsewhere_is_refused_in_a_line_too(spec_of, tmp_path, monkeypatch):
+    """Where torch leaves its own file first."""
+
+    def full(_: Any) -> None:
+        raise OSError(errno.ENOSPC, "planted")
+
+    monkeypatch.setattr(profiling, "exported", full)
+    folder = open_folder(tmp_path / "run", spec_of(**LONG), resume=False)
+    with pytest.raises(UserError, match=r"cannot write .*trace\.json\.gz: no space left"):
+        train_folder(folder)
+    assert folder.state() == "WAITING"
+
+
 # -- as people ask for it -------------------------------------------------------------------------
 def test_an_evaluation_alone_has_no_updates_to_profile():
     sources = parse_arguments(["--eval_only=True", "--profile=True"])
@@ -399,6 +426,33 @@ def test_each_run_of_a_study_leaves_a_trace(data_root, tmp_path):
         parts = {part.name: part.ms for part in profile.parts}
         assert (profile.first, profile.steps) == (6, 10)
         assert min(parts["forward"], parts["backward"], parts["optimizer"]) > 0
+
+
+def test_this_thread_has_the_number_that_torch_knows():
+    """In a fork torch may take its thread for its parent's."""
+    here, step = threading.get_native_id(), {"name": "step 6", "pid": 11, "tid": 12}
+    spans = [Span("attend", 5_000, 7_500, here), Span("backward", 6_000, 5_000, 99)]
+    trace = {"baseTimeNanoseconds": 1_000, "traceEvents": [{"name": "aten::mm"}, step]}
+    one, other, name = profiling.records_of(spans, trace)
+    assert one == {
+        "ph": "X",
+        "cat": "nanoscale",
+        "name": "nanoscale::attend",
+        "pid": 11,
+        "tid": 12,
+        "ts": 4.0,
+        "dur": 2.5,
+    }
+    assert (other["name"], other["tid"], other["dur"]) == ("backward", 99, 0)  # a clock set back
+    assert (name["ph"], name["tid"], name["args"]) == ("M", 99, {"name": "kernels, thread 2"})
+
+
+def test_who_is_not_the_master_records_nothing(spec_of):
+    spec = spec_of(**LONG)
+    run = replace(build(spec, dataset_of(spec), Ranks()), ranks=Ranks(rank=1, world=2))
+    with training.profiled(run, recorder=None) as step:
+        assert run.profiler is None
+        assert step is nullcontext
 
 
 @pytest.mark.slow
