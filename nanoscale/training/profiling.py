@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -120,7 +120,8 @@ class Profiler:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """A range of that name; a GPU has done what was asked of it before and within."""
-        if not self.recording:
+        warms_up = self.made == self.window.skipped - 1  # torch forgets it
+        if not self.recording and not warms_up:
             yield
             return
         wait(self.run.device)
@@ -161,7 +162,7 @@ class Profiler:
         seconds = self.seconds[1 : self.window.skipped - 1]
         if not seconds:
             return None
-        return median(seconds) * 1000
+        return fmean(seconds) * 1000
 
     # -- what comes of it -------------------------------------------------------------------------
     def write(self, torchs: profile) -> None:
