@@ -21,6 +21,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef __APPLE__
+#include <pthread.h>
+#endif
 
 extern "C" {
 void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags);
@@ -205,11 +208,13 @@ inline i64 now() {
   return t.tv_sec * (i64)1000000000 + t.tv_nsec;
 }
 inline i64 thread_number() {
+  uint64_t number = 0;  // never kept: a fork's thread is another
 #ifdef __linux__
-  return syscall(SYS_gettid);  // never kept: a fork's thread is another
-#else
-  return 0;
+  number = syscall(SYS_gettid);
+#elif defined(__APPLE__)
+  pthread_threadid_np(nullptr, &number);
 #endif
+  return number;
 }
 struct Scope {  // a span from here to the end of the block; none of null
   const char* name;
