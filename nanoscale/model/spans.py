@@ -28,7 +28,7 @@ class Span:
     thread: int  # as the system numbers it
 
 
-class Look:
+class KernelLook:
     """A look at all threads of the kernels, from `begin` to `end`."""
 
     def __init__(self, room: int = ROOM) -> None:

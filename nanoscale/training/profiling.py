@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from nanoscale.errors import disk_errors
 from nanoscale.model.distributed import Ranks
-from nanoscale.model.spans import Look, Span
+from nanoscale.model.spans import KernelLook, Span
 from nanoscale.spec.values import Json
 from nanoscale.store.files import atomic_write
 from nanoscale.training.state import Run
@@ -107,7 +107,7 @@ class Profiler:
         self.seconds: list[float] = []  # of each update
         self.discarded = False
         self.found: StepProfile | None = None
-        self.look = Look() if run.numerics.ours else None
+        self.look = KernelLook() if run.numerics.ours else None
         self.torch = torch_profiler(run.device, self.window, self.write)
         if not self.window.skipped:
             self.look_on()

@@ -26,7 +26,7 @@ from nanoscale.data.dataset import TrainingSamples
 from nanoscale.errors import UserError
 from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks
-from nanoscale.model.spans import Look, Span
+from nanoscale.model.spans import KernelLook, Span
 from nanoscale.spec.identity import RunSpec
 from nanoscale.spec.sources import build as config_of
 from nanoscale.spec.sources import parse_arguments
@@ -215,7 +215,7 @@ def test_the_way_back_takes_about_twice_the_way_forward(spec_of, tmp_path, kerne
 
 @needs_kernels
 def test_spans_that_there_is_no_room_for_are_told(spec_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "Look", lambda: Look(room=100))
+    monkeypatch.setattr(profiling, "KernelLook", lambda: KernelLook(room=100))
     folder = trained(spec_of(**LONG, kernels="step"), tmp_path / "run")
     of_kernels = [event for event in events(folder) if event.kind == "nanoscale"]
     assert len(of_kernels) == 100
