@@ -205,17 +205,14 @@ def test_impossible_workers_are_refused(options):
 
 
 # -- base config, defaults, warnings ------------------------------------------------------------
-def test_the_base_config_lies_here_or_in_the_clone(monkeypatch):
+def test_the_base_config_lies_here_or_comes_with_the_package(monkeypatch):
     Path("tiny.toml").write_text('dataset = "toy"\nn_layer = 1\nn_embd = 16\nn_head = 2\n')
     assert a_runner(base_config_path="tiny.toml").base[0].values["n_embd"] == 16
     assert a_runner(base_config_path="").base == []
-    monkeypatch.setattr(
-        "nanoscale.experiments.runner.__file__",
-        str(Path.cwd() / "nanoscale" / "experiments" / "runner.py"),
-    )
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert a_runner(base_config_path="tiny.toml").base[0].values["n_embd"] == 16
+    for name in ("config/train_gpt2.py", "train_gpt2"):
+        assert a_runner(base_config_path=name).base[0].values["block_size"] == 1024
     with pytest.raises(UserError, match=r"tinny\.toml: no such config file"):
         a_runner(base_config_path="tinny.toml")
 

@@ -215,4 +215,5 @@ def test_what_cannot_be_ranked_is_refused_in_the_words_of_the_call(rows, options
 
 
 def test_one_key_is_a_name():
-    assert rank(grid(), keys="learning_rate") == rank(grid(), keys=["learning_rate"])
+    one, several = (rank(grid(), keys=keys) for keys in ("learning_rate", ["learning_rate"]))
+    assert repr(one) == repr(several)  # NaN is not NaN
