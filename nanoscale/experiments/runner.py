@@ -65,7 +65,8 @@ class ExperimentRunner:
     """Runs studies on this machine, or on a cluster.
 
     Args:
-        base_config_path: a config file under every run (from here, or the name of one that comes with the package), or None.
+        base_config_path: a config file under every run, or the name of one that comes with the
+            package; or None.
         output_root: where runs and studies are kept.
         workers: runs at once; by default one per GPU, or the physical cores over `threads`.
         threads: CPU threads of a run unless its config says otherwise; unused on a GPU.
