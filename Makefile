@@ -28,6 +28,10 @@ $(VENV)/.dev: $(VENV)/.ready
 	$(INSTALL) -e '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.ready
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 study: $(VENV)/.ready
 	$(RUN) -m nanoscale study studies/quick.toml
 
@@ -57,5 +61,5 @@ bench: $(VENV)/.ready
 gpu-check: $(VENV)/.ready
 	$(RUN) docs/results/speed/gpu_check.py
 
-docs: $(VENV)/.ready
+docs: $(VENV)/.docs
 	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
