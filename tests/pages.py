@@ -55,7 +55,7 @@ TRAINED = ("out-shakespeare-char", ["train", "config/train_shakespeare_char.py",
 VARIABLES = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 REFUSED, FAILED = "error: ", "fail: "  # beginnings of lines that are shown
 SKIPPED = {  # a pattern of commands -> why they do not run here
-    r"^make\b": "it makes an environment",
+    r"^make\b|^python3 -m venv|^\. ": "it makes an environment",
     r"^pip install|^git clone|^apt": "it downloads",
     r"data prepare (shakespeare|openwebtext|fineweb-edu|tinystories|hub:)": "it downloads",
     r"[= ]gpt2\b|eval_gpt2|finetune_shakespeare|--init_from=\w+/": "it downloads",
@@ -191,7 +191,7 @@ class Reader:
             shorter = [word for word in shorter if not word.startswith(SHAPE)]  # the weights say it
         printed = self.nanoscale([verb, *rest, *shorter], shown)
         if "--dry-run" in rest:
-            assert re.search(r" on \d+ workers?|nothing to do", printed), f"no time: {printed}"
+            assert re.search(r" on \d+ workers?|nothing to do|: \d+ cached\n", printed), f"no time: {printed}"
         return printed
 
     def nanoscale(self, arguments: list[str], shown: str = "") -> str:
