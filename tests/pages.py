@@ -191,7 +191,8 @@ class Reader:
             shorter = [word for word in shorter if not word.startswith(SHAPE)]  # the weights say it
         printed = self.nanoscale([verb, *rest, *shorter], shown)
         if "--dry-run" in rest:
-            assert re.search(r" on \d+ workers?|nothing to do|: \d+ cached\n", printed), f"no time: {printed}"
+            timed = r" on \d+ workers?|nothing to do|: \d+ cached\n"
+            assert re.search(timed, printed), f"no time: {printed}"
         return printed
 
     def nanoscale(self, arguments: list[str], shown: str = "") -> str:
