@@ -247,13 +247,12 @@ def unfinished(out: Path, request: Mapping[str, object]) -> Iterator[tuple[Path,
 def _clear(stage: Path) -> None:
     """Remove a stage, its lock last: until then no other process begins in it."""
     _empty(stage)
-    if removes_open_files():
-        _remove_lock(stage)
+    _remove_lock(stage)
 
 
 def _remove_lock(stage: Path) -> None:
-    """Remove an empty stage and its lock; on systems that keep open files, once it is closed."""
-    with suppress(OSError):  # another process has begun by now
+    """Remove an empty stage and its lock."""
+    with suppress(OSError):  # another process has begun by now, or the system keeps open files
         if not _left(stage):
             (stage / LOCK).unlink(missing_ok=True)
             stage.rmdir()

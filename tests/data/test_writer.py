@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from nanoscale.data.dataset import open_dataset
 from nanoscale.data.tokenizer import GPT2, Bytes, Tokenizer
 from nanoscale.data.writer import Batch, Shuffle, TextReader, write_documents
 from nanoscale.errors import UserError
+from nanoscale.processes import file_lock
 
 WORDS = ("the", "cat", "sat", "naïve", "", "on 1,234", "\n", "日本")
 
@@ -377,6 +379,41 @@ def test_a_lock_that_another_has_made_anew_is_not_ours(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", late)
     assert f"another process is preparing {out}" in refusal(lambda: write(out))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_system_that_keeps_open_files_has_its_lock_removed_once_it_is_closed(
+    tmp_path, monkeypatch, fails
+):
+    """As Windows: a lock that is held cannot be removed."""
+    held: list[Path] = []
+    unlink = Path.unlink
+
+    @contextmanager
+    def lock(path: Path) -> Iterator[bool]:
+        with file_lock(path) as ours:
+            held.append(path)
+            try:
+                yield ours
+            finally:
+                held.remove(path)
+
+    def guarded(path: Path, **how: bool) -> None:
+        if path in held:
+            raise PermissionError("it is open")
+        unlink(path, **how)
+
+    monkeypatch.setattr(writer, "file_lock", lock)
+    monkeypatch.setattr(writer, "removes_open_files", lambda: False)
+    monkeypatch.setattr(Path, "unlink", guarded)
+    out = tmp_path / "out"
+    if fails:
+        few = reader(documents(40)[:1])
+        refusal(lambda: write_documents(out, "mine", few, Bytes(), {}))
+        assert not out.exists()
+        return
+    write(out)
+    assert sorted(contents(out)) == ["meta.json", "meta.pkl", "train.bin", "val.bin"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
