@@ -426,6 +426,19 @@ def test_the_main_job_in_small_is_what_its_seal_says(capsys):
     )
 
 
+def test_the_tutorials_study_is_what_its_seal_and_its_fit_say(capsys):
+    folder = RESULTS / "starter" / "predictions"
+    (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
+    observed = record("starter/predictions/score.json")["observed"]
+    assert main(["verify", str(seal), f"--observed={observed}"]) == 0
+    judged = capsys.readouterr().out.splitlines()[-1]
+    says("docs/tutorial.md", judged, f"- `observed {observed:.4g}` is the loss")
+    says("docs/tutorial.md", f"one in {math.exp(observed):.2g}", f"e^-{observed:.4g}")
+    ladder = "--where=stage=ladder"
+    assert main(["fit", str(RESULTS / "starter" / "table.csv"), ladder]) == 3  # letters
+    says("docs/tutorial.md", " ".join(capsys.readouterr().out.splitlines()[:5]))
+
+
 def test_the_main_job_on_a_laptop_is_what_its_seal_says(capsys):
     folder = RESULTS / "laptop" / "predictions"
     (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
