@@ -163,12 +163,13 @@ Registered = TypeVar("Registered")
 
 
 def registered_in(
-    file: str | Path, registry: dict[str, Registered], said: str, how: str
+    file: str | Path, registry: dict[str, Registered], said: str, how: str = ""
 ) -> dict[str, Registered]:
     """What a user's own Python file adds to a registry, which itself stays as it was.
 
     Raises:
-        UserError: the file is not there, fails or adds nothing (`how` says what it lacks).
+        UserError: the file is not there, fails or adds nothing (`how` says what it lacks; without
+            it, a file may).
     """
     before = dict(registry)
     try:
@@ -177,7 +178,7 @@ def registered_in(
                 raise UserError("no such file")
             runpy.run_path(str(file))
             found = {name: made for name, made in registry.items() if before.get(name) is not made}
-            if not found:
+            if not found and how:
                 raise UserError(how)
     finally:
         registry.clear()

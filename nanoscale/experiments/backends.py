@@ -51,6 +51,11 @@ def register_backend(name: str, make: MakeBackend) -> None:
     _MAKERS[name] = make
 
 
+def registered_backends() -> dict[str, MakeBackend]:
+    """Those that can be named, ours and users'."""
+    return dict(_MAKERS)
+
+
 def backend_of(name: str | Backend, output_root: Path, options: Mapping[str, Json]) -> Backend:
     """The backend of that name; an object that is one already is returned as it is.
 

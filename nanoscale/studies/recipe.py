@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanoscale.errors import UserError, did_you_mean, guarded, one_of, registered_in
+from nanoscale.experiments.backends import registered_backends
 from nanoscale.experiments.records import describe
 from nanoscale.spec.config import LENGTH_KEYS
 from nanoscale.spec.values import Json, Overrides
@@ -277,16 +278,20 @@ def recipe_names() -> list[str]:
 
 
 def load_recipes(path: Path, where: str) -> None:
-    """Run a user's Python file, which registers recipes.
+    """Run a user's Python file, which registers recipes, or a backend for `[run] backend`.
 
     Raises:
         UserError: it cannot be read, fails, or registers nothing; the line names the file.
     """
-    how = "registers no recipe; call register_recipe(name, recipe) in it"
-    before = dict(_registered)
+    said = f"{where}: recipes={str(path)!r}"
+    before, backends = dict(_registered), registered_backends()
     _registered.clear()  # so that the same file, loaded again, is seen to register
     try:
-        found = registered_in(path, _registered, f"{where}: recipes={str(path)!r}", how)
+        found = registered_in(path, _registered, said)
     finally:
         _registered.update(before)
+    if not found and registered_backends() == backends:
+        raise UserError(
+            f"{said}: registers no recipe and no backend; call register_recipe(name, recipe) in it"
+        )
     _registered.update(found)

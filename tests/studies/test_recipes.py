@@ -128,7 +128,7 @@ def test_a_bad_study_file_is_refused(text, words):
 @pytest.mark.parametrize(
     ("mine", "words"),
     [
-        ("x = 1", "registers no recipe; call register_recipe(name, recipe) in it"),
+        ("x = 1", "registers no recipe and no backend; call register_recipe(name, recipe) in it"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("def f(:", "SyntaxError"),
         ("import sys; sys.exit(0)", "SystemExit: 0"),
