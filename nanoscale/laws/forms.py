@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from string import Formatter
 
@@ -121,6 +121,8 @@ class Law:
     starts: Starts | None = None
     balance: Callable[..., tuple[Array, ...]] | None = None
     constant: tuple[str, ...] = ()
+    base: str = ""  # of a law of which some parameters are given: its name
+    given: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for p in self.parameters:
@@ -145,6 +147,11 @@ class Law:
     def names(self) -> tuple[str, ...]:
         """The parameters' names."""
         return tuple(p.name for p in self.parameters)
+
+    @property
+    def registered(self) -> str:
+        """The name by which it is known, whatever of it is given."""
+        return self.base or self.name
 
     def places(self, *kinds: str) -> list[int]:
         """Where the parameters of some kinds are."""
@@ -210,6 +217,8 @@ class Law:
             terms=(),
             starts=self.starts and partial(_starts_of, self.starts, columns),
             balance=self.balance and partial(self.balance, **values),
+            base=self.registered,
+            given={**self.given, **values},
         )
 
 

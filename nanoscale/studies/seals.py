@@ -162,9 +162,10 @@ class Sealing:
         made, fit = self.made, self.found.fit
         if made.ci95 is None:
             raise UserError(f"there is nothing to seal: {made.refused[0]}")
-        if digest_of(fit.law) is not None:
+        law = self.settings.form.registered
+        if digest_of(law) is not None:
             raise UserError(
-                f"law {fit.law} is of your own file, without which nobody could make its "
+                f"law {law} is of your own file, without which nobody could make its "
                 "forecast again: seal one of a law that is built in"
             )
         rows = columns_of(self.table)
@@ -390,14 +391,24 @@ def digest(columns: Mapping[str, list[Json]]) -> str:
 
 
 def settings_json(settings: FitSettings) -> dict[str, Json]:
-    """Those that are not the defaults, a law by its name."""
+    """Those that are not the defaults, a law by its name and what of it was given."""
     usual = FitSettings()
-    told = {}
+    told: dict[str, Json] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
         if value != getattr(usual, each.name):
-            told[each.name] = value if each.name != "law" else settings.form.name
+            told[each.name] = value if each.name != "law" else settings.form.registered
+    if settings.form.given:
+        told["hold"] = settings.form.given
     return told
+
+
+def settings_of(record: Mapping[str, Any]) -> FitSettings:
+    """The same of what a seal keeps."""
+    told = dict(record)
+    given = told.pop("hold", {})
+    settings = FitSettings(**told)
+    return replace(settings, law=settings.form.hold(**given)) if given else settings
 
 
 # -- judging --------------------------------------------------------------------------------------
@@ -591,7 +602,7 @@ def of_forecast(record: Mapping[str, Any]) -> Iterable[str]:
     table, made = record["table"], record["forecast"]
     frame = pd.DataFrame(table["columns"])
     try:
-        found = fit_table(frame, FitSettings(**record["settings"]), name=table["name"])
+        found = fit_table(frame, settings_of(record["settings"]), name=table["name"])
         again = forecast_of(found, made["at"])
     except UserError as e:
         yield f"the forecast: it cannot be made again ({e})"
@@ -599,7 +610,7 @@ def of_forecast(record: Mapping[str, Any]) -> Iterable[str]:
     yield from differing("law", record["law"], {"name": found.fit.law, "params": found.fit.params})
     yield from differing("forecast", made, again.to_json())
     for k, rival in enumerate(record["rivals"]):
-        one = RivalForecast.of(frame, FitSettings(**rival["settings"]), rival["at"])
+        one = RivalForecast.of(frame, settings_of(rival["settings"]), rival["at"])
         yield from differing(f"rivals[{k}]", rival, one.to_json())
 
 

@@ -388,7 +388,7 @@ class TableFit:
         if self.holdout is not None:
             record["holdout"] = self.holdout.to_json()
         record |= {"columns": self.rows.columns, "table": self.table}
-        laws_digest = digest_of(self.fit.law)
+        laws_digest = digest_of(self.settings.form.registered)
         if laws_digest is not None:
             record["laws_digest"] = laws_digest
         for name in ("isoflop", "multiverse", "profile", "rivals", "influence"):

@@ -11,6 +11,7 @@ import pytest
 
 from nanoscale.__main__ import main
 from nanoscale.errors import DONE, FAILURE, INCONCLUSIVE
+from nanoscale.laws import registry
 
 LINE = "nanoscale: "
 
@@ -201,6 +202,31 @@ def test_a_seal_of_a_law_that_was_chosen_by_the_table_is_made_again(tmp_path, mo
     assert run(line) == DONE
     assert run("verify r.json") == DONE
     assert "the same law" in capsys.readouterr().out
+
+
+def test_a_seal_of_a_law_of_which_some_is_given_is_made_again(table, capsys):
+    assert run(f"{SEAL} --hold=E=1.7,alpha=0.34") == DONE
+    assert json.loads(Path("f.json").read_text())["settings"]["hold"] == {"E": 1.7, "alpha": 0.34}
+    capsys.readouterr()
+    assert run("verify f.json --observed=2.42") == DONE
+    assert "the same law, the same forecast" in capsys.readouterr().out
+
+
+def test_a_law_of_ones_own_is_not_sealed_whatever_of_it_is_given(table, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "LAWS", dict(registry.LAWS))
+    monkeypatch.setattr(registry, "_files", {})
+    Path("mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from nanoscale.laws import LAWS, register_law\n"
+        "register_law(replace(LAWS['chinchilla'], name='mine'))\n"
+    )
+    for hold in ("", " --hold=E=1.7"):
+        assert run(f"{SEAL} --laws=mine.py --law=mine{hold}") == 2
+        assert "is of your own file, without which" in capsys.readouterr().err
+        assert not Path("f.json").exists()
+    assert run("fit runs.csv --laws=mine.py --law=mine --hold=E=1.7 --n=params --d=tokens "
+               "--bootstrap=0 --json=fit.json") == DONE  # fmt: skip
+    assert len(json.loads(Path("fit.json").read_text())["laws_digest"]) == 16
 
 
 def test_cells_that_json_does_not_have_are_sealed_as_text(tmp_path, monkeypatch):
