@@ -131,6 +131,7 @@ def desk_in(folder: Path, data: Path) -> Path:
         if path.suffix in (".py", ".md", ".toml") or path.name in ("config", "docs"):
             (folder / path.name).symlink_to(path)
     shutil.copytree(data, folder / "data")
+    shutil.copy(data.parent / "text.txt", folder / "my.txt")  # a reader's own
     (folder / "studies").mkdir()
     check = re.compile(r"^\[forecast\.check\][^\n]*\n(?:(?!\[).*\n)*", re.MULTILINE)
     for path in (ROOT / "studies").glob("*.toml"):

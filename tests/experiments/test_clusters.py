@@ -1,9 +1,12 @@
-"""One suite for every backend: this machine's, Ray's, and a real Slurm's where there is one."""
+"""One suite for every backend: this machine's, a user's as the documentation has it, Ray's, and a
+real Slurm's where there is one.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -17,14 +20,14 @@ import pytest
 from fake_sbatch import Refusal, options_of
 from fake_worker import CRASH, DIE, DIVERGE, ENDLESS, REFUSE, SLOW, TINY
 from grids import FAKE, a_runner, begun, jump, running, starts
-from tiny import PATIENCE
+from tiny import PATIENCE, ROOT
 
 from nanoscale.errors import UserError
-from nanoscale.experiments import ExperimentRunner, clusters
+from nanoscale.experiments import ExperimentRunner, backends, clusters
 from nanoscale.experiments.clusters import ArrayTask, Ray, Slurm, exit_code_in
 from nanoscale.experiments.local import ForkServer, Subprocess
 from nanoscale.experiments.machine import Slot
-from nanoscale.experiments.worker import Worker
+from nanoscale.experiments.worker import Backend, Worker
 
 
 def has_slurm() -> bool:
@@ -46,7 +49,12 @@ def a_slurm() -> Slurm:
     return Slurm(FAKE, {"partition": "low"}, home="experiments_out/slurm", most=2)
 
 
+def a_users() -> Backend:
+    return runpy.run_path(str(ROOT / "docs" / "howto" / "backend.py"))["Threads"](FAKE.command)
+
+
 BACKENDS = {
+    "a user's": a_users,
     "fork": lambda: ForkServer(FAKE),
     "subprocess": lambda: Subprocess(FAKE),
     "ray": a_ray,
@@ -54,8 +62,12 @@ BACKENDS = {
 }
 
 
-@pytest.fixture(params=["fork", "subprocess", pytest.param("ray", marks=pytest.mark.soak), "slurm"])
+RAY = pytest.param("ray", marks=pytest.mark.soak)
+
+
+@pytest.fixture(params=["fork", "subprocess", "a user's", RAY, "slurm"])
 def backend(request, monkeypatch):
+    monkeypatch.setattr(backends, "_MAKERS", dict(backends._MAKERS))  # a user's registers itself
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of it, at length
     made = BACKENDS[request.param]()
     yield made

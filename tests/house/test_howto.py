@@ -336,6 +336,12 @@ def test_the_law_that_text_shows_is_that_of_its_runs(capsys):
     kept = json.loads((RESULTS / "text" / "power.json").read_text(encoding="utf-8"))
     assert kept["params"] == pytest.approx(law.params)
     assert len(frame) == len(read_study(HOWTO / "text.toml").question.rows)
+    sizes = sorted({int(size) for size in frame["total_params"]})
+    foreseen = law.predict(C=10 * max(frame["flops"]))
+    low, high = foreseen.loss_ci95
+    results = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert f"{len(frame)} runs, {len(sizes)} sizes from {sizes[0]:,} to {sizes[-1]:,}" in results
+    assert f"a loss of\n{foreseen.loss:.3f} [{low:.3f}, {high:.3f}]" in results
 
 
 # -- a parametrization ----------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     monkeypatch.setattr(Problem, "batch", 4 * 75)
     found = []
     for cores in (1, 3):
-        monkeypatch.setattr(solver, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(solver, "allowed_cpus", lambda cores=cores: range(cores))
         found.append(solver.solve(task, truth[None, None]))
     monkeypatch.setattr(solver, "ThreadPoolExecutor", None)
     monkeypatch.setattr(Problem, "batch", 12 * 75)
