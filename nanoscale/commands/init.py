@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from nanoscale.commands.verb import in_a_folder, json_output, option, say, verb
 from nanoscale.errors import DONE, UserError, disk_errors, nearest_or_all, program
+from nanoscale.paths import in_a_shell
 from nanoscale.spec.shipped import ENDINGS, names, shipped
 from nanoscale.store.files import write_text
 
@@ -25,6 +27,8 @@ def command(folder: str, study: str, config: str, json_path: Path | None) -> int
     They are copies of those that come with nanoscale, and go before them: in DIR, `nanoscale study
     NAME` and `nanoscale train NAME` take yours. Nothing is ever written over.
     """
+    if not folder:
+        raise UserError("DIR is empty; name a folder, or . for this one")
     root = in_a_folder(Path(folder), f"DIR {folder}")
     copies = {
         root / "studies" / f"{study}.toml": _text("studies", study, "--study"),
@@ -39,13 +43,24 @@ def command(folder: str, study: str, config: str, json_path: Path | None) -> int
     ignored = root / ".gitignore"
     if not ignored.exists():
         copies[ignored] = IGNORED
+    _write(root, copies)
+    record = {"folder": str(root), "files": list(map(str, copies))}
+    say(_lines(root, study, config), json_path, record)
+    return DONE
+
+
+def _write(root: Path, copies: Mapping[Path, str]) -> None:
+    """All of the files, or none: a second try is not to find half of them."""
     with disk_errors(root):
         for path in copies:
             path.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in copies.items():
-        write_text(path, text)
-    say(_lines(root, study, config), json_path, {"folder": str(root), "files": list(copies)})
-    return DONE
+    try:
+        for path, text in copies.items():
+            write_text(path, text)
+    except UserError:
+        for path in copies:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _text(folder: str, name: str, flag: str) -> str:
@@ -63,7 +78,7 @@ def _lines(root: Path, study: str, config: str) -> list[str]:
         f"{root / 'studies' / study}.toml: a study to edit: the text it reads, its sizes",
         f"{root / 'config' / config}.py: one run to edit",
         "next:",
-        f"  cd {root}" if root != Path() else "",
+        f"  cd {in_a_shell(root)}" if root != Path() else "",
         f"  {program()} study {study} --dry-run   # what it will train, and how long that takes",
         f"  {program()} study {study}",
         f"  {program()} train {config}",

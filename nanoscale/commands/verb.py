@@ -76,7 +76,7 @@ class Verb(click.Command):
         except click.UsageError as error:
             error.ctx = context  # not all have one
             raise
-        if rest:
+        if rest and not context.resilient_parsing:  # of a shell that completes
             name = context.command_path
             raise UserError(f"{name}: {rest[0]}: one argument too many; see {name} --help")
         return rest

@@ -11,6 +11,7 @@ MEANINGS = {
     "N": "the model's parameters",
     "D": "training tokens",
     "E": "the floor: loss that no compute removes",
+    "K": "the coefficient: the loss above the floor at C = 1",
     "g": "the exponent: how fast compute removes the rest",
     "N*": "the best size for a budget",
     "D*": "the tokens that the best size is trained on",

@@ -38,7 +38,7 @@ def named(path: Path, folder: str) -> Path:
 
 def _candidates(path: Path, folder: str) -> Iterator[Path]:
     ending = ENDINGS[folder]
-    if path.suffix not in ("", ending):
+    if not path.name or path.suffix not in ("", ending):
         return
     file = path.with_suffix(ending)
     if path.parent == Path():

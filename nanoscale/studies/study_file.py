@@ -119,8 +119,9 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: no such study file{hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({said})") from error
 
 
 def _load_users_recipes(study: Json, path: Path) -> Path | None:
