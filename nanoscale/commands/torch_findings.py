@@ -7,6 +7,7 @@ mark that tells it from what torch prints.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -92,8 +93,10 @@ def kernels() -> Iterator[Finding]:
 
     name = kernels.compiler_name()
     if name is None:
-        remedy = kernels.how_to_get_a_compiler()
-        yield Finding("Kernels", "compiler", LACKING, "none found", remedy)
+        given = os.environ.get("CXX")
+        said = f"CXX={given} does not run" if given else "none found"
+        remedy = "unset it, or name one" if given else kernels.how_to_get_a_compiler()
+        yield Finding("Kernels", "compiler", LACKING, said, remedy)
     else:
         yield Finding("Kernels", "compiler", OK, name)
     if kernels.library() is not None:

@@ -37,6 +37,7 @@ from nanoscale.store.files import json_text, write_json
 if TYPE_CHECKING:
     from nanoscale.experiments import Study
 
+FILES = ("PATH", "FILE", "DIR")  # of options whose value a shell completes
 PRINTED = Path("-")  # of --json
 EXIT_CODES = {"pass": DONE, "inconclusive": INCONCLUSIVE, "fail": FAILURE}  # the worst comes last
 
@@ -67,7 +68,8 @@ class Verb(click.Command):
         self.examples = examples
         self.keys_help = keys_help
         for parameter in self.params:
-            if isinstance(parameter, click.Argument) and parameter.type is click.STRING:
+            of_files = isinstance(parameter, click.Argument) or parameter.metavar in FILES
+            if of_files and parameter.type is click.STRING:
                 parameter.type = FileOrName()
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:

@@ -166,6 +166,7 @@ def test_a_nanoscale_that_is_not_installed_is_a_finding(monkeypatch):
         ("raise OSError('wrong\\nELF class')", "it cannot be imported: OSError: wrong ELF class"),
         ("import os; os.abort()", "ended by SIGABRT"),
         ("print('torch says'); import os; os._exit(3)", "exit code 3: torch says"),
+        ("raise SystemExit(0)", "exit code 0"),
     ],
 )
 def test_a_torch_that_does_not_load_is_a_line(desk, monkeypatch, capsys, text, words):
@@ -223,8 +224,12 @@ def test_a_cpu_is_told_by_what_it_has_and_has_not(monkeypatch):
 def test_without_a_compiler_it_is_said_how_to_get_one(tmp_path, monkeypatch):
     from nanoscale.model import kernels
 
-    monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setenv("CXX", "false")
+    found = by_name(torch_findings.kernels())
+    assert found["compiler"].said == "CXX=false does not run"
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(kernels, "compiler_command", list)
     for system, remedy in kernels.COMPILERS.items():
         monkeypatch.setattr(kernels, "system", lambda system=system: system)
         found = by_name(torch_findings.kernels())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 from tiny import ROOT
 
 from nanoscale.__main__ import main
+from nanoscale.errors import UserError
 from nanoscale.spec.sources import load_config
 from nanoscale.studies.study_file import read_study
 
@@ -51,6 +53,26 @@ def test_other_names_here_and_again(here, capsys):
     assert not (here / "config" / "starter.py").exists()
 
 
+def test_the_next_command_can_be_copied(here, capsys):
+    assert main(["init", "it's a `lab`"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "  cd " in line)
+    assert shlex.split(line) == ["cd", "it's a `lab`"]
+
+
+def test_a_full_disk_leaves_no_half_of_it(here, monkeypatch, capsys):
+    def full(path: Path, text: str) -> None:
+        if path.suffix == ".py":
+            raise UserError("cannot write: no space left")
+        path.write_text(text)
+
+    monkeypatch.setattr("nanoscale.commands.init.write_text", full)
+    assert main(["init", "lab"]) == 2
+    assert not [path for path in here.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert main(["init", "lab"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -58,6 +80,7 @@ def test_other_names_here_and_again(here, capsys):
         (["lab", "--config=zzz"], "--config=zzz: no such name; choose 'eval_gpt2', "),
         (["no/such/lab"], "DIR no/such/lab: there is no folder no/such; make it first"),
         (["file"], "cannot write file: not a directory"),
+        ([""], "DIR is empty; name a folder, or . for this one"),
     ],
 )
 def test_refusals_leave_nothing(here, arguments, said, capsys):

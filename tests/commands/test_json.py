@@ -82,6 +82,7 @@ CASES = {  # the arguments, and a key of the record with what it must be
     ),
     "completion": (["completion", "bash"], "shell", "bash"),
     "doctor": (["doctor"], "ok", True),
+    "init": (["init", "lab"], "folder", "lab"),
     "compare": (["compare", PATH, "out"], "loss", "val_loss"),
 }
 

@@ -183,6 +183,7 @@ def test_completion_prints_a_script_and_completes(shell, capsys):
         ("study studies/qui", "file,studies/qui"),
         ("fit --la", "plain,--law"),
         ("compare one tw", "file,tw"),
+        ("data prepare text --input mi", "file,mi"),
     ],
 )
 def test_files_keys_and_options_are_completed(words, said, monkeypatch, capsys):

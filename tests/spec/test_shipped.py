@@ -62,6 +62,21 @@ def test_another_folders_file_is_not_ours(elsewhere):
         assert named(Path(foreign), "studies") == Path(foreign)
 
 
+@pytest.mark.parametrize("typed", ["", ".", "/", "a\0b", "..", "studies"])
+def test_what_is_no_files_name_is_refused(elsewhere, typed):
+    with pytest.raises(UserError):
+        read_study(Path(typed))
+    with pytest.raises(UserError):
+        load_config(typed)
+
+
+def test_a_name_whose_file_is_gone_is_not_its_own_remedy(elsewhere):
+    (elsewhere / "studies").mkdir()
+    (elsewhere / "studies" / "dang.toml").symlink_to("nowhere")
+    with pytest.raises(UserError, match="dang: no such study file; 'quick' is one"):
+        read_study(Path("dang"))
+
+
 def test_a_name_that_is_nobodys(elsewhere):
     with pytest.raises(UserError, match=r"qick: no such study file; did you mean 'quick'\?"):
         read_study(Path("qick"))
