@@ -86,11 +86,13 @@ class Neighbours:
 
         most: the factor between sizes up to which the speed of one is taken for another's.
         """
-        size = flops_per_iter(cell.spec.config)
+        config = cell.spec.config
+        size = flops_per_iter(config)
         speeds = []
         for run in self.runs:
             away = abs(math.log(run.flops_per_iter / size))
-            if run.speed and away <= math.log(most):
+            as_slow = run.config.stats_interval == config.stats_interval  # statistics take time
+            if run.speed and as_slow and away <= math.log(most):
                 speeds.append((away, run.speed))
         if not speeds:
             return math.nan

@@ -63,6 +63,15 @@ def test_what_takes_less_than_a_calibration_is_bounded(capsys, monkeypatch):
     assert len(study) == 1
 
 
+def test_runs_with_statistics_say_nothing_of_runs_without(capsys):
+    runner = a_runner(workers=1)
+    runner.run_grid("check", LONG | {"stats_interval": 1}, {"seed": [1, 2]})
+    runner.run_grid("g", LONG, dry_run=True)
+    assert "by a calibration of" in last(capsys)
+    runner.run_grid("h", LONG | {"stats_interval": 1, "seed": 3}, dry_run=True)
+    assert "calibration" not in last(capsys)
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_a_time_that_nothing_tells_is_unknown(local, capsys):
     backend = ForkServer(FAKE)
