@@ -129,7 +129,8 @@ def test_an_extra_that_is_missing_or_too_old_says_how_to_get_it(monkeypatch):
     assert by_name(findings.extras())["hpo"].said == "optuna 2.0 is not >=4"
     installed(monkeypatch, optuna="4.1.0", greenlet="3", cmaes="1")
     hpo = by_name(findings.extras())["hpo"]
-    assert (hpo.state, hpo.said) == (OK, "optuna 4.1.0, greenlet 3, cmaes 1")
+    assert hpo.state == OK
+    assert set(hpo.said.split(", ")) == {"optuna 4.1.0", "greenlet 3", "cmaes 1"}
 
 
 def test_nothing_is_imported_to_know_its_version(monkeypatch):

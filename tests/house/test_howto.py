@@ -152,6 +152,7 @@ def bible(tmp_path_factory) -> Path:
     (folder / "my.txt").write_text(source.split('"""')[1].strip() + "\n", encoding="utf-8")
     prepare("text", input=str(folder / "my.txt"), out=folder / "data" / "mine")
     prepare("synthetic", out=folder / "data" / "synthetic")
+    (folder / "data" / "pysource").symlink_to(folder / "data" / "mine")  # takes a while to make
     return folder
 
 
@@ -171,7 +172,8 @@ def desk(bible, tmp_path, monkeypatch) -> Path:
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """What a page registers is gone after it."""
-    monkeypatch.setattr(backends, "_MAKERS", dict(backends._MAKERS))
+    ours = {name: backends._MAKERS[name] for name in backends._BUILT_IN}  # without other tests'
+    monkeypatch.setattr(backends, "_MAKERS", ours)
     monkeypatch.setattr(recipe, "_registered", {})
     monkeypatch.setattr(registry, "LAWS", dict(registry.LAWS))
     monkeypatch.setattr(registry, "_files", {})
