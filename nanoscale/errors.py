@@ -68,8 +68,7 @@ class UserError(Exception):
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `choices`, or an empty string."""
-    others = [choice for choice in choices if choice != word]  # that is not what is missing
-    near = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -114,7 +114,8 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         neighbours = [str(file) for file in sorted(path.parent.glob("*.toml"))]
-        hint = did_you_mean(str(path), [*neighbours, *names(STUDIES)])
+        others = {*neighbours, *names(STUDIES)} - {str(path)}  # a link whose file is gone
+        hint = did_you_mean(str(path), sorted(others))
         hint = hint or f"; {EXAMPLE!r} is one"
         raise UserError(f"{path}: no such study file{hint}") from None
     except UnicodeDecodeError as error:
