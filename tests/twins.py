@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
+
+import pytest
 
 from nanoscale.store.folder import TIMING_COLUMNS, RunFolder
 from nanoscale.training import checkpoint
+from nanoscale.training import loop as training
+from nanoscale.training.state import Run
 
 RESULTS = ("val_loss", "best_val_loss", "train_loss", "val_bits_per_byte", "iter_num")
 
@@ -26,3 +32,15 @@ def assert_twins(a: RunFolder, b: RunFolder) -> None:
     assert (a / "windows.npy").read_bytes() == (b / "windows.npy").read_bytes()
     for key in RESULTS:
         assert a.metrics()[key] == b.metrics()[key]
+
+
+def ask_to_stop_in_update(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have SIGTERM come while that update, counted from 1, is made."""
+    real = training.update
+
+    def update(run: Run, *rest: Any) -> training.UpdateDone:
+        if run.step == number - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *rest)
+
+    monkeypatch.setattr(training, "update", update)

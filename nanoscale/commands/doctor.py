@@ -79,14 +79,14 @@ def with_torch(tries: bool) -> Iterator[Finding]:
             ended = f"no end after {TORCH_SECONDS:g} seconds"
 
     noise = ""
-    looked = False
+    has_looked = False
     for line in said.decode(errors="replace").splitlines():
         if line.startswith(torch_findings.MARK):
-            looked = True
+            has_looked = True
             yield Finding(**json.loads(line.removeprefix(torch_findings.MARK)))
         else:
             noise = line.strip() or noise
-    if process.returncode or not looked:
+    if process.returncode or not has_looked:
         told = f"{ended}: {noise}" if noise else ended
         yield Finding("Python", "torch", FAULTY, told, torch_findings.REINSTALL)
 

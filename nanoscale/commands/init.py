@@ -10,7 +10,7 @@ import click
 from nanoscale.commands.verb import in_a_folder, json_output, option, say, verb
 from nanoscale.errors import DONE, UserError, disk_errors, nearest_or_all, program
 from nanoscale.paths import in_a_shell
-from nanoscale.spec.shipped import ENDINGS, names, shipped
+from nanoscale.spec.shipped import named, names
 from nanoscale.store.files import write_text
 
 IGNORED = "/data/\n/experiments_out/\n/out*/\n"  # by git: what commands write
@@ -24,8 +24,8 @@ IGNORED = "/data/\n/experiments_out/\n/out*/\n"  # by git: what commands write
 def command(folder: str, study: str, config: str, json_path: Path | None) -> int:
     """Make the working folder DIR, or add to it: a study and a config that you edit.
 
-    They are copies of those that come with nanoscale, and go before them: in DIR, `nanoscale study
-    NAME` and `nanoscale train NAME` take yours. Nothing is ever written over.
+    They are copies of those of these names, and go before what comes with nanoscale: in DIR,
+    `nanoscale study NAME` and `nanoscale train NAME` take yours. Nothing is ever written over.
     """
     if not folder:
         raise UserError("DIR is empty; name a folder, or . for this one")
@@ -64,12 +64,11 @@ def _write(root: Path, copies: Mapping[Path, str]) -> None:
 
 
 def _text(folder: str, name: str, flag: str) -> str:
-    """The text of a shipped file."""
+    """The text of the file of that name, as `study` and `train` find it."""
     if name not in names(folder):
         hint = nearest_or_all(name, names(folder))
         raise UserError(f"{flag}={name}: no such name{hint}")
-    file = shipped(folder) / f"{name}{ENDINGS[folder]}"
-    return file.read_text(encoding="utf-8")
+    return named(Path(name), folder).read_text(encoding="utf-8")
 
 
 def _lines(root: Path, study: str, config: str) -> list[str]:

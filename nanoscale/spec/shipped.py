@@ -13,15 +13,9 @@ IN_WHEEL = PACKAGE / "shipped"
 ENDINGS = {"config": ".py", "studies": ".toml"}  # of the two folders
 
 
-def clone() -> Path | None:
-    """The clone that the package lies in; None where it was installed by itself."""
-    root = PACKAGE.parent
-    return root if (root / "pyproject.toml").is_file() and not IN_WHEEL.is_dir() else None
-
-
 def shipped(folder: str) -> Path:
     """Where the package keeps its `config` or its `studies`."""
-    return (clone() or IN_WHEEL) / folder
+    return (IN_WHEEL if IN_WHEEL.is_dir() else PACKAGE.parent) / folder
 
 
 def named(path: Path, folder: str) -> Path:

@@ -53,6 +53,13 @@ def test_other_names_here_and_again(here, capsys):
     assert not (here / "config" / "starter.py").exists()
 
 
+def test_ones_own_study_is_copied_by_its_name(here):
+    assert main(["init", "."]) == 0
+    own = Path("studies/starter.toml").rename("studies/mine.toml")
+    assert main(["init", "lab", "--study=mine"]) == 0
+    assert Path("lab/studies/mine.toml").read_text() == own.read_text()
+
+
 def test_the_next_command_can_be_copied(here, capsys):
     assert main(["init", "it's a `lab`"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "  cd " in line)

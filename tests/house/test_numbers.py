@@ -410,13 +410,23 @@ def test_the_coverage_of_seven_designs_is_that_of_its_file():
 
 
 # -- the main job ---------------------------------------------------------------------------------
-def test_the_main_job_in_small_is_what_its_seal_says(capsys):
-    folder = RESULTS / "quick" / "predictions"
+def seal_of(study: str) -> Path:
+    """The published seal of a study."""
+    folder = RESULTS / study / "predictions"
     (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
-    observed = record("quick/predictions/score.json")["observed"]
-    assert main(["verify", str(seal), f"--observed={observed}"]) == 0
-    judged = capsys.readouterr().out.splitlines()[-1]
-    says("README.md", judged)
+    return seal
+
+
+def judged(study: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `verify` says of a published seal and what was observed."""
+    observed = record(f"{study}/predictions/score.json")["observed"]
+    assert main(["verify", str(seal_of(study)), f"--observed={observed}"]) == 0
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_main_job_in_small_is_what_its_seal_says(capsys):
+    says("README.md", judged("quick", capsys))
+    seal = seal_of("quick")
     made = json.loads(seal.read_text())
     says(
         "docs/results/README.md",
@@ -427,12 +437,8 @@ def test_the_main_job_in_small_is_what_its_seal_says(capsys):
 
 
 def test_the_tutorials_study_is_what_its_seal_and_its_fit_say(capsys):
-    folder = RESULTS / "starter" / "predictions"
-    (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
     observed = record("starter/predictions/score.json")["observed"]
-    assert main(["verify", str(seal), f"--observed={observed}"]) == 0
-    judged = capsys.readouterr().out.splitlines()[-1]
-    says("docs/tutorial.md", judged, f"- `observed {observed:.4g}` is the loss")
+    says("docs/tutorial.md", judged("starter", capsys), f"- `observed {observed:.4g}` is the loss")
     says("docs/tutorial.md", f"one in {math.exp(observed):.2g}", f"e^-{observed:.4g}")
     ladder = "--where=stage=ladder"
     assert main(["fit", str(RESULTS / "starter" / "table.csv"), ladder]) == 3  # letters
@@ -441,28 +447,21 @@ def test_the_tutorials_study_is_what_its_seal_and_its_fit_say(capsys):
 
 @pytest.mark.parametrize("study", ["first", "first/wheel", "starter"])
 def test_what_a_newcomer_sees_is_what_its_seal_says(study, capsys):
-    folder = RESULTS / study / "predictions"
-    (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
-    observed = record(f"{study}/predictions/score.json")["observed"]
-    assert main(["verify", str(seal), f"--observed={observed}"]) == 0
-    judged = capsys.readouterr().out.splitlines()[-1]
+    line = judged(study, capsys)
     where = {"first": "README.md", "starter": "docs/tutorial.md"}
     if study in where:
-        says(where[study], judged)
-    for words in judged.replace(":", ",").lower().partition(";")[0].split(" inside "):
+        says(where[study], line)
+    for words in line.replace(":", ",").lower().partition(";")[0].split(" inside "):
         says("docs/results/README.md", words.replace(", outside", " and outside").strip(", "))
 
 
 def test_the_main_job_on_a_laptop_is_what_its_seal_says(capsys):
-    folder = RESULTS / "laptop" / "predictions"
-    (seal,) = (path for path in folder.glob("*.json") if path.name != "score.json")
-    score = record("laptop/predictions/score.json")
     (run,) = (row for row in table("laptop/table.csv") if row["stage"] == "confirm")
-    assert float(run["val_loss"]) == score["observed"]
-    assert main(["verify", str(seal), f"--observed={score['observed']}"]) == 0
-    judged = capsys.readouterr().out.splitlines()[-1]
-    says("README.md", judged)
-    says("docs/results/laptop/README.md", judged, seal.name[:12])
+    assert float(run["val_loss"]) == record("laptop/predictions/score.json")["observed"]
+    seal = seal_of("laptop")
+    line = judged("laptop", capsys)
+    says("README.md", line)
+    says("docs/results/laptop/README.md", line, seal.name[:12])
     made = json.loads(seal.read_text())
     says(
         "docs/results/README.md",

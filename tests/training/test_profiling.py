@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import pytest
 import torch
 from tiny import ROOT, flags, run_nanoscale, run_python, spec_maker
 from tiny import RUN as BASE
-from twins import assert_twins
+from twins import ask_to_stop_in_update, assert_twins
 
 from nanoscale.data.dataset import TrainingSamples
 from nanoscale.errors import UserError
@@ -287,18 +285,6 @@ def test_many_micro_batches_are_recorded_in_fewer_updates(spec_of, tmp_path):
     folder = trained(spec, tmp_path / "run")
     assert window(folder) == (6, 10)
     assert {part.name for part in profile_of(folder).parts} >= {"forward", "backward"}
-
-
-def ask_to_stop_in_update(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have SIGTERM come while that update, counted from 1, is made."""
-    real = training.update
-
-    def update(run: Run, *rest: Any) -> training.UpdateDone:
-        if run.step == number - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *rest)
-
-    monkeypatch.setattr(training, "update", update)
 
 
 def test_a_stop_in_the_window_leaves_what_was_recorded_and_resuming_records_anew(

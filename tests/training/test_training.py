@@ -20,7 +20,7 @@ import pytest
 import torch
 from tiny import ROOT, flags, run_nanoscale, run_python, spec_maker
 from tiny import RUN as BASE
-from twins import assert_twins, state_of
+from twins import ask_to_stop_in_update, assert_twins, state_of
 
 from nanoscale.commands.run import exit_code
 from nanoscale.data.dataset import open_dataset
@@ -637,18 +637,6 @@ def test_a_run_of_no_updates_has_one_evaluation_the_final(spec_of, tmp_path):
     folder = trained(spec_of(max_iters=0), tmp_path / "run")
     assert folder.rows() == []
     assert folder.metrics()["best_val_loss"] == folder.metrics()["val_loss"] > 0
-
-
-def ask_to_stop_in_update(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have SIGTERM come while that update, counted from 1, is made."""
-    real = training.update
-
-    def update(run: Run, *rest: Any) -> training.UpdateDone:
-        if run.step == number - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *rest)
-
-    monkeypatch.setattr(training, "update", update)
 
 
 def test_a_stop_is_heard_after_the_update_it_came_in(spec_of, tmp_path, monkeypatch):
