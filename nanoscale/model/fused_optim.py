@@ -7,6 +7,8 @@ kernel takes a list of addresses instead.
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ctypes import c_float, c_int64, c_void_p
 from typing import Any, TypeVar
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 
 from nanoscale.model import kernels
+from nanoscale.model.directions import polar_quintics, quintics
 from nanoscale.model.muon import Muon
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.parametrization import shape_factor
 
 AnyUpdate = TypeVar("AnyUpdate", bound=ctypes.Structure)
@@ -51,6 +55,8 @@ class MatrixUpdate(ctypes.Structure):
         ("momentum", c_float),
         ("factor", c_float),
         ("steps", c_int64),
+        ("sphere", c_int64),
+        ("quintics", c_void_p),
     )
 
 
@@ -102,8 +108,17 @@ class AdamW(torch.optim.AdamW):
         )
 
 
+@functools.cache
+def coefficients(rule: str, steps: int) -> ctypes.Array[c_float]:
+    """A rule's polynomials one after the other, as C has them; kept, as records point to them."""
+    used = polar_quintics() if rule == "polar" else quintics(steps)
+    return (c_float * (3 * len(used)))(*itertools.chain(*used))
+
+
 class FusedMuon(Muon):
-    """`Muon` for plain float32 matrices on a CPU."""
+    """`Muon` for plain float32 matrices on a CPU, under a rule of polynomials alone."""
+
+    RULES = ("muon", "polar", "hyperball")
 
     def _update_all(self) -> None:
         updates = [
@@ -117,6 +132,8 @@ class FusedMuon(Muon):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
         fan_out, fan_in = p.shape
+        rule = settings["rule"]
+        abc = coefficients(rule, settings["ns_steps"])
         return MatrixUpdate(
             p.data_ptr(),
             g,
@@ -127,7 +144,9 @@ class FusedMuon(Muon):
             settings["weight_decay"],
             settings["momentum"],
             shape_factor(settings["scale"], fan_out, fan_in),
-            settings["ns_steps"],
+            len(abc) // 3,
+            MUON_RULES[rule].of_weights,
+            ctypes.addressof(abc),
         )
 
 

@@ -4,10 +4,9 @@ struct Matrix {  // as `fused_optim.MatrixUpdate`
   float *w, *g, *m;
   i64 fan_out, fan_in;
   float lr, decay, momentum, factor;
-  i64 steps;
+  i64 steps, sphere;  // of the quintics; 1: on the sphere of its norm
+  const float* quintics;  // a, b, c of each step
 };
-
-const float NS_A = 3.4445f, NS_B = -4.7750f, NS_C = 2.0315f;
 
 constexpr i64 STEPS_OF_A_GRAM_MATRIX = 2;
 
@@ -21,9 +20,9 @@ inline void symmetric(i64 n, i64 k, const float* x, i64 ldx, const float* b, flo
   }
 }
 // q = a I + b s + c s^2
-inline void step_of(i64 n, const float* s, const float* s2, float* q) {
-  for (i64 j = 0; j < n * n; j += W) store(q + j, NS_B * load(s + j) + NS_C * load(s2 + j));
-  for (i64 i = 0; i < n; i++) q[i * n + i] += NS_A;
+inline void step_of(const float* abc, i64 n, const float* s, const float* s2, float* q) {
+  for (i64 j = 0; j < n * n; j += W) store(q + j, abc[1] * load(s + j) + abc[2] * load(s2 + j));
+  for (i64 i = 0; i < n; i++) q[i * n + i] += abc[0];
 }
 
 inline i64 newton_schulz_room(i64 rows, i64 columns) {
@@ -31,7 +30,8 @@ inline i64 newton_schulz_room(i64 rows, i64 columns) {
 }
 
 // U V^T of x = U S V^T approximately, in place: `rows` <= `columns`, singular values below 1.
-inline void newton_schulz(i64 rows, i64 columns, i64 steps, float* x, float* room) {
+inline void newton_schulz(i64 rows, i64 columns, i64 steps, const float* quintics, float* x,
+                          float* room) {
   auto take = [&room](i64 n) { float* p = room; room += n + 2 * W; return p; };
   i64 n = rows * columns, square = rows * rows;
   float *xt = take(n), *next = take(n), *s = take(square), *s2 = take(square), *q = take(square);
@@ -47,7 +47,7 @@ inline void newton_schulz(i64 rows, i64 columns, i64 steps, float* x, float* roo
     for (i64 step = 0; step < steps; step++) {
       gram();
       symmetric(rows, rows, s, rows, s, s2);
-      step_of(rows, s, s2, q);
+      step_of(quintics + 3 * step, rows, s, s2, q);
       turn(q);
     }
     return;
@@ -59,13 +59,22 @@ inline void newton_schulz(i64 rows, i64 columns, i64 steps, float* x, float* roo
     i64 place = step % STEPS_OF_A_GRAM_MATRIX;
     if (!place) gram();
     symmetric(rows, rows, s, rows, s, s2);
-    step_of(rows, s, s2, q);
+    step_of(quintics + 3 * step, rows, s, s2, q);
     if (!place) memcpy(all, q, square * 4);
     else { symmetric(rows, rows, q, rows, all, t); std::swap(all, t); }
     if (step + 1 == steps || place + 1 == STEPS_OF_A_GRAM_MATRIX) { turn(all); continue; }
     symmetric(rows, rows, q, rows, s, s2);  // the Gram matrix of what x will be
     symmetric(rows, rows, q, rows, s2, s);
   }
+}
+
+inline float length(const float* x, i64 n) {  // Frobenius' norm
+  double squares = 0;
+  for (i64 j = 0; j < n; j += W) {
+    vf part = load(x + j, n - j);
+    squares += sum(only(part * part, n - j));
+  }
+  return std::sqrt(squares);
 }
 
 inline void muon_update(const Matrix& t) {
@@ -93,14 +102,22 @@ inline void muon_update(const Matrix& t) {
   for (i64 j = 0; j < n; j += W) store(x + j, scale * load(x + j));
   {
     Scope op("newton_schulz");
-    newton_schulz(rows, columns, t.steps, x, room);
+    newton_schulz(rows, columns, t.steps, t.quintics, x, room);
   }
   if (tall) columns_of(x, columns, rows, columns, rows, u);
   else memcpy(u, x, n * 4);
 
   float shrink = 1.f - t.lr * t.decay, step = t.lr * t.factor;
+  float held = 0;
+  if (t.sphere) {  // the update as long as the matrix, which then keeps its length
+    held = length(t.w, n);
+    shrink = 1.f, step = t.lr * held / std::max(length(u, n), 1e-7f);
+  }
   for (i64 j = 0; j < n; j += W)
     store(t.w + j, shrink * load(t.w + j, n - j) - step * load(u + j), n - j);
+  if (!t.sphere) return;
+  vf back = all(held / std::max(length(t.w, n), 1e-7f));
+  for (i64 j = 0; j < n; j += W) store(t.w + j, back * load(t.w + j, n - j), n - j);
 }
 
 void muon(i64 count, const Matrix* all) {

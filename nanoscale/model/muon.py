@@ -1,13 +1,15 @@
 """Muon: momentum, then the nearest orthogonal matrix, as the update of a hidden matrix.
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon); shape factors as in Bernstein & Newhouse
-2024 (spectral), torch.optim.Muon ("original") and Liu et al. 2025 (match_rms).
+2024 (spectral), torch.optim.Muon ("original") and Liu et al. 2025 (match_rms). Its variants are
+rows of `spec.muon_rules`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,73 +17,67 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanoscale.model.directions import NSR_EPS, NSR_WEIGHT, STEPS_OF_RULES, orthogonalize
 from nanoscale.model.distributed import Ranks, local
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.parametrization import shape_factor
 
-# Quintic whose iteration sends singular values from (0, 1] to about [0.7, 1.2] in 5 steps.
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-NS_EPS = 1e-7
+__all__ = ["Muon", "orthogonalize"]
+
+Group = Mapping[str, Any]  # of torch.optim
+Held = list[Tensor]  # of each matrix, all or this rank's rows
+OfStacks = Callable[..., Tensor]  # stacks (n, fan_out, fan_in) -> one more, matrix by matrix
 
 
-def orthogonalize(G: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """U V^T of G = U S V^T approximately, by Newton-Schulz; G is (..., fan_out, fan_in).
-
-    Singular values end in about [0.7, 1.2]; an all-zero matrix stays zero. The products are in
-    bfloat16 on CUDA, in float32 elsewhere, unless `dtype` says so; returned in G's dtype.
-    """
-    a, b, c = NS_COEFFICIENTS
-    X = G.to(dtype or (torch.bfloat16 if G.is_cuda else torch.float32))
-    X = X.reshape(-1, *G.shape[-2:])
-    tall = X.size(-2) > X.size(-1)
-    if tall:  # the products are of the smaller side squared
-        X = X.mT
-
-    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=NS_EPS)
-    for _ in range(steps):
-        A = torch.bmm(X, X.mT)
-        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # b A + c A^2
-        X = torch.baddbmm(X, B, X, beta=a)  # a X + B X
-
-    if tall:
-        X = X.mT
-    return X.reshape(G.shape).to(G.dtype)
+# -- whole matrices, shared out over ranks --------------------------------------------------------
+def by_matrix(make: OfStacks, operands: Sequence[Held], fan_out: int, ranks: Ranks) -> Held:
+    """`make` of matrices of equal shape, and of what else belongs to each: a list per operand."""
+    if ranks.world == 1:
+        return list(make(*map(torch.stack, operands)))
+    if ranks.sharded:
+        return sharded(make, operands, fan_out, ranks)
+    return dealt(make, operands, ranks)
 
 
-# -- the same, shared out over ranks ------------------------------------------------------------
 def share_of(count: int, ranks: Ranks) -> int:
-    """How many of `count` matrices a rank orthogonalizes; the last ranks may have fewer."""
+    """How many of `count` matrices a rank is given; the last ranks may have fewer."""
     return -(-count // ranks.world)
 
 
-def orthogonalize_dealt(
-    matrices: list[Tensor], steps: int, ranks: Ranks, dtype: torch.dtype | None = None
-) -> list[Tensor]:
-    """`orthogonalize` of equal shapes that every rank holds: each does its share, all get all."""
-    share = share_of(len(matrices), ranks)
-    mine = matrices[ranks.rank * share : (ranks.rank + 1) * share]
-    done = matrices[0].new_zeros(share, *matrices[0].shape)
-    if mine:
-        done[: len(mine)] = orthogonalize(torch.stack(mine), steps, dtype)
+def dealt(make: OfStacks, operands: Sequence[Held], ranks: Ranks) -> Held:
+    """Of matrices that every rank holds: each makes its share, all get all."""
+    first = operands[0]
+    share = share_of(len(first), ranks)
+    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    done = first[0].new_zeros(share, *first[0].shape)
+    count = len(first[mine])
+    if count:
+        done[:count] = make(*(torch.stack(held[mine]) for held in operands))
 
     parts = [torch.empty_like(done) for _ in range(ranks.world)]
     dist.all_gather(parts, done)
-    return list(torch.cat(parts)[: len(matrices)])
+    return list(torch.cat(parts)[: len(first)])
 
 
-def orthogonalize_sharded(
-    rows: list[Tensor],
-    fan_out: int,
-    steps: int,
-    ranks: Ranks,
-    dtype: torch.dtype | None = None,
-) -> list[Tensor]:
-    """`orthogonalize` of equal shapes of which every rank holds some rows, in FSDP2's partition.
+def sharded(make: OfStacks, operands: Sequence[Held], fan_out: int, ranks: Ranks) -> Held:
+    """Of matrices of which every rank holds some rows, in FSDP2's partition.
 
     Each rank is sent all rows of its share, and sends back to each rank that one's of the result.
     """
     world = ranks.world
+    rows = operands[0]
     share = share_of(len(rows), ranks)
     height = -(-fan_out // world)  # of a rank's part; the last ones may be short or empty
+    stacks = [gathered_rows(held, share, height, world)[:, :fan_out] for held in operands]
+    done = F.pad(make(*stacks), (0, 0, 0, world * height - fan_out))
+    by_rank = done.view(share, world, height, -1).transpose(0, 1).contiguous()
+    parts = torch.empty_like(by_rank)
+    dist.all_to_all_single(parts, by_rank)
+    return [parts[i // share, i % share, : len(part)] for i, part in enumerate(rows)]
+
+
+def gathered_rows(rows: Held, share: int, height: int, world: int) -> Tensor:
+    """All rows, and padding, of the matrices of this rank's share, from those that each holds."""
     parts = rows[0].new_zeros(world, share, height, rows[0].size(-1))  # by owner
     for i, part in enumerate(rows):
         owner, place = divmod(i, share)
@@ -89,12 +85,7 @@ def orthogonalize_sharded(
 
     owned = torch.empty_like(parts)  # by source
     dist.all_to_all_single(owned, parts)
-    full = owned.transpose(0, 1).flatten(1, 2)  # (share, fan_out and padding, fan_in)
-    done = orthogonalize(full[:, :fan_out], steps, dtype)
-    done = F.pad(done, (0, 0, 0, world * height - fan_out))
-    by_rank = done.view(share, world, height, -1).transpose(0, 1)
-    dist.all_to_all_single(parts, by_rank.contiguous())
-    return [parts[i // share, i % share, : len(part)] for i, part in enumerate(rows)]
+    return owned.transpose(0, 1).flatten(1, 2)
 
 
 # -- the optimizer ------------------------------------------------------------------------------
@@ -104,7 +95,7 @@ class Muon(torch.optim.Optimizer):
     Over several ranks, each orthogonalises its share of a batch.
 
     Each step: buf <- momentum buf + (1 - momentum) g; u = g + momentum (buf - g) (Nesterov);
-    W <- (1 - lr weight_decay) W - lr shape_factor orthogonalize(u).
+    W <- (1 - lr weight_decay) W - lr shape_factor orthogonalize(u), or another rule's step.
 
     >>> import torch
     >>> import nanoscale as ns
@@ -125,6 +116,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         ns_steps: int = 5,
         scale: str = "spectral",
+        rule: str = "muon",
+        power: float = 0.5,
+        clip: float = 1.0,
         ranks: Ranks | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -134,6 +128,9 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "ns_steps": ns_steps,
             "scale": scale,
+            "rule": rule,
+            "power": power,
+            "clip": clip,
         }
         super().__init__(params, defaults)
         self.ranks = ranks or Ranks()
@@ -162,29 +159,71 @@ class Muon(torch.optim.Optimizer):
             for params in by_shape.values():
                 self._update(params, group)
 
-    def _update(self, params: list[Tensor], group: Mapping[str, Any]) -> None:
+    def _update(self, params: list[Tensor], group: Group) -> None:
         """Update matrices of equal shape, whole or this rank's rows of each."""
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        weights = [local(p) for p in params]
         grads = [local(p.grad) for p in params if p.grad is not None]
-        buffers = [local(self.state[p]["momentum_buffer"]) for p in params]
-        momentum = group["momentum"]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        nesterov = torch._foreach_lerp(grads, buffers, momentum)
-
-        fan_out, fan_in = params[0].shape
-        updates = self._orthogonal(list(nesterov), fan_out, group["ns_steps"])
+        buffers = self._advance(params, grads, group)
+        ahead = list(torch._foreach_lerp(grads, buffers, group["momentum"]))
+        made = self._made(params, ahead, group)
+        weights = [local(p) for p in params]
+        if MUON_RULES[group["rule"]].of_weights:
+            torch._foreach_copy_(weights, made)
+            return
         lr = group["lr"]
-        factor = shape_factor(group["scale"], fan_out, fan_in)
+        factor = shape_factor(group["scale"], *params[0].shape)
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-lr * factor)
+        torch._foreach_add_(weights, made, alpha=-lr * factor)
 
-    def _orthogonal(self, held: list[Tensor], fan_out: int, steps: int) -> list[Tensor]:
-        """`orthogonalize` of each matrix, of which this rank holds all or some rows."""
-        if self.ranks.world == 1:
-            return list(orthogonalize(torch.stack(held), steps, self.dtype))
-        if self.ranks.sharded:
-            return orthogonalize_sharded(held, fan_out, steps, self.ranks, self.dtype)
-        return orthogonalize_dealt(held, steps, self.ranks, self.dtype)
+    def _advance(self, params: list[Tensor], grads: Held, group: Group) -> Held:
+        """Take the gradients in; the momentum of each matrix."""
+        keeps_variance = MUON_RULES[group["rule"]].buffers > 1
+        for p in params:
+            state = self.state[p]
+            if state:
+                continue
+            state["momentum_buffer"] = torch.zeros_like(p)
+            if keeps_variance:
+                state["variance_buffer"] = torch.zeros_like(p)
+                state["step"] = torch.zeros((), device=p.device)
+
+        momentum = group["momentum"]
+        buffers = [local(self.state[p]["momentum_buffer"]) for p in params]
+        if keeps_variance:
+            for p, g, m in zip(params, grads, buffers, strict=True):
+                off = (m - g).square()  # the momentum before this gradient
+                variance = local(self.state[p]["variance_buffer"])
+                variance.add_(off, alpha=1 - momentum).mul_(momentum)
+                self.state[p]["step"] += 1
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        return buffers
+
+    def _made(self, params: list[Tensor], ahead: Held, group: Group) -> Held:
+        """The directions of the momentum `ahead`; or, of a rule of weights, these anew."""
+        rule = MUON_RULES[group["rule"]]
+        make = partial(STEPS_OF_RULES[group["rule"]], group, self.dtype)
+        if rule.buffers > 1:
+            ahead = [self._over_noise(p, u, group) for p, u in zip(params, ahead, strict=True)]
+        operands = [ahead]
+        if rule.of_weights:
+            operands.append([local(p) for p in params])
+        return by_matrix(make, operands, params[0].shape[0], self.ranks)
+
+    def _over_noise(self, p: Tensor, ahead: Tensor, group: Group) -> Tensor:
+        """The momentum ahead over its noise: n / (sqrt(n^2 + 10 v) + 1e-8), element by element."""
+        state, momentum = self.state[p], group["momentum"]
+        since = 1 - momentum ** state["step"]  # what a moving average has of its weights so far
+        g_of_sum = ahead / (1 - momentum)  # g + momentum m / (1 - momentum), m not corrected
+        m = local(state["momentum_buffer"])
+        n = g_of_sum + momentum / (1 - momentum) * m * (1 / since - 1)
+        variance = local(state["variance_buffer"]) / since
+        size: Tensor = (n.square() + NSR_WEIGHT * variance).sqrt()
+        return n / (size + NSR_EPS)
+
+    def update_from(self, p: Tensor, momentum: Tensor, g: Tensor) -> Tensor:
+        """What another momentum than p's own would make of gradient g, without LR and decay.
+
+        All as this rank holds p; over several ranks every one must ask.
+        """
+        (group,) = (group for group in self.param_groups if any(p is q for q in group["params"]))
+        (made,) = self._made([p], [g.lerp(momentum, group["momentum"])], group)
+        return local(p) - made if MUON_RULES[group["rule"]].of_weights else made

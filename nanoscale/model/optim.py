@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from nanoscale.model.adamh import AdamH
 from nanoscale.model.distributed import Ranks, full, held_as
 from nanoscale.model.fused_optim import AdamW, FusedMuon, clip_grad_norm
 from nanoscale.model.muon import Muon
@@ -47,16 +48,22 @@ class Optimizers:
         if groups["muon"]:
             config = rules.config
             alone = ranks is None or ranks.world == 1
-            kind = FusedMuon if in_kernel and alone and muon_dtype is None else Muon
+            plain = alone and muon_dtype is None and config.muon_rule in FusedMuon.RULES
+            kind = FusedMuon if in_kernel and plain else Muon
             muon = kind(
                 groups["muon"],
                 momentum=config.muon_momentum,
                 ns_steps=config.muon_ns_steps,
                 scale=config.muon_scale,
+                rule=config.muon_rule,
+                power=config.muon_power,
+                clip=config.muon_clip,
                 ranks=ranks,
                 dtype=muon_dtype,
             )
             self.parts.append(muon)
+        if groups["adamh"]:
+            self.parts.append(AdamH(groups["adamh"], betas=rules.betas, ranks=ranks))
         self.groups = [group for part in self.parts for group in part.param_groups]
         self.loads = 0  # of states
         self.owner = {
@@ -119,10 +126,10 @@ def parameter_groups(named: Mapping[str, Tensor], rules: Rules) -> dict[str, lis
     members = defaultdict(list)
     for tensor in rules.tensors:
         rule = rules.rule(tensor)
-        eps = rule.eps if rule.optimizer == "adamw" else None  # Muon has none
+        eps = None if rule.optimizer == "muon" else rule.eps  # it has none
         members[rule.optimizer, tensor.role, rule.lr, rule.weight_decay, eps].append(tensor.name)
 
-    groups: dict[str, list[ParameterGroup]] = {"adamw": [], "muon": []}
+    groups: dict[str, list[ParameterGroup]] = {"adamw": [], "muon": [], "adamh": []}
     for (optimizer, role, lr, weight_decay, eps), names in members.items():
         group = {
             "params": [named[name] for name in names],

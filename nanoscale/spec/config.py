@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any
 
 from nanoscale.errors import UserError, one_of
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.options import ConfigKey, keys_of, option
 from nanoscale.spec.values import Json, Overrides, Value
 
@@ -64,6 +65,9 @@ class ParametrizationConfig:
     )
     base_tokens: int | None = option(
         None, "a run's tokens at which the horizon rule is 1; None: no rule", least=1
+    )
+    muon_width_power: float = option(
+        0.0, "Muon's LR goes as m_N to this power (muP, CompleteP)", elided=True, tuned=True
     )
 
 
@@ -137,12 +141,42 @@ class ExperimentConfig:
     head_lr_mult: float = _optimizer(1.0, "LR multiplier of an untied head", least=0, tuned=True)
     muon_lr: float = _optimizer(0.02, "Muon's base LR", above=0, tuned=True)
     muon_weight_decay: float = _optimizer(0.1, "Muon's", least=0, tuned=True)
-    muon_momentum: float = _optimizer(0.95, "Muon's (Nesterov)", least=0, below=1, tuned=True)
+    muon_momentum: float | None = _optimizer(
+        0.95, "Muon's (Nesterov)", least=0, below=1, tuned=True
+    )
+    muon_momentum_halflife_tokens: float | None = _optimizer(
+        None,
+        "its half-life in tokens, in place of muon_momentum",
+        above=0,
+        elided=True,
+        tuned=True,
+    )
     muon_ns_steps: int = _optimizer(5, "Newton-Schulz iterations", least=1, most=20, tuned=True)
     muon_scale: str = _optimizer(
         "spectral",
         "shape factor: sqrt(out/in), sqrt(max(1, out/in)), or 0.2 sqrt(max(out, in))",
         choices=("spectral", "original", "match_rms"),
+    )
+    muon_rule: str = _optimizer(
+        "muon",
+        "what is made of the momentum: Muon's own, or a variant",
+        choices=tuple(MUON_RULES),
+        elided=True,
+    )
+    muon_power: float = _optimizer(
+        0.5,
+        "muon_rule=power: singular values to this power",
+        least=0,
+        most=1,
+        elided=True,
+        tuned=True,
+    )
+    muon_clip: float = _optimizer(
+        1.0,
+        "muon_rule=clip: the largest singular value, over their root mean square",
+        above=0,
+        elided=True,
+        tuned=True,
     )
     grad_clip: float = _optimizer(1.0, "largest global gradient norm; 0: off", least=0, tuned=True)
     # schedule
@@ -306,6 +340,7 @@ class ResolvedConfig(ExperimentConfig):
     n_kv_head: int
     vocab_size: int
     beta2: float
+    muon_momentum: float
     warmup_iters: int
     lr_decay_iters: int
     min_lr: float
@@ -326,6 +361,7 @@ EXCLUSIVE = (
     ("warmup_iters", "warmup_frac"),
     ("min_lr", "min_lr_frac"),
     ("beta2", "beta2_halflife_tokens"),
+    ("muon_momentum", "muon_momentum_halflife_tokens"),
 )
 MODE = "parametrization.mode"
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanoscale.errors import UserError
+from nanoscale.errors import UserError, one_of
 from nanoscale.paths import last_part
 from nanoscale.spec.config import (
     ExperimentConfig,
@@ -20,6 +20,7 @@ from nanoscale.spec.config import (
     all_fields,
     flatten,
 )
+from nanoscale.spec.muon_rules import MUON_RULES, RULES_KEYS
 from nanoscale.spec.values import Json, Overrides, Value
 from nanoscale.spec.weights import Weights, begins_with_weights
 
@@ -58,8 +59,28 @@ _SIZE_KEYS = tuple(
         "input_mult",
         "output_mult",
         "wd_rule",
+        "muon_width_power",
     )
 )
+_LATER_MUON_KEYS = (
+    "muon_rule",
+    "muon_power",
+    "muon_clip",
+    "muon_momentum_halflife_tokens",
+    "parametrization.muon_width_power",
+)
+
+
+def _unread(key: str) -> Callable[[ExperimentConfig], bool]:
+    """Whether a config's rule of Muon does not look at one of Muon's keys."""
+    return lambda config: key not in MUON_RULES[config.muon_rule].acts
+
+
+def _readers(key: str) -> str:
+    rules = [name for name, rule in MUON_RULES.items() if key in rule.acts]
+    return f"muon_rule={one_of(rules)}"
+
+
 _FIRST_IDLE = (
     Idle(_MUON_KEYS, lambda c: c.optimizer != "muon", "optimizer=muon"),
     Idle(("rope_theta",), lambda c: not c.use_rope, "use_rope=True"),
@@ -74,7 +95,9 @@ _FIRST_IDLE = (
     ),
 )
 _SIZES = "parametrization.mode=muP or CompleteP"
-_LATER_IDLE = (  # they named runs for longer
+_LATER_IDLE = (  # they named runs for longer, or came later
+    Idle(_LATER_MUON_KEYS, lambda c: c.optimizer != "muon", "optimizer=muon"),
+    *(Idle((key,), _unread(key), _readers(key)) for key in RULES_KEYS),
     Idle(_SIZE_KEYS, lambda c: c.parametrization.mode == "SP", _SIZES),
     Idle(
         ("parametrization.alpha",),
@@ -87,6 +110,7 @@ IDLE = (*_FIRST_IDLE, *_LATER_IDLE)
 IDLE_SOMEWHERE = {key for idle in IDLE for key in idle.keys}
 SWITCHES = (  # on which `when` looks
     "optimizer",
+    "muon_rule",
     "use_rope",
     "use_swiglu",
     "decay_lr",

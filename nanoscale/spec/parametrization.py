@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from nanoscale.errors import UserError, did_you_mean, one_of, registered_in
 from nanoscale.spec.architecture import MATRIX_ROLES, ROLES, TensorSpec, tensors
 from nanoscale.spec.config import ExperimentConfig, ResolvedConfig
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.resolve import file_digest
 
 
@@ -218,7 +219,7 @@ def registered_by(file: str, digest: str | None) -> dict[str, Scheme]:
 class Rule:
     """What holds for one tensor: absolute numbers, before the schedule."""
 
-    optimizer: str  # "adamw" or "muon"
+    optimizer: str  # "adamw", "muon", or "adamh" of a head beside MuonH
     init_std: float
     init_mean: float
     lr: float
@@ -276,23 +277,43 @@ class Rules:
 
         by_muon = config.optimizer == "muon" and tensor.role in MATRIX_ROLES
         if by_muon:
-            update, lr, decay = self.scheme.muon, config.muon_lr, config.muon_weight_decay
+            update, lr, decay = self.muon_row, config.muon_lr, config.muon_weight_decay
         else:
             update, lr, decay = row, config.learning_rate, config.weight_decay
         decay = self._base_decay(decay, lr) * self._decay_factor(update.wd(ratios))
 
+        held = self.keeps_norms and (by_muon or tensor.role == "readout")
         if tensor.role in ("embedding", "position"):
             lr *= config.embedding_lr_mult
         elif tensor.role == "readout":
             lr *= config.head_lr_mult
+        other = "adamh" if held else "adamw"
         return Rule(
-            optimizer="muon" if by_muon else "adamw",
+            optimizer="muon" if by_muon else other,
             init_std=std * row.init(ratios),
             init_mean=mean,
             lr=lr * update.lr(ratios) * self._root,
-            weight_decay=decay if tensor.role in DECAYED else 0.0,
+            weight_decay=decay if tensor.role in DECAYED and not held else 0.0,
             eps=config.adam_eps * row.eps(ratios) / self._root,
         )
+
+    @property
+    def muon_row(self) -> Scaling:
+        """The scheme's row of Muon's matrices, with what `muon_width_power` adds."""
+        row, g = self.scheme.muon, self.config.parametrization.muon_width_power
+        if not g or not self.scheme.tunable:
+            return row
+        return replace(
+            row,
+            lr=lambda r: row.lr(r) * r.m_N**g,
+            wd=lambda r: row.wd(r) * r.m_N**-g,  # LR x decay stays
+        )
+
+    @property
+    def keeps_norms(self) -> bool:
+        """Whether matrices stay on the sphere that they begin on."""
+        config = self.config
+        return config.optimizer == "muon" and MUON_RULES[config.muon_rule].of_weights
 
     def ratios_of(self, tensor: TensorSpec) -> Ratios:
         """The tensor's size relative to the base model's; outside blocks depth does not count."""

@@ -39,7 +39,10 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ResolvedConfig:
         exact = config.min_lr_frac * config.learning_rate
         floor = min(float(f"{exact:.15g}"), config.learning_rate)  # 0.1 of 6e-4 is 6e-5
     if config.beta2_halflife_tokens is not None:
-        beta2 = math.pow(0.5, config.tokens_per_iter / config.beta2_halflife_tokens)
+        beta2 = decay_of_halflife(config, config.beta2_halflife_tokens)
+    momentum = config.muon_momentum
+    if config.muon_momentum_halflife_tokens is not None:
+        momentum = decay_of_halflife(config, config.muon_momentum_halflife_tokens)
     absolute = replace(
         sized,
         max_iters=updates,
@@ -53,12 +56,19 @@ def resolve(config: ExperimentConfig, vocab_size: int) -> ResolvedConfig:
         min_lr_frac=None,
         beta2=beta2,
         beta2_halflife_tokens=None,
+        muon_momentum=momentum,
+        muon_momentum_halflife_tokens=None,
         n_kv_head=config.kv_heads,
         init_seed=config.seed if config.init_seed is None else config.init_seed,
         data_seed=config.seed if config.data_seed is None else config.data_seed,
         parametrization=_rules_file(config.parametrization),
     )
     return ResolvedConfig(**vars(absolute))
+
+
+def decay_of_halflife(config: ExperimentConfig, tokens: float) -> float:
+    """What an update leaves of a moving average whose half-life is that many tokens."""
+    return math.pow(0.5, config.tokens_per_iter / tokens)
 
 
 def _updates(config: ExperimentConfig) -> int:
