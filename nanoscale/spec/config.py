@@ -314,11 +314,13 @@ class ExperimentConfig:
     def to_dict(self) -> dict[str, Json]:
         """Nested plain types, as in `config.json`."""
         record = asdict(self)
-        for name, key in all_fields().items():
-            if key.elided and record[name] == key.default:
-                del record[name]
+        for dotted, key in all_fields().items():
+            above, _, name = dotted.rpartition(".")
+            part = record[above] if above else record
+            if key.elided and part[name] == key.default:
+                del part[name]
             elif isinstance(key.default, tuple):
-                record[name] = list(record[name])
+                part[name] = list(part[name])
         return record
 
     @property
