@@ -102,7 +102,8 @@ def clip(G: Tensor, most: float) -> Tensor:
 
     def over_value(S: Tensor) -> Tensor:
         t = most * S.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(G.dtype).tiny)
-        return 1 / torch.maximum(S, t)
+        weights: Tensor = 1 / torch.maximum(S, t)
+        return weights
 
     return spectral(G, over_value)
 
@@ -116,14 +117,14 @@ def row_normalized(G: Tensor) -> Tensor:
 def on_hyperball(W: Tensor, direction: Tensor, lr: float) -> Tensor:
     """W after a step as long as lr |W| along `direction`, back at its norm |W|."""
     held = norms(W)
-    moved = W - lr * held / norms(direction).clamp(min=NS_EPS) * direction
-    back: Tensor = moved * (held / norms(moved).clamp(min=NS_EPS))
-    return back
+    moved: Tensor = W - lr * held / norms(direction).clamp(min=NS_EPS) * direction
+    return moved * (held / norms(moved).clamp(min=NS_EPS))
 
 
 def norms(X: Tensor) -> Tensor:
     """Frobenius' norm of each matrix, (n, 1, 1)."""
-    return torch.linalg.matrix_norm(X, keepdim=True)
+    norm: Tensor = torch.linalg.matrix_norm(X, keepdim=True)
+    return norm
 
 
 def on_sphere(W: Tensor, u: Tensor, lr: float) -> Tensor:

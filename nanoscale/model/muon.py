@@ -163,8 +163,7 @@ class Muon(torch.optim.Optimizer):
         """Update matrices of equal shape, whole or this rank's rows of each."""
         grads = [local(p.grad) for p in params if p.grad is not None]
         buffers = self._advance(params, grads, group)
-        ahead = list(torch._foreach_lerp(grads, buffers, group["momentum"]))
-        made = self._made(params, ahead, group)
+        made = self._made(params, grads, buffers, group)
         weights = [local(p) for p in params]
         if MUON_RULES[group["rule"]].of_weights:
             torch._foreach_copy_(weights, made)
@@ -197,25 +196,24 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         return buffers
 
-    def _made(self, params: list[Tensor], ahead: Held, group: Group) -> Held:
-        """The directions of the momentum `ahead`; or, of a rule of weights, these anew."""
+    def _made(self, params: list[Tensor], grads: Held, momenta: Held, group: Group) -> Held:
+        """The directions of the momenta after `grads`; or, of a rule of weights, these anew."""
         rule = MUON_RULES[group["rule"]]
         make = partial(STEPS_OF_RULES[group["rule"]], group, self.dtype)
+        ahead = list(torch._foreach_lerp(grads, momenta, group["momentum"]))
         if rule.buffers > 1:
-            ahead = [self._over_noise(p, u, group) for p, u in zip(params, ahead, strict=True)]
+            of_each = zip(params, grads, momenta, strict=True)
+            ahead = [self._over_noise(p, g, m, group["momentum"]) for p, g, m in of_each]
         operands = [ahead]
         if rule.of_weights:
             operands.append([local(p) for p in params])
         return by_matrix(make, operands, params[0].shape[0], self.ranks)
 
-    def _over_noise(self, p: Tensor, ahead: Tensor, group: Group) -> Tensor:
+    def _over_noise(self, p: Tensor, g: Tensor, m: Tensor, momentum: float) -> Tensor:
         """The momentum ahead over its noise: n / (sqrt(n^2 + 10 v) + 1e-8), element by element."""
-        state, momentum = self.state[p], group["momentum"]
-        since = 1 - momentum ** state["step"]  # what a moving average has of its weights so far
-        g_of_sum = ahead / (1 - momentum)  # g + momentum m / (1 - momentum), m not corrected
-        m = local(state["momentum_buffer"])
-        n = g_of_sum + momentum / (1 - momentum) * m * (1 / since - 1)
-        variance = local(state["variance_buffer"]) / since
+        since = 1 - momentum ** self.state[p]["step"]  # of its weights, what an average has so far
+        n = g + momentum / (1 - momentum) * m / since
+        variance = local(self.state[p]["variance_buffer"]) / since
         size: Tensor = (n.square() + NSR_WEIGHT * variance).sqrt()
         return n / (size + NSR_EPS)
 
@@ -225,5 +223,5 @@ class Muon(torch.optim.Optimizer):
         All as this rank holds p; over several ranks every one must ask.
         """
         (group,) = (group for group in self.param_groups if any(p is q for q in group["params"]))
-        (made,) = self._made([p], [g.lerp(momentum, group["momentum"])], group)
+        (made,) = self._made([p], [g], [momentum], group)
         return local(p) - made if MUON_RULES[group["rule"]].of_weights else made

@@ -5,19 +5,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from nanoscale.model.adamh import AdamH
-from nanoscale.model.distributed import Ranks, full, held_as
+from nanoscale.model.distributed import Ranks, full, held_as, local
 from nanoscale.model.fused_optim import AdamW, FusedMuon, clip_grad_norm
 from nanoscale.model.muon import Muon
 from nanoscale.spec.parametrization import Rules
 
 OptimizerState = Mapping[str, Mapping[str, Tensor]]  # parameter name -> its state by name
 ParameterGroup = dict[str, object]  # as torch.optim takes them
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """A parameter's average of gradients, and the state that it is in."""
+
+    state: dict[str, Tensor]
+    buffer: Tensor
+    momentum: float  # what an update leaves of it
 
 
 class Optimizers:
@@ -106,6 +116,30 @@ class Optimizers:
         """Parameter name -> its optimizer state by name, held as the parameter is."""
         states = {name: self.owner[p].state for name, p in self.named.items()}
         return {name: dict(states[name][p]) for name, p in self.named.items() if p in states[name]}
+
+    def momentum_of(self, name: str) -> Momentum:
+        """The momentum of a parameter that has been updated."""
+        p = self.named[name]
+        part = self.owner[p]
+        state = part.state[p]
+        if isinstance(part, Muon):
+            return Momentum(state, state["momentum_buffer"], part.defaults["momentum"])
+        return Momentum(state, state["exp_avg"], part.defaults["betas"][0])
+
+    def update_from(self, name: str, momentum: Tensor, g: Tensor) -> Tensor:
+        """What another momentum than its own would make of gradient g, without LR and decay.
+
+        All as this rank holds the parameter; over several ranks every one must ask.
+        """
+        p = self.named[name]
+        part = self.owner[p]
+        if isinstance(part, Muon):
+            return part.update_from(p, momentum, g)
+        (group,) = (group for group in part.param_groups if any(p is q for q in group["params"]))
+        state, (beta1, beta2) = part.state[p], group["betas"]
+        unbiased = local(state["exp_avg_sq"]) / (1 - beta2 ** state["step"])
+        update: Tensor = momentum / (1 - beta1 ** state["step"]) / (unbiased.sqrt() + group["eps"])
+        return update
 
     def load_state(self, state: OptimizerState) -> None:
         """Put full tensors back; each goes where its parameter is, and is held as that."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from nanoscale.model.masks import sample_keys
 from nanoscale.spec.schedule import Due, lr_multiplier
 from nanoscale.store.folder import COMPLETE, DIVERGED, TRACE, WAITING
 from nanoscale.training import lines
+from nanoscale.training.halves import halves_of
 from nanoscale.training.profiling import profiling
 from nanoscale.training.recorder import Recorder
 from nanoscale.training.records import StatisticsRecord, UpdateRecord
@@ -60,6 +61,23 @@ def micro_batches(run: Run) -> Iterator[MicroBatch]:
         yield MicroBatch(X, Y, count / share, last=at + count == share, masks=masks)
 
 
+def first_half(run: Run, batch: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """The sequences of a batch that have an even number in it, whichever rank has them."""
+    number = run.ranks.rank * (run.config.sequences_per_iter // run.ranks.world)
+    kept: list[MicroBatch] = []
+    for micro in batch:
+        even = slice(number % 2, None, 2)
+        number += len(micro.X)
+        X, Y = micro.X[even], micro.Y[even]
+        masks = None if micro.masks is None else micro.masks[even]
+        weight = len(X) * run.ranks.world / halves_of(run.config.sequences_per_iter)[0]
+        if len(X):
+            kept.append(MicroBatch(X, Y, weight, last=False, masks=masks))
+    if not kept:  # of this rank's one sequence nothing: it takes part all the same
+        kept.append(replace(batch[0], weight=0.0))
+    return [*kept[:-1], replace(kept[-1], last=True)]
+
+
 @dataclass(frozen=True)
 class UpdateDone:
     """What an update came to, on its device: nobody has waited for it yet."""
@@ -76,13 +94,18 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
     run.optimizers.set_lr(multiplier)
     with run.part("data"):
         batch = list(micro_batches(run))
-    statistics = Statistics(run, batch[0].X) if with_statistics else None
+    if run.halves:
+        gradients_of(run, first_half(run, batch))
+        run.halves.keep_gradients()
+    statistics = Statistics(run, batch[0].X, run.halves) if with_statistics else None
     if len(batch) == 1 and not statistics and run.whole:
         (micro,) = batch
         with run.numerics.autocast():
             loss, norm = run.whole.run(micro.X, micro.Y, micro.masks)
     else:
         loss, norm = in_parts(run, batch, statistics)
+    if run.halves:
+        run.halves.advance(norm)
     run.step += 1
     return UpdateDone(
         loss=loss,
@@ -96,7 +119,16 @@ def in_parts(
     run: Run, batch: Sequence[MicroBatch], statistics: Statistics | None
 ) -> tuple[Tensor, Tensor]:
     """The gradients of each micro-batch, then the optimizer step: the loss, and the norm."""
-    losses = []
+    loss = gradients_of(run, batch)
+    before_clipping = statistics.before if statistics else None
+    with run.part("optimizer"):
+        norm = run.optimizers.step(run.scaler, run.config.grad_clip, before_clipping)
+    return loss, norm
+
+
+def gradients_of(run: Run, batch: Sequence[MicroBatch]) -> Tensor:
+    """Add up the gradients of each micro-batch; the loss of all."""
+    losses: list[Tensor] = []
     for micro in batch:
         stay = run.ranks.world > 1 and not micro.last  # these gradients, on their rank
         with no_sync(run.trained) if stay else nullcontext():
@@ -105,11 +137,8 @@ def in_parts(
             with run.part("backward"):
                 run.scaler.scale(loss).backward()
         losses.append(loss.detach())
-
-    before_clipping = statistics.before if statistics else None
-    with run.part("optimizer"):
-        norm = run.optimizers.step(run.scaler, run.config.grad_clip, before_clipping)
-    return functools.reduce(torch.add, losses), norm
+    total: Tensor = functools.reduce(torch.add, losses)
+    return total
 
 
 # -- the loop -------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from nanoscale.spec.identity import RunSpec
 from nanoscale.store.folder import CHECKPOINT, RunFolder
 from nanoscale.store.resume import check_past, is_early_end, own_best, start_of
 from nanoscale.training import checkpoint, numerics
+from nanoscale.training.halves import Halves
 from nanoscale.training.hardware import peak, pick_device
 from nanoscale.training.numerics import Numerics, NumericsFrom
 from nanoscale.training.telemetry import Meter
@@ -73,6 +74,13 @@ class Run:
             return None
         with self.numerics.autocast():
             return whole_update(self.model, self.optimizers, self.config.grad_clip)
+
+    @functools.cached_property
+    def halves(self) -> Halves | None:
+        """What two halves of every batch say, where statistics are asked for and there are two."""
+        if not self.config.stats_interval or self.config.sequences_per_iter < 2:
+            return None
+        return Halves(self)
 
     def to_device(self, *arrays: np.ndarray) -> list[Tensor]:
         """Arrays of tokens as tensors on the run's device; a foreign token is a `UserError`."""

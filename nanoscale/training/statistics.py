@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nanoscale.model.distributed import full
+from nanoscale.model.distributed import full, local
 from nanoscale.model.gpt import GPT, Probe
 from nanoscale.spec.architecture import tensors
+from nanoscale.training.halves import Halves, widened
 from nanoscale.training.state import Run
 
 Sizes = dict[str, float]  # a root mean square by role, or by kind of activation
@@ -21,10 +22,11 @@ CHANGE_TOKENS = 4096  # at most, on which changes are measured: the activations 
 class Statistics:
     """Sizes around one update of a run, activations on tokens X (B, T)."""
 
-    def __init__(self, run: Run, X: Tensor) -> None:
+    def __init__(self, run: Run, X: Tensor, halves: Halves | None = None) -> None:
         self.run = run
         self.model = run.model
         self.X = X
+        self.halves = halves
         self.kept: dict[str, Tensor] = {}
 
     def before(self) -> None:
@@ -40,6 +42,8 @@ class Statistics:
             if p.grad is not None:
                 gradients[name] = p.grad
         self.grad_rms = rms_by_role(self.model, gradients)
+        if self.halves:  # clipping and the update change them in place
+            self.gradients = {name: local(g).clone() for name, g in gradients.items()}
         with self.run.numerics.autocast():
             self.activations = activation_statistics(self.model, self.X, self.kept)
 
@@ -53,18 +57,15 @@ class Statistics:
         changes = {name: now[name] - self.weights[name] for name in now}
         with self.run.numerics.autocast():
             activation_change = activation_changes(self.model, self.X, self.kept)
+        of_halves = self.halves.statistics(self.gradients) if self.halves else {}
         return {
             "grad_rms": self.grad_rms,
             "weight_rms": rms_by_role(self.model, now),
             "update_rms": rms_by_role(self.model, changes),
             **self.activations,
             "activation_change_rms": activation_change,
+            **of_halves,
         }
-
-
-def widened(x: Tensor) -> Tensor:
-    """In float64, which Apple's GPUs do not have: from there it is moved first."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def rms(x: Tensor) -> float:

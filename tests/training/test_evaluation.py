@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanoscale.model import kernels
 from nanoscale.model.distributed import Ranks
-from nanoscale.training import evaluation, statistics
+from nanoscale.training import evaluation, halves
 from nanoscale.training.state import build, dataset_of
 
 needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no compiler for the kernels")
@@ -111,6 +111,6 @@ def test_no_float64_reaches_a_device_that_has_none(data_root):
             model=lambda X, Y, by_token: (None, torch.empty(Y.shape, device="mps")),
         )
         found = evaluation.losses_at(run, "val", np.array([0, 8, 16]), exact=True)
-        wide = statistics.widened(torch.empty(3, device="mps"))
+        wide = halves.widened(torch.empty(3, device="mps"))
     assert (found.shape, found.dtype, found.device.type) == ((3,), torch.float64, "cpu")
     assert (wide.dtype, wide.device.type) == (torch.float64, "cpu")

@@ -243,6 +243,10 @@ def test_statistics_come_when_asked_for(spec_of, tmp_path):
         "activation_change_rms",
         "attention_logit_rms",
         "max_attention_logit",
+        "signal_fraction",
+        "tokens_per_half",
+        "gradient_square",
+        "noise_trace",
     }
     assert {"embedding", "hidden", "residual_out", "block_norm"} <= set(one["update_rms"])
     assert set(one["activation_rms"]) == {"embedding", "attn", "mlp", "last_block"}
