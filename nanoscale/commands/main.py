@@ -37,6 +37,7 @@ TASKS: dict[str, dict[str, str]] = {
     },
     "Verdicts": {
         "coord-check": "do activations keep their size as models grow?",
+        "noise-check": "how much of an update is signal, over widths?",
         "transfer": "does the best learning rate hold over sizes?",
         "compare": "is B's loss lower than A's? from paired seeds",
     },

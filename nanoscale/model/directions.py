@@ -110,7 +110,8 @@ def clip(G: Tensor, most: float) -> Tensor:
 
 def row_normalized(G: Tensor) -> Tensor:
     """Every row over its norm; a row of zeros stays."""
-    return G / G.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
+    size: Tensor = torch.linalg.vector_norm(G, dim=-1, keepdim=True)
+    return G / size.clamp(min=torch.finfo(G.dtype).tiny)
 
 
 # -- steps that look at the weights ---------------------------------------------------------------

@@ -214,8 +214,8 @@ class Muon(torch.optim.Optimizer):
         since = 1 - momentum ** self.state[p]["step"]  # of its weights, what an average has so far
         n = g + momentum / (1 - momentum) * m / since
         variance = local(self.state[p]["variance_buffer"]) / since
-        size: Tensor = (n.square() + NSR_WEIGHT * variance).sqrt()
-        return n / (size + NSR_EPS)
+        over: Tensor = n / ((n.square() + NSR_WEIGHT * variance).sqrt() + NSR_EPS)
+        return over
 
     def update_from(self, p: Tensor, momentum: Tensor, g: Tensor) -> Tensor:
         """What another momentum than p's own would make of gradient g, without LR and decay.

@@ -165,7 +165,7 @@ class CoordinatePlan:
         settings = Source("the check's settings", PROTOCOL)
         sources = [*files, settings, *flags, Source("the check", own)]
         defaults: dict[str, Json] = {} if files else {**MODEL}
-        rows = _rows(sweep, sizes, seeds, [Source("defaults", defaults), *sources], typed)
+        rows = size_rows(sweep, sizes, seeds, [Source("defaults", defaults), *sources], typed)
         return cls(sweep, sizes, steps, make_cells(defaults, sources, rows, f"--{sweep}s"))
 
     @property
@@ -221,7 +221,7 @@ class CoordinatePlan:
         return coordinate_verdict(self.sizes, runs, facts_of(self.sweep, configs), self.steps)
 
 
-def _rows(
+def size_rows(
     sweep: SweptSize,
     sizes: Sequence[int],
     seeds: int,

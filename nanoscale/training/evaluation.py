@@ -13,9 +13,9 @@ import torch
 from nanoscale.data.dataset import evaluation_windows, windows
 from nanoscale.spec.memory import evaluated_at_once
 from nanoscale.spec.values import Json
+from nanoscale.training.halves import widened
 from nanoscale.training.records import Evaluation
 from nanoscale.training.state import Run
-from nanoscale.training.halves import widened
 
 WindowLosses = npt.NDArray[np.float64]  # of windows, in nats per token, (n,)
 

@@ -1,7 +1,7 @@
 """How much of an update is signal: the updates that two halves of the data would make, compared.
 
-Every batch is split in two, the sequences of even and of odd number, each half feeds a momentum of its own, and the signal fraction is the
-cosine between the updates of both. The optimizer's own momentum M is the mean of the two, so only
+Every batch is split in two, the sequences of even and of odd number, each half feeds a momentum of
+its own, and the signal fraction is the cosine between the updates of both. The optimizer's own momentum M is the mean of the two, so only
 the first half's, A, is kept; with a and b sequences, B = M + (M - A) a / b. From the gradients
 of the same halves comes the gradient noise scale (McCandlish et al. 2018, arXiv 1812.06162, A.1).
 """

@@ -136,7 +136,9 @@ def test_the_noise_scales_parts_are_those_of_mccandlish(watched):
 def test_a_watched_run_is_its_unwatched_twin(data_root, kernels):
     runs = [started(spec(data_root, stats_interval=k, kernels=kernels)) for k in (0, 3)]
     for step in range(1, 8):
-        losses = [training.update(run, with_statistics=run.halves and step % 3 == 0) for run in runs]
+        losses = [
+            training.update(run, with_statistics=run.halves and step % 3 == 0) for run in runs
+        ]
         assert losses[0].loss == losses[1].loss
     plain, seen = (run.model.state_dict() for run in runs)
     assert all(torch.equal(plain[name], seen[name]) for name in plain)

@@ -1,0 +1,95 @@
+"""`nanoscale noise-check`: how much of an update is signal, and how that goes with width."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nanoscale.commands.coord_check import interval_text, sizes_as
+from nanoscale.commands.verb import COUNT, config_verb, json_output, option, output_root, say
+from nanoscale.errors import DONE, FAILURE
+from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
+
+if TYPE_CHECKING:
+    from nanoscale.checks.noise import NoiseReport
+
+
+@config_verb(
+    "nanoscale noise-check --widths 32,64,128,256",
+    "nanoscale noise-check --batch_size=32 --muon_lr=0.02 --json noise.json",
+)
+@option("widths", "W,W,W", "Three or more n_embd (32,64,128,256).", sizes_as("32,64,128"))
+@option("updates", "T", "Updates of each run (300).", COUNT, default=300)
+@option("seeds", "K", "Runs of each width (3).", COUNT, default=3)
+@option("workers", "N", "Runs at once (what fits here).", COUNT)
+@json_output("what was measured")
+@output_root()
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    arguments: tuple[str, ...],
+    widths: list[int] | None,
+    updates: int,
+    seeds: int,
+    workers: int | None,
+    json_path: Path | None,
+    output_root: Path,
+) -> int:
+    """Train a config at several widths, freeze the weights, feed two momenta from disjoint streams
+    of batches, and compare the updates that would be made of both.
+
+    Their cosine is the part of an update that is signal; its slope over width is the drift to
+    expect of the best learning rate (see parametrization.muon_width_power). Beside it stands the
+    gradient noise scale, in tokens.
+    """
+    if not context.meta["typed"]:
+        click.echo(context.get_help())
+        return DONE
+    from nanoscale.experiments import ExperimentRunner
+    from nanoscale.experiments.records import Asked
+    from nanoscale.studies.noise_study import NoisePlan
+
+    sources = parse_arguments(arguments)
+    files = [source for source in sources if source.name != COMMAND_LINE]
+    flags = [source for source in sources if source.name == COMMAND_LINE]
+    plan = NoisePlan.of(widths or [32, 64, 128, 256], updates, seeds, files, flags)
+    asked = Asked(command=shlex.join(["nanoscale", "noise-check", *context.meta["typed"]]))
+    runner = ExperimentRunner(output_root=output_root, workers=workers)
+    report = plan.run(asked, runner, lambda line: click.echo(line, err=True))
+    if report is None:
+        click.echo("nothing measured: some runs have failed")
+        return FAILURE
+    say(lines(report), json_path, report.to_json())
+    return DONE
+
+
+# -- what is printed ------------------------------------------------------------------------------
+def lines(report: NoiseReport) -> Sequence[str]:
+    """A line per direction, and the noise scale."""
+    sizes = "".join(f"{size:>9}" for size in report.sizes)
+    table = []
+    for direction, over in report.signal.items():
+        means = "".join(f"{mean:>9.3f}" for mean in over.means)
+        said = "no slope: a cosine is not above 0"
+        if over.slope is not None:
+            said = f"{over.slope.slope:+.2f}  {interval_text(over.slope.ci95)}"
+        table.append(f"{direction:<18}{means}   {said}")
+    scales = "".join(f"{noise_text(scale):>9}" for scale in report.noise_scale)
+    seeds = ", ".join(map(str, report.seeds))
+    return [
+        "",
+        f"signal fraction after {report.updates} updates of {report.tokens:,} tokens, of two streams"
+        f" of {report.batches} batches at these weights; seeds {seeds}",
+        f"{'width':<18}{sizes}   octaves per doubling, 95 % interval",
+        *table,
+        f"{'noise scale':<18}{scales}   tokens",
+    ]
+
+
+def noise_text(scale: float | None) -> str:
+    return "-" if scale is None else f"{scale:,.0f}"

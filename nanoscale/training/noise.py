@@ -1,0 +1,114 @@
+"""The signal in what Muon would make of momentum, measured at the frozen weights of one run.
+
+Two disjoint streams of batches each feed a momentum; no weight changes. The cosine between the
+updates of both is how much of an update is signal, the rest is noise of the batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from nanoscale.model.directions import orthogonalize, polar, power
+from nanoscale.model.distributed import Ranks
+from nanoscale.spec.architecture import MATRIX_ROLES
+from nanoscale.spec.values import Json
+from nanoscale.store.folder import CHECKPOINT, RunFolder
+from nanoscale.training.halves import CLIP_EPS
+from nanoscale.training.loop import gradients_of, micro_batches
+from nanoscale.training.state import Checkpoint, Run, build, dataset_of
+
+FORGOTTEN = 0.01  # what a stream's momentum still has of its beginning, at most
+
+DIRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "momentum": lambda u: u,
+    "Newton-Schulz": orthogonalize,
+    "polar factor": polar,
+    "power 1/2": lambda u: power(u, 1 / 2),
+    "power 1/4": lambda u: power(u, 1 / 4),
+}
+Gradients = dict[str, Tensor]  # by name
+
+
+@dataclass(frozen=True)
+class NoiseAt:
+    """What two streams say at one run's weights."""
+
+    signal: Mapping[str, float]  # direction -> cosine, the mean over the matrices inside blocks
+    batches: int  # of each stream
+    gradient_square: float  # of the loss itself, |G|^2: unbiased
+    noise_trace: float  # of a token's gradient, tr S
+
+    def to_json(self) -> dict[str, Json]:
+        return asdict(self)
+
+
+def noise_at(folder: RunFolder) -> NoiseAt:
+    """Measure at the last weights of a finished run that was trained with momentum.
+
+    Raises:
+        UserError: the folder has no checkpoint, or its dataset has changed.
+    """
+    saved = Checkpoint.load(folder / CHECKPOINT)
+    run = build(saved.spec, dataset_of(saved.spec), Ranks(), saved=saved)
+    config = run.config
+    momentum = config.muon_momentum if config.optimizer == "muon" else config.beta1
+    batches = math.ceil(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 1
+    kept: list[Gradients] = [{}, {}]
+    last: list[Gradients] = [{}, {}]
+    squares = trace = 0.0
+    for _ in range(batches):
+        last = [next_gradients(run), next_gradients(run)]
+        for buffers, gradients in zip(kept, last, strict=True):
+            for name, g in gradients.items():
+                buffers.setdefault(name, torch.zeros_like(g)).lerp_(g, 1 - momentum)
+        square, noise = estimates(last, config.tokens_per_iter)
+        squares += square / batches
+        trace += noise / batches
+
+    names = [t.name for t in run.model.rules.tensors if t.role in MATRIX_ROLES]
+    signal = {}
+    for direction, make in DIRECTIONS.items():
+        cosines = []
+        for name in names:
+            one, other = (make(u) for u in ahead(kept, last, name, momentum))
+            cosines.append(float((one * other).sum() / (one.norm() * other.norm())))
+        signal[direction] = sum(cosines) / len(cosines)
+    return NoiseAt(signal, batches, squares, trace)
+
+
+def next_gradients(run: Run) -> Gradients:
+    """The clipped gradients of the run's next batch, whose weights stay."""
+    gradients_of(run, list(micro_batches(run)))
+    run.step += 1
+    named = run.optimizers.named
+    gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
+    run.optimizers.zero_grad()
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    if most := run.config.grad_clip:
+        for g in gradients.values():
+            g *= (most / (norm + CLIP_EPS)).clamp(max=1)
+    return gradients
+
+
+def estimates(pair: list[Gradients], tokens: int) -> tuple[float, float]:
+    """|G|^2 and tr S from two batches of that many tokens (arXiv 1812.06162, appendix A.1)."""
+    one, other = pair
+    both = of_each = 0.0
+    for name, g in one.items():
+        mean = (g + other[name]) / 2
+        both += float(mean.square().sum())
+        of_each += float(g.square().sum() + other[name].square().sum()) / 2
+    return 2 * both - of_each, 2 * tokens * (of_each - both)
+
+
+def ahead(
+    kept: list[Gradients], last: list[Gradients], name: str, momentum: float
+) -> Iterator[Tensor]:
+    """Each stream's momentum of a matrix, with Nesterov's look ahead."""
+    for buffers, gradients in zip(kept, last, strict=True):
+        yield gradients[name].lerp(buffers[name], momentum)
