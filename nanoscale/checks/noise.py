@@ -15,7 +15,7 @@ import numpy as np
 from nanoscale.checks.coordinates import Slope, slope
 from nanoscale.spec.values import Json
 
-SCHEMA = 1
+NOISE_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NoiseReport:
     runs: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Json]:
-        return {"schema": SCHEMA, "check": "noise", **asdict(self)}
+        return {"schema": NOISE_SCHEMA, "check": "noise", **asdict(self)}
 
 
 def noise_report(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
 
 if TYPE_CHECKING:
     from nanoscale.checks.noise import NoiseReport
+    from nanoscale.experiments import Study
+    from nanoscale.studies.noise_study import NoisePlan
 
 
 @config_verb(
@@ -60,12 +63,39 @@ def command(
     plan = NoisePlan.of(widths or [32, 64, 128, 256], updates, seeds, files, flags)
     asked = Asked(command=shlex.join(["nanoscale", "noise-check", *context.meta["typed"]]))
     runner = ExperimentRunner(output_root=output_root, workers=workers)
-    report = plan.run(asked, runner, lambda line: click.echo(line, err=True))
-    if report is None:
+    study = plan.bring(asked, runner)
+    if not study.ok:
         click.echo("nothing measured: some runs have failed")
         return FAILURE
+    report = measured(plan, study)
     say(lines(report), json_path, report.to_json())
     return DONE
+
+
+def measured(plan: NoisePlan, study: Study) -> NoiseReport:
+    """What two streams say at the weights of every run, and how it goes with width."""
+    from nanoscale.checks.noise import NoisePoint, noise_report
+    from nanoscale.training.noise import noise_at
+
+    configs = {cell.spec.id: cell.spec.config for cell in plan.cells}
+    points = []
+    batches = 0
+    for entry, folder in study.runs():
+        config = configs[entry.id]
+        found = noise_at(folder)
+        batches = found.batches
+        point = NoisePoint(
+            size=config.n_embd,
+            seed=config.seed,
+            signal=found.signal,
+            gradient_square=found.gradient_square,
+            noise_trace=found.noise_trace,
+        )
+        points.append(point)
+        place = f"{len(points)} of {len(configs)}"
+        study.say(f"measured n_embd={config.n_embd}, seed={config.seed}  ({place})")
+    report = noise_report(points, plan.updates, plan.cells[0].spec.config.tokens_per_iter, batches)
+    return replace(report, asked=study.asked.to_json(), runs=list(configs))
 
 
 # -- what is printed ------------------------------------------------------------------------------
@@ -83,8 +113,8 @@ def lines(report: NoiseReport) -> Sequence[str]:
     seeds = ", ".join(map(str, report.seeds))
     return [
         "",
-        f"signal fraction after {report.updates} updates of {report.tokens:,} tokens, of two streams"
-        f" of {report.batches} batches at these weights; seeds {seeds}",
+        f"signal fraction after {report.updates} updates of {report.tokens:,} tokens, by two"
+        f" streams of {report.batches} batches at these weights; seeds {seeds}",
         f"{'width':<18}{sizes}   octaves per doubling, 95 % interval",
         *table,
         f"{'noise scale':<18}{scales}   tokens",

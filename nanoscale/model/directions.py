@@ -158,11 +158,10 @@ def tangent(u: Tensor, T: Tensor) -> Tensor:
 
 
 # -- by rule --------------------------------------------------------------------------------------
-Group = Mapping[str, Any]  # of torch.optim: lr, ns_steps, power, ...
-Step = Callable[[Group, torch.dtype | None, Tensor, Tensor], Tensor]  # of u and W
+GroupSettings = Mapping[str, Any]  # of torch.optim: lr, ns_steps, power, ...
 
 
-def _orthogonal(group: Group, dtype: torch.dtype | None, u: Tensor) -> Tensor:
+def _orthogonal(group: GroupSettings, dtype: torch.dtype | None, u: Tensor) -> Tensor:
     return orthogonalize(u, group["ns_steps"], dtype)
 
 

@@ -8,7 +8,7 @@ rows of `spec.muon_rules`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,20 +17,25 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanoscale.model.directions import NSR_EPS, NSR_WEIGHT, STEPS_OF_RULES, orthogonalize
+from nanoscale.model.directions import (
+    NSR_EPS,
+    NSR_WEIGHT,
+    STEPS_OF_RULES,
+    GroupSettings,
+    orthogonalize,
+)
 from nanoscale.model.distributed import Ranks, local
 from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.parametrization import shape_factor
 
 __all__ = ["Muon", "orthogonalize"]
 
-Group = Mapping[str, Any]  # of torch.optim
-Held = list[Tensor]  # of each matrix, all or this rank's rows
+Parts = list[Tensor]  # of each matrix, all or this rank's rows
 OfStacks = Callable[..., Tensor]  # stacks (n, fan_out, fan_in) -> one more, matrix by matrix
 
 
 # -- whole matrices, shared out over ranks --------------------------------------------------------
-def by_matrix(make: OfStacks, operands: Sequence[Held], fan_out: int, ranks: Ranks) -> Held:
+def by_matrix(make: OfStacks, operands: Sequence[Parts], fan_out: int, ranks: Ranks) -> Parts:
     """`make` of matrices of equal shape, and of what else belongs to each: a list per operand."""
     if ranks.world == 1:
         return list(make(*map(torch.stack, operands)))
@@ -44,7 +49,7 @@ def share_of(count: int, ranks: Ranks) -> int:
     return -(-count // ranks.world)
 
 
-def dealt(make: OfStacks, operands: Sequence[Held], ranks: Ranks) -> Held:
+def dealt(make: OfStacks, operands: Sequence[Parts], ranks: Ranks) -> Parts:
     """Of matrices that every rank holds: each makes its share, all get all."""
     first = operands[0]
     share = share_of(len(first), ranks)
@@ -59,7 +64,7 @@ def dealt(make: OfStacks, operands: Sequence[Held], ranks: Ranks) -> Held:
     return list(torch.cat(parts)[: len(first)])
 
 
-def sharded(make: OfStacks, operands: Sequence[Held], fan_out: int, ranks: Ranks) -> Held:
+def sharded(make: OfStacks, operands: Sequence[Parts], fan_out: int, ranks: Ranks) -> Parts:
     """Of matrices of which every rank holds some rows, in FSDP2's partition.
 
     Each rank is sent all rows of its share, and sends back to each rank that one's of the result.
@@ -76,7 +81,7 @@ def sharded(make: OfStacks, operands: Sequence[Held], fan_out: int, ranks: Ranks
     return [parts[i // share, i % share, : len(part)] for i, part in enumerate(rows)]
 
 
-def gathered_rows(rows: Held, share: int, height: int, world: int) -> Tensor:
+def gathered_rows(rows: Parts, share: int, height: int, world: int) -> Tensor:
     """All rows, and padding, of the matrices of this rank's share, from those that each holds."""
     parts = rows[0].new_zeros(world, share, height, rows[0].size(-1))  # by owner
     for i, part in enumerate(rows):
@@ -159,7 +164,7 @@ class Muon(torch.optim.Optimizer):
             for params in by_shape.values():
                 self._update(params, group)
 
-    def _update(self, params: list[Tensor], group: Group) -> None:
+    def _update(self, params: list[Tensor], group: GroupSettings) -> None:
         """Update matrices of equal shape, whole or this rank's rows of each."""
         grads = [local(p.grad) for p in params if p.grad is not None]
         buffers = self._advance(params, grads, group)
@@ -173,7 +178,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
         torch._foreach_add_(weights, made, alpha=-lr * factor)
 
-    def _advance(self, params: list[Tensor], grads: Held, group: Group) -> Held:
+    def _advance(self, params: list[Tensor], grads: Parts, group: GroupSettings) -> Parts:
         """Take the gradients in; the momentum of each matrix."""
         keeps_variance = MUON_RULES[group["rule"]].buffers > 1
         for p in params:
@@ -196,7 +201,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         return buffers
 
-    def _made(self, params: list[Tensor], grads: Held, momenta: Held, group: Group) -> Held:
+    def _made(
+        self, params: list[Tensor], grads: Parts, momenta: Parts, group: GroupSettings
+    ) -> Parts:
         """The directions of the momenta after `grads`; or, of a rule of weights, these anew."""
         rule = MUON_RULES[group["rule"]]
         make = partial(STEPS_OF_RULES[group["rule"]], group, self.dtype)

@@ -66,7 +66,6 @@ _LATER_MUON_KEYS = (
     "muon_rule",
     "muon_power",
     "muon_clip",
-    "muon_momentum_halflife_tokens",
     "parametrization.muon_width_power",
 )
 

@@ -1,13 +1,12 @@
-"""How much of an update is signal, over widths: runs of every width, measured where they end."""
+"""How much of an update is signal, over widths: the runs, which are measured where they end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from nanoscale.checks.noise import NoisePoint, NoiseReport, noise_report
 from nanoscale.errors import UserError
-from nanoscale.experiments import ExperimentRunner
+from nanoscale.experiments import ExperimentRunner, Study
 from nanoscale.experiments.cells import Cell, make_cells, questions
 from nanoscale.experiments.records import Asked
 from nanoscale.spec.sources import Source
@@ -15,7 +14,7 @@ from nanoscale.spec.values import Json, Overrides
 from nanoscale.studies.coordinate_study import MODEL, size_rows
 
 # Of the hint that this reproduces: as the transfer studies, stopped where the rate is highest.
-PROTOCOL: Overrides = {
+NOISE_PROTOCOL: Overrides = {
     "optimizer": "muon",
     "parametrization.mode": "muP",
     "learning_rate": 1e-2,
@@ -33,7 +32,7 @@ PROTOCOL: Overrides = {
     "eval_iters": 8,
     "log_interval": 100,
 }
-OF_THE_CHECK = {"max_iters": "--updates", "init_seed": "--seed", "data_seed": "--seed"}
+OF_THE_NOISE_CHECK = {"max_iters": "--updates", "init_seed": "--seed", "data_seed": "--seed"}
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,11 @@ class NoisePlan:
     ) -> NoisePlan:
         """The check's settings lie under files, and what is typed over them."""
         typed = {key for flag in flags for key in flag.values}
-        for key, instead in OF_THE_CHECK.items():
+        for key, instead in OF_THE_NOISE_CHECK.items():
             if key in typed:
                 raise UserError(f"--{key}: the check sets it; use {instead}")
         own = {"max_iters": updates, "init_seed": None, "data_seed": None, "keep": "all"}
-        defaults: dict[str, Json] = {**MODEL, "n_head": 4, **PROTOCOL}
+        defaults: dict[str, Json] = {**MODEL, "n_head": 4, **NOISE_PROTOCOL}
         sources = [*files, *flags, Source("the check", own)]
         rows = size_rows("width", sizes, seeds, [Source("defaults", defaults), *sources], typed)
         return cls(sizes, updates, make_cells(defaults, sources, rows, "--widths"))
@@ -70,34 +69,7 @@ class NoisePlan:
         config = self.cells[0].spec.config
         return f"noise-check-{config.parametrization.mode}-{config.optimizer}"
 
-    def run(
-        self, asked: Asked, runner: ExperimentRunner, say: Callable[[str], None]
-    ) -> NoiseReport | None:
-        """Train what is not trained yet, and measure; None where runs have failed."""
-        from nanoscale.training.noise import noise_at
-
+    def bring(self, asked: Asked, runner: ExperimentRunner) -> Study:
+        """Train what is not trained yet."""
         warn = questions(self.cells, len(self.cells))
-        study = runner.run_specs(self.name, self.cells, warn=warn, asked=asked)
-        if not study.ok:
-            return None
-        configs = {cell.spec.id: cell.spec.config for cell in self.cells}
-        points = []
-        batches = 0
-        for entry, folder in study.runs():
-            config = configs[entry.id]
-            found = noise_at(folder)
-            batches = found.batches
-            point = NoisePoint(
-                size=config.n_embd,
-                seed=config.seed,
-                signal=found.signal,
-                gradient_square=found.gradient_square,
-                noise_trace=found.noise_trace,
-            )
-            points.append(point)
-            say(
-                f"measured width {config.n_embd}, seed {config.seed} ({len(points)}/{len(configs)})"
-            )
-        tokens = self.cells[0].spec.config.tokens_per_iter
-        report = noise_report(points, self.updates, tokens, batches)
-        return replace(report, asked=study.asked.to_json(), runs=list(configs))
+        return runner.run_specs(self.name, self.cells, warn=warn, asked=asked)

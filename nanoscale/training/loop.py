@@ -105,7 +105,7 @@ def update(run: Run, with_statistics: bool = False) -> UpdateDone:
     else:
         loss, norm = in_parts(run, batch, statistics)
     if run.halves:
-        run.halves.advance(norm)
+        run.halves.advance(norm, begins=run.step == 0)
     run.step += 1
     return UpdateDone(
         loss=loss,

@@ -31,7 +31,7 @@ DIRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "power 1/2": lambda u: power(u, 1 / 2),
     "power 1/4": lambda u: power(u, 1 / 4),
 }
-Gradients = dict[str, Tensor]  # by name
+ByName = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def noise_at(folder: RunFolder) -> NoiseAt:
     config = run.config
     momentum = config.muon_momentum if config.optimizer == "muon" else config.beta1
     batches = math.ceil(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 1
-    kept: list[Gradients] = [{}, {}]
-    last: list[Gradients] = [{}, {}]
+    kept: list[ByName] = [{}, {}]
+    last: list[ByName] = [{}, {}]
     squares = trace = 0.0
     for _ in range(batches):
         last = [next_gradients(run), next_gradients(run)]
@@ -81,7 +81,7 @@ def noise_at(folder: RunFolder) -> NoiseAt:
     return NoiseAt(signal, batches, squares, trace)
 
 
-def next_gradients(run: Run) -> Gradients:
+def next_gradients(run: Run) -> ByName:
     """The clipped gradients of the run's next batch, whose weights stay."""
     gradients_of(run, list(micro_batches(run)))
     run.step += 1
@@ -95,7 +95,7 @@ def next_gradients(run: Run) -> Gradients:
     return gradients
 
 
-def estimates(pair: list[Gradients], tokens: int) -> tuple[float, float]:
+def estimates(pair: list[ByName], tokens: int) -> tuple[float, float]:
     """|G|^2 and tr S from two batches of that many tokens (arXiv 1812.06162, appendix A.1)."""
     one, other = pair
     both = of_each = 0.0
@@ -106,9 +106,7 @@ def estimates(pair: list[Gradients], tokens: int) -> tuple[float, float]:
     return 2 * both - of_each, 2 * tokens * (of_each - both)
 
 
-def ahead(
-    kept: list[Gradients], last: list[Gradients], name: str, momentum: float
-) -> Iterator[Tensor]:
+def ahead(kept: list[ByName], last: list[ByName], name: str, momentum: float) -> Iterator[Tensor]:
     """Each stream's momentum of a matrix, with Nesterov's look ahead."""
     for buffers, gradients in zip(kept, last, strict=True):
         yield gradients[name].lerp(buffers[name], momentum)

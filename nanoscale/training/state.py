@@ -80,7 +80,7 @@ class Run:
         """What two halves of every batch say, where statistics are asked for and there are two."""
         if not self.config.stats_interval or self.config.sequences_per_iter < 2:
             return None
-        return Halves(self)
+        return Halves(self.config, self.optimizers, self.scaler, self.ranks)
 
     def to_device(self, *arrays: np.ndarray) -> list[Tensor]:
         """Arrays of tokens as tensors on the run's device; a foreign token is a `UserError`."""
