@@ -62,7 +62,7 @@ def _cells(rules: Rules, tensor: TensorSpec) -> tuple[str, ...]:
     """A tensor's row of `tensor_rows`, as COLUMNS."""
     rule = rules.rule(tensor)
     factor, eps, forward = "-", "-", "-"
-    if rule.optimizer == "muon":
+    if rule.optimizer == "muon" and not rules.keeps_norms:
         factor = f"{shape_factor(rules.config.muon_scale, *tensor.shape):.4g}"
     else:
         eps = f"{rule.eps:.4g}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from nanoscale.spec.architecture import MATRIX_ROLES, TensorSpec, ffn_width, kv_width, tensors
 from nanoscale.spec.config import ResolvedConfig
+from nanoscale.spec.muon_rules import MUON_RULES
 
 F4 = 4  # bytes of a float32: weights, their gradients, the residual stream, norms, losses
 I8 = 8  # of an int64
@@ -169,7 +170,7 @@ class Moments:
     # -- the moments ------------------------------------------------------------------------------
     def moment(self, **parts: int) -> Counter[str]:
         """A moment's parts beside those of every moment."""
-        states = sum(t.numel * (1 if self.by_muon(t) else 2) for t in self.tensors)
+        states = sum(t.numel * self.buffers(t) for t in self.tensors)
         total = Counter(parts)
         total["parameters"] += self.weights
         total["optimizer"] += F4 * states
@@ -178,6 +179,11 @@ class Moments:
             total["casts"] = self.casts()
         total["workspace"] += self.room
         return total
+
+    def buffers(self, tensor: TensorSpec) -> int:
+        """What the optimizer keeps per element, and what statistics keep beside it."""
+        own = MUON_RULES[self.config.muon_rule].buffers if self.by_muon(tensor) else 2
+        return own + (2 if self.config.stats_interval else 0)  # momentum and gradient of a half
 
     def by_muon(self, tensor: TensorSpec) -> bool:
         return self.config.optimizer == "muon" and tensor.role in MATRIX_ROLES

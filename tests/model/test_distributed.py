@@ -24,7 +24,9 @@ from nanoscale.errors import UserError
 from nanoscale.model.distributed import Ranks, full, held_as, place, session
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers
+from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.identity import RunSpec
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.store.folder import RunFolder
 from nanoscale.store.resume import open_folder
 from nanoscale.training import checkpoint, recorder
@@ -232,11 +234,13 @@ def test_the_masters_clock_alone_makes_a_checkpoint_late(spec_of, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_muon_dealt_out_is_muon(sharding):
+def test_muon_dealt_out_is_muon_under_every_rule(sharding):
     """Bit for bit, from the same gradients; three ranks divide neither rows nor matrices."""
-    config = tiny_config(optimizer="muon", sharding=sharding, n_layer=5)
+    base = {"optimizer": "muon", "sharding": sharding, "n_layer": 5}
+    configs = [tiny_config(**base, muon_rule=rule) for rule in MUON_RULES]
+    config = configs[0]
 
-    def updated(ranks: Any = None) -> dict[str, torch.Tensor]:
+    def updated(config: ResolvedConfig, ranks: Any = None) -> dict[str, torch.Tensor]:
         model = GPT(config)
         if ranks:
             place(model, model.transformer.h, ranks, torch.device("cpu"))
@@ -248,13 +252,42 @@ def test_muon_dealt_out_is_muon(sharding):
             optimizers.parts[1].step()
         return {name: full(p.detach()) for name, p in model.named_parameters()}
 
-    alone = updated()
+    alone = [updated(config) for config in configs]
 
     def work() -> None:
         with session(config, pick_device) as ranks:
             assert ranks.sharded == (sharding == "fsdp")
-            for name, value in updated(ranks).items():
-                assert torch.equal(value, alone[name]), name
+            for made, expected in zip(configs, alone, strict=True):
+                for name, value in updated(made, ranks).items():
+                    assert torch.equal(value, expected[name]), (made.muon_rule, name)
+
+    over_ranks(3, work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_adamh_over_ranks_is_adamh(sharding):
+    """To the rounding of a norm that is added up by rank."""
+    config = tiny_config(
+        optimizer="muon", muon_rule="hyperball", tie_embeddings=False, sharding=sharding
+    )
+
+    def head(ranks: Any = None) -> torch.Tensor:
+        model = GPT(config)
+        if ranks:
+            place(model, model.transformer.h, ranks, torch.device("cpu"))
+        optimizers = Optimizers(model, model.rules, ranks)
+        p = model.lm_head.weight
+        for step in range(3):
+            p.grad = held_as(torch.sin(step + torch.arange(p.numel()).view(p.shape)), p)
+            optimizers.owner[p].step()
+        return full(p.detach())
+
+    alone = head()
+
+    def work() -> None:
+        with session(config, pick_device) as ranks:
+            torch.testing.assert_close(head(ranks), alone, rtol=1e-6, atol=1e-8)
 
     over_ranks(3, work)
 

@@ -18,6 +18,7 @@ from nanoscale.spec.config import ResolvedConfig
 from nanoscale.spec.counting import parameter_counts
 from nanoscale.spec.identity import label
 from nanoscale.spec.listing import count_lines, tensor_rows
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.parametrization import (
     DECAYED,
     MUP,
@@ -599,6 +600,30 @@ def multiplied(scheme: Scheme) -> dict[str, str]:
 def test_the_table_of_the_docs_is_the_codes():
     page = ROOT / "docs" / "reference" / "parametrization.md"
     assert rules_table() in page.read_text(encoding="utf-8"), "paste rules_table() there"
+
+
+def test_the_docs_have_every_rule_of_muon_as_it_is():
+    page = (ROOT / "docs" / "reference" / "parametrization.md").read_text(encoding="utf-8")
+    for name, rule in MUON_RULES.items():
+        keys = ", ".join(f"`{key}`" for key in rule.acts) or "none"
+        step = rule.step.replace("|", r"\|")
+        assert f"| `{name}` | {step} | {keys} | {rule.source} |" in page, name
+
+
+def test_muons_rate_follows_the_width_where_it_is_asked_to():
+    asked = {"optimizer": "muon", "muon_lr": 0.05, "muon_width_power": -0.25}
+    name = "transformer.h.0.attn.c_q.weight"
+    m_N = rules_of(tiny_config(mode="muP", **BIG, **BASE)).ratios.m_N
+    assert m_N != 1
+    for mode, expected in (("SP", 1.0), ("muP", m_N**-0.25)):
+        plain = rules(mode=mode, **BIG, **BASE, optimizer="muon", muon_lr=0.05)
+        found = rules(mode=mode, **BIG, **BASE, **asked)
+        assert found[name].lr == pytest.approx(0.05 * expected)
+        decays = [r[name].lr * r[name].weight_decay for r in (plain, found)]
+        assert decays[0] == pytest.approx(decays[1])
+        others = [r for r in found if found[r].optimizer == "adamw"]
+        assert others
+        assert all(found[r] == plain[r] for r in others)
 
 
 @pytest.mark.parametrize(
