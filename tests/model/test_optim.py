@@ -12,10 +12,12 @@ from torch import Tensor
 from nanoscale.model.gpt import GPT
 from nanoscale.model.optim import Optimizers, parameter_groups
 from nanoscale.spec.config import ExperimentConfig
+from nanoscale.spec.muon_rules import MUON_RULES
 from nanoscale.spec.parametrization import rules_of
 from nanoscale.spec.schedule import lr_multiplier
 
 MODES = ("SP", "muP", "CompleteP")
+OPTIMIZERS = ("adamw", "muon")
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +58,7 @@ def check_partition(named: dict[str, Tensor], config: ExperimentConfig) -> None:
 def test_groups_are_a_partition_for_all_modes_and_optimizers(flags):
     named = dict(GPT(tiny_config(**flags)).named_parameters())
     for mode in MODES:
-        for optimizer in ("adamw", "muon"):
+        for optimizer in OPTIMIZERS:
             check_partition(named, tiny_config(mode=mode, optimizer=optimizer, **flags))
 
 
@@ -170,10 +172,16 @@ def test_embeddings_and_an_untied_head_have_their_lr_multipliers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("mode", MODES)
-def test_state_put_back_continues_bit_for_bit(optimizer, mode):
-    config = tiny_config(optimizer=optimizer, mode=mode, bias=True, tie_embeddings=False)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *({"optimizer": optimizer, "mode": mode} for optimizer in OPTIMIZERS for mode in MODES),
+        *({"optimizer": "muon", "muon_rule": rule} for rule in MUON_RULES),
+    ],
+    ids=lambda keys: "-".join(keys.values()),
+)
+def test_state_put_back_continues_bit_for_bit(keys):
+    config = tiny_config(**keys, bias=True, tie_embeddings=False)
     model = GPT(config)
     optimizers = Optimizers(model, model.rules)
     trained(config, range(4), model, optimizers)
