@@ -276,7 +276,7 @@ def test_a_run_is_killed_and_goes_on_and_has_one_owner(machine):
     assert_twins(RunFolder(machine.desk / "out"), RunFolder(machine.desk / "twin"))
 
 
-@on_all("Windows")
+@on_all()
 def test_a_study_is_stopped_and_goes_on_to_the_bits_of_a_fork_server(machine):
     base = "\n".join(f"{key} = {value!r}" for key, value in EXACT.items())
     base = base.replace("False", "false").replace("True", "true")

@@ -396,7 +396,7 @@ learning_rate = [1e-3, 1e-2]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @needs_kernels
 def test_each_run_of_a_study_leaves_a_trace(data_root, tmp_path):
     """From forks of a process that has torch: torch takes a fork's thread for its parent's."""
@@ -441,7 +441,7 @@ def test_who_is_not_the_master_records_nothing(spec_of):
         assert step is nullcontext
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_of_two_processes_the_first_records(data_root, tmp_path):
     values = BASE | LONG | {"data_root": data_root, "batch_size": 4, "out_dir": tmp_path / "run"}
     ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
