@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from nanoscale.commands.coord_check import interval_text, sizes_as
-from nanoscale.commands.verb import COUNT, config_verb, json_output, option, output_root, say
+from nanoscale.commands.verb import (
+    COUNT,
+    config_verb,
+    figure_output,
+    json_output,
+    option,
+    output_root,
+    say,
+)
 from nanoscale.errors import DONE, FAILURE
 from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
 
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 @option("seeds", "K", "Runs of each width (3).", COUNT, default=3)
 @option("workers", "N", "Runs at once (what fits here).", COUNT)
 @json_output("what was measured")
+@figure_output("signal fractions over width")
 @output_root()
 @click.pass_context
 def command(
@@ -41,6 +50,7 @@ def command(
     seeds: int,
     workers: int | None,
     json_path: Path | None,
+    figure: Path | None,
     output_root: Path,
 ) -> int:
     """Train a config at several widths, freeze the weights, feed two momenta from disjoint streams
@@ -69,6 +79,11 @@ def command(
         return FAILURE
     report = measured(plan, study)
     say(lines(report), json_path, report.to_json())
+    if figure is not None:
+        from nanoscale.report import save
+        from nanoscale.report.noise_figures import signal_figure
+
+        save(signal_figure(report), figure)
     return DONE
 
 

@@ -45,7 +45,9 @@ def test_tensors_of_two_roles_are_never_in_one_group():
 def test_muons_products_have_the_type_that_was_asked_for(monkeypatch):
     types = []
     real = directions.orthogonalize
-    monkeypatch.setattr(directions, "orthogonalize", lambda G, n, t: types.append(t) or real(G, n, t))
+    monkeypatch.setattr(
+        directions, "orthogonalize", lambda G, n, t: types.append(t) or real(G, n, t)
+    )
     model = GPT(tiny_config(optimizer="muon"))
     optimizers = Optimizers(model, model.rules, muon_dtype=torch.bfloat16)
     for p in model.parameters():
