@@ -20,8 +20,9 @@ from nanoscale.commands.verb import (
     output_root,
     say,
 )
-from nanoscale.errors import DONE, FAILURE
+from nanoscale.errors import DONE, FAILURE, UserError
 from nanoscale.spec.sources import COMMAND_LINE, parse_arguments
+from nanoscale.store.folder import CHECKPOINT, DIVERGED, RunFolder
 
 if TYPE_CHECKING:
     from nanoscale.checks.noise import NoiseReport
@@ -97,6 +98,7 @@ def measured(plan: NoisePlan, study: Study) -> NoiseReport:
     batches = 0
     for entry, folder in study.runs():
         config = configs[entry.id]
+        check_measurable(folder)
         found = noise_at(folder)
         batches = found.batches
         point = NoisePoint(
@@ -111,6 +113,17 @@ def measured(plan: NoisePlan, study: Study) -> NoiseReport:
         study.say(f"measured n_embd={config.n_embd}, seed={config.seed}  ({place})")
     report = noise_report(points, plan.updates, plan.cells[0].spec.config.tokens_per_iter, batches)
     return replace(report, asked=study.asked.to_json(), runs=list(configs))
+
+
+def check_measurable(folder: RunFolder) -> None:
+    """Refuse a run that has no weights to measure at."""
+    if folder.state() == DIVERGED:
+        raise UserError(f"{folder.path}: diverged; lower --muon_lr or --learning_rate")
+    if not (folder / CHECKPOINT).is_file():
+        raise UserError(
+            f"{folder.path}: its {CHECKPOINT} is gone, of which the check is; delete the folder, and"
+            " the same command trains it again"
+        )
 
 
 # -- what is printed ------------------------------------------------------------------------------
