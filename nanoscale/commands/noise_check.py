@@ -121,7 +121,7 @@ def check_measurable(folder: RunFolder) -> None:
         raise UserError(f"{folder.path}: diverged; lower --muon_lr or --learning_rate")
     if not (folder / CHECKPOINT).is_file():
         raise UserError(
-            f"{folder.path}: its {CHECKPOINT} is gone, of which the check is; delete the folder, and"
+            f"{folder.path}: its {CHECKPOINT} is gone, of which the check is; delete the folder and"
             " the same command trains it again"
         )
 
