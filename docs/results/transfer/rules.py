@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nanoscale.commands.main import main as nanoscale
+from nanoscale.__main__ import main as nanoscale
 from nanoscale.report import save
 from nanoscale.report.marks import headed, label
 from nanoscale.report.style import INK, RULE, SIZES, sheet, styled
