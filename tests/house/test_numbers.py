@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tiny import ROOT
+from tiny import ROOT, run_python
 
 from nanoscale.__main__ import main
 from nanoscale.checks.comparison import TOKENS
@@ -900,3 +900,53 @@ def test_the_recipe_on_the_page_for_nanogpt_is_that_of_the_results():
         f"ends at a validation loss of {ours} nats",
         f"measured the same way, at {theirs}",
     )
+
+
+def test_the_rules_of_muon_are_listed_with_tables_that_are_there():
+    keys = ["rule", "corpus", "tokens_per_update", "size", "table", "arguments"]
+    entries = record("transfer/muon_rules.json")
+    rows = rules_rows()
+    assert len(rows) == len(entries)
+    for entry, row in zip(entries, rows, strict=True):
+        assert list(entry) == keys
+        assert table(f"transfer/{entry['table']}")
+        tokens = f"{entry['tokens_per_update']:,}"
+        assert row.startswith(f"| `{entry['rule']}` | {entry['corpus']} | {tokens} |")
+
+
+@pytest.mark.soak
+def test_the_drifts_of_muons_rules_are_the_commands():
+    """rules.py makes the same page again; it takes a verdict per rule."""
+    file = RESULTS / "transfer" / "muon_rules.md"
+    before = file.read_text(encoding="utf-8")
+    found = run_python(str(RESULTS / "transfer" / "rules.py"))
+    assert found.returncode == 0, found.stderr
+    after = file.read_text(encoding="utf-8")
+    file.write_text(before, encoding="utf-8", newline="\n")
+    assert after == before
+
+
+def test_the_signal_of_muons_directions_is_what_was_measured():
+    measured = record("transfer/noise_512.json")
+    slopes = {name: over["slope"] for name, over in measured["signal"].items()}
+    said = {name: f"{-found['slope']:.2f}" for name, found in slopes.items()}
+    low, high = slopes["Newton-Schulz"]["ci95"]
+    assert (measured["tokens"], measured["seeds"]) == (512, [1, 2, 3])
+    drifts = {}
+    for row in rules_rows():
+        rule, _, tokens, _, drift, *_ = row.strip("| ").split(" | ")
+        if tokens == "512":
+            drifts[rule.strip("`")] = drift[1:5]  # without its sign
+    says(
+        f"{EXPLANATION}/muon.md",
+        f"falls by {said['Newton-Schulz']} [{-high:.2f}, {-low:.2f}] octaves per doubling of width "
+        f"for Newton-Schulz, {said['polar factor']} for the exact polar factor, "
+        f"{said['power 1/2']} with the roots of the singular values, {said['momentum']} for",
+        f"fell by {drifts['power']} with the roots and by {drifts['polar']} with",
+        f"Muon's rose by {drifts['width power']}",
+        f"the rate fell by {drifts['hyperball']}",
+    )
+
+
+def rules_rows() -> list[str]:
+    return (RESULTS / "transfer" / "muon_rules.md").read_text(encoding="utf-8").splitlines()[2:]
