@@ -75,6 +75,11 @@ def row(entry: dict[str, Any], found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+TITLE = """# Rules of Muon over width
+
+Made by `python docs/results/transfer/rules.py` of [muon_rules.json](muon_rules.json). Slopes and drifts
+in octaves per doubling of width, shift in octaves, losses in nats; intervals are of 95 %.
+"""
 HEADS = (
     "rule",
     "corpus",
@@ -113,7 +118,7 @@ def figure(points: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> Any:
 
 def main() -> None:
     entries = json.loads((HERE / "muon_rules.json").read_text(encoding="utf-8"))
-    rows = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    rows = [TITLE, f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     points = []
     for entry in entries:
         found = verdict(entry)
