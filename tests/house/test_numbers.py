@@ -936,15 +936,15 @@ def test_the_signal_of_muons_directions_is_what_was_measured():
     for row in rules_rows():
         rule, _, tokens, _, drift, *_ = row.strip("| ").split(" | ")
         if tokens == "512":
-            drifts[rule.strip("`")] = drift[1:5]  # without its sign
+            drifts[rule.strip("`")] = drift
     says(
         f"{EXPLANATION}/muon.md",
         f"falls by {said['Newton-Schulz']} [{-high:.2f}, {-low:.2f}] octaves per doubling of width "
         f"for Newton-Schulz, {said['polar factor']} for the exact polar factor, "
         f"{said['power 1/2']} with the roots of the singular values, {said['momentum']} for",
-        f"fell by {drifts['power']} with the roots and by {drifts['polar']} with",
-        f"Muon's rose by {drifts['width power']}",
-        f"the rate fell by {drifts['hyperball']}",
+        f"fell by {drifts['power'][1:5]} with the roots and by {drifts['polar'][1:5]} with",
+        f"Muon's stayed: {drifts['width power']}.",
+        f"the rate fell by {drifts['hyperball'][1:5]}",
     )
 
 
