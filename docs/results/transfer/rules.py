@@ -77,8 +77,8 @@ def row(entry: dict[str, Any], found: dict[str, Any]) -> str:
 
 TITLE = """# Rules of Muon over width
 
-Made by `python docs/results/transfer/rules.py` of [muon_rules.json](muon_rules.json). Slopes and drifts
-in octaves per doubling of width, shift in octaves, losses in nats; intervals are of 95 %.
+Made by `python docs/results/transfer/rules.py` of [muon_rules.json](muon_rules.json). Slopes and
+drifts in octaves per doubling of width, shift in octaves, losses in nats; intervals are of 95 %.
 """
 HEADS = (
     "rule",
