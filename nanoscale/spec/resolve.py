@@ -8,8 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanoscale.errors import UserError, one_of
-from nanoscale.spec.config import ExperimentConfig, ParametrizationConfig, ResolvedConfig
+from nanoscale.spec.config import (
+    ExperimentConfig,
+    ParametrizationConfig,
+    ResolvedConfig,
+    all_fields,
+)
 from nanoscale.spec.counting import flops_per_iter, parameter_counts
+from nanoscale.spec.muon_rules import MUON_RULES, RULES_KEYS
 from nanoscale.spec.weights import begins_with_weights
 
 
@@ -103,21 +109,39 @@ def file_digest(path: str) -> str:
 
 
 ACTS_UNDER = {
+    "muon_width_power": ("muP", "CompleteP"),
     "input_mult": ("muP", "CompleteP"),
     "output_mult": ("muP", "CompleteP"),
     "alpha": ("CompleteP",),
 }
 
 
+def _unread_by_muon(config: ResolvedConfig) -> list[str]:
+    """Of Muon's keys those that were changed, and that its rule does not read."""
+    if config.optimizer != "muon":
+        return []
+    rule = config.muon_rule
+    lines = []
+    for key in RULES_KEYS:
+        value = getattr(config, key)
+        if key not in MUON_RULES[rule].acts and value != all_fields()[key].default:
+            readers = [name for name, other in MUON_RULES.items() if key in other.acts]
+            line = f"{key}={value} does nothing under muon_rule={rule}; it acts under"
+            lines.append(f"{line} {one_of(readers)}")
+    return lines
+
+
 def warnings(config: ResolvedConfig) -> list[str]:
     """What a careful reader of the config would ask about."""
     p, iters = config.parametrization, config.max_iters
+    usual = ParametrizationConfig()
     lines = [
         f"parametrization.{key}={getattr(p, key)} does nothing under {p.mode}; it acts "
         f"under {one_of(modes)}"
         for key, modes in ACTS_UNDER.items()
-        if getattr(p, key) != 1 and p.mode not in modes and p.rules is None
+        if getattr(p, key) != getattr(usual, key) and p.mode not in modes and p.rules is None
     ]
+    lines += _unread_by_muon(config)
     if not config.decay_lr or iters == 0:
         return lines
 

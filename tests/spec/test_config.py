@@ -616,6 +616,19 @@ def test_kept_checkpoints_count_from_one():
         ("--max_iters=9 --warmup_iters=5", ["warmup takes 5 of 9"]),
         ("--max_iters=4 --warmup_iters=1", []),  # the least there is
         ("--max_iters=1000 --warmup_frac=0.05", []),
+        (
+            "--max_iters=0 --optimizer=muon --muon_rule=hyperball --muon_weight_decay=0.3",
+            ["muon_weight_decay=0.3 does nothing under muon_rule=hyperball"],
+        ),
+        (
+            "--max_iters=0 --optimizer=muon --muon_power=0.3",
+            ["muon_power=0.3 does nothing under muon_rule=muon; it acts under 'power'"],
+        ),
+        ("--max_iters=0 --muon_power=0.3", []),  # as other keys of Muon under AdamW
+        (
+            "--max_iters=0 --parametrization.muon_width_power=-0.25",
+            ["muon_width_power=-0.25 does nothing under SP"],
+        ),
         ("--max_iters=15 --warmup_frac=0.1", []),  # 1.5 updates are 2
         ("--max_iters=15 --warmup_iters=3", ["warmup takes 3 of 15"]),
         ("", []),
