@@ -95,12 +95,10 @@ def measured(plan: NoisePlan, study: Study) -> NoiseReport:
 
     configs = {cell.spec.id: cell.spec.config for cell in plan.cells}
     points = []
-    batches = 0
     for entry, folder in study.runs():
         config = configs[entry.id]
         check_measurable(folder)
-        found = noise_at(folder)
-        batches = found.batches
+        found = noise_at(folder, plan.batches)
         point = NoisePoint(
             size=config.n_embd,
             seed=config.seed,
@@ -111,7 +109,8 @@ def measured(plan: NoisePlan, study: Study) -> NoiseReport:
         points.append(point)
         place = f"{len(points)} of {len(configs)}"
         study.say(f"measured n_embd={config.n_embd}, seed={config.seed}  ({place})")
-    report = noise_report(points, plan.updates, plan.cells[0].spec.config.tokens_per_iter, batches)
+    tokens = plan.cells[0].spec.config.tokens_per_iter
+    report = noise_report(points, plan.updates, tokens, plan.batches)
     return replace(report, asked=study.asked.to_json(), runs=list(configs))
 
 

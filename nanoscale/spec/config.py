@@ -67,7 +67,12 @@ class ParametrizationConfig:
         None, "a run's tokens at which the horizon rule is 1; None: no rule", least=1
     )
     muon_width_power: float = option(
-        0.0, "Muon's LR goes as m_N to this power (muP, CompleteP)", elided=True, tuned=True
+        0.0,
+        "Muon's LR goes as m_N to this power (muP, CompleteP)",
+        least=-2,
+        most=2,
+        elided=True,
+        tuned=True,
     )
 
 

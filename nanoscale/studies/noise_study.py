@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ NOISE_PROTOCOL: Overrides = {
     "eval_iters": 8,
     "log_interval": 100,
 }
+FORGOTTEN = 0.01
+MOST_BATCHES = 1000
 OF_THE_NOISE_CHECK = {"max_iters": "--updates", "init_seed": "--seed", "data_seed": "--seed"}
 
 
@@ -42,6 +45,24 @@ class NoisePlan:
     sizes: Sequence[int]
     updates: int
     cells: Sequence[Cell]
+
+    @property
+    def batches(self) -> int:
+        """Of each stream: so many that momentum has a hundredth of its beginning left.
+
+        Raises:
+            UserError: they would be more than anybody waits for.
+        """
+        config = self.cells[0].spec.config
+        key = "muon_momentum" if config.optimizer == "muon" else "beta1"
+        momentum = getattr(config, key)
+        count = math.ceil(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 1
+        if count > MOST_BATCHES:
+            raise UserError(
+                f"{key}={momentum:g}: {count:,} batches would pass until it forgets its beginning;"
+                f" choose one that does in {MOST_BATCHES:,}, as 0.99 does"
+            )
+        return count
 
     @classmethod
     def of(
@@ -61,7 +82,9 @@ class NoisePlan:
         defaults: dict[str, Json] = {**MODEL, "n_head": 4, **NOISE_PROTOCOL}
         sources = [*files, *flags, Source("the check", own)]
         rows = size_rows("width", sizes, seeds, [Source("defaults", defaults), *sources], typed)
-        return cls(sizes, updates, make_cells(defaults, sources, rows, "--widths"))
+        plan = cls(sizes, updates, make_cells(defaults, sources, rows, "--widths"))
+        assert plan.batches, "or it is refused here"
+        return plan
 
     @property
     def name(self) -> str:

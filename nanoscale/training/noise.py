@@ -6,7 +6,6 @@ updates of both is how much of an update is signal, the rest is noise of the bat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
@@ -21,8 +20,6 @@ from nanoscale.store.folder import CHECKPOINT, RunFolder
 from nanoscale.training.halves import CLIP_EPS
 from nanoscale.training.loop import gradients_of, micro_batches
 from nanoscale.training.state import Checkpoint, Run, build, dataset_of
-
-FORGOTTEN = 0.01  # what a stream's momentum still has of its beginning, at most
 
 DIRECTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "momentum": lambda u: u,
@@ -39,7 +36,6 @@ class NoiseAt:
     """What two streams say at one run's weights."""
 
     signal: Mapping[str, float]  # direction -> cosine, the mean over the matrices inside blocks
-    batches: int  # of each stream
     gradient_square: float  # of the loss itself, |G|^2: unbiased
     noise_trace: float  # of a token's gradient, tr S
 
@@ -47,8 +43,10 @@ class NoiseAt:
         return asdict(self)
 
 
-def noise_at(folder: RunFolder) -> NoiseAt:
-    """Measure at the last weights of a finished run that was trained with momentum.
+def noise_at(folder: RunFolder, batches: int) -> NoiseAt:
+    """Measure at the last weights of a finished run, by two streams of so many batches.
+
+    Beside the directions stands `own`, the run's own update, whatever its optimizer and rule.
 
     Raises:
         UserError: the folder has no checkpoint, or its dataset has changed.
@@ -57,7 +55,6 @@ def noise_at(folder: RunFolder) -> NoiseAt:
     run = build(saved.spec, dataset_of(saved.spec), Ranks(), saved=saved)
     config = run.config
     momentum = config.muon_momentum if config.optimizer == "muon" else config.beta1
-    batches = math.ceil(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 1
     kept: list[ByName] = [{}, {}]
     last: list[ByName] = [{}, {}]
     squares = trace = 0.0
@@ -73,12 +70,15 @@ def noise_at(folder: RunFolder) -> NoiseAt:
     names = [t.name for t in run.model.rules.tensors if t.role in MATRIX_ROLES]
     signal = {}
     for direction, make in DIRECTIONS.items():
-        cosines = []
-        for name in names:
-            one, other = (make(u) for u in ahead(kept, last, name, momentum))
-            cosines.append(float((one * other).sum() / (one.norm() * other.norm())))
+        cosines = [cosine([make(u) for u in ahead(kept, last, n, momentum)]) for n in names]
         signal[direction] = sum(cosines) / len(cosines)
-    return NoiseAt(signal, batches, squares, trace)
+    cosines = []
+    for name in names:
+        pairs = zip(kept, last, strict=True)
+        own = [run.optimizers.update_from(name, m[name], g[name]) for m, g in pairs]
+        cosines.append(cosine(own))
+    signal["own"] = sum(cosines) / len(cosines)
+    return NoiseAt(signal, squares, trace)
 
 
 def next_gradients(run: Run) -> ByName:
@@ -110,3 +110,9 @@ def ahead(kept: list[ByName], last: list[ByName], name: str, momentum: float) ->
     """Each stream's momentum of a matrix, with Nesterov's look ahead."""
     for buffers, gradients in zip(kept, last, strict=True):
         yield gradients[name].lerp(buffers[name], momentum)
+
+
+def cosine(updates: list[Tensor]) -> float:
+    """Between two updates of one matrix."""
+    one, other = updates
+    return float((one * other).sum() / (one.norm() * other.norm()))

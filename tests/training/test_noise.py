@@ -69,8 +69,7 @@ def streams(folder: RunFolder) -> list[list[dict[str, Tensor]]]:
 
 def test_the_signal_is_the_cosine_of_two_streams_by_hand(folder):
     before = (folder / "ckpt.pt").read_bytes()
-    found = noise_at(folder)
-    assert found.batches == BATCHES
+    found = noise_at(folder, BATCHES)
     assert (folder / "ckpt.pt").read_bytes() == before  # the weights stay
     both = streams(folder)
     names = [name for name in both[0][0] if ".h." in name and "ln_" not in name]
@@ -86,6 +85,7 @@ def test_the_signal_is_the_cosine_of_two_streams_by_hand(folder):
         cosines.append(torch.cosine_similarity(*updates, dim=0))
     expected = float(torch.stack(cosines).mean())
     assert found.signal["Newton-Schulz"] == pytest.approx(expected, abs=1e-3)
+    assert found.signal["own"] == pytest.approx(found.signal["Newton-Schulz"], abs=1e-3)
     assert found.signal["momentum"] > found.signal["power 1/2"] > found.signal["Newton-Schulz"]
 
     one, other = (torch.stack([joined(g) for g in stream]) for stream in both)
