@@ -34,7 +34,7 @@ NOISE_PROTOCOL: Overrides = {
     "log_interval": 100,
 }
 FORGOTTEN = 0.01
-MOST_BATCHES = 1000
+LONGEST_STREAM = 1000  # batches
 OF_THE_NOISE_CHECK = {"max_iters": "--updates", "init_seed": "--seed", "data_seed": "--seed"}
 
 
@@ -57,10 +57,10 @@ class NoisePlan:
         key = "muon_momentum" if config.optimizer == "muon" else "beta1"
         momentum = getattr(config, key)
         count = math.ceil(math.log(FORGOTTEN) / math.log(momentum)) if momentum else 1
-        if count > MOST_BATCHES:
+        if count > LONGEST_STREAM:
             raise UserError(
                 f"{key}={momentum:g}: {count:,} batches would pass until it forgets its beginning;"
-                f" choose one that does in {MOST_BATCHES:,}, as 0.99 does"
+                f" choose one that does in {LONGEST_STREAM:,}, as 0.99 does"
             )
         return count
 

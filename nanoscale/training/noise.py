@@ -6,6 +6,7 @@ updates of both is how much of an update is signal, the rest is noise of the bat
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
@@ -67,18 +68,22 @@ def noise_at(folder: RunFolder, batches: int) -> NoiseAt:
         squares += square / batches
         trace += noise / batches
 
-    names = [t.name for t in run.model.rules.tensors if t.role in MATRIX_ROLES]
-    signal = {}
-    for direction, make in DIRECTIONS.items():
-        cosines = [cosine([make(u) for u in ahead(kept, last, n, momentum)]) for n in names]
-        signal[direction] = sum(cosines) / len(cosines)
-    cosines = []
-    for name in names:
+    cosines = defaultdict(list)
+    for tensor in run.model.rules.tensors:
+        if tensor.role not in MATRIX_ROLES:
+            continue
+        name = tensor.name
+        for direction, make in DIRECTIONS.items():
+            updates = [make(u) for u in ahead(kept, last, name, momentum)]
+            cosines[direction].append(cosine(updates))
         pairs = zip(kept, last, strict=True)
         own = [run.optimizers.update_from(name, m[name], g[name]) for m, g in pairs]
-        cosines.append(cosine(own))
-    signal["own"] = sum(cosines) / len(cosines)
-    return NoiseAt(signal, squares, trace)
+        cosines["own"].append(cosine(own))
+    return NoiseAt(mean_of(cosines), squares, trace)
+
+
+def mean_of(cosines: Mapping[str, list[float]]) -> dict[str, float]:
+    return {direction: sum(found) / len(found) for direction, found in cosines.items()}
 
 
 def next_gradients(run: Run) -> ByName:
